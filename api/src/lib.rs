@@ -1,1 +1,56 @@
-//! Placeholder.
+//! The wire: etcd v3's gRPC services, the health protocol and our own link protocol, generated at build time from the
+//! `.proto` files in `proto/`.
+//!
+//! Modules are the protobuf packages; each holds the messages, and per service a `…_client` and a `…_server` module.
+//! Every `bytes` field is a [`bytes::Bytes`], a slice of the buffer the message was decoded from: decoding copies no
+//! key and no value, and a kept field keeps that buffer alive.
+//!
+//! This crate has no behaviour. What a field means is told in the `.proto` files, in a few words; etcd's documentation
+//! has more.
+
+/// A module for the generated code of one package; that code is neither documented nor formatted by us.
+macro_rules! package {
+    ($(#[$doc:meta])* $name:ident = $package:literal) => {
+        $(#[$doc])*
+        #[allow(missing_docs, unreachable_pub, clippy::all, clippy::wildcard_enum_match_arm, rustdoc::all)]
+        pub mod $name {
+            include!(concat!(env!("OUT_DIR"), "/", $package, ".rs"));
+        }
+    };
+}
+
+package! {
+    /// Users, roles and permissions.
+    authpb = "authpb"
+}
+package! {
+    /// The services KV, Watch, Lease, Cluster, Maintenance and Auth, as of etcd 3.7.
+    etcdserverpb = "etcdserverpb"
+}
+package! {
+    /// Keys with their values and events.
+    mvccpb = "mvccpb"
+}
+package! {
+    /// The Election service.
+    v3electionpb = "v3electionpb"
+}
+package! {
+    /// The Lock service.
+    v3lockpb = "v3lockpb"
+}
+
+/// Packages of gRPC itself. The nesting follows the package name, as generated references between packages do.
+pub mod grpc {
+    /// Health checking.
+    pub mod health {
+        package! {
+            /// The Health service.
+            v1 = "grpc.health.v1"
+        }
+    }
+}
+
+/// The descriptors of every file in `proto/`, as an encoded `google.protobuf.FileDescriptorSet`: for reflection and
+/// the JSON mapping. Field names here are etcd's own, which in a few cases (`peerURLs`) differ from the Rust ones.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
