@@ -10,6 +10,7 @@ const PROTOS: &[&str] = &[
     "proto/election.proto",
     "proto/health.proto",
     "proto/kv.proto",
+    "proto/link.proto",
     "proto/lock.proto",
     "proto/rpc.proto",
 ];

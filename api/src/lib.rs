@@ -51,6 +51,17 @@ pub mod grpc {
     }
 }
 
+/// Packages of our own.
+pub mod gaios {
+    /// Between gateways and nodes.
+    pub mod link {
+        package! {
+            /// The messages of the link protocol; their framing is told at the head of `link.proto`.
+            v1 = "gaios.link.v1"
+        }
+    }
+}
+
 /// The descriptors of every file in `proto/`, as an encoded `google.protobuf.FileDescriptorSet`: for reflection and
 /// the JSON mapping. Field names here are etcd's own, which in a few cases (`peerURLs`) differ from the Rust ones.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
