@@ -1,2 +1,4 @@
-//! Placeholder.
-fn main() {}
+//! Tasks of the workspace.
+fn main() {
+    std::fs::write("docs/configuration.md", config::reference()).expect("docs/ is there");
+}

@@ -1,0 +1,337 @@
+//! Every field there is. Add one here, give it to the code that uses it, then run `cargo xtask docs`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::problem::Problem;
+use crate::table::{Fields, section};
+use crate::value::{ClientUrl, HostPort, LogFormat, LogLevel, Name, Role, Size};
+
+section! {
+    /// A node: it hosts replicas of groups, and keeps their journal and snapshots.
+    pub struct Replica, checked by check_replica {
+        /// What the process is; `replica` in this file.
+        role: Role = required;
+        /// Id of this node, one of `cluster.nodes`. It is written into the data directory: a node never changes its id.
+        node: u32 = required ["1" to "65535"];
+        /// Name for logs and metrics; without it, `node-` and the id.
+        name: Name = optional;
+        /// Folder for the journal and the snapshots. One process at a time may use it.
+        data_dir: PathBuf = required;
+        /// Where gateways and other nodes connect.
+        listen: SocketAddr = default("0.0.0.0:2380");
+        /// How others reach `listen`, when that is not this node's address in `cluster.nodes`.
+        advertise: HostPort = optional;
+        /// Where metrics, health and the status page are served.
+        admin_listen: SocketAddr = default("127.0.0.1:2381");
+        /// The cluster this node belongs to.
+        cluster: Cluster = required;
+        /// Failure detection and leader leases; the same on all nodes.
+        timing: Timing = default("{}");
+        /// The write-ahead log.
+        journal: Journal = default("{}");
+        /// Images of the state, which let the journal be cut.
+        snapshot: Snapshot = default("{}");
+        /// Keys and values a group may hold before writes are refused with etcd's `database space exceeded`.
+        quota_bytes: Size = default("2GiB") ["1MiB" to "1TiB"];
+        /// What is logged, to standard error.
+        log: Log = default("{}");
+    }
+}
+
+section! {
+    /// A gateway: the stateless proxy that clients talk to.
+    pub struct Gateway, checked by check_gateway {
+        /// What the process is; `gateway` in this file.
+        role: Role = required;
+        /// Name of this gateway, unique in its region.
+        name: Name = required;
+        /// Region, for logs and metrics.
+        region: Name = optional;
+        /// The front door: gRPC and HTTP on one port.
+        listen: SocketAddr = default("0.0.0.0:2379");
+        /// Where metrics, health and the status page are served.
+        admin_listen: SocketAddr = default("127.0.0.1:2378");
+        /// How clients reach `listen`; told to them by `MemberList`.
+        advertise_client_urls: Vec<ClientUrl> = required;
+        /// Gateways of the region, which `MemberList` answers with; without it, this one alone.
+        members: Vec<Member> = optional;
+        /// The cluster behind this gateway.
+        cluster: Cluster = required;
+        /// Connections kept open to each node, however many clients there are.
+        links_per_node: u32 = default("1") ["1" to "64"];
+        /// Bounds on what clients may ask.
+        limits: Limits = default("{}");
+        /// How often a watch that asked for progress notices gets one while nothing happens.
+        watch_progress_notify_interval: Duration = default("10m") ["100ms" to "24h"];
+        /// Time that requests in flight have to finish after a signal to stop.
+        drain_grace_period: Duration = default("10s") ["0s" to "10m"];
+        /// What is logged, to standard error.
+        log: Log = default("{}");
+    }
+}
+
+section! {
+    /// The description of a cluster that its replicas and gateways share.
+    pub struct Cluster, checked by check_cluster {
+        /// Name of the cluster. The id that clients see is a hash of it, so it never changes.
+        name: Name = required;
+        /// The nodes.
+        nodes: Vec<Node> = required;
+        /// The groups; without it, one group with the id 1 and all nodes as voters.
+        groups: Vec<Group> = optional;
+    }
+}
+
+section! {
+    /// A node as others see it.
+    pub struct Node {
+        /// Id, unique in the cluster and never given to another node.
+        id: u32 = required ["1" to "65535"];
+        /// Where it is reached.
+        address: HostPort = required;
+    }
+}
+
+section! {
+    /// A consensus group.
+    pub struct Group, checked by check_group {
+        /// Id, unique in the cluster.
+        id: u64 = required ["1" to "18446744073709551615"];
+        /// Ids of the nodes that vote in it: an odd number is best.
+        voters: Vec<u32> = required;
+    }
+}
+
+section! {
+    /// Failure detection and leader leases.
+    pub struct Timing, checked by check_timing {
+        /// Time between two heartbeats of a pair of nodes.
+        heartbeat: Duration = default("100ms") ["10ms" to "5s"];
+        /// How long a heartbeat lets its sender's leader leases last. A new leader may have to wait this long for its first
+        /// commit. At least three heartbeats.
+        support: Duration = default("700ms") ["50ms" to "30s"];
+        /// Silence after which a leader is given up; each candidate adds up to as much again, by chance. At least three
+        /// heartbeats.
+        election: Duration = default("500ms") ["50ms" to "50s"];
+    }
+}
+
+section! {
+    /// The write-ahead log that all groups of a node share.
+    pub struct Journal {
+        /// Size of a segment file, which is allocated in full when it is made.
+        segment_bytes: Size = default("64MiB") ["1MiB" to "1GiB"];
+    }
+}
+
+section! {
+    /// Images of the state, which let the journal be cut.
+    pub struct Snapshot {
+        /// Least journal written by a group since its last snapshot before the next one is due. Above that, one is due when
+        /// the journal outweighs the snapshot.
+        min_journal_bytes: Size = default("64MiB") ["1MiB" to "64GiB"];
+        /// Size of the pieces in which a snapshot is sent to a node that fell behind.
+        chunk_bytes: Size = default("1MiB") ["64KiB" to "16MiB"];
+    }
+}
+
+section! {
+    /// Bounds on what clients may ask.
+    pub struct Limits {
+        /// Largest request; a larger one is refused with etcd's `request is too large`.
+        max_request_bytes: Size = default("1.5MiB") ["1KiB" to "16MiB"];
+        /// Most operations in a transaction, as etcd counts them.
+        max_txn_ops: u32 = default("128") ["1" to "65536"];
+        /// Most requests in work or waiting at a time; beyond it, etcd's `too many requests`.
+        max_requests_in_flight: u32 = default("16384") ["1" to "1048576"];
+        /// Most bytes of requests in work or waiting at a time; beyond it, etcd's `too many requests`.
+        max_bytes_in_flight: Size = default("256MiB") ["2MiB" to "64GiB"];
+        /// Time after which a request is answered with etcd's `request timed out`.
+        request_timeout: Duration = default("7s") ["100ms" to "5m"];
+    }
+}
+
+section! {
+    /// A gateway as `MemberList` shows it.
+    pub struct Member {
+        /// Its name.
+        name: Name = required;
+        /// Where clients reach it.
+        client_urls: Vec<ClientUrl> = required;
+    }
+}
+
+section! {
+    /// The log of the process.
+    pub struct Log {
+        /// The least important messages to log.
+        level: LogLevel = default("info");
+        /// What a line looks like.
+        format: LogFormat = default("text");
+    }
+}
+
+impl Replica {
+    /// The name, or what stands in for it.
+    #[must_use]
+    pub fn display_name(&self) -> String {
+        self.name.as_ref().map_or_else(|| format!("node-{}", self.node), Name::to_string)
+    }
+
+    /// Where others reach this node.
+    #[must_use]
+    pub fn advertised_address(&self) -> &HostPort {
+        let listed = self.cluster.nodes.iter().find(|node| node.id == self.node).map(|node| &node.address);
+        self.advertise.as_ref().or(listed).expect("a checked replica's node is one of the cluster's")
+    }
+}
+
+impl Gateway {
+    /// The gateways that `MemberList` answers with.
+    #[must_use]
+    pub fn members_or_self(&self) -> Vec<Member> {
+        let alone =
+            || vec![Member { name: self.name.clone(), client_urls: self.advertise_client_urls.clone() }];
+        self.members.clone().unwrap_or_else(alone)
+    }
+}
+
+impl Cluster {
+    /// The cluster id that clients see: FNV-1a (64 bits) of the name, and 1 in the one case that this is 0, which the wire
+    /// uses for "unknown".
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        let hash = self.name.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        hash.max(1)
+    }
+
+    /// The groups, or the one there is when none are written. Never empty.
+    #[must_use]
+    pub fn groups_or_default(&self) -> Vec<Group> {
+        let single = || vec![Group { id: 1, voters: self.nodes.iter().map(|node| node.id).collect() }];
+        self.groups.clone().unwrap_or_else(single)
+    }
+}
+
+fn check_replica(replica: &Replica, fields: &Fields<'_>, problems: &mut Vec<Problem>) -> Option<()> {
+    let before = problems.len();
+    check_role(replica.role, Role::Replica, fields, problems);
+    if !replica.cluster.nodes.iter().any(|node| node.id == replica.node) {
+        let known = list(replica.cluster.nodes.iter().map(|node| node.id));
+        fields.note(
+            "node",
+            format!("{} is not one of cluster.nodes, which are {known}", replica.node),
+            problems,
+        );
+    }
+    (problems.len() == before).then_some(())
+}
+
+fn check_gateway(gateway: &Gateway, fields: &Fields<'_>, problems: &mut Vec<Problem>) -> Option<()> {
+    let before = problems.len();
+    check_role(gateway.role, Role::Gateway, fields, problems);
+    if gateway.advertise_client_urls.is_empty() {
+        fields.note("advertise_client_urls", "needs at least one URL", problems);
+    }
+    if let Some(members) = &gateway.members {
+        if let Some(name) = repeated(members.iter().map(|member| member.name.as_str())) {
+            fields.note("members", format!("names `{name}` twice"), problems);
+        }
+        if !members.iter().any(|member| member.name == gateway.name) {
+            fields.note("members", format!("does not name this gateway, `{}`", gateway.name), problems);
+        }
+    }
+    if gateway.limits.max_bytes_in_flight < gateway.limits.max_request_bytes {
+        let message = "limits.max_bytes_in_flight is below limits.max_request_bytes, so the largest requests could never pass";
+        fields.note("limits", message, problems);
+    }
+    (problems.len() == before).then_some(())
+}
+
+fn check_role(written: Role, right: Role, fields: &Fields<'_>, problems: &mut Vec<Problem>) {
+    if written != right {
+        let message = format!("is `{}`, but this process is a {}", written.as_str(), right.as_str());
+        fields.note("role", message, problems);
+    }
+}
+
+fn check_cluster(cluster: &Cluster, fields: &Fields<'_>, problems: &mut Vec<Problem>) -> Option<()> {
+    let before = problems.len();
+    let nodes = &cluster.nodes;
+    if nodes.is_empty() {
+        fields.note("nodes", "needs at least one node", problems);
+    }
+    if let Some(id) = repeated(nodes.iter().map(|node| node.id)) {
+        fields.note("nodes", format!("has the id {id} twice"), problems);
+    }
+    if let Some(address) = repeated(nodes.iter().map(|node| &node.address)) {
+        fields.note("nodes", format!("has the address {address} twice"), problems);
+    }
+    if let Some(groups) = &cluster.groups {
+        if groups.is_empty() {
+            fields.note(
+                "groups",
+                "needs at least one group; without the field there is one with all nodes",
+                problems,
+            );
+        }
+        if let Some(id) = repeated(groups.iter().map(|group| group.id)) {
+            fields.note("groups", format!("has the id {id} twice"), problems);
+        }
+        for group in groups {
+            for voter in group.voters.iter().filter(|voter| !nodes.iter().any(|node| node.id == **voter)) {
+                let message = format!("group {} has the voter {voter}, which is not one of nodes", group.id);
+                fields.note("groups", message, problems);
+            }
+        }
+    }
+    (problems.len() == before).then_some(())
+}
+
+fn check_group(group: &Group, fields: &Fields<'_>, problems: &mut Vec<Problem>) -> Option<()> {
+    let before = problems.len();
+    if !(1..=MAX_VOTERS).contains(&group.voters.len()) {
+        fields.note("voters", format!("must be 1 to {MAX_VOTERS} nodes"), problems);
+    }
+    if let Some(id) = repeated(group.voters.iter()) {
+        fields.note("voters", format!("has the node {id} twice"), problems);
+    }
+    (problems.len() == before).then_some(())
+}
+
+/// More voters make every write slower and no cluster safer; etcd's advice is 7 at most.
+const MAX_VOTERS: usize = 9;
+
+fn check_timing(timing: &Timing, fields: &Fields<'_>, problems: &mut Vec<Problem>) -> Option<()> {
+    let before = problems.len();
+    // Two heartbeats in a row may get lost before a lease lapses or an election begins.
+    let least = timing.heartbeat * 3;
+    for (name, value) in [("support", timing.support), ("election", timing.election)] {
+        if value < least {
+            let message =
+                format!("is {value:?}, but must be at least {least:?}, three times timing.heartbeat");
+            fields.note(name, message, problems);
+        }
+    }
+    (problems.len() == before).then_some(())
+}
+
+/// The first value that comes a second time.
+fn repeated<T: Ord>(values: impl Iterator<Item = T>) -> Option<T> {
+    let mut seen = std::collections::BTreeSet::new();
+    for value in values {
+        if seen.contains(&value) {
+            return Some(value);
+        }
+        seen.insert(value);
+    }
+    None
+}
+
+fn list(values: impl Iterator<Item = u32>) -> String {
+    values.map(|value| value.to_string()).collect::<Vec<_>>().join(", ")
+}

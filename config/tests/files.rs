@@ -1,0 +1,254 @@
+//! Files as a person writes them: the examples, and what is said about mistakes.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use config::{Config, Gateway, LoadError, Replica};
+use proptest::prelude::*;
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+#[test]
+fn the_examples_load_and_agree() {
+    let replicas =
+        [1, 2, 3].map(|id| Replica::load(&folder(&format!("examples/replica-{id}.yaml"))).unwrap());
+    let gateway = Gateway::load(&folder("examples/gateway.yaml")).unwrap();
+    for (id, replica) in (1..).zip(&replicas) {
+        assert_eq!(replica.node, id);
+        assert_eq!(replica.display_name(), format!("node-{id}"));
+        assert_eq!(replica.cluster, replicas[0].cluster);
+        assert_eq!(replica.advertised_address().to_string(), replica.listen.to_string());
+        assert_eq!(replica.timing.support, Duration::from_millis(700));
+    }
+    assert_eq!(gateway.cluster.nodes, replicas[0].cluster.nodes);
+    assert_eq!(gateway.cluster.id(), replicas[0].cluster.id());
+    assert_eq!(gateway.cluster.groups_or_default(), replicas[0].cluster.groups_or_default());
+}
+
+#[test]
+fn every_example_is_a_configuration() {
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder("examples")).unwrap() {
+        Config::load(&entry.unwrap().path()).unwrap();
+        count += 1;
+    }
+    assert!(count >= 4);
+}
+
+#[test]
+fn the_reference_page_is_generated() {
+    let page = std::fs::read_to_string(folder("../docs/configuration.md")).unwrap();
+    assert!(page == config::reference(), "docs/configuration.md is out of date: run `cargo xtask docs`");
+}
+
+fn check(text: &str, expected: &str) {
+    let said = match Config::parse("f.yaml", text) {
+        Ok(config) => format!("{config:?}"),
+        Err(problems) => problems.to_string(),
+    };
+    assert_eq!(said, expected.trim_matches('\n'), "{text}");
+}
+
+#[test]
+fn all_mistakes_are_reported_at_once() {
+    check(
+        r#"
+role: replica
+node: 4
+data_dir:
+listen: localhost:2380
+quota_bytes: 5
+clustre: {}
+timing:
+  heartbeat: 300ms
+  hartbeat: 1s
+  election: [1s]
+  support: 1ms
+cluster:
+  name: has spaces
+  nodes:
+    - {id: 1, address: a:1}
+    - {id: one, address: "a"}
+    - {address: a:1, port: 3}
+    - 7
+  groups: {id: 1}
+log: {level: loud, level: info}
+node: 5
+"#,
+        r"
+f.yaml:4:9: data_dir: has no value; without the line it is as if unset
+f.yaml:5:9: listen: `localhost:2380` is no IP address with a port, such as 0.0.0.0:2379 or [::]:2379
+f.yaml:6:14: quota_bytes: a size needs a unit, such as 5B or 5MiB
+f.yaml:7:1: clustre: is not a known field; did you mean `cluster`?
+f.yaml:10:3: timing.hartbeat: is not a known field; did you mean `heartbeat`?
+f.yaml:11:13: timing.election: is a list, but should be a duration (100ms, 5s, 1h30m)
+f.yaml:12:12: timing.support: must be from 50ms to 30s
+f.yaml:14:9: cluster.name: `has spaces` is not a name (1 to 63 letters, digits, `-`, `_`, `.`)
+f.yaml:17:12: cluster.nodes[1].id: `one` is no whole number
+f.yaml:17:26: cluster.nodes[1].address: `a` is not a host and port (node-1.example:2380, 10.0.0.1:2380, [::1]:2380)
+f.yaml:18:7: cluster.nodes[2].id: is missing
+f.yaml:18:22: cluster.nodes[2].port: is not a known field; known here are id, address
+f.yaml:19:7: cluster.nodes[3]: is a single value, but should be a section with the fields id, address
+f.yaml:20:11: cluster.groups: is a section of fields, but should be a list
+f.yaml:21:14: log.level: `loud` is not `error`, `warn`, `info`, `debug` or `trace`
+f.yaml:21:20: log.level: is written a second time; the first is on line 21
+f.yaml:22:1: node: is written a second time; the first is on line 3
+",
+    );
+}
+
+#[test]
+fn relations_between_fields() {
+    let replica = |rest: &str| {
+        format!(
+            "role: replica\nnode: 1\ndata_dir: d\ncluster: {{name: c, nodes: [{{id: 1, address: 'a:1'}}]}}\n{rest}"
+        )
+    };
+    check(
+        &replica("timing: {heartbeat: 300ms}"),
+        "
+f.yaml:5:9: timing.election: is 500ms, but must be at least 900ms, three times timing.heartbeat
+f.yaml:5:9: timing.support: is 700ms, but must be at least 900ms, three times timing.heartbeat
+",
+    );
+    check(
+        "role: replica\nnode: 3\ndata_dir: d\ncluster: {name: c, nodes: [{id: 1, address: 'a:1'}]}",
+        "f.yaml:2:7: node: 3 is not one of cluster.nodes, which are 1",
+    );
+    check(
+        "role: replica\nnode: 1\ndata_dir: d\ncluster:\n  name: c\n  nodes: [{id: 1, address: 'a:1'}, {id: 1, address: 'a:1'}]\n  \
+         groups: [{id: 1, voters: [1, 1]}, {id: 1, voters: [2]}, {id: 2, voters: []}]",
+        "
+f.yaml:7:28: cluster.groups[0].voters: has the node 1 twice
+f.yaml:7:75: cluster.groups[2].voters: must be 1 to 9 nodes
+",
+    );
+    check(
+        "role: replica\nnode: 1\ndata_dir: d\ncluster:\n  name: c\n  nodes: [{id: 1, address: 'a:1'}, {id: 1, address: 'a:1'}]\n  \
+         groups: [{id: 1, voters: [1]}, {id: 1, voters: [2]}]",
+        "
+f.yaml:6:10: cluster.nodes: has the address a:1 twice
+f.yaml:6:10: cluster.nodes: has the id 1 twice
+f.yaml:7:11: cluster.groups: group 1 has the voter 2, which is not one of nodes
+f.yaml:7:11: cluster.groups: has the id 1 twice
+",
+    );
+    check(
+        "role: gateway\nname: g\nadvertise_client_urls: []\nmembers: [{name: h, client_urls: []}]\n\
+         limits: {max_bytes_in_flight: 2MiB, max_request_bytes: 3MiB}\n\
+         cluster: {name: c, nodes: [{id: 1, address: 'a:1'}]}",
+        "
+f.yaml:3:24: advertise_client_urls: needs at least one URL
+f.yaml:4:10: members: does not name this gateway, `g`
+f.yaml:5:9: limits: limits.max_bytes_in_flight is below limits.max_request_bytes, so the largest requests could never pass
+",
+    );
+}
+
+#[test]
+fn a_file_of_the_other_role_says_so() {
+    let text = std::fs::read_to_string(folder("examples/gateway.yaml")).unwrap();
+    let problems = Replica::parse("g.yaml", &text).unwrap_err().to_string();
+    assert!(problems.contains("node: is missing"), "{problems}");
+    assert!(problems.contains("links_per_node: is not a known field"), "{problems}");
+}
+
+#[test]
+fn what_is_not_one_yaml_document() {
+    check("a: [1, 2", "f.yaml:1:4: not YAML: unclosed bracket '['");
+    check("a: *b", "f.yaml:1:4: not YAML: while parsing node, found unknown anchor");
+    check("a: &x 1\nb: *x", "f.yaml:2:4: aliases (`*name`) are not supported: write the value out");
+    check("a: !!str 1", "f.yaml:1:10: tags (`!name`) are not supported");
+    check(
+        "role: replica\n---\nrole: gateway",
+        "f.yaml:2:1: a second document: one file holds one configuration",
+    );
+    check("[a]: 1", "f.yaml:1:1: a field's name must be a word");
+    check(&format!("{}{}", "[".repeat(40), "]".repeat(40)), "f.yaml:1:17: nested more than 16 levels deep");
+    for text in ["", "# nothing\n", "~"] {
+        let problems = Config::parse("f", text).unwrap_err();
+        assert!(problems.to_string().contains("role: is missing"), "{problems}");
+    }
+    let path = std::env::temp_dir().join(format!("gaios-config-{}.yaml", std::process::id()));
+    std::fs::write(&path, vec![b'#'; (1 << 20) + 1]).unwrap();
+    let error = Config::load(&path).unwrap_err();
+    std::fs::remove_file(&path).unwrap();
+    assert!(matches!(error, LoadError::Io { .. }), "{error}");
+    assert!(matches!(Config::load(Path::new("/nonexistent")), Err(LoadError::Io { .. })));
+}
+
+/// The largest files allowed, made of what parsers stumble over, are answered about at once.
+#[test]
+fn large_hostile_files_are_quick() {
+    let started = std::time::Instant::now();
+    for piece in [
+        "[", "{", "- ", "a: ", "? ", "'", "\"", "&a ", "!", "\n ", "a\n", "#", "a: b\n", "- [", "|\n", "[a,",
+        "{a: b,",
+    ] {
+        let mut text = piece.repeat((1 << 20) / piece.len());
+        assert!(Config::parse("f", &text).is_err());
+        text.push('\n');
+        let lines: String = text.chars().take(1 << 18).flat_map(|c| [c, '\n']).collect();
+        assert!(Config::parse("f", &lines).is_err());
+    }
+    // Unoptimised and on a busy machine; a quadratic parser would take hours.
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
+}
+
+/// Pieces that together often make nearly valid files.
+const PIECES: &[&str] = &[
+    "role: replica",
+    "role: gateway",
+    "node: 1",
+    "cluster:",
+    "nodes:",
+    "- ",
+    "{",
+    "}",
+    "[",
+    "]",
+    ": ",
+    "id: 1",
+    "address: a:1",
+    "\n",
+    "\n  ",
+    "\n    ",
+    "timing:",
+    "heartbeat: 1s",
+    "'",
+    "\"",
+    "&a ",
+    "*a",
+    "!!int ",
+    "---",
+    "...",
+    "# x",
+    "|",
+    ">",
+    "?",
+    "\t",
+    "99999999999999999999",
+    "é",
+    "\u{0}",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn no_text_panics(pieces in proptest::collection::vec(proptest::sample::select(PIECES), 0..60)) {
+        let _ = Config::parse("f", &pieces.concat());
+    }
+
+    #[test]
+    fn damaged_examples_do_not_panic(cut in 0usize..2000, insert in ".{0,4}", remove in 0usize..20) {
+        let text = include_str!("../examples/gateway.yaml");
+        let mut chars: Vec<char> = text.chars().collect();
+        let at = cut % chars.len();
+        let end = (at + remove).min(chars.len());
+        chars.splice(at..end, insert.chars());
+        let _ = Config::parse("f", &chars.into_iter().collect::<String>());
+    }
+}
