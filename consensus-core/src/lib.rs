@@ -1,1 +1,27 @@
-//! Placeholder.
+//! The consensus engine of one group, as a pure state machine: Multi-Paxos with votes per slot, a stable leader,
+//! leader leases, read-index reads, log compaction and protocol-aware recovery from damaged disks.
+//!
+//! It is **not** a server: it knows no clock, socket, disk, thread or random source, nor what a command means.
+//! Inputs go in through [`Engine::step`] with the time they were taken up at; effects come out of [`Engine::poll`]
+//! as values. Every message in [`Output::sends`] names the [`PersistSeq`] that has to be durable before it may leave.
+//!
+//! One [`Engine`] per group and node; one [`Liveness`] per node, which says of all groups at once which peers live,
+//! which nodes this one supports, and which support it. An idle group sends nothing and has no timer.
+
+mod codec;
+mod config;
+mod engine;
+mod liveness;
+pub mod message;
+mod options;
+mod record;
+mod types;
+
+pub use codec::DecodeError;
+pub use config::{Config, ConfigError, NodeSet};
+pub use engine::{Engine, Event, Input, Output, ReadMode, ReadOutcome, Rejection, Role, Send, Status};
+pub use liveness::{Liveness, LivenessEvent, LivenessOutput};
+pub use message::{LivenessMessage, Message};
+pub use options::{Options, Timing};
+pub use record::{Durable, Record, RecordKind, RecordLabel};
+pub use types::{Ballot, Epoch, GroupId, Kind, Lead, Mono, NodeId, PersistSeq, Slot, Tag, Value, Vote};

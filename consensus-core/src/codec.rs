@@ -1,0 +1,481 @@
+//! The wire and journal form of everything: fixed little-endian fields, a version byte first, lengths checked against
+//! what is there before anything is allocated. What arrives from a peer or a disk may be anything; decoding it ends
+//! in a value or a [`DecodeError`].
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use crate::message::{
+    Accept, Accepted, Chosen, Commit, Entries, Fetch, Fortified, Fortify, Handoff, Heartbeat, HeartbeatAck,
+    Nack, PreVote, PreVoteReply, Prepare, Promise, ReadIndex, ReadIndexReply, Recall, Recalled, Resigned,
+};
+use crate::record::{RecordKind, RecordLabel};
+use crate::{
+    Ballot, Config, Epoch, Kind, Lead, LivenessMessage, Message, Mono, NodeId, NodeSet, Slot, Value, Vote,
+};
+
+/// First byte of every message, label and value.
+const VERSION: u8 = 1;
+
+/// Why bytes are not what they should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DecodeError {
+    /// The bytes end before the value does.
+    Truncated,
+    /// Written by a version this build does not know.
+    Version(u8),
+    /// A number that names no message, record or variant.
+    Unknown(u8),
+    /// Bytes are left over.
+    TrailingBytes,
+    /// A field holds what no sender writes.
+    Invalid(&'static str),
+}
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DecodeError::Truncated => f.write_str("truncated"),
+            DecodeError::Version(version) => write!(f, "unknown version {version}"),
+            DecodeError::Unknown(number) => write!(f, "unknown kind {number}"),
+            DecodeError::TrailingBytes => f.write_str("trailing bytes"),
+            DecodeError::Invalid(what) => write!(f, "invalid: {what}"),
+        }
+    }
+}
+
+impl std::error::Error for DecodeError {}
+
+type Result<T> = std::result::Result<T, DecodeError>;
+
+/// A type with one byte form.
+trait Wire: Sized {
+    fn put(&self, out: &mut impl BufMut);
+    fn take(bytes: &mut Bytes) -> Result<Self>;
+}
+
+impl Wire for u8 {
+    fn put(&self, out: &mut impl BufMut) {
+        out.put_u8(*self);
+    }
+    fn take(bytes: &mut Bytes) -> Result<u8> {
+        bytes.try_get_u8().map_err(|_| DecodeError::Truncated)
+    }
+}
+
+impl Wire for u32 {
+    fn put(&self, out: &mut impl BufMut) {
+        out.put_u32_le(*self);
+    }
+    fn take(bytes: &mut Bytes) -> Result<u32> {
+        bytes.try_get_u32_le().map_err(|_| DecodeError::Truncated)
+    }
+}
+
+impl Wire for u64 {
+    fn put(&self, out: &mut impl BufMut) {
+        out.put_u64_le(*self);
+    }
+    fn take(bytes: &mut Bytes) -> Result<u64> {
+        bytes.try_get_u64_le().map_err(|_| DecodeError::Truncated)
+    }
+}
+
+impl Wire for bool {
+    fn put(&self, out: &mut impl BufMut) {
+        out.put_u8(u8::from(*self));
+    }
+    fn take(bytes: &mut Bytes) -> Result<bool> {
+        match u8::take(bytes)? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(DecodeError::Invalid("boolean")),
+        }
+    }
+}
+
+impl<T: Wire> Wire for Option<T> {
+    fn put(&self, out: &mut impl BufMut) {
+        self.is_some().put(out);
+        if let Some(value) = self {
+            value.put(out);
+        }
+    }
+    fn take(bytes: &mut Bytes) -> Result<Option<T>> {
+        Ok(if bool::take(bytes)? { Some(T::take(bytes)?) } else { None })
+    }
+}
+
+/// A struct is its fields, in this order.
+macro_rules! wire_struct {
+    ($($name:ident { $($field:ident),* $(,)? })*) => {$(
+        impl Wire for $name {
+            fn put(&self, out: &mut impl BufMut) {
+                $(self.$field.put(out);)*
+            }
+            fn take(bytes: &mut Bytes) -> Result<$name> {
+                $(let $field = Wire::take(bytes)?;)*
+                Ok($name { $($field),* })
+            }
+        }
+    )*};
+}
+
+/// A newtype is what it holds.
+macro_rules! wire_newtype {
+    ($($name:ident)*) => {$(
+        impl Wire for $name {
+            fn put(&self, out: &mut impl BufMut) {
+                self.0.put(out);
+            }
+            fn take(bytes: &mut Bytes) -> Result<$name> {
+                Ok($name(Wire::take(bytes)?))
+            }
+        }
+    )*};
+}
+
+/// An enum of messages is a number and the message.
+macro_rules! wire_enum {
+    ($name:ident { $($number:literal = $variant:ident),* $(,)? }) => {
+        impl $name {
+            /// Appends the wire form to `out`.
+            pub fn encode(&self, out: &mut BytesMut) {
+                out.put_u8(VERSION);
+                match self {
+                    $($name::$variant(message) => {
+                        out.put_u8($number);
+                        message.put(out);
+                    })*
+                }
+            }
+
+            /// Takes one message, which must be all there is. Commands share the memory of `bytes`.
+            pub fn decode(bytes: &mut Bytes) -> std::result::Result<$name, DecodeError> {
+                take_version(bytes)?;
+                let message = match u8::take(bytes)? {
+                    $($number => $name::$variant(Wire::take(bytes)?),)*
+                    number => return Err(DecodeError::Unknown(number)),
+                };
+                if bytes.has_remaining() { Err(DecodeError::TrailingBytes) } else { Ok(message) }
+            }
+        }
+    };
+}
+
+wire_newtype! { NodeId Slot Mono }
+
+wire_struct! {
+    Lead { round, node }
+    Epoch { incarnation, count }
+    Ballot { lead, kind }
+    Vote { ballot, value }
+    PreVote { lead, commit, config_epoch }
+    PreVoteReply { lead, granted, promised, commit, leader }
+    Prepare { lead, from, config_epoch }
+    Promise { lead, votes, commit, max_voted, faulty_from, part, parts }
+    Nack { lead, promised, config_epoch, leader }
+    Accept { lead, commit, entries }
+    Accepted { lead, upto, max_voted, grants }
+    Commit { lead, commit }
+    Fortify { lead, config_epoch, epoch }
+    Fortified { lead, config_epoch, epoch, max_voted }
+    ReadIndex { lead, round }
+    ReadIndexReply { lead, round }
+    Fetch { from, upto }
+    Chosen { commit, entries }
+    Handoff { lead }
+    Resigned { lead }
+    Recall { incarnation }
+    Recalled { incarnation, promised, proposed }
+    Heartbeat { epoch, sent_at, receiver_incarnation, wants_support, hears }
+    HeartbeatAck { sent_at, incarnation, epoch, granted, required }
+}
+
+wire_enum! {
+    Message {
+        1 = PreVote,
+        2 = PreVoteReply,
+        3 = Prepare,
+        4 = Promise,
+        5 = Nack,
+        6 = Accept,
+        7 = Accepted,
+        8 = Commit,
+        9 = Fortify,
+        10 = Fortified,
+        11 = ReadIndex,
+        12 = ReadIndexReply,
+        13 = Fetch,
+        14 = Chosen,
+        15 = Handoff,
+        16 = Resigned,
+        17 = Recall,
+        18 = Recalled,
+    }
+}
+
+wire_enum! {
+    LivenessMessage {
+        1 = Heartbeat,
+        2 = HeartbeatAck,
+    }
+}
+
+impl Config {
+    /// Appends the byte form to `out`.
+    pub fn encode(&self, out: &mut BytesMut) {
+        out.put_u8(VERSION);
+        self.put(out);
+    }
+
+    /// Takes a configuration, which must be all there is, and checks it.
+    pub fn decode(bytes: &mut Bytes) -> std::result::Result<Config, DecodeError> {
+        take_version(bytes)?;
+        let config = Config::take(bytes)?;
+        if bytes.has_remaining() { Err(DecodeError::TrailingBytes) } else { Ok(config) }
+    }
+}
+
+impl Wire for Kind {
+    fn put(&self, out: &mut impl BufMut) {
+        out.put_u8(match self {
+            Kind::Fast => 0,
+            Kind::Classic => 1,
+        });
+    }
+    fn take(bytes: &mut Bytes) -> Result<Kind> {
+        match u8::take(bytes)? {
+            0 => Ok(Kind::Fast),
+            1 => Ok(Kind::Classic),
+            _ => Err(DecodeError::Invalid("kind of ballot")),
+        }
+    }
+}
+
+impl Wire for NodeSet {
+    fn put(&self, out: &mut impl BufMut) {
+        put_len(self.len(), out);
+        for node in self.iter() {
+            node.put(out);
+        }
+    }
+    fn take(bytes: &mut Bytes) -> Result<NodeSet> {
+        let len = take_len(bytes, 4)?;
+        let mut nodes = NodeSet::new();
+        let mut last = None;
+        for _ in 0..len {
+            let node = NodeId::take(bytes)?;
+            if last >= Some(node) {
+                return Err(DecodeError::Invalid("unsorted set of nodes"));
+            }
+            last = Some(node);
+            nodes.push_last(node);
+        }
+        Ok(nodes)
+    }
+}
+
+impl Wire for Config {
+    fn put(&self, out: &mut impl BufMut) {
+        self.epoch.put(out);
+        self.voters.put(out);
+        self.learners.put(out);
+        self.q1.put(out);
+        self.q2.put(out);
+        self.qf.put(out);
+        self.lease_eligible.put(out);
+    }
+    fn take(bytes: &mut Bytes) -> Result<Config> {
+        let config = Config {
+            epoch: Wire::take(bytes)?,
+            voters: Wire::take(bytes)?,
+            learners: Wire::take(bytes)?,
+            q1: Wire::take(bytes)?,
+            q2: Wire::take(bytes)?,
+            qf: Wire::take(bytes)?,
+            lease_eligible: Wire::take(bytes)?,
+        };
+        config.check().map_err(|_| DecodeError::Invalid("configuration"))?;
+        Ok(config)
+    }
+}
+
+impl Wire for Value {
+    fn put(&self, out: &mut impl BufMut) {
+        write_value(self, |piece| out.put_slice(piece));
+    }
+    fn take(bytes: &mut Bytes) -> Result<Value> {
+        decode_value(bytes)
+    }
+}
+
+impl Wire for Vec<NodeId> {
+    fn put(&self, out: &mut impl BufMut) {
+        put_len(self.len(), out);
+        for node in self {
+            node.put(out);
+        }
+    }
+    fn take(bytes: &mut Bytes) -> Result<Vec<NodeId>> {
+        let len = take_len(bytes, 4)?;
+        (0..len).map(|_| NodeId::take(bytes)).collect()
+    }
+}
+
+impl Wire for Vec<(Slot, Vote)> {
+    fn put(&self, out: &mut impl BufMut) {
+        put_len(self.len(), out);
+        for (slot, vote) in self {
+            slot.put(out);
+            vote.put(out);
+        }
+    }
+    fn take(bytes: &mut Bytes) -> Result<Vec<(Slot, Vote)>> {
+        // Slot, ballot and the flag of an absent value.
+        let len = take_len(bytes, 22)?;
+        let mut votes = Vec::new();
+        for _ in 0..len {
+            let slot = Slot::take(bytes)?;
+            ascending(votes.last().map(|(last, _)| *last), slot)?;
+            votes.push((slot, Vote::take(bytes)?));
+        }
+        Ok(votes)
+    }
+}
+
+impl Wire for Entries {
+    fn put(&self, out: &mut impl BufMut) {
+        put_len(self.len(), out);
+        for (slot, value) in self {
+            slot.put(out);
+            value.put(out);
+        }
+    }
+    fn take(bytes: &mut Bytes) -> Result<Entries> {
+        // Slot and the tag of a value.
+        let len = take_len(bytes, 9)?;
+        let mut entries = Entries::new();
+        for _ in 0..len {
+            let slot = Slot::take(bytes)?;
+            ascending(entries.last().map(|(last, _)| *last), slot)?;
+            entries.push((slot, Value::take(bytes)?));
+        }
+        Ok(entries)
+    }
+}
+
+fn ascending(last: Option<Slot>, slot: Slot) -> Result<()> {
+    if last >= Some(slot) { Err(DecodeError::Invalid("slots out of order")) } else { Ok(()) }
+}
+
+fn take_version(bytes: &mut Bytes) -> Result<()> {
+    match u8::take(bytes)? {
+        VERSION => Ok(()),
+        version => Err(DecodeError::Version(version)),
+    }
+}
+
+fn put_len(len: usize, out: &mut impl BufMut) {
+    out.put_u32_le(u32::try_from(len).expect("far fewer than 2^32 elements fit in what a group may queue"));
+}
+
+/// A count of elements of at least `element` bytes each, all of which must still be there.
+fn take_len(bytes: &mut Bytes, element: usize) -> Result<usize> {
+    let len = u32::take(bytes)? as usize;
+    match len.checked_mul(element) {
+        Some(needed) if needed <= bytes.remaining() => Ok(len),
+        Some(_) | None => Err(DecodeError::Truncated),
+    }
+}
+
+const VALUE_NOOP: u8 = 0;
+const VALUE_BATCH: u8 = 1;
+const VALUE_CONFIG: u8 = 2;
+
+/// Hands the byte form of `value` to `write`, commands as they lie in memory.
+pub(crate) fn write_value(value: &Value, mut write: impl FnMut(&[u8])) {
+    match value {
+        Value::Noop => write(&[VALUE_NOOP]),
+        Value::Batch(commands) => {
+            let count = u32::try_from(commands.len()).expect("a batch is bounded in bytes");
+            let mut head = [VALUE_BATCH; 5];
+            head[1..].copy_from_slice(&count.to_le_bytes());
+            write(&head);
+            for command in commands.iter() {
+                let len = u32::try_from(command.len()).expect("a command is bounded in bytes");
+                write(&len.to_le_bytes());
+                write(command);
+            }
+        }
+        Value::Config(config) => {
+            let mut bytes = vec![VALUE_CONFIG];
+            config.put(&mut bytes);
+            write(&bytes);
+        }
+    }
+}
+
+/// Takes a value off the front of `bytes`. Commands share its memory.
+pub(crate) fn decode_value(bytes: &mut Bytes) -> Result<Value> {
+    match u8::take(bytes)? {
+        VALUE_NOOP => Ok(Value::Noop),
+        VALUE_BATCH => {
+            let count = take_len(bytes, 4)?;
+            let mut commands = Vec::with_capacity(count);
+            for _ in 0..count {
+                let len = take_len(bytes, 1)?;
+                commands.push(bytes.split_to(len));
+            }
+            Ok(Value::Batch(commands.into()))
+        }
+        VALUE_CONFIG => Ok(Value::Config(Arc::new(Config::take(bytes)?))),
+        tag => Err(DecodeError::Unknown(tag)),
+    }
+}
+
+/// Version 1, kind 1, flag 1, faulty 1 + 8, slot 8, ballot 13, commit 8: 41 bytes of at most 48.
+pub(crate) fn encode_label(label: &RecordLabel, out: &mut Vec<u8>) {
+    out.put_u8(VERSION);
+    out.put_u8(match label.kind {
+        RecordKind::Promised => 1,
+        RecordKind::Vote => 2,
+        RecordKind::Chosen => 3,
+        RecordKind::Base => 4,
+        RecordKind::Faulty => 5,
+        RecordKind::Healed => 6,
+    });
+    label.flag.put(out);
+    label.faulty_from.put(out);
+    label.slot.put(out);
+    label.ballot.put(out);
+    label.commit.put(out);
+}
+
+pub(crate) fn decode_label(label: &[u8]) -> Result<RecordLabel> {
+    if label.len() > crate::Record::LABEL_MAX {
+        return Err(DecodeError::TrailingBytes);
+    }
+    let mut bytes = Bytes::copy_from_slice(label);
+    take_version(&mut bytes)?;
+    let kind = match u8::take(&mut bytes)? {
+        1 => RecordKind::Promised,
+        2 => RecordKind::Vote,
+        3 => RecordKind::Chosen,
+        4 => RecordKind::Base,
+        5 => RecordKind::Faulty,
+        6 => RecordKind::Healed,
+        number => return Err(DecodeError::Unknown(number)),
+    };
+    let label = RecordLabel {
+        kind,
+        flag: Wire::take(&mut bytes)?,
+        faulty_from: Wire::take(&mut bytes)?,
+        slot: Wire::take(&mut bytes)?,
+        ballot: Wire::take(&mut bytes)?,
+        commit: Wire::take(&mut bytes)?,
+    };
+    if bytes.has_remaining() { Err(DecodeError::TrailingBytes) } else { Ok(label) }
+}

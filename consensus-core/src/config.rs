@@ -1,0 +1,276 @@
+//! Membership and quorum sizes as a value, and the predicates over them.
+
+use std::fmt;
+
+use smallvec::SmallVec;
+
+use crate::NodeId;
+
+/// A sorted set of nodes. Sets of up to eight live inside the value, without an allocation.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct NodeSet(SmallVec<[NodeId; 8]>);
+
+impl NodeSet {
+    /// The empty set.
+    #[must_use]
+    pub fn new() -> NodeSet {
+        NodeSet::default()
+    }
+
+    /// Adds `node`; false when it was there.
+    pub fn insert(&mut self, node: NodeId) -> bool {
+        match self.0.binary_search(&node) {
+            Ok(_) => false,
+            Err(index) => {
+                self.0.insert(index, node);
+                true
+            }
+        }
+    }
+
+    /// Adds a node above all others.
+    pub(crate) fn push_last(&mut self, node: NodeId) {
+        debug_assert!(self.0.last().is_none_or(|last| *last < node), "sets are sorted");
+        self.0.push(node);
+    }
+
+    /// Takes `node` out; false when it was not there.
+    pub fn remove(&mut self, node: NodeId) -> bool {
+        match self.0.binary_search(&node) {
+            Ok(index) => {
+                self.0.remove(index);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Whether `node` is in the set.
+    #[must_use]
+    pub fn contains(&self, node: NodeId) -> bool {
+        self.0.contains(&node)
+    }
+
+    /// How many nodes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Takes every node out.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// The nodes in ascending order.
+    pub fn iter(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.0.iter().copied()
+    }
+
+    /// Whether every node of this set is in `other`.
+    #[must_use]
+    pub fn is_subset(&self, other: &NodeSet) -> bool {
+        self.iter().all(|node| other.contains(node))
+    }
+
+    /// How many nodes are in both.
+    #[must_use]
+    pub fn count_in(&self, other: &NodeSet) -> usize {
+        self.iter().filter(|node| other.contains(*node)).count()
+    }
+}
+
+impl FromIterator<NodeId> for NodeSet {
+    fn from_iter<I: IntoIterator<Item = NodeId>>(nodes: I) -> NodeSet {
+        let mut nodes: SmallVec<[NodeId; 8]> = nodes.into_iter().collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        NodeSet(nodes)
+    }
+}
+
+impl fmt::Display for NodeSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("{")?;
+        for (index, node) in self.iter().enumerate() {
+            write!(f, "{}{}", if index > 0 { "," } else { "" }, node.0)?;
+        }
+        f.write_str("}")
+    }
+}
+
+/// Who votes, and how many of them make a quorum. A log entry ([`crate::Value::Config`]); governs the slots above
+/// its own.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Config {
+    /// Grows by one with each change.
+    pub epoch: u64,
+    /// Nodes whose votes count.
+    pub voters: NodeSet,
+    /// Nodes that get the log but do not count.
+    pub learners: NodeSet,
+    /// Promises that phase 1 needs.
+    pub q1: u8,
+    /// Votes that choose a value at a classic ballot.
+    pub q2: u8,
+    /// Votes that choose a value at a fast ballot; `None` forbids fast rounds.
+    pub qf: Option<u8>,
+    /// Who may hold a read lease. The leader's lease is a quorum lease held by the leader.
+    pub lease_eligible: NodeSet,
+}
+
+/// Why a configuration cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConfigError {
+    /// There is no voter.
+    NoVoters,
+    /// More voters than [`Config::VOTERS_MAX`].
+    TooManyVoters,
+    /// A node is voter and learner at once.
+    VoterAndLearner(NodeId),
+    /// A quorum of nobody, or of more nodes than vote.
+    QuorumSize,
+    /// `q1 + q2 > n` does not hold: a new leader could miss a chosen value.
+    ClassicQuorumsDisjoint,
+    /// `q1 + 2 qf > 2 n` does not hold: two fast values could both look chosen (Lamport, Fast Paxos §2.2).
+    FastQuorumsDisjoint,
+    /// `qf < q2`.
+    FastQuorumBelowClassic,
+    /// A node that may hold leases is neither voter nor learner.
+    HolderNotMember(NodeId),
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ConfigError::NoVoters => f.write_str("a group needs at least one voter"),
+            ConfigError::TooManyVoters => write!(f, "a group has at most {} voters", Config::VOTERS_MAX),
+            ConfigError::VoterAndLearner(node) => write!(f, "node {} is voter and learner at once", node.0),
+            ConfigError::QuorumSize => f.write_str("a quorum has at least one node and at most all voters"),
+            ConfigError::ClassicQuorumsDisjoint => f.write_str("q1 + q2 must exceed the number of voters"),
+            ConfigError::FastQuorumsDisjoint => {
+                f.write_str("q1 + 2 x qf must exceed twice the number of voters")
+            }
+            ConfigError::FastQuorumBelowClassic => f.write_str("qf must not be below q2"),
+            ConfigError::HolderNotMember(node) => {
+                write!(f, "node {} may hold leases but is not a member", node.0)
+            }
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Latency and the work of a leader grow with voters while failures survived do so by halves; no deployment
+    /// has a use for more.
+    pub const VOTERS_MAX: usize = 15;
+
+    /// Majorities for phase 1, what remains for phase 2, no fast rounds, every voter may lead under a lease.
+    #[must_use]
+    pub fn majority(voters: impl IntoIterator<Item = NodeId>) -> Config {
+        let voters: NodeSet = voters.into_iter().collect();
+        let majority = u8::try_from(voters.len() / 2 + 1).unwrap_or(u8::MAX);
+        Config {
+            epoch: 1,
+            lease_eligible: voters.clone(),
+            voters,
+            learners: NodeSet::new(),
+            q1: majority,
+            q2: majority,
+            qf: None,
+        }
+    }
+
+    /// The same members with other quorum sizes.
+    #[must_use]
+    pub fn with_quorums(mut self, q1: u8, q2: u8, qf: Option<u8>) -> Config {
+        self.q1 = q1;
+        self.q2 = q2;
+        self.qf = qf;
+        self
+    }
+
+    /// Whether the sizes make every quorum meet the quorums it must meet.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let n = self.voters.len();
+        let (q1, q2) = (usize::from(self.q1), usize::from(self.q2));
+        if n == 0 {
+            return Err(ConfigError::NoVoters);
+        }
+        if n > Self::VOTERS_MAX {
+            return Err(ConfigError::TooManyVoters);
+        }
+        if let Some(node) = self.learners.iter().find(|node| self.voters.contains(*node)) {
+            return Err(ConfigError::VoterAndLearner(node));
+        }
+        if !(1..=n).contains(&q1) || !(1..=n).contains(&q2) {
+            return Err(ConfigError::QuorumSize);
+        }
+        if q1 + q2 <= n {
+            return Err(ConfigError::ClassicQuorumsDisjoint);
+        }
+        if let Some(qf) = self.qf.map(usize::from) {
+            if qf > n {
+                return Err(ConfigError::QuorumSize);
+            }
+            if qf < q2 {
+                return Err(ConfigError::FastQuorumBelowClassic);
+            }
+            if q1 + 2 * qf <= 2 * n {
+                return Err(ConfigError::FastQuorumsDisjoint);
+            }
+        }
+        if let Some(node) = self.lease_eligible.iter().find(|node| !self.is_member(*node)) {
+            return Err(ConfigError::HolderNotMember(node));
+        }
+        Ok(())
+    }
+
+    /// Whether `node` gets the log.
+    #[must_use]
+    pub fn is_member(&self, node: NodeId) -> bool {
+        self.voters.contains(node) || self.learners.contains(node)
+    }
+
+    /// Everybody who gets the log.
+    pub fn members(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.voters.iter().chain(self.learners.iter())
+    }
+
+    /// Whether the voters among `nodes` can complete phase 1.
+    #[must_use]
+    pub fn is_q1(&self, nodes: &NodeSet) -> bool {
+        nodes.count_in(&self.voters) >= usize::from(self.q1)
+    }
+
+    /// Whether the voters among `nodes` can choose a value at a classic ballot.
+    #[must_use]
+    pub fn is_q2(&self, nodes: &NodeSet) -> bool {
+        nodes.count_in(&self.voters) >= usize::from(self.q2)
+    }
+
+    /// Whether the voters among `nodes` can choose a value at a fast ballot.
+    #[must_use]
+    pub fn is_qf(&self, nodes: &NodeSet) -> bool {
+        self.qf.is_some_and(|qf| nodes.count_in(&self.voters) >= usize::from(qf))
+    }
+
+    /// Whether every phase 1 needs one of `nodes`: no leader can have come to power without asking them.
+    #[must_use]
+    pub fn blocks_q1(&self, nodes: &NodeSet) -> bool {
+        nodes.count_in(&self.voters) + usize::from(self.q1) > self.voters.len()
+    }
+
+    /// How many voters must have granted a lease, so that every set that can choose a value holds one of them.
+    #[must_use]
+    pub fn grants_needed(&self) -> usize {
+        self.voters.len() + 1 - usize::from(self.qf.unwrap_or(self.q2).min(self.q2))
+    }
+}

@@ -1,0 +1,401 @@
+//! What a group writes to the journal, and the state that replaying it gives back.
+//!
+//! What must be durable before what leaves the node:
+//!
+//! | leaves | durable first |
+//! | --- | --- |
+//! | [`Prepare`](crate::message::Prepare) | [`Record::Promised`] of the same leadership, so that none is used twice |
+//! | [`Promise`](crate::message::Promise) | [`Record::Promised`], and every vote it reports |
+//! | [`Accept`](crate::message::Accept) | nothing: the leader sends while its own disk writes; its own vote counts when durable |
+//! | [`Accepted`](crate::message::Accepted) | every [`Record::Vote`] and [`Record::Chosen`] up to `upto` |
+//! | everything else | nothing |
+//! | dropping the log below a snapshot | the snapshot |
+//!
+//! The table is held by types: `engine/outbox.rs` has one way to send the first two kinds of message, which takes the
+//! [`PersistSeq`](crate::PersistSeq) of the record, and one for the others, which does not accept them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::codec::{self, DecodeError};
+use crate::{Ballot, Config, Lead, Slot, Value};
+
+/// One write to the journal. Recovery replays them in the order in which they were written.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Record {
+    /// Never again to act for a lower leadership.
+    Promised {
+        /// The leadership promised.
+        lead: Lead,
+    },
+    /// A vote, and with it the promise of its leadership.
+    Vote {
+        /// Where.
+        slot: Slot,
+        /// In which ballot.
+        ballot: Ballot,
+        /// How far the log was known to be committed at the time; no sync of its own is spent on that.
+        commit: Slot,
+        /// For what; `None` once the disk has lost it.
+        value: Option<Value>,
+    },
+    /// A committed value that this node has learned without having voted for it.
+    Chosen {
+        /// Where.
+        slot: Slot,
+        /// How far the log was known to be committed at the time.
+        commit: Slot,
+        /// What was chosen.
+        value: Value,
+    },
+    /// The state up to `slot` is in a durable snapshot. Repeats what would otherwise be lost with older records:
+    /// with this record and the votes above `slot`, everything before it may be dropped from the journal.
+    Base {
+        /// The snapshot's slot; 0 for the birth of the group.
+        slot: Slot,
+        /// The promise at the time.
+        promised: Lead,
+        /// The faulty range at the time, see [`Durable::lost`].
+        faulty_from: Option<Slot>,
+        /// Whether the promise might have been forgotten, see [`Durable::lost`].
+        promise_lost: bool,
+        /// The configuration that governs the slots above `slot`.
+        config: Arc<Config>,
+    },
+    /// Damage was found. Written so that it stays known when the damaged part of the journal is gone.
+    Faulty {
+        /// Votes from here on may have been forgotten.
+        from: Slot,
+        /// So may a promise.
+        promise_lost: bool,
+    },
+    /// All that may have been forgotten is made up for, up to `promised`.
+    Healed {
+        /// The promise that is certain from here on.
+        promised: Lead,
+        /// Whether votes are certain too, or only the promise.
+        votes: bool,
+    },
+}
+
+/// What kind of record a label belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the kinds of `Record`")]
+pub enum RecordKind {
+    Promised,
+    Vote,
+    Chosen,
+    Base,
+    Faulty,
+    Healed,
+}
+
+/// The part of a record that the journal keeps apart from the payload, so that it survives damage to the payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordLabel {
+    /// Which record.
+    pub kind: RecordKind,
+    /// The slot of a vote or chosen value or base; 0 for the others.
+    pub slot: Slot,
+    /// The ballot of a vote, the promise of a `Promised`, `Base` or `Healed`; zero for the others.
+    pub ballot: Ballot,
+    pub(crate) commit: Slot,
+    pub(crate) faulty_from: Option<Slot>,
+    pub(crate) flag: bool,
+}
+
+impl Record {
+    /// Bytes of the longest label.
+    pub const LABEL_MAX: usize = 48;
+
+    /// The label: at most [`Record::LABEL_MAX`] bytes appended to `out`.
+    pub fn label(&self, out: &mut Vec<u8>) {
+        codec::encode_label(&self.to_label(), out);
+    }
+
+    /// Hands the payload to `write` piece by piece, without copying it. May be nothing at all.
+    pub fn payload(&self, mut write: impl FnMut(&[u8])) {
+        match self {
+            Record::Vote { value: Some(value), .. } | Record::Chosen { value, .. } => {
+                codec::write_value(value, &mut write);
+            }
+            Record::Base { config, .. } => codec::write_value(&Value::Config(config.clone()), &mut write),
+            Record::Vote { value: None, .. }
+            | Record::Promised { .. }
+            | Record::Faulty { .. }
+            | Record::Healed { .. } => {}
+        }
+    }
+
+    /// How many bytes [`Record::payload`] writes.
+    #[must_use]
+    pub fn payload_len(&self) -> usize {
+        let mut len = 0;
+        self.payload(|piece| len += piece.len());
+        len
+    }
+
+    /// The record with this label and payload. Commands share the memory of `payload`.
+    pub fn decode(label: &[u8], payload: Bytes) -> Result<Record, DecodeError> {
+        let label = Record::decode_label(label)?;
+        let mut payload = payload;
+        let record = match label.kind {
+            RecordKind::Promised => Record::Promised { lead: label.ballot.lead },
+            RecordKind::Vote => Record::Vote {
+                slot: label.slot,
+                ballot: label.ballot,
+                commit: label.commit,
+                value: if label.flag { Some(codec::decode_value(&mut payload)?) } else { None },
+            },
+            RecordKind::Chosen => Record::Chosen {
+                slot: label.slot,
+                commit: label.commit,
+                value: codec::decode_value(&mut payload)?,
+            },
+            RecordKind::Base => match codec::decode_value(&mut payload)? {
+                Value::Config(config) => Record::Base {
+                    slot: label.slot,
+                    promised: label.ballot.lead,
+                    faulty_from: label.faulty_from,
+                    promise_lost: label.flag,
+                    config,
+                },
+                Value::Noop | Value::Batch(_) => {
+                    return Err(DecodeError::Invalid("base without configuration"));
+                }
+            },
+            RecordKind::Faulty => match label.faulty_from {
+                Some(from) => Record::Faulty { from, promise_lost: label.flag },
+                None => return Err(DecodeError::Invalid("faulty without a slot")),
+            },
+            RecordKind::Healed => Record::Healed { promised: label.ballot.lead, votes: label.flag },
+        };
+        if !payload.is_empty() {
+            return Err(DecodeError::TrailingBytes);
+        }
+        Ok(record)
+    }
+
+    /// What a label alone says.
+    pub fn decode_label(label: &[u8]) -> Result<RecordLabel, DecodeError> {
+        codec::decode_label(label)
+    }
+
+    fn to_label(&self) -> RecordLabel {
+        let empty = RecordLabel {
+            kind: RecordKind::Promised,
+            slot: Slot(0),
+            ballot: Ballot::default(),
+            commit: Slot(0),
+            faulty_from: None,
+            flag: false,
+        };
+        match self {
+            Record::Promised { lead } => RecordLabel { ballot: Ballot::classic(*lead), ..empty },
+            Record::Vote { slot, ballot, commit, value } => RecordLabel {
+                kind: RecordKind::Vote,
+                slot: *slot,
+                ballot: *ballot,
+                commit: *commit,
+                flag: value.is_some(),
+                ..empty
+            },
+            Record::Chosen { slot, commit, value: _ } => {
+                RecordLabel { kind: RecordKind::Chosen, slot: *slot, commit: *commit, ..empty }
+            }
+            Record::Base { slot, promised, faulty_from, promise_lost, config: _ } => RecordLabel {
+                kind: RecordKind::Base,
+                slot: *slot,
+                ballot: Ballot::classic(*promised),
+                faulty_from: *faulty_from,
+                flag: *promise_lost,
+                ..empty
+            },
+            Record::Faulty { from, promise_lost } => RecordLabel {
+                kind: RecordKind::Faulty,
+                faulty_from: Some(*from),
+                flag: *promise_lost,
+                ..empty
+            },
+            Record::Healed { promised, votes } => RecordLabel {
+                kind: RecordKind::Healed,
+                ballot: Ballot::classic(*promised),
+                flag: *votes,
+                ..empty
+            },
+        }
+    }
+}
+
+/// A slot as the journal remembers it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct DurableEntry {
+    pub(crate) ballot: Ballot,
+    pub(crate) value: Option<Value>,
+    /// Learned as committed, whatever `ballot` says.
+    pub(crate) chosen: bool,
+    /// No later record for this slot can have been lost, so a later commit index speaks of this value.
+    pub(crate) trusted: bool,
+}
+
+/// The durable state of one group on one node. Filled in journal order, then given to [`crate::Engine::new`].
+///
+/// The calls tell what recovery met, **in journal order**: [`Durable::replay`] for a whole record,
+/// [`Durable::damaged`] for one whose payload is gone, [`Durable::lost`] where records may be missing altogether. Order
+/// matters: a whole record after the gap shows that the promises before it cannot have been higher than its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Durable {
+    pub(crate) promised: Lead,
+    pub(crate) entries: BTreeMap<Slot, DurableEntry>,
+    pub(crate) commit: Slot,
+    pub(crate) base: Slot,
+    pub(crate) config: Option<Arc<Config>>,
+    pub(crate) faulty_from: Option<Slot>,
+    pub(crate) promise_lost: bool,
+    /// The newest thing known about damage is not in the journal yet.
+    pub(crate) damage_found: bool,
+    /// Nothing was ever written.
+    pub(crate) newborn: bool,
+}
+
+impl Durable {
+    /// An empty group whose first configuration is given. Also the start of a replay: the configuration stands until
+    /// a record or snapshot brings another.
+    #[must_use]
+    pub fn bootstrap(config: Config) -> Durable {
+        Durable { config: Some(Arc::new(config)), newborn: true, ..Durable::default() }
+    }
+
+    /// A record that was read back whole.
+    pub fn replay(&mut self, record: Record) {
+        self.newborn = false;
+        match record {
+            Record::Promised { lead } => self.promise(lead),
+            Record::Vote { slot, ballot, commit, value } => {
+                self.promise(ballot.lead);
+                self.commit = self.commit.max(commit);
+                if slot > self.base {
+                    let chosen = self.entries.get(&slot).is_some_and(|entry| entry.chosen);
+                    let trusted = value.is_some();
+                    self.entries.insert(slot, DurableEntry { ballot, value, chosen, trusted });
+                }
+            }
+            Record::Chosen { slot, commit, value } => {
+                self.commit = self.commit.max(commit);
+                if slot > self.base {
+                    let ballot = self.entries.get(&slot).map_or(Ballot::default(), |entry| entry.ballot);
+                    let entry = DurableEntry { ballot, value: Some(value), chosen: true, trusted: true };
+                    self.entries.insert(slot, entry);
+                }
+            }
+            Record::Base { slot, promised, faulty_from, promise_lost, config } => {
+                self.promise(promised);
+                self.snapshot(slot, config);
+                self.faulty_from = faulty_from;
+                self.promise_lost = promise_lost;
+                self.damage_found = false;
+            }
+            Record::Faulty { from, promise_lost } => {
+                self.mark_faulty(from);
+                self.promise_lost |= promise_lost;
+                self.damage_found = false;
+            }
+            Record::Healed { promised, votes } => {
+                self.promise(promised);
+                if votes {
+                    self.faulty_from = None;
+                }
+                self.damage_found = false;
+            }
+        }
+    }
+
+    /// A record whose label is whole and whose payload is not.
+    pub fn damaged(&mut self, label: &RecordLabel) {
+        self.newborn = false;
+        match label.kind {
+            RecordKind::Vote | RecordKind::Chosen => {
+                self.commit = self.commit.max(label.commit);
+                self.payload_lost(label.slot, label.ballot);
+            }
+            RecordKind::Base => {
+                // The configuration is also in the snapshot itself, which the shell reports on its own.
+                self.promise(label.ballot.lead);
+                self.faulty_from = label.faulty_from;
+                self.promise_lost = label.flag;
+            }
+            RecordKind::Promised | RecordKind::Healed => self.promise(label.ballot.lead),
+            RecordKind::Faulty => {
+                if let Some(from) = label.faulty_from {
+                    self.mark_faulty(from);
+                }
+                self.promise_lost |= label.flag;
+            }
+        }
+    }
+
+    /// A vote whose value the disk has lost. It still counts as a vote; the value has to come from elsewhere.
+    /// The zero ballot stands for a [`Record::Chosen`].
+    pub fn payload_lost(&mut self, slot: Slot, ballot: Ballot) {
+        self.newborn = false;
+        if ballot == Ballot::default() {
+            // That the slot is committed is no use without the value; an earlier vote stays a vote, but is not
+            // known to be for the committed value.
+            if let Some(entry) = self.entries.get_mut(&slot) {
+                entry.trusted = false;
+            }
+            return;
+        }
+        self.promise(ballot.lead);
+        if slot > self.base {
+            self.entries.insert(slot, DurableEntry { ballot, value: None, chosen: false, trusted: false });
+        }
+    }
+
+    /// Records of this group may be missing at this place of the journal: any vote at `from` or above may have been
+    /// forgotten, and any promise up to the next whole record. Until that is made up for, this node never reports
+    /// "no vote" for such slots, and if a promise may be missing, neither votes nor promises at all.
+    pub fn lost(&mut self, from: Slot) {
+        self.newborn = false;
+        self.mark_faulty(from);
+        self.promise_lost = true;
+        self.damage_found = true;
+    }
+
+    /// Nothing the journal says of this group can be trusted: any vote and any promise may have been forgotten.
+    pub fn lost_all(&mut self) {
+        self.lost(self.base.next());
+    }
+
+    /// The shell has loaded its snapshot of the state up to `slot`; `config` governs the slots above. Whichever of
+    /// this and the journal is further wins.
+    pub fn snapshot(&mut self, slot: Slot, config: Arc<Config>) {
+        if slot >= self.base {
+            self.base = slot;
+            self.config = Some(config);
+            self.commit = self.commit.max(slot);
+            self.entries = self.entries.split_off(&slot.next());
+        }
+    }
+
+    /// Whether there is a configuration, so that an engine can start.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        self.config.is_some()
+    }
+
+    /// Promises only grow, so a promise that is known bounds every one before it.
+    fn promise(&mut self, lead: Lead) {
+        self.promised = self.promised.max(lead);
+        self.promise_lost = false;
+    }
+
+    fn mark_faulty(&mut self, from: Slot) {
+        self.faulty_from = Some(self.faulty_from.map_or(from, |known| known.min(from)));
+        for entry in self.entries.range_mut(from..).map(|(_, entry)| entry) {
+            entry.trusted = false;
+        }
+    }
+}
