@@ -1,4 +1,133 @@
-//! Tasks of the workspace.
-fn main() {
-    std::fs::write("docs/configuration.md", config::reference()).expect("docs/ is there");
+//! Tasks of the workspace: `cargo xtask help` lists them. This program starts other programs; what they do is not here,
+//! so that it compiles in a moment.
+
+mod deny;
+mod run;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::{env, fs};
+
+use run::{Failure, Steps, cargo};
+
+const HELP: &str = "\
+cargo xtask TASK
+
+  ci [--without-tests]   everything that must hold before a change lands; changes nothing
+  fix                    what can be put right by a program: formatting, generated pages
+  docs                   write docs/configuration.md
+
+The parts of `ci`, each also alone:
+  fmt       formatting
+  clippy    lints, all targets, no warnings
+  tidy      house rules which the compiler cannot see
+  deny      licences, sources and bans of dependencies; advisories where their database can be had
+  rustdoc   the documentation builds, no warnings
+  sim [-- ARGS]          the simulation, optimised; without ARGS, as many seeds as CI runs
+  compat [-- ARGS]       etcd 3.5.1 against `gaios dev`: differential run, etcdctl script, tests of the etcd-client crate
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    if let Err(error) = env::set_current_dir(root()) {
+        eprintln!("xtask: cannot enter {}: {error}", root().display());
+        return ExitCode::FAILURE;
+    }
+    let result = match args.as_slice() {
+        ["ci"] => ci(Tests::Run),
+        ["ci", "--without-tests"] => ci(Tests::AlreadyRun),
+        ["fix"] => fix(),
+        ["docs"] => docs(),
+        ["fmt"] => fmt(),
+        ["clippy"] => clippy(),
+        ["tidy"] => tidy::run(),
+        ["deny"] => deny::run(),
+        ["rustdoc"] => rustdoc(),
+        ["sim"] => sim(&[]),
+        ["sim", "--", rest @ ..] => sim(rest),
+        ["compat"] => compat(&[]),
+        ["compat", "--", rest @ ..] => compat(rest),
+        [] | ["help" | "-h" | "--help"] => {
+            print!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprint!("xtask: no such task: {}\n\n{HELP}", args.join(" "));
+            return ExitCode::FAILURE;
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("xtask: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The folder of the workspace.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask/ has a parent").to_owned()
+}
+
+/// Whether `ci` has to run the tests itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tests {
+    Run,
+    AlreadyRun,
+}
+
+fn ci(tests: Tests) -> Result<(), Failure> {
+    let mut steps = Steps::new("ci");
+    steps.step("fmt", fmt);
+    steps.step("tidy", tidy::run);
+    steps.step("clippy", clippy);
+    if tests == Tests::Run {
+        steps.step("tests", || cargo(&["test", "--workspace", "--locked"]).run());
+    }
+    steps.step("rustdoc", rustdoc);
+    steps.step("deny", deny::run);
+    steps.step("sim", || sim(&[]));
+    steps.step("compat", || compat(&[]));
+    steps.finish()
+}
+
+fn fix() -> Result<(), Failure> {
+    cargo(&["fmt", "--all"]).run()?;
+    docs()
+}
+
+fn fmt() -> Result<(), Failure> {
+    cargo(&["fmt", "--all", "--check"]).run()
+}
+
+fn clippy() -> Result<(), Failure> {
+    cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]).run()
+}
+
+fn rustdoc() -> Result<(), Failure> {
+    let command = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items", "--locked"]);
+    command.env("RUSTDOCFLAGS", "-D warnings").run()
+}
+
+/// Seeds of the simulation in one CI run. More than in `cargo test`, since here it is optimised.
+const SIM_SEEDS_IN_CI: &str = "3000";
+
+fn sim(args: &[&str]) -> Result<(), Failure> {
+    let args = if args.is_empty() { &["--seeds", SIM_SEEDS_IN_CI] } else { args };
+    cargo(&[&["run", "--release", "--locked", "--package", "sim", "--"], args].concat()).run()
+}
+
+fn compat(args: &[&str]) -> Result<(), Failure> {
+    cargo(&["build", "--locked", "--package", "gateway", "--package", "compat"]).run()?;
+    let args = if args.is_empty() { &["all"] } else { args };
+    cargo(&[&["run", "--quiet", "--locked", "--package", "compat", "--"], args].concat()).run()
+}
+
+fn docs() -> Result<(), Failure> {
+    let page = Path::new("docs/configuration.md");
+    fs::write(page, config::reference())
+        .map_err(|error| Failure::new(format!("write {}: {error}", page.display())))
 }
