@@ -37,8 +37,8 @@ const PUT_64: Plan = Plan {
 /// would show none for the connections.
 pub const CASES: &[Case] = &[
     Case {
-        name: "idle-connections-1000",
-        plan: Plan { workload: Workload::IdleConnections, connections: 1000, ..PUT_64 },
+        name: "idle-connections-5000",
+        plan: Plan { workload: Workload::IdleConnections, connections: 5000, ..PUT_64 },
     },
     Case { name: "put-64", plan: PUT_64 },
     Case { name: "put-512", plan: Plan { callers: 512, ..PUT_64 } },

@@ -27,8 +27,8 @@ pub enum Workload {
     Lease,
     /// Renew a lease over a stream; each caller has a lease and a stream of its own.
     LeaseKeepAlive,
-    /// Open connections, read once through each, and let them be: what an idle connection costs in memory. Once
-    /// through; no time limit.
+    /// Open connections, read once through each, and let them be: what an idle connection costs in memory. A tenth
+    /// more are opened before the window. Once through; no time limit.
     IdleConnections,
 }
 

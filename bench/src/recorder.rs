@@ -110,7 +110,8 @@ impl Recorder {
         self.start();
         match plan.limit {
             Limit::Time(time) => tokio::time::sleep(time).await,
-            Limit::Operations(_) => self.until_enough(plan.patience).await,
+            // Twice, so that callers who run out of patience can tell why.
+            Limit::Operations(_) => self.until_enough(plan.patience * 2).await,
         }
         self.phase.store(OVER, Relaxed);
         opening.close()

@@ -19,12 +19,30 @@ pub(super) async fn run(
     recorder: &Arc<Recorder>,
 ) -> Result<(Window, usize), BenchError> {
     let endpoints = target.endpoints.iter().map(|url| endpoint(url)).collect::<Result<Vec<_>, _>>()?;
+    // The first connections make a server take memory which the later ones share; they are opened before the window.
+    let mut open = visit_all(&endpoints, plan.connections.div_ceil(10), plan.callers, recorder).await?;
     recorder.start();
     let opening = Opening::now(&target.pids)?;
-    let mut open = Vec::with_capacity(plan.connections);
+    open.append(&mut visit_all(&endpoints, plan.connections, plan.callers, recorder).await?);
+    // Read with every connection still open.
+    let window = opening.close()?;
+    if open.is_empty() {
+        return Err(BenchError::Server("no connection could be opened".to_owned()));
+    }
+    Ok((window, 0))
+}
+
+/// Opens `count` connections, never more than `at_once` at a time.
+async fn visit_all(
+    endpoints: &[Endpoint],
+    count: usize,
+    at_once: usize,
+    recorder: &Arc<Recorder>,
+) -> Result<Vec<Channel>, BenchError> {
+    let mut open = Vec::with_capacity(count);
     let mut tasks = JoinSet::new();
-    for index in 0..plan.connections {
-        if tasks.len() == plan.callers {
+    for index in 0..count {
+        if tasks.len() == at_once {
             open.extend(finished(&mut tasks).await?);
         }
         tasks.spawn(visit(endpoints[index % endpoints.len()].clone(), Arc::clone(recorder)));
@@ -32,12 +50,7 @@ pub(super) async fn run(
     while !tasks.is_empty() {
         open.extend(finished(&mut tasks).await?);
     }
-    // Read with every connection still open.
-    let window = opening.close()?;
-    if open.is_empty() {
-        return Err(BenchError::Server("no connection could be opened".to_owned()));
-    }
-    Ok((window, 0))
+    Ok(open)
 }
 
 async fn finished(tasks: &mut JoinSet<Option<Channel>>) -> Result<Option<Channel>, BenchError> {

@@ -55,8 +55,7 @@ pub(super) async fn run(
         watchers.spawn(watch(stream, Arc::clone(&round)));
     }
     let writer_channel = connect(target, 1).await?.remove(0);
-    let write =
-        write(KvClient::new(writer_channel), key, value(plan.value_size), plan.watchers as u64, &round);
+    let write = write(plan, KvClient::new(writer_channel), key, &round);
     let measure = async {
         let window = recorder.window(plan, &target.pids).await;
         // Lets the writer see that it is over.
