@@ -1,1 +1,47 @@
-//! Placeholder.
+//! The replicated state machine: etcd's data model, pure and deterministic.
+//!
+//! [`Keyspace::apply`] takes the commands of the log in slot order and changes the state; [`Keyspace::query`]
+//! reads it. Every replica that applied the same slots holds the same state and gives the same answers and the
+//! same [`Keyspace::digest`]. Time, randomness and revisions of other groups arrive inside commands.
+//!
+//! What it is not: it knows no consensus, no network, no clock and no protobuf. The lease clock belongs to the
+//! shell, which proposes [`Command::ExpireLeases`] and [`Command::CheckpointLeases`].
+//!
+//! The behaviour is etcd 3.6's. The quirks that are kept on purpose have tests named after them in `tests/`.
+
+pub mod check;
+mod codec;
+mod digest;
+mod error;
+mod feed;
+mod key_range;
+mod keyspace;
+mod lease;
+mod mvcc;
+mod quota;
+mod reply;
+mod request;
+mod session;
+mod snapshot;
+mod txn;
+mod watchers;
+
+pub use codec::{DecodeError, MAX_TXN_DEPTH, MAX_TXN_ITEMS, decode_outcome, encode_outcome};
+pub use error::Error;
+pub use feed::{Compacted, Event, EventKind, HistoryPage, RevisionEvents};
+pub use key_range::{KeyRange, RangeEnd};
+pub use keyspace::{Answer, Effects, Keyspace, Options};
+pub use lease::{LeaseEffect, LeaseId, LeaseState, MAX_LEASE_TTL_S};
+pub use mvcc::{KeyValue, Revision};
+pub use quota::{Alarm, AlarmKind, DEFAULT_QUOTA_BYTES, LEASE_COST_BYTES, Limits, PUT_OVERHEAD_BYTES};
+pub use reply::{
+    DeleteRangeReply, HashKvReply, LeaseTimeToLiveReply, Outcome, PutReply, RangeReply, Reply, StatusReply,
+    TxnOpReply, TxnReply,
+};
+pub use request::{
+    Command, Compare, CompareResult, CompareTarget, DeleteRange, Op, Put, Query, RangeRequest, SortOrder,
+    SortTarget, Txn, TxnOp,
+};
+pub use session::{DEFAULT_MAX_SESSIONS, SESSION_WINDOW, SessionId, SessionLookup};
+pub use snapshot::{Restore, RestoreError, Snapshot};
+pub use watchers::WatcherIndex;

@@ -1,0 +1,109 @@
+//! The compact encoding of commands, queries, answers and events, as they travel over the links and lie in the log.
+//!
+//! Each encoding begins with a version byte. Numbers are variable-length (LEB128, signed ones zigzagged), bytes are
+//! preceded by their length. Decoding shares the input's memory, accepts one encoding of each value up to the length
+//! of numbers, and reads input from anywhere: it never panics, its recursion is bounded by [`MAX_TXN_DEPTH`] and its
+//! memory by a small multiple of the input's length and [`MAX_TXN_ITEMS`].
+
+mod reply;
+mod request;
+mod wire;
+
+use bytes::{Bytes, BytesMut};
+
+pub(crate) use reply::{error_tag, read_key_value, read_outcome, reply_tag, write_key_value, write_outcome};
+pub(crate) use wire::{Reader, Writer};
+
+use crate::{Command, Op, Outcome, Query, RevisionEvents, SessionId};
+
+/// How deep transactions may be nested, the outermost included. etcd has no such limit of its own; its budget of
+/// operations (128 by default, and one at least is used per level) gives the same.
+pub const MAX_TXN_DEPTH: usize = 128;
+
+/// How many comparisons and operations, nested ones included, one request may have. Bounds what a short input can make
+/// of memory; a request that etcd's default allows has far fewer.
+pub const MAX_TXN_ITEMS: usize = 1 << 16;
+
+const VERSION: u8 = 1;
+
+/// The input is no valid encoding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecodeError {
+    /// What is wrong with it.
+    pub reason: &'static str,
+}
+
+impl std::fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "malformed encoding: {}", self.reason)
+    }
+}
+
+impl std::error::Error for DecodeError {}
+
+impl Command {
+    /// Appends the encoding.
+    pub fn encode(&self, out: &mut BytesMut) {
+        let mut writer = Writer::new(out, VERSION);
+        request::write_command(&mut writer, self);
+    }
+
+    /// Appends the encoding of a [`Command::Write`] around an operation that [`Op::encode`] has encoded. So an
+    /// operation is encoded once at the door, and numbered later.
+    pub fn encode_write(session: SessionId, seq: u64, ack_upto: u64, op: &[u8], out: &mut BytesMut) {
+        let mut writer = Writer::new(out, VERSION);
+        request::write_write_header(&mut writer, session, seq, ack_upto);
+        out.extend_from_slice(op);
+    }
+
+    /// Reads an encoding to its end.
+    pub fn decode(bytes: Bytes) -> Result<Command, DecodeError> {
+        Reader::whole(bytes, VERSION, request::read_command)
+    }
+}
+
+impl Op {
+    /// Appends the encoding.
+    pub fn encode(&self, out: &mut BytesMut) {
+        request::write_op(&mut Writer::new(out, VERSION), self);
+    }
+
+    /// Reads an encoding to its end.
+    pub fn decode(bytes: Bytes) -> Result<Op, DecodeError> {
+        Reader::whole(bytes, VERSION, request::read_op)
+    }
+}
+
+impl Query {
+    /// Appends the encoding.
+    pub fn encode(&self, out: &mut BytesMut) {
+        request::write_query(&mut Writer::new(out, VERSION), self);
+    }
+
+    /// Reads an encoding to its end.
+    pub fn decode(bytes: Bytes) -> Result<Query, DecodeError> {
+        Reader::whole(bytes, VERSION, request::read_query)
+    }
+}
+
+/// Appends the encoding of an answer.
+pub fn encode_outcome(outcome: &Outcome, out: &mut BytesMut) {
+    write_outcome(&mut Writer::new(out, VERSION), outcome);
+}
+
+/// Reads the encoding of an answer to its end.
+pub fn decode_outcome(bytes: Bytes) -> Result<Outcome, DecodeError> {
+    Reader::whole(bytes, VERSION, read_outcome)
+}
+
+impl RevisionEvents {
+    /// Appends the encoding.
+    pub fn encode(&self, out: &mut BytesMut) {
+        reply::write_revision_events(&mut Writer::new(out, VERSION), self);
+    }
+
+    /// Reads an encoding to its end.
+    pub fn decode(bytes: Bytes) -> Result<RevisionEvents, DecodeError> {
+        Reader::whole(bytes, VERSION, reply::read_revision_events)
+    }
+}

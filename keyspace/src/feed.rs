@@ -1,0 +1,145 @@
+//! The watch feed: history as events, revision by revision.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::{KeyRange, KeyValue, Revision, mvcc::Mvcc};
+
+/// What happened to a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EventKind {
+    /// It was written.
+    Put,
+    /// It was deleted.
+    Delete,
+}
+
+/// One change of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// What happened.
+    pub kind: EventKind,
+    /// The key after the change. Of a deletion only the key and `mod_revision` are set.
+    pub kv: KeyValue,
+    /// The key as of the revision before. None if it did not exist then, or if that revision is compacted. Both
+    /// events of a key that changes twice in one revision carry what was there before the revision, as in etcd.
+    pub prev_kv: Option<KeyValue>,
+}
+
+impl Event {
+    /// Whether the event made the key exist.
+    pub fn is_create(&self) -> bool {
+        self.kind == EventKind::Put && self.kv.create_revision == self.kv.mod_revision
+    }
+
+    /// About what the event takes on the wire.
+    pub fn size_bytes(&self) -> usize {
+        let kv_bytes = |kv: &KeyValue| kv.key.len() + kv.value.len() + 32;
+        8 + kv_bytes(&self.kv) + self.prev_kv.as_ref().map_or(0, kv_bytes)
+    }
+}
+
+/// All events of one revision, in the order they happened. Never torn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RevisionEvents {
+    /// The revision.
+    pub revision: Revision,
+    /// Its events; those in the range asked for, and never none.
+    pub events: Arc<[Event]>,
+}
+
+/// A piece of history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HistoryPage {
+    /// The revisions found, ascending. May be empty although history goes on: look at `next`.
+    pub revisions: Vec<RevisionEvents>,
+    /// Where to go on. Everything below was looked at; when it is above the current revision, all was.
+    pub next: Revision,
+}
+
+/// The history asked for is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compacted(
+    /// The compact revision: the lowest revision that can be asked for.
+    pub Revision,
+);
+
+/// How much of the log one call looks at, so that a narrow range in a long history does not hold up everybody else.
+const SCAN_MAX: usize = 20_000;
+
+/// Reads whole revisions from `from` on, at least one if there is one within reach.
+pub(crate) fn history(
+    mvcc: &Mvcc,
+    range: &KeyRange,
+    from: Revision,
+    max_bytes: usize,
+    max_revisions: usize,
+) -> Result<HistoryPage, Compacted> {
+    if from < mvcc.compact_revision() {
+        return Err(Compacted(mvcc.compact_revision()));
+    }
+    let mut page = Page { revisions: Vec::new(), bytes: 0, max_bytes, max_revisions: max_revisions.max(1) };
+    let end = mvcc.revision().next();
+    if from >= end || range.is_empty() {
+        return Ok(HistoryPage { revisions: Vec::new(), next: from.max(end) });
+    }
+    let next = if range.is_single() {
+        scan(mvcc, mvcc.key_log(&range.key, from), |_: &Bytes| true, usize::MAX, &mut page)
+    } else {
+        scan(mvcc, mvcc.log_from(from), |key: &Bytes| range.contains(key), SCAN_MAX, &mut page)
+    };
+    Ok(HistoryPage { revisions: page.revisions, next: next.unwrap_or(end) })
+}
+
+struct Page {
+    revisions: Vec<RevisionEvents>,
+    bytes: usize,
+    max_bytes: usize,
+    max_revisions: usize,
+}
+
+impl Page {
+    fn is_full(&self) -> bool {
+        self.revisions.len() >= self.max_revisions
+            || self.bytes >= self.max_bytes && !self.revisions.is_empty()
+    }
+
+    fn push(&mut self, revision: Revision, events: &mut Vec<Event>) {
+        if !events.is_empty() {
+            self.bytes += events.iter().map(Event::size_bytes).sum::<usize>();
+            self.revisions.push(RevisionEvents { revision, events: events.drain(..).collect() });
+        }
+    }
+}
+
+/// Fills the page from records in log order. Returns the revision at which it stopped early.
+fn scan<'a>(
+    mvcc: &Mvcc,
+    records: impl Iterator<Item = &'a crate::mvcc::Record>,
+    matches: impl Fn(&Bytes) -> bool,
+    scan_max: usize,
+    page: &mut Page,
+) -> Option<Revision> {
+    let mut current = None;
+    let mut events = Vec::new();
+    for (scanned, record) in records.enumerate() {
+        let revision = record.revision();
+        if let Some(open) = current
+            && open != revision
+        {
+            page.push(open, &mut events);
+            if page.is_full() || scanned >= scan_max {
+                return Some(revision);
+            }
+        }
+        current = Some(revision);
+        if matches(record.key()) && mvcc.is_kept(record) {
+            events.push(record.event(mvcc.value_before(record.key(), revision)));
+        }
+    }
+    if let Some(open) = current {
+        page.push(open, &mut events);
+    }
+    None
+}

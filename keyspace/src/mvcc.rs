@@ -1,0 +1,771 @@
+//! Keys with their history: an index by key and a log by revision over the same records.
+//!
+//! Every write appends one [`Record`] to its key's versions and to the revision log. A read at a revision takes the
+//! newest version at or below it. The watch feed reads the log.
+//!
+//! **Compaction has two halves.** Logically it happens at once: [`Mvcc::compact`] moves the compact revision, and with
+//! it the size and the digest, which the log's running sums give without a walk ([`Sums`]). Physically
+//! [`Mvcc::sweep`] takes the garbage away later, in steps, as each replica finds time; a snapshot being taken holds
+//! it back ([`Pin`]). So what is still lying around is never visible: whoever walks over versions asks
+//! [`Mvcc::kept`] or [`Mvcc::is_kept`].
+//!
+//! Which versions are kept is etcd's rule (3.6, server/storage/mvcc/key_index.go): of the versions at or below the
+//! compact revision the newest one, unless it is a tombstone below the compact revision.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    ops::Bound,
+    sync::{Arc, Weak},
+};
+
+use bytes::Bytes;
+
+use crate::{Event, EventKind, KeyRange, LeaseId, digest::Hasher, quota};
+
+/// A revision: the number of the mutating request that a state follows. The first state is revision 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Revision(pub i64);
+
+impl Revision {
+    /// That of an empty keyspace.
+    pub const FIRST: Revision = Revision(1);
+
+    /// The compact revision before the first compaction.
+    pub const NEVER_COMPACTED: Revision = Revision(-1);
+
+    /// The revision after this one.
+    pub fn next(self) -> Revision {
+        Revision(self.0.saturating_add(1))
+    }
+}
+
+impl std::fmt::Display for Revision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A key with its value, as of some revision.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyValue {
+    /// The key.
+    pub key: Bytes,
+    /// Its value.
+    pub value: Bytes,
+    /// The revision that made the key exist.
+    pub create_revision: Revision,
+    /// The revision of the last write.
+    pub mod_revision: Revision,
+    /// How many writes the key saw since it was created: 1 for the first.
+    pub version: i64,
+    /// The lease it is attached to, or none.
+    pub lease: LeaseId,
+}
+
+/// One version of a key; or its tombstone, of which only the key and the revision are set.
+#[derive(Debug)]
+pub(crate) struct Record {
+    kv: KeyValue,
+    /// The place among the changes of the revision.
+    sub: u32,
+    kind: EventKind,
+    hash: u64,
+}
+
+impl Record {
+    pub(crate) fn new(kv: KeyValue, sub: u32, kind: EventKind) -> Record {
+        let hash = Hasher::new(6)
+            .bytes(&kv.key)
+            .bytes(&kv.value)
+            .i64(kv.create_revision.0)
+            .i64(kv.mod_revision.0)
+            .i64(kv.version)
+            .i64(kv.lease.0)
+            .u64(u64::from(sub) << 1 | u64::from(kind == EventKind::Delete))
+            .finish();
+        Record { kv, sub, kind, hash }
+    }
+
+    pub(crate) fn key(&self) -> &Bytes {
+        &self.kv.key
+    }
+
+    pub(crate) fn kv(&self) -> &KeyValue {
+        &self.kv
+    }
+
+    pub(crate) fn kind(&self) -> EventKind {
+        self.kind
+    }
+
+    pub(crate) fn revision(&self) -> Revision {
+        self.kv.mod_revision
+    }
+
+    pub(crate) fn position(&self) -> (Revision, u32) {
+        (self.kv.mod_revision, self.sub)
+    }
+
+    pub(crate) fn event(&self, prev_kv: Option<&KeyValue>) -> Event {
+        Event { kind: self.kind, kv: self.kv.clone(), prev_kv: prev_kv.cloned() }
+    }
+
+    fn value(&self) -> Option<&KeyValue> {
+        (self.kind == EventKind::Put).then_some(&self.kv)
+    }
+
+    fn cost_bytes(&self) -> u64 {
+        quota::record_cost_bytes(self.kv.key.len(), self.kv.value.len())
+    }
+
+    fn weight(&self) -> Weight {
+        Weight { bytes: self.cost_bytes(), hash: self.hash, records: 1 }
+    }
+}
+
+/// The versions of one key, oldest first. Most keys have one, which then needs no list.
+#[derive(Debug)]
+enum Versions {
+    One(Arc<Record>),
+    Many(VecDeque<Arc<Record>>),
+}
+
+impl Versions {
+    fn push(&mut self, record: Arc<Record>) {
+        match self {
+            Versions::One(first) => {
+                let mut list = VecDeque::with_capacity(4);
+                list.push_back(Arc::clone(first));
+                list.push_back(record);
+                *self = Versions::Many(list);
+            }
+            Versions::Many(list) => list.push_back(record),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Versions::One(_) => 1,
+            Versions::Many(list) => list.len(),
+        }
+    }
+
+    fn get(&self, index: usize) -> Option<&Arc<Record>> {
+        match self {
+            Versions::One(record) => (index == 0).then_some(record),
+            Versions::Many(list) => list.get(index),
+        }
+    }
+
+    fn last(&self) -> &Record {
+        match self {
+            Versions::One(record) => record,
+            Versions::Many(list) => list.back().expect("a key has a version"),
+        }
+    }
+
+    /// How many versions are at or below `revision`.
+    fn count_upto(&self, revision: Revision) -> usize {
+        match self {
+            Versions::One(record) => usize::from(record.revision() <= revision),
+            Versions::Many(list) => {
+                // The newest versions are asked for most.
+                if list.back().is_some_and(|last| last.revision() <= revision) {
+                    return list.len();
+                }
+                list.partition_point(|record| record.revision() <= revision)
+            }
+        }
+    }
+
+    /// The newest version at or below `revision`.
+    fn at(&self, revision: Revision) -> Option<&Record> {
+        self.count_upto(revision).checked_sub(1).and_then(|index| self.get(index)).map(Arc::as_ref)
+    }
+
+    /// The key's value as of `revision`; none before its creation and after its deletion.
+    fn value_at(&self, revision: Revision) -> Option<&KeyValue> {
+        self.at(revision).and_then(Record::value)
+    }
+
+    /// The key's value as of the revision before `revision`, which is not compacted.
+    fn value_before(&self, revision: Revision) -> Option<&KeyValue> {
+        self.value_at(Revision(revision.0.saturating_sub(1)))
+    }
+
+    /// The first of the versions that a compaction at `compact` keeps; all after it are kept too.
+    fn first_kept(&self, compact: Revision) -> usize {
+        let Some(newest) = self.count_upto(compact).checked_sub(1) else { return 0 };
+        let record = self.get(newest).expect("the index is below the count");
+        let dropped = record.kind == EventKind::Delete && record.revision() < compact;
+        newest + usize::from(dropped)
+    }
+
+    /// Drops the oldest versions. Returns whether none is left.
+    fn drop_first(&mut self, count: usize) -> bool {
+        match self {
+            Versions::One(_) => count > 0,
+            Versions::Many(list) => {
+                list.drain(..count.min(list.len()));
+                if list.capacity() > 64 && list.len() < list.capacity() / 4 {
+                    list.shrink_to(list.len() * 2);
+                }
+                if list.len() == 1
+                    && let Some(record) = list.pop_front()
+                {
+                    *self = Versions::One(record);
+                    return false;
+                }
+                list.is_empty()
+            }
+        }
+    }
+}
+
+/// The size and the hash of a set of records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Weight {
+    bytes: u64,
+    hash: u64,
+    records: u64,
+}
+
+impl Weight {
+    fn plus(self, other: Weight) -> Weight {
+        Weight {
+            bytes: self.bytes.wrapping_add(other.bytes),
+            hash: self.hash.wrapping_add(other.hash),
+            records: self.records.wrapping_add(other.records),
+        }
+    }
+
+    fn minus(self, other: Weight) -> Weight {
+        Weight {
+            bytes: self.bytes.wrapping_sub(other.bytes),
+            hash: self.hash.wrapping_sub(other.hash),
+            records: self.records.wrapping_sub(other.records),
+        }
+    }
+}
+
+/// Running sums over the log, as of one of its entries. Only differences of two have a meaning.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    /// Records written.
+    written: u64,
+    /// Versions that a newer one replaced, by the revision of the newer one: garbage once that is compacted.
+    superseded: Weight,
+    /// Tombstones that are the last change of their key in their revision: garbage once a later revision is
+    /// compacted.
+    tombstones: Weight,
+}
+
+#[derive(Debug)]
+struct LogEntry {
+    record: Arc<Record>,
+    /// Including this entry.
+    sums: Sums,
+}
+
+/// The records by revision, from the compact revision on. In chunks, since one long buffer would stop the world
+/// whenever it grows.
+#[derive(Debug, Default)]
+struct Log {
+    chunks: VecDeque<VecDeque<LogEntry>>,
+    /// The sums up to the entries that were taken away at the front.
+    base: Sums,
+}
+
+const CHUNK_LEN: usize = 1024;
+
+impl Log {
+    fn push(&mut self, entry: LogEntry) {
+        match self.chunks.back_mut() {
+            Some(chunk) if chunk.len() < CHUNK_LEN => chunk.push_back(entry),
+            Some(_) | None => {
+                // A short log should be small, a long one need not grow piece by piece.
+                let capacity = if self.chunks.is_empty() { 16 } else { CHUNK_LEN };
+                let mut chunk = VecDeque::with_capacity(capacity);
+                chunk.push_back(entry);
+                self.chunks.push_back(chunk);
+            }
+        }
+    }
+
+    fn last(&self) -> Option<&LogEntry> {
+        self.chunks.back().and_then(VecDeque::back)
+    }
+
+    fn sums(&self) -> Sums {
+        self.last().map_or(self.base, |entry| entry.sums)
+    }
+
+    /// The sums over everything at or below `revision`.
+    fn sums_upto(&self, revision: Revision) -> Sums {
+        let chunk = self.chunks.partition_point(|chunk| first_revision(chunk) <= revision);
+        let Some(chunk) = chunk.checked_sub(1).and_then(|chunk| self.chunks.get(chunk)) else {
+            return self.base;
+        };
+        let entry = chunk.partition_point(|entry| entry.record.revision() <= revision);
+        entry.checked_sub(1).and_then(|entry| chunk.get(entry)).map_or(self.base, |entry| entry.sums)
+    }
+
+    /// The records at or above `revision`.
+    fn from(&self, revision: Revision) -> impl Iterator<Item = &Record> {
+        // The revision may have begun in the chunk before the first one that begins with it.
+        let chunk = self.chunks.partition_point(|chunk| first_revision(chunk) < revision).saturating_sub(1);
+        let skip = self
+            .chunks
+            .get(chunk)
+            .map_or(0, |chunk| chunk.partition_point(|e| e.record.revision() < revision));
+        self.chunks.range(chunk.min(self.chunks.len())..).flatten().skip(skip).map(|entry| &*entry.record)
+    }
+
+    fn pop_below(&mut self, revision: Revision) -> Option<Arc<Record>> {
+        let chunk = self.chunks.front_mut()?;
+        if first_revision(chunk) >= revision {
+            return None;
+        }
+        let entry = chunk.pop_front()?;
+        if chunk.is_empty() {
+            self.chunks.pop_front();
+        }
+        self.base = entry.sums;
+        Some(entry.record)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &LogEntry> {
+        self.chunks.iter().flatten()
+    }
+}
+
+fn first_revision(chunk: &VecDeque<LogEntry>) -> Revision {
+    chunk.front().expect("a chunk has an entry").record.revision()
+}
+
+/// Held by whoever walks over the state as of an older compaction; until it is dropped nothing is swept that was kept
+/// then.
+#[derive(Debug)]
+pub(crate) struct Pin {
+    compact_revision: Revision,
+}
+
+/// What the keyspace holds in all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Totals {
+    /// Of all kept records.
+    kept: Weight,
+    /// How many keys exist at the latest revision.
+    live_keys: u64,
+    /// The cost of what they hold.
+    live_bytes: u64,
+}
+
+/// The keys and their history.
+#[derive(Debug)]
+pub(crate) struct Mvcc {
+    index: BTreeMap<Bytes, Versions>,
+    log: Log,
+    revision: Revision,
+    compact_revision: Revision,
+    totals: Totals,
+    pins: Vec<Weak<Pin>>,
+}
+
+impl Mvcc {
+    pub(crate) fn new() -> Mvcc {
+        Mvcc {
+            index: BTreeMap::new(),
+            log: Log::default(),
+            revision: Revision::FIRST,
+            compact_revision: Revision::NEVER_COMPACTED,
+            totals: Totals::default(),
+            pins: Vec::new(),
+        }
+    }
+
+    /// A keyspace from its kept records, in any order. Refuses records that cannot be all that was kept.
+    pub(crate) fn restore(
+        mut records: Vec<Arc<Record>>,
+        revision: Revision,
+        compact_revision: Revision,
+    ) -> Result<Mvcc, &'static str> {
+        let mut mvcc = Mvcc { revision, compact_revision, ..Mvcc::new() };
+        // By position, as they were written.
+        records.sort_by_key(|record| record.position());
+        if records.windows(2).any(|pair| pair[0].position() == pair[1].position()) {
+            return Err("two records at one position");
+        }
+        if records.iter().any(|record| record.revision() > revision) {
+            return Err("a record above the revision");
+        }
+        for record in records {
+            mvcc.append(record);
+        }
+        // What lies below the compact revision is in no log; this also shows records that should not be there.
+        if mvcc.index.values().any(|versions| versions.first_kept(compact_revision) != 0) {
+            return Err("a record that compaction drops");
+        }
+        mvcc.sweep(usize::MAX);
+        Ok(mvcc)
+    }
+
+    pub(crate) fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    pub(crate) fn compact_revision(&self) -> Revision {
+        self.compact_revision
+    }
+
+    pub(crate) fn keys(&self) -> u64 {
+        self.totals.live_keys
+    }
+
+    /// The cost of all kept records.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.totals.kept.bytes
+    }
+
+    /// The cost of the records that a read at the latest revision can see.
+    pub(crate) fn size_in_use_bytes(&self) -> u64 {
+        self.totals.live_bytes
+    }
+
+    /// The hash of all kept records.
+    pub(crate) fn digest(&self) -> u64 {
+        Hasher::new(7).u64(self.totals.kept.hash).i64(self.revision.0).i64(self.compact_revision.0).finish()
+    }
+
+    /// The hash of the kept records at or below `revision`, which is neither compacted nor in the future.
+    pub(crate) fn hash_upto(&self, revision: Revision) -> u64 {
+        let later = self.log.sums().written.wrapping_sub(self.log.sums_upto(revision).written);
+        self.totals.kept.hash.wrapping_sub(later)
+    }
+
+    /// The latest value of a key.
+    pub(crate) fn latest(&self, key: &[u8]) -> Option<&KeyValue> {
+        self.index.get(key).and_then(|versions| versions.last().value())
+    }
+
+    /// The value of a key as of `revision`, which is not compacted.
+    pub(crate) fn value_at(&self, key: &[u8], revision: Revision) -> Option<&KeyValue> {
+        self.index.get(key).and_then(|versions| versions.value_at(revision))
+    }
+
+    /// The value of a key as of the revision before `revision`, or none if that is compacted.
+    pub(crate) fn value_before(&self, key: &[u8], revision: Revision) -> Option<&KeyValue> {
+        let before = Revision(revision.0.saturating_sub(1));
+        if before < self.compact_revision { None } else { self.value_at(key, before) }
+    }
+
+    /// The keys of a range with their values as of `revision`, in order.
+    pub(crate) fn range(&self, range: &KeyRange, revision: Revision) -> impl Iterator<Item = &KeyValue> {
+        // A single key needs no walk from a lower bound to an upper one.
+        let (single, walk) = if range.is_single() {
+            (self.value_at(&range.key, revision), None)
+        } else {
+            (None, range.bounds().map(|bounds| self.index.range::<[u8], _>(bounds)))
+        };
+        let walk = walk.into_iter().flatten().filter_map(move |(_, versions)| versions.value_at(revision));
+        single.into_iter().chain(walk)
+    }
+
+    /// The records from `revision` on.
+    pub(crate) fn log_from(&self, revision: Revision) -> impl Iterator<Item = &Record> {
+        self.log.from(revision)
+    }
+
+    /// The records of one key from `revision` on.
+    pub(crate) fn key_log(&self, key: &[u8], revision: Revision) -> impl Iterator<Item = &Record> {
+        let before = Revision(revision.0.saturating_sub(1));
+        self.index.get(key).into_iter().flat_map(move |versions| {
+            (versions.count_upto(before)..versions.len())
+                .filter_map(|index| versions.get(index))
+                .map(Arc::as_ref)
+        })
+    }
+
+    /// Whether compaction has kept a record of the log.
+    pub(crate) fn is_kept(&self, record: &Record) -> bool {
+        if record.revision() > self.compact_revision {
+            return true;
+        }
+        let kept = self.index.get(record.key()).and_then(|versions| {
+            let first = versions.first_kept(self.compact_revision);
+            versions.get(first)
+        });
+        kept.is_some_and(|kept| kept.position() == record.position())
+    }
+
+    /// The records kept as of a revision and a compaction, by key from `(key, position)` on, exclusive.
+    pub(crate) fn kept(
+        &self,
+        after: Option<&(Bytes, Revision, u32)>,
+        revision: Revision,
+        compact_revision: Revision,
+    ) -> impl Iterator<Item = &Record> {
+        let from = after.map_or(Bound::Unbounded, |(key, ..)| Bound::Included(key.as_ref()));
+        let after = after.map(|(key, revision, sub)| (key.clone(), (*revision, *sub)));
+        self.index.range::<[u8], _>((from, Bound::Unbounded)).flat_map(move |(key, versions)| {
+            let mut first = versions.first_kept(compact_revision);
+            let end = versions.count_upto(revision);
+            if let Some((after_key, position)) = &after
+                && after_key == key
+            {
+                while first < end && versions.get(first).is_some_and(|record| record.position() <= *position)
+                {
+                    first += 1;
+                }
+            }
+            (first..end).filter_map(|index| versions.get(index)).map(Arc::as_ref)
+        })
+    }
+
+    /// The keys that exist, with their leases.
+    pub(crate) fn live(&self) -> impl Iterator<Item = &KeyValue> {
+        self.index.values().filter_map(|versions| versions.last().value())
+    }
+
+    /// Begins a set of changes under one revision. What has been begun shows to reads at `revision`; the current
+    /// revision follows with [`Writer::finish`].
+    ///
+    /// The revision must be above the current one. With one group to the keyspace it is the next number; where several
+    /// groups share a revision line, each is given its numbers, and the log has gaps.
+    pub(crate) fn write(&mut self, revision: Revision) -> Writer<'_> {
+        assert!(revision > self.revision, "revisions ascend");
+        Writer { mvcc: self, revision, events: Vec::new() }
+    }
+
+    /// Forgets what no read at or above `revision` needs. It must lie in (compact revision, revision].
+    pub(crate) fn compact(&mut self, revision: Revision) {
+        assert!(revision > self.compact_revision && revision <= self.revision, "compaction goes forward");
+        // Garbage at the old compact revision: newer versions up to it, tombstones below it. Both sums are of
+        // positions in the log, which still has everything from the old compact revision on.
+        let garbage = |compact: Revision| {
+            let below = Revision(compact.0.saturating_sub(1));
+            self.log.sums_upto(compact).superseded.plus(self.log.sums_upto(below).tombstones)
+        };
+        let freed = garbage(revision).minus(garbage(self.compact_revision));
+        self.totals.kept = self.totals.kept.minus(freed);
+        self.compact_revision = revision;
+    }
+
+    /// Takes garbage away, looking at up to `max` records. Returns whether there is more to do. Changes nothing that
+    /// can be seen.
+    pub(crate) fn sweep(&mut self, max: usize) -> bool {
+        let mut upto = self.compact_revision;
+        self.pins.retain(|pin| match pin.upgrade() {
+            Some(pin) => {
+                upto = upto.min(pin.compact_revision);
+                true
+            }
+            None => false,
+        });
+        for _ in 0..max {
+            let Some(record) = self.log.pop_below(upto) else { return false };
+            let Some(versions) = self.index.get_mut(record.key()) else { continue };
+            // What a compaction just above this record drops: all older ones, and the record if it is a tombstone.
+            let dropped = versions.first_kept(record.revision().next());
+            if versions.drop_first(dropped) {
+                self.index.remove(record.key());
+            }
+        }
+        true
+    }
+
+    pub(crate) fn is_pinned_by(&self, pin: &Arc<Pin>) -> bool {
+        self.pins.iter().any(|held| std::ptr::eq(held.as_ptr(), Arc::as_ptr(pin)))
+    }
+
+    /// Keeps everything that is kept at present from being swept until the pin is dropped.
+    pub(crate) fn pin(&mut self) -> Arc<Pin> {
+        let pin = Arc::new(Pin { compact_revision: self.compact_revision });
+        self.pins.push(Arc::downgrade(&pin));
+        pin
+    }
+
+    /// Adds a record at the end of its key's versions and of the log.
+    fn append(&mut self, record: Arc<Record>) {
+        match self.index.get_mut(record.key()) {
+            Some(versions) => {
+                account(&mut self.log, &mut self.totals, Some(versions.last()), &record);
+                versions.push(record);
+            }
+            None => {
+                account(&mut self.log, &mut self.totals, None, &record);
+                self.index.insert(record.key().clone(), Versions::One(record));
+            }
+        }
+    }
+
+    pub(crate) fn check_invariants(&self) {
+        assert!(self.compact_revision <= self.revision, "the compact revision is no future one");
+        let mut totals = Totals::default();
+        let mut versions_from_compact = 0;
+        for (key, versions) in &self.index {
+            assert!(versions.len() > 0, "a key has a version");
+            let first_kept = versions.first_kept(self.compact_revision);
+            let mut before: Option<&Record> = None;
+            for index in 0..versions.len() {
+                let record = versions.get(index).expect("the index is below the length");
+                assert_eq!(record.key(), key, "the record is its key's");
+                assert!(record.revision() <= self.revision, "no record is ahead of the revision");
+                if let Some(before) = before {
+                    assert!(before.position() < record.position(), "versions ascend");
+                    if let (Some(old), Some(new)) = (before.value(), record.value()) {
+                        assert_eq!(old.version + 1, new.version, "versions count by one");
+                        assert_eq!(old.create_revision, new.create_revision, "one creation");
+                    }
+                }
+                if index >= first_kept {
+                    totals.kept = totals.kept.plus(record.weight());
+                }
+                versions_from_compact += usize::from(record.revision() >= self.compact_revision);
+                before = Some(record);
+            }
+            if let Some(kv) = versions.last().value() {
+                totals.live_keys += 1;
+                totals.live_bytes += quota::record_cost_bytes(kv.key.len(), kv.value.len());
+            }
+        }
+        assert_eq!(totals, self.totals, "the totals are those of the records");
+        let mut position = None;
+        let mut logged_from_compact = 0;
+        for entry in self.log.iter() {
+            assert!(position < Some(entry.record.position()), "the log ascends");
+            position = Some(entry.record.position());
+            logged_from_compact += usize::from(entry.record.revision() >= self.compact_revision);
+        }
+        // Sub-revisions that lost their place at the compact revision may be in the log and not in the index, so the
+        // log can only be longer.
+        assert!(logged_from_compact >= versions_from_compact, "the log has every version from compaction on");
+    }
+}
+
+/// The changes of one revision while they are made.
+pub(crate) struct Writer<'a> {
+    mvcc: &'a mut Mvcc,
+    revision: Revision,
+    events: Vec<Event>,
+}
+
+impl Writer<'_> {
+    /// What the writer's own reads see.
+    pub(crate) fn mvcc(&self) -> &Mvcc {
+        self.mvcc
+    }
+
+    /// The revision that a read at this point sees: that of the changes once there is one.
+    pub(crate) fn revision(&self) -> Revision {
+        if self.events.is_empty() { self.mvcc.revision } else { self.revision }
+    }
+
+    /// Writes a key. Returns the key as it is stored, and the lease it was attached to before.
+    pub(crate) fn put(&mut self, key: &Bytes, value: Bytes, lease: LeaseId) -> (Bytes, LeaseId) {
+        let (revision, sub) = (self.revision, self.sub());
+        let mvcc = &mut *self.mvcc;
+        let mut kv = KeyValue {
+            key: Bytes::new(),
+            value,
+            create_revision: revision,
+            mod_revision: revision,
+            version: 1,
+            lease,
+        };
+        let Some(versions) = mvcc.index.get_mut(key.as_ref()) else {
+            kv.key = own(key);
+            let record = Arc::new(Record::new(kv, sub, EventKind::Put));
+            account(&mut mvcc.log, &mut mvcc.totals, None, &record);
+            self.events.push(record.event(None));
+            let key = record.key().clone();
+            mvcc.index.insert(key.clone(), Versions::One(record));
+            return (key, LeaseId::NONE);
+        };
+        // All versions of a key share the bytes of the key.
+        let last = versions.last();
+        kv.key = last.key().clone();
+        let mut old_lease = LeaseId::NONE;
+        if let Some(old) = last.value() {
+            kv.create_revision = old.create_revision;
+            kv.version = old.version + 1;
+            old_lease = old.lease;
+        }
+        let record = Arc::new(Record::new(kv, sub, EventKind::Put));
+        account(&mut mvcc.log, &mut mvcc.totals, Some(last), &record);
+        self.events.push(record.event(versions.value_before(revision)));
+        let key = record.key().clone();
+        versions.push(record);
+        (key, old_lease)
+    }
+
+    /// Deletes a key. Returns what it held, or none if it does not exist.
+    pub(crate) fn delete(&mut self, key: &Bytes) -> Option<KeyValue> {
+        let (revision, sub) = (self.revision, self.sub());
+        let mvcc = &mut *self.mvcc;
+        let versions = mvcc.index.get_mut(key.as_ref())?;
+        let last = versions.last();
+        let old = last.value()?.clone();
+        let kv = KeyValue { key: old.key.clone(), mod_revision: revision, ..KeyValue::default() };
+        let record = Arc::new(Record::new(kv, sub, EventKind::Delete));
+        account(&mut mvcc.log, &mut mvcc.totals, Some(last), &record);
+        self.events.push(record.event(versions.value_before(revision)));
+        versions.push(record);
+        Some(old)
+    }
+
+    /// Makes the changes current. Returns their events; none if nothing was changed, and then nothing happened.
+    pub(crate) fn finish(self) -> Option<(Revision, Vec<Event>)> {
+        if self.events.is_empty() {
+            return None;
+        }
+        self.mvcc.revision = self.revision;
+        Some((self.revision, self.events))
+    }
+
+    fn sub(&self) -> u32 {
+        u32::try_from(self.events.len()).expect("a request has fewer changes than memory has bytes")
+    }
+}
+
+/// Enters a record that comes after `last` among its key's versions into the log and the totals.
+fn account(log: &mut Log, totals: &mut Totals, last: Option<&Record>, record: &Arc<Record>) {
+    let mut sums = log.sums();
+    let weight = record.weight();
+    sums.written = sums.written.wrapping_add(record.hash);
+    totals.kept = totals.kept.plus(weight);
+    match record.kind {
+        EventKind::Put => {
+            totals.live_keys += 1;
+            totals.live_bytes += weight.bytes;
+        }
+        EventKind::Delete => sums.tombstones = sums.tombstones.plus(weight),
+    }
+    if let Some(last) = last {
+        debug_assert!(last.position() < record.position(), "versions ascend");
+        let old = last.weight();
+        match last.kind {
+            EventKind::Put => {
+                totals.live_keys -= 1;
+                totals.live_bytes -= old.bytes;
+                sums.superseded = sums.superseded.plus(old);
+            }
+            // A tombstone goes away when its own revision is passed, which is no later than when a newer version is
+            // compacted; only in its own revision does the newer version take it away.
+            EventKind::Delete if last.revision() == record.revision() => {
+                sums.tombstones = sums.tombstones.minus(old);
+                sums.superseded = sums.superseded.plus(old);
+            }
+            EventKind::Delete => {}
+        }
+    }
+    log.push(LogEntry { record: Arc::clone(record), sums });
+}
+
+/// Bytes of their own, so that a small value does not keep the whole batch in memory that it arrived in.
+///
+/// From 64 KiB on a value is most of its batch, and copying it would cost microseconds; such a value keeps its batch.
+pub(crate) fn own(bytes: &Bytes) -> Bytes {
+    const SHARED_FROM: usize = 64 * 1024;
+    if bytes.len() >= SHARED_FROM { bytes.clone() } else { Bytes::copy_from_slice(bytes) }
+}

@@ -1,0 +1,204 @@
+//! What the state machine answers.
+
+use bytes::Bytes;
+
+use crate::{Alarm, Error, KeyValue, LeaseId, Revision, SessionId};
+
+/// The answer to a command or a query.
+pub type Outcome = Result<Reply, Error>;
+
+/// A granted request. Each carries the revision for the response header ([`Reply::revision`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// To [`crate::Query::Range`].
+    Range(RangeReply),
+    /// To [`crate::Op::Put`].
+    Put(PutReply),
+    /// To [`crate::Op::DeleteRange`].
+    DeleteRange(DeleteRangeReply),
+    /// To [`crate::Op::Txn`] and [`crate::Query::Txn`].
+    Txn(TxnReply),
+    /// To [`crate::Op::Compact`].
+    Compacted {
+        /// The current revision.
+        revision: Revision,
+    },
+    /// To [`crate::Op::LeaseGrant`].
+    LeaseGranted {
+        /// The current revision.
+        revision: Revision,
+        /// The new lease.
+        id: LeaseId,
+        /// Its time to live in seconds.
+        ttl: i64,
+    },
+    /// To [`crate::Op::LeaseRevoke`].
+    LeaseRevoked {
+        /// The revision that deleted the lease's keys, or the current one if it had none.
+        revision: Revision,
+    },
+    /// To [`crate::Query::LeaseTimeToLive`].
+    LeaseTimeToLive(LeaseTimeToLiveReply),
+    /// To [`crate::Query::Leases`].
+    Leases {
+        /// The current revision.
+        revision: Revision,
+        /// Every lease, in the order of ids.
+        leases: Vec<LeaseId>,
+    },
+    /// To [`crate::Query::HashKv`].
+    HashKv(HashKvReply),
+    /// To [`crate::Query::Status`].
+    Status(StatusReply),
+    /// To [`crate::Query::Alarms`]: all. To [`crate::Op::AlarmActivate`] and [`crate::Op::AlarmDeactivate`]: the one
+    /// that the request was about, or none if there was nothing to take back.
+    Alarms {
+        /// The current revision.
+        revision: Revision,
+        /// The alarms.
+        alarms: Vec<Alarm>,
+    },
+    /// To [`crate::Command::OpenSession`].
+    SessionOpened {
+        /// The current revision.
+        revision: Revision,
+        /// The session's id, never given twice.
+        session: SessionId,
+    },
+    /// To commands that have nothing to tell.
+    Done {
+        /// The current revision.
+        revision: Revision,
+    },
+}
+
+impl Reply {
+    /// The revision for the response header.
+    pub fn revision(&self) -> Revision {
+        match self {
+            Reply::Range(reply) => reply.revision,
+            Reply::Put(reply) => reply.revision,
+            Reply::DeleteRange(reply) => reply.revision,
+            Reply::Txn(reply) => reply.revision,
+            Reply::LeaseTimeToLive(reply) => reply.revision,
+            Reply::HashKv(reply) => reply.revision,
+            Reply::Status(reply) => reply.revision,
+            Reply::Compacted { revision }
+            | Reply::LeaseGranted { revision, .. }
+            | Reply::LeaseRevoked { revision }
+            | Reply::Leases { revision, .. }
+            | Reply::Alarms { revision, .. }
+            | Reply::SessionOpened { revision, .. }
+            | Reply::Done { revision } => *revision,
+        }
+    }
+}
+
+/// Keys read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RangeReply {
+    /// The current revision, also when an older one was read.
+    pub revision: Revision,
+    /// The keys found.
+    pub kvs: Vec<KeyValue>,
+    /// Whether the limit cut keys off.
+    pub more: bool,
+    /// How many keys the range holds, before limit and revision filters.
+    pub count: i64,
+}
+
+/// A key written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PutReply {
+    /// The put's revision.
+    pub revision: Revision,
+    /// What was there before, if asked for.
+    pub prev_kv: Option<KeyValue>,
+}
+
+/// Keys deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeleteRangeReply {
+    /// The deletion's revision, or the current one if nothing was deleted.
+    pub revision: Revision,
+    /// How many keys were deleted.
+    pub deleted: i64,
+    /// What they held, if asked for.
+    pub prev_kvs: Vec<KeyValue>,
+}
+
+/// A transaction carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TxnReply {
+    /// The transaction's revision, or the current one if it changed nothing. For a nested transaction, the revision
+    /// as of its end.
+    pub revision: Revision,
+    /// Whether the comparisons held.
+    pub succeeded: bool,
+    /// One answer per operation of the branch taken.
+    pub responses: Vec<TxnOpReply>,
+}
+
+/// The answer to one operation of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TxnOpReply {
+    /// To a range.
+    Range(RangeReply),
+    /// To a put.
+    Put(PutReply),
+    /// To a deletion.
+    DeleteRange(DeleteRangeReply),
+    /// To a nested transaction.
+    Txn(TxnReply),
+}
+
+/// What is known of a lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseTimeToLiveReply {
+    /// The current revision.
+    pub revision: Revision,
+    /// The lease.
+    pub id: LeaseId,
+    /// Seconds left as of the last checkpoint, or the granted time if there was none; −1 if there is no such lease.
+    pub ttl: i64,
+    /// Seconds granted; 0 if there is no such lease.
+    pub granted_ttl: i64,
+    /// The keys attached, sorted, if asked for.
+    pub keys: Vec<Bytes>,
+}
+
+/// A hash over history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HashKvReply {
+    /// The current revision.
+    pub revision: Revision,
+    /// Equal on all replicas at equal `hash_revision` and `compact_revision`.
+    pub hash: u32,
+    /// The compact revision.
+    pub compact_revision: Revision,
+    /// The revision up to which was hashed.
+    pub hash_revision: Revision,
+}
+
+/// Sizes and positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatusReply {
+    /// The current revision.
+    pub revision: Revision,
+    /// The compact revision; −1 before the first compaction.
+    pub compact_revision: Revision,
+    /// The last slot applied.
+    pub applied: u64,
+    /// Bytes held, by the logical size of the data.
+    pub size_bytes: u64,
+    /// Bytes held by what a read at the latest revision can see. At most `size_bytes`.
+    pub size_in_use_bytes: u64,
+    /// The quota; `size_bytes` may not grow beyond it.
+    pub quota_bytes: u64,
+    /// How many keys exist.
+    pub keys: u64,
+    /// How many leases exist.
+    pub leases: u64,
+    /// How many sessions are open.
+    pub sessions: u64,
+}

@@ -1,0 +1,355 @@
+//! What goes through the log ([`Command`]) and what is read beside it ([`Query`]).
+
+use bytes::Bytes;
+
+use crate::{AlarmKind, KeyRange, LeaseId, Limits, SessionId};
+
+/// One command of the log. A log entry holds a batch of them; each is applied by [`crate::Keyspace::apply`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Opens a session for the gateway that drew `nonce`. Opening again under the same nonce answers the same
+    /// session, so a retry is safe.
+    OpenSession {
+        /// Drawn at random by the gateway, once per session.
+        nonce: u128,
+    },
+    /// Forgets a session and its results.
+    CloseSession(SessionId),
+    /// A client's write, under its session's number.
+    Write {
+        /// Whose write it is.
+        session: SessionId,
+        /// The write's number in its session, from 1. Numbers may arrive out of order within
+        /// [`crate::SESSION_WINDOW`].
+        seq: u64,
+        /// Results of numbers at or below this may be forgotten: their callers were answered, or gave up for good.
+        /// A number at or below it is never applied later.
+        ack_upto: u64,
+        /// What to do.
+        op: Op,
+    },
+    /// Revokes leases whose time ran out, by the leader's lease clock. Each lease with keys takes one revision; ids
+    /// that do not exist are passed over.
+    ExpireLeases(Vec<LeaseId>),
+    /// Records the remaining seconds of leases, so that a new leader does not start them at their full time. 0 takes
+    /// the record away: the lease has its full time again.
+    CheckpointLeases(Vec<(LeaseId, i64)>),
+    /// Sets the limits that all replicas must apply alike.
+    SetLimits(Limits),
+}
+
+/// A client's write. Requests must have passed [`crate::check`] before they are proposed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Writes one key.
+    Put(Put),
+    /// Deletes the keys of a range.
+    DeleteRange(DeleteRange),
+    /// Compares and writes atomically.
+    Txn(Txn),
+    /// Forgets history below a revision.
+    Compact {
+        /// The lowest revision that stays readable.
+        revision: i64,
+    },
+    /// Creates a lease.
+    LeaseGrant {
+        /// The lease's id. The proposer has replaced 0 by a random positive one.
+        id: LeaseId,
+        /// Seconds to live. The proposer has raised it to the shortest time allowed.
+        ttl: i64,
+    },
+    /// Deletes a lease and its keys.
+    LeaseRevoke {
+        /// Which lease.
+        id: LeaseId,
+    },
+    /// Raises an alarm.
+    AlarmActivate {
+        /// The member the alarm is about.
+        member: u64,
+        /// Which alarm.
+        alarm: AlarmKind,
+    },
+    /// Takes an alarm back.
+    AlarmDeactivate {
+        /// The member the alarm is about.
+        member: u64,
+        /// Which alarm.
+        alarm: AlarmKind,
+    },
+}
+
+/// A request that changes nothing and needs no log entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Query {
+    /// Reads a range.
+    Range(RangeRequest),
+    /// A transaction for which [`Txn::is_read_only`] holds.
+    Txn(Txn),
+    /// What is known of a lease. The remaining time is as of the last checkpoint; the shell knows better.
+    LeaseTimeToLive {
+        /// Which lease.
+        id: LeaseId,
+        /// Whether to list its keys.
+        keys: bool,
+    },
+    /// Every lease's id.
+    Leases,
+    /// A hash over the history up to a revision; 0 for the current one.
+    HashKv {
+        /// The revision, or 0.
+        revision: i64,
+    },
+    /// Sizes and positions.
+    Status,
+    /// The alarms raised.
+    Alarms,
+}
+
+/// Reads keys. The defaults read the latest values without a limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RangeRequest {
+    /// Which keys.
+    pub range: KeyRange,
+    /// The revision to read at; 0 or below for the latest.
+    pub revision: i64,
+    /// At most this many keys; 0 or below for all.
+    pub limit: i64,
+    /// The direction of the sort.
+    pub sort_order: SortOrder,
+    /// What to sort by.
+    pub sort_target: SortTarget,
+    /// Whether any replica may answer, perhaps with old data. Of no meaning inside this crate.
+    pub serializable: bool,
+    /// Whether to leave values out.
+    pub keys_only: bool,
+    /// Whether to answer the count alone.
+    pub count_only: bool,
+    /// Inclusive lower bound on the modification revision; 0 for none.
+    pub min_mod_revision: i64,
+    /// Inclusive upper bound on the modification revision; 0 for none.
+    pub max_mod_revision: i64,
+    /// Inclusive lower bound on the creation revision; 0 for none.
+    pub min_create_revision: i64,
+    /// Inclusive upper bound on the creation revision; 0 for none.
+    pub max_create_revision: i64,
+}
+
+impl RangeRequest {
+    /// A plain read of `range`.
+    pub fn new(range: KeyRange) -> RangeRequest {
+        RangeRequest {
+            range,
+            revision: 0,
+            limit: 0,
+            sort_order: SortOrder::None,
+            sort_target: SortTarget::Key,
+            serializable: false,
+            keys_only: false,
+            count_only: false,
+            min_mod_revision: 0,
+            max_mod_revision: 0,
+            min_create_revision: 0,
+            max_create_revision: 0,
+        }
+    }
+}
+
+/// The direction of a sort.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SortOrder {
+    /// None asked for; targets other than the key are still sorted ascending.
+    None,
+    /// Lowest first.
+    Ascend,
+    /// Highest first.
+    Descend,
+    /// A number without meaning; [`crate::check::range`] refuses it.
+    Invalid,
+}
+
+/// What a sort compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SortTarget {
+    /// The key.
+    Key,
+    /// How often the key was written since its creation.
+    Version,
+    /// The creation revision.
+    Create,
+    /// The modification revision.
+    Mod,
+    /// The value.
+    Value,
+    /// A number without meaning; [`crate::check::range`] refuses it.
+    Invalid,
+}
+
+impl SortOrder {
+    /// From etcd's enum number.
+    pub fn from_wire(number: i32) -> SortOrder {
+        match number {
+            0 => SortOrder::None,
+            1 => SortOrder::Ascend,
+            2 => SortOrder::Descend,
+            _ => SortOrder::Invalid,
+        }
+    }
+}
+
+impl SortTarget {
+    /// From etcd's enum number.
+    pub fn from_wire(number: i32) -> SortTarget {
+        match number {
+            0 => SortTarget::Key,
+            1 => SortTarget::Version,
+            2 => SortTarget::Create,
+            3 => SortTarget::Mod,
+            4 => SortTarget::Value,
+            _ => SortTarget::Invalid,
+        }
+    }
+}
+
+/// Writes one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Put {
+    /// The key; not empty.
+    pub key: Bytes,
+    /// Its new value.
+    pub value: Bytes,
+    /// The lease to attach to; [`LeaseId::NONE`] for none.
+    pub lease: LeaseId,
+    /// Whether to answer with what was there before.
+    pub prev_kv: bool,
+    /// Whether to keep the value that is there.
+    pub ignore_value: bool,
+    /// Whether to keep the lease that is there.
+    pub ignore_lease: bool,
+}
+
+impl Put {
+    /// A put without options.
+    pub fn new(key: impl Into<Bytes>, value: impl Into<Bytes>) -> Put {
+        Put {
+            key: key.into(),
+            value: value.into(),
+            lease: LeaseId::NONE,
+            prev_kv: false,
+            ignore_value: false,
+            ignore_lease: false,
+        }
+    }
+}
+
+/// Deletes the keys of a range, all under one revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeleteRange {
+    /// Which keys.
+    pub range: KeyRange,
+    /// Whether to answer with what was there before.
+    pub prev_kv: bool,
+}
+
+/// If all comparisons hold, the operations of `success`, else those of `failure`; all under one revision.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Txn {
+    /// All must hold; none at all holds.
+    pub compare: Vec<Compare>,
+    /// The branch taken when they hold.
+    pub success: Vec<TxnOp>,
+    /// The branch taken when one does not.
+    pub failure: Vec<TxnOp>,
+}
+
+impl Txn {
+    /// Whether the transaction can be answered without the log: all top-level operations of both branches are
+    /// ranges. A nested transaction makes it a write, whatever is in it, as in etcd.
+    pub fn is_read_only(&self) -> bool {
+        self.success.iter().chain(&self.failure).all(|op| match op {
+            TxnOp::Range(_) => true,
+            TxnOp::Put(_) | TxnOp::DeleteRange(_) | TxnOp::Txn(_) | TxnOp::Empty => false,
+        })
+    }
+
+    /// Whether every top-level range allows old data; then so does the transaction.
+    pub fn is_serializable(&self) -> bool {
+        self.success.iter().chain(&self.failure).all(|op| match op {
+            TxnOp::Range(range) => range.serializable,
+            TxnOp::Put(_) | TxnOp::DeleteRange(_) | TxnOp::Txn(_) | TxnOp::Empty => false,
+        })
+    }
+}
+
+/// One operation of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TxnOp {
+    /// Reads, and sees what earlier operations of the transaction wrote.
+    Range(RangeRequest),
+    /// Writes one key.
+    Put(Put),
+    /// Deletes a range.
+    DeleteRange(DeleteRange),
+    /// A transaction inside; its comparisons are evaluated with the outer ones, before any write.
+    Txn(Txn),
+    /// An operation left unset on the wire. [`crate::check::txn`] refuses it, in its turn.
+    Empty,
+}
+
+/// One comparison. Every key of the range must satisfy it; a range without keys is compared as one missing key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compare {
+    /// Which keys.
+    pub range: KeyRange,
+    /// How the key's field must stand to the given one.
+    pub result: CompareResult,
+    /// The field and what it is compared with.
+    pub target: CompareTarget,
+}
+
+/// How a key's field must stand to the given one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CompareResult {
+    /// The same.
+    Equal,
+    /// The key's is greater.
+    Greater,
+    /// The key's is less.
+    Less,
+    /// Not the same.
+    NotEqual,
+    /// A number without meaning: always holds, as in etcd (where the key exists or the target is not the value).
+    Unknown,
+}
+
+impl CompareResult {
+    /// From etcd's enum number.
+    pub fn from_wire(number: i32) -> CompareResult {
+        match number {
+            0 => CompareResult::Equal,
+            1 => CompareResult::Greater,
+            2 => CompareResult::Less,
+            3 => CompareResult::NotEqual,
+            _ => CompareResult::Unknown,
+        }
+    }
+}
+
+/// The field of a comparison and its right-hand side. On the wire the two are apart; where they do not match, or none
+/// was given, etcd compares with zero or the empty value, and so must the caller fill it in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CompareTarget {
+    /// How often the key was written since its creation.
+    Version(i64),
+    /// The creation revision.
+    Create(i64),
+    /// The modification revision.
+    Mod(i64),
+    /// The value. On a missing key every comparison with it fails, also `NotEqual`.
+    Value(Bytes),
+    /// The lease.
+    Lease(LeaseId),
+    /// A number without meaning: compares as two equal things.
+    Unknown,
+}
