@@ -1,1 +1,19 @@
-//! Placeholder.
+//! A node: the shell round the consensus engine, the state machine and the journal.
+//!
+//! It owns a data directory, one port for peers and gateways, one link per peer, and a task per group. It is **not** a
+//! client's business: it speaks the link protocol to gateways and knows nothing of gRPC, users or etcd's texts. What it
+//! decides itself is little: when a lease's time is over, when a snapshot is due, which watch is sent history.
+
+mod clock;
+mod group;
+mod inbox;
+mod lease_clock;
+mod link;
+mod metrics;
+mod node;
+mod outbox;
+mod peer;
+mod snapshot;
+mod wire;
+
+pub use node::{Node, NodeOptions, StartError};

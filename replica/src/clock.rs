@@ -1,0 +1,23 @@
+//! The node's clock: CLOCK_BOOTTIME, which goes on while the machine sleeps, so that no lease outlives its time.
+
+use std::time::Duration;
+
+use consensus_core::Mono;
+use rustix::time::{ClockId, clock_gettime};
+use tokio::time::Instant;
+
+/// Now, on the clock that all deadlines of this crate are measured by.
+#[must_use]
+pub fn now() -> Mono {
+    let time = clock_gettime(ClockId::Boottime);
+    // Seconds since boot are never negative, and 2^63 ns are 292 years.
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
+    Mono(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
+}
+
+/// The runtime's instant at which `deadline` has certainly come. A sleep of the machine makes it late, never early:
+/// whoever wakes up asks [`now`] again.
+pub(crate) fn instant(now: Mono, deadline: Mono) -> Instant {
+    Instant::now() + deadline.since(now) + Duration::from_micros(1)
+}

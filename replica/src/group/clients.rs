@@ -1,0 +1,154 @@
+//! Requests of gateways that wait: writes for their entry to be applied, reads for their read point.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use api::gaios::link::v1::refused::Why;
+use consensus_core::{Slot, Tag};
+use keyspace::{Query, SessionId};
+
+use super::replies::Replies;
+use crate::link::Link;
+
+/// Whom to answer.
+#[derive(Debug, Clone)]
+pub(super) struct Waiter {
+    pub(super) link: Arc<Link>,
+    pub(super) request: u64,
+}
+
+/// What a proposal of this node is about; names it until it is applied or rejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Subject {
+    Write(SessionId, u64),
+    OpenSession(u128),
+    /// Proposed by the group itself: nobody waits.
+    Internal,
+}
+
+/// What a waiting read will do once it may.
+#[derive(Debug)]
+pub(super) enum Reading {
+    Query(Query),
+    KeepAlive(Vec<i64>),
+    WatchOpen(api::gaios::link::v1::WatchOpen),
+}
+
+#[derive(Debug)]
+pub(super) struct PendingRead {
+    pub(super) waiter: Waiter,
+    pub(super) reading: Reading,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Clients {
+    next_tag: u64,
+    /// Proposals handed to the engine and not yet applied or rejected.
+    proposals: HashMap<Tag, Subject>,
+    writes: HashMap<Subject, Waiting>,
+    /// Reads whose read point the engine is finding out.
+    reads: HashMap<Tag, Vec<PendingRead>>,
+    /// Reads whose read point is not applied yet.
+    unapplied: BTreeMap<Slot, Vec<PendingRead>>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    tag: Tag,
+    waiters: Vec<Waiter>,
+}
+
+/// Whether a write has to be proposed, or is under way already.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Enrolled {
+    Propose(Tag),
+    UnderWay,
+}
+
+impl Clients {
+    /// Notes who waits for `subject`. A retry that overtakes the answer joins the proposal under way.
+    pub(super) fn enrol(&mut self, subject: Subject, waiter: Waiter) -> Enrolled {
+        if let Some(waiting) = self.writes.get_mut(&subject) {
+            // A gateway asks again only when it gave the first request up, so one waiter a link is enough.
+            waiting.waiters.retain(|other| other.link.id != waiter.link.id);
+            waiting.waiters.push(waiter);
+            return Enrolled::UnderWay;
+        }
+        let tag = self.tag();
+        self.proposals.insert(tag, subject);
+        self.writes.insert(subject, Waiting { tag, waiters: vec![waiter] });
+        Enrolled::Propose(tag)
+    }
+
+    /// A tag for a proposal that nobody waits for.
+    pub(super) fn internal(&mut self) -> Tag {
+        self.tag()
+    }
+
+    /// Who waited for `subject`, which is applied.
+    pub(super) fn applied(&mut self, subject: Subject) -> Vec<Waiter> {
+        match self.writes.remove(&subject) {
+            Some(waiting) => {
+                self.proposals.remove(&waiting.tag);
+                waiting.waiters
+            }
+            None => Vec::new(),
+        }
+    }
+
+    /// Who waited for a proposal that has certainly not entered the log.
+    pub(super) fn rejected(&mut self, tag: Tag) -> Vec<Waiter> {
+        match self.proposals.remove(&tag) {
+            Some(subject) => self.writes.remove(&subject).map_or_else(Vec::new, |waiting| waiting.waiters),
+            None => Vec::new(),
+        }
+    }
+
+    pub(super) fn wait_for_point(&mut self, reads: Vec<PendingRead>) -> Tag {
+        let tag = self.tag();
+        self.reads.insert(tag, reads);
+        tag
+    }
+
+    pub(super) fn point_found(&mut self, tag: Tag) -> Vec<PendingRead> {
+        self.reads.remove(&tag).unwrap_or_default()
+    }
+
+    pub(super) fn wait_for_apply(&mut self, point: Slot, reads: Vec<PendingRead>) {
+        self.unapplied.entry(point).or_default().extend(reads);
+    }
+
+    /// Reads that may be served now that `applied` is.
+    pub(super) fn readable(&mut self, applied: Slot) -> Vec<PendingRead> {
+        if self.unapplied.first_key_value().is_none_or(|(point, _)| *point > applied) {
+            return Vec::new();
+        }
+        let later = self.unapplied.split_off(&applied.next());
+        std::mem::replace(&mut self.unapplied, later).into_values().flatten().collect()
+    }
+
+    /// Leadership is lost: proposals under way may still be chosen, by the next leader.
+    pub(super) fn leadership_lost(&mut self, replies: &mut Replies) {
+        self.proposals.clear();
+        for waiter in self.writes.drain().flat_map(|(_, waiting)| waiting.waiters) {
+            replies.refuse(&waiter.link, waiter.request, Why::OutcomeUnknown);
+        }
+        for read in self.reads.drain().flat_map(|(_, reads)| reads) {
+            replies.refuse(&read.waiter.link, read.waiter.request, Why::NotLeader);
+        }
+    }
+
+    pub(super) fn link_closed(&mut self, link: u64) {
+        for waiting in self.writes.values_mut() {
+            waiting.waiters.retain(|waiter| waiter.link.id != link);
+        }
+        for reads in self.reads.values_mut().chain(self.unapplied.values_mut()) {
+            reads.retain(|read| read.waiter.link.id != link);
+        }
+    }
+
+    fn tag(&mut self) -> Tag {
+        self.next_tag += 1;
+        Tag(self.next_tag)
+    }
+}

@@ -1,0 +1,144 @@
+//! Where in the journal the records lie that a group still needs: those of slots above its base, and its last
+//! [`Record::Base`]. Kept per batch handed to the journal, not per record.
+
+use std::collections::VecDeque;
+
+use consensus_core::{Record, Slot};
+use journal::{Lsn, Ticket};
+
+#[derive(Debug, Default)]
+pub(crate) struct LogPositions {
+    /// Batches with records of slots, in the order of the journal. Durable ones know where they lie.
+    batches: VecDeque<Batch>,
+    /// Batches handed in and not yet durable, with the base each holds.
+    pending: VecDeque<Pending>,
+    /// The end of the last durable batch.
+    last: Lsn,
+    /// The newest durable base and a position at or before it.
+    base: (Slot, Lsn),
+}
+
+#[derive(Debug)]
+struct Batch {
+    ticket: Ticket,
+    /// The highest slot any of its records is about.
+    max_slot: Slot,
+    /// At or before its first record, once durable.
+    from: Lsn,
+}
+
+#[derive(Debug)]
+struct Pending {
+    ticket: Ticket,
+    base: Option<Slot>,
+}
+
+impl LogPositions {
+    /// A record found at restart, in the order of the journal.
+    pub(crate) fn recovered(&mut self, lsn: Lsn, record: &Record) {
+        if let Some(slot) = slot_of(record) {
+            self.batches.push_back(Batch { ticket: Ticket(0), max_slot: slot, from: lsn });
+        }
+        if let Record::Base { slot, .. } = record {
+            self.base = (*slot, lsn);
+        }
+        self.last = lsn;
+    }
+
+    /// A record goes to the journal, in the batch of this ticket.
+    pub(crate) fn appended(&mut self, ticket: Ticket, record: &Record) {
+        if self.pending.back().is_none_or(|pending| pending.ticket != ticket) {
+            self.pending.push_back(Pending { ticket, base: None });
+        }
+        if let Record::Base { slot, .. } = record
+            && let Some(pending) = self.pending.back_mut()
+        {
+            pending.base = Some(*slot);
+        }
+        let Some(slot) = slot_of(record) else { return };
+        match self.batches.back_mut() {
+            Some(batch) if batch.ticket == ticket => batch.max_slot = batch.max_slot.max(slot),
+            Some(_) | None => {
+                // `from` is not known yet, but it is not below the end of what is durable.
+                self.batches.push_back(Batch { ticket, max_slot: slot, from: Lsn(self.last.0 + 1) });
+            }
+        }
+    }
+
+    /// The batch of this ticket is durable and ends at `lsn`. Returns the group's new floor when it may have risen.
+    pub(crate) fn persisted(&mut self, ticket: Ticket, lsn: Lsn) -> Option<Lsn> {
+        let from = Lsn(self.last.0 + 1);
+        self.last = lsn;
+        let mut base = None;
+        while let Some(pending) = self.pending.front()
+            && pending.ticket <= ticket
+        {
+            base = pending.base.or(base);
+            self.pending.pop_front();
+        }
+        self.base = (base?, from);
+        self.floor()
+    }
+
+    /// The lowest position still needed; `None` before the group's first base.
+    pub(crate) fn floor(&mut self) -> Option<Lsn> {
+        let (base, base_lsn) = self.base;
+        if base_lsn == Lsn(0) {
+            return None;
+        }
+        while self.batches.front().is_some_and(|batch| batch.max_slot <= base) {
+            self.batches.pop_front();
+        }
+        Some(self.batches.front().map_or(base_lsn, |batch| batch.from.min(base_lsn)))
+    }
+}
+
+fn slot_of(record: &Record) -> Option<Slot> {
+    match record {
+        Record::Vote { slot, .. } | Record::Chosen { slot, .. } => Some(*slot),
+        Record::Promised { .. } | Record::Base { .. } | Record::Faulty { .. } | Record::Healed { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use consensus_core::{Config, Lead, NodeId, Value};
+    use std::sync::Arc;
+
+    fn vote(slot: u64) -> Record {
+        Record::Vote {
+            slot: Slot(slot),
+            ballot: Default::default(),
+            commit: Slot(0),
+            value: Some(Value::Noop),
+        }
+    }
+
+    fn base(slot: u64) -> Record {
+        Record::Base {
+            slot: Slot(slot),
+            promised: Lead::default(),
+            faulty_from: None,
+            promise_lost: false,
+            config: Arc::new(Config::majority([NodeId(1)])),
+        }
+    }
+
+    #[test]
+    fn the_floor_rises_to_the_oldest_needed_record_once_the_base_is_durable() {
+        let mut positions = LogPositions::default();
+        positions.recovered(Lsn(3), &base(0));
+        positions.recovered(Lsn(4), &vote(1));
+        positions.recovered(Lsn(9), &vote(2));
+        assert_eq!(positions.floor(), Some(Lsn(3)));
+        positions.appended(Ticket(1), &vote(3));
+        positions.appended(Ticket(1), &vote(4));
+        assert_eq!(positions.persisted(Ticket(1), Lsn(20)), None);
+        positions.appended(Ticket(2), &base(2));
+        positions.appended(Ticket(3), &vote(5));
+        assert_eq!(positions.persisted(Ticket(2), Lsn(21)), Some(Lsn(10)));
+        positions.appended(Ticket(4), &base(5));
+        assert_eq!(positions.persisted(Ticket(4), Lsn(30)), Some(Lsn(22)));
+    }
+}

@@ -1,0 +1,792 @@
+//! One group's replica on this node: a task that owns the group's consensus engine and its state machine. It waits for
+//! one of the [`GroupEvent`]s, steps the engine, and carries out what comes of it. Nothing else touches either.
+
+mod clients;
+mod log_positions;
+mod replies;
+mod snapshotting;
+mod watches;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::gaios::link::v1 as wire;
+use api::gaios::link::v1::refused::Why;
+use api::gaios::link::v1::request::Kind as RequestKind;
+use api::gaios::link::v1::response::Kind;
+use bytes::{Bytes, BytesMut};
+use consensus_core::{
+    Config, Engine, Event, GroupId, Input, LivenessEvent, Message, Mono, NodeId, Output, PersistSeq, ReadMode, ReadOutcome,
+    Record, Rejection, Role, Slot, Tag, Value,
+};
+use journal::{Lsn, Ticket};
+use keyspace::{
+    Command, Effects, Keyspace, LeaseEffect, LeaseId, Query, Reply, RevisionEvents, SessionId, SessionLookup,
+};
+use tracing::{debug, error, info};
+
+use self::clients::{Clients, Enrolled, PendingRead, Reading, Subject, Waiter};
+use self::replies::Replies;
+use self::snapshotting::Snapshotting;
+use self::watches::Watches;
+use crate::clock;
+use crate::inbox::Inbox;
+use crate::lease_clock::{LeaseClock, Renewal};
+use crate::link::Link;
+use crate::metrics::GroupMetrics;
+use crate::node::Shared;
+
+/// Bytes of requests and peers' messages that may wait for a group.
+const INBOX_BYTES: usize = 64 << 20;
+/// Leases removed or checkpointed in one proposal.
+const LEASES_PER_PROPOSAL: usize = 1000;
+/// How long a stopping leader waits for its successor.
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Everything that can happen to a group.
+#[derive(Debug)]
+pub(crate) enum GroupEvent {
+    /// A peer's replica sent a message.
+    Peer { from: NodeId, message: Message },
+    /// A gateway sent requests.
+    Requests { link: Arc<Link>, requests: Vec<wire::Request> },
+    /// A gateway's link is gone, and its watches with it.
+    LinkClosed(u64),
+    /// Records up to this number are durable; the last one lies at `lsn`.
+    Persisted { upto: PersistSeq, lsn: Lsn },
+    /// The journal is fenced.
+    PersistFailed,
+    /// A peer lives, or not any more.
+    Liveness(LivenessEvent),
+    /// The snapshot's file takes more slices, is finished, or has failed.
+    SnapshotProgress(snapshotting::Progress),
+    /// A peer's snapshot is durable here; the state it holds replaces ours.
+    SnapshotReceived { slot: Slot, config: Arc<Config>, state: Box<Keyspace> },
+    /// Whether a snapshot arrived at the peer that needed it.
+    SnapshotSent { to: NodeId, arrived: bool },
+    /// The journal wants the group to let go of old segments.
+    SnapshotWanted,
+}
+
+/// The way to a group's task.
+#[derive(Debug)]
+pub(crate) struct GroupHandle {
+    pub(crate) id: GroupId,
+    pub(crate) inbox: Inbox<GroupEvent>,
+}
+
+impl GroupHandle {
+    pub(crate) fn new(id: GroupId) -> Self {
+        GroupHandle { id, inbox: Inbox::new(INBOX_BYTES) }
+    }
+}
+
+/// What a group starts with, after recovery.
+pub(crate) struct GroupStart {
+    pub(crate) engine: Engine,
+    pub(crate) state: Keyspace,
+    /// The last slot that `state` has applied.
+    pub(crate) applied: Slot,
+    /// The newest snapshot on disk.
+    pub(crate) snapshot: Option<Slot>,
+    /// Where the journal holds the group's records.
+    pub(crate) positions: LogPositions,
+}
+
+pub(crate) use self::log_positions::LogPositions;
+pub(crate) use self::snapshotting::{decode_meta, encode_meta, load};
+
+pub(crate) struct Group {
+    shared: Arc<Shared>,
+    handle: Arc<GroupHandle>,
+    engine: Engine,
+    state: Keyspace,
+    applied: Slot,
+    clients: Clients,
+    /// Linearizable reads of this turn that need a read point from the engine.
+    asking: Vec<PendingRead>,
+    watches: Watches,
+    leases: LeaseClock,
+    /// Keep-alives for leases that have ended and are not removed yet.
+    ending: Vec<(Waiter, Vec<i64>)>,
+    /// This replica leads and may serve.
+    leading: bool,
+    /// Messages that wait for their records to be durable, in order.
+    held: VecDeque<(PersistSeq, NodeId, Message)>,
+    durable: PersistSeq,
+    positions: LogPositions,
+    snapshotting: Snapshotting,
+    replies: Replies,
+    out: Output,
+    effects: Effects,
+    label: Vec<u8>,
+    metrics: GroupMetrics,
+    stopping: Option<Mono>,
+}
+
+impl Group {
+    pub(crate) fn new(shared: Arc<Shared>, handle: Arc<GroupHandle>, start: GroupStart) -> Group {
+        let metrics = shared.metrics.of_group(handle.id);
+        Group {
+            snapshotting: Snapshotting::new(handle.id, start.snapshot),
+            shared,
+            handle,
+            engine: start.engine,
+            state: start.state,
+            applied: start.applied,
+            clients: Clients::default(),
+            asking: Vec::new(),
+            watches: Watches::default(),
+            leases: LeaseClock::default(),
+            ending: Vec::new(),
+            leading: false,
+            held: VecDeque::new(),
+            durable: PersistSeq(0),
+            positions: start.positions,
+            replies: Replies::default(),
+            out: Output::default(),
+            effects: Effects::default(),
+            label: Vec::new(),
+            metrics,
+            stopping: None,
+        }
+    }
+
+    /// Runs until the node stops.
+    pub(crate) async fn run(mut self) {
+        let mut events = Vec::new();
+        // The engine may have something to say before anything happens: entries to apply, a deadline.
+        self.turn(&mut events);
+        loop {
+            if self.has_work() {
+                tokio::task::yield_now().await;
+            } else {
+                self.wait().await;
+            }
+            self.handle.inbox.take(&mut events);
+            self.turn(&mut events);
+            if self.is_done() {
+                info!(group = self.handle.id.0, "stopped");
+                return;
+            }
+        }
+    }
+
+    /// Waits for an event, the nearest deadline, or the node's wish to stop.
+    async fn wait(&self) {
+        let now = clock::now();
+        let deadline = self.deadline();
+        let timer = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(clock::instant(now, deadline)).await,
+                None => std::future::pending().await,
+            }
+        };
+        let stop = async {
+            match self.stopping {
+                None => self.shared.stopping.cancelled().await,
+                Some(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.handle.inbox.wait() => {}
+            () = timer => {}
+            () = stop => {}
+        }
+    }
+
+    fn deadline(&self) -> Option<Mono> {
+        let leases = if self.leading { self.leases.next_deadline() } else { None };
+        [self.engine.next_deadline(), leases, self.stopping].into_iter().flatten().min()
+    }
+
+    /// Work that goes on without any event.
+    fn has_work(&self) -> bool {
+        self.watches.has_work() || self.snapshotting.wants_slice()
+    }
+
+    /// One turn: everything that came in, then what follows from it.
+    fn turn(&mut self, events: &mut Vec<GroupEvent>) {
+        for event in events.drain(..) {
+            self.on_event(event);
+        }
+        self.ask_for_read_point();
+        let now = clock::now();
+        if self.engine.next_deadline().is_some_and(|deadline| deadline <= now) {
+            self.step(Input::Timeout);
+        }
+        self.stop_in_order(now);
+        self.carry_out();
+        self.propose_due_leases();
+        self.carry_out();
+        self.watches.serve_behind(&self.state, &mut self.replies);
+        self.continue_snapshot();
+        self.replies.flush();
+        self.publish();
+    }
+
+    fn step(&mut self, input: Input) {
+        // Sampled after the input was taken up, as the lease rules demand.
+        let now = clock::now();
+        let liveness = self.shared.liveness.read();
+        self.engine.step(now, &liveness, input);
+    }
+
+    fn on_event(&mut self, event: GroupEvent) {
+        match event {
+            GroupEvent::Peer { from, message } => self.step(Input::Message { from, message }),
+            GroupEvent::Requests { link, requests } => {
+                for request in requests {
+                    self.on_request(&link, request);
+                }
+            }
+            GroupEvent::LinkClosed(link) => {
+                self.clients.link_closed(link);
+                self.watches.close_link(link);
+                self.ending.retain(|(waiter, _)| waiter.link.id != link);
+            }
+            GroupEvent::Persisted { upto, lsn } => self.on_persisted(upto, lsn),
+            GroupEvent::PersistFailed => self.step(Input::PersistFailed),
+            GroupEvent::Liveness(event) => self.step(Input::from(event)),
+            GroupEvent::SnapshotProgress(progress) => self.on_snapshot_progress(progress),
+            GroupEvent::SnapshotReceived { slot, config, state } => {
+                self.on_snapshot_received(slot, config, *state);
+            }
+            GroupEvent::SnapshotSent { to, arrived } => {
+                self.snapshotting.sent(to);
+                if !arrived {
+                    self.step(Input::SnapshotFailed { to });
+                }
+            }
+            GroupEvent::SnapshotWanted => self.snapshotting.want(),
+        }
+    }
+
+    fn on_persisted(&mut self, upto: PersistSeq, lsn: Lsn) {
+        self.step(Input::Persisted(upto));
+        self.durable = upto;
+        while let Some((gate, _, _)) = self.held.front()
+            && *gate <= upto
+            && let Some((_, to, message)) = self.held.pop_front()
+        {
+            self.shared.send_group(self.handle.id, to, &message);
+        }
+        if let Some(floor) = self.positions.persisted(Ticket(upto.0), lsn) {
+            self.shared.journal.set_floor(self.handle.id.0, floor);
+        }
+    }
+
+    fn on_request(&mut self, link: &Arc<Link>, request: wire::Request) {
+        let id = request.id;
+        match request.kind {
+            Some(RequestKind::Write(write)) => self.on_write(link, id, write),
+            Some(RequestKind::OpenSession(open)) => self.on_open_session(link, id, &open.nonce),
+            Some(RequestKind::Read(read)) => match Query::decode(read.query) {
+                Ok(query) if read.serializable => self.answer_query(link, id, &query),
+                Ok(query) => self.on_read(link, id, Reading::Query(query)),
+                Err(_) => self.replies.refuse(link, id, Why::Malformed),
+            },
+            Some(RequestKind::KeepAlive(keep)) => self.on_read(link, id, Reading::KeepAlive(keep.leases)),
+            Some(RequestKind::Status(_)) => self.on_status(link, id),
+            Some(RequestKind::WatchOpen(open)) if open.linearizable => {
+                self.on_read(link, id, Reading::WatchOpen(open));
+            }
+            Some(RequestKind::WatchOpen(open)) => {
+                self.watches.open(link, id, open, &self.state, &mut self.replies);
+            }
+            Some(RequestKind::WatchCredit(credit)) => self.watches.add_credit(link.id, id, credit.bytes),
+            Some(RequestKind::WatchSync(sync)) => {
+                // What was applied and not sent yet comes first.
+                self.watches.sync(link, id, sync.watch, &self.state, &mut self.replies);
+            }
+            Some(RequestKind::WatchClose(_)) => self.watches.close(link.id, id),
+            None => self.replies.refuse(link, id, Why::Malformed),
+        }
+    }
+
+    fn on_write(&mut self, link: &Arc<Link>, id: u64, write: wire::Write) {
+        let (session, seq) = (SessionId(write.session), write.seq);
+        match self.state.has_result(session, seq) {
+            SessionLookup::Applied(outcome) => {
+                self.replies.outcome(link, id, outcome);
+                return;
+            }
+            // The rest is decided at apply, in log order, the same on every replica.
+            SessionLookup::Expired
+            | SessionLookup::Forgotten
+            | SessionLookup::New
+            | SessionLookup::BeyondWindow => {}
+        }
+        if !self.may_write(link, id) {
+            return;
+        }
+        // Nothing enters the log that a replica could not read back.
+        match Command::decode(write.command.clone()) {
+            Ok(Command::Write { session: of, seq: number, .. }) if of == session && number == seq => {}
+            Ok(
+                Command::Write { .. }
+                | Command::OpenSession { .. }
+                | Command::CloseSession(_)
+                | Command::ExpireLeases(_)
+                | Command::CheckpointLeases(_)
+                | Command::SetLimits(_),
+            )
+            | Err(_) => {
+                self.replies.refuse(link, id, Why::Malformed);
+                return;
+            }
+        }
+        self.propose(Subject::Write(session, seq), Waiter { link: Arc::clone(link), request: id }, write.command);
+    }
+
+    fn on_open_session(&mut self, link: &Arc<Link>, id: u64, nonce: &[u8]) {
+        let Ok(nonce) = <[u8; 16]>::try_from(nonce) else {
+            self.replies.refuse(link, id, Why::Malformed);
+            return;
+        };
+        if !self.may_write(link, id) {
+            return;
+        }
+        let nonce = u128::from_le_bytes(nonce);
+        let command = encode(&Command::OpenSession { nonce });
+        let waiter = Waiter { link: Arc::clone(link), request: id };
+        self.propose(Subject::OpenSession(nonce), waiter, command);
+    }
+
+    /// Refuses what could not be written here, before it costs a proposal.
+    fn may_write(&mut self, link: &Arc<Link>, id: u64) -> bool {
+        let why = if self.stopping.is_some() {
+            Why::Stopping
+        } else if self.shared.journal.is_full() {
+            Why::NoDisk
+        } else {
+            return true;
+        };
+        self.replies.refuse(link, id, why);
+        false
+    }
+
+    fn propose(&mut self, subject: Subject, waiter: Waiter, command: Bytes) {
+        match self.clients.enrol(subject, waiter) {
+            Enrolled::Propose(tag) => self.step(Input::Propose { tag, command }),
+            Enrolled::UnderWay => {}
+        }
+    }
+
+    fn propose_internal(&mut self, command: &Command) {
+        let tag = self.clients.internal();
+        self.step(Input::Propose { tag, command: encode(command) });
+    }
+
+    fn on_read(&mut self, link: &Arc<Link>, id: u64, reading: Reading) {
+        let read = PendingRead { waiter: Waiter { link: Arc::clone(link), request: id }, reading };
+        let point = {
+            let now = clock::now();
+            self.engine.lease_read(now, &self.shared.liveness.read())
+        };
+        match point {
+            Some(point) if point <= self.applied => self.serve(read),
+            Some(point) => self.clients.wait_for_apply(point, vec![read]),
+            None => self.asking.push(read),
+        }
+    }
+
+    /// One question for all reads of the turn that the leader lease does not cover.
+    fn ask_for_read_point(&mut self) {
+        if !self.asking.is_empty() {
+            let reads = std::mem::take(&mut self.asking);
+            let tag = self.clients.wait_for_point(reads);
+            self.step(Input::Read { tag, mode: ReadMode::Lease });
+        }
+    }
+
+    fn serve(&mut self, read: PendingRead) {
+        let PendingRead { waiter, reading } = read;
+        match reading {
+            Reading::Query(query) => self.answer_query(&waiter.link, waiter.request, &query),
+            Reading::KeepAlive(leases) => self.keep_alive(waiter, leases),
+            Reading::WatchOpen(open) => {
+                self.watches.open(&waiter.link, waiter.request, open, &self.state, &mut self.replies);
+            }
+        }
+    }
+
+    fn answer_query(&mut self, link: &Arc<Link>, id: u64, query: &Query) {
+        let mut outcome = self.state.query(query);
+        // The state machine has no clock; what remains of a lease only its leader knows.
+        if self.leading {
+            match &mut outcome {
+                Ok(Reply::LeaseTimeToLive(reply)) => {
+                    if let Some(remaining) = self.leases.remaining(clock::now(), reply.id) {
+                        reply.ttl = remaining;
+                    }
+                }
+                Ok(Reply::Leases { leases, .. }) => *leases = self.leases.by_end(),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        self.replies.outcome(link, id, &outcome);
+    }
+
+    fn keep_alive(&mut self, waiter: Waiter, leases: Vec<i64>) {
+        if !self.leading {
+            self.replies.refuse(&waiter.link, waiter.request, Why::NotLeader);
+            return;
+        }
+        let now = clock::now();
+        let revision = self.state.revision().0;
+        let mut kept = Vec::with_capacity(leases.len());
+        let mut forget = Vec::new();
+        for &lease in &leases {
+            let id = LeaseId(lease);
+            let ttl = match self.leases.renew(now, id) {
+                Renewal::Renewed { ttl_seconds, forget_checkpoint } => {
+                    if forget_checkpoint {
+                        forget.push((id, 0));
+                    }
+                    ttl_seconds
+                }
+                Renewal::Missing => 0,
+                Renewal::Ending => {
+                    // Renewing the others once more does no harm.
+                    self.ending.push((waiter, leases));
+                    return;
+                }
+            };
+            kept.push(wire::KeptLease { id: lease, ttl });
+        }
+        if !forget.is_empty() {
+            self.propose_internal(&Command::CheckpointLeases(forget));
+        }
+        let kept = wire::KeptAlive { leases: kept, revision };
+        self.replies.add(&waiter.link, waiter.request, Kind::KeptAlive(kept));
+    }
+
+    fn on_status(&mut self, link: &Arc<Link>, id: u64) {
+        let status = self.status_reply();
+        self.replies.add(link, id, Kind::Status(status));
+    }
+
+    fn status_reply(&self) -> wire::StatusReply {
+        let engine = self.engine.status();
+        let state = self.state.status();
+        wire::StatusReply {
+            node: self.shared.id.0,
+            leader: engine.leader.map_or(0, |leader| leader.0),
+            commit_slot: engine.commit.0,
+            applied_slot: self.applied.0,
+            revision: state.revision.0,
+            compact_revision: state.compact_revision.0,
+            size_bytes: state.size_bytes,
+            size_in_use_bytes: state.size_in_use_bytes,
+            quota_bytes: state.quota_bytes,
+            no_space_alarm: self.state.has_alarm(keyspace::AlarmKind::NoSpace),
+            corrupt_alarm: self.state.has_alarm(keyspace::AlarmKind::Corrupt),
+            learner: engine.role == Role::Learner,
+            digest: self.state.digest(),
+        }
+    }
+
+    /// Does what the engine wants done, until it wants nothing more.
+    fn carry_out(&mut self) {
+        loop {
+            let mut out = std::mem::take(&mut self.out);
+            out.clear();
+            self.engine.poll(&mut out);
+            if out.is_empty() {
+                self.out = out;
+                return;
+            }
+            self.persist(&mut out.records);
+            for send in out.sends.drain(..) {
+                if send.gate <= self.durable {
+                    self.shared.send_group(self.handle.id, send.to, &send.message);
+                } else {
+                    self.held.push_back((send.gate, send.to, send.message));
+                }
+            }
+            self.apply(&mut out.committed);
+            // Rejections before the change of role that caused them: these have certainly not entered the log.
+            for (tag, rejection) in out.rejected.drain(..) {
+                self.on_rejected(tag, rejection);
+            }
+            for (tag, outcome) in out.reads.drain(..) {
+                self.on_read_point(tag, outcome);
+            }
+            for event in out.events.drain(..) {
+                self.on_engine_event(event);
+            }
+            self.out = out;
+        }
+    }
+
+    fn persist(&mut self, records: &mut Vec<(PersistSeq, Record)>) {
+        let Some((last, _)) = records.last() else { return };
+        let ticket = Ticket(last.0);
+        let mut batch = Vec::with_capacity(records.len());
+        for (_, record) in records.drain(..) {
+            self.label.clear();
+            record.label(&mut self.label);
+            let mut payload = BytesMut::with_capacity(record.payload_len());
+            record.payload(|piece| payload.extend_from_slice(piece));
+            self.snapshotting.logged(payload.len() + self.label.len());
+            self.positions.appended(ticket, &record);
+            let label = Bytes::copy_from_slice(&self.label);
+            batch.push(journal::Record { label, payload: vec![payload.freeze()] });
+        }
+        let batch = journal::Batch { group: self.handle.id.0, ticket, records: batch };
+        if let Err(error) = self.shared.journal.append(batch) {
+            error!(group = self.handle.id.0, %error, "the journal takes nothing: this node leaves the group until it is restarted");
+            self.step(Input::PersistFailed);
+        }
+    }
+
+    fn apply(&mut self, committed: &mut Vec<(Slot, Value)>) {
+        if committed.is_empty() {
+            return;
+        }
+        let mut effects = std::mem::take(&mut self.effects);
+        effects.clear();
+        let mut subjects = Vec::new();
+        for (slot, value) in committed.drain(..) {
+            if slot <= self.applied {
+                // In the snapshot already.
+                continue;
+            }
+            assert_eq!(slot, self.applied.next(), "the engine commits in slot order without gaps");
+            match value {
+                Value::Noop | Value::Config(_) => self.state.skip(slot.0),
+                Value::Batch(commands) => {
+                    for (index, command) in commands.iter().enumerate() {
+                        let Ok(command) = Command::decode(command.clone()) else {
+                            // Only a leader of a newer version could have let it in.
+                            panic!(
+                                "group {} slot {}: an entry that this version cannot read; update this node",
+                                self.handle.id.0, slot.0
+                            );
+                        };
+                        subjects.push(subject(&command));
+                        let index = u32::try_from(index).expect("an entry holds fewer than 2^32 commands");
+                        self.state.apply(slot.0, index, command, &mut effects);
+                    }
+                }
+            }
+            self.applied = slot;
+        }
+        self.on_effects(&effects, &subjects);
+        self.effects = effects;
+        for read in self.clients.readable(self.applied) {
+            self.serve(read);
+        }
+    }
+
+    fn on_effects(&mut self, effects: &Effects, subjects: &[Subject]) {
+        // The state machine answers each command, in the order applied.
+        assert_eq!(effects.replies.len(), subjects.len());
+        for (answer, subject) in effects.replies.iter().zip(subjects) {
+            for waiter in self.clients.applied(*subject) {
+                match &answer.outcome {
+                    Ok(Reply::SessionOpened { session, .. }) => {
+                        let opened = wire::SessionOpened { session: session.0 };
+                        self.replies.add(&waiter.link, waiter.request, Kind::SessionOpened(opened));
+                    }
+                    outcome => self.replies.outcome(&waiter.link, waiter.request, outcome),
+                }
+            }
+        }
+        self.on_lease_effects(&effects.leases);
+        self.on_revisions(&effects.revisions);
+    }
+
+    fn on_lease_effects(&mut self, effects: &[LeaseEffect]) {
+        if !self.leading {
+            return;
+        }
+        let now = clock::now();
+        let mut revoked = false;
+        for effect in effects {
+            match *effect {
+                LeaseEffect::Granted { id, ttl_s } => self.leases.granted(now, id, ttl_s),
+                LeaseEffect::Revoked { id } => {
+                    self.leases.revoked(id);
+                    revoked = true;
+                }
+                LeaseEffect::Checkpointed { .. } => {}
+            }
+        }
+        if revoked {
+            for (waiter, leases) in std::mem::take(&mut self.ending) {
+                self.on_read(&waiter.link, waiter.request, Reading::KeepAlive(leases));
+            }
+        }
+    }
+
+    fn on_revisions(&mut self, revisions: &[RevisionEvents]) {
+        if !revisions.is_empty() {
+            self.watches.on_revisions(revisions, &self.state, &mut self.replies);
+        }
+    }
+
+    fn on_rejected(&mut self, tag: Tag, rejection: Rejection) {
+        let why = match rejection {
+            Rejection::NotLeader { hint } => {
+                self.replies.leader = hint;
+                Why::NotLeader
+            }
+            Rejection::Overloaded => Why::Overloaded,
+            Rejection::Fenced => Why::NoDisk,
+            Rejection::Transferring => Why::NotLeader,
+        };
+        for waiter in self.clients.rejected(tag) {
+            self.replies.refuse(&waiter.link, waiter.request, why);
+        }
+    }
+
+    fn on_read_point(&mut self, tag: Tag, outcome: ReadOutcome) {
+        let reads = self.clients.point_found(tag);
+        match outcome {
+            ReadOutcome::At(point) if point <= self.applied => {
+                for read in reads {
+                    self.serve(read);
+                }
+            }
+            ReadOutcome::At(point) => self.clients.wait_for_apply(point, reads),
+            ReadOutcome::NotLeader { hint } => {
+                self.replies.leader = hint;
+                self.refuse_reads(reads);
+            }
+            ReadOutcome::Lost => self.refuse_reads(reads),
+        }
+    }
+
+    /// A read may always be asked again elsewhere.
+    fn refuse_reads(&mut self, reads: Vec<PendingRead>) {
+        for read in reads {
+            self.replies.refuse(&read.waiter.link, read.waiter.request, Why::NotLeader);
+        }
+    }
+
+    fn on_engine_event(&mut self, event: Event) {
+        match event {
+            Event::RoleChanged { role, lead, leader } => {
+                info!(group = self.handle.id.0, ?role, round = lead.round, leader = leader.map(|l| l.0), "role");
+                self.replies.term = lead.round;
+                self.replies.leader = leader;
+                if role != Role::Leader {
+                    self.leading = false;
+                    self.leases.stop();
+                    self.clients.leadership_lost(&mut self.replies);
+                    for (waiter, _) in std::mem::take(&mut self.ending) {
+                        self.replies.refuse(&waiter.link, waiter.request, Why::NotLeader);
+                    }
+                }
+            }
+            Event::LeadershipReady => {
+                self.leading = true;
+                let grace = self.shared.timing.election;
+                let leases = self.state.leases().map(|lease| (lease.id, lease.granted_ttl_s, lease.remaining_s));
+                self.leases.start(clock::now(), grace, leases);
+                // The limits must be the same on all replicas, so it is the leader's configuration that counts.
+                if self.state.limits() != self.shared.limits {
+                    self.propose_internal(&Command::SetLimits(self.shared.limits));
+                }
+            }
+            Event::SnapshotNeeded { to, at_least } => self.send_snapshot(to, at_least),
+            Event::Fenced => {
+                error!(group = self.handle.id.0, "fenced: this replica takes no part until the node is restarted");
+            }
+            Event::PayloadRepaired { slot } => {
+                info!(group = self.handle.id.0, slot = slot.0, "a damaged entry was repaired from a peer");
+            }
+            Event::Healed => info!(group = self.handle.id.0, "everything the disk may have forgotten is made up for"),
+            Event::TransferAborted { to } => {
+                info!(group = self.handle.id.0, to = to.0, "leadership was not handed over");
+            }
+        }
+    }
+
+    fn propose_due_leases(&mut self) {
+        if !self.leading {
+            return;
+        }
+        let due = self.leases.take_due(clock::now(), LEASES_PER_PROPOSAL);
+        if !due.expired.is_empty() {
+            debug!(group = self.handle.id.0, leases = due.expired.len(), "leases expired");
+            self.propose_internal(&Command::ExpireLeases(due.expired));
+        }
+        if !due.checkpoints.is_empty() {
+            self.propose_internal(&Command::CheckpointLeases(due.checkpoints));
+        }
+    }
+
+    fn on_snapshot_received(&mut self, slot: Slot, config: Arc<Config>, state: Keyspace) {
+        if slot > self.applied {
+            info!(group = self.handle.id.0, slot = slot.0, "took over a peer's snapshot");
+            self.state = state;
+            self.applied = slot;
+            self.snapshotting.replaced(slot);
+            self.watches.on_state_replaced();
+            self.step(Input::SnapshotInstalled { slot, config });
+            for read in self.clients.readable(self.applied) {
+                self.serve(read);
+            }
+        }
+    }
+
+    /// When the node wants to stop: a leader hands over first, so that nobody waits for an election.
+    fn stop_in_order(&mut self, now: Mono) {
+        if self.stopping.is_some() || !self.shared.stopping.is_cancelled() {
+            return;
+        }
+        let status = self.engine.status();
+        let successor = {
+            let liveness = self.shared.liveness.read();
+            let voters = status.config.voters.iter().filter(|voter| *voter != self.shared.id);
+            voters.into_iter().find(|voter| liveness.is_up(now, *voter))
+        };
+        match successor {
+            Some(to) if status.role == Role::Leader => {
+                self.stopping = Some(now.after(HANDOVER_TIMEOUT));
+                self.step(Input::Transfer { to });
+            }
+            Some(_) | None => self.stopping = Some(now),
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        match self.stopping {
+            None => false,
+            Some(deadline) => self.engine.status().role != Role::Leader || clock::now() >= deadline,
+        }
+    }
+
+    fn publish(&mut self) {
+        self.metrics.publish(&self.engine.status(), self.applied, self.watches.len());
+    }
+}
+
+/// What a command of the log is about, for whoever waits for it.
+fn subject(command: &Command) -> Subject {
+    match command {
+        Command::Write { session, seq, .. } => Subject::Write(*session, *seq),
+        Command::OpenSession { nonce } => Subject::OpenSession(*nonce),
+        Command::CloseSession(_)
+        | Command::ExpireLeases(_)
+        | Command::CheckpointLeases(_)
+        | Command::SetLimits(_) => Subject::Internal,
+    }
+}
+
+fn encode(command: &Command) -> Bytes {
+    let mut bytes = BytesMut::new();
+    command.encode(&mut bytes);
+    bytes.freeze()
+}
+
+impl std::fmt::Debug for Group {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Group").field("id", &self.handle.id).field("applied", &self.applied).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,274 @@
+//! The watches that gateways hold at this replica. A watch in step with the state gets each revision as it is applied;
+//! one that is behind reads history until it is in step again. Bytes sent are bounded by the gateway's credit: without
+//! credit a watch falls behind, keeping nothing but its position. No revision is skipped, repeated or torn.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use api::gaios::link::v1 as wire;
+use api::gaios::link::v1::refused::Why;
+use api::gaios::link::v1::response::Kind;
+use bytes::BytesMut;
+use keyspace::{Event, KeyRange, Keyspace, Revision, RevisionEvents, WatcherIndex};
+
+use super::replies::Replies;
+use crate::link::Link;
+
+/// Most revisions of history read for a watch at a time; etcd's batch.
+const HISTORY_REVISIONS: usize = 1000;
+/// Most bytes of history read for a watch at a time.
+const HISTORY_BYTES: usize = 1 << 20;
+/// Most watches that are served history before the group turns to other work.
+const BEHIND_PER_TURN: usize = 16;
+
+/// A watch: the link's id and the id the gateway chose on it.
+type WatchId = (u64, u64);
+
+#[derive(Debug, Default)]
+pub(super) struct Watches {
+    watches: BTreeMap<WatchId, Watch>,
+    /// Watches in step, by range.
+    in_step: WatcherIndex<WatchId>,
+    /// Watches behind that have credit, in the order in which they are served.
+    behind: BTreeSet<WatchId>,
+    /// Where the round over `behind` goes on.
+    served_last: Option<WatchId>,
+}
+
+#[derive(Debug)]
+struct Watch {
+    link: Arc<Link>,
+    range: KeyRange,
+    prev_kv: bool,
+    /// The first revision not yet sent or known not to touch the range.
+    next: Revision,
+    /// Bytes that may still be sent. One page may overdraw it.
+    credit: i64,
+    in_step: bool,
+    /// Requests waiting for the watch to be in step.
+    syncs: Vec<u64>,
+}
+
+impl Watches {
+    pub(super) fn len(&self) -> usize {
+        self.watches.len()
+    }
+
+    pub(super) fn open(
+        &mut self,
+        link: &Arc<Link>,
+        id: u64,
+        request: wire::WatchOpen,
+        state: &Keyspace,
+        replies: &mut Replies,
+    ) {
+        let watch_id = (link.id, id);
+        if self.watches.contains_key(&watch_id) {
+            replies.refuse(link, id, Why::Malformed);
+            return;
+        }
+        let revision = state.revision();
+        let next = match request.start_revision {
+            ..=0 => Revision(revision.0 + 1),
+            start => Revision(start),
+        };
+        let in_step = next > revision;
+        let watch = Watch {
+            link: Arc::clone(link),
+            range: KeyRange::from_watch_wire(request.key, request.range_end),
+            prev_kv: request.prev_kv,
+            next,
+            credit: i64::try_from(request.credit).unwrap_or(i64::MAX),
+            in_step,
+            syncs: Vec::new(),
+        };
+        replies.add(
+            link,
+            id,
+            Kind::WatchOpened(wire::WatchOpened { revision: revision.0, start_revision: next.0 }),
+        );
+        if in_step {
+            self.in_step.insert(&watch.range, watch_id);
+        } else {
+            self.behind.insert(watch_id);
+        }
+        self.watches.insert(watch_id, watch);
+    }
+
+    pub(super) fn close(&mut self, link: u64, id: u64) {
+        if let Some(watch) = self.watches.remove(&(link, id)) {
+            self.in_step.remove(&watch.range, (link, id));
+            self.behind.remove(&(link, id));
+        }
+    }
+
+    pub(super) fn close_link(&mut self, link: u64) {
+        let ids: Vec<_> = self.watches.range((link, 0)..=(link, u64::MAX)).map(|(id, _)| id.1).collect();
+        for id in ids {
+            self.close(link, id);
+        }
+    }
+
+    pub(super) fn add_credit(&mut self, link: u64, id: u64, bytes: u64) {
+        if let Some(watch) = self.watches.get_mut(&(link, id)) {
+            watch.credit = watch.credit.saturating_add(i64::try_from(bytes).unwrap_or(i64::MAX));
+            if !watch.in_step && watch.credit > 0 {
+                self.behind.insert((link, id));
+            }
+        }
+    }
+
+    /// Answers once the watch is in step; behind all events sent until then, since answers keep their order.
+    pub(super) fn sync(&mut self, link: &Arc<Link>, id: u64, watch: u64, state: &Keyspace, replies: &mut Replies) {
+        match self.watches.get_mut(&(link.id, watch)) {
+            None => replies.refuse(link, id, Why::Malformed),
+            Some(found) if found.in_step => {
+                let revision = state.revision().0;
+                replies.add(link, id, Kind::WatchSynced(wire::WatchSynced { watch, revision }));
+            }
+            Some(found) => found.syncs.push(id),
+        }
+    }
+
+    /// Whether any watch could be sent history now.
+    pub(super) fn has_work(&self) -> bool {
+        !self.behind.is_empty()
+    }
+
+    /// Sends revisions just applied to the watches in step that they concern.
+    pub(super) fn on_revisions(&mut self, revisions: &[RevisionEvents], state: &Keyspace, replies: &mut Replies) {
+        if self.watches.is_empty() {
+            return;
+        }
+        // Per watch the revisions that touch it, each with its matching events in their order.
+        let mut touched: BTreeMap<WatchId, Vec<(Revision, Vec<Event>)>> = BTreeMap::new();
+        let mut matching = Vec::new();
+        for revision in revisions {
+            for event in revision.events.iter() {
+                matching.clear();
+                self.in_step.matching(&event.kv.key, &mut matching);
+                for &id in &matching {
+                    let Some(watch) = self.watches.get(&id).filter(|watch| watch.next <= revision.revision) else {
+                        continue;
+                    };
+                    let event = watch.view(event);
+                    let of_watch = touched.entry(id).or_default();
+                    match of_watch.last_mut() {
+                        Some((last, events)) if *last == revision.revision => events.push(event),
+                        Some(_) | None => of_watch.push((revision.revision, vec![event])),
+                    }
+                }
+            }
+        }
+        let revision = state.revision();
+        for (id, revisions) in touched {
+            let watch = self.watches.get_mut(&id).expect("found above");
+            if watch.credit <= 0 {
+                // From here on it reads history, from the first revision that it was not sent.
+                watch.next = revisions[0].0;
+                watch.in_step = false;
+                self.in_step.remove(&watch.range, id);
+                continue;
+            }
+            let revisions: Vec<_> = revisions
+                .into_iter()
+                .map(|(revision, events)| RevisionEvents { revision, events: events.into() })
+                .collect();
+            watch.send(id.1, &revisions, revision, revision, false, replies);
+        }
+    }
+
+    /// Sends history to some of the watches that are behind.
+    pub(super) fn serve_behind(&mut self, state: &Keyspace, replies: &mut Replies) {
+        for _ in 0..BEHIND_PER_TURN.min(self.behind.len()) {
+            let after = self.served_last.and_then(|last| self.behind.range((last.0, last.1 + 1)..).next());
+            let Some(&id) = after.or(self.behind.first()) else { return };
+            self.served_last = Some(id);
+            self.serve_history(id, state, replies);
+        }
+    }
+
+    /// The state was replaced by a snapshot's: revisions were skipped here, so every watch reads history.
+    pub(super) fn on_state_replaced(&mut self) {
+        for (&id, watch) in &mut self.watches {
+            if watch.in_step {
+                watch.in_step = false;
+                self.in_step.remove(&watch.range, id);
+                self.behind.insert(id);
+            }
+        }
+    }
+
+    fn serve_history(&mut self, id: WatchId, state: &Keyspace, replies: &mut Replies) {
+        let watch = self.watches.get_mut(&id).expect("`behind` names only watches that exist");
+        let revision = state.revision();
+        let budget = usize::try_from(watch.credit).unwrap_or(0).clamp(1, HISTORY_BYTES);
+        match state.history(&watch.range, watch.next, budget, HISTORY_REVISIONS) {
+            Ok(mut page) => {
+                if !page.revisions.is_empty() {
+                    if !watch.prev_kv {
+                        for revision in &mut page.revisions {
+                            revision.events = revision.events.iter().map(|event| watch.view(event)).collect();
+                        }
+                    }
+                    let upto = Revision(page.next.0 - 1);
+                    watch.send(id.1, &page.revisions, upto, revision, true, replies);
+                }
+                watch.next = page.next.max(watch.next);
+                if watch.next > revision {
+                    watch.in_step = true;
+                    self.in_step.insert(&watch.range, id);
+                    self.behind.remove(&id);
+                    for sync in watch.syncs.drain(..) {
+                        let synced = wire::WatchSynced { watch: id.1, revision: revision.0 };
+                        replies.add(&watch.link, sync, Kind::WatchSynced(synced));
+                    }
+                } else if watch.credit <= 0 {
+                    self.behind.remove(&id);
+                }
+            }
+            Err(keyspace::Compacted(compacted)) => {
+                let canceled = wire::WatchCanceled {
+                    compact_revision: compacted.0,
+                    revision: revision.0,
+                    refused: None,
+                };
+                replies.add(&watch.link, id.1, Kind::WatchCanceled(canceled));
+                for sync in watch.syncs.drain(..) {
+                    replies.refuse(&watch.link, sync, Why::Malformed);
+                }
+                self.close(id.0, id.1);
+            }
+        }
+    }
+}
+
+impl Watch {
+    /// The event as this watch asked to see it.
+    fn view(&self, event: &Event) -> Event {
+        let prev_kv = if self.prev_kv { event.prev_kv.clone() } else { None };
+        Event { kind: event.kind, kv: event.kv.clone(), prev_kv }
+    }
+
+    fn send(
+        &mut self,
+        id: u64,
+        revisions: &[RevisionEvents],
+        upto: Revision,
+        revision: Revision,
+        catching_up: bool,
+        replies: &mut Replies,
+    ) {
+        let mut encoded = BytesMut::new();
+        RevisionEvents::encode_all(revisions, &mut encoded);
+        self.credit -= i64::try_from(encoded.len()).unwrap_or(i64::MAX);
+        self.next = Revision(upto.0 + 1);
+        let events = wire::WatchEvents {
+            revisions: encoded.freeze(),
+            upto: upto.0,
+            revision: revision.0,
+            catching_up,
+        };
+        replies.add(&self.link, id, Kind::WatchEvents(events));
+    }
+}

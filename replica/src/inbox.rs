@@ -1,0 +1,90 @@
+//! The way into a task: a queue that is taken whole, so that a busy task pays one lock for many events.
+
+use std::mem;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+/// Many producers, one consumer.
+#[derive(Debug)]
+pub(crate) struct Inbox<T> {
+    queue: Mutex<Queue<T>>,
+    ready: Notify,
+    /// Bytes that events pushed with [`Inbox::push`] may hold together.
+    limit: usize,
+}
+
+#[derive(Debug)]
+struct Queue<T> {
+    events: Vec<T>,
+    bytes: usize,
+}
+
+impl<T> Inbox<T> {
+    pub(crate) fn new(limit: usize) -> Self {
+        Inbox { queue: Mutex::new(Queue { events: Vec::new(), bytes: 0 }), ready: Notify::new(), limit }
+    }
+
+    /// Hands in an event that holds `bytes` of memory, or gives it back when the consumer is too far behind.
+    pub(crate) fn push(&self, event: T, bytes: usize) -> Result<(), T> {
+        {
+            let mut queue = self.queue.lock();
+            if queue.bytes.saturating_add(bytes) > self.limit && !queue.events.is_empty() {
+                return Err(event);
+            }
+            queue.bytes = queue.bytes.saturating_add(bytes);
+            queue.events.push(event);
+        }
+        self.ready.notify_one();
+        Ok(())
+    }
+
+    /// Hands in an event that must not be lost; there are few of them, and small.
+    pub(crate) fn push_always(&self, event: T) {
+        self.queue.lock().events.push(event);
+        self.ready.notify_one();
+    }
+
+    /// Returns once there may be something to take.
+    pub(crate) async fn wait(&self) {
+        self.ready.notified().await;
+    }
+
+    /// Moves everything that waits to the end of `events`.
+    pub(crate) fn take(&self, events: &mut Vec<T>) {
+        let mut queue = self.queue.lock();
+        queue.bytes = 0;
+        if events.is_empty() {
+            mem::swap(&mut queue.events, events);
+        } else {
+            events.append(&mut queue.events);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_event_pushed_before_the_wait_is_seen() {
+        let inbox = Inbox::new(10);
+        inbox.push(1, 4).unwrap();
+        inbox.wait().await;
+        let mut events = Vec::new();
+        inbox.take(&mut events);
+        assert_eq!(events, [1]);
+    }
+
+    #[test]
+    fn the_limit_refuses_without_taking_and_one_large_event_always_fits() {
+        let inbox = Inbox::new(10);
+        inbox.push("larger than the limit", 21).unwrap();
+        assert_eq!(inbox.push("one more", 1), Err("one more"));
+        inbox.push_always("must not be lost");
+        let mut events = Vec::new();
+        inbox.take(&mut events);
+        assert_eq!(events, ["larger than the limit", "must not be lost"]);
+        inbox.push("again", 1).unwrap();
+    }
+}

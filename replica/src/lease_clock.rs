@@ -1,0 +1,239 @@
+//! When leases end: the part of a lease that is time, kept by the leader alone and rebuilt by its successor. The
+//! replicated part (which leases there are, and their keys) is the keyspace's. Pure: time is an argument.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use consensus_core::Mono;
+use keyspace::LeaseId;
+
+/// A lease that ended is proposed for removal again after this long without an answer.
+const EXPIRE_RETRY: Duration = Duration::from_secs(3);
+
+/// A lease with a longer time than this has its remaining time written to the log that often, so that a change of
+/// leader does not give it its full time again (etcd's lease checkpoints).
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(300);
+
+/// The clock of a group's leases.
+#[derive(Debug, Default)]
+pub(crate) struct LeaseClock {
+    leases: BTreeMap<LeaseId, Timer>,
+    /// By time: the next thing to do for a lease.
+    due: BTreeSet<(Mono, LeaseId)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Timer {
+    granted: Duration,
+    /// When the lease ends. Never brought forward.
+    ends: Mono,
+    /// When to look at it next: its end, a checkpoint, or the next try to remove it.
+    due: Mono,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// `checkpointed`: the log holds a remaining time below the full one.
+    Live { checkpointed: bool },
+    /// It has ended and its removal was proposed.
+    Ending,
+}
+
+/// What became of a keep-alive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Renewal {
+    /// The lease runs for this many seconds from now on. `forget_checkpoint`: the log still holds a shorter time.
+    Renewed { ttl_seconds: i64, forget_checkpoint: bool },
+    /// It has ended, but its keys are still there: the answer has to wait until they are not.
+    Ending,
+    /// There is no such lease.
+    Missing,
+}
+
+/// What the clock wants proposed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Due {
+    pub(crate) expired: Vec<LeaseId>,
+    /// Remaining seconds, to be written to the log.
+    pub(crate) checkpoints: Vec<(LeaseId, i64)>,
+}
+
+impl LeaseClock {
+    /// A new leader starts the clock of every lease. Each gets what the log says remains of it, and `grace` on top,
+    /// since its owner could not renew it while there was no leader.
+    pub(crate) fn start(&mut self, now: Mono, grace: Duration, leases: impl Iterator<Item = (LeaseId, i64, i64)>) {
+        self.stop();
+        for (id, granted, remaining) in leases {
+            let granted = seconds(granted);
+            let checkpointed = remaining > 0;
+            let left = if checkpointed { seconds(remaining) } else { granted };
+            self.insert(now, id, granted, now.after(left.saturating_add(grace)), checkpointed);
+        }
+    }
+
+    /// Leadership is lost: nothing ends here any more.
+    pub(crate) fn stop(&mut self) {
+        self.leases.clear();
+        self.due.clear();
+    }
+
+    pub(crate) fn granted(&mut self, now: Mono, id: LeaseId, ttl_seconds: i64) {
+        let granted = seconds(ttl_seconds);
+        self.insert(now, id, granted, now.after(granted), false);
+    }
+
+    pub(crate) fn revoked(&mut self, id: LeaseId) {
+        if let Some(timer) = self.leases.remove(&id) {
+            self.due.remove(&(timer.due, id));
+        }
+    }
+
+    /// The caller must be the leader under a valid leader lease at `now`, or a deposed leader would promise time.
+    pub(crate) fn renew(&mut self, now: Mono, id: LeaseId) -> Renewal {
+        let Some(timer) = self.leases.get(&id).copied() else { return Renewal::Missing };
+        match timer.state {
+            State::Ending => Renewal::Ending,
+            // Its end has come, though nobody has looked yet.
+            State::Live { .. } if timer.ends <= now => Renewal::Ending,
+            State::Live { checkpointed } => {
+                self.insert(now, id, timer.granted, now.after(timer.granted), false);
+                Renewal::Renewed {
+                    ttl_seconds: whole_seconds(timer.granted),
+                    forget_checkpoint: checkpointed,
+                }
+            }
+        }
+    }
+
+    /// Seconds left, truncated; zero or less once it has ended.
+    pub(crate) fn remaining(&self, now: Mono, id: LeaseId) -> Option<i64> {
+        let timer = self.leases.get(&id)?;
+        if timer.ends >= now {
+            Some(whole_seconds(timer.ends.since(now)))
+        } else {
+            Some(-whole_seconds(now.since(timer.ends)))
+        }
+    }
+
+    /// Lease ids by the time they end, soonest first.
+    pub(crate) fn by_end(&self) -> Vec<LeaseId> {
+        let mut ids: Vec<_> = self.leases.iter().map(|(id, timer)| (timer.ends, *id)).collect();
+        ids.sort_unstable();
+        ids.into_iter().map(|(_, id)| id).collect()
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Mono> {
+        self.due.first().map(|(due, _)| *due)
+    }
+
+    /// Takes up to `max` of what is due at `now`.
+    pub(crate) fn take_due(&mut self, now: Mono, max: usize) -> Due {
+        let mut due = Due::default();
+        while due.expired.len() + due.checkpoints.len() < max {
+            let Some(&(at, id)) = self.due.first().filter(|(at, _)| *at <= now) else { break };
+            self.due.remove(&(at, id));
+            let timer = self.leases.get_mut(&id).expect("`due` names only leases that exist");
+            if timer.ends <= now {
+                timer.state = State::Ending;
+                timer.due = now.after(EXPIRE_RETRY);
+                due.expired.push(id);
+            } else {
+                timer.state = State::Live { checkpointed: true };
+                timer.due = next_look(now, timer.ends);
+                due.checkpoints.push((id, whole_seconds(timer.ends.since(now)).max(1)));
+            }
+            self.due.insert((timer.due, id));
+        }
+        due
+    }
+
+    fn insert(&mut self, now: Mono, id: LeaseId, granted: Duration, ends: Mono, checkpointed: bool) {
+        let due = next_look(now, ends);
+        if let Some(old) =
+            self.leases.insert(id, Timer { granted, ends, due, state: State::Live { checkpointed } })
+        {
+            self.due.remove(&(old.due, id));
+        }
+        self.due.insert((due, id));
+    }
+}
+
+fn next_look(now: Mono, ends: Mono) -> Mono {
+    ends.min(now.after(CHECKPOINT_EVERY))
+}
+
+fn seconds(seconds: i64) -> Duration {
+    Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+}
+
+fn whole_seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: LeaseId = LeaseId(1);
+    const B: LeaseId = LeaseId(2);
+
+    fn at(seconds: u64) -> Mono {
+        Mono(seconds * 1_000_000_000)
+    }
+
+    #[test]
+    fn a_lease_ends_at_its_time_and_never_before() {
+        let mut clock = LeaseClock::default();
+        clock.granted(at(0), A, 10);
+        assert_eq!(clock.take_due(Mono(at(10).0 - 1), 9), Due::default());
+        assert_eq!(clock.take_due(at(10), 9).expired, [A]);
+        assert_eq!(clock.remaining(at(12), A), Some(-2));
+    }
+
+    #[test]
+    fn renewal_gives_the_full_time_and_an_ended_lease_waits_for_its_removal() {
+        let mut clock = LeaseClock::default();
+        clock.granted(at(0), A, 10);
+        assert_eq!(clock.renew(at(6), A), Renewal::Renewed { ttl_seconds: 10, forget_checkpoint: false });
+        assert_eq!(clock.remaining(at(7), A), Some(9));
+        assert_eq!(clock.renew(at(16), A), Renewal::Ending);
+        assert_eq!(clock.take_due(at(16), 9).expired, [A]);
+        assert_eq!(clock.renew(at(17), A), Renewal::Ending);
+        clock.revoked(A);
+        assert_eq!(clock.renew(at(17), A), Renewal::Missing);
+        assert_eq!(clock.next_deadline(), None);
+    }
+
+    #[test]
+    fn a_removal_that_got_lost_is_tried_again() {
+        let mut clock = LeaseClock::default();
+        clock.granted(at(0), A, 2);
+        assert_eq!(clock.take_due(at(2), 9).expired, [A]);
+        assert_eq!(clock.take_due(at(4), 9), Due::default());
+        assert_eq!(clock.take_due(at(5), 9).expired, [A]);
+    }
+
+    #[test]
+    fn a_long_lease_keeps_what_remains_over_a_change_of_leader() {
+        let mut old = LeaseClock::default();
+        old.granted(at(0), A, 1000);
+        assert_eq!(old.take_due(at(300), 9).checkpoints, [(A, 700)]);
+        let mut new = LeaseClock::default();
+        new.start(at(50), Duration::from_secs(1), [(A, 1000, 700), (B, 60, 0)].into_iter());
+        assert_eq!(new.remaining(at(50), A), Some(701));
+        assert_eq!(new.remaining(at(50), B), Some(61));
+        assert_eq!(new.renew(at(60), A), Renewal::Renewed { ttl_seconds: 1000, forget_checkpoint: true });
+        assert_eq!(new.renew(at(61), A), Renewal::Renewed { ttl_seconds: 1000, forget_checkpoint: false });
+    }
+
+    #[test]
+    fn what_is_due_comes_in_portions_and_in_order() {
+        let mut clock = LeaseClock::default();
+        clock.granted(at(0), A, 5);
+        clock.granted(at(0), B, 4);
+        assert_eq!(clock.by_end(), [B, A]);
+        assert_eq!(clock.take_due(at(9), 1).expired, [B]);
+        assert_eq!(clock.take_due(at(9), 1).expired, [A]);
+    }
+}

@@ -1,0 +1,130 @@
+//! What a node counts. The binary exports the registry.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use consensus_core::{GroupId, Role, Slot, Status};
+use parking_lot::Mutex;
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntGaugeVec, Opts, Registry};
+
+/// Cheap to clone: all clones count together.
+#[derive(Debug, Clone)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    fsync_seconds: Histogram,
+    write_seconds: Histogram,
+    journal_records: IntCounter,
+    journal_bytes: IntCounter,
+    is_leader: IntGaugeVec,
+    has_leader: IntGaugeVec,
+    applied_slot: IntGaugeVec,
+    commit_slot: IntGaugeVec,
+    watches: IntGaugeVec,
+    with_leader: Arc<Mutex<BTreeMap<GroupId, bool>>>,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Metrics {
+        let registry = Registry::new();
+        Metrics {
+            // etcd's name, so that its dashboards find it.
+            fsync_seconds: histogram(
+                &registry,
+                "etcd_disk_wal_fsync_duration_seconds",
+                "Time of one fdatasync of the journal",
+            ),
+            write_seconds: histogram(
+                &registry,
+                "gaios_journal_write_duration_seconds",
+                "Time to hand one batch of the journal to the operating system",
+            ),
+            journal_records: counter(&registry, "gaios_journal_records_total", "Records made durable"),
+            journal_bytes: counter(&registry, "gaios_journal_payload_bytes_total", "Payload bytes made durable"),
+            is_leader: by_group(&registry, "gaios_group_is_leader", "1 where this node leads the group"),
+            has_leader: by_group(&registry, "gaios_group_has_leader", "1 where this node knows the group's leader"),
+            applied_slot: by_group(&registry, "gaios_group_applied_slot", "The last slot applied"),
+            commit_slot: by_group(&registry, "gaios_group_commit_slot", "The last slot known to be committed"),
+            watches: by_group(&registry, "gaios_group_watches", "Watches that gateways hold here"),
+            with_leader: Arc::default(),
+            registry,
+        }
+    }
+
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    pub(crate) fn journal_synced(&self, records: u64, bytes: u64, write: Duration, sync: Duration) {
+        self.journal_records.inc_by(records);
+        self.journal_bytes.inc_by(bytes);
+        self.write_seconds.observe(write.as_secs_f64());
+        self.fsync_seconds.observe(sync.as_secs_f64());
+    }
+
+    /// How many groups of this node know their leader.
+    pub(crate) fn groups_with_leader(&self) -> usize {
+        self.with_leader.lock().values().filter(|known| **known).count()
+    }
+
+    pub(crate) fn of_group(&self, group: GroupId) -> GroupMetrics {
+        let label = group.0.to_string();
+        GroupMetrics {
+            group,
+            is_leader: self.is_leader.with_label_values(&[&label]),
+            has_leader: self.has_leader.with_label_values(&[&label]),
+            applied_slot: self.applied_slot.with_label_values(&[&label]),
+            commit_slot: self.commit_slot.with_label_values(&[&label]),
+            watches: self.watches.with_label_values(&[&label]),
+            with_leader: Arc::clone(&self.with_leader),
+            knew_leader: None,
+        }
+    }
+}
+
+/// One group's gauges, looked up once.
+#[derive(Debug)]
+pub(crate) struct GroupMetrics {
+    group: GroupId,
+    is_leader: prometheus::IntGauge,
+    has_leader: prometheus::IntGauge,
+    applied_slot: prometheus::IntGauge,
+    commit_slot: prometheus::IntGauge,
+    watches: prometheus::IntGauge,
+    with_leader: Arc<Mutex<BTreeMap<GroupId, bool>>>,
+    knew_leader: Option<bool>,
+}
+
+impl GroupMetrics {
+    pub(crate) fn publish(&mut self, status: &Status, applied: Slot, watches: usize) {
+        self.is_leader.set(i64::from(status.role == Role::Leader));
+        self.has_leader.set(i64::from(status.leader.is_some()));
+        self.applied_slot.set(i64::try_from(applied.0).unwrap_or(i64::MAX));
+        self.commit_slot.set(i64::try_from(status.commit.0).unwrap_or(i64::MAX));
+        self.watches.set(i64::try_from(watches).unwrap_or(i64::MAX));
+        if self.knew_leader != Some(status.leader.is_some()) {
+            self.knew_leader = Some(status.leader.is_some());
+            self.with_leader.lock().insert(self.group, status.leader.is_some());
+        }
+    }
+}
+
+fn histogram(registry: &Registry, name: &str, help: &str) -> Histogram {
+    // 32 µs to 1 s: a fast disk's sync lies below etcd's first bucket of 1 ms.
+    let buckets = prometheus::exponential_buckets(0.000_032, 2.0, 16).expect("constants in range");
+    let histogram = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)).expect("a constant name");
+    registry.register(Box::new(histogram.clone())).expect("registered once per registry");
+    histogram
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    let counter = IntCounter::new(name, help).expect("a constant name");
+    registry.register(Box::new(counter.clone())).expect("registered once per registry");
+    counter
+}
+
+fn by_group(registry: &Registry, name: &str, help: &str) -> IntGaugeVec {
+    let gauge = IntGaugeVec::new(Opts::new(name, help), &["group"]).expect("a constant name");
+    registry.register(Box::new(gauge.clone())).expect("registered once per registry");
+    gauge
+}

@@ -1,0 +1,531 @@
+//! A node: one data directory, one journal, one port, one link per peer, and the groups that live here.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use consensus_core::{
+    Config, Durable, Engine, GroupId, Liveness, LivenessMessage, LivenessOutput, Message, Mono, NodeId,
+    Options, PersistSeq, Record, Slot, Timing,
+};
+use journal::{Identity, Journal, RealDisk, Recovered, Superblock, Writer};
+use keyspace::{Keyspace, Limits};
+use parking_lot::{Mutex, RwLock};
+use thiserror::Error;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::clock;
+use crate::group::{self, Group, GroupEvent, GroupHandle, GroupStart, LogPositions};
+use crate::link;
+use crate::metrics::Metrics;
+use crate::peer::{self, HANDSHAKE_TIMEOUT, Peer};
+use crate::wire;
+
+/// The largest first frame of a connection.
+const FIRST_FRAME_BYTES: usize = 4096;
+
+/// What a node is started with.
+#[derive(Debug)]
+pub struct NodeOptions {
+    /// This node.
+    pub id: NodeId,
+    /// The cluster, the same number on all its nodes; not 0.
+    pub cluster: u64,
+    /// Every node of the cluster and the address its peers reach it at, this node included.
+    pub nodes: Vec<(NodeId, String)>,
+    /// The groups that have a replica here, with their first voters.
+    pub groups: Vec<(GroupId, Vec<NodeId>)>,
+    /// Where peers and gateways connect to.
+    pub listener: std::net::TcpListener,
+    /// Where the node keeps everything. Used by one process at a time.
+    pub data_dir: PathBuf,
+    /// Times of the consensus protocol.
+    pub timing: Timing,
+    /// Size of a journal segment in bytes.
+    pub journal_segment_bytes: u64,
+    /// A snapshot is not due before this many bytes were logged since the last one.
+    pub snapshot_least_bytes: u64,
+    /// Bound on the logical size of a group's data; 0 is not unlimited but nothing.
+    pub quota_bytes: u64,
+    /// The shard map that gateways are given.
+    pub shard_map: Bytes,
+}
+
+/// Why a node could not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The journal, a snapshot or the data directory.
+    #[error("{0}")]
+    Journal(#[from] journal::Error),
+    /// The port or a thread.
+    #[error("{action}: {source}")]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The configuration contradicts itself or the data directory.
+    #[error("{0}")]
+    Config(String),
+    /// A record that this version cannot read.
+    #[error("the journal holds a record that this version cannot read ({0}): update this node")]
+    Record(consensus_core::DecodeError),
+    /// A group's snapshot is needed and cannot be read.
+    #[error(
+        "group {group}: the snapshot at slot {slot} is missing or damaged, and the journal does not reach below it: \
+         remove the data directory and let the node be filled by its peers under a new id"
+    )]
+    SnapshotLost {
+        /// The group.
+        group: u64,
+        /// The slot that the journal begins behind.
+        slot: u64,
+    },
+}
+
+/// What all tasks of a node share.
+pub(crate) struct Shared {
+    pub(crate) id: NodeId,
+    pub(crate) cluster: u64,
+    pub(crate) timing: Timing,
+    pub(crate) identity: Identity,
+    pub(crate) disk: RealDisk,
+    pub(crate) journal: Writer<RealDisk>,
+    pub(crate) liveness: RwLock<Liveness>,
+    pub(crate) peers: BTreeMap<NodeId, Arc<Peer>>,
+    pub(crate) shard_map: Bytes,
+    pub(crate) snapshot_least_bytes: u64,
+    /// What this node would set as leader.
+    pub(crate) limits: Limits,
+    pub(crate) metrics: Metrics,
+    /// The node wishes to stop: groups hand over.
+    pub(crate) stopping: CancellationToken,
+    /// The groups have stopped: connections end.
+    pub(crate) stopped: CancellationToken,
+    groups: Arc<BTreeMap<GroupId, Arc<GroupHandle>>>,
+    /// Reused by whoever steps the liveness.
+    liveness_out: Mutex<LivenessOutput>,
+    random: RandomState,
+}
+
+/// A running node.
+#[derive(Debug)]
+pub struct Node {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    groups: TaskTracker,
+    others: TaskTracker,
+    accepting: JoinHandle<()>,
+}
+
+impl Node {
+    /// Recovers what the data directory holds and begins to take part. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing has been sent to anybody then.
+    pub async fn start(options: NodeOptions) -> Result<Node, StartError> {
+        let listener = listen(&options)?;
+        let address =
+            listener.local_addr().map_err(|source| StartError::Io { action: "read the listening address", source })?;
+        let (shared, starts) = tokio::task::spawn_blocking(move || recover(options))
+            .await
+            .map_err(|error| StartError::Io { action: "recover", source: io::Error::other(error) })??;
+        let groups = TaskTracker::new();
+        let others = TaskTracker::new();
+        for (handle, start) in starts {
+            groups.spawn(Group::new(Arc::clone(&shared), handle, start).run());
+        }
+        groups.close();
+        others.spawn(keep_liveness(Arc::clone(&shared)));
+        for peer in shared.peers.values().filter(|peer| peer.id < shared.id) {
+            others.spawn(peer::dial(Arc::clone(&shared), Arc::clone(peer)));
+        }
+        let accepting = tokio::spawn(accept(Arc::clone(&shared), listener, others.clone()));
+        info!(node = shared.id.0, %address, groups = shared.groups.len(), "node up");
+        Ok(Node { shared, address, groups, others, accepting })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The registry of the node's metrics.
+    #[must_use]
+    pub fn metrics(&self) -> &prometheus::Registry {
+        self.shared.metrics.registry()
+    }
+
+    /// Whether the node takes part: every group knows a leader, and the journal takes records.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.shared.metrics.groups_with_leader() == self.shared.groups.len() && !self.shared.journal.is_full()
+    }
+
+    /// Stops in order: leaders hand over, the journal finishes, connections end.
+    pub async fn stop(self) {
+        self.shared.stopping.cancel();
+        self.groups.wait().await;
+        self.shared.stopped.cancel();
+        self.accepting.abort();
+        self.others.close();
+        self.others.wait().await;
+        info!(node = self.shared.id.0, "node stopped");
+    }
+}
+
+impl Shared {
+    pub(crate) fn group(&self, id: GroupId) -> Option<&Arc<GroupHandle>> {
+        self.groups.get(&id)
+    }
+
+    pub(crate) fn groups(&self) -> impl Iterator<Item = &Arc<GroupHandle>> {
+        self.groups.values()
+    }
+
+    pub(crate) fn send_group(&self, group: GroupId, to: NodeId, message: &Message) {
+        if let Some(peer) = self.peers.get(&to) {
+            peer.send_group(group, message);
+        }
+    }
+
+    pub(crate) fn on_group_message(&self, from: NodeId, group: GroupId, message: Message, bytes: usize) {
+        if let Some(group) = self.group(group) {
+            // A message dropped here is one lost on the way: the engine repeats what matters.
+            let _ = group.inbox.push(GroupEvent::Peer { from, message }, bytes);
+        }
+    }
+
+    pub(crate) fn on_liveness(&self, from: NodeId, message: LivenessMessage) {
+        self.with_liveness(|liveness, now| liveness.receive(now, from, message));
+    }
+
+    /// The peer's process is gone for certain: its port refuses connections. Its leases still run their time; only
+    /// the election may begin at once.
+    pub(crate) fn peer_process_gone(&self, peer: NodeId) {
+        self.with_liveness(|liveness, _| liveness.disconnected(peer));
+    }
+
+    /// A number in (0, 1] for back-off, so that nodes do not dial in step.
+    pub(crate) fn jitter(&self) -> f64 {
+        let mut hasher = self.random.build_hasher();
+        hasher.write_u64(clock::now().0);
+        // 2^-32 steps are fine enough, and u32 to f64 is exact.
+        (f64::from((hasher.finish() >> 32) as u32) + 1.0) / 4_294_967_296.0
+    }
+
+    fn with_liveness(&self, step: impl FnOnce(&mut Liveness, Mono)) {
+        let mut out = self.liveness_out.lock();
+        {
+            let mut liveness = self.liveness.write();
+            // Sampled under the lock: time must not run backwards for the liveness.
+            step(&mut liveness, clock::now());
+            liveness.poll(&mut out);
+        }
+        for (to, message) in out.sends.drain(..) {
+            if let Some(peer) = self.peers.get(&to) {
+                peer.send_liveness(&message);
+            }
+        }
+        for event in out.events.drain(..) {
+            for group in self.groups.values() {
+                group.inbox.push_always(GroupEvent::Liveness(event));
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("id", &self.id).field("cluster", &self.cluster).finish_non_exhaustive()
+    }
+}
+
+fn listen(options: &NodeOptions) -> Result<TcpListener, StartError> {
+    let io = |source| StartError::Io { action: "listen", source };
+    let listener = options.listener.try_clone().map_err(io)?;
+    listener.set_nonblocking(true).map_err(io)?;
+    TcpListener::from_std(listener).map_err(io)
+}
+
+/// Reads the data directory. Blocking.
+
+fn recover(options: NodeOptions) -> Result<(Arc<Shared>, Vec<(Arc<GroupHandle>, GroupStart)>), StartError> {
+    let random = RandomState::new();
+    let disk = RealDisk::open(&options.data_dir)?;
+    let mut superblock = open_superblock(&disk, &options, &random)?;
+    let incarnation = superblock.begin_incarnation()?;
+    let identity = superblock.facts().identity;
+
+    let mut recovering: BTreeMap<GroupId, Recovering> = BTreeMap::new();
+    for (id, voters) in &options.groups {
+        let config = Config::majority(voters.iter().copied());
+        config
+            .check()
+            .map_err(|error| StartError::Config(format!("group {}: its voters make no configuration: {error}", id.0)))?;
+        recovering.insert(
+            *id,
+            Recovering { durable: Durable::bootstrap(config), positions: LogPositions::default(), highest: Slot(0) },
+        );
+    }
+    let mut unreadable = None;
+    let journal_options = journal::Options {
+        identity,
+        segment_bytes: options.journal_segment_bytes,
+        must_exist: superblock.facts().journal_made,
+        ..journal::Options::default()
+    };
+    let (mut journal, report) = Journal::open(disk.clone(), journal_options, &mut |found| {
+        if let Err(error) = replay(&mut recovering, found) {
+            unreadable = Some(error);
+        }
+    })?;
+    if let Some(error) = unreadable {
+        return Err(StartError::Record(error));
+    }
+    for damage in &report.damage {
+        warn!("{damage}");
+    }
+    if let Some(torn) = &report.torn_tail {
+        info!(file = torn.file, offset = torn.offset, "discarded an unfinished write at the end of the journal");
+    }
+    if !superblock.facts().journal_made {
+        superblock.journal_made()?;
+    }
+
+    let loaded = load_snapshots(&disk, identity)?;
+    let now = clock::now();
+    let mut starts = Vec::new();
+    let mut handles = BTreeMap::new();
+    for (id, mut found) in recovering {
+        let newest = loaded.get(&id).and_then(|slots| slots.last()).copied();
+        let (state, applied) = match newest {
+            Some(slot) => {
+                let snapshot = journal::SnapshotId { group: id.0, slot: slot.0 };
+                let (config, state) = group::load(&disk, identity, snapshot)
+                    .map_err(|error| StartError::Config(format!("group {}: snapshot at slot {}: {error}", id.0, slot.0)))?;
+                found.durable.snapshot(slot, config);
+                (state, slot)
+            }
+            None => (Keyspace::new(keyspace::Options::default()), Slot(0)),
+        };
+        if found.durable.base() > applied {
+            return Err(StartError::SnapshotLost { group: id.0, slot: found.durable.base().0 });
+        }
+        if let Some(floor) = found.positions.floor() {
+            journal.set_floor(id.0, floor);
+        }
+        let seed = random.hash_one((options.id.0, id.0, incarnation));
+        let engine_options =
+            Options { timing: options.timing, ..Options::new(id, options.id, seed) };
+        let engine = Engine::new(engine_options, found.durable, now);
+        let handle = Arc::new(GroupHandle::new(id));
+        handles.insert(id, Arc::clone(&handle));
+        starts.push((handle, GroupStart { engine, state, applied, snapshot: newest, positions: found.positions }));
+    }
+
+    let peers: BTreeMap<_, _> = options
+        .nodes
+        .iter()
+        .filter(|(id, _)| *id != options.id)
+        .map(|(id, address)| (*id, Arc::new(Peer::new(*id, address.clone()))))
+        .collect();
+    let groups = Arc::new(handles);
+    let metrics = Metrics::new();
+    let writer = spawn_writer(journal, Arc::clone(&groups), metrics.clone())?;
+    let shared = Shared {
+        id: options.id,
+        cluster: options.cluster,
+        timing: options.timing,
+        identity,
+        disk,
+        journal: writer,
+        liveness: RwLock::new(Liveness::new(options.id, peers.keys().copied(), incarnation, options.timing, now)),
+        peers,
+        shard_map: options.shard_map,
+        snapshot_least_bytes: options.snapshot_least_bytes,
+        limits: Limits { quota_bytes: options.quota_bytes, ..Limits::default() },
+        metrics,
+        stopping: CancellationToken::new(),
+        stopped: CancellationToken::new(),
+        groups,
+        liveness_out: Mutex::new(LivenessOutput::default()),
+        random,
+    };
+    Ok((Arc::new(shared), starts))
+}
+
+struct Recovering {
+    durable: Durable,
+    positions: LogPositions,
+    /// The highest slot seen so far in the journal.
+    highest: Slot,
+}
+
+fn open_superblock(
+    disk: &RealDisk,
+    options: &NodeOptions,
+    random: &RandomState,
+) -> Result<Superblock<RealDisk>, StartError> {
+    let superblock = match Superblock::open(disk.clone())? {
+        Some(superblock) => superblock,
+        None => {
+            let identity = Identity {
+                cluster: options.cluster,
+                node: u64::from(options.id.0),
+                salt: random.hash_one("salt"),
+            };
+            Superblock::create(disk.clone(), identity)?
+        }
+    };
+    let identity = superblock.facts().identity;
+    if identity.cluster != options.cluster || identity.node != u64::from(options.id.0) {
+        return Err(StartError::Config(format!(
+            "the data directory {} belongs to {identity}, the configuration says node {} of cluster {:016x}",
+            options.data_dir.display(),
+            options.id.0,
+            options.cluster
+        )));
+    }
+    Ok(superblock)
+}
+
+fn replay(
+    recovering: &mut BTreeMap<GroupId, Recovering>,
+    found: Recovered,
+) -> Result<(), consensus_core::DecodeError> {
+    match found {
+        Recovered::Record { group, lsn, label, payload } => {
+            let Some(group) = recovering.get_mut(&GroupId(group)) else { return Ok(()) };
+            let record = Record::decode(&label, payload)?;
+            if let Record::Vote { slot, .. } | Record::Chosen { slot, .. } | Record::Base { slot, .. } = &record {
+                group.highest = group.highest.max(*slot);
+            }
+            group.positions.recovered(lsn, &record);
+            group.durable.replay(record);
+        }
+        Recovered::PayloadLost { group, label, .. } => {
+            let Some(group) = recovering.get_mut(&GroupId(group)) else { return Ok(()) };
+            group.durable.damaged(&Record::decode_label(&label)?);
+        }
+        // Which groups had records there is not known, nor which slots: a vote may be lost for any slot that is not
+        // known to be committed, an earlier vote may have been replaced.
+        Recovered::Gap { .. } => {
+            for group in recovering.values_mut() {
+                group.durable.lost_all();
+            }
+        }
+    }
+    Ok(())
+}
+
+fn load_snapshots(disk: &RealDisk, identity: Identity) -> Result<BTreeMap<GroupId, Vec<Slot>>, StartError> {
+    let mut found: BTreeMap<GroupId, Vec<Slot>> = BTreeMap::new();
+    for id in journal::Snapshot::list(disk)? {
+        match journal::SnapshotReader::open(disk, identity, id) {
+            Ok(_) => found.entry(GroupId(id.group)).or_default().push(Slot(id.slot)),
+            Err(error) => warn!(group = id.group, slot = id.slot, %error, "a snapshot cannot be used"),
+        }
+    }
+    Ok(found)
+}
+
+fn spawn_writer(
+    journal: Journal<RealDisk>,
+    groups: Arc<BTreeMap<GroupId, Arc<GroupHandle>>>,
+    metrics: Metrics,
+) -> Result<Writer<RealDisk>, StartError> {
+    let writer = Writer::spawn(journal, move |event| match event {
+        journal::Event::Completed { group, ticket, lsn } => {
+            if let Some(group) = groups.get(&GroupId(group)) {
+                group.inbox.push_always(GroupEvent::Persisted { upto: PersistSeq(ticket.0), lsn });
+            }
+        }
+        journal::Event::Synced { records, bytes, write, sync } => metrics.journal_synced(records, bytes, write, sync),
+        journal::Event::Full(full) => {
+            if full {
+                warn!("the disk is full: writes are refused until there is room again");
+            } else {
+                info!("the disk has room again");
+            }
+        }
+        journal::Event::Fenced(error) => {
+            tracing::error!(%error, "the journal has failed: this node takes no part until it is restarted");
+            for group in groups.values() {
+                group.inbox.push_always(GroupEvent::PersistFailed);
+            }
+        }
+    })?;
+    Ok(writer)
+}
+
+/// Heartbeats and their lapses; and the question who holds old journal segments back.
+async fn keep_liveness(shared: Arc<Shared>) {
+    let mut synced = 0;
+    loop {
+        let now = clock::now();
+        let deadline = shared.liveness.read().next_deadline();
+        tokio::select! {
+            () = tokio::time::sleep_until(clock::instant(now, deadline)) => {}
+            () = shared.stopped.cancelled() => return,
+        }
+        let stats = shared.journal.stats();
+        let idle = stats.journal.durable.0 + 1 >= stats.journal.head.0 && stats.journal.staged_bytes == 0;
+        let progressed = !stats.fenced && (idle || stats.syncs > synced);
+        synced = stats.syncs;
+        shared.with_liveness(|liveness, now| {
+            if progressed {
+                liveness.disk_progress(now);
+            }
+            liveness.tick(now);
+        });
+        for (group, _) in stats.pinned {
+            if let Some(group) = shared.group(GroupId(group)) {
+                group.inbox.push_always(GroupEvent::SnapshotWanted);
+            }
+        }
+    }
+}
+
+async fn accept(shared: Arc<Shared>, listener: TcpListener, connections: TaskTracker) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, from)) => {
+                connections.spawn(serve(Arc::clone(&shared), stream, from));
+            }
+            Err(error) => {
+                // Out of descriptors, most likely; accepting again at once would spin.
+                warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve(shared: Arc<Shared>, mut stream: TcpStream, from: SocketAddr) {
+    let first = tokio::select! {
+        first = timeout(HANDSHAKE_TIMEOUT, peer::read_frame(&mut stream, FIRST_FRAME_BYTES)) => first,
+        () = shared.stopped.cancelled() => return,
+    };
+    let Ok(Ok(first)) = first else { return };
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    if wire::is_peer_hello(&first) {
+        peer::accept(shared, stream, first, from).await;
+    } else {
+        link::accept(shared, stream, first, from).await;
+    }
+}

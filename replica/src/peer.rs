@@ -1,0 +1,248 @@
+//! The persistent link of a pair of nodes: one TCP connection for all their groups, dialled by the node with the higher
+//! id, and redialled with full-jitter back-off. What cannot be sent is dropped: the engine repeats what matters.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use consensus_core::{GroupId, LivenessMessage, Message, NodeId};
+use futures::StreamExt;
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
+use tracing::{debug, info, warn};
+
+use crate::node::Shared;
+use crate::outbox::Outbox;
+use crate::wire::{self, PeerFrame, PeerHello, Purpose};
+
+/// Bytes that may wait for one peer. Beyond, messages are dropped, and repeated by the engine when it matters.
+const OUTBOX_BYTES: usize = 32 << 20;
+
+/// For connecting and for the first frame of the other side.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+
+const BACKOFF_FIRST: Duration = Duration::from_millis(20);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// Another node, as seen from here.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) id: NodeId,
+    /// `host:port`; resolved anew at each dial.
+    pub(crate) address: String,
+    /// The connection's way out; `None` while there is none.
+    outbox: Mutex<Option<Arc<Outbox>>>,
+}
+
+impl Peer {
+    pub(crate) fn new(id: NodeId, address: String) -> Self {
+        Peer { id, address, outbox: Mutex::new(None) }
+    }
+
+    pub(crate) fn send_liveness(&self, message: &LivenessMessage) {
+        self.send(|out| wire::encode_liveness(message, out));
+    }
+
+    pub(crate) fn send_group(&self, group: GroupId, message: &Message) {
+        self.send(|out| wire::encode_group(group, message, out));
+    }
+
+    fn send(&self, encode: impl FnOnce(&mut BytesMut)) {
+        let outbox = self.outbox.lock().clone();
+        if let Some(outbox) = outbox
+            && outbox.push(encode).is_err()
+        {
+            debug!(peer = self.id.0, "dropped a message: the link is full or closing");
+        }
+    }
+
+    /// Makes `outbox` the way to this peer; an older connection ends.
+    fn attach(&self, outbox: &Arc<Outbox>) {
+        if let Some(old) = self.outbox.lock().replace(Arc::clone(outbox)) {
+            old.close();
+        }
+    }
+
+    fn detach(&self, outbox: &Arc<Outbox>) {
+        outbox.close();
+        let mut current = self.outbox.lock();
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, outbox)) {
+            *current = None;
+        }
+    }
+}
+
+/// Keeps the link to a peer that this node dials, until the node stops.
+pub(crate) async fn dial(shared: Arc<Shared>, peer: Arc<Peer>) {
+    let mut backoff = BACKOFF_FIRST;
+    while !shared.stopped.is_cancelled() {
+        let linked = tokio::select! {
+            () = shared.stopped.cancelled() => return,
+            linked = dial_once(&shared, &peer) => linked,
+        };
+        match linked {
+            Ok(()) => backoff = BACKOFF_FIRST,
+            Err(error) => {
+                if error.kind() == io::ErrorKind::ConnectionRefused {
+                    shared.peer_process_gone(peer.id);
+                }
+                debug!(peer = peer.id.0, address = peer.address, %error, "no link");
+            }
+        }
+        let pause = backoff.mul_f64(shared.jitter());
+        backoff = (backoff * 2).min(BACKOFF_MAX);
+        tokio::select! {
+            () = shared.stopped.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+async fn dial_once(shared: &Arc<Shared>, peer: &Arc<Peer>) -> io::Result<()> {
+    let mut stream = connect(&peer.address).await?;
+    exchange_hello(shared, &mut stream, Purpose::Link, peer.id).await?;
+    run(shared, peer, stream).await;
+    Ok(())
+}
+
+pub(crate) async fn connect(address: &str) -> io::Result<TcpStream> {
+    let stream = timeout(HANDSHAKE_TIMEOUT, TcpStream::connect(address)).await??;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// The dialler's half of the handshake: says who we are, and checks who answers.
+pub(crate) async fn exchange_hello(
+    shared: &Shared,
+    stream: &mut TcpStream,
+    purpose: Purpose,
+    to: NodeId,
+) -> io::Result<()> {
+    let hello = PeerHello { purpose, cluster: shared.cluster, from: shared.id, to };
+    write_hello(stream, &hello).await?;
+    let answer = timeout(HANDSHAKE_TIMEOUT, read_frame(stream, 1024)).await??;
+    let answer = PeerHello::decode(&answer).map_err(io::Error::other)?;
+    if answer.cluster != shared.cluster || answer.from != to {
+        return Err(io::Error::other(format!(
+            "asked for node {} of cluster {:x}, reached node {} of cluster {:x}: check the addresses in the configuration",
+            to.0, shared.cluster, answer.from.0, answer.cluster
+        )));
+    }
+    Ok(())
+}
+
+/// The answering half: checks the hello that opened the connection, and says who we are.
+pub(crate) async fn accept(shared: Arc<Shared>, mut stream: TcpStream, first: Bytes, from: SocketAddr) {
+    let hello = match PeerHello::decode(&first) {
+        Ok(hello) => hello,
+        Err(error) => {
+            warn!(%from, %error, "refused a connection");
+            return;
+        }
+    };
+    let answer =
+        PeerHello { purpose: hello.purpose, cluster: shared.cluster, from: shared.id, to: hello.from };
+    if write_hello(&mut stream, &answer).await.is_err() {
+        return;
+    }
+    if hello.cluster != shared.cluster || hello.to != shared.id {
+        warn!(
+            %from,
+            "refused node {} of cluster {:x}, which looks for node {}: check the addresses in its configuration",
+            hello.from.0, hello.cluster, hello.to.0
+        );
+        return;
+    }
+    let Some(peer) = shared.peers.get(&hello.from).cloned() else {
+        warn!(%from, "refused node {}, which is not in this node's configuration", hello.from.0);
+        return;
+    };
+    match hello.purpose {
+        Purpose::Link => {
+            run(&shared, &peer, stream).await;
+            // The dialler is the one who knows at once whether the other process is gone; here a probe has to tell.
+            if !shared.stopped.is_cancelled()
+                && let Err(error) = connect(&peer.address).await
+                && error.kind() == io::ErrorKind::ConnectionRefused
+            {
+                shared.peer_process_gone(peer.id);
+            }
+        }
+        Purpose::Snapshot(group) => crate::snapshot::receive(shared, group, peer, stream).await,
+    }
+}
+
+/// Serves an established link until either side ends it.
+async fn run(shared: &Arc<Shared>, peer: &Arc<Peer>, stream: TcpStream) {
+    info!(peer = peer.id.0, "link up");
+    let (read, write) = stream.into_split();
+    let outbox = Arc::new(Outbox::new(OUTBOX_BYTES));
+    peer.attach(&outbox);
+    let reason = tokio::select! {
+        result = outbox.run(write) => match result {
+            Ok(()) => "replaced".to_owned(),
+            Err(error) => error.to_string(),
+        },
+        result = read_frames(shared, peer.id, read) => match result {
+            Ok(()) => "closed by the peer".to_owned(),
+            Err(error) => error.to_string(),
+        },
+        () = shared.stopped.cancelled() => "stopping".to_owned(),
+    };
+    peer.detach(&outbox);
+    info!(peer = peer.id.0, reason, "link down");
+}
+
+async fn read_frames(shared: &Arc<Shared>, from: NodeId, read: impl AsyncRead + Unpin) -> io::Result<()> {
+    let mut frames = FramedRead::with_capacity(read, codec(), 64 << 10);
+    while let Some(frame) = frames.next().await {
+        let frame = frame?.freeze();
+        let size = frame.len();
+        match PeerFrame::decode(frame).map_err(io::Error::other)? {
+            PeerFrame::Liveness(message) => shared.on_liveness(from, message),
+            PeerFrame::Group(group, message) => shared.on_group_message(from, group, message, size),
+            PeerFrame::SnapshotBegin { .. }
+            | PeerFrame::SnapshotSlice(_)
+            | PeerFrame::SnapshotEnd
+            | PeerFrame::SnapshotInstalled => {
+                return Err(io::Error::other("a snapshot's frame on a link"));
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn codec() -> LengthDelimitedCodec {
+    LengthDelimitedCodec::builder().max_frame_length(wire::FRAME_BYTES_MAX).new_codec()
+}
+
+async fn write_hello(stream: &mut (impl AsyncWrite + Unpin), hello: &PeerHello) -> io::Result<()> {
+    let mut body = BytesMut::new();
+    hello.encode(&mut body);
+    write_frame(stream, &body).await
+}
+
+pub(crate) async fn write_frame(stream: &mut (impl AsyncWrite + Unpin), body: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(body.len()).map_err(io::Error::other)?;
+    let mut frame = Vec::with_capacity(body.len() + 4);
+    frame.extend_from_slice(&length.to_be_bytes());
+    frame.extend_from_slice(body);
+    stream.write_all(&frame).await
+}
+
+/// Reads one frame and not a byte more, for handshakes.
+pub(crate) async fn read_frame(stream: &mut (impl AsyncRead + Unpin), max: usize) -> io::Result<Bytes> {
+    use tokio::io::AsyncReadExt;
+    let length = stream.read_u32().await? as usize;
+    if length > max {
+        return Err(io::Error::other(format!("a first frame of {length} bytes: not our protocol")));
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await?;
+    Ok(body.into())
+}

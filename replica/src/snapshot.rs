@@ -1,0 +1,148 @@
+//! Snapshots on their way to a replica that fell behind: on a connection of their own, slice by slice, as fast as the
+//! receiver takes them. The receiver verifies and keeps a file before it takes the state over.
+
+use std::error::Error as StdError;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use consensus_core::{Config, GroupId, NodeId, Slot};
+use futures::StreamExt;
+use journal::{SnapshotId, SnapshotReader, SnapshotWriter};
+use keyspace::{Keyspace, Restore};
+use tokio::net::TcpStream;
+use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
+use tracing::{info, warn};
+
+use crate::group::{GroupEvent, GroupHandle, decode_meta, encode_meta};
+use crate::node::Shared;
+use crate::peer::{self, Peer, connect, exchange_hello, write_frame};
+use crate::wire::{self, PeerFrame, Purpose};
+
+type Failure = Box<dyn StdError + Send + Sync>;
+
+/// Sends the snapshot `id` to `to`, and tells the group how it went.
+pub(crate) async fn send(shared: Arc<Shared>, group: Arc<GroupHandle>, to: NodeId, id: SnapshotId) {
+    let result = tokio::select! {
+        result = try_send(&shared, to, id) => result,
+        () = shared.stopped.cancelled() => return,
+    };
+    let arrived = match result {
+        Ok(bytes) => {
+            info!(group = id.group, slot = id.slot, to = to.0, bytes, "snapshot sent");
+            true
+        }
+        Err(error) => {
+            warn!(group = id.group, slot = id.slot, to = to.0, %error, "snapshot not sent");
+            false
+        }
+    };
+    group.inbox.push_always(GroupEvent::SnapshotSent { to, arrived });
+}
+
+async fn try_send(shared: &Shared, to: NodeId, id: SnapshotId) -> Result<u64, Failure> {
+    let peer = shared.peers.get(&to).ok_or("the peer is not configured")?;
+    let mut stream = connect(&peer.address).await?;
+    exchange_hello(shared, &mut stream, Purpose::Snapshot(GroupId(id.group)), to).await?;
+    let disk = shared.disk.clone();
+    let identity = shared.identity;
+    let reader = tokio::task::spawn_blocking(move || SnapshotReader::open(&disk, identity, id)).await??;
+    let reader = Arc::new(reader);
+    let mut body = BytesMut::new();
+    wire::encode_snapshot_begin(Slot(id.slot), &decode_meta(reader.meta())?, &mut body);
+    write_frame(&mut stream, &body).await?;
+    for index in 0..reader.slices() {
+        let read = Arc::clone(&reader);
+        let slice = tokio::task::spawn_blocking(move || read.slice(index)).await??;
+        body.clear();
+        wire::encode_snapshot_slice(&slice.ok_or("the snapshot's file ends early")?, &mut body);
+        write_frame(&mut stream, &body).await?;
+    }
+    body.clear();
+    wire::encode_snapshot_end(&mut body);
+    write_frame(&mut stream, &body).await?;
+    let answer = peer::read_frame(&mut stream, 1024).await?;
+    match PeerFrame::decode(answer)? {
+        PeerFrame::SnapshotInstalled => Ok(reader.total_bytes()),
+        other => Err(format!("unexpected answer {other:?}").into()),
+    }
+}
+
+/// Takes a snapshot from a peer, keeps it, and hands it to the group.
+pub(crate) async fn receive(shared: Arc<Shared>, group: GroupId, peer: Arc<Peer>, mut stream: TcpStream) {
+    let Some(handle) = shared.group(group) else {
+        warn!(group = group.0, peer = peer.id.0, "refused a snapshot of a group that is not here");
+        return;
+    };
+    let received = tokio::select! {
+        received = try_receive(&shared, group, &mut stream) => received,
+        () = shared.stopped.cancelled() => return,
+    };
+    match received {
+        Ok((slot, config, state)) => {
+            info!(group = group.0, slot = slot.0, from = peer.id.0, "snapshot received");
+            handle.inbox.push_always(GroupEvent::SnapshotReceived {
+                slot,
+                config: Arc::new(config),
+                state: Box::new(state),
+            });
+            let mut body = BytesMut::new();
+            wire::encode_snapshot_installed(&mut body);
+            // When the answer gets lost, the sender sees from the group's messages that it has arrived.
+            let _ = write_frame(&mut stream, &body).await;
+        }
+        Err(error) => warn!(group = group.0, from = peer.id.0, %error, "snapshot not received"),
+    }
+}
+
+async fn try_receive(
+    shared: &Arc<Shared>,
+    group: GroupId,
+    stream: &mut TcpStream,
+) -> Result<(Slot, Config, Keyspace), Failure> {
+    let mut frames = FramedRead::new(stream, codec());
+    let first = frames.next().await.ok_or("nothing arrived")??.freeze();
+    let PeerFrame::SnapshotBegin { slot, config } = PeerFrame::decode(first)? else {
+        return Err("it does not begin with a snapshot's first frame".into());
+    };
+    let id = SnapshotId { group: group.0, slot: slot.0 };
+    let meta = encode_meta(&config);
+    let disk = shared.disk.clone();
+    let identity = shared.identity;
+    // One slice at a time goes to a blocking thread, and comes back with the two halves it was fed to.
+    let mut writer =
+        tokio::task::spawn_blocking(move || SnapshotWriter::create(disk, identity, id, &meta)).await??;
+    let mut restore = Restore::new();
+    while let Some(frame) = frames.next().await {
+        match PeerFrame::decode(frame?.freeze())? {
+            PeerFrame::SnapshotSlice(slice) => {
+                (writer, restore) = tokio::task::spawn_blocking(move || {
+                    writer.slice(&slice)?;
+                    restore.push(slice)?;
+                    Ok::<_, Failure>((writer, restore))
+                })
+                .await??;
+            }
+            PeerFrame::SnapshotEnd => {
+                let disk = shared.disk.clone();
+                let state = tokio::task::spawn_blocking(move || {
+                    // The file counts only once the state is known to be whole.
+                    let state = restore.finish()?;
+                    writer.finish()?;
+                    journal::Snapshot::remove_older(&disk, id)?;
+                    Ok::<_, Failure>(state)
+                })
+                .await??;
+                return Ok((slot, config, state));
+            }
+            PeerFrame::Liveness(_)
+            | PeerFrame::Group(..)
+            | PeerFrame::SnapshotBegin { .. }
+            | PeerFrame::SnapshotInstalled => return Err("a frame that has no place in a snapshot".into()),
+        }
+    }
+    Err("the connection ended in the middle".into())
+}
+
+fn codec() -> LengthDelimitedCodec {
+    peer::codec()
+}
