@@ -96,9 +96,13 @@ pub struct CompareFlags {
     /// Seconds of load before each measured window.
     #[arg(long, default_value_t = 2.0)]
     pub warmup: f64,
-    /// How often each case is run; the table shows the run with the median CPU time.
+    /// How often each case is run; the table shows the run with the median CPU time of those not disturbed.
     #[arg(long, default_value_t = 3)]
     pub rounds: usize,
+    /// Share (0 to 1) of the machine's CPU time that other programs may take; a run that was disturbed more is
+    /// repeated, up to three times as often as --rounds says.
+    #[arg(long, default_value_t = 1.0)]
+    pub disturbance_max: f64,
     /// Where the started servers keep their data [default: the system's directory for temporary files]
     #[arg(long)]
     pub data_dir: Option<PathBuf>,
@@ -184,6 +188,9 @@ impl CompareFlags {
         let warmup = mistakes.seconds("--warmup", self.warmup, 0.0);
         let limit = Limit::Time(mistakes.seconds("--seconds", self.seconds, 0.001));
         mistakes.range("--rounds", self.rounds, 1, 100);
+        if !(0.0..=1.0).contains(&self.disturbance_max) {
+            mistakes.add(&format!("--disturbance-max must be 0 to 1, not {}", self.disturbance_max), ());
+        }
         for name in &self.cases {
             if CASES.iter().all(|case| case.name != *name) {
                 let known: Vec<&str> = CASES.iter().map(|case| case.name).collect();
@@ -364,6 +371,6 @@ mod tests {
         let (cases, _) = compared("compare --etcd etcd --cases get-64,put-1 --seconds 3 --warmup 1").unwrap();
         assert_eq!(cases.iter().map(|case| case.name).collect::<Vec<_>>(), ["put-1", "get-64"]);
         assert!(cases.iter().all(|case| case.plan.limit == Limit::Time(Duration::from_secs(3))));
-        assert_eq!(mistakes(compared("compare --cases nothing")).len(), 2);
+        assert_eq!(mistakes(compared("compare --cases nothing --disturbance-max 1.5")).len(), 3);
     }
 }

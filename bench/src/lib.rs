@@ -24,6 +24,6 @@ pub use error::BenchError;
 pub use flags::{Cli, Command, CompareFlags, RunFlags};
 pub use histogram::Histogram;
 pub use plan::{Limit, Plan, Target, Workload};
-pub use process::{CpuTime, ProcessSample, ProcessUse, parse_rss, parse_stat};
+pub use process::{CpuTime, MachineSample, ProcessSample, ProcessUse, parse_machine, parse_rss, parse_stat};
 pub use report::{Environment, Latency, Report};
 pub use workload::run;

@@ -76,7 +76,8 @@ async fn compare(flags: &CompareFlags) -> Outcome<()> {
         targets.insert(0, etcd.target().await?);
     }
     let progress = |text: &str| eprintln!("{text}\n");
-    let comparison = bench::compare(environment, &cases, &targets, flags.rounds, progress).await;
+    let comparison =
+        bench::compare(environment, &cases, &targets, flags.rounds, flags.disturbance_max, progress).await;
     print!("{comparison}");
     if let Some(path) = &flags.markdown {
         fs::write(path, comparison.to_string())?;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::iter::Sum;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -105,6 +106,37 @@ pub fn parse_rss(text: &str) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
+/// CPU time the machine could not give to anything else, since it started, in ticks: that of all processes, and what
+/// the host of a virtual machine took. Interrupts are left out, since our own network traffic causes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MachineSample(u64);
+
+impl MachineSample {
+    /// Reads `/proc/stat`.
+    pub fn read() -> Result<MachineSample, BenchError> {
+        let text = fs::read_to_string("/proc/stat").map_err(BenchError::io("read /proc/stat"))?;
+        parse_machine(&text).ok_or_else(|| BenchError::Server("cannot read /proc/stat".to_owned()))
+    }
+
+    /// The share (0 to 1) of all cores which went to neither the servers nor this load generator since `self`.
+    pub fn share_of_others(self, later: MachineSample, elapsed: Duration, known: CpuTime) -> f64 {
+        let ticks = later.0.saturating_sub(self.0);
+        let taken_us = ticks.saturating_mul(1_000_000) / rustix::param::clock_ticks_per_second().max(1);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let available_us = elapsed.as_micros() as f64 * cores as f64;
+        (taken_us.saturating_sub(known.total_us()) as f64 / available_us.max(1.0)).min(1.0)
+    }
+}
+
+/// Parses the text of `/proc/stat`; the order of its columns is told in proc_stat(5).
+pub fn parse_machine(text: &str) -> Option<MachineSample> {
+    let line = text.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    let columns: Vec<u64> = line.split_ascii_whitespace().map(|c| c.parse().ok()).collect::<Option<_>>()?;
+    let column = |index: usize| columns.get(index).copied();
+    let (user, nice, system, steal) = (column(0)?, column(1)?, column(2)?, column(7)?);
+    Some(MachineSample(user + nice + system + steal))
+}
+
 /// What a process used between two moments.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ProcessUse {
@@ -170,6 +202,23 @@ mod tests {
         for text in ["", "Name:\tetcd\n", "VmRSS:\t24084 MB\n", "VmRSS:\t99999999999999999999 kB\n"] {
             assert_eq!(parse_rss(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn sums_what_the_machine_did() {
+        let stat = "cpu  100 20 3000 77777 55 66 77 4 0 0\ncpu0 50 10 1500 1 1 1 1 1 0 0\nintr 1 2\n";
+        let before = parse_machine(stat).unwrap();
+        assert_eq!(before, MachineSample(3124));
+        for text in ["", "cpu  1 2 3\n", "cpu0 1 2 3 4 5 6 7 8\n", "cpu  1 2 x 4 5 6 7 8\n"] {
+            assert_eq!(parse_machine(text), None, "{text}");
+        }
+        let later = MachineSample(3124 + 100);
+        let tick_us = 1_000_000 / rustix::param::clock_ticks_per_second();
+        let known = CpuTime { user_us: 40 * tick_us, system_us: 10 * tick_us };
+        let cores = std::thread::available_parallelism().unwrap().get() as f64;
+        let elapsed = Duration::from_micros(100 * tick_us);
+        assert!((before.share_of_others(later, elapsed, known) - 0.5 / cores).abs() < 1e-9);
+        assert_eq!(later.share_of_others(before, elapsed, known), 0.0);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tonic::Status;
 
-use crate::{BenchError, Histogram, Limit, Plan, ProcessSample, ProcessUse};
+use crate::{BenchError, Histogram, Limit, MachineSample, Plan, ProcessSample, ProcessUse};
 
 /// What is counted of errors: how many of each gRPC code, and the first one's text.
 #[derive(Debug, Clone, Default)]
@@ -133,6 +133,7 @@ pub(crate) struct Opening {
     started: Instant,
     servers: Vec<ProcessSample>,
     generator: Vec<ProcessSample>,
+    machine: MachineSample,
 }
 
 /// What a window cost.
@@ -140,22 +141,27 @@ pub(crate) struct Window {
     pub(crate) elapsed: Duration,
     pub(crate) servers: Vec<ProcessUse>,
     pub(crate) generator: Vec<ProcessUse>,
+    /// Share of the machine other programs took; unknown if the server's processes are.
+    pub(crate) others: Option<f64>,
 }
 
 impl Opening {
     pub(crate) fn now(pids: &[u32]) -> Result<Opening, BenchError> {
         let generator = ProcessSample::read_all(&[std::process::id()])?;
         let servers = ProcessSample::read_all(pids)?;
-        Ok(Opening { started: Instant::now(), servers, generator })
+        Ok(Opening { started: Instant::now(), servers, generator, machine: MachineSample::read()? })
     }
 
     pub(crate) fn close(self) -> Result<Window, BenchError> {
         let elapsed = self.started.elapsed();
+        let machine = MachineSample::read()?;
         let pids: Vec<u32> = self.servers.iter().map(|sample| sample.pid).collect();
         let servers = ProcessUse::between(&self.servers, &ProcessSample::read_all(&pids)?)?;
         let generator =
             ProcessUse::between(&self.generator, &ProcessSample::read_all(&[std::process::id()])?)?;
-        Ok(Window { elapsed, servers, generator })
+        let known = servers.iter().chain(&generator).map(|process| process.cpu).sum();
+        let others = (!servers.is_empty()).then(|| self.machine.share_of_others(machine, elapsed, known));
+        Ok(Window { elapsed, servers, generator, others })
     }
 }
 

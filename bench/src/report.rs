@@ -84,6 +84,10 @@ pub struct Report {
     /// CPU time of this load generator per operation, which is part of no other number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generator_cpu_us_per_op: Option<f64>,
+    /// Share (0 to 1) of the machine's CPU time that other programs took; absent without processes. Above a few
+    /// hundredths the latencies, and less so the CPU times, tell as much of those programs as of the server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disturbance: Option<f64>,
     /// Growth of all server processes divided by connections, for the workload idle-connections.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rss_bytes_per_connection: Option<i64>,
@@ -128,6 +132,7 @@ impl Report {
             latency: Latency::of(recorder.latencies()),
             cpu_us_per_op: per_op(&window.servers),
             generator_cpu_us_per_op: per_op(&window.generator),
+            disturbance: window.others,
             rss_bytes_per_connection: (plan.workload == Workload::IdleConnections
                 && !window.servers.is_empty())
             .then(|| grown(&window.servers) / plan.connections as i64),
@@ -179,6 +184,9 @@ impl fmt::Display for Report {
         }
         if let Some(cpu) = self.generator_cpu_us_per_op {
             writeln!(out, "  generator    {cpu:.1} CPU µs/op, not counted above")?;
+        }
+        if let Some(share) = self.disturbance {
+            writeln!(out, "  others       {:.0} % of the machine's CPU time", share * 100.0)?;
         }
         if self.unanswered > 0 {
             writeln!(out, "  unanswered   {}", self.unanswered)?;

@@ -282,8 +282,8 @@ async fn watch_counts_events_of_all_watchers() {
     let (constant, target) = serve(Fault::Nothing).await;
     let report = run(&plan(Workload::Watch), &target).await.unwrap();
     assert_eq!((report.ops, report.watchers), (200, Some(7)));
-    // 200 events are 28 rounds and a part of one; a round may have begun in the warm-up.
-    assert!((28..=31).contains(&constant.requests.load(Relaxed)), "{}", constant.requests.load(Relaxed));
+    // 200 events are 28 rounds and a part of one; more rounds may have gone by before the window.
+    assert!(constant.requests.load(Relaxed) > 28);
 }
 
 #[tokio::test]
@@ -365,7 +365,7 @@ async fn a_comparison_is_a_table_with_ratios() {
     watch.limit = Limit::Operations(50);
     let cases = [Case { name: "puts", plan: put }, Case { name: "watches", plan: watch }];
     let mut seen = 0;
-    let comparison = compare(environment, &cases, &[first, second], 2, |_| seen += 1).await;
+    let comparison = compare(environment, &cases, &[first, second], 2, 1.0, |_| seen += 1).await;
     assert_eq!(seen, 8);
     let shown: Vec<_> =
         comparison.rows.iter().map(|row| (row.case, &*row.system, row.rounds.len())).collect();
