@@ -9,7 +9,7 @@ mod reply;
 mod request;
 mod wire;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 pub(crate) use reply::{error_tag, read_key_value, read_outcome, reply_tag, write_key_value, write_outcome};
 pub(crate) use wire::{Reader, Writer};
@@ -105,5 +105,29 @@ impl RevisionEvents {
     /// Reads an encoding to its end.
     pub fn decode(bytes: Bytes) -> Result<RevisionEvents, DecodeError> {
         Reader::whole(bytes, VERSION, reply::read_revision_events)
+    }
+
+    /// Appends the encoding of several revisions, each behind its length.
+    pub fn encode_all(revisions: &[RevisionEvents], out: &mut BytesMut) {
+        for revision in revisions {
+            let at = out.len();
+            out.put_u32_le(0);
+            revision.encode(out);
+            let length = u32::try_from(out.len() - at - 4).expect("a revision is far below 4 GiB");
+            out[at..at + 4].copy_from_slice(&length.to_le_bytes());
+        }
+    }
+
+    /// Reads what [`RevisionEvents::encode_all`] wrote, to its end.
+    pub fn decode_all(mut bytes: Bytes) -> Result<Vec<RevisionEvents>, DecodeError> {
+        let mut revisions = Vec::new();
+        while !bytes.is_empty() {
+            let length = bytes.try_get_u32_le().map_err(|_| DecodeError { reason: "cut short" })? as usize;
+            if length > bytes.len() {
+                return Err(DecodeError { reason: "cut short" });
+            }
+            revisions.push(RevisionEvents::decode(bytes.split_to(length))?);
+        }
+        Ok(revisions)
     }
 }
