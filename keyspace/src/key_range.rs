@@ -24,6 +24,9 @@ pub enum RangeEnd {
     At(Bytes),
 }
 
+/// Lower and upper bound.
+pub(crate) type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
 impl KeyRange {
     /// One key.
     pub fn single(key: impl Into<Bytes>) -> KeyRange {
@@ -110,7 +113,7 @@ impl KeyRange {
     }
 
     /// Bounds for an ordered map. `None` when the range is empty, for which such maps panic.
-    pub(crate) fn bounds(&self) -> Option<(Bound<&[u8]>, Bound<&[u8]>)> {
+    pub(crate) fn bounds(&self) -> Option<Bounds<'_>> {
         let from = Bound::Included(self.key.as_ref());
         match &self.end {
             RangeEnd::Single => Some((from, Bound::Included(self.key.as_ref()))),

@@ -45,16 +45,16 @@ fn restore(state: &mut Keyspace, slice_len: usize) -> Keyspace {
     let mut snapshot = state.snapshot();
     let mut restore = Restore::new();
     while let Some(slice) = snapshot.next_slice(state, slice_len) {
-        restore.push(slice).unwrap();
+        restore.push(slice).expect("the slice is the snapshot's");
     }
-    restore.finish().unwrap()
+    restore.finish().expect("the snapshot is whole")
 }
 
 fn whole_feed(state: &Keyspace, range: &KeyRange, from: i64, page: usize) -> Vec<(i64, Vec<Event>)> {
     let mut feed = Vec::new();
     let mut next = Revision(from);
     while next <= state.revision() {
-        let page = state.history(range, next, 100, page).unwrap();
+        let page = state.history(range, next, 100, page).expect("nothing below is asked for");
         assert!(page.next > next, "a page goes forward");
         for revision in page.revisions {
             assert!(revision.revision >= next && revision.revision < page.next);

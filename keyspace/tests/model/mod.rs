@@ -283,7 +283,7 @@ impl Model {
         self.compacted = at;
         let newest = |of: &Happened, history: &[Happened]| {
             let same = history.iter().filter(|event| event.kv.key == of.kv.key && event.revision <= at);
-            std::ptr::eq(same.last().unwrap(), of)
+            same.last().is_some_and(|last| std::ptr::eq(last, of))
         };
         let kept: Vec<_> = self
             .history
