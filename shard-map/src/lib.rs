@@ -1,1 +1,321 @@
-//! Placeholder.
+//! The shard map: which group owns which keys, and where its replicas are.
+//!
+//! A map is a value. It is never changed in place: [`ShardMap::split`], [`ShardMap::merge`], [`ShardMap::move_shard`]
+//! and the rest return a new map with a higher epoch, so that of two maps the newer one is known by its epoch alone.
+//! Every map that exists is valid: there is no way to build one that [`ShardMap::new`] or [`ShardMap::decode`] has not
+//! checked.
+//!
+//! What it is not: it moves no data and talks to nobody.
+
+mod codec;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use bytes::Bytes;
+
+pub use codec::DecodeError;
+
+/// A version of the map. Every change raises it by one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Epoch(pub u64);
+
+/// A node: a replica process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(pub u64);
+
+/// A consensus group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupId(pub u64);
+
+/// A contiguous range of keys, and the group that owns it. It ends where the next shard of the map begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// The first key. That of the first shard is empty.
+    pub start: Bytes,
+    /// The owner.
+    pub group: GroupId,
+}
+
+/// What a replica does in its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Votes and holds the data.
+    Voter,
+    /// Holds the data and does not vote.
+    Learner,
+    /// Votes and holds no data.
+    Witness,
+}
+
+/// A consensus group's members.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Group {
+    /// The nodes and what each does; at least one voter.
+    pub replicas: BTreeMap<NodeId, Role>,
+}
+
+/// Who owns which keys. The shards cover all keys, without gaps and without overlap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardMap {
+    epoch: Epoch,
+    /// Sorted by start.
+    shards: Vec<Shard>,
+    groups: BTreeMap<GroupId, Group>,
+    /// Host and port of each node's link.
+    nodes: BTreeMap<NodeId, String>,
+}
+
+/// Some keys. The end is exclusive; none means that there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeySpan<'a> {
+    /// The first key.
+    pub start: &'a [u8],
+    /// The first key after it.
+    pub end: Option<&'a [u8]>,
+}
+
+/// Why a map is not valid, or a change of it not possible.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Invalid {
+    /// There is no shard, or the first one does not begin at the empty key.
+    Uncovered,
+    /// A shard does not begin after the one before it.
+    Unordered(Bytes),
+    /// A shard's group is not in the map.
+    UnknownGroup(GroupId),
+    /// A group's replica is on a node that is not in the map.
+    UnknownNode(NodeId),
+    /// A group has no voter.
+    NoVoter(GroupId),
+    /// A node has no address.
+    NoAddress(NodeId),
+    /// No shard begins at this key.
+    NoShardAt(Bytes),
+    /// A shard begins at this key already.
+    ShardAt(Bytes),
+    /// Two shards to be merged belong to different groups.
+    DifferentOwners(GroupId, GroupId),
+    /// A group to be removed still owns a shard, or a node a replica.
+    InUse,
+    /// The epoch cannot be raised.
+    EpochExhausted,
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Invalid::Uncovered => f.write_str("the shards do not begin at the lowest key"),
+            Invalid::Unordered(start) => write!(f, "the shard at {start:?} is not after the one before it"),
+            Invalid::UnknownGroup(group) => write!(f, "group {} is not in the map", group.0),
+            Invalid::UnknownNode(node) => write!(f, "node {} is not in the map", node.0),
+            Invalid::NoVoter(group) => write!(f, "group {} has no voter", group.0),
+            Invalid::NoAddress(node) => write!(f, "node {} has no address", node.0),
+            Invalid::NoShardAt(key) => write!(f, "no shard begins at {key:?}"),
+            Invalid::ShardAt(key) => write!(f, "a shard begins at {key:?} already"),
+            Invalid::DifferentOwners(a, b) => write!(f, "the shards belong to groups {} and {}", a.0, b.0),
+            Invalid::InUse => f.write_str("it is still in use"),
+            Invalid::EpochExhausted => f.write_str("the epoch cannot be raised"),
+        }
+    }
+}
+
+impl std::error::Error for Invalid {}
+
+impl ShardMap {
+    /// A map of these parts.
+    pub fn new(
+        epoch: Epoch,
+        shards: Vec<Shard>,
+        groups: BTreeMap<GroupId, Group>,
+        nodes: BTreeMap<NodeId, String>,
+    ) -> Result<ShardMap, Invalid> {
+        let map = ShardMap { epoch, shards, groups, nodes };
+        map.validate()?;
+        Ok(map)
+    }
+
+    /// The map of a domain that one group of voters carries, at epoch 1.
+    pub fn single_group(group: GroupId, nodes: BTreeMap<NodeId, String>) -> Result<ShardMap, Invalid> {
+        let replicas = nodes.keys().map(|node| (*node, Role::Voter)).collect();
+        let shards = vec![Shard { start: Bytes::new(), group }];
+        ShardMap::new(Epoch(1), shards, BTreeMap::from([(group, Group { replicas })]), nodes)
+    }
+
+    /// Checks what holds of every map.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        if !self.shards.first().is_some_and(|shard| shard.start.is_empty()) {
+            return Err(Invalid::Uncovered);
+        }
+        if let Some(pair) = self.shards.windows(2).find(|pair| pair[0].start >= pair[1].start) {
+            return Err(Invalid::Unordered(pair[1].start.clone()));
+        }
+        if let Some(shard) = self.shards.iter().find(|shard| !self.groups.contains_key(&shard.group)) {
+            return Err(Invalid::UnknownGroup(shard.group));
+        }
+        for (id, group) in &self.groups {
+            if let Some(node) = group.replicas.keys().find(|node| !self.nodes.contains_key(node)) {
+                return Err(Invalid::UnknownNode(*node));
+            }
+            if !group.replicas.values().any(|role| *role == Role::Voter) {
+                return Err(Invalid::NoVoter(*id));
+            }
+        }
+        if let Some((node, _)) = self.nodes.iter().find(|(_, address)| address.is_empty()) {
+            return Err(Invalid::NoAddress(*node));
+        }
+        Ok(())
+    }
+
+    /// The map's version.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The shards, in the order of keys.
+    pub fn shards(&self) -> &[Shard] {
+        &self.shards
+    }
+
+    /// The groups.
+    pub fn groups(&self) -> &BTreeMap<GroupId, Group> {
+        &self.groups
+    }
+
+    /// The nodes and the addresses of their links.
+    pub fn nodes(&self) -> &BTreeMap<NodeId, String> {
+        &self.nodes
+    }
+
+    /// A group's members.
+    pub fn group(&self, group: GroupId) -> Option<&Group> {
+        self.groups.get(&group)
+    }
+
+    /// The address of a node's link.
+    pub fn address(&self, node: NodeId) -> Option<&str> {
+        self.nodes.get(&node).map(String::as_str)
+    }
+
+    /// The shard that holds a key.
+    pub fn shard_of(&self, key: &[u8]) -> &Shard {
+        &self.shards[self.place_of(key)]
+    }
+
+    /// The shards that hold a key of the range `[start, end)`, in the order of keys; without an end, from `start` on. An
+    /// empty range has none.
+    pub fn shards_of(&self, start: &[u8], end: Option<&[u8]>) -> &[Shard] {
+        if end.is_some_and(|end| end <= start) {
+            return &[];
+        }
+        let first = self.place_of(start);
+        let last = match end {
+            Some(end) => self.shards.partition_point(|shard| shard.start.as_ref() < end),
+            None => self.shards.len(),
+        };
+        &self.shards[first..last]
+    }
+
+    /// The keys of the shard at a place of [`ShardMap::shards`].
+    pub fn span(&self, place: usize) -> Option<KeySpan<'_>> {
+        let shard = self.shards.get(place)?;
+        Some(KeySpan { start: &shard.start, end: self.shards.get(place + 1).map(|next| next.start.as_ref()) })
+    }
+
+    /// Cuts the shard that holds `at` in two; the upper one begins at `at` and has the same owner.
+    pub fn split(&self, at: &Bytes) -> Result<ShardMap, Invalid> {
+        let place = self.place_of(at);
+        let group = self.shards[place].group;
+        if self.shards[place].start == *at {
+            return Err(Invalid::ShardAt(at.clone()));
+        }
+        self.changed(|map| {
+            map.shards.insert(place + 1, Shard { start: at.clone(), group });
+            Ok(())
+        })
+    }
+
+    /// Joins the shard that begins at `at` to the one below it. Both must have one owner: move first.
+    pub fn merge(&self, at: &Bytes) -> Result<ShardMap, Invalid> {
+        let place = self.place_at(at)?;
+        let Some(below) = place.checked_sub(1) else { return Err(Invalid::NoShardAt(at.clone())) };
+        let (lower, upper) = (self.shards[below].group, self.shards[place].group);
+        if lower != upper {
+            return Err(Invalid::DifferentOwners(lower, upper));
+        }
+        self.changed(|map| {
+            map.shards.remove(place);
+            Ok(())
+        })
+    }
+
+    /// Gives the shard that begins at `at` to another group.
+    pub fn move_shard(&self, at: &Bytes, to: GroupId) -> Result<ShardMap, Invalid> {
+        let place = self.place_at(at)?;
+        self.changed(|map| {
+            map.shards[place].group = to;
+            Ok(())
+        })
+    }
+
+    /// Adds a group, or changes its members.
+    pub fn with_group(&self, id: GroupId, group: Group) -> Result<ShardMap, Invalid> {
+        self.changed(|map| {
+            map.groups.insert(id, group);
+            Ok(())
+        })
+    }
+
+    /// Adds a node, or changes its address.
+    pub fn with_node(&self, id: NodeId, address: String) -> Result<ShardMap, Invalid> {
+        self.changed(|map| {
+            map.nodes.insert(id, address);
+            Ok(())
+        })
+    }
+
+    /// Removes a group that owns nothing.
+    pub fn without_group(&self, id: GroupId) -> Result<ShardMap, Invalid> {
+        if self.shards.iter().any(|shard| shard.group == id) {
+            return Err(Invalid::InUse);
+        }
+        self.changed(|map| map.groups.remove(&id).map(drop).ok_or(Invalid::UnknownGroup(id)))
+    }
+
+    /// Removes a node without replicas.
+    pub fn without_node(&self, id: NodeId) -> Result<ShardMap, Invalid> {
+        if self.groups.values().any(|group| group.replicas.contains_key(&id)) {
+            return Err(Invalid::InUse);
+        }
+        self.changed(|map| map.nodes.remove(&id).map(drop).ok_or(Invalid::UnknownNode(id)))
+    }
+
+    /// The groups that own a shard of the range `[start, end)`, each once.
+    pub fn owners_of(&self, start: &[u8], end: Option<&[u8]>) -> BTreeSet<GroupId> {
+        self.shards_of(start, end).iter().map(|shard| shard.group).collect()
+    }
+
+    /// A changed copy with the next epoch.
+    fn changed(
+        &self,
+        change: impl FnOnce(&mut ShardMap) -> Result<(), Invalid>,
+    ) -> Result<ShardMap, Invalid> {
+        let mut map = self.clone();
+        map.epoch = Epoch(self.epoch.0.checked_add(1).ok_or(Invalid::EpochExhausted)?);
+        change(&mut map)?;
+        map.validate()?;
+        Ok(map)
+    }
+
+    fn place_of(&self, key: &[u8]) -> usize {
+        let after = self.shards.partition_point(|shard| shard.start.as_ref() <= key);
+        after.checked_sub(1).expect("the first shard begins at the lowest key")
+    }
+
+    fn place_at(&self, start: &Bytes) -> Result<usize, Invalid> {
+        let place = self.place_of(start);
+        if self.shards[place].start == *start { Ok(place) } else { Err(Invalid::NoShardAt(start.clone())) }
+    }
+}
