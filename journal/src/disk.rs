@@ -58,6 +58,11 @@ pub trait DiskFile {
     fn allocate(&mut self, len: u64) -> io::Result<()>;
     /// Cuts the file to `len` bytes.
     fn truncate(&mut self, len: u64) -> io::Result<()>;
+    /// Lets later reads come from the disk itself. After a failed sync the system's cache may show bytes that the
+    /// disk does not hold.
+    fn drop_cache(&self) -> io::Result<()> {
+        Ok(())
+    }
     /// Writes one piece.
     fn write_at(&mut self, piece: &[u8], offset: u64) -> io::Result<()> {
         self.write_vectored_at(&[IoSlice::new(piece)], offset)
@@ -232,5 +237,9 @@ impl DiskFile for RealFile {
 
     fn truncate(&mut self, len: u64) -> io::Result<()> {
         self.file.set_len(len)
+    }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        Ok(rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed)?)
     }
 }

@@ -1,4 +1,7 @@
 //! A node's write-ahead log, shared by all its consensus groups.
+mod format;
+mod segment;
+
 pub mod disk;
 pub mod error;
 pub mod journal;

@@ -1,9 +1,34 @@
 //! The thread that owns a journal: one write and one sync for everything handed in meanwhile.
+//!
+//! There is no timer and no spinning: a hand-in wakes the thread, which takes all there is. While it writes and syncs,
+//! further hand-ins pile up; they are the next batch. Low load therefore pays one sync, high load shares it.
+//!
+//! A full disk is not a failure of what was handed in: it stays staged in order, the thread tries again whenever
+//! something is handed in, and [`RETRY_FULL`] apart. [`Writer::is_full`] turns true earlier, when the *next* segment finds
+//! no room: there is still the rest of the active segment for what cannot be refused.
+
+use std::{
+    fmt, mem,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
-use std::time::Duration;
 
-use crate::{Disk, Error, Journal, Lsn, Stats};
+use crate::{
+    disk::Disk,
+    error::Error,
+    journal::{Journal, Lsn, Stats, check_sizes},
+};
+
+/// Payload bytes handed in and not yet durable beyond which [`Writer::append`] refuses: 256 MiB.
+pub const BACKLOG_BYTES_MAX: u64 = 256 << 20;
+/// How often a full disk is looked at again when nothing is handed in.
+pub const RETRY_FULL: Duration = Duration::from_millis(100);
 
 /// The caller's own number for a hand-in; returned when it is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,13 +57,13 @@ pub struct Batch {
 /// What the writer's thread tells, through the callback given to [`Writer::spawn`].
 #[derive(Debug)]
 pub enum Event {
-    /// The batch is durable. Per group in the order of hand-in.
+    /// The batch is durable. In the order of hand-in.
     Completed {
         /// The batch's group.
         group: u64,
         /// The batch's ticket.
         ticket: Ticket,
-        /// The Lsn of the batch's last record (of the last one before it when it had none).
+        /// The Lsn of the batch's last record (of the last one handed in before, when it had none).
         lsn: Lsn,
     },
     /// One write and one sync are done.
@@ -76,9 +101,15 @@ pub struct WriterStats {
 }
 
 /// Handle of the writer's thread. Dropping it finishes what was handed in and joins.
-#[derive(Debug)]
 pub struct Writer<D: Disk> {
-    journal: Option<Journal<D>>,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<Result<Journal<D>, Error>>>,
+}
+
+impl<D: Disk> fmt::Debug for Writer<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writer").field("shared", &self.shared).finish_non_exhaustive()
+    }
 }
 
 impl<D> Writer<D>
@@ -94,39 +125,73 @@ where
         journal: Journal<D>,
         on_event: impl FnMut(Event) + Send + 'static,
     ) -> Result<Writer<D>, Error> {
-        let _ = on_event;
-        Ok(Writer { journal: Some(journal) })
+        let shared = Arc::new(Shared::default());
+        lock(&shared.stats).journal = journal.stats();
+        let worker = Worker {
+            shared: Arc::clone(&shared),
+            journal,
+            on_event,
+            waiting: Vec::new(),
+            told_full: false,
+            syncs: 0,
+            records: 0,
+            bytes: 0,
+        };
+        let thread = thread::Builder::new()
+            .name("journal".to_owned())
+            .spawn(move || worker.run())
+            .map_err(|e| Error::io("start the thread of", "the journal", e))?;
+        Ok(Writer { shared, thread: Some(thread) })
     }
 
     /// Hands in a batch; returns at once.
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::Fenced`]: nothing was taken.
+    /// [`Error::TooLarge`], [`Error::Backlog`], [`Error::Fenced`]: nothing was taken.
     pub fn append(&self, batch: Batch) -> Result<(), Error> {
-        let _ = batch;
-        Err(Error::Closed)
+        let mut bytes = 0;
+        for record in &batch.records {
+            bytes += check_sizes(&record.label, &record.payload)?;
+        }
+        if self.shared.fenced.load(Ordering::Acquire) {
+            return Err(Error::Fenced);
+        }
+        let mut queue = lock(&self.shared.queue);
+        if queue.backlog_bytes + bytes > BACKLOG_BYTES_MAX && queue.backlog_bytes > 0 {
+            return Err(Error::Backlog { bytes: queue.backlog_bytes, max: BACKLOG_BYTES_MAX });
+        }
+        queue.backlog_bytes += bytes;
+        queue.work.push(Work::Append(batch));
+        self.shared.wake(queue);
+        Ok(())
     }
 
     /// See [`Journal::set_floor`].
     pub fn set_floor(&self, group: u64, lsn: Lsn) {
-        let _ = (group, lsn);
+        let mut queue = lock(&self.shared.queue);
+        queue.work.push(Work::SetFloor(group, lsn));
+        self.shared.wake(queue);
     }
 
     /// See [`Journal::remove_group`].
     pub fn remove_group(&self, group: u64) {
-        let _ = group;
+        let mut queue = lock(&self.shared.queue);
+        queue.work.push(Work::RemoveGroup(group));
+        self.shared.wake(queue);
     }
 
-    /// Counters.
+    /// Counters, as of the last batch.
     #[must_use]
     pub fn stats(&self) -> WriterStats {
-        WriterStats::default()
+        let mut stats = lock(&self.shared.stats).clone();
+        stats.fenced = self.shared.fenced.load(Ordering::Acquire);
+        stats
     }
 
-    /// Whether the disk is full: refuse what can be refused.
+    /// Whether the disk is full, or too full for the next segment: refuse what can be refused.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        false
+        self.shared.full.load(Ordering::Acquire)
     }
 
     /// Finishes what was handed in, ends the thread, and returns the journal.
@@ -134,6 +199,249 @@ where
     /// # Errors
     /// [`Error::Fenced`], [`Error::Full`] when what was handed in could not be written.
     pub fn close(mut self) -> Result<Journal<D>, Error> {
-        self.journal.take().ok_or(Error::Closed)
+        self.shared.close();
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(result)) => result,
+            // The callback panicked on the thread.
+            Some(Err(_)) => Err(Error::Fenced),
+            None => Err(Error::Closed),
+        }
+    }
+}
+
+impl<D: Disk> Drop for Writer<D> {
+    fn drop(&mut self) {
+        self.shared.close();
+        if let Some(thread) = self.thread.take() {
+            // Its result has been told through the callback.
+            drop(thread.join());
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    woken: Condvar,
+    full: AtomicBool,
+    fenced: AtomicBool,
+    stats: Mutex<WriterStats>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    work: Vec<Work>,
+    /// Payload bytes handed in and not yet durable.
+    backlog_bytes: u64,
+    /// The thread waits: a hand-in must wake it.
+    asleep: bool,
+    closing: bool,
+}
+
+#[derive(Debug)]
+enum Work {
+    Append(Batch),
+    SetFloor(u64, Lsn),
+    RemoveGroup(u64),
+}
+
+impl Shared {
+    fn wake(&self, mut queue: MutexGuard<'_, Queue>) {
+        let asleep = mem::replace(&mut queue.asleep, false);
+        drop(queue);
+        // A busy thread looks at the queue before it sleeps: the system call is needed only when it does.
+        if asleep {
+            self.woken.notify_one();
+        }
+    }
+
+    fn close(&self) {
+        let mut queue = lock(&self.queue);
+        queue.closing = true;
+        self.wake(queue);
+    }
+}
+
+/// A panic while a lock was held leaves plain counters and a list behind, all of them still true.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Worker<D: Disk, F> {
+    shared: Arc<Shared>,
+    journal: Journal<D>,
+    on_event: F,
+    /// Handed in and not yet durable, in order.
+    waiting: Vec<Waiting>,
+    told_full: bool,
+    syncs: u64,
+    records: u64,
+    bytes: u64,
+}
+
+struct Waiting {
+    group: u64,
+    ticket: Ticket,
+    lsn: Lsn,
+    bytes: u64,
+}
+
+/// Marks the writer as fenced however its thread ends, so that nobody hands in to nobody.
+struct FenceOnExit(Arc<Shared>);
+
+impl Drop for FenceOnExit {
+    fn drop(&mut self) {
+        self.0.fenced.store(true, Ordering::Release);
+    }
+}
+
+/// What the thread found to do.
+enum Next {
+    Work,
+    Nothing,
+    Close,
+}
+
+impl<D: Disk, F: FnMut(Event)> Worker<D, F> {
+    fn run(mut self) -> Result<Journal<D>, Error> {
+        let _fence = FenceOnExit(Arc::clone(&self.shared));
+        let result = self.work();
+        match result {
+            Ok(()) => Ok(self.journal),
+            Err(full @ Error::Full { .. }) => Err(full),
+            Err(error) => {
+                self.shared.fenced.store(true, Ordering::Release);
+                (self.on_event)(Event::Fenced(error));
+                Err(Error::Fenced)
+            }
+        }
+    }
+
+    fn work(&mut self) -> Result<(), Error> {
+        let mut work = Vec::new();
+        let mut more_to_maintain = true;
+        loop {
+            let next = self.next(&mut work, more_to_maintain);
+            for item in work.drain(..) {
+                self.take(item)?;
+            }
+            let written = self.write();
+            let blocked = match written {
+                Ok(()) => None,
+                Err(full @ Error::Full { .. }) => Some(full),
+                Err(error) => return Err(error),
+            };
+            if let Next::Close = next {
+                return blocked.map_or(Ok(()), Err);
+            }
+            more_to_maintain = match self.journal.maintain() {
+                Ok(more) => more,
+                Err(Error::Full { .. }) => false,
+                Err(error) => return Err(error),
+            };
+            self.tell_state();
+        }
+    }
+
+    /// Waits for work, unless there is some, or other things to do meanwhile.
+    fn next(&mut self, work: &mut Vec<Work>, more_to_maintain: bool) -> Next {
+        let mut queue = lock(&self.shared.queue);
+        loop {
+            if !queue.work.is_empty() {
+                mem::swap(&mut queue.work, work);
+                return Next::Work;
+            }
+            if queue.closing {
+                return Next::Close;
+            }
+            if more_to_maintain {
+                return Next::Nothing;
+            }
+            queue.asleep = true;
+            if self.told_full {
+                let (guard, timeout) =
+                    self.shared.woken.wait_timeout(queue, RETRY_FULL).unwrap_or_else(PoisonError::into_inner);
+                queue = guard;
+                if timeout.timed_out() {
+                    queue.asleep = false;
+                    if queue.work.is_empty() && !queue.closing {
+                        return Next::Nothing;
+                    }
+                }
+            } else {
+                queue = self.shared.woken.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    fn take(&mut self, work: Work) -> Result<(), Error> {
+        match work {
+            Work::Append(batch) => {
+                let mut bytes = 0;
+                for record in &batch.records {
+                    self.journal.append(batch.group, &record.label, &record.payload)?;
+                    bytes += record.payload.iter().map(|piece| piece.len() as u64).sum::<u64>();
+                    self.records += 1;
+                }
+                self.bytes += bytes;
+                let lsn = Lsn(self.journal.head().0.saturating_sub(1));
+                self.waiting.push(Waiting { group: batch.group, ticket: batch.ticket, lsn, bytes });
+            }
+            Work::SetFloor(group, lsn) => self.journal.set_floor(group, lsn),
+            Work::RemoveGroup(group) => self.journal.remove_group(group),
+        }
+        Ok(())
+    }
+
+    /// Makes everything staged durable, and completes it.
+    fn write(&mut self) -> Result<(), Error> {
+        while self.journal.has_staged() {
+            let before = (self.journal.durable(), self.journal.staged_bytes());
+            let started = Instant::now();
+            self.journal.flush()?;
+            let written = Instant::now();
+            let durable = self.journal.sync()?;
+            let synced = Instant::now();
+            self.syncs += 1;
+            (self.on_event)(Event::Synced {
+                records: durable.0.saturating_sub(before.0.0),
+                bytes: before.1 - self.journal.staged_bytes(),
+                write: written - started,
+                sync: synced - written,
+            });
+            self.complete(durable);
+        }
+        self.complete(self.journal.durable());
+        Ok(())
+    }
+
+    fn complete(&mut self, durable: Lsn) {
+        let count = self.waiting.iter().take_while(|waiting| waiting.lsn <= durable).count();
+        let mut bytes = 0;
+        for Waiting { group, ticket, lsn, bytes: its_bytes } in self.waiting.drain(..count) {
+            bytes += its_bytes;
+            (self.on_event)(Event::Completed { group, ticket, lsn });
+        }
+        if bytes > 0 {
+            lock(&self.shared.queue).backlog_bytes -= bytes;
+        }
+    }
+
+    fn tell_state(&mut self) {
+        let journal = self.journal.stats();
+        if journal.full != self.told_full {
+            self.told_full = journal.full;
+            self.shared.full.store(journal.full, Ordering::Release);
+            (self.on_event)(Event::Full(journal.full));
+        }
+        let mut stats = lock(&self.shared.stats);
+        // The floors behind `pinned` change often; the answer is needed only as often as segments come and go.
+        if stats.journal.segments != journal.segments || stats.journal.oldest != journal.oldest {
+            stats.pinned = self.journal.pinned();
+        }
+        stats.journal = journal;
+        stats.syncs = self.syncs;
+        stats.records = self.records;
+        stats.bytes = self.bytes;
     }
 }
