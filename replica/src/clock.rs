@@ -7,8 +7,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 
 /// Now, on the clock that all deadlines of this crate are measured by.
-#[must_use]
-pub fn now() -> Mono {
+pub(crate) fn now() -> Mono {
     let time = clock_gettime(ClockId::Boottime);
     // Seconds since boot are never negative, and 2^63 ns are 292 years.
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);

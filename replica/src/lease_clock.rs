@@ -62,7 +62,12 @@ pub(crate) struct Due {
 impl LeaseClock {
     /// A new leader starts the clock of every lease. Each gets what the log says remains of it, and `grace` on top,
     /// since its owner could not renew it while there was no leader.
-    pub(crate) fn start(&mut self, now: Mono, grace: Duration, leases: impl Iterator<Item = (LeaseId, i64, i64)>) {
+    pub(crate) fn start(
+        &mut self,
+        now: Mono,
+        grace: Duration,
+        leases: impl Iterator<Item = (LeaseId, i64, i64)>,
+    ) {
         self.stop();
         for (id, granted, remaining) in leases {
             let granted = seconds(granted);

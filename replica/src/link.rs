@@ -87,10 +87,8 @@ pub(crate) async fn accept(shared: Arc<Shared>, mut stream: TcpStream, first: By
         warn!(%from, gateway = hello.name, refused, "refused a gateway");
         return;
     }
-    let link = Arc::new(Link {
-        id: NEXT_LINK.fetch_add(1, Ordering::Relaxed),
-        outbox: Outbox::new(OUTBOX_BYTES),
-    });
+    let link =
+        Arc::new(Link { id: NEXT_LINK.fetch_add(1, Ordering::Relaxed), outbox: Outbox::new(OUTBOX_BYTES) });
     info!(%from, gateway = hello.name, link = link.id, "gateway linked");
     let (read, write) = stream.into_split();
     let reason = tokio::select! {

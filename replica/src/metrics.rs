@@ -40,11 +40,23 @@ impl Metrics {
                 "Time to hand one batch of the journal to the operating system",
             ),
             journal_records: counter(&registry, "gaios_journal_records_total", "Records made durable"),
-            journal_bytes: counter(&registry, "gaios_journal_payload_bytes_total", "Payload bytes made durable"),
+            journal_bytes: counter(
+                &registry,
+                "gaios_journal_payload_bytes_total",
+                "Payload bytes made durable",
+            ),
             is_leader: by_group(&registry, "gaios_group_is_leader", "1 where this node leads the group"),
-            has_leader: by_group(&registry, "gaios_group_has_leader", "1 where this node knows the group's leader"),
+            has_leader: by_group(
+                &registry,
+                "gaios_group_has_leader",
+                "1 where this node knows the group's leader",
+            ),
             applied_slot: by_group(&registry, "gaios_group_applied_slot", "The last slot applied"),
-            commit_slot: by_group(&registry, "gaios_group_commit_slot", "The last slot known to be committed"),
+            commit_slot: by_group(
+                &registry,
+                "gaios_group_commit_slot",
+                "The last slot known to be committed",
+            ),
             watches: by_group(&registry, "gaios_group_watches", "Watches that gateways hold here"),
             with_leader: Arc::default(),
             registry,
@@ -112,7 +124,8 @@ impl GroupMetrics {
 fn histogram(registry: &Registry, name: &str, help: &str) -> Histogram {
     // 32 µs to 1 s: a fast disk's sync lies below etcd's first bucket of 1 ms.
     let buckets = prometheus::exponential_buckets(0.000_032, 2.0, 16).expect("constants in range");
-    let histogram = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)).expect("a constant name");
+    let histogram =
+        Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)).expect("a constant name");
     registry.register(Box::new(histogram.clone())).expect("registered once per registry");
     histogram
 }

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use consensus_core::{
-    Config, Durable, Engine, GroupId, Liveness, LivenessMessage, LivenessOutput, Message, Mono, NodeId,
-    Options, PersistSeq, Record, Slot, Timing,
+    Config, Durable, GroupId, Liveness, LivenessMessage, LivenessOutput, Message, Mono, NodeId, Options,
+    PersistSeq, Record, Slot, Timing,
 };
 use journal::{Identity, Journal, RealDisk, Recovered, Superblock, Writer};
-use keyspace::{Keyspace, Limits};
+use keyspace::Limits;
 use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::clock;
-use crate::group::{self, Group, GroupEvent, GroupHandle, GroupStart, LogPositions};
+use crate::group::{self, GroupEvent, GroupHandle, GroupStart, LogPositions};
 use crate::link;
 use crate::metrics::Metrics;
 use crate::peer::{self, HANDSHAKE_TIMEOUT, Peer};
@@ -81,17 +81,6 @@ pub enum StartError {
     /// A record that this version cannot read.
     #[error("the journal holds a record that this version cannot read ({0}): update this node")]
     Record(consensus_core::DecodeError),
-    /// A group's snapshot is needed and cannot be read.
-    #[error(
-        "group {group}: the snapshot at slot {slot} is missing or damaged, and the journal does not reach below it: \
-         remove the data directory and let the node be filled by its peers under a new id"
-    )]
-    SnapshotLost {
-        /// The group.
-        group: u64,
-        /// The slot that the journal begins behind.
-        slot: u64,
-    },
 }
 
 /// What all tasks of a node share.
@@ -136,15 +125,16 @@ impl Node {
     /// See [`StartError`]; nothing has been sent to anybody then.
     pub async fn start(options: NodeOptions) -> Result<Node, StartError> {
         let listener = listen(&options)?;
-        let address =
-            listener.local_addr().map_err(|source| StartError::Io { action: "read the listening address", source })?;
+        let address = listener
+            .local_addr()
+            .map_err(|source| StartError::Io { action: "read the listening address", source })?;
         let (shared, starts) = tokio::task::spawn_blocking(move || recover(options))
             .await
             .map_err(|error| StartError::Io { action: "recover", source: io::Error::other(error) })??;
         let groups = TaskTracker::new();
         let others = TaskTracker::new();
         for (handle, start) in starts {
-            groups.spawn(Group::new(Arc::clone(&shared), handle, start).run());
+            groups.spawn(group::run(Arc::clone(&shared), handle, start));
         }
         groups.close();
         others.spawn(keep_liveness(Arc::clone(&shared)));
@@ -260,9 +250,11 @@ fn listen(options: &NodeOptions) -> Result<TcpListener, StartError> {
     TcpListener::from_std(listener).map_err(io)
 }
 
-/// Reads the data directory. Blocking.
+/// What starts, each with its handle.
+type Starts = Vec<(Arc<GroupHandle>, GroupStart)>;
 
-fn recover(options: NodeOptions) -> Result<(Arc<Shared>, Vec<(Arc<GroupHandle>, GroupStart)>), StartError> {
+/// Reads the data directory. Blocking.
+fn recover(options: NodeOptions) -> Result<(Arc<Shared>, Starts), StartError> {
     let random = RandomState::new();
     let disk = RealDisk::open(&options.data_dir)?;
     let mut superblock = open_superblock(&disk, &options, &random)?;
@@ -272,12 +264,16 @@ fn recover(options: NodeOptions) -> Result<(Arc<Shared>, Vec<(Arc<GroupHandle>, 
     let mut recovering: BTreeMap<GroupId, Recovering> = BTreeMap::new();
     for (id, voters) in &options.groups {
         let config = Config::majority(voters.iter().copied());
-        config
-            .check()
-            .map_err(|error| StartError::Config(format!("group {}: its voters make no configuration: {error}", id.0)))?;
+        config.check().map_err(|error| {
+            StartError::Config(format!("group {}: its voters make no configuration: {error}", id.0))
+        })?;
         recovering.insert(
             *id,
-            Recovering { durable: Durable::bootstrap(config), positions: LogPositions::default(), highest: Slot(0) },
+            Recovering {
+                durable: Durable::bootstrap(config),
+                positions: LogPositions::default(),
+                highest: Slot(0),
+            },
         );
     }
     let mut unreadable = None;
@@ -299,7 +295,11 @@ fn recover(options: NodeOptions) -> Result<(Arc<Shared>, Vec<(Arc<GroupHandle>, 
         warn!("{damage}");
     }
     if let Some(torn) = &report.torn_tail {
-        info!(file = torn.file, offset = torn.offset, "discarded an unfinished write at the end of the journal");
+        info!(
+            file = torn.file,
+            offset = torn.offset,
+            "discarded an unfinished write at the end of the journal"
+        );
     }
     if !superblock.facts().journal_made {
         superblock.journal_made()?;
@@ -310,30 +310,32 @@ fn recover(options: NodeOptions) -> Result<(Arc<Shared>, Vec<(Arc<GroupHandle>, 
     let mut starts = Vec::new();
     let mut handles = BTreeMap::new();
     for (id, mut found) in recovering {
-        let newest = loaded.get(&id).and_then(|slots| slots.last()).copied();
-        let (state, applied) = match newest {
-            Some(slot) => {
-                let snapshot = journal::SnapshotId { group: id.0, slot: slot.0 };
-                let (config, state) = group::load(&disk, identity, snapshot)
-                    .map_err(|error| StartError::Config(format!("group {}: snapshot at slot {}: {error}", id.0, slot.0)))?;
-                found.durable.snapshot(slot, config);
-                (state, slot)
+        let mut snapshot = None;
+        // The newest one that is whole; a damaged one has been reported.
+        if let Some(slot) = loaded.get(&id).and_then(|slots| slots.last()).copied() {
+            let file = journal::SnapshotId { group: id.0, slot: slot.0 };
+            match group::load(&disk, identity, file) {
+                Ok((config, state)) => {
+                    found.durable.snapshot(slot, config);
+                    snapshot = Some((slot, state));
+                }
+                Err(error) => warn!(group = id.0, slot = slot.0, %error, "a snapshot cannot be used"),
             }
-            None => (Keyspace::new(keyspace::Options::default()), Slot(0)),
-        };
-        if found.durable.base() > applied {
-            return Err(StartError::SnapshotLost { group: id.0, slot: found.durable.base().0 });
         }
         if let Some(floor) = found.positions.floor() {
             journal.set_floor(id.0, floor);
         }
         let seed = random.hash_one((options.id.0, id.0, incarnation));
-        let engine_options =
-            Options { timing: options.timing, ..Options::new(id, options.id, seed) };
-        let engine = Engine::new(engine_options, found.durable, now);
+        let engine_options = Options { timing: options.timing, ..Options::new(id, options.id, seed) };
         let handle = Arc::new(GroupHandle::new(id));
         handles.insert(id, Arc::clone(&handle));
-        starts.push((handle, GroupStart { engine, state, applied, snapshot: newest, positions: found.positions }));
+        let start = GroupStart {
+            options: engine_options,
+            durable: found.durable,
+            snapshot,
+            positions: found.positions,
+        };
+        starts.push((handle, start));
     }
 
     let peers: BTreeMap<_, _> = options
@@ -352,7 +354,13 @@ fn recover(options: NodeOptions) -> Result<(Arc<Shared>, Vec<(Arc<GroupHandle>, 
         identity,
         disk,
         journal: writer,
-        liveness: RwLock::new(Liveness::new(options.id, peers.keys().copied(), incarnation, options.timing, now)),
+        liveness: RwLock::new(Liveness::new(
+            options.id,
+            peers.keys().copied(),
+            incarnation,
+            options.timing,
+            now,
+        )),
         peers,
         shard_map: options.shard_map,
         snapshot_least_bytes: options.snapshot_least_bytes,
@@ -410,7 +418,9 @@ fn replay(
         Recovered::Record { group, lsn, label, payload } => {
             let Some(group) = recovering.get_mut(&GroupId(group)) else { return Ok(()) };
             let record = Record::decode(&label, payload)?;
-            if let Record::Vote { slot, .. } | Record::Chosen { slot, .. } | Record::Base { slot, .. } = &record {
+            if let Record::Vote { slot, .. } | Record::Chosen { slot, .. } | Record::Base { slot, .. } =
+                &record
+            {
                 group.highest = group.highest.max(*slot);
             }
             group.positions.recovered(lsn, &record);
@@ -453,7 +463,9 @@ fn spawn_writer(
                 group.inbox.push_always(GroupEvent::Persisted { upto: PersistSeq(ticket.0), lsn });
             }
         }
-        journal::Event::Synced { records, bytes, write, sync } => metrics.journal_synced(records, bytes, write, sync),
+        journal::Event::Synced { records, bytes, write, sync } => {
+            metrics.journal_synced(records, bytes, write, sync)
+        }
         journal::Event::Full(full) => {
             if full {
                 warn!("the disk is full: writes are refused until there is room again");

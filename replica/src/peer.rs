@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use consensus_core::{GroupId, LivenessMessage, Message, NodeId};
+use consensus_core::{GroupId, LivenessMessage, Message, NodeId, Slot};
 use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use tracing::{debug, info, warn};
 
+use crate::group::GroupEvent;
 use crate::node::Shared;
 use crate::outbox::Outbox;
 use crate::wire::{self, PeerFrame, PeerHello, Purpose};
@@ -50,6 +51,10 @@ impl Peer {
 
     pub(crate) fn send_group(&self, group: GroupId, message: &Message) {
         self.send(|out| wire::encode_group(group, message, out));
+    }
+
+    pub(crate) fn send_snapshot_request(&self, group: GroupId, at_least: Slot) {
+        self.send(|out| wire::encode_snapshot_request(group, at_least, out));
     }
 
     fn send(&self, encode: impl FnOnce(&mut BytesMut)) {
@@ -206,6 +211,11 @@ async fn read_frames(shared: &Arc<Shared>, from: NodeId, read: impl AsyncRead + 
         match PeerFrame::decode(frame).map_err(io::Error::other)? {
             PeerFrame::Liveness(message) => shared.on_liveness(from, message),
             PeerFrame::Group(group, message) => shared.on_group_message(from, group, message, size),
+            PeerFrame::SnapshotRequest(group, at_least) => {
+                if let Some(group) = shared.group(group) {
+                    group.inbox.push_always(GroupEvent::SnapshotRequested { by: from, at_least });
+                }
+            }
             PeerFrame::SnapshotBegin { .. }
             | PeerFrame::SnapshotSlice(_)
             | PeerFrame::SnapshotEnd

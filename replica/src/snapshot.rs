@@ -61,9 +61,10 @@ async fn try_send(shared: &Shared, to: NodeId, id: SnapshotId) -> Result<u64, Fa
     wire::encode_snapshot_end(&mut body);
     write_frame(&mut stream, &body).await?;
     let answer = peer::read_frame(&mut stream, 1024).await?;
-    match PeerFrame::decode(answer)? {
-        PeerFrame::SnapshotInstalled => Ok(reader.total_bytes()),
-        other => Err(format!("unexpected answer {other:?}").into()),
+    if let PeerFrame::SnapshotInstalled = PeerFrame::decode(answer)? {
+        Ok(reader.total_bytes())
+    } else {
+        Err("the answer is not that the snapshot is installed".into())
     }
 }
 
@@ -137,6 +138,7 @@ async fn try_receive(
             PeerFrame::Liveness(_)
             | PeerFrame::Group(..)
             | PeerFrame::SnapshotBegin { .. }
+            | PeerFrame::SnapshotRequest(..)
             | PeerFrame::SnapshotInstalled => return Err("a frame that has no place in a snapshot".into()),
         }
     }

@@ -10,6 +10,7 @@
 //! | 4 | a slice | of the snapshot |
 //! | 5 | | the snapshot is complete |
 //! | 6 | | the snapshot is installed and durable: the receiver's only answer |
+//! | 7 | group (u64), slot (u64) | on a link: send me a snapshot at this slot or later, mine is lost |
 //!
 //! Integers are little-endian. Numbers are never reused.
 
@@ -29,6 +30,7 @@ const SNAPSHOT_BEGIN: u8 = 3;
 const SNAPSHOT_SLICE: u8 = 4;
 const SNAPSHOT_END: u8 = 5;
 const SNAPSHOT_INSTALLED: u8 = 6;
+const SNAPSHOT_REQUEST: u8 = 7;
 
 /// What a connection between nodes is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +59,7 @@ pub(crate) enum PeerFrame {
     SnapshotSlice(Bytes),
     SnapshotEnd,
     SnapshotInstalled,
+    SnapshotRequest(GroupId, Slot),
 }
 
 /// The other side does not speak this protocol.
@@ -150,6 +153,12 @@ pub(crate) fn encode_snapshot_installed(out: &mut BytesMut) {
     out.put_u8(SNAPSHOT_INSTALLED);
 }
 
+pub(crate) fn encode_snapshot_request(group: GroupId, at_least: Slot, out: &mut BytesMut) {
+    out.put_u8(SNAPSHOT_REQUEST);
+    out.put_u64_le(group.0);
+    out.put_u64_le(at_least.0);
+}
+
 impl PeerFrame {
     pub(crate) fn decode(mut frame: Bytes) -> Result<PeerFrame, WireError> {
         if frame.is_empty() {
@@ -172,6 +181,11 @@ impl PeerFrame {
             SNAPSHOT_SLICE => Ok(PeerFrame::SnapshotSlice(frame)),
             SNAPSHOT_END => Ok(PeerFrame::SnapshotEnd),
             SNAPSHOT_INSTALLED => Ok(PeerFrame::SnapshotInstalled),
+            SNAPSHOT_REQUEST => {
+                let group = frame.try_get_u64_le().map_err(|_| WireError::Short)?;
+                let at_least = frame.try_get_u64_le().map_err(|_| WireError::Short)?;
+                Ok(PeerFrame::SnapshotRequest(GroupId(group), Slot(at_least)))
+            }
             other => Err(WireError::Kind(other)),
         }
     }

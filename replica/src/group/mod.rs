@@ -17,8 +17,8 @@ use api::gaios::link::v1::request::Kind as RequestKind;
 use api::gaios::link::v1::response::Kind;
 use bytes::{Bytes, BytesMut};
 use consensus_core::{
-    Config, Engine, Event, GroupId, Input, LivenessEvent, Message, Mono, NodeId, Output, PersistSeq, ReadMode, ReadOutcome,
-    Record, Rejection, Role, Slot, Tag, Value,
+    Config, Durable, Engine, Event, GroupId, Input, LivenessEvent, Message, Mono, NodeId, Options, Output,
+    PersistSeq, ReadMode, ReadOutcome, Record, Rejection, Role, Slot, Tag, Value,
 };
 use journal::{Lsn, Ticket};
 use keyspace::{
@@ -43,6 +43,8 @@ const INBOX_BYTES: usize = 64 << 20;
 const LEASES_PER_PROPOSAL: usize = 1000;
 /// How long a stopping leader waits for its successor.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often a replica without a state asks its peers for one.
+const SNAPSHOT_REQUEST_EVERY: Duration = Duration::from_secs(1);
 
 /// Everything that can happen to a group.
 #[derive(Debug)]
@@ -63,6 +65,8 @@ pub(crate) enum GroupEvent {
     SnapshotProgress(snapshotting::Progress),
     /// A peer's snapshot is durable here; the state it holds replaces ours.
     SnapshotReceived { slot: Slot, config: Arc<Config>, state: Box<Keyspace> },
+    /// A peer has lost its own snapshot and cannot start without one.
+    SnapshotRequested { by: NodeId, at_least: Slot },
     /// Whether a snapshot arrived at the peer that needed it.
     SnapshotSent { to: NodeId, arrived: bool },
     /// The journal wants the group to let go of old segments.
@@ -82,16 +86,77 @@ impl GroupHandle {
     }
 }
 
-/// What a group starts with, after recovery.
+/// What recovery found of a group.
 pub(crate) struct GroupStart {
-    pub(crate) engine: Engine,
-    pub(crate) state: Keyspace,
-    /// The last slot that `state` has applied.
-    pub(crate) applied: Slot,
-    /// The newest snapshot on disk.
-    pub(crate) snapshot: Option<Slot>,
+    pub(crate) options: Options,
+    /// What the journal held, [`Durable::snapshot`] included.
+    pub(crate) durable: Durable,
+    /// The newest snapshot on disk and the slot it was taken at.
+    pub(crate) snapshot: Option<(Slot, Keyspace)>,
     /// Where the journal holds the group's records.
     pub(crate) positions: LogPositions,
+}
+
+/// Runs a group until the node stops. A group whose snapshot is lost first gets one from a peer.
+pub(crate) async fn run(shared: Arc<Shared>, handle: Arc<GroupHandle>, mut start: GroupStart) {
+    let base = start.durable.base();
+    if start.snapshot.as_ref().map_or(Slot(0), |(slot, _)| *slot) < base {
+        error!(
+            group = handle.id.0,
+            slot = base.0,
+            "the snapshot that the journal builds on is missing or damaged: waiting for a peer's"
+        );
+        let Some((slot, config, state)) = obtain_snapshot(&shared, &handle, base).await else { return };
+        start.durable.snapshot(slot, config);
+        start.snapshot = Some((slot, state));
+    }
+    Group::new(shared, handle, start).run().await;
+}
+
+/// Asks the peers until one has sent a snapshot at `at_least` or later. `None` when the node stops first.
+async fn obtain_snapshot(
+    shared: &Shared,
+    handle: &GroupHandle,
+    at_least: Slot,
+) -> Option<(Slot, Arc<Config>, Keyspace)> {
+    let mut again = tokio::time::interval(SNAPSHOT_REQUEST_EVERY);
+    let mut events = Vec::new();
+    loop {
+        tokio::select! {
+            () = shared.stopping.cancelled() => return None,
+            _ = again.tick() => {
+                for peer in shared.peers.values() {
+                    peer.send_snapshot_request(handle.id, at_least);
+                }
+            }
+            () = handle.inbox.wait() => {}
+        }
+        handle.inbox.take(&mut events);
+        for event in events.drain(..) {
+            // Until it has its state, a replica answers nobody: to peers it is down, gateways ask elsewhere.
+            match event {
+                GroupEvent::SnapshotReceived { slot, config, state } if slot >= at_least => {
+                    return Some((slot, config, *state));
+                }
+                GroupEvent::Requests { link, requests } => {
+                    let refusals = requests
+                        .iter()
+                        .map(|request| crate::link::refusal(request.id, 0, Why::NoGroup, None));
+                    link.send(refusals.collect());
+                }
+                GroupEvent::SnapshotReceived { .. }
+                | GroupEvent::Peer { .. }
+                | GroupEvent::LinkClosed(_)
+                | GroupEvent::Persisted { .. }
+                | GroupEvent::PersistFailed
+                | GroupEvent::Liveness(_)
+                | GroupEvent::SnapshotProgress(_)
+                | GroupEvent::SnapshotRequested { .. }
+                | GroupEvent::SnapshotSent { .. }
+                | GroupEvent::SnapshotWanted => {}
+            }
+        }
+    }
 }
 
 pub(crate) use self::log_positions::LogPositions;
@@ -126,15 +191,19 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    pub(crate) fn new(shared: Arc<Shared>, handle: Arc<GroupHandle>, start: GroupStart) -> Group {
+    fn new(shared: Arc<Shared>, handle: Arc<GroupHandle>, start: GroupStart) -> Group {
         let metrics = shared.metrics.of_group(handle.id);
+        let engine = Engine::new(start.options, start.durable, clock::now());
+        let newest = start.snapshot.as_ref().map(|(slot, _)| *slot);
+        let (applied, state) =
+            start.snapshot.unwrap_or_else(|| (Slot(0), Keyspace::new(keyspace::Options::default())));
         Group {
-            snapshotting: Snapshotting::new(handle.id, start.snapshot),
+            snapshotting: Snapshotting::new(newest),
             shared,
             handle,
-            engine: start.engine,
-            state: start.state,
-            applied: start.applied,
+            engine,
+            state,
+            applied,
             clients: Clients::default(),
             asking: Vec::new(),
             watches: Watches::default(),
@@ -154,7 +223,7 @@ impl Group {
     }
 
     /// Runs until the node stops.
-    pub(crate) async fn run(mut self) {
+    async fn run(mut self) {
         let mut events = Vec::new();
         // The engine may have something to say before anything happens: entries to apply, a deadline.
         self.turn(&mut events);
@@ -254,6 +323,7 @@ impl Group {
             GroupEvent::SnapshotReceived { slot, config, state } => {
                 self.on_snapshot_received(slot, config, *state);
             }
+            GroupEvent::SnapshotRequested { by, at_least } => self.send_snapshot(by, at_least),
             GroupEvent::SnapshotSent { to, arrived } => {
                 self.snapshotting.sent(to);
                 if !arrived {
@@ -338,7 +408,11 @@ impl Group {
                 return;
             }
         }
-        self.propose(Subject::Write(session, seq), Waiter { link: Arc::clone(link), request: id }, write.command);
+        self.propose(
+            Subject::Write(session, seq),
+            Waiter { link: Arc::clone(link), request: id },
+            write.command,
+        );
     }
 
     fn on_open_session(&mut self, link: &Arc<Link>, id: u64, nonce: &[u8]) {
@@ -671,7 +745,13 @@ impl Group {
     fn on_engine_event(&mut self, event: Event) {
         match event {
             Event::RoleChanged { role, lead, leader } => {
-                info!(group = self.handle.id.0, ?role, round = lead.round, leader = leader.map(|l| l.0), "role");
+                info!(
+                    group = self.handle.id.0,
+                    ?role,
+                    round = lead.round,
+                    leader = leader.map(|l| l.0),
+                    "role"
+                );
                 self.replies.term = lead.round;
                 self.replies.leader = leader;
                 if role != Role::Leader {
@@ -686,7 +766,8 @@ impl Group {
             Event::LeadershipReady => {
                 self.leading = true;
                 let grace = self.shared.timing.election;
-                let leases = self.state.leases().map(|lease| (lease.id, lease.granted_ttl_s, lease.remaining_s));
+                let leases =
+                    self.state.leases().map(|lease| (lease.id, lease.granted_ttl_s, lease.remaining_s));
                 self.leases.start(clock::now(), grace, leases);
                 // The limits must be the same on all replicas, so it is the leader's configuration that counts.
                 if self.state.limits() != self.shared.limits {
@@ -695,12 +776,17 @@ impl Group {
             }
             Event::SnapshotNeeded { to, at_least } => self.send_snapshot(to, at_least),
             Event::Fenced => {
-                error!(group = self.handle.id.0, "fenced: this replica takes no part until the node is restarted");
+                error!(
+                    group = self.handle.id.0,
+                    "fenced: this replica takes no part until the node is restarted"
+                );
             }
             Event::PayloadRepaired { slot } => {
                 info!(group = self.handle.id.0, slot = slot.0, "a damaged entry was repaired from a peer");
             }
-            Event::Healed => info!(group = self.handle.id.0, "everything the disk may have forgotten is made up for"),
+            Event::Healed => {
+                info!(group = self.handle.id.0, "everything the disk may have forgotten is made up for")
+            }
             Event::TransferAborted { to } => {
                 info!(group = self.handle.id.0, to = to.0, "leadership was not handed over");
             }
@@ -787,6 +873,9 @@ fn encode(command: &Command) -> Bytes {
 
 impl std::fmt::Debug for Group {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Group").field("id", &self.handle.id).field("applied", &self.applied).finish_non_exhaustive()
+        f.debug_struct("Group")
+            .field("id", &self.handle.id)
+            .field("applied", &self.applied)
+            .finish_non_exhaustive()
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use bytes::{Bytes, BytesMut};
-use consensus_core::{Config, GroupId, Input, NodeId, Slot};
+use consensus_core::{Config, Input, NodeId, Slot};
 use journal::{Identity, RealDisk, SnapshotId, SnapshotWriter};
 use tracing::{debug, info, warn};
 
@@ -26,12 +26,11 @@ pub(crate) enum Progress {
     /// The file is durable under its name.
     Finished(Slot),
     /// It could not be written; the next attempt comes when more is logged.
-    Failed(Slot),
+    Failed,
 }
 
 #[derive(Debug)]
 pub(super) struct Snapshotting {
-    group: GroupId,
     /// The newest snapshot on disk.
     newest: Option<Slot>,
     /// Bytes logged since the last snapshot was begun.
@@ -63,9 +62,8 @@ enum Piece {
 }
 
 impl Snapshotting {
-    pub(super) fn new(group: GroupId, newest: Option<Slot>) -> Self {
+    pub(super) fn new(newest: Option<Slot>) -> Self {
         Snapshotting {
-            group,
             newest,
             logged: 0,
             wanted: false,
@@ -152,7 +150,7 @@ impl Group {
                 Ok(false) => return,
                 Err(error) => {
                     warn!(group = id.group, slot = id.slot, %error, "snapshot failed");
-                    Progress::Failed(slot)
+                    Progress::Failed
                 }
             };
             handle.inbox.push_always(GroupEvent::SnapshotProgress(progress));
@@ -170,7 +168,7 @@ impl Group {
                     taking.room = true;
                 }
             }
-            Progress::Failed(_) => {
+            Progress::Failed => {
                 self.snapshotting.taking = None;
             }
             Progress::Finished(slot) => {
@@ -191,7 +189,8 @@ impl Group {
             Some(slot) if slot >= at_least => {
                 if self.snapshotting.sending.insert(to) {
                     let id = SnapshotId { group: self.handle.id.0, slot: slot.0 };
-                    let send = crate::snapshot::send(Arc::clone(&self.shared), Arc::clone(&self.handle), to, id);
+                    let send =
+                        crate::snapshot::send(Arc::clone(&self.shared), Arc::clone(&self.handle), to, id);
                     tokio::spawn(send);
                 }
             }

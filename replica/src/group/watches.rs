@@ -119,7 +119,14 @@ impl Watches {
     }
 
     /// Answers once the watch is in step; behind all events sent until then, since answers keep their order.
-    pub(super) fn sync(&mut self, link: &Arc<Link>, id: u64, watch: u64, state: &Keyspace, replies: &mut Replies) {
+    pub(super) fn sync(
+        &mut self,
+        link: &Arc<Link>,
+        id: u64,
+        watch: u64,
+        state: &Keyspace,
+        replies: &mut Replies,
+    ) {
         match self.watches.get_mut(&(link.id, watch)) {
             None => replies.refuse(link, id, Why::Malformed),
             Some(found) if found.in_step => {
@@ -136,7 +143,12 @@ impl Watches {
     }
 
     /// Sends revisions just applied to the watches in step that they concern.
-    pub(super) fn on_revisions(&mut self, revisions: &[RevisionEvents], state: &Keyspace, replies: &mut Replies) {
+    pub(super) fn on_revisions(
+        &mut self,
+        revisions: &[RevisionEvents],
+        state: &Keyspace,
+        replies: &mut Replies,
+    ) {
         if self.watches.is_empty() {
             return;
         }
@@ -148,7 +160,8 @@ impl Watches {
                 matching.clear();
                 self.in_step.matching(&event.kv.key, &mut matching);
                 for &id in &matching {
-                    let Some(watch) = self.watches.get(&id).filter(|watch| watch.next <= revision.revision) else {
+                    let Some(watch) = self.watches.get(&id).filter(|watch| watch.next <= revision.revision)
+                    else {
                         continue;
                     };
                     let event = watch.view(event);
