@@ -41,6 +41,7 @@ struct Constant {
     requests: Arc<AtomicU64>,
     revision: Arc<AtomicI64>,
     leases_alive: Arc<AtomicI64>,
+    watch_streams: Arc<tokio::sync::watch::Sender<usize>>,
     puts: broadcast::Sender<()>,
 }
 
@@ -132,7 +133,9 @@ impl Watch for Constant {
         let mut puts = self.puts.subscribe();
         let mut requests = request.into_inner();
         let (sender, receiver) = tokio::sync::mpsc::channel(16);
-        tokio::spawn(async move {
+        self.watch_streams.send_modify(|open| *open += 1);
+        let watch_streams = Arc::clone(&self.watch_streams);
+        let stream = async move {
             let mut watches = 0;
             loop {
                 let response = tokio::select! {
@@ -156,6 +159,10 @@ impl Watch for Constant {
                     return;
                 }
             }
+        };
+        tokio::spawn(async move {
+            stream.await;
+            watch_streams.send_modify(|open| *open -= 1);
         });
         Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))
     }
@@ -215,6 +222,7 @@ async fn serve(fault: Fault) -> (Constant, Target) {
         requests: Arc::default(),
         revision: Arc::default(),
         leases_alive: Arc::default(),
+        watch_streams: Arc::default(),
         puts: broadcast::channel(64).0,
     };
     let listener =
@@ -282,6 +290,10 @@ async fn watch_counts_events_of_all_watchers() {
     let (constant, target) = serve(Fault::Nothing).await;
     let report = run(&plan(Workload::Watch), &target).await.unwrap();
     assert_eq!((report.ops, report.watchers), (200, Some(7)));
+    // A stream left open would make the next measurement dearer.
+    let mut open = constant.watch_streams.subscribe();
+    let closed = tokio::time::timeout(Duration::from_secs(10), open.wait_for(|open| *open == 0));
+    assert!(closed.await.is_ok(), "watch streams were left open");
     // 200 events are 28 rounds and a part of one; more rounds may have gone by before the window.
     assert!(constant.requests.load(Relaxed) > 28);
 }

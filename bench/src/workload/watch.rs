@@ -11,9 +11,9 @@ use api::etcdserverpb as pb;
 use bytes::Bytes;
 use pb::kv_client::KvClient;
 use pb::watch_client::WatchClient;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
-use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
@@ -21,6 +21,13 @@ use super::kv::put_request;
 use super::{connect, value};
 use crate::recorder::{Recorder, Window};
 use crate::{BenchError, Plan, Target};
+
+/// An open stream. The transport resets the stream, and then closes the connection, only when both halves are gone; so
+/// the requests must be ours to end.
+struct WatchStream {
+    _requests: mpsc::Sender<pb::WatchRequest>,
+    responses: Streaming<pb::WatchResponse>,
+}
 
 /// What the writer and the watchers share.
 struct Round {
@@ -79,7 +86,7 @@ async fn open_streams(
     plan: &Plan,
     channels: &[Channel],
     key: &Bytes,
-) -> Result<Vec<Streaming<pb::WatchResponse>>, BenchError> {
+) -> Result<Vec<WatchStream>, BenchError> {
     let mut opening = JoinSet::new();
     let streams = plan.watchers.div_ceil(plan.watches_per_stream);
     for index in 0..streams {
@@ -94,17 +101,17 @@ async fn open_streams(
 }
 
 /// Opens a stream with some watches and waits until the server has made them all.
-async fn open_stream(
-    channel: Channel,
-    key: Bytes,
-    watches: usize,
-) -> Result<Streaming<pb::WatchResponse>, BenchError> {
+async fn open_stream(channel: Channel, key: Bytes, watches: usize) -> Result<WatchStream, BenchError> {
     let create = pb::WatchCreateRequest { key, ..Default::default() };
     let create = pb::watch_request::RequestUnion::CreateRequest(create);
-    let requests = vec![pb::WatchRequest { request_union: Some(create) }; watches];
-    // Ending the requests would end the stream, so they never do.
-    let requests = tokio_stream::iter(requests).chain(tokio_stream::pending());
-    let responses = WatchClient::new(channel).watch(requests).await;
+    let create = pb::WatchRequest { request_union: Some(create) };
+    let (requests, receiver) = mpsc::channel(watches);
+    for _ in 0..watches {
+        // There is room for all of them, so this waits for nobody.
+        let sent = requests.send(create.clone()).await;
+        sent.map_err(|_| BenchError::Server("a watch stream was not opened".to_owned()))?;
+    }
+    let responses = WatchClient::new(channel).watch(ReceiverStream::new(receiver)).await;
     let mut responses = responses.map_err(BenchError::prepare("open a watch"))?.into_inner();
     let mut created = 0;
     while created < watches {
@@ -116,13 +123,13 @@ async fn open_stream(
             None => return Err(BenchError::Server("a watch stream ended at once".to_owned())),
         }
     }
-    Ok(responses)
+    Ok(WatchStream { _requests: requests, responses })
 }
 
 /// Counts events until the stream ends, which it should not.
-async fn watch(mut stream: Streaming<pb::WatchResponse>, round: Arc<Round>) -> BenchError {
+async fn watch(mut stream: WatchStream, round: Arc<Round>) -> BenchError {
     loop {
-        match stream.message().await {
+        match stream.responses.message().await {
             Ok(Some(response)) if response.canceled => {
                 return BenchError::Server(format!("a watch was cancelled: {}", response.cancel_reason));
             }
