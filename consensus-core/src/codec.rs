@@ -178,7 +178,7 @@ wire_struct! {
     Promise { lead, votes, commit, max_voted, faulty_from, part, parts }
     Nack { lead, promised, config_epoch, leader }
     Accept { lead, commit, entries }
-    Accepted { lead, upto, max_voted, grants }
+    Accepted { lead, upto, commit, max_voted, grants }
     Commit { lead, commit }
     Fortify { lead, config_epoch, epoch }
     Fortified { lead, config_epoch, epoch, max_voted }

@@ -13,6 +13,7 @@ mod config;
 mod engine;
 mod liveness;
 pub mod message;
+mod mutant;
 mod options;
 mod record;
 mod types;
@@ -22,6 +23,8 @@ pub use config::{Config, ConfigError, NodeSet};
 pub use engine::{Engine, Event, Input, Output, ReadMode, ReadOutcome, Rejection, Role, Send, Status};
 pub use liveness::{Liveness, LivenessEvent, LivenessOutput};
 pub use message::{LivenessMessage, Message};
+#[cfg(feature = "mutants")]
+pub use mutant::Mutant;
 pub use options::{Options, Timing};
 pub use record::{Durable, Record, RecordKind, RecordLabel};
 pub use types::{Ballot, Epoch, GroupId, Kind, Lead, Mono, NodeId, PersistSeq, Slot, Tag, Value, Vote};

@@ -146,6 +146,8 @@ pub struct Accepted {
     pub lead: Lead,
     /// Every slot up to here is known to be committed, or has a vote at exactly this leadership.
     pub upto: Slot,
+    /// Every slot up to here is known to be committed.
+    pub commit: Slot,
     /// The highest slot with a vote at any ballot.
     pub max_voted: Slot,
     /// Who held a lease from this member when the last of these votes was staged.
@@ -289,4 +291,43 @@ pub struct HeartbeatAck {
     pub granted: bool,
     /// The lowest epoch that can be supported.
     pub required: Epoch,
+}
+
+/// Slots and rounds beyond this come from no healthy peer: at a million a second they take 146,000 years.
+const NUMBER_MAX: u64 = 1 << 62;
+
+impl Message {
+    /// Whether the numbers are such that arithmetic on them is safe. What they claim is for the engine to judge.
+    pub(crate) fn is_plausible(&self) -> bool {
+        let slot = |slot: Slot| slot.0 < NUMBER_MAX;
+        let lead = |lead: Lead| lead.round < NUMBER_MAX;
+        let entries = |entries: &Entries| entries.iter().all(|(at, _)| at.0 > 0 && slot(*at));
+        match self {
+            Message::PreVote(m) => lead(m.lead) && slot(m.commit),
+            Message::PreVoteReply(m) => {
+                lead(m.lead) && lead(m.promised) && slot(m.commit) && m.leader.is_none_or(lead)
+            }
+            Message::Prepare(m) => lead(m.lead) && m.from.0 > 0 && slot(m.from),
+            Message::Promise(m) => {
+                lead(m.lead)
+                    && slot(m.commit)
+                    && slot(m.max_voted)
+                    && m.votes.iter().all(|(at, vote)| at.0 > 0 && slot(*at) && lead(vote.ballot.lead))
+            }
+            Message::Nack(m) => lead(m.lead) && lead(m.promised) && m.leader.is_none_or(lead),
+            Message::Accept(m) => lead(m.lead) && slot(m.commit) && entries(&m.entries),
+            Message::Accepted(m) => lead(m.lead) && slot(m.upto) && slot(m.commit) && slot(m.max_voted),
+            Message::Commit(m) => lead(m.lead) && slot(m.commit),
+            Message::Fortify(m) => m.lead.is_none_or(lead),
+            Message::Fortified(m) => m.lead.is_none_or(lead) && slot(m.max_voted),
+            Message::ReadIndex(m) => lead(m.lead),
+            Message::ReadIndexReply(m) => lead(m.lead),
+            Message::Fetch(m) => m.from.0 > 0 && slot(m.from) && slot(m.upto),
+            Message::Chosen(m) => slot(m.commit) && entries(&m.entries),
+            Message::Handoff(m) => lead(m.lead),
+            Message::Resigned(m) => lead(m.lead),
+            Message::Recall(_) => true,
+            Message::Recalled(m) => lead(m.promised) && m.proposed.is_none_or(slot),
+        }
+    }
 }

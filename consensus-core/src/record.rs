@@ -380,6 +380,12 @@ impl Durable {
         }
     }
 
+    /// The slot whose state the journal presupposes: a snapshot at or above it must have been loaded.
+    #[must_use]
+    pub fn base(&self) -> Slot {
+        self.base
+    }
+
     /// Whether there is a configuration, so that an engine can start.
     #[must_use]
     pub fn is_usable(&self) -> bool {

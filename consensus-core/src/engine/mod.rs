@@ -1,322 +1,367 @@
-//! The consensus engine of one group.
+//! The consensus engine of one group. This file routes; the work is done by the parts:
+//!
+//! ```text
+//!                      step(now, liveness, input)
+//!                                  │
+//!  election ── pre-vote, phase 1 ──┼── acceptor ── promises, votes, C3, grants ──┐
+//!  leader ──── pipeline, commit ───┤                                             ▼
+//!    progress  per member          ├── catchup ─── fetched values, snapshots    log, configs
+//!    lease     fortify, C2         └── recall ──── what a damaged disk forgot    │
+//!    reads     lease, read-index                                                 ▼
+//!                                                    outbox ── gates ── poll(&mut out)
+//! ```
+
+mod acceptor;
+mod api;
+mod catchup;
+mod configs;
+mod election;
+mod leader;
+mod lease;
+mod log;
+mod outbox;
+mod progress;
+mod reads;
+mod recall;
+mod rng;
+mod select;
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+pub use api::{Event, Input, Output, ReadMode, ReadOutcome, Rejection, Role, Send, Status};
 
-use crate::{
-    Config, Durable, Lead, Liveness, Message, Mono, NodeId, Options, PersistSeq, Record, Slot, Tag, Value,
-};
+use crate::mutant::mutant;
+use crate::{Config, Durable, Lead, Liveness, Message, Mono, NodeId, Options, Record, Slot, Tag};
+use acceptor::Acceptor;
+use catchup::Catchup;
+use configs::Configs;
+use election::{Candidate, Follower, PreCandidate};
+use leader::{Leader, PeerChange};
+use log::Log;
+use outbox::Outbox;
+use recall::Recall;
+use rng::Rng;
 
-/// How a read may be confirmed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ReadMode {
-    /// Under the leader lease, or by a round of [`ReadMode::Index`] while it is not valid.
-    Lease,
-    /// By asking a quorum whether this node still leads.
-    Index,
-}
-
-/// What the shell tells the engine.
+/// What this replica is doing, with what only makes sense while it does it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Input {
-    /// A message of this group from a peer.
-    Message {
-        /// Who sent it.
-        from: NodeId,
-        /// What it says.
-        message: Message,
-    },
-    /// A command for the log. The answer is its appearance in [`Output::committed`], or [`Output::rejected`].
-    Propose {
-        /// Comes back if the command is rejected.
-        tag: Tag,
-        /// What it means is the state machine's business.
-        command: Bytes,
-    },
-    /// A linearizable read. The answer is in [`Output::reads`].
-    Read {
-        /// Comes back with the answer.
-        tag: Tag,
-        /// How it may be confirmed.
-        mode: ReadMode,
-    },
-    /// All records up to this one are durable.
-    Persisted(PersistSeq),
-    /// A write or sync of the journal failed. What the disk holds is unknown from here on, so this node neither votes,
-    /// leads nor acknowledges again until it restarts.
-    PersistFailed,
-    /// See [`crate::LivenessEvent`].
-    PeerUp(NodeId),
-    /// See [`crate::LivenessEvent`].
-    PeerDown(NodeId),
-    /// See [`crate::LivenessEvent`].
-    PeerChanged(NodeId),
-    /// The own snapshot of the state up to `slot` is durable: the log below may go, but for what laggards may need.
-    SnapshotDurable {
-        /// The last slot in the snapshot.
-        slot: Slot,
-    },
-    /// A peer's snapshot is durable and loaded here.
-    SnapshotInstalled {
-        /// The last slot in the snapshot.
-        slot: Slot,
-        /// The configuration that governs the slots above.
-        config: Arc<Config>,
-    },
-    /// The hand-over that [`Event::SnapshotNeeded`] asked for broke; it may be asked for again.
-    SnapshotFailed {
-        /// To whom.
-        to: NodeId,
-    },
-    /// Hand leadership over. Ends in [`Event::RoleChanged`] or [`Event::TransferAborted`].
-    Transfer {
-        /// To whom.
-        to: NodeId,
-    },
-    /// `now` has reached [`Engine::next_deadline`].
-    Timeout,
-}
-
-/// A message and what it has to wait for.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Send {
-    /// Must be durable before the message leaves; 0 means at once. See the table at [`Record`].
-    pub gate: PersistSeq,
-    /// To whom.
-    pub to: NodeId,
-    /// What.
-    pub message: Message,
-}
-
-/// The end of a read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ReadOutcome {
-    /// Serve it once everything up to this slot is applied.
-    At(Slot),
-    /// This node does not lead.
-    NotLeader {
-        /// Who does, as far as is known here.
-        hint: Option<NodeId>,
-    },
-    /// Leadership was lost before the read was confirmed. It may be tried elsewhere.
-    Lost,
-}
-
-/// Why a command has certainly not entered the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Rejection {
-    /// This node does not lead.
-    NotLeader {
-        /// Who does, as far as is known here.
-        hint: Option<NodeId>,
-    },
-    /// [`Options::queue_bytes_max`] is reached.
-    Overloaded,
-    /// The disk of this node failed.
-    Fenced,
-    /// Leadership is being handed over; it may be tried again in a moment.
-    Transferring,
-}
-
-/// What happened, for the shell's information or action.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Event {
-    /// The role, the leadership it belongs to, or the known leader changed.
-    RoleChanged {
-        /// What this node is.
-        role: Role,
-        /// The highest leadership known here.
-        lead: Lead,
-        /// Who leads, as far as is known.
-        leader: Option<NodeId>,
-    },
-    /// This node leads and its first entry is committed: it knows everything that was committed before it.
-    LeadershipReady,
-    /// `to` needs slots that are no longer kept. The shell sends it a snapshot at `at_least` or later.
-    SnapshotNeeded {
-        /// Who lags.
-        to: NodeId,
-        /// The lowest slot that is of use.
-        at_least: Slot,
-    },
-    /// The leadership transfer did not come about; this node goes on leading.
-    TransferAborted {
-        /// To whom it should have gone.
-        to: NodeId,
-    },
-    /// The disk failed, see [`Input::PersistFailed`].
-    Fenced,
-    /// A value that the disk had lost is back.
-    PayloadRepaired {
-        /// Where.
-        slot: Slot,
-    },
-    /// Everything the disk may have forgotten is made up for.
-    Healed,
-}
-
-/// What a node is to its group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Role {
-    /// Votes.
-    Follower,
-    /// Votes and tries to lead.
-    Candidate,
-    /// Votes and proposes.
-    Leader,
-    /// Gets the log without a vote that counts.
-    Learner,
-}
-
-/// What the shell must do, in this order: append `records` to the journal, send what waits for nothing, apply, answer.
-/// Sends with a gate go once the gate is durable.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Output {
-    /// To append to the journal in this order.
-    pub records: Vec<(PersistSeq, Record)>,
-    /// To send.
-    pub sends: Vec<Send>,
-    /// To apply: in slot order, without gaps.
-    pub committed: Vec<(Slot, Value)>,
-    /// Reads that have ended.
-    pub reads: Vec<(Tag, ReadOutcome)>,
-    /// Commands that have certainly not entered the log.
-    pub rejected: Vec<(Tag, Rejection)>,
-    /// The rest.
-    pub events: Vec<Event>,
-}
-
-impl Output {
-    /// Empties every list and keeps its memory.
-    pub fn clear(&mut self) {
-        self.records.clear();
-        self.sends.clear();
-        self.committed.clear();
-        self.reads.clear();
-        self.rejected.clear();
-        self.events.clear();
-    }
-
-    /// Whether there is nothing to do.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.records.is_empty()
-            && self.sends.is_empty()
-            && self.committed.is_empty()
-            && self.reads.is_empty()
-            && self.rejected.is_empty()
-            && self.events.is_empty()
-    }
-}
-
-/// A view from outside, for metrics, status pages and tests.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Status {
-    /// What this node is.
-    pub role: Role,
-    /// Who leads, as far as is known here.
-    pub leader: Option<NodeId>,
-    /// The highest leadership known here. Its round is what etcd calls the term.
-    pub lead: Lead,
-    /// The highest promise given.
-    pub promised: Lead,
-    /// Whether this node leads and knows everything committed before it.
-    pub ready: bool,
-    /// Every slot up to here is committed.
-    pub commit: Slot,
-    /// The first slot still in memory.
-    pub first_kept: Slot,
-    /// The highest slot with a vote or committed value.
-    pub max_voted: Slot,
-    /// The configuration in force.
-    pub config: Arc<Config>,
-    /// Votes from here on may have been forgotten.
-    pub faulty_from: Option<Slot>,
-    /// A promise may have been forgotten; the node does not vote.
-    pub promise_lost: bool,
-    /// Slots above the snapshot whose value the disk has lost.
-    pub lost_payloads: u64,
-    /// The disk failed.
-    pub fenced: bool,
-    /// Commands that wait for room in the pipeline.
-    pub queued: usize,
-    /// Their bytes.
-    pub queued_bytes: usize,
-    /// Slots proposed and not committed.
-    pub inflight: u64,
+enum State {
+    Follower(Follower),
+    PreCandidate(PreCandidate),
+    Candidate(Candidate),
+    Leader(Box<Leader>),
 }
 
 /// One replica of one group.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Engine {
     options: Options,
+    /// The time of the last step. Sets timers in `poll`, which has no time of its own.
+    clock: Mono,
+    rng: Rng,
+    fenced: bool,
+    outbox: Outbox,
+    log: Log,
+    configs: Configs,
+    acceptor: Acceptor,
+    /// The highest round that anybody is known to have promised. A hint, so not durable.
+    round_seen: u64,
+    catchup: Catchup,
+    /// What a damaged disk may have forgotten, until that is made up for.
+    recall: Option<Recall>,
+    state: State,
+    /// What the last [`Event::RoleChanged`] said.
+    reported: (Role, Lead, Option<NodeId>),
 }
 
 impl Engine {
     /// After the journal is replayed into `durable`, or with [`Durable::bootstrap`] for a new group. Nothing is sent or
     /// committed before the first [`Engine::poll`].
+    ///
+    /// # Panics
+    /// When `durable` has no configuration, see [`Durable::is_usable`].
     #[must_use]
     pub fn new(options: Options, durable: Durable, now: Mono) -> Engine {
-        let _ = (durable, now);
-        Engine { options }
+        let config = durable.config.clone().expect("the shell starts no group without a configuration");
+        let (log, nonsense) = Log::recover(&durable);
+        let mut outbox = Outbox::default();
+        let mut configs = Configs::new(log.base, config.clone());
+        configs.recover(&log);
+
+        let mut faulty_from = durable.faulty_from;
+        if let Some(slot) = nonsense {
+            faulty_from = Some(faulty_from.map_or(slot, |from| from.min(slot)));
+        }
+        if durable.newborn {
+            outbox.record(Record::Base {
+                slot: log.base,
+                promised: Lead::default(),
+                faulty_from: None,
+                promise_lost: false,
+                config,
+            });
+        } else if let Some(from) = faulty_from.filter(|_| durable.damage_found || nonsense.is_some()) {
+            outbox.record(Record::Faulty { from, promise_lost: durable.promise_lost });
+        }
+        // The journal may drop a damaged record for good once it has reported it.
+        for (slot, ballot) in log.lost_payloads() {
+            outbox.record(Record::Vote { slot, ballot, commit: log.commit, value: None });
+        }
+        let recall = faulty_from.map(|from| Recall::new(from, durable.promise_lost, now));
+        let mut rng = Rng::new(options.seed ^ (u64::from(options.node.0) << 32) ^ options.group.0);
+        let acceptor = Acceptor::new(durable.promised, &log);
+        let follower = Follower::at_start(&options, &configs, &mut rng, now);
+        let role =
+            if configs.active().voters.contains(options.node) { Role::Follower } else { Role::Learner };
+        let reported = (role, acceptor.promised(), None);
+        Engine {
+            clock: now,
+            fenced: false,
+            catchup: Catchup::default(),
+            state: State::Follower(follower),
+            options,
+            rng,
+            outbox,
+            log,
+            configs,
+            acceptor,
+            round_seen: 0,
+            recall,
+            reported,
+        }
     }
 
     /// Takes one input at `now`, which was sampled after the input was taken up. Never blocks.
     pub fn step(&mut self, now: Mono, liveness: &Liveness, input: Input) {
-        let _ = (now, liveness, input);
+        self.clock = self.clock.max(now);
+        let now = self.clock;
+        match input {
+            Input::Propose { tag, command } => self.propose(tag, command),
+            Input::Read { tag, mode } => self.read(now, liveness, tag, mode),
+            Input::PersistFailed => self.fence(),
+            _ if self.fenced => {}
+            Input::Message { from, message } => {
+                if message.is_plausible() && from != self.options.node {
+                    self.handle_message(now, liveness, from, message);
+                }
+            }
+            Input::Persisted(seq) => {
+                self.outbox.persisted(seq);
+                self.handle_own_promise(now, liveness);
+                self.update_commit(now, liveness);
+                self.try_heal();
+            }
+            Input::PeerUp(node) => self.handle_peer(now, liveness, node, PeerChange::Up),
+            Input::PeerDown(node) => self.handle_peer(now, liveness, node, PeerChange::Down),
+            Input::PeerChanged(node) => self.handle_peer(now, liveness, node, PeerChange::Other),
+            Input::SnapshotDurable { slot } => self.handle_snapshot_durable(slot),
+            Input::SnapshotInstalled { slot, config } => {
+                self.handle_snapshot_installed(now, liveness, slot, config)
+            }
+            Input::SnapshotFailed { to } => self.handle_snapshot_failed(now, to),
+            Input::Transfer { to } => self.handle_transfer(now, to),
+            Input::Timeout => self.handle_timeout(now, liveness),
+        }
     }
 
     /// Moves everything pending into `out`, which the caller has cleared. Cuts the batch: everything proposed since
     /// the last call travels together.
     pub fn poll(&mut self, out: &mut Output) {
-        let _ = out;
+        if !self.fenced {
+            self.lead();
+            self.acknowledge();
+        }
+        while let Some(committed) = self.log.deliver_next() {
+            out.committed.push(committed);
+        }
+        self.report_role();
+        self.outbox.drain(out);
     }
 
     /// When to step [`Input::Timeout`]; `None` while the group is idle.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Mono> {
-        None
+        if self.fenced {
+            return None;
+        }
+        let state = match &self.state {
+            State::Follower(follower) => follower.deadline(),
+            State::PreCandidate(candidate) => candidate.deadline(),
+            State::Candidate(candidate) => candidate.deadline(),
+            State::Leader(leader) => leader.deadline(),
+        };
+        let recall = self.recall.as_ref().map(Recall::deadline);
+        [state, self.catchup.deadline(), recall].into_iter().flatten().min()
     }
 
     /// The hot path for reads: the read point, if this node leads under a valid leader lease at `now`, which was
     /// sampled after the read was taken up. Serve the read once everything up to the slot is applied.
     #[must_use]
     pub fn lease_read(&self, now: Mono, liveness: &Liveness) -> Option<Slot> {
-        let _ = (now, liveness);
-        None
+        match &self.state {
+            State::Leader(leader) if !self.fenced => {
+                leader.lease_read(&self.options, self.configs.active(), self.log.commit, now, liveness)
+            }
+            State::Leader(_) | State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => None,
+        }
     }
 
-    /// The configuration that governs the slots above `slot`; what a snapshot at `slot` has to carry.
+    /// The configuration that governs the slots above `slot`, which is not below the last snapshot and not above the
+    /// commit index; what a snapshot at `slot` has to carry.
     #[must_use]
     pub fn config_after(&self, slot: Slot) -> Option<Arc<Config>> {
-        let _ = slot;
-        None
+        if slot > self.log.commit { None } else { self.configs.governing(slot.next()).cloned() }
     }
 
     /// The view from outside.
     #[must_use]
     pub fn status(&self) -> Status {
+        let (role, lead, leader) = self.role();
+        let leading = match &self.state {
+            State::Leader(leader) => Some(leader),
+            State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => None,
+        };
         Status {
-            role: Role::Follower,
-            leader: None,
-            lead: Lead::default(),
-            promised: Lead::default(),
-            ready: false,
-            commit: Slot(0),
-            first_kept: Slot(1),
-            max_voted: Slot(0),
-            config: Arc::new(Config::majority([self.options.node])),
-            faulty_from: None,
-            promise_lost: false,
-            lost_payloads: 0,
-            fenced: false,
-            queued: 0,
-            queued_bytes: 0,
-            inflight: 0,
+            role,
+            leader,
+            lead,
+            promised: self.acceptor.promised(),
+            ready: leading.is_some_and(|leader| leader.ready),
+            commit: self.log.commit,
+            first_kept: self.log.first(),
+            max_voted: self.log.max_voted,
+            config: self.configs.active().clone(),
+            faulty_from: self.recall.as_ref().map(|recall| recall.faulty_from),
+            promise_lost: self.promise_lost(),
+            lost_payloads: self.log.lost_payloads().count() as u64,
+            fenced: self.fenced,
+            queued: leading.map_or(0, |leader| leader.queue.len()),
+            queued_bytes: leading.map_or(0, |leader| leader.queue_bytes),
+            inflight: leading.map_or(0, |leader| leader.inflight_slots(self.log.commit)),
         }
     }
 
     /// Panics with the name of the invariant that does not hold. For tests and simulations, after every step.
-    pub fn check_invariants(&self) {}
+    pub fn check_invariants(&self) {
+        self.log.check_invariants();
+        self.outbox.check_invariants();
+        self.configs.check_invariants();
+        self.acceptor.check_invariants(&self.log);
+        match &self.state {
+            State::Leader(leader) => leader.check_invariants(&self.log, &self.configs, &self.acceptor),
+            State::Candidate(candidate) => {
+                assert_eq!(candidate.lead, self.acceptor.promised(), "I1: a candidate promised to itself");
+            }
+            State::Follower(_) | State::PreCandidate(_) => {}
+        }
+    }
+
+    fn handle_message(&mut self, now: Mono, liveness: &Liveness, from: NodeId, message: Message) {
+        match message {
+            Message::PreVote(message) => self.handle_pre_vote(now, liveness, from, &message),
+            Message::PreVoteReply(message) => self.handle_pre_vote_reply(now, liveness, from, &message),
+            Message::Prepare(message) => self.handle_prepare(now, from, &message),
+            Message::Promise(message) => self.handle_promise(now, liveness, from, message),
+            Message::Nack(message) => self.handle_nack(now, &message),
+            Message::Accept(message) => self.handle_accept(now, liveness, from, message),
+            Message::Accepted(message) => self.handle_accepted(now, liveness, from, message),
+            Message::Commit(message) => self.handle_commit(now, liveness, from, &message),
+            Message::Fortify(message) => self.handle_fortify(now, liveness, from, &message),
+            Message::Fortified(message) => self.handle_fortified(now, from, &message),
+            Message::ReadIndex(message) => self.handle_read_index(from, &message),
+            Message::ReadIndexReply(message) => self.handle_read_index_reply(from, &message),
+            Message::Fetch(message) => self.handle_fetch(from, &message),
+            Message::Chosen(message) => self.handle_chosen(now, liveness, from, message),
+            Message::Handoff(message) => self.handle_handoff(now, from, &message),
+            Message::Resigned(message) => self.handle_resigned(now, from, &message),
+            Message::Recall(message) => self.handle_recall(from, &message),
+            Message::Recalled(message) => self.handle_recalled(from, &message),
+        }
+    }
+
+    fn handle_timeout(&mut self, now: Mono, liveness: &Liveness) {
+        match &self.state {
+            State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => {
+                self.on_election_timeout(now, liveness);
+            }
+            State::Leader(_) => self.on_leader_timeout(now, liveness),
+        }
+        self.on_fetch_timeout(now, liveness);
+        self.on_recall_timeout(now, liveness);
+    }
+
+    /// A node of the group came, went, or changed what groups judge by.
+    fn handle_peer(&mut self, now: Mono, liveness: &Liveness, node: NodeId, change: PeerChange) {
+        match &self.state {
+            State::Leader(_) => self.handle_peer_as_leader(now, liveness, node, change),
+            State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => {
+                self.watch_leader(now, liveness)
+            }
+        }
+    }
+
+    fn propose(&mut self, tag: Tag, command: bytes::Bytes) {
+        let rejection = match &mut self.state {
+            _ if self.fenced => Rejection::Fenced,
+            State::Leader(leader) => match leader.enqueue(&self.options, tag, command) {
+                Ok(()) => return,
+                Err(rejection) => rejection,
+            },
+            State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => {
+                Rejection::NotLeader { hint: self.leader_hint() }
+            }
+        };
+        self.outbox.reject(tag, rejection);
+    }
+
+    /// The disk failed. What it holds is unknown, so nothing that depends on it may be said any more.
+    fn fence(&mut self) {
+        if !self.fenced {
+            self.fenced = true;
+            self.become_follower(None);
+            self.outbox.fence();
+            self.outbox.event(Event::Fenced);
+        }
+    }
+
+    /// The node that leads, as far as is known.
+    fn leader_hint(&self) -> Option<NodeId> {
+        self.role().2
+    }
+
+    fn role(&self) -> (Role, Lead, Option<NodeId>) {
+        let seen = self.acceptor.promised();
+        match &self.state {
+            State::Leader(leader) => (Role::Leader, leader.lead, Some(leader.lead.node)),
+            State::Candidate(_) | State::PreCandidate(_) => (Role::Candidate, seen, None),
+            State::Follower(follower) => {
+                let voter = self.configs.active().voters.contains(self.options.node);
+                let role = if voter { Role::Follower } else { Role::Learner };
+                let following = follower.following.map(|following| following.lead);
+                (role, following.map_or(seen, |lead| lead.max(seen)), following.map(|lead| lead.node))
+            }
+        }
+    }
+
+    fn report_role(&mut self) {
+        let role = self.role();
+        if role != self.reported {
+            self.reported = role;
+            let (role, lead, leader) = role;
+            self.outbox.event(Event::RoleChanged { role, lead, leader });
+        }
+    }
+
+    fn is_voter(&self) -> bool {
+        self.configs.active().voters.contains(self.options.node)
+    }
+
+    /// Whether this node may have forgotten a promise, and so must not act as an acceptor.
+    fn promise_lost(&self) -> bool {
+        !mutant!(self.options, PromiseLostVotes)
+            && self.recall.as_ref().is_some_and(|recall| recall.promise_lost)
+    }
+
+    fn faulty_from(&self) -> Option<Slot> {
+        self.recall.as_ref().map(|recall| recall.faulty_from)
+    }
 }

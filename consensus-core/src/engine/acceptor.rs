@@ -1,0 +1,383 @@
+//! The acceptor: promises, votes, and whom it has promised to name as lease holders.
+
+use std::collections::BTreeMap;
+
+use super::log::{Entry, Log};
+use super::outbox::Staged;
+use super::{Engine, State};
+use crate::message::{Accept, Accepted, Commit, Nack, Prepare, Promise};
+use crate::mutant::mutant;
+use crate::{
+    Ballot, Epoch, Event, Lead, Liveness, Mono, NodeId, NodeSet, Options, Record, Slot, Value, Vote,
+};
+
+/// Committed values travel inside a promise up to this size; beyond, the candidate fetches them.
+const PROMISED_FACTS_BYTES_MAX: usize = 256 << 10;
+/// A promise is split into parts of about this size.
+const PROMISE_PART_BYTES: usize = 1 << 20;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Acceptor {
+    promised: Lead,
+    /// Every slot up to here is committed or has a vote at exactly `promised`, with its value.
+    pub(super) upto: Slot,
+    /// Makes all of that durable.
+    pub(super) upto_staged: Staged,
+    /// The leader waits for an answer.
+    acknowledge: bool,
+    /// Who holds leases from this node; sampled when the last vote was staged.
+    granted: NodeSet,
+    /// Whom this node fortified, and under which epoch of its support for them. Forgotten by a restart, which
+    /// quarantine makes up for.
+    grants: BTreeMap<NodeId, Epoch>,
+}
+
+impl Acceptor {
+    pub(super) fn new(promised: Lead, log: &Log) -> Acceptor {
+        Acceptor {
+            promised,
+            upto: log.commit,
+            upto_staged: Staged::RECOVERED,
+            acknowledge: false,
+            granted: NodeSet::new(),
+            grants: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn promised(&self) -> Lead {
+        self.promised
+    }
+
+    /// From now on `holder` is named in every vote, while this node supports it under `epoch`.
+    pub(super) fn grant(&mut self, holder: NodeId, epoch: Epoch) {
+        self.grants.insert(holder, epoch);
+    }
+
+    /// Who held a lease from this node when the last vote was staged.
+    pub(super) fn granted(&self) -> &NodeSet {
+        &self.granted
+    }
+
+    /// Moves `upto` as far as the log allows.
+    fn advance(&mut self, log: &Log, options: &Options) {
+        self.upto = self.upto.max(log.commit);
+        let ballot = Ballot::classic(self.promised);
+        let any_ballot = mutant!(options, OldBallotCounted);
+        if mutant!(options, UptoSkipsHoles) {
+            self.upto = self.upto.max(log.last());
+        }
+        while let Some(entry) = log.get(self.upto.next())
+            && entry.value.is_some()
+            && (entry.ballot == ballot || (any_ballot && entry.is_vote()))
+        {
+            self.upto = self.upto.next();
+            self.upto_staged = self.upto_staged.max(entry.staged);
+        }
+    }
+
+    pub(super) fn check_invariants(&self, log: &Log) {
+        assert!(self.upto >= log.commit, "upto covers what is committed");
+        for slot in (log.commit.0 + 1..=log.last().0).map(Slot) {
+            let ballot = log.get(slot).map_or(Ballot::default(), |entry| entry.ballot);
+            assert!(ballot.lead <= self.promised, "I1: a vote promises its leadership");
+        }
+    }
+}
+
+impl Engine {
+    /// Phase 1a. Stickiness is the business of pre-vote; here only safety counts.
+    pub(super) fn handle_prepare(&mut self, now: Mono, from: NodeId, message: &Prepare) {
+        if message.lead.node != from || self.promise_lost() {
+            return;
+        }
+        if message.lead < self.acceptor.promised || message.config_epoch < self.configs.active().epoch {
+            self.nack(from, message.lead);
+            return;
+        }
+        if message.lead > self.acceptor.promised {
+            self.become_follower(None);
+            self.promise(message.lead);
+            // Somebody else runs if this candidate does not get there.
+            self.await_election(now);
+        }
+        self.send_promise(from, message.from);
+    }
+
+    /// Raises the promise. The caller has made sure that this node leads nothing lower any more.
+    pub(super) fn promise(&mut self, lead: Lead) -> Staged {
+        assert!(lead > self.acceptor.promised, "I1: promises only grow");
+        let staged = self.outbox.record(Record::Promised { lead });
+        self.enter_lead(lead);
+        staged
+    }
+
+    fn enter_lead(&mut self, lead: Lead) {
+        self.acceptor.promised = lead;
+        self.acceptor.acknowledge = false;
+        self.acceptor.upto = self.log.commit;
+        self.acceptor.upto_staged = self.outbox.last();
+        self.acceptor.advance(&self.log, &self.options);
+    }
+
+    fn send_promise(&mut self, to: NodeId, from: Slot) {
+        // The promise, and every vote that is reported, is durable once the newest write is.
+        let staged = self.outbox.last();
+        for promise in self.promise_parts(from) {
+            if mutant!(self.options, PromiseUngated) {
+                self.outbox.send_after(Staged::RECOVERED, to, promise);
+            } else {
+                self.outbox.send_after(staged, to, promise);
+            }
+        }
+    }
+
+    /// What phase 1 has to know of this acceptor, for the slots from `from` on.
+    pub(super) fn promise_parts(&self, from: Slot) -> Vec<Promise> {
+        let commit = self.log.commit;
+        let head = Promise {
+            lead: self.acceptor.promised,
+            votes: Vec::new(),
+            commit,
+            max_voted: self.log.max_voted,
+            faulty_from: self.faulty_from().filter(|_| !mutant!(self.options, FaultyAsNoVote)),
+            part: 0,
+            parts: 1,
+        };
+        let facts = from.max(self.log.first()).0..=commit.0;
+        let facts_bytes: usize = facts.filter_map(|slot| self.log.get(Slot(slot))).map(Entry::size).sum();
+        let start = if from < self.log.first() || facts_bytes > PROMISED_FACTS_BYTES_MAX {
+            from.max(commit.next())
+        } else {
+            from
+        };
+        let mut parts = vec![head.clone()];
+        let mut bytes = 0;
+        for slot in (start.0..=self.log.last().0).map(Slot) {
+            let Some(entry) = self.log.get(slot).filter(|entry| entry.is_vote() || slot <= commit) else {
+                continue;
+            };
+            if entry.value.is_none() && mutant!(self.options, LostPayloadAsNoVote) {
+                continue;
+            }
+            bytes += entry.size();
+            if bytes > PROMISE_PART_BYTES {
+                bytes = entry.size();
+                parts.push(head.clone());
+            }
+            let vote = Vote { ballot: entry.ballot, value: entry.value.clone() };
+            parts.last_mut().expect("starts with one part").votes.push((slot, vote));
+        }
+        let count = u32::try_from(parts.len()).expect("at most one part per slot of the window");
+        for (part, promise) in (0..).zip(&mut parts) {
+            promise.part = part;
+            promise.parts = count;
+        }
+        parts
+    }
+
+    /// Phase 2a.
+    pub(super) fn handle_accept(&mut self, now: Mono, liveness: &Liveness, from: NodeId, message: Accept) {
+        let Accept { lead, commit, entries } = message;
+        if !self.follow_message(now, liveness, from, lead) {
+            return;
+        }
+        let votes = !self.promise_lost();
+        for (slot, value) in entries {
+            if slot <= commit {
+                self.learn(slot, value, lead);
+            } else if votes && self.log.in_window(slot) {
+                self.vote(slot, value, lead);
+            }
+        }
+        self.learn_commit(now, liveness, from, lead, commit);
+        self.sample_grants(now, liveness);
+        self.acceptor.acknowledge = true;
+        self.try_heal();
+    }
+
+    /// The leader had nothing else to carry the commit index.
+    pub(super) fn handle_commit(&mut self, now: Mono, liveness: &Liveness, from: NodeId, message: &Commit) {
+        if self.follow_message(now, liveness, from, message.lead) {
+            self.learn_commit(now, liveness, from, message.lead, message.commit);
+            self.try_heal();
+        }
+    }
+
+    /// Whether a message of the leader at `lead` counts here. Makes this node its follower.
+    fn follow_message(&mut self, now: Mono, liveness: &Liveness, from: NodeId, lead: Lead) -> bool {
+        if lead.node != from {
+            return false;
+        }
+        if lead < self.acceptor.promised && !mutant!(self.options, PromiseUnchecked) {
+            self.nack(from, lead);
+            return false;
+        }
+        if lead < self.acceptor.promised {
+            self.enter_lead(lead);
+        }
+        self.follow(now, liveness, lead);
+        if lead > self.acceptor.promised {
+            if self.promise_lost() {
+                // It may count committed values for this leader, but votes for nobody.
+                self.enter_lead(lead);
+            } else {
+                self.promise(lead);
+            }
+        }
+        true
+    }
+
+    /// Votes at `lead`, which is promised, unless it has done so already.
+    pub(super) fn vote(&mut self, slot: Slot, value: Value, lead: Lead) {
+        let ballot = Ballot::classic(lead);
+        let repaired = match self.log.get(slot) {
+            Some(entry) if entry.ballot == ballot && entry.value.is_some() => {
+                assert!(entry.value.as_ref() == Some(&value), "I3: one value per slot at a classic ballot");
+                return;
+            }
+            Some(entry) => {
+                assert!(
+                    entry.ballot <= ballot || mutant!(self.options, PromiseUnchecked),
+                    "I2: the ballot of a slot's vote only grows"
+                );
+                entry.is_vote() && entry.value.is_none()
+            }
+            None => false,
+        };
+        let commit = self.log.commit;
+        let staged = self.outbox.record(Record::Vote { slot, ballot, commit, value: Some(value.clone()) });
+        self.log.put(slot, Entry { ballot, value: Some(value), staged });
+        self.acceptor.advance(&self.log, &self.options);
+        if repaired {
+            self.outbox.event(Event::PayloadRepaired { slot });
+        }
+    }
+
+    /// Takes up a committed value, if it is the next one. `lead` is the leadership of who says so, if that matters:
+    /// an own vote at it needs no second copy on disk.
+    pub(super) fn learn(&mut self, slot: Slot, value: Value, lead: Lead) {
+        self.commit_own_votes(Slot(slot.0 - 1), lead);
+        if slot != self.log.commit.next() {
+            return;
+        }
+        // A vote for the same value says the same on disk, whatever its ballot.
+        let (known, repaired) = match self.log.get(slot) {
+            Some(entry) => (entry.value.as_ref() == Some(&value), entry.is_vote() && entry.value.is_none()),
+            None => (false, false),
+        };
+        if !known {
+            let staged = self.outbox.record(Record::Chosen { slot, commit: slot, value: value.clone() });
+            let ballot = self.log.get(slot).map_or(Ballot::default(), |entry| entry.ballot);
+            self.log.put(slot, Entry { ballot, value: Some(value), staged });
+        }
+        self.commit_next();
+        if repaired {
+            self.outbox.event(Event::PayloadRepaired { slot });
+        }
+    }
+
+    /// The leader at `lead` says that every slot up to `commit` is committed.
+    fn learn_commit(&mut self, now: Mono, liveness: &Liveness, from: NodeId, lead: Lead, commit: Slot) {
+        self.commit_own_votes(commit, lead);
+        self.note_commit(now, liveness, from, commit);
+    }
+
+    /// C3: the own vote is for the committed value only if it was cast at exactly the ballot of the leader who says
+    /// that the slot is committed.
+    fn commit_own_votes(&mut self, upto: Slot, lead: Lead) {
+        let ballot = Ballot::classic(lead);
+        while self.log.commit < upto
+            && let Some(entry) = self.log.get(self.log.commit.next())
+            && entry.value.is_some()
+            && (entry.ballot == ballot || mutant!(self.options, CommitOldBallot))
+        {
+            self.commit_next();
+        }
+    }
+
+    /// Moves the commit index over one slot whose value is here.
+    pub(super) fn commit_next(&mut self) {
+        self.log.commit_next();
+        let slot = self.log.commit;
+        let entry = self.log.get(slot).expect("committed slots above the snapshot are kept");
+        if let Some(value) = &entry.value {
+            self.configs.committed(slot, value);
+        }
+        if self.acceptor.upto < slot {
+            self.acceptor.upto_staged = self.acceptor.upto_staged.max(entry.staged);
+            self.acceptor.upto = slot;
+        }
+        self.acceptor.advance(&self.log, &self.options);
+    }
+
+    /// Who holds a lease from this node now. Everybody who might, after a restart, until what was granted before it
+    /// has lapsed.
+    pub(super) fn sample_grants(&mut self, now: Mono, liveness: &Liveness) {
+        let config = self.configs.active();
+        if liveness.quarantined(now) && !mutant!(self.options, QuarantineSkipped) {
+            self.acceptor.granted.clone_from(&config.lease_eligible);
+            return;
+        }
+        self.acceptor.granted.clear();
+        for (&holder, &epoch) in &self.acceptor.grants {
+            if liveness.supports(now, holder) == Some(epoch) {
+                self.acceptor.granted.push_last(holder);
+            }
+        }
+    }
+
+    /// A snapshot beyond the commit index came, and its record is staged.
+    pub(super) fn installed(&mut self) {
+        if self.acceptor.upto < self.log.commit {
+            self.acceptor.upto = self.log.commit;
+            self.acceptor.upto_staged = self.outbox.last();
+        }
+        self.acceptor.advance(&self.log, &self.options);
+    }
+
+    /// Answers the leader, once for all it has sent since the last poll.
+    pub(super) fn acknowledge(&mut self) {
+        if !std::mem::take(&mut self.acceptor.acknowledge) {
+            return;
+        }
+        let lead = self.acceptor.promised;
+        let accepted = Accepted {
+            lead,
+            upto: self.acceptor.upto,
+            commit: self.log.commit,
+            max_voted: self.log.max_voted,
+            grants: self.acceptor.granted.clone(),
+        };
+        let staged = if mutant!(self.options, AcceptedUngated) {
+            Staged::RECOVERED
+        } else {
+            self.acceptor.upto_staged
+        };
+        self.outbox.send_after(staged, lead.node, accepted);
+    }
+
+    /// Something changed that the leader wants to know of, other than by its own message.
+    pub(super) fn acknowledge_unasked(&mut self) {
+        match &self.state {
+            State::Follower(follower) if follower.follows(self.acceptor.promised) => {
+                self.acceptor.acknowledge = true;
+            }
+            State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) | State::Leader(_) => {}
+        }
+    }
+
+    pub(super) fn nack(&mut self, to: NodeId, lead: Lead) {
+        let leader = match &self.state {
+            State::Leader(leader) => Some(leader.lead),
+            State::Follower(follower) => follower.following.map(|following| following.lead),
+            State::PreCandidate(_) | State::Candidate(_) => None,
+        };
+        let config_epoch = self.configs.active().epoch;
+        self.outbox.send_now(to, Nack { lead, promised: self.acceptor.promised, config_epoch, leader });
+    }
+
+    /// Replaces the promise by one that is certain, see [`super::recall`].
+    pub(super) fn restore_promise(&mut self, lead: Lead) {
+        self.enter_lead(self.acceptor.promised.max(lead));
+    }
+}

@@ -1,0 +1,246 @@
+//! What the shell tells an engine, and what an engine tells the shell.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::{Config, Lead, Message, NodeId, PersistSeq, Record, Slot, Tag, Value};
+
+/// How a read may be confirmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ReadMode {
+    /// Under the leader lease, or by a round of [`ReadMode::Index`] while it is not valid.
+    Lease,
+    /// By asking a quorum whether this node still leads.
+    Index,
+}
+
+/// What the shell tells the engine.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Input {
+    /// A message of this group from a peer.
+    Message {
+        /// Who sent it.
+        from: NodeId,
+        /// What it says.
+        message: Message,
+    },
+    /// A command for the log. The answer is its appearance in [`Output::committed`], or [`Output::rejected`].
+    Propose {
+        /// Comes back if the command is rejected.
+        tag: Tag,
+        /// What it means is the state machine's business.
+        command: Bytes,
+    },
+    /// A linearizable read. The answer is in [`Output::reads`].
+    Read {
+        /// Comes back with the answer.
+        tag: Tag,
+        /// How it may be confirmed.
+        mode: ReadMode,
+    },
+    /// All records up to this one are durable.
+    Persisted(PersistSeq),
+    /// A write or sync of the journal failed. What the disk holds is unknown from here on, so this node neither votes,
+    /// leads nor acknowledges again until it restarts.
+    PersistFailed,
+    /// See [`crate::LivenessEvent`].
+    PeerUp(NodeId),
+    /// See [`crate::LivenessEvent`].
+    PeerDown(NodeId),
+    /// See [`crate::LivenessEvent`].
+    PeerChanged(NodeId),
+    /// The own snapshot of the state up to `slot` is durable: the log below may go, but for what laggards may need.
+    SnapshotDurable {
+        /// The last slot in the snapshot.
+        slot: Slot,
+    },
+    /// A peer's snapshot is durable and loaded here.
+    SnapshotInstalled {
+        /// The last slot in the snapshot.
+        slot: Slot,
+        /// The configuration that governs the slots above.
+        config: Arc<Config>,
+    },
+    /// The hand-over that [`Event::SnapshotNeeded`] asked for broke; it may be asked for again.
+    SnapshotFailed {
+        /// To whom.
+        to: NodeId,
+    },
+    /// Hand leadership over. Ends in [`Event::RoleChanged`] or [`Event::TransferAborted`].
+    Transfer {
+        /// To whom.
+        to: NodeId,
+    },
+    /// `now` has reached [`crate::Engine::next_deadline`].
+    Timeout,
+}
+
+/// A message and what it has to wait for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Send {
+    /// Must be durable before the message leaves; 0 means at once. See the table at [`Record`].
+    pub gate: PersistSeq,
+    /// To whom.
+    pub to: NodeId,
+    /// What.
+    pub message: Message,
+}
+
+/// The end of a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ReadOutcome {
+    /// Serve it once everything up to this slot is applied.
+    At(Slot),
+    /// This node does not lead.
+    NotLeader {
+        /// Who does, as far as is known here.
+        hint: Option<NodeId>,
+    },
+    /// Leadership was lost before the read was confirmed. It may be tried elsewhere.
+    Lost,
+}
+
+/// Why a command has certainly not entered the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rejection {
+    /// This node does not lead.
+    NotLeader {
+        /// Who does, as far as is known here.
+        hint: Option<NodeId>,
+    },
+    /// [`crate::Options::queue_bytes_max`] is reached.
+    Overloaded,
+    /// The disk of this node failed.
+    Fenced,
+    /// Leadership is being handed over; it may be tried again in a moment.
+    Transferring,
+}
+
+/// What happened, for the shell's information or action.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// The role, the leadership it belongs to, or the known leader changed.
+    RoleChanged {
+        /// What this node is.
+        role: Role,
+        /// The highest leadership known here.
+        lead: Lead,
+        /// Who leads, as far as is known.
+        leader: Option<NodeId>,
+    },
+    /// This node leads and its first entry is committed: it knows everything that was committed before it.
+    LeadershipReady,
+    /// `to` needs slots that are no longer kept. The shell sends it a snapshot at `at_least` or later.
+    SnapshotNeeded {
+        /// Who lags.
+        to: NodeId,
+        /// The lowest slot that is of use.
+        at_least: Slot,
+    },
+    /// The leadership transfer did not come about; this node goes on leading.
+    TransferAborted {
+        /// To whom it should have gone.
+        to: NodeId,
+    },
+    /// The disk failed, see [`Input::PersistFailed`].
+    Fenced,
+    /// A value that the disk had lost is back.
+    PayloadRepaired {
+        /// Where.
+        slot: Slot,
+    },
+    /// Everything the disk may have forgotten is made up for.
+    Healed,
+}
+
+/// What a node is to its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Votes.
+    Follower,
+    /// Votes and tries to lead.
+    Candidate,
+    /// Votes and proposes.
+    Leader,
+    /// Gets the log without a vote that counts.
+    Learner,
+}
+
+/// What the shell must do, in this order: append `records` to the journal, send what waits for nothing, apply, answer.
+/// Sends with a gate go once the gate is durable.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Output {
+    /// To append to the journal in this order.
+    pub records: Vec<(PersistSeq, Record)>,
+    /// To send.
+    pub sends: Vec<Send>,
+    /// To apply: in slot order, without gaps.
+    pub committed: Vec<(Slot, Value)>,
+    /// Reads that have ended.
+    pub reads: Vec<(Tag, ReadOutcome)>,
+    /// Commands that have certainly not entered the log.
+    pub rejected: Vec<(Tag, Rejection)>,
+    /// The rest.
+    pub events: Vec<Event>,
+}
+
+impl Output {
+    /// Empties every list and keeps its memory.
+    pub fn clear(&mut self) {
+        self.records.clear();
+        self.sends.clear();
+        self.committed.clear();
+        self.reads.clear();
+        self.rejected.clear();
+        self.events.clear();
+    }
+
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+            && self.sends.is_empty()
+            && self.committed.is_empty()
+            && self.reads.is_empty()
+            && self.rejected.is_empty()
+            && self.events.is_empty()
+    }
+}
+
+/// A view from outside, for metrics, status pages and tests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// What this node is.
+    pub role: Role,
+    /// Who leads, as far as is known here.
+    pub leader: Option<NodeId>,
+    /// The highest leadership known here. Its round is what etcd calls the term.
+    pub lead: Lead,
+    /// The highest promise given.
+    pub promised: Lead,
+    /// Whether this node leads and knows everything committed before it.
+    pub ready: bool,
+    /// Every slot up to here is committed.
+    pub commit: Slot,
+    /// The first slot still in memory.
+    pub first_kept: Slot,
+    /// The highest slot with a vote or committed value.
+    pub max_voted: Slot,
+    /// The configuration in force.
+    pub config: Arc<Config>,
+    /// Votes from here on may have been forgotten.
+    pub faulty_from: Option<Slot>,
+    /// A promise may have been forgotten; the node does not vote.
+    pub promise_lost: bool,
+    /// Slots above the snapshot whose value the disk has lost.
+    pub lost_payloads: u64,
+    /// The disk failed.
+    pub fenced: bool,
+    /// Commands that wait for room in the pipeline.
+    pub queued: usize,
+    /// Their bytes.
+    pub queued_bytes: usize,
+    /// Slots proposed and not committed.
+    pub inflight: u64,
+}

@@ -1,0 +1,172 @@
+//! Catching up: committed values that this node knows of and does not have, and snapshots.
+//!
+//! A leader streams what its followers lack, so fetching is the exception: a new leader that is behind one of those who
+//! elected it, a value that the own disk has lost, a node whose leader does not get through to it.
+
+use std::sync::Arc;
+
+use super::{Engine, State};
+use crate::message::{Chosen, Entries, Fetch};
+use crate::{Config, Event, Lead, Liveness, Mono, NodeId, Record, Slot};
+
+/// Committed values travel in messages of about this size.
+pub(super) const CHUNK_BYTES: usize = 256 << 10;
+/// And of at most this many slots.
+pub(super) const CHUNK_SLOTS: usize = 512;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Catchup {
+    /// When to ask for values that did not come by themselves.
+    fetch_at: Option<Mono>,
+    /// The commit index when `fetch_at` was set.
+    seen_commit: Slot,
+    /// Who said that more is committed.
+    source: Option<NodeId>,
+    /// Turns through the members when nobody better is known.
+    attempts: u64,
+}
+
+impl Catchup {
+    pub(super) fn deadline(&self) -> Option<Mono> {
+        self.fetch_at
+    }
+}
+
+impl Engine {
+    /// `from` says that every slot up to `commit` is committed.
+    pub(super) fn note_commit(&mut self, now: Mono, liveness: &Liveness, from: NodeId, commit: Slot) {
+        if commit > self.log.known_commit {
+            self.log.known_commit = commit;
+            self.catchup.source = Some(from);
+        }
+        if self.log.commit >= self.log.known_commit {
+            self.catchup.fetch_at = None;
+        } else if self.catchup.fetch_at.is_none() {
+            match &self.state {
+                // A leader commits nothing until the gap below is closed.
+                State::Leader(_) => self.fetch(now, liveness),
+                // The rest is usually on its way.
+                State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => self.await_fetch(now),
+            }
+        }
+    }
+
+    fn await_fetch(&mut self, now: Mono) {
+        self.catchup.seen_commit = self.log.commit;
+        self.catchup.fetch_at = Some(now.after(self.options.timing.retransmit));
+    }
+
+    pub(super) fn on_fetch_timeout(&mut self, now: Mono, liveness: &Liveness) {
+        if self.catchup.fetch_at.is_none_or(|at| now < at) {
+            return;
+        }
+        if self.log.commit >= self.log.known_commit {
+            self.catchup.fetch_at = None;
+        } else if self.log.commit > self.catchup.seen_commit {
+            self.await_fetch(now);
+        } else {
+            self.fetch(now, liveness);
+        }
+    }
+
+    fn fetch(&mut self, now: Mono, liveness: &Liveness) {
+        if let Some(to) = self.fetch_source(now, liveness) {
+            self.outbox.send_now(to, Fetch { from: self.log.commit.next(), upto: self.log.known_commit });
+        }
+        self.await_fetch(now);
+    }
+
+    /// The leader if it lives, else who spoke of the values, else anybody, in turn.
+    fn fetch_source(&mut self, now: Mono, liveness: &Liveness) -> Option<NodeId> {
+        self.catchup.attempts += 1;
+        let up = |node: &NodeId| *node != self.options.node && liveness.is_up(now, *node);
+        let best =
+            if self.catchup.attempts.is_multiple_of(2) { self.catchup.source } else { self.leader_hint() };
+        if let Some(node) = best.filter(up).or(self.catchup.source.filter(up)) {
+            return Some(node);
+        }
+        let members: Vec<NodeId> = self.configs.active().members().filter(up).collect();
+        let turn = self.catchup.attempts.checked_rem(members.len() as u64)?;
+        members.get(usize::try_from(turn).ok()?).copied()
+    }
+
+    pub(super) fn handle_fetch(&mut self, from: NodeId, message: &Fetch) {
+        if message.from < self.log.first() {
+            if self.log.base >= message.from && self.configs.active().is_member(from) {
+                self.outbox.event(Event::SnapshotNeeded { to: from, at_least: Slot(self.log.first().0 - 1) });
+            }
+            return;
+        }
+        let mut entries = Entries::new();
+        let mut bytes = 0;
+        for slot in (message.from.0..=message.upto.min(self.log.commit).0).map(Slot) {
+            let Some(value) = self.log.value(slot) else { break };
+            bytes += value.size();
+            if !entries.is_empty() && (bytes > CHUNK_BYTES || entries.len() == CHUNK_SLOTS) {
+                break;
+            }
+            entries.push((slot, value.clone()));
+        }
+        if !entries.is_empty() {
+            self.outbox.send_now(from, Chosen { commit: self.log.commit, entries });
+        }
+    }
+
+    pub(super) fn handle_chosen(&mut self, now: Mono, liveness: &Liveness, from: NodeId, message: Chosen) {
+        let before = self.log.commit;
+        for (slot, value) in message.entries {
+            self.learn(slot, value, Lead::default());
+        }
+        self.note_commit(now, liveness, from, message.commit);
+        if self.log.commit > before {
+            if self.log.commit < self.log.known_commit {
+                let fetch = Fetch { from: self.log.commit.next(), upto: self.log.known_commit };
+                self.outbox.send_now(from, fetch);
+                self.await_fetch(now);
+            }
+            self.acknowledge_unasked();
+            self.update_commit(now, liveness);
+            self.try_heal();
+        }
+    }
+
+    pub(super) fn handle_snapshot_durable(&mut self, slot: Slot) {
+        if slot > self.log.delivered || slot <= self.log.base {
+            return;
+        }
+        let Some(config) = self.config_after(slot) else { return };
+        self.log.compact(slot, self.options.retain_slots, self.options.retain_bytes);
+        self.configs.compact(slot);
+        self.record_base(slot, config);
+    }
+
+    pub(super) fn handle_snapshot_installed(
+        &mut self,
+        now: Mono,
+        liveness: &Liveness,
+        slot: Slot,
+        config: Arc<Config>,
+    ) {
+        if slot <= self.log.commit {
+            return;
+        }
+        self.log.install(slot);
+        self.configs.install(slot, config.clone());
+        self.record_base(slot, config);
+        self.installed();
+        self.note_commit(now, liveness, self.options.node, slot);
+        self.acknowledge_unasked();
+        self.update_commit(now, liveness);
+        self.try_heal();
+    }
+
+    fn record_base(&mut self, slot: Slot, config: Arc<Config>) {
+        self.outbox.record(Record::Base {
+            slot,
+            promised: self.acceptor.promised(),
+            faulty_from: self.faulty_from(),
+            promise_lost: self.promise_lost(),
+            config,
+        });
+    }
+}

@@ -1,0 +1,228 @@
+//! The slots of a group that are kept in memory: votes above the commit index, committed values up to it.
+//!
+//! ```text
+//!        first                 delivered     commit            last
+//!          |  committed values     |  to apply  |  votes, holes  |
+//! ─────────▼───────────────────────▼────────────▼────────────────▼
+//!  dropped; in the snapshot at `base`, which may lie above `first`
+//! ```
+//!
+//! A slot up to `commit` holds the committed value, whatever ballot this node voted in. Facts that others tell are
+//! taken up only in order, so "committed" needs no mark of its own: it is `slot <= commit`.
+
+use std::collections::VecDeque;
+
+use super::outbox::Staged;
+use crate::record::Durable;
+use crate::{Ballot, Slot, Value};
+
+/// How far above the commit index an acceptor votes, in slots. A leader proposes at most its pipeline ahead; this
+/// bounds what a peer can make a node allocate (64 bytes a slot, so 1 MiB).
+pub(super) const ACCEPT_WINDOW: u64 = 16_384;
+
+/// How many slots in a row may be missing from a recovered journal. More is not a log, but nonsense.
+const RECOVERED_GAP_MAX: u64 = 1 << 22;
+
+/// One slot.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Entry {
+    /// The ballot of the vote; zero for none. Not maintained for slots up to the commit index.
+    pub(super) ballot: Ballot,
+    /// `None` with a ballot above zero: the vote is known, its value lost.
+    pub(super) value: Option<Value>,
+    /// The write that made it durable.
+    pub(super) staged: Staged,
+}
+
+impl Entry {
+    const EMPTY: Entry = Entry { ballot: NO_BALLOT, value: None, staged: Staged::RECOVERED };
+
+    pub(super) fn is_vote(&self) -> bool {
+        self.ballot > NO_BALLOT
+    }
+
+    pub(super) fn size(&self) -> usize {
+        self.value.as_ref().map_or(0, Value::size)
+    }
+}
+
+const NO_BALLOT: Ballot =
+    Ballot { lead: crate::Lead { round: 0, node: crate::NodeId(0) }, kind: crate::Kind::Fast };
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Log {
+    first: Slot,
+    entries: VecDeque<Entry>,
+    bytes: usize,
+    /// The last slot of the durable snapshot.
+    pub(super) base: Slot,
+    /// Every slot up to here is committed and its value known (or in the snapshot).
+    pub(super) commit: Slot,
+    /// Every slot up to here was handed to the shell.
+    pub(super) delivered: Slot,
+    /// Every slot up to here is committed, as somebody said; above `commit` the value is not known here.
+    pub(super) known_commit: Slot,
+    /// The highest slot with a vote or a committed value.
+    pub(super) max_voted: Slot,
+}
+
+impl Log {
+    /// What recovery brought back. Returns the log and the first slot at which nothing can be believed, if the
+    /// journal was nonsense.
+    pub(super) fn recover(durable: &Durable) -> (Log, Option<Slot>) {
+        let mut log = Log {
+            first: durable.base.next(),
+            entries: VecDeque::new(),
+            bytes: 0,
+            base: durable.base,
+            commit: durable.base,
+            delivered: durable.base,
+            known_commit: durable.base.max(durable.commit),
+            max_voted: durable.base,
+        };
+        let mut nonsense = None;
+        for (&slot, found) in durable.entries.range(durable.base.next()..) {
+            if slot.0 - log.last().0 > RECOVERED_GAP_MAX {
+                nonsense = Some(slot);
+                break;
+            }
+            let committed = log.commit.next() == slot && slot <= durable.commit && found.trusted;
+            let entry = match &found.value {
+                Some(value) if committed => {
+                    log.commit = slot;
+                    Entry { ballot: found.ballot, value: Some(value.clone()), staged: Staged::RECOVERED }
+                }
+                // A committed value that cannot be placed in the prefix says nothing about the own vote's value.
+                Some(_) if found.chosen => Entry { ballot: found.ballot, ..Entry::EMPTY },
+                Some(_) | None => {
+                    Entry { ballot: found.ballot, value: found.value.clone(), staged: Staged::RECOVERED }
+                }
+            };
+            if !committed && entry.ballot == Ballot::default() {
+                continue;
+            }
+            *log.slot_mut(slot) = entry;
+        }
+        log.bytes = log.entries.iter().map(Entry::size).sum();
+        (log, nonsense)
+    }
+
+    pub(super) fn first(&self) -> Slot {
+        self.first
+    }
+
+    /// The highest slot with an entry, or the one before the first.
+    pub(super) fn last(&self) -> Slot {
+        Slot(self.first.0 - 1 + self.entries.len() as u64)
+    }
+
+    pub(super) fn get(&self, slot: Slot) -> Option<&Entry> {
+        let index = usize::try_from(slot.0.checked_sub(self.first.0)?).ok()?;
+        self.entries.get(index)
+    }
+
+    /// The value of a slot, if there is one.
+    pub(super) fn value(&self, slot: Slot) -> Option<&Value> {
+        self.get(slot)?.value.as_ref()
+    }
+
+    /// Puts an entry at a slot in `first..=commit + ACCEPT_WINDOW`.
+    pub(super) fn put(&mut self, slot: Slot, entry: Entry) {
+        assert!(slot >= self.first, "slots below the first are gone for good");
+        let size = entry.size();
+        let place = self.slot_mut(slot);
+        let old = std::mem::replace(place, entry);
+        self.bytes = self.bytes + size - old.size();
+    }
+
+    fn slot_mut(&mut self, slot: Slot) -> &mut Entry {
+        let index =
+            usize::try_from(slot.0 - self.first.0).expect("windows bound the distance from the first slot");
+        if index >= self.entries.len() {
+            self.entries.resize(index + 1, Entry::EMPTY);
+        }
+        self.max_voted = self.max_voted.max(slot);
+        &mut self.entries[index]
+    }
+
+    /// Whether a vote for this slot can be taken.
+    pub(super) fn in_window(&self, slot: Slot) -> bool {
+        slot > self.commit && slot.0 <= self.commit.0 + ACCEPT_WINDOW
+    }
+
+    /// Moves the commit index over one slot whose value is here.
+    pub(super) fn commit_next(&mut self) {
+        let slot = self.commit.next();
+        assert!(self.value(slot).is_some(), "I10: committed in order, and with a value");
+        self.commit = slot;
+        self.known_commit = self.known_commit.max(slot);
+    }
+
+    /// The next committed slot that the shell has not seen.
+    pub(super) fn deliver_next(&mut self) -> Option<(Slot, Value)> {
+        let slot = self.delivered.next();
+        if slot > self.commit {
+            return None;
+        }
+        let value = self.value(slot).expect("a committed slot above the snapshot keeps its value").clone();
+        self.delivered = slot;
+        Some((slot, value))
+    }
+
+    /// A snapshot at `slot` is durable: drops entries up to it, but for as many as laggards may need.
+    pub(super) fn compact(&mut self, slot: Slot, retain_slots: u64, retain_bytes: usize) {
+        self.base = self.base.max(slot);
+        while self.first <= slot
+            && (self.first.0.saturating_add(retain_slots) <= slot.0 || self.bytes > retain_bytes)
+        {
+            self.drop_first();
+        }
+    }
+
+    /// The state up to `slot`, beyond the commit index, came in a snapshot.
+    pub(super) fn install(&mut self, slot: Slot) {
+        while self.first <= slot && !self.entries.is_empty() {
+            self.drop_first();
+        }
+        self.first = self.first.max(slot.next());
+        self.base = self.base.max(slot);
+        self.commit = self.commit.max(slot);
+        self.delivered = self.delivered.max(slot);
+        self.known_commit = self.known_commit.max(slot);
+        self.max_voted = self.max_voted.max(slot);
+    }
+
+    fn drop_first(&mut self) {
+        if let Some(entry) = self.entries.pop_front() {
+            self.bytes -= entry.size();
+        }
+        self.first = self.first.next();
+    }
+
+    /// Slots above the snapshot whose value the disk has lost.
+    pub(super) fn lost_payloads(&self) -> impl Iterator<Item = (Slot, Ballot)> + '_ {
+        (self.first.0..).map(Slot).zip(&self.entries).filter_map(|(slot, entry)| {
+            (slot > self.commit && entry.is_vote() && entry.value.is_none()).then_some((slot, entry.ballot))
+        })
+    }
+
+    pub(super) fn check_invariants(&self) {
+        assert!(self.base <= self.delivered, "I10: a snapshot holds applied slots only");
+        assert!(self.delivered <= self.commit, "I10: applied <= commit");
+        assert!(self.commit <= self.known_commit, "I10: commit <= known to be chosen");
+        assert!(self.first <= self.base.next(), "what is not in the snapshot is kept");
+        assert!(
+            self.max_voted >= self.commit && self.max_voted >= self.last(),
+            "I19: max_voted covers every vote"
+        );
+        // The whole log only while it is short, so that a simulation can afford this after every step.
+        let recent = self.first.0.max(self.commit.0.saturating_sub(64))..=self.commit.0;
+        assert!(
+            recent.map(Slot).all(|slot| self.value(slot).is_some()),
+            "I10: a committed slot has its value"
+        );
+        if self.entries.len() <= 256 {
+            assert_eq!(self.bytes, self.entries.iter().map(Entry::size).sum::<usize>(), "bytes are counted");
+        }
+    }
+}

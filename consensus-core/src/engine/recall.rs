@@ -1,0 +1,141 @@
+//! What a damaged disk may have forgotten, and how that is made up for (protocol-aware recovery, after Alagappan et
+//! al., FAST 2018).
+//!
+//! **A forgotten promise.** To vote at b after promising b' > b would break the candidate at b'. That candidate made
+//! its own promise durable before it asked, so its node knows b' today. This node therefore acts as no acceptor at all
+//! until every other member has told what it has promised; the highest of these is not below anything forgotten.
+//!
+//! **Forgotten votes.** Until they are made up for, promises declare them, and the candidate does not count this node
+//! in phase 1 for any slot from there on. "No vote" would be a lie that could cost a chosen value.
+//! They are made up for once this node, having promised b, has heard from the leader at b, *after its own restart*, how
+//! far it has proposed (N), and holds the committed value or a vote at b for every slot up to N:
+//! - a forgotten vote at b was at a slot up to N, and is there again;
+//! - a forgotten vote below b matters only where something was chosen below b. Phase 1 of b found all of that, and it
+//!   lies at or below N, where this node now holds what b made of it;
+//! - no vote above b can have been forgotten, since b is promised.
+//!
+//! So from here on its answers are as good as if nothing had been lost.
+
+use std::collections::BTreeMap;
+
+use super::{Engine, State};
+use crate::message::{Recall as RecallMessage, Recalled};
+use crate::mutant::mutant;
+use crate::{Event, Lead, Liveness, Mono, NodeId, Record, Slot};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Recall {
+    /// Votes from here on may have been forgotten.
+    pub(super) faulty_from: Slot,
+    /// A promise may have been forgotten.
+    pub(super) promise_lost: bool,
+    /// What every other member has promised; kept while `promise_lost`.
+    answers: BTreeMap<NodeId, Lead>,
+    /// The leader at this leadership has proposed up to this slot.
+    proposed: Option<(Lead, Slot)>,
+    ask_at: Mono,
+    /// The life that asks, once known.
+    incarnation: u64,
+}
+
+impl Recall {
+    pub(super) fn new(faulty_from: Slot, promise_lost: bool, now: Mono) -> Recall {
+        Recall {
+            faulty_from,
+            promise_lost,
+            answers: BTreeMap::new(),
+            proposed: None,
+            ask_at: now,
+            incarnation: 0,
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Mono {
+        self.ask_at
+    }
+}
+
+impl Engine {
+    pub(super) fn on_recall_timeout(&mut self, now: Mono, liveness: &Liveness) {
+        let Some(recall) = self.recall.as_mut().filter(|recall| now >= recall.ask_at) else { return };
+        recall.incarnation = liveness.incarnation();
+        recall.ask_at = now.after(self.options.timing.retransmit * 2);
+        let leader = self.acceptor.promised().node;
+        let ask = RecallMessage { incarnation: recall.incarnation };
+        for node in self.configs.active().members().filter(|node| *node != self.options.node) {
+            let wanted =
+                if recall.promise_lost { !recall.answers.contains_key(&node) } else { node == leader };
+            if wanted && liveness.is_up(now, node) {
+                self.outbox.send_now(node, ask.clone());
+            }
+        }
+        self.restore_when_all_answered();
+    }
+
+    /// Anybody whose own promise is certain answers.
+    pub(super) fn handle_recall(&mut self, from: NodeId, message: &RecallMessage) {
+        if self.promise_lost() {
+            return;
+        }
+        let promised = self.acceptor.promised();
+        let proposed = match &self.state {
+            State::Leader(leader) if leader.lead == promised => Some(Slot(leader.next.0 - 1)),
+            State::Leader(_) | State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => None,
+        };
+        self.outbox.send_now(from, Recalled { incarnation: message.incarnation, promised, proposed });
+    }
+
+    pub(super) fn handle_recalled(&mut self, from: NodeId, message: &Recalled) {
+        let Some(recall) = self.recall.as_mut().filter(|recall| recall.incarnation == message.incarnation)
+        else {
+            return;
+        };
+        if recall.promise_lost {
+            recall.answers.insert(from, message.promised);
+        }
+        if let Some(proposed) = message.proposed.filter(|_| message.promised.node == from)
+            && recall.proposed.is_none_or(|(lead, _)| message.promised > lead)
+        {
+            recall.proposed = Some((message.promised, proposed));
+        }
+        self.restore_when_all_answered();
+        self.try_heal();
+    }
+
+    /// Restores the promise once every other member has answered.
+    fn restore_when_all_answered(&mut self) {
+        let Some(recall) = self.recall.as_mut().filter(|recall| recall.promise_lost) else { return };
+        let config = self.configs.active();
+        if config.members().all(|node| node == self.options.node || recall.answers.contains_key(&node)) {
+            let promised = recall.answers.values().copied().max().unwrap_or_default();
+            recall.promise_lost = false;
+            self.restore_promise(promised);
+            self.outbox.record(Record::Healed { promised: self.acceptor.promised(), votes: false });
+        }
+    }
+
+    /// This node leads at a new leadership: it has proposed up to here itself.
+    pub(super) fn recalled_by_leading(&mut self, lead: Lead, recovered: Slot) {
+        if let Some(recall) = &mut self.recall {
+            recall.proposed = Some((lead, recovered));
+        }
+    }
+
+    /// Forgets the damage once what is held makes up for it.
+    pub(super) fn try_heal(&mut self) {
+        let Some(recall) = &self.recall else { return };
+        let promised = self.acceptor.promised();
+        let target = match recall.proposed {
+            _ if mutant!(self.options, HealedTooSoon) => Some(self.log.commit),
+            Some((lead, upto)) if lead == promised => Some(upto),
+            Some(_) | None => None,
+        };
+        let held = target.is_some_and(|upto| self.acceptor.upto >= upto)
+            && self.outbox.is_durable(self.acceptor.upto_staged);
+        if held && !recall.promise_lost {
+            self.recall = None;
+            self.outbox.record(Record::Healed { promised, votes: true });
+            self.outbox.event(Event::Healed);
+        }
+    }
+}
