@@ -1,1 +1,281 @@
-//! Placeholder.
+//! The gateway: the stateless process that clients talk to.
+//!
+//! Doors ([`door`]) speak etcd's protocols with clients and the narrow interface [`domain`] with whatever carries the
+//! keyspace; [`carrier`] carries it by our groups, over a few persistent links. Nothing here knows the disk or the
+//! messages of consensus, and nothing survives a restart.
+//!
+//! Decisions are pure and tested alone: who leads ([`router`]), what to do after a failure ([`retry`]), under which
+//! number a write goes ([`session`]), what a client is told ([`errors`]).
+
+mod backoff;
+pub mod carrier;
+pub mod domain;
+pub mod door;
+pub mod errors;
+mod link;
+mod metrics;
+pub mod retry;
+pub mod router;
+pub mod session;
+mod watch;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::watch as news;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use carrier::{Carrier, CarrierOptions};
+use domain::Domain;
+use door::{Door, DoorOptions, Front, Member, Server, member_id, serve};
+use metrics::Metrics;
+use watch::Hub;
+
+/// A client's connection waits here until it is accepted.
+const BACKLOG: i32 = 4096;
+
+/// How a gateway is run.
+#[derive(Clone, Debug)]
+pub struct GatewayOptions {
+    /// Unique in the region.
+    pub name: String,
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// Where operators' tools connect; the same HTTP endpoints, no gRPC.
+    pub admin_listen: Option<SocketAddr>,
+    /// Addresses of nodes, `host:port`; more are learned from the shard map.
+    pub nodes: Vec<String>,
+    /// Refuse nodes of another cluster. `None`: the first node's cluster it is.
+    pub cluster_id: Option<u64>,
+    /// The gateways of the region, this one included, for `MemberList`. Empty: this one alone, at its listen address.
+    pub members: Vec<Member>,
+    /// Connections per node.
+    pub links_per_node: usize,
+    /// Until a request is given up. etcd's is 5 s and two election timeouts.
+    pub request_timeout: Duration,
+    /// Requests that may wait for a leader.
+    pub waiting_max: usize,
+    /// How long [`Gateway::shutdown`] lets requests finish.
+    pub drain: Duration,
+    /// Limits and times of the doors.
+    pub door: DoorOptions,
+}
+
+impl GatewayOptions {
+    /// etcd's defaults.
+    pub fn new(name: impl Into<String>, listen: SocketAddr, nodes: Vec<String>) -> GatewayOptions {
+        GatewayOptions {
+            name: name.into(),
+            listen,
+            admin_listen: None,
+            nodes,
+            cluster_id: None,
+            members: Vec::new(),
+            links_per_node: 1,
+            request_timeout: Duration::from_secs(7),
+            waiting_max: 10_000,
+            drain: Duration::from_secs(10),
+            door: DoorOptions::default(),
+        }
+    }
+}
+
+/// A gateway that runs.
+pub struct Gateway {
+    carrier: Arc<Carrier>,
+    serving: Serving,
+    drain: Duration,
+}
+
+impl Gateway {
+    /// Opens the ports and dials the nodes. Does not wait for the nodes: `/readyz` tells. Must be called within a
+    /// runtime.
+    ///
+    /// # Errors
+    /// A port cannot be opened.
+    pub async fn start(options: GatewayOptions) -> io::Result<Gateway> {
+        let listener = listen(options.listen)?;
+        let admin = options.admin_listen.map(listen).transpose()?;
+        let carrier = Arc::new(Carrier::start(CarrierOptions {
+            name: options.name.clone(),
+            nodes: options.nodes,
+            cluster_id: options.cluster_id,
+            links_per_node: options.links_per_node,
+            request_timeout: options.request_timeout,
+            waiting_max: options.waiting_max,
+        }));
+        let serving = Serving::start(
+            Arc::clone(&carrier),
+            listener,
+            admin,
+            options.name,
+            options.members,
+            options.door,
+        )?;
+        info!(client = %serving.client.address, "gateway serves");
+        Ok(Gateway { carrier, serving, drain: options.drain })
+    }
+
+    /// Where clients connect.
+    pub fn address(&self) -> SocketAddr {
+        self.serving.client.address
+    }
+
+    /// Where operators' tools connect.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.serving.admin.as_ref().map(|admin| admin.address)
+    }
+
+    /// Waits until requests can be served, as `/readyz` would tell. Returns whether that came true in time.
+    pub async fn ready(&self, within: Duration) -> bool {
+        let mut known = self.carrier.leader_known();
+        let waited = timeout(within, known.wait_for(|known| *known)).await;
+        matches!(waited, Ok(Ok(_)))
+    }
+
+    /// Stops in order: not ready, no new connections, clients told to go elsewhere, requests finished, within the
+    /// grace period.
+    pub async fn shutdown(self) {
+        self.serving.shutdown(self.drain).await;
+        self.carrier.stop();
+    }
+}
+
+/// The ports over any domain: what a gateway is beside its carrier.
+pub struct Serving {
+    client: Server,
+    admin: Option<Server>,
+    draining: CancellationToken,
+    ending: CancellationToken,
+}
+
+impl Serving {
+    /// Serves `domain` on `listener`.
+    ///
+    /// # Errors
+    /// The listener has no address.
+    pub fn start<D: Domain>(
+        domain: Arc<D>,
+        listener: TcpListener,
+        admin: Option<TcpListener>,
+        name: String,
+        members: Vec<Member>,
+        options: DoorOptions,
+    ) -> io::Result<Serving> {
+        let id =
+            members.iter().find(|member| member.name == name).map_or(member_id(&name), |member| member.id);
+        let members = if members.is_empty() {
+            let url = format!("http://{}", listener.local_addr()?);
+            vec![Member { id, name, client_urls: vec![url.clone()], peer_urls: vec![url] }]
+        } else {
+            members
+        };
+        let leader_known = domain.leader_known();
+        let (leaderless_sender, leaderless) = news::channel(false);
+        let draining = CancellationToken::new();
+        let ending = CancellationToken::new();
+        tokio::spawn(watch_leader(
+            leader_known.clone(),
+            options.leaderless_max,
+            leaderless_sender,
+            ending.clone(),
+        ));
+        let door = Arc::new(Door {
+            hub: Arc::new(Hub::new(Arc::clone(&domain))),
+            domain,
+            options,
+            member_id: id,
+            members,
+            metrics: Metrics::new(id),
+            leader_known,
+            leaderless,
+            draining: draining.clone(),
+            ending: ending.clone(),
+        });
+        let front = Front::new(Arc::clone(&door));
+        let client = serve(listener, front.clone(), Arc::clone(&door))?;
+        let admin = admin.map(|admin| serve(admin, front.http_only(), door)).transpose()?;
+        Ok(Serving { client, admin, draining, ending })
+    }
+
+    /// Where clients connect.
+    pub fn address(&self) -> SocketAddr {
+        self.client.address
+    }
+
+    /// As [`Gateway::shutdown`].
+    pub async fn shutdown(self, grace: Duration) {
+        info!("draining");
+        let deadline = Instant::now() + grace;
+        self.draining.cancel();
+        self.client.drain();
+        // Watches have no end of their own: they are ended, and their clients resume them elsewhere.
+        tokio::select! {
+            () = sleep_until(deadline.min(Instant::now() + grace / 4)) => {}
+            () = self.client.drained() => {}
+        }
+        self.ending.cancel();
+        let finished = timeout_at(deadline, self.client.drained()).await.is_ok();
+        self.client.close();
+        if let Some(admin) = &self.admin {
+            admin.close();
+        }
+        info!(finished, "drained");
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.draining.cancel();
+        self.ending.cancel();
+        self.client.close();
+        if let Some(admin) = &self.admin {
+            admin.close();
+        }
+    }
+}
+
+/// Tells the streams that asked for a leader when there was none for too long.
+async fn watch_leader(
+    mut known: news::Receiver<bool>,
+    leaderless_max: Duration,
+    leaderless: news::Sender<bool>,
+    ending: CancellationToken,
+) {
+    let watching = async {
+        loop {
+            if known.wait_for(|known| !known).await.is_err() {
+                return;
+            }
+            if timeout(leaderless_max, known.wait_for(|known| *known)).await.is_err() {
+                leaderless.send_replace(true);
+                if known.wait_for(|known| *known).await.is_err() {
+                    return;
+                }
+            }
+            leaderless.send_replace(false);
+        }
+    };
+    tokio::select! {
+        () = watching => {}
+        () = ending.cancelled() => {}
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(address),
+        socket2::Type::STREAM,
+        Some(socket2::Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}

@@ -1,0 +1,299 @@
+//! A domain carried by our groups: requests find the group's leader over the links, writes go under session numbers,
+//! feeds move from replica to replica.
+//!
+//! Decisions are taken by pure parts ([`crate::router`], [`crate::session`], [`crate::retry`]); this folder waits for
+//! answers and carries out what they say. A request is driven by its caller's own future: no task is spawned for it.
+
+mod feed;
+mod group;
+mod keeper;
+mod links;
+mod topology;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use bytes::{Bytes, BytesMut};
+use keyspace::{KeyRange, LeaseId, Op, Query, TxnOp};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::domain::{Answer, Consistency, Domain, DomainStatus, FeedSpec, Kept};
+use crate::errors::Failure;
+use crate::link::{Identity, LinkEvent};
+
+use group::Group;
+use links::Links;
+use topology::Topology;
+
+pub use feed::LinkFeed;
+
+/// How a carrier reaches its nodes.
+#[derive(Clone, Debug)]
+pub struct CarrierOptions {
+    /// The gateway's name, for the nodes' logs.
+    pub name: String,
+    /// Addresses of nodes, `host:port`. More are learned from the shard map.
+    pub nodes: Vec<String>,
+    /// Refuse nodes of another cluster. `None`: the first node's cluster it is.
+    pub cluster_id: Option<u64>,
+    /// Connections per node.
+    pub links_per_node: usize,
+    /// Until a request is given up. etcd's is 5 s and two election timeouts.
+    pub request_timeout: Duration,
+    /// Requests of one group that may wait for a leader.
+    pub waiting_max: usize,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Carrier {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    options: CarrierOptions,
+    links: Links,
+    topology: ArcSwapOption<Topology>,
+    /// The groups that carry the domain, by the order of their ids. One that is known is kept for good.
+    groups: Mutex<Vec<Arc<Group>>>,
+    cluster: Arc<AtomicU64>,
+    leader_known: watch::Sender<bool>,
+    /// Bumped with each topology.
+    topology_news: watch::Sender<u64>,
+    stop: CancellationToken,
+}
+
+impl Carrier {
+    /// Dials the nodes. Must be called within a runtime.
+    pub fn start(options: CarrierOptions) -> Carrier {
+        let stop = CancellationToken::new();
+        let cluster = Arc::new(AtomicU64::new(options.cluster_id.unwrap_or(0)));
+        let identity =
+            Identity { name: options.name.clone(), cluster: Arc::clone(&cluster), stop: stop.clone() };
+        let (sender, events) = mpsc::unbounded_channel();
+        let links = Links::new(identity, sender, options.links_per_node.max(1));
+        for address in &options.nodes {
+            links.dial(address);
+        }
+        let shared = Arc::new(Shared {
+            options,
+            links,
+            topology: ArcSwapOption::empty(),
+            groups: Mutex::new(Vec::new()),
+            cluster,
+            leader_known: watch::Sender::new(false),
+            topology_news: watch::Sender::new(0),
+            stop,
+        });
+        tokio::spawn(Arc::clone(&shared).follow(events));
+        Carrier { shared }
+    }
+
+    /// Ends all links. Requests under way fail.
+    pub fn stop(&self) {
+        self.shared.stop.cancel();
+    }
+}
+
+impl Drop for Carrier {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Shared {
+    /// Follows what the links report.
+    async fn follow(self: Arc<Self>, mut events: mpsc::UnboundedReceiver<LinkEvent>) {
+        loop {
+            let event = tokio::select! {
+                () = self.stop.cancelled() => return,
+                event = events.recv() => event,
+            };
+            match event {
+                Some(LinkEvent::Up { link, node, cluster, shard_map }) => {
+                    // Without a configured cluster, the first node's is the one.
+                    let known =
+                        self.cluster.compare_exchange(0, cluster, Ordering::AcqRel, Ordering::Acquire);
+                    if known.is_err_and(|known| known != cluster) {
+                        warn!(node, cluster, "a node of another cluster");
+                        continue;
+                    }
+                    self.links.handle_up(node, &link);
+                    self.learn(shard_map);
+                    self.each_group(Group::handle_links_changed);
+                }
+                Some(LinkEvent::Down { node }) => {
+                    self.links.handle_down();
+                    self.each_group(|group| group.handle_link_down(node));
+                }
+                Some(LinkEvent::ShardMap(map)) => self.learn(map),
+                None => return,
+            }
+        }
+    }
+
+    fn each_group(&self, act: impl Fn(&Group)) {
+        for group in self.groups.lock().iter() {
+            act(group);
+        }
+    }
+
+    /// Takes in a shard map if it is newer than the known one.
+    fn learn(self: &Arc<Self>, encoded: Bytes) {
+        let topology = match Topology::decode(encoded) {
+            Ok(topology) => topology,
+            Err(error) => {
+                warn!(%error, "a node sent a shard map that cannot be read");
+                return;
+            }
+        };
+        if self.topology.load().as_ref().is_some_and(|known| known.epoch() >= topology.epoch()) {
+            return;
+        }
+        info!(epoch = topology.epoch(), "new shard map");
+        for (node, address) in topology.nodes() {
+            self.links.dial_node(node, address);
+        }
+        {
+            let mut groups = self.groups.lock();
+            for id in topology.groups() {
+                if groups.iter().all(|group| group.id() != id) {
+                    let group = Arc::new(Group::new(id));
+                    tokio::spawn(keeper::run(Arc::clone(self), Arc::clone(&group)));
+                    groups.push(group);
+                }
+            }
+        }
+        self.topology.store(Some(Arc::new(topology)));
+        self.topology_news.send_modify(|news| *news += 1);
+    }
+
+    /// The group that owns all of `ranges`.
+    async fn group_of(&self, ranges: &[&KeyRange]) -> Result<Arc<Group>, Failure> {
+        let mut news = self.topology_news.subscribe();
+        loop {
+            if let Some(topology) = self.topology.load().as_ref() {
+                let id = topology.group_of(ranges)?;
+                let groups = self.groups.lock();
+                let group = groups.iter().find(|group| group.id() == id);
+                return group.cloned().ok_or(Failure::Internal("gaios: a shard without a group"));
+            }
+            // Before the first node has answered.
+            if news.changed().await.is_err() {
+                return Err(Failure::Stopping);
+            }
+        }
+    }
+
+    fn replicas(&self, group: &Group) -> Vec<u32> {
+        self.topology.load().as_ref().map_or_else(Vec::new, |topology| topology.replicas(group.id()))
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.options.request_timeout
+    }
+}
+
+impl Domain for Carrier {
+    type Feed = LinkFeed;
+
+    async fn write(&self, op: Op) -> Result<Answer, Failure> {
+        let deadline = self.shared.deadline();
+        let ranges = ranges_of_op(&op);
+        let ranges: Vec<&KeyRange> = ranges.iter().collect();
+        let group = timeout_at(deadline, self.shared.group_of(&ranges));
+        let group = group.await.map_err(|_| Failure::TimedOut)??;
+        group.write(&self.shared, op, deadline).await
+    }
+
+    async fn read(&self, query: Query, consistency: Consistency) -> Result<Answer, Failure> {
+        let deadline = self.shared.deadline();
+        let ranges = ranges_of_query(&query);
+        let ranges: Vec<&KeyRange> = ranges.iter().collect();
+        let group = timeout_at(deadline, self.shared.group_of(&ranges));
+        let group = group.await.map_err(|_| Failure::TimedOut)??;
+        let mut encoded = BytesMut::new();
+        query.encode(&mut encoded);
+        group.read(&self.shared, encoded.freeze(), consistency, deadline).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<Kept, Failure> {
+        let deadline = self.shared.deadline();
+        let group = timeout_at(deadline, self.shared.group_of(&[]));
+        let group = group.await.map_err(|_| Failure::TimedOut)??;
+        group.keep_alive(lease, deadline).await
+    }
+
+    async fn status(&self) -> Result<DomainStatus, Failure> {
+        let deadline = self.shared.deadline();
+        let group = timeout_at(deadline, self.shared.group_of(&[]));
+        let group = group.await.map_err(|_| Failure::TimedOut)??;
+        group.status(&self.shared, deadline).await
+    }
+
+    fn feed(&self, spec: FeedSpec) -> LinkFeed {
+        LinkFeed::new(Arc::clone(&self.shared), spec)
+    }
+
+    fn cluster_id(&self) -> u64 {
+        self.shared.cluster.load(Ordering::Relaxed)
+    }
+
+    fn leader_known(&self) -> watch::Receiver<bool> {
+        self.shared.leader_known.subscribe()
+    }
+}
+
+/// The keys a write touches. None: it concerns the domain as a whole.
+fn ranges_of_op(op: &Op) -> Vec<KeyRange> {
+    match op {
+        Op::Put(put) => vec![KeyRange::single(put.key.clone())],
+        Op::DeleteRange(delete) => vec![delete.range.clone()],
+        Op::Txn(txn) => {
+            let mut ranges = Vec::new();
+            ranges_of_txn(txn, &mut ranges);
+            ranges
+        }
+        Op::Compact { .. }
+        | Op::LeaseGrant { .. }
+        | Op::LeaseRevoke { .. }
+        | Op::AlarmActivate { .. }
+        | Op::AlarmDeactivate { .. } => Vec::new(),
+    }
+}
+
+fn ranges_of_query(query: &Query) -> Vec<KeyRange> {
+    match query {
+        Query::Range(range) => vec![range.range.clone()],
+        Query::Txn(txn) => {
+            let mut ranges = Vec::new();
+            ranges_of_txn(txn, &mut ranges);
+            ranges
+        }
+        Query::LeaseTimeToLive { .. }
+        | Query::Leases
+        | Query::HashKv { .. }
+        | Query::Status
+        | Query::Alarms => Vec::new(),
+    }
+}
+
+fn ranges_of_txn(txn: &keyspace::Txn, ranges: &mut Vec<KeyRange>) {
+    ranges.extend(txn.compare.iter().map(|compare| compare.range.clone()));
+    for op in txn.success.iter().chain(&txn.failure) {
+        match op {
+            TxnOp::Range(range) => ranges.push(range.range.clone()),
+            TxnOp::Put(put) => ranges.push(KeyRange::single(put.key.clone())),
+            TxnOp::DeleteRange(delete) => ranges.push(delete.range.clone()),
+            TxnOp::Txn(txn) => ranges_of_txn(txn, ranges),
+            TxnOp::Empty => {}
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The narrow interface through which the doors reach whatever carries a domain: our own groups
+//! ([`crate::carrier::Carrier`]), and one day an existing etcd cluster.
+//!
+//! A domain speaks the types of the crate `keyspace`; it knows no protobuf and no status codes.
+
+use std::future::Future;
+
+use keyspace::{KeyRange, LeaseId, Op, Query, Reply, RevisionEvents};
+use tokio::sync::watch;
+
+use crate::errors::Failure;
+
+/// A granted request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// What the state machine said.
+    pub reply: Reply,
+    /// Round of the leadership it was said under: etcd's `raft_term`.
+    pub term: u64,
+}
+
+/// How fresh a read must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Consistency {
+    /// It sees every write that was acknowledged before it began.
+    Linearizable,
+    /// Any replica may answer, perhaps with old data, also without a leader.
+    Serializable,
+}
+
+/// A lease after an attempt to renew it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Seconds it will live; 0 for a lease that does not exist or has expired.
+    pub ttl: i64,
+    /// The store's revision before the renewal.
+    pub revision: i64,
+    /// As in [`Answer::term`].
+    pub term: u64,
+}
+
+/// What is known of a domain, for Status, health and metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DomainStatus {
+    /// As in [`Answer::term`].
+    pub term: u64,
+    /// Whether there is a leader.
+    pub has_leader: bool,
+    /// Last slot known to be chosen: etcd's `raftIndex`.
+    pub commit_slot: u64,
+    /// Last slot applied: etcd's `raftAppliedIndex`.
+    pub applied_slot: u64,
+    /// The current revision.
+    pub revision: i64,
+    /// The compact revision; −1 before the first compaction.
+    pub compact_revision: i64,
+    /// Bytes held.
+    pub size_bytes: u64,
+    /// Bytes held by what a read at the latest revision can see.
+    pub size_in_use_bytes: u64,
+    /// The quota on `size_bytes`.
+    pub quota_bytes: u64,
+    /// Whether the alarm `NOSPACE` is raised.
+    pub no_space_alarm: bool,
+    /// Whether the alarm `CORRUPT` is raised.
+    pub corrupt_alarm: bool,
+}
+
+/// Which events a feed carries, and from where on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FeedSpec {
+    /// The keys.
+    pub range: KeyRange,
+    /// First revision wanted; 0 for the first one after every write that was acknowledged before. May lie in the
+    /// future.
+    pub start: i64,
+    /// Whether events tell what was there before.
+    pub prev_kv: bool,
+    /// Bytes of events that may be under way before [`Feed::credit`] allows more.
+    pub credit: u64,
+}
+
+/// What a feed yields. A feed goes on through the loss of replicas and leaders; its reader sees no seam.
+#[derive(Clone, Debug)]
+pub enum FeedItem {
+    /// First item, once.
+    Opened {
+        /// The newest revision when the feed was opened.
+        revision: i64,
+        /// First revision that will be carried.
+        start: i64,
+        /// As in [`Answer::term`].
+        term: u64,
+    },
+    /// Whole revisions in ascending order, each once.
+    Events {
+        /// The revisions.
+        revisions: Vec<RevisionEvents>,
+        /// Every event up to this revision has been yielded.
+        upto: i64,
+        /// The newest revision known.
+        revision: i64,
+        /// As in [`Answer::term`].
+        term: u64,
+        /// What they cost of the credit.
+        bytes: u64,
+    },
+    /// Answer to [`Feed::sync`].
+    Synced {
+        /// The token given.
+        token: u64,
+        /// Every event up to this revision has been yielded. At least the newest revision when `sync` was called.
+        revision: i64,
+        /// As in [`Answer::term`].
+        term: u64,
+    },
+    /// Last item: the revisions wanted are compacted away.
+    Compacted {
+        /// The oldest revision that can be read.
+        compact_revision: i64,
+    },
+    /// Last item: the feed cannot go on.
+    Failed(Failure),
+}
+
+/// A stream of one range's events.
+pub trait Feed: Send + 'static {
+    /// Waits for the next item. Safe to drop and call again.
+    fn next(&mut self) -> impl Future<Output = FeedItem> + Send;
+
+    /// Allows this many more bytes of events.
+    fn credit(&mut self, bytes: u64);
+
+    /// Asks for a [`FeedItem::Synced`] with this token. A later call replaces one that is not answered yet; tokens
+    /// must ascend.
+    fn sync(&mut self, token: u64);
+}
+
+/// Whatever carries a keyspace with one revision line.
+pub trait Domain: Send + Sync + 'static {
+    /// Its feeds.
+    type Feed: Feed;
+
+    /// Applies a write once, or says truthfully why not. `op` has passed [`keyspace::check`].
+    fn write(&self, op: Op) -> impl Future<Output = Result<Answer, Failure>> + Send;
+
+    /// Answers a query.
+    fn read(
+        &self,
+        query: Query,
+        consistency: Consistency,
+    ) -> impl Future<Output = Result<Answer, Failure>> + Send;
+
+    /// Renews a lease.
+    fn keep_alive(&self, lease: LeaseId) -> impl Future<Output = Result<Kept, Failure>> + Send;
+
+    /// What is known of the domain; also without a leader, as long as any replica answers.
+    fn status(&self) -> impl Future<Output = Result<DomainStatus, Failure>> + Send;
+
+    /// Opens a feed. Does not wait; the feed reports.
+    fn feed(&self, spec: FeedSpec) -> Self::Feed;
+
+    /// The cluster's id; 0 while it is not known.
+    fn cluster_id(&self) -> u64;
+
+    /// Whether a leader is known, and news of it.
+    fn leader_known(&self) -> watch::Receiver<bool>;
+}

@@ -1,0 +1,59 @@
+//! The service Cluster: the members a client sees are the gateways of its region.
+
+use std::sync::Arc;
+
+use api::etcdserverpb as pb;
+use tonic::{Request, Response, Status};
+
+use super::{Door, unsupported};
+use crate::domain::Domain;
+
+pub(super) struct Cluster<D>(pub(super) Arc<Door<D>>);
+
+#[tonic::async_trait]
+impl<D: Domain> pb::cluster_server::Cluster for Cluster<D> {
+    async fn member_list(
+        &self,
+        _request: Request<pb::MemberListRequest>,
+    ) -> Result<Response<pb::MemberListResponse>, Status> {
+        let status = self.0.domain.status().await?;
+        // etcd leaves the revision of cluster answers at 0.
+        let header = self.0.header(0, status.term);
+        let members = self.0.members.iter().map(|member| pb::Member {
+            id: member.id,
+            name: member.name.clone(),
+            peer_urls: member.peer_urls.clone(),
+            client_urls: member.client_urls.clone(),
+            is_learner: false,
+        });
+        Ok(Response::new(pb::MemberListResponse { header, members: members.collect() }))
+    }
+
+    async fn member_add(
+        &self,
+        _request: Request<pb::MemberAddRequest>,
+    ) -> Result<Response<pb::MemberAddResponse>, Status> {
+        Err(unsupported("MemberAdd"))
+    }
+
+    async fn member_remove(
+        &self,
+        _request: Request<pb::MemberRemoveRequest>,
+    ) -> Result<Response<pb::MemberRemoveResponse>, Status> {
+        Err(unsupported("MemberRemove"))
+    }
+
+    async fn member_update(
+        &self,
+        _request: Request<pb::MemberUpdateRequest>,
+    ) -> Result<Response<pb::MemberUpdateResponse>, Status> {
+        Err(unsupported("MemberUpdate"))
+    }
+
+    async fn member_promote(
+        &self,
+        _request: Request<pb::MemberPromoteRequest>,
+    ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
+        Err(unsupported("MemberPromote"))
+    }
+}

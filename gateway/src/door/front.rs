@@ -1,0 +1,220 @@
+//! Sorts requests: gRPC to its service, everything else to HTTP. Checks metadata, counts, and gives grpc-go's texts
+//! where tonic has its own.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use ::http::header::CONTENT_TYPE;
+use ::http::{HeaderMap, HeaderValue, Request, Response};
+use api::etcdserverpb as pb;
+use api::grpc::health::v1::health_server::HealthServer;
+use http_body::Body as HttpBody;
+use hyper::body::Incoming;
+use tonic::body::Body;
+use tonic::{Code, Status};
+use tower_service::Service as _;
+
+use super::cluster::Cluster;
+use super::health::Health;
+use super::kv::Kv;
+use super::lease::Lease;
+use super::maintenance::Maintenance;
+use super::{Door, http, methods, watch};
+use crate::domain::Domain;
+use crate::errors::{INVALID_CLIENT_API_VERSION, NO_LEADER, status};
+
+type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+/// The service behind a port.
+pub(crate) struct Front<D: Domain> {
+    services: Arc<Services<D>>,
+    http_only: bool,
+}
+
+struct Services<D: Domain> {
+    door: Arc<Door<D>>,
+    kv: pb::kv_server::KvServer<Kv<D>>,
+    lease: pb::lease_server::LeaseServer<Lease<D>>,
+    cluster: pb::cluster_server::ClusterServer<Cluster<D>>,
+    maintenance: pb::maintenance_server::MaintenanceServer<Maintenance<D>>,
+    health: HealthServer<Health<D>>,
+}
+
+impl<D: Domain> Clone for Front<D> {
+    fn clone(&self) -> Self {
+        Front { services: Arc::clone(&self.services), http_only: self.http_only }
+    }
+}
+
+impl<D: Domain> Front<D> {
+    pub(crate) fn new(door: Arc<Door<D>>) -> Front<D> {
+        let limit = door.options.message_bytes_max();
+        let services = Services {
+            kv: pb::kv_server::KvServer::new(Kv(Arc::clone(&door)))
+                .max_decoding_message_size(limit)
+                .max_encoding_message_size(usize::MAX),
+            lease: pb::lease_server::LeaseServer::new(Lease(Arc::clone(&door)))
+                .max_decoding_message_size(limit),
+            cluster: pb::cluster_server::ClusterServer::new(Cluster(Arc::clone(&door)))
+                .max_decoding_message_size(limit),
+            maintenance: pb::maintenance_server::MaintenanceServer::new(Maintenance(Arc::clone(&door)))
+                .max_decoding_message_size(limit),
+            health: HealthServer::new(Health(Arc::clone(&door))).max_decoding_message_size(limit),
+            door,
+        };
+        Front { services: Arc::new(services), http_only: false }
+    }
+
+    /// The same without gRPC, for the admin port.
+    pub(crate) fn http_only(&self) -> Front<D> {
+        Front { services: Arc::clone(&self.services), http_only: true }
+    }
+
+    /// Answers any request of a client.
+    pub(crate) fn answer<B>(&self, request: Request<B>) -> Answering
+    where
+        B: HttpBody<Data = bytes::Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
+    {
+        let is_grpc = request
+            .headers()
+            .get(CONTENT_TYPE)
+            .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+        if !is_grpc || self.http_only {
+            let services = Arc::clone(&self.services);
+            let (head, _) = request.into_parts();
+            return Box::pin(async move { Ok(http::answer(&services.door, &head.method, &head.uri).await) });
+        }
+        let Some(method) = methods::find(request.uri().path()) else {
+            let status = Status::unimplemented(methods::unknown(request.uri().path()));
+            return Box::pin(std::future::ready(Ok(status.into_http())));
+        };
+        let metrics = self.services.door.metrics.method(method);
+        metrics.started.inc();
+        if let Err(status) = self.check_metadata(request.headers(), method) {
+            metrics.handled(status.code());
+            return Box::pin(std::future::ready(Ok(status.into_http())));
+        }
+        let services = Arc::clone(&self.services);
+        Box::pin(async move {
+            let mut response = services.call(method, request).await;
+            let code = refused_code(response.headers());
+            if code == Some(Code::OutOfRange) {
+                say_it_like_grpc_go(response.headers_mut());
+            }
+            // A status in the headers is an answer without a message; otherwise the answer was made, whatever becomes
+            // of it on its way.
+            let code = refused_code(response.headers()).unwrap_or(Code::Ok);
+            services.door.metrics.method(method).handled(code);
+            Ok(response)
+        })
+    }
+
+    /// What etcd's interceptors check.
+    fn check_metadata(&self, headers: &HeaderMap, method: usize) -> Result<(), Status> {
+        if let Some(version) = headers.get("client-api-version") {
+            let version = std::str::from_utf8(version.as_bytes());
+            let version = version.map_err(|_| status(INVALID_CLIENT_API_VERSION))?;
+            self.services.door.metrics.client_request(methods::METHODS[method].2, version);
+        }
+        let requires_leader = headers.get("hasleader").is_some_and(|value| value.as_bytes() == b"true");
+        if requires_leader && !*self.services.door.leader_known.borrow() {
+            return Err(status(NO_LEADER));
+        }
+        Ok(())
+    }
+}
+
+impl<D: Domain> Services<D> {
+    async fn call<B>(&self, method: usize, request: Request<B>) -> Response<Body>
+    where
+        B: HttpBody<Data = bytes::Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
+    {
+        // The generated services want `&mut self`; a clone is a reference count.
+        let answered = match methods::METHODS[method] {
+            ("etcdserverpb.KV", ..) => self.kv.clone().call(request).await,
+            ("etcdserverpb.Watch", ..) => Ok(watch::call(&self.door, request).await),
+            ("etcdserverpb.Lease", ..) => self.lease.clone().call(request).await,
+            ("etcdserverpb.Cluster", ..) => self.cluster.clone().call(request).await,
+            ("etcdserverpb.Maintenance", ..) => self.maintenance.clone().call(request).await,
+            ("grpc.health.v1.Health", ..) => self.health.clone().call(request).await,
+            // Nobody can turn authentication on, so this is etcd's answer; clients with a password go on without.
+            ("etcdserverpb.Auth", "Authenticate", _) => {
+                Ok(Status::failed_precondition("etcdserver: authentication is not enabled").into_http())
+            }
+            (_, method, _) => Ok(super::unsupported(method).into_http()),
+        };
+        match answered {
+            Ok(response) => response,
+            Err(never) => match never {},
+        }
+    }
+}
+
+impl<D: Domain> hyper::service::Service<Request<Incoming>> for Front<D> {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn call(&self, request: Request<Incoming>) -> Answering {
+        self.answer(request)
+    }
+}
+
+/// The code of an answer that is a status alone.
+fn refused_code(headers: &HeaderMap) -> Option<Code> {
+    headers.get("grpc-status").map(|code| Code::from_bytes(code.as_bytes()))
+}
+
+/// tonic's words and code for a message that is too large, turned into grpc-go's.
+fn say_it_like_grpc_go(headers: &mut HeaderMap) {
+    let Some(message) = headers.get("grpc-message").and_then(|message| message.to_str().ok()) else { return };
+    let Some((size, limit)) = sizes_of_too_large(message) else { return };
+    let code = i32::from(Code::ResourceExhausted);
+    let message = format!("grpc: received message larger than max ({size} vs. {limit})");
+    // Percent encoding leaves all of these characters as they are.
+    if let Ok(message) = HeaderValue::from_str(&message) {
+        headers.insert("grpc-message", message);
+        headers.insert("grpc-status", HeaderValue::from(code));
+    }
+}
+
+/// The two numbers in tonic's message, if it is the one about a message too large to decode.
+pub(super) fn sizes_of_too_large(message: &str) -> Option<(u64, u64)> {
+    if !message.contains("decoded") || !message.contains("too") {
+        return None;
+    }
+    // The message may be percent-encoded; a number after a `%20` would swallow its digits.
+    let message = message.replace("%20", " ").replace("%2C", ",").replace("%3A", ":");
+    let mut numbers = message.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok());
+    Some((numbers.next()?, numbers.next()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_too_large_is_told_in_the_words_of_grpc_go() {
+        let status = Status::out_of_range(
+            "Error, decoded message length too large: found 2097166 bytes, the limit is: 2097152 bytes",
+        );
+        let mut response: Response<Body> = status.into_http();
+        say_it_like_grpc_go(response.headers_mut());
+        let told = Status::from_header_map(response.headers()).unwrap();
+        assert_eq!(told.code(), Code::ResourceExhausted);
+        assert_eq!(told.message(), "grpc: received message larger than max (2097166 vs. 2097152)");
+    }
+
+    #[test]
+    fn etcds_own_out_of_range_is_left_alone() {
+        let mut response: Response<Body> =
+            Status::out_of_range("etcdserver: too large lease TTL").into_http();
+        say_it_like_grpc_go(response.headers_mut());
+        let told = Status::from_header_map(response.headers()).unwrap();
+        assert_eq!((told.code(), told.message()), (Code::OutOfRange, "etcdserver: too large lease TTL"));
+    }
+}

@@ -1,0 +1,135 @@
+//! The service KV. Each handler has four steps: validate, call, translate the error, fill the header.
+
+use std::sync::Arc;
+
+use api::etcdserverpb as pb;
+use keyspace::{Op, Query, RangeRequest, Reply, SortOrder, SortTarget, check};
+use tokio_stream::Once;
+use tonic::{Request, Response, Status};
+
+use super::{Door, convert};
+use crate::domain::{Consistency, Domain};
+use crate::errors::Failure;
+
+/// What etcd's raft request adds to a client's message at most: an id, a tag and lengths.
+const RAFT_REQUEST_OVERHEAD_BYTES: usize = 18;
+
+pub(super) struct Kv<D>(pub(super) Arc<Door<D>>);
+
+/// An answer of another kind than the question's.
+pub(super) const MISMATCH: Failure = Failure::Internal("gaios: an answer to another question");
+
+impl<D: Domain> Door<D> {
+    /// Refuses what etcd would not put through its log.
+    pub(super) fn check_size(&self, request: &impl prost::Message) -> Result<(), Failure> {
+        if request.encoded_len() + RAFT_REQUEST_OVERHEAD_BYTES > self.options.request_bytes_max {
+            return Err(Failure::TooLarge);
+        }
+        Ok(())
+    }
+
+    async fn range(&self, request: RangeRequest) -> Result<pb::RangeResponse, Failure> {
+        let consistency = consistency(request.serializable);
+        let answer = self.domain.read(Query::Range(request), consistency).await?;
+        let Reply::Range(reply) = answer.reply else { return Err(MISMATCH) };
+        let header = self.header(reply.revision.0, answer.term);
+        Ok(convert::range_reply(reply, header))
+    }
+}
+
+pub(super) fn consistency(serializable: bool) -> Consistency {
+    if serializable { Consistency::Serializable } else { Consistency::Linearizable }
+}
+
+#[tonic::async_trait]
+impl<D: Domain> pb::kv_server::Kv for Kv<D> {
+    async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
+        let request = convert::range(request.into_inner());
+        check::range(&request).map_err(Failure::from)?;
+        Ok(Response::new(self.0.range(request).await?))
+    }
+
+    type RangeStreamStream = Once<Result<pb::RangeStreamResponse, Status>>;
+
+    /// In one piece, which the protocol allows: header, count and `more` are on the last message, and this is it.
+    async fn range_stream(
+        &self,
+        request: Request<pb::RangeRequest>,
+    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        let request = convert::range(request.into_inner());
+        check::range(&request).map_err(Failure::from)?;
+        if request.sort_order != SortOrder::None
+            && !(request.sort_order == SortOrder::Ascend && request.sort_target == SortTarget::Key)
+            || request.sort_target != SortTarget::Key
+        {
+            return Err(Status::unimplemented("RangeStream does not support custom sort orders"));
+        }
+        let filters = [
+            request.min_mod_revision,
+            request.max_mod_revision,
+            request.min_create_revision,
+            request.max_create_revision,
+        ];
+        if filters.iter().any(|filter| *filter != 0) {
+            return Err(Status::unimplemented("RangeStream does not support revision filters"));
+        }
+        let range_response = Some(self.0.range(request).await?);
+        Ok(Response::new(tokio_stream::once(Ok(pb::RangeStreamResponse { range_response }))))
+    }
+
+    async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
+        let request = request.into_inner();
+        let size = self.0.check_size(&request);
+        let put = convert::put(request);
+        check::put(&put).map_err(Failure::from)?;
+        size?;
+        let answer = self.0.domain.write(Op::Put(put)).await?;
+        let Reply::Put(reply) = answer.reply else { return Err(MISMATCH.into()) };
+        let header = self.0.header(reply.revision.0, answer.term);
+        Ok(Response::new(convert::put_reply(reply, header)))
+    }
+
+    async fn delete_range(
+        &self,
+        request: Request<pb::DeleteRangeRequest>,
+    ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
+        let request = request.into_inner();
+        let size = self.0.check_size(&request);
+        let delete = convert::delete_range(request);
+        check::delete_range(&delete).map_err(Failure::from)?;
+        size?;
+        let answer = self.0.domain.write(Op::DeleteRange(delete)).await?;
+        let Reply::DeleteRange(reply) = answer.reply else { return Err(MISMATCH.into()) };
+        let header = self.0.header(reply.revision.0, answer.term);
+        Ok(Response::new(convert::delete_range_reply(reply, header)))
+    }
+
+    async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
+        let request = request.into_inner();
+        let size = self.0.check_size(&request);
+        let txn = convert::txn(request);
+        check::txn(&txn, self.0.options.txn_ops_max).map_err(Failure::from)?;
+        let answer = if txn.is_read_only() {
+            let consistency = consistency(txn.is_serializable());
+            self.0.domain.read(Query::Txn(txn), consistency).await?
+        } else {
+            size?;
+            self.0.domain.write(Op::Txn(txn)).await?
+        };
+        let Reply::Txn(reply) = answer.reply else { return Err(MISMATCH.into()) };
+        let header = self.0.header(reply.revision.0, answer.term);
+        Ok(Response::new(convert::txn_reply(reply, header)))
+    }
+
+    async fn compact(
+        &self,
+        request: Request<pb::CompactionRequest>,
+    ) -> Result<Response<pb::CompactionResponse>, Status> {
+        // A compaction is complete when it is answered, so `physical` has nothing to wait for.
+        let revision = request.into_inner().revision;
+        let answer = self.0.domain.write(Op::Compact { revision }).await?;
+        let Reply::Compacted { revision } = answer.reply else { return Err(MISMATCH.into()) };
+        let header = self.0.header(revision.0, answer.term);
+        Ok(Response::new(pb::CompactionResponse { header }))
+    }
+}

@@ -1,0 +1,147 @@
+//! The service Maintenance, as far as it makes sense for a domain rather than a server.
+
+use std::sync::Arc;
+
+use api::etcdserverpb as pb;
+use keyspace::{Alarm, AlarmKind, Op, Query, Reply};
+use tokio_stream::Empty;
+use tonic::{Request, Response, Status};
+
+use super::kv::MISMATCH;
+use super::{ADVERTISED_STORAGE_VERSION, ADVERTISED_VERSION, Door, unsupported};
+use crate::domain::{Consistency, Domain};
+use crate::errors::NO_LEADER;
+
+pub(super) struct Maintenance<D>(pub(super) Arc<Door<D>>);
+
+impl<D: Domain> Door<D> {
+    fn alarm_member(&self, alarm: Alarm) -> pb::AlarmMember {
+        let kind = match alarm.kind {
+            AlarmKind::NoSpace => pb::AlarmType::Nospace,
+            AlarmKind::Corrupt => pb::AlarmType::Corrupt,
+        };
+        let member_id = if alarm.member == 0 { self.member_id } else { alarm.member };
+        pb::AlarmMember { member_id, alarm: kind.into() }
+    }
+}
+
+#[tonic::async_trait]
+impl<D: Domain> pb::maintenance_server::Maintenance for Maintenance<D> {
+    async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
+        use pb::alarm_request::AlarmAction;
+        let request = request.into_inner();
+        let asked = match pb::AlarmType::try_from(request.alarm) {
+            Ok(pb::AlarmType::Nospace) => Some(AlarmKind::NoSpace),
+            Ok(pb::AlarmType::Corrupt) => Some(AlarmKind::Corrupt),
+            Ok(pb::AlarmType::None) | Err(_) => None,
+        };
+        // The alarms of the state machine itself are shown as this member's, and taken back under that name.
+        let member = if request.member_id == self.0.member_id { 0 } else { request.member_id };
+        let query = || self.0.domain.read(Query::Alarms, Consistency::Linearizable);
+        let answer = match (AlarmAction::try_from(request.action), asked) {
+            (Ok(AlarmAction::Activate), Some(alarm)) => {
+                self.0.domain.write(Op::AlarmActivate { member, alarm }).await?
+            }
+            (Ok(AlarmAction::Deactivate), Some(alarm)) => {
+                self.0.domain.write(Op::AlarmDeactivate { member, alarm }).await?
+            }
+            (Ok(AlarmAction::Get), _) => query().await?,
+            // etcd answers an unknown action, or one without an alarm to act on, with nothing.
+            (Ok(AlarmAction::Activate | AlarmAction::Deactivate) | Err(_), _) => {
+                let answer = query().await?;
+                let header = self.0.header(answer.reply.revision().0, answer.term);
+                return Ok(Response::new(pb::AlarmResponse { header, alarms: Vec::new() }));
+            }
+        };
+        let Reply::Alarms { revision, alarms } = answer.reply else { return Err(MISMATCH.into()) };
+        let header = self.0.header(revision.0, answer.term);
+        let is_get = request.action == i32::from(AlarmAction::Get);
+        let alarms = alarms
+            .into_iter()
+            .filter(|alarm| !is_get || asked.is_none_or(|kind| kind == alarm.kind))
+            .map(|alarm| self.0.alarm_member(alarm))
+            .collect();
+        Ok(Response::new(pb::AlarmResponse { header, alarms }))
+    }
+
+    async fn status(
+        &self,
+        _request: Request<pb::StatusRequest>,
+    ) -> Result<Response<pb::StatusResponse>, Status> {
+        let status = self.0.domain.status().await?;
+        let mut errors = Vec::new();
+        if !status.has_leader {
+            errors.push(NO_LEADER.1.to_owned());
+        }
+        let alarms = [(status.no_space_alarm, "NOSPACE"), (status.corrupt_alarm, "CORRUPT")];
+        for (_, alarm) in alarms.iter().filter(|(raised, _)| *raised) {
+            errors.push(format!("memberID:{} alarm:{alarm} ", self.0.member_id));
+        }
+        let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        Ok(Response::new(pb::StatusResponse {
+            header: self.0.header(status.revision, status.term),
+            version: ADVERTISED_VERSION.to_owned(),
+            db_size: signed(status.size_bytes),
+            // Every gateway of the region names the same member, so that clients see one leader.
+            leader: if status.has_leader { self.0.leader_member() } else { 0 },
+            raft_index: status.commit_slot,
+            raft_term: status.term,
+            raft_applied_index: status.applied_slot,
+            errors,
+            db_size_in_use: signed(status.size_in_use_bytes),
+            is_learner: false,
+            storage_version: ADVERTISED_STORAGE_VERSION.to_owned(),
+            db_size_quota: signed(status.quota_bytes),
+            downgrade_info: Some(pb::DowngradeInfo::default()),
+        }))
+    }
+
+    async fn hash_kv(
+        &self,
+        request: Request<pb::HashKvRequest>,
+    ) -> Result<Response<pb::HashKvResponse>, Status> {
+        let revision = request.into_inner().revision;
+        let answer = self.0.domain.read(Query::HashKv { revision }, Consistency::Linearizable).await?;
+        let Reply::HashKv(reply) = answer.reply else { return Err(MISMATCH.into()) };
+        Ok(Response::new(pb::HashKvResponse {
+            header: self.0.header(reply.revision.0, answer.term),
+            hash: reply.hash,
+            compact_revision: reply.compact_revision.0,
+            hash_revision: reply.hash_revision.0,
+        }))
+    }
+
+    async fn defragment(
+        &self,
+        _request: Request<pb::DefragmentRequest>,
+    ) -> Result<Response<pb::DefragmentResponse>, Status> {
+        Err(unsupported("Defragment"))
+    }
+
+    async fn hash(&self, _request: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
+        Err(unsupported("Hash"))
+    }
+
+    type SnapshotStream = Empty<Result<pb::SnapshotResponse, Status>>;
+
+    async fn snapshot(
+        &self,
+        _request: Request<pb::SnapshotRequest>,
+    ) -> Result<Response<Self::SnapshotStream>, Status> {
+        Err(unsupported("Snapshot"))
+    }
+
+    async fn move_leader(
+        &self,
+        _request: Request<pb::MoveLeaderRequest>,
+    ) -> Result<Response<pb::MoveLeaderResponse>, Status> {
+        Err(unsupported("MoveLeader"))
+    }
+
+    async fn downgrade(
+        &self,
+        _request: Request<pb::DowngradeRequest>,
+    ) -> Result<Response<pb::DowngradeResponse>, Status> {
+        Err(unsupported("Downgrade"))
+    }
+}

@@ -1,0 +1,185 @@
+//! The front doors: everything a client can see. gRPC and HTTP on one port.
+//!
+//! A door validates, calls the [`Domain`], translates the error and fills the header. It holds no state of the
+//! domain's: what two doors answer can only differ by what they were told.
+
+mod cluster;
+pub(crate) mod convert;
+mod front;
+mod health;
+mod http;
+mod kv;
+mod lease;
+mod maintenance;
+pub(crate) mod methods;
+mod serve;
+mod watch;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::etcdserverpb as pb;
+use tokio::sync::watch as news;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tonic::metadata::MetadataMap;
+
+use crate::domain::Domain;
+use crate::errors::{Failure, NO_LEADER, status};
+use crate::metrics::Metrics;
+use crate::watch::Hub;
+
+pub(crate) use front::Front;
+pub(crate) use serve::{Server, serve};
+
+/// The version of etcd whose behaviour this is: `Status.version`, `/version`, `etcd_server_version`. Clients ask for
+/// features by it (Kubernetes wants 3.5.13 or above for progress requests).
+pub const ADVERTISED_VERSION: &str = "3.6.8";
+/// The cluster version, `major.minor.0`.
+pub const ADVERTISED_CLUSTER_VERSION: &str = "3.6.0";
+/// The version of the storage's layout, as of 3.6.
+pub const ADVERTISED_STORAGE_VERSION: &str = "3.6.0";
+
+/// A member of the cluster as clients see it: a gateway of their region.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Not 0. [`member_id`] makes one from the name.
+    pub id: u64,
+    /// Unique in the region.
+    pub name: String,
+    /// Addresses that clients can dial, `http://host:port`.
+    pub client_urls: Vec<String>,
+    /// For completeness; clients do not dial them.
+    pub peer_urls: Vec<String>,
+}
+
+/// A member's id from its name, equal on all gateways: the 64-bit FNV-1a hash.
+pub fn member_id(name: &str) -> u64 {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    hash.max(1)
+}
+
+/// Limits and times of the doors, all etcd's by default.
+#[derive(Clone, Debug)]
+pub struct DoorOptions {
+    /// The largest request, in bytes (`--max-request-bytes`).
+    pub request_bytes_max: usize,
+    /// The most operations in a transaction (`--max-txn-ops`).
+    pub txn_ops_max: usize,
+    /// The shortest time to live of a lease, in seconds: etcd's is three halves of an election timeout, rounded up.
+    pub lease_ttl_min_s: i64,
+    /// Time between progress notifications of a watch (`--watch-progress-notify-interval`).
+    pub progress_interval: Duration,
+    /// Concurrent requests on one connection (`--max-concurrent-streams`).
+    pub concurrent_streams_max: u32,
+    /// A stream that asked for a leader ends after this long without one: three election timeouts.
+    pub leaderless_max: Duration,
+}
+
+impl Default for DoorOptions {
+    fn default() -> DoorOptions {
+        DoorOptions {
+            request_bytes_max: 3 << 19,
+            txn_ops_max: keyspace::check::DEFAULT_MAX_TXN_OPS,
+            lease_ttl_min_s: 2,
+            progress_interval: Duration::from_secs(600),
+            concurrent_streams_max: u32::MAX,
+            leaderless_max: Duration::from_secs(3),
+        }
+    }
+}
+
+impl DoorOptions {
+    /// The largest gRPC message accepted: etcd allows 512 KiB on top of the largest request.
+    pub(crate) fn message_bytes_max(&self) -> usize {
+        self.request_bytes_max.saturating_add(512 << 10)
+    }
+}
+
+/// What all doors share.
+pub(crate) struct Door<D> {
+    pub(crate) domain: Arc<D>,
+    pub(crate) options: DoorOptions,
+    pub(crate) member_id: u64,
+    pub(crate) members: Vec<Member>,
+    pub(crate) hub: Arc<Hub<D>>,
+    pub(crate) metrics: Metrics,
+    /// Whether a leader is known.
+    pub(crate) leader_known: news::Receiver<bool>,
+    /// True after `leaderless_max` without a leader.
+    pub(crate) leaderless: news::Receiver<bool>,
+    /// Cancelled when the gateway begins to drain: not ready any more.
+    pub(crate) draining: CancellationToken,
+    /// Cancelled when streams must end.
+    pub(crate) ending: CancellationToken,
+}
+
+impl<D: Domain> Door<D> {
+    pub(crate) fn header(&self, revision: i64, term: u64) -> Option<pb::ResponseHeader> {
+        Some(pb::ResponseHeader {
+            cluster_id: self.domain.cluster_id(),
+            member_id: self.member_id,
+            revision,
+            raft_term: term,
+        })
+    }
+
+    /// The member that is shown as the leader.
+    fn leader_member(&self) -> u64 {
+        self.members.iter().map(|member| member.id).min().unwrap_or(self.member_id)
+    }
+}
+
+/// Whether the caller will not wait for a leader.
+pub(crate) fn requires_leader(metadata: &MetadataMap) -> bool {
+    metadata.get("hasleader").is_some_and(|value| value.as_encoded_bytes() == b"true")
+}
+
+/// When a long stream must end before its client ends it.
+pub(crate) struct StreamEnd {
+    leaderless: Option<news::Receiver<bool>>,
+    ending: CancellationToken,
+}
+
+impl StreamEnd {
+    pub(crate) fn new<D>(door: &Door<D>, metadata: &MetadataMap) -> StreamEnd {
+        let leaderless = requires_leader(metadata).then(|| door.leaderless.clone());
+        StreamEnd { leaderless, ending: door.ending.clone() }
+    }
+
+    /// Waits for the end. Safe to drop and call again.
+    pub(crate) async fn ended(&mut self) -> Status {
+        let leaderless = async {
+            match &mut self.leaderless {
+                Some(leaderless) => {
+                    if leaderless.wait_for(|leaderless| *leaderless).await.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = leaderless => status(NO_LEADER),
+            () = self.ending.cancelled() => Failure::Stopping.into(),
+        }
+    }
+}
+
+fn unsupported(method: &str) -> Status {
+    Status::unimplemented(format!("gaios: {method} is not supported by this version"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn member_ids_are_those_of_fnv() {
+        // From the reference vectors of FNV-1a.
+        assert_eq!(member_id("a"), 0xaf63_dc4c_8601_ec8c);
+        assert_eq!(member_id("foobar"), 0x8594_4171_f739_67e8);
+    }
+}

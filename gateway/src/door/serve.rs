@@ -1,0 +1,149 @@
+//! The accept loop: one port for HTTP/1.1 and HTTP/2, and its orderly end.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use super::{Door, Front};
+use crate::backoff::random_u32;
+use crate::domain::Domain;
+
+/// etcd's server pings a connection that is idle for so long, and closes it when no answer comes.
+const PING_AFTER: Duration = Duration::from_secs(2 * 60 * 60);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// A client that does not finish the head of an HTTP/1.1 request loses its connection.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// After an error of `accept` that is not the client's, for example too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Clients that hear of the drain at once would all come back to the others at once: GOAWAY goes out over this time.
+const GOAWAY_SPREAD: Duration = Duration::from_millis(500);
+
+/// A port that is being served.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    connections: TaskTracker,
+    accepting: CancellationToken,
+    goaway: CancellationToken,
+    closing: CancellationToken,
+}
+
+/// Serves `listener`.
+pub(crate) fn serve<D: Domain>(
+    listener: TcpListener,
+    front: Front<D>,
+    door: Arc<Door<D>>,
+) -> io::Result<Server> {
+    let server = Server {
+        address: listener.local_addr()?,
+        connections: TaskTracker::new(),
+        accepting: CancellationToken::new(),
+        goaway: CancellationToken::new(),
+        closing: CancellationToken::new(),
+    };
+    let connections = server.connections.clone();
+    let accepting = server.accepting.clone();
+    let (goaway, closing) = (server.goaway.clone(), server.closing.clone());
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(door.options.concurrent_streams_max)
+        .keep_alive_interval(PING_AFTER)
+        .keep_alive_timeout(PING_TIMEOUT);
+    tokio::spawn(async move {
+        loop {
+            let accepted = tokio::select! {
+                () = accepting.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let serving = serve_connection(
+                builder.clone(),
+                stream,
+                front.clone(),
+                Arc::clone(&door),
+                goaway.clone(),
+                closing.clone(),
+            );
+            connections.spawn(serving);
+        }
+    });
+    Ok(server)
+}
+
+async fn serve_connection<D: Domain>(
+    builder: auto::Builder<TokioExecutor>,
+    stream: TcpStream,
+    front: Front<D>,
+    door: Arc<Door<D>>,
+    goaway: CancellationToken,
+    closing: CancellationToken,
+) {
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%error, "cannot set TCP_NODELAY");
+    }
+    door.metrics.connections.inc();
+    let mut connection = Box::pin(builder.serve_connection(TokioIo::new(stream), front));
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = goaway.cancelled() => {
+            let spread = GOAWAY_SPREAD.mul_f64(f64::from(random_u32()) / f64::from(u32::MAX));
+            let early = tokio::select! {
+                served = connection.as_mut() => Some(served),
+                () = tokio::time::sleep(spread) => None,
+                () = closing.cancelled() => None,
+            };
+            match early {
+                Some(served) => served,
+                None => {
+                    connection.as_mut().graceful_shutdown();
+                    tokio::select! {
+                        served = connection.as_mut() => served,
+                        () = closing.cancelled() => Ok(()),
+                    }
+                }
+            }
+        }
+    };
+    door.metrics.connections.dec();
+    if let Err(error) = served {
+        debug!(%error, "connection ended");
+    }
+}
+
+impl Server {
+    /// Takes no new connections; tells clients to go elsewhere.
+    pub(crate) fn drain(&self) {
+        self.accepting.cancel();
+        self.goaway.cancel();
+    }
+
+    /// Waits until every connection is gone.
+    pub(crate) async fn drained(&self) {
+        self.connections.close();
+        self.connections.wait().await;
+    }
+
+    /// Closes what is left.
+    pub(crate) fn close(&self) {
+        self.drain();
+        self.closing.cancel();
+    }
+}

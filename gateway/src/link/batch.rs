@@ -1,0 +1,102 @@
+//! The open batch of a link: requests gather while the link is busy with the batch before, and leave together.
+//!
+//! There is no timer. At low load the link is idle and a request leaves at once; under load the batch grows for as long
+//! as the write before it takes.
+
+use api::gaios::link::v1::{GatewayFrame, GroupRequests, Request};
+
+/// Bytes after which a frame is closed and the next begins, so that one frame does not hold up the answers to others.
+const FRAME_BYTES: usize = 1 << 20;
+/// Bytes that may wait. A client's request is at most 2 MiB, so this is room for 32 of the largest.
+const WAITING_BYTES_MAX: usize = 64 << 20;
+/// What a request costs beside its bytes: ids, tags and lengths on the wire, rounded up.
+const REQUEST_OVERHEAD_BYTES: usize = 48;
+
+/// Requests that wait for the link.
+#[derive(Debug, Default)]
+pub(crate) struct OpenBatch {
+    frames: std::collections::VecDeque<Frame>,
+    bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Frame {
+    groups: Vec<GroupRequests>,
+    bytes: usize,
+}
+
+/// Too much is waiting.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Full;
+
+impl OpenBatch {
+    /// Whether nothing waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Adds a request whose variable part has `bytes` bytes.
+    pub(crate) fn push(&mut self, group: u64, request: Request, bytes: usize) -> Result<(), Full> {
+        let bytes = bytes + REQUEST_OVERHEAD_BYTES;
+        if self.bytes + bytes > WAITING_BYTES_MAX {
+            return Err(Full);
+        }
+        self.bytes += bytes;
+        if self.frames.back().is_none_or(|frame| frame.bytes + bytes > FRAME_BYTES) {
+            self.frames.push_back(Frame::default());
+        }
+        let frame = self.frames.back_mut().expect("pushed above if there was none");
+        frame.bytes += bytes;
+        match frame.groups.iter_mut().find(|batch| batch.group == group) {
+            Some(batch) => batch.requests.push(request),
+            None => frame.groups.push(GroupRequests { group, requests: vec![request] }),
+        }
+        Ok(())
+    }
+
+    /// Takes the oldest frame.
+    pub(crate) fn take(&mut self) -> Option<GatewayFrame> {
+        let frame = self.frames.pop_front()?;
+        self.bytes -= frame.bytes;
+        Some(GatewayFrame { groups: frame.groups })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(id: u64) -> Request {
+        Request { id, kind: None }
+    }
+
+    #[test]
+    fn requests_of_a_group_share_a_batch_in_order() {
+        let mut batch = OpenBatch::default();
+        for (id, group) in [(1, 5), (2, 6), (3, 5)] {
+            batch.push(group, request(id), 100).unwrap();
+        }
+        let frame = batch.take().unwrap();
+        let ids = |group: &GroupRequests| group.requests.iter().map(|request| request.id).collect::<Vec<_>>();
+        assert_eq!(frame.groups.iter().map(|group| group.group).collect::<Vec<_>>(), [5, 6]);
+        assert_eq!(ids(&frame.groups[0]), [1, 3]);
+        assert!(batch.is_empty() && batch.take().is_none());
+    }
+
+    #[test]
+    fn a_full_frame_closes_and_waiting_bytes_are_bounded() {
+        let mut batch = OpenBatch::default();
+        let large = 2 << 20;
+        let mut taken = 0;
+        while batch.push(1, request(taken), large).is_ok() {
+            taken += 1;
+        }
+        assert_eq!(taken, 31);
+        let mut frames = 0;
+        while batch.take().is_some() {
+            frames += 1;
+        }
+        assert_eq!(frames, taken, "each is larger than a frame should be");
+        assert_eq!(batch.bytes, 0);
+    }
+}

@@ -1,0 +1,519 @@
+//! A link: one persistent TCP connection to a node, kept up for as long as the gateway lives.
+//!
+//! Requests of all clients share it. [`Link::call`] adds a request to the open batch and gives a future of its answer;
+//! a pair of tasks moves frames. Losing the connection loses every answer that was awaited on it: whoever waited
+//! decides what that means ([`crate::retry`]).
+
+mod batch;
+mod slots;
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use api::gaios::link::v1::{self as wire, request, response};
+use bytes::{BufMut, Bytes, BytesMut};
+use parking_lot::Mutex;
+use prost::Message as _;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{Instant, timeout};
+use tokio_stream::StreamExt as _;
+use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::backoff::{Backoff, random_u32};
+use crate::router::NodeId;
+
+use batch::OpenBatch;
+use slots::Slots;
+
+/// Version of the protocol in `link.proto`.
+const VERSION: u32 = 1;
+/// The largest frame accepted from a node. etcd sends answers of up to 2 GiB; the codec takes memory as announced, so
+/// the bound is lower.
+const FRAME_BYTES_MAX: usize = 512 << 20;
+/// Room for reads from the socket.
+const READ_BYTES: usize = 64 << 10;
+/// A write buffer that grew beyond this is given back.
+const WRITE_BYTES_KEPT: usize = 1 << 20;
+/// Requests that may wait for answers on one link.
+const CALLS_MAX: usize = 100_000;
+/// From dialling to the node's welcome.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often the health of a connection is looked at.
+const HEALTH_TICK: Duration = Duration::from_millis(250);
+/// A node that owes an answer and is silent for this long is asked for a sign of life.
+const PROBE_AFTER: Duration = Duration::from_millis(750);
+/// The same for a connection on which nothing is owed.
+const PROBE_IDLE_AFTER: Duration = Duration::from_secs(10);
+/// A node that did not answer a probe for this long is given up.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What a link tells its owner.
+#[derive(Debug)]
+pub(crate) enum LinkEvent {
+    /// The connection is up.
+    Up { link: Arc<Link>, node: NodeId, cluster: u64, shard_map: Bytes },
+    /// The connection is gone.
+    Down { node: NodeId },
+    /// The node sent a newer shard map.
+    ShardMap(Bytes),
+}
+
+/// The gateway's end of a link.
+#[derive(Debug)]
+pub(crate) struct Link {
+    address: String,
+    state: Mutex<State>,
+    /// Something waits for the writer.
+    filled: Notify,
+    /// When the node was last heard, in milliseconds since `born`.
+    heard_ms: AtomicU64,
+    born: Instant,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The node at the other end while the connection is up.
+    node: Option<NodeId>,
+    batch: OpenBatch,
+    waiting: Slots<Waiter>,
+    /// Watches among the waiting; they owe nothing.
+    feeds: usize,
+    /// The probe on its way, and since when.
+    probe: Option<(u64, Instant)>,
+}
+
+#[derive(Debug)]
+enum Waiter {
+    Call { group: u64, answer: oneshot::Sender<wire::Response> },
+    Feed { items: mpsc::UnboundedSender<wire::Response> },
+    Probe,
+}
+
+/// Why a request was not handed to a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotSent {
+    /// The connection is down.
+    Down,
+    /// Too much waits.
+    Full,
+}
+
+/// The connection was lost before the answer came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lost;
+
+/// Who the gateway is, for `Hello`, and how it is stopped.
+#[derive(Clone, Debug)]
+pub(crate) struct Identity {
+    pub(crate) name: String,
+    /// 0 while it is not known.
+    pub(crate) cluster: Arc<AtomicU64>,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Link {
+    /// A link to `address` that connects, and connects again, until stopped. Must be called within a runtime.
+    pub(crate) fn start(
+        address: String,
+        identity: Identity,
+        events: mpsc::UnboundedSender<LinkEvent>,
+    ) -> Arc<Link> {
+        let link = Arc::new(Link {
+            address,
+            state: Mutex::new(State {
+                node: None,
+                batch: OpenBatch::default(),
+                waiting: Slots::new(),
+                feeds: 0,
+                probe: None,
+            }),
+            filled: Notify::new(),
+            heard_ms: AtomicU64::new(0),
+            born: Instant::now(),
+        });
+        tokio::spawn(Arc::clone(&link).run(identity, events));
+        link
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The node at the other end, while the connection is up.
+    pub(crate) fn node(&self) -> Option<NodeId> {
+        self.state.lock().node
+    }
+
+    /// Requests without an answer.
+    pub(crate) fn owed(&self) -> usize {
+        let state = self.state.lock();
+        state.waiting.len() - state.feeds
+    }
+
+    /// How long nothing was heard.
+    pub(crate) fn silent_for(&self) -> Duration {
+        let heard = Duration::from_millis(self.heard_ms.load(Ordering::Relaxed));
+        self.born.elapsed().saturating_sub(heard)
+    }
+
+    /// Sends a request whose variable part has `bytes` bytes.
+    pub(crate) fn call(
+        self: &Arc<Self>,
+        group: u64,
+        kind: request::Kind,
+        bytes: usize,
+    ) -> Result<Call, NotSent> {
+        let (answer, receiver) = oneshot::channel();
+        let id = self.submit(group, kind, bytes, Waiter::Call { group, answer })?;
+        Ok(Call { link: Arc::clone(self), id, receiver, done: false })
+    }
+
+    /// Opens a watch; its frames come in order.
+    pub(crate) fn open_feed(
+        self: &Arc<Self>,
+        group: u64,
+        open: wire::WatchOpen,
+    ) -> Result<FeedCall, NotSent> {
+        let (items, receiver) = mpsc::unbounded_channel();
+        let bytes = open.key.len() + open.range_end.len();
+        let id = self.submit(group, request::Kind::WatchOpen(open), bytes, Waiter::Feed { items })?;
+        Ok(FeedCall { link: Arc::clone(self), group, id, receiver })
+    }
+
+    /// Takes back all calls to a group: its leader is elsewhere, and their outcome must be asked for there.
+    pub(crate) fn abandon(&self, abandoned: u64) {
+        let gone = self.state.lock().waiting.remove_where(|waiter| match waiter {
+            Waiter::Call { group, .. } => *group == abandoned,
+            Waiter::Feed { .. } | Waiter::Probe => false,
+        });
+        drop(gone);
+    }
+
+    fn submit(&self, group: u64, kind: request::Kind, bytes: usize, waiter: Waiter) -> Result<u64, NotSent> {
+        let mut state = self.state.lock();
+        if state.node.is_none() {
+            return Err(NotSent::Down);
+        }
+        if state.waiting.len() >= CALLS_MAX {
+            return Err(NotSent::Full);
+        }
+        let is_feed = matches!(waiter, Waiter::Feed { .. });
+        let id = state.waiting.insert(waiter);
+        let was_empty = state.batch.is_empty();
+        if state.batch.push(group, wire::Request { id, kind: Some(kind) }, bytes).is_err() {
+            state.waiting.remove(id);
+            return Err(NotSent::Full);
+        }
+        state.feeds += usize::from(is_feed);
+        drop(state);
+        if was_empty {
+            self.filled.notify_one();
+        }
+        Ok(id)
+    }
+
+    /// Sends a message about a live watch. Lost if the connection is: then the watch is, too.
+    fn tell(&self, group: u64, id: u64, kind: request::Kind) {
+        let mut state = self.state.lock();
+        if state.node.is_none() {
+            return;
+        }
+        // Credit and goodbyes are few and small; should they not fit, the connection is stuck and will be given up.
+        let _ = state.batch.push(group, wire::Request { id, kind: Some(kind) }, 0);
+        drop(state);
+        self.filled.notify_one();
+    }
+
+    async fn run(self: Arc<Self>, identity: Identity, events: mpsc::UnboundedSender<LinkEvent>) {
+        let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
+        while !identity.stop.is_cancelled() {
+            let connected = tokio::select! {
+                () = identity.stop.cancelled() => return,
+                connected = timeout(CONNECT_TIMEOUT, self.connect(&identity)) => connected,
+            };
+            let error = match connected {
+                Ok(Ok((stream, welcome))) => {
+                    backoff.reset();
+                    self.serve(stream, welcome, &identity, &events).await
+                }
+                Ok(Err(error)) => error,
+                Err(_) => io::ErrorKind::TimedOut.into(),
+            };
+            debug!(address = self.address, %error, "no link to the node");
+            tokio::select! {
+                () = identity.stop.cancelled() => return,
+                () = tokio::time::sleep(backoff.next(random_u32())) => {}
+            }
+        }
+    }
+
+    async fn connect(&self, identity: &Identity) -> io::Result<(TcpStream, wire::Welcome)> {
+        let mut stream = TcpStream::connect(&self.address).await?;
+        stream.set_nodelay(true)?;
+        let hello = wire::Hello {
+            version: VERSION,
+            cluster_id: identity.cluster.load(Ordering::Relaxed),
+            name: identity.name.clone(),
+        };
+        let mut buffer = BytesMut::new();
+        encode_frame(&hello, &mut buffer);
+        stream.write_all(&buffer).await?;
+        let length = stream.read_u32().await? as usize;
+        if length > READ_BYTES {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the welcome is too long"));
+        }
+        let mut welcome = vec![0; length];
+        stream.read_exact(&mut welcome).await?;
+        let welcome = wire::Welcome::decode(Bytes::from(welcome)).map_err(io::Error::other)?;
+        if !welcome.refused.is_empty() {
+            warn!(address = self.address, reason = welcome.refused, "a node refused the link");
+            return Err(io::Error::other(welcome.refused));
+        }
+        Ok((stream, welcome))
+    }
+
+    /// Moves frames until the connection breaks; returns why it did.
+    async fn serve(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        welcome: wire::Welcome,
+        identity: &Identity,
+        events: &mpsc::UnboundedSender<LinkEvent>,
+    ) -> io::Error {
+        let node = welcome.node_id;
+        info!(address = self.address, node, "linked");
+        self.heard();
+        self.state.lock().node = Some(node);
+        let _ = events.send(LinkEvent::Up {
+            link: Arc::clone(self),
+            node,
+            cluster: welcome.cluster_id,
+            shard_map: welcome.shard_map,
+        });
+        let (read, write) = stream.into_split();
+        let mut reader = tokio::spawn(Arc::clone(self).read_frames(read, events.clone()));
+        let mut writer = tokio::spawn(Arc::clone(self).write_frames(write));
+        let joined =
+            |joined: Result<io::Error, tokio::task::JoinError>| joined.unwrap_or_else(io::Error::other);
+        let error = tokio::select! {
+            result = &mut reader => joined(result),
+            result = &mut writer => joined(result),
+            error = self.watch_health() => error,
+            () = identity.stop.cancelled() => io::ErrorKind::Interrupted.into(),
+        };
+        reader.abort();
+        writer.abort();
+        let lost = {
+            let mut state = self.state.lock();
+            state.node = None;
+            state.batch = OpenBatch::default();
+            state.feeds = 0;
+            state.probe = None;
+            state.waiting.remove_where(|_| true)
+        };
+        info!(address = self.address, node, %error, lost = lost.len(), "link lost");
+        // The owner hears of the loss before those who waited, so that they do not try the same link again.
+        let _ = events.send(LinkEvent::Down { node });
+        drop(lost);
+        error
+    }
+
+    async fn write_frames(self: Arc<Self>, mut socket: OwnedWriteHalf) -> io::Error {
+        let mut buffer = BytesMut::with_capacity(READ_BYTES);
+        loop {
+            let Some(frame) = self.state.lock().batch.take() else {
+                self.filled.notified().await;
+                // Whoever is ready to add a request does so now; when nobody is, this returns at once.
+                tokio::task::yield_now().await;
+                continue;
+            };
+            encode_frame(&frame, &mut buffer);
+            if let Err(error) = socket.write_all(&buffer).await {
+                return error;
+            }
+            buffer.clear();
+            if buffer.capacity() > WRITE_BYTES_KEPT {
+                buffer = BytesMut::with_capacity(READ_BYTES);
+            }
+        }
+    }
+
+    async fn read_frames(
+        self: Arc<Self>,
+        socket: OwnedReadHalf,
+        events: mpsc::UnboundedSender<LinkEvent>,
+    ) -> io::Error {
+        let codec = LengthDelimitedCodec::builder().max_frame_length(FRAME_BYTES_MAX).new_codec();
+        let mut frames = FramedRead::with_capacity(socket, codec, READ_BYTES);
+        let mut answered = Vec::new();
+        while let Some(frame) = frames.next().await {
+            let frame = match frame {
+                Ok(frame) => frame.freeze(),
+                Err(error) => return error,
+            };
+            let frame = match wire::NodeFrame::decode(frame) {
+                Ok(frame) => frame,
+                Err(error) => return io::Error::other(error),
+            };
+            self.heard();
+            self.hand_out(frame, &mut answered, &events);
+        }
+        io::ErrorKind::UnexpectedEof.into()
+    }
+
+    fn hand_out(
+        &self,
+        frame: wire::NodeFrame,
+        answered: &mut Vec<(oneshot::Sender<wire::Response>, wire::Response)>,
+        events: &mpsc::UnboundedSender<LinkEvent>,
+    ) {
+        {
+            let mut state = self.state.lock();
+            for response in frame.responses {
+                let id = response.id;
+                if let Some(response::Kind::ShardMap(update)) = response.kind {
+                    let _ = events.send(LinkEvent::ShardMap(update.shard_map));
+                    continue;
+                }
+                if let Some(Waiter::Feed { items }) = state.waiting.get(id) {
+                    // The reader of a feed is bounded by its credit.
+                    let _ = items.send(response);
+                    continue;
+                }
+                match state.waiting.remove(id) {
+                    Some(Waiter::Call { answer, .. }) => answered.push((answer, response)),
+                    Some(Waiter::Probe) => state.probe = None,
+                    // Its caller gave up, or it is a copy.
+                    Some(Waiter::Feed { .. }) | None => {}
+                }
+            }
+        }
+        for (answer, response) in answered.drain(..) {
+            let _ = answer.send(response);
+        }
+    }
+
+    /// Returns when the node is given up.
+    async fn watch_health(&self) -> io::Error {
+        let mut ticks = tokio::time::interval(HEALTH_TICK);
+        loop {
+            ticks.tick().await;
+            let silent = self.silent_for();
+            let mut state = self.state.lock();
+            if let Some((_, since)) = state.probe {
+                if since.elapsed() > PROBE_TIMEOUT && silent > PROBE_TIMEOUT {
+                    return io::Error::new(io::ErrorKind::TimedOut, "the node is silent");
+                }
+                continue;
+            }
+            let owed = state.waiting.len() > state.feeds;
+            if silent > if owed { PROBE_AFTER } else { PROBE_IDLE_AFTER } {
+                let id = state.waiting.insert(Waiter::Probe);
+                let kind = request::Kind::Status(wire::StatusRequest {});
+                // A node without group 0 says so, which is as good an answer.
+                let _ = state.batch.push(0, wire::Request { id, kind: Some(kind) }, 0);
+                state.probe = Some((id, Instant::now()));
+                drop(state);
+                self.filled.notify_one();
+            }
+        }
+    }
+
+    fn heard(&self) {
+        self.heard_ms.store(self.born.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+}
+
+/// Appends one frame: a 4-byte big-endian length and the message.
+fn encode_frame(message: &impl prost::Message, buffer: &mut BytesMut) {
+    let length = message.encoded_len();
+    buffer.reserve(4 + length);
+    buffer.put_u32(u32::try_from(length).expect("frames are cut at 1 MiB, and requests are limited"));
+    message.encode(buffer).expect("the buffer grows as needed");
+}
+
+/// A request on its way; resolves to its answer. Dropping it gives the answer up.
+#[derive(Debug)]
+pub(crate) struct Call {
+    link: Arc<Link>,
+    id: u64,
+    receiver: oneshot::Receiver<wire::Response>,
+    done: bool,
+}
+
+impl Future for Call {
+    type Output = Result<wire::Response, Lost>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let polled = Pin::new(&mut self.receiver).poll(cx).map_err(|_| Lost);
+        self.done = polled.is_ready();
+        polled
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if !self.done {
+            let waiter = self.link.state.lock().waiting.remove(self.id);
+            drop(waiter);
+        }
+    }
+}
+
+/// A watch on a link. Dropping it closes the watch.
+#[derive(Debug)]
+pub(crate) struct FeedCall {
+    link: Arc<Link>,
+    group: u64,
+    id: u64,
+    receiver: mpsc::UnboundedReceiver<wire::Response>,
+}
+
+impl FeedCall {
+    /// The next frame.
+    pub(crate) async fn next(&mut self) -> Result<wire::Response, Lost> {
+        self.receiver.recv().await.ok_or(Lost)
+    }
+
+    /// The next frame, if it is there.
+    pub(crate) fn try_next(&mut self) -> Option<Result<wire::Response, Lost>> {
+        match self.receiver.try_recv() {
+            Ok(frame) => Some(Ok(frame)),
+            Err(mpsc::error::TryRecvError::Empty) => None,
+            Err(mpsc::error::TryRecvError::Disconnected) => Some(Err(Lost)),
+        }
+    }
+
+    pub(crate) fn credit(&self, bytes: u64) {
+        self.link.tell(self.group, self.id, request::Kind::WatchCredit(wire::WatchCredit { bytes }));
+    }
+
+    /// Asks how far the watch has come.
+    pub(crate) fn sync(&self) -> Result<Call, NotSent> {
+        self.link.call(self.group, request::Kind::WatchSync(wire::WatchSync { watch: self.id }), 0)
+    }
+}
+
+impl Drop for FeedCall {
+    fn drop(&mut self) {
+        let waiter = {
+            let mut state = self.link.state.lock();
+            let waiter = state.waiting.remove(self.id);
+            state.feeds -= usize::from(waiter.is_some());
+            waiter
+        };
+        if waiter.is_some() {
+            self.link.tell(self.group, self.id, request::Kind::WatchClose(wire::WatchClose {}));
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! What a gateway counts. Names are etcd's where they mean the same, `gaios_` otherwise.
+
+use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use tonic::Code;
+
+use crate::domain::DomainStatus;
+use crate::door::ADVERTISED_VERSION;
+use crate::door::methods::{Flow, METHODS};
+
+/// Codes by number, as grpc-go's metrics name them.
+const CODES: [&str; 17] = [
+    "OK",
+    "Canceled",
+    "Unknown",
+    "InvalidArgument",
+    "DeadlineExceeded",
+    "NotFound",
+    "AlreadyExists",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "FailedPrecondition",
+    "Aborted",
+    "OutOfRange",
+    "Unimplemented",
+    "Internal",
+    "Unavailable",
+    "DataLoss",
+    "Unauthenticated",
+];
+
+/// Different values of `client-api-version` that are counted apart; a client chooses its own text.
+const CLIENT_VERSIONS_MAX: usize = 64;
+
+/// All of them.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    methods: Vec<MethodMetrics>,
+    client_requests: IntCounterVec,
+    client_versions: parking_lot::Mutex<Vec<String>>,
+    pub(crate) has_leader: IntGauge,
+    pub(crate) health_success: IntCounter,
+    pub(crate) health_failures: IntCounter,
+    pub(crate) connections: IntGauge,
+    pub(crate) watchers: IntGauge,
+    pub(crate) watch_streams: IntGauge,
+    pub(crate) upstreams: IntGauge,
+    pub(crate) events: IntCounter,
+    applied: IntGauge,
+    committed: IntGauge,
+    quota: IntGauge,
+    size: IntGauge,
+    size_in_use: IntGauge,
+    revision: IntGauge,
+    compact_revision: IntGauge,
+}
+
+/// Counters of one gRPC method.
+#[derive(Debug)]
+pub(crate) struct MethodMetrics {
+    pub(crate) started: IntCounter,
+    handled: Vec<IntCounter>,
+}
+
+impl MethodMetrics {
+    pub(crate) fn handled(&self, code: Code) {
+        if let Some(counter) = usize::try_from(i32::from(code)).ok().and_then(|code| self.handled.get(code)) {
+            counter.inc();
+        }
+    }
+}
+
+impl Metrics {
+    pub(crate) fn new(member_id: u64) -> Metrics {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str| {
+            let counter = IntCounter::new(name, help).expect("the name is well formed");
+            registry.register(Box::new(counter.clone())).expect("each name is registered once");
+            counter
+        };
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help).expect("the name is well formed");
+            registry.register(Box::new(gauge.clone())).expect("each name is registered once");
+            gauge
+        };
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let counters =
+                IntCounterVec::new(Opts::new(name, help), labels).expect("the name is well formed");
+            registry.register(Box::new(counters.clone())).expect("each name is registered once");
+            counters
+        };
+        let started = counters(
+            "grpc_server_started_total",
+            "Total number of RPCs started on the server.",
+            &["grpc_type", "grpc_service", "grpc_method"],
+        );
+        let handled = counters(
+            "grpc_server_handled_total",
+            "Total number of RPCs completed on the server, regardless of success or failure.",
+            &["grpc_type", "grpc_service", "grpc_method", "grpc_code"],
+        );
+        let methods = METHODS.iter().map(|(service, method, flow)| MethodMetrics {
+            started: started.with_label_values(&[flow.label(), service, method]),
+            handled: CODES
+                .iter()
+                .map(|code| handled.with_label_values(&[flow.label(), service, method, code]))
+                .collect(),
+        });
+        let methods = methods.collect();
+        let gauges = |name: &str, help: &str, label: &str, value: &str| {
+            let opts = Opts::new(name, help).const_label(label, value);
+            let gauge = IntGauge::with_opts(opts).expect("the name is well formed");
+            registry.register(Box::new(gauge.clone())).expect("each name is registered once");
+            gauge.set(1);
+        };
+        gauges(
+            "etcd_server_version",
+            "Which version is running. 1 for 'server_version' label with current version.",
+            "server_version",
+            ADVERTISED_VERSION,
+        );
+        gauges(
+            "etcd_server_id",
+            "Server or member ID in hexadecimal format. 1 for 'server_id' label with current ID.",
+            "server_id",
+            &format!("{member_id:x}"),
+        );
+        gauges("gaios_build_info", "The version of gaios.", "version", env!("CARGO_PKG_VERSION"));
+        #[cfg(target_os = "linux")]
+        registry
+            .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
+            .expect("each name is registered once");
+        Metrics {
+            methods,
+            client_requests: counters(
+                "etcd_server_client_requests_total",
+                "The total number of client requests per client version.",
+                &["type", "client_api_version"],
+            ),
+            client_versions: parking_lot::Mutex::default(),
+            has_leader: gauge(
+                "etcd_server_has_leader",
+                "Whether or not a leader exists. 1 is existence, 0 is not.",
+            ),
+            health_success: counter(
+                "etcd_server_health_success",
+                "The total number of successful health checks",
+            ),
+            health_failures: counter(
+                "etcd_server_health_failures",
+                "The total number of failed health checks",
+            ),
+            connections: gauge("gaios_gateway_connections", "Connections of clients."),
+            watchers: gauge("etcd_debugging_mvcc_watcher_total", "Total number of watchers."),
+            watch_streams: gauge("etcd_debugging_mvcc_watch_stream_total", "Total number of watch streams."),
+            upstreams: gauge("gaios_gateway_watch_upstreams", "Feeds that carry the watches of clients."),
+            events: counter(
+                "etcd_debugging_mvcc_events_total",
+                "Total number of events sent by this gateway.",
+            ),
+            applied: gauge(
+                "etcd_server_proposals_applied_total",
+                "The total number of consensus proposals applied.",
+            ),
+            committed: gauge(
+                "etcd_server_proposals_committed_total",
+                "The total number of consensus proposals committed.",
+            ),
+            quota: gauge("etcd_server_quota_backend_bytes", "Current backend storage quota size in bytes."),
+            size: gauge(
+                "etcd_mvcc_db_total_size_in_bytes",
+                "Total size of the underlying database physically allocated in bytes.",
+            ),
+            size_in_use: gauge(
+                "etcd_mvcc_db_total_size_in_use_in_bytes",
+                "Total size of the underlying database logically in use in bytes.",
+            ),
+            revision: gauge("etcd_debugging_mvcc_current_revision", "The current revision of store."),
+            compact_revision: gauge(
+                "etcd_debugging_mvcc_compact_revision",
+                "The revision of the last compaction in store.",
+            ),
+            registry,
+        }
+    }
+
+    pub(crate) fn method(&self, method: usize) -> &MethodMetrics {
+        &self.methods[method]
+    }
+
+    pub(crate) fn client_request(&self, flow: Flow, version: &str) {
+        let kind = match flow {
+            Flow::Unary => "unary",
+            Flow::ServerStream | Flow::BidiStream => "stream",
+        };
+        let mut versions = self.client_versions.lock();
+        let known = versions.iter().any(|known| known == version);
+        if !known && versions.len() < CLIENT_VERSIONS_MAX {
+            versions.push(version.to_owned());
+        }
+        let version =
+            if known || versions.last().is_some_and(|last| last == version) { version } else { "other" };
+        self.client_requests.with_label_values(&[kind, version]).inc();
+    }
+
+    pub(crate) fn set_status(&self, status: &DomainStatus) {
+        let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        self.applied.set(signed(status.applied_slot));
+        self.committed.set(signed(status.commit_slot));
+        self.quota.set(signed(status.quota_bytes));
+        self.size.set(signed(status.size_bytes));
+        self.size_in_use.set(signed(status.size_in_use_bytes));
+        self.revision.set(status.revision);
+        self.compact_revision.set(status.compact_revision);
+    }
+
+    /// In Prometheus' text format.
+    pub(crate) fn text(&self) -> String {
+        let mut out = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut out) {
+            tracing::warn!(%error, "cannot write metrics");
+        }
+        String::from_utf8(out).unwrap_or_default()
+    }
+}

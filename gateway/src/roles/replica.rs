@@ -1,0 +1,64 @@
+//! `gaios replica`: one node.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use config::Replica;
+use consensus_core::{GroupId, NodeId, Timing};
+use replica::{Node, NodeOptions};
+
+use super::{Failure, admin, bind, runtime, start_log, stop_signal};
+
+pub fn run(file: &Path) -> Result<(), Failure> {
+    let config = Replica::load(file)?;
+    start_log(&config.log);
+    let listener = bind(config.listen, "`listen`")?;
+    let admin_listener = bind(config.admin_listen, "`admin_listen`")?;
+    runtime()?.block_on(async {
+        let node = Arc::new(Node::start(options(&config, listener)?).await?);
+        let admin = admin::serve(admin_listener, Arc::clone(&node))?;
+        stop_signal().await?;
+        admin.abort();
+        node.stop().await;
+        Ok(())
+    })
+}
+
+/// What the node of this configuration is started with.
+pub fn options(config: &Replica, listener: TcpListener) -> Result<NodeOptions, Failure> {
+    let cluster = &config.cluster;
+    let ids = |ids: &[u32]| ids.iter().map(|id| NodeId(*id)).collect::<Vec<_>>();
+    Ok(NodeOptions {
+        id: NodeId(config.node),
+        cluster: cluster.id(),
+        nodes: cluster.nodes.iter().map(|node| (NodeId(node.id), node.address.to_string())).collect(),
+        groups: cluster
+            .groups_or_default()
+            .iter()
+            .filter(|group| group.voters.contains(&config.node))
+            .map(|group| (GroupId(group.id), ids(&group.voters)))
+            .collect(),
+        listener,
+        data_dir: config.data_dir.clone(),
+        timing: Timing {
+            heartbeat: config.timing.heartbeat,
+            support: config.timing.support,
+            election: config.timing.election,
+            ..Timing::default()
+        },
+        journal_segment_bytes: config.journal.segment_bytes.bytes(),
+        snapshot_least_bytes: config.snapshot.min_journal_bytes.bytes(),
+        quota_bytes: config.quota_bytes.bytes(),
+        shard_map: encoded_shard_map(cluster)?,
+    })
+}
+
+/// The static map of the configuration: one shard, carried by the first group.
+fn encoded_shard_map(cluster: &config::Cluster) -> Result<Bytes, Failure> {
+    let map = gateway::static_shard_map(cluster)?;
+    let mut bytes = BytesMut::new();
+    map.encode(&mut bytes);
+    Ok(bytes.freeze())
+}

@@ -1,0 +1,120 @@
+//! Who leads a group, as far as a gateway can know: a pure table of guesses, mended by answers.
+//!
+//! A guess is a node and the round of its leadership. Guesses come from the leader's own answers, from refusals that
+//! name another, and from what other replicas say when asked. The one rule: news of an older round never replaces a
+//! newer one, and a node's own word that it does not lead outweighs what others say of the same round.
+
+/// A node's id, as in `Welcome.node_id`.
+pub type NodeId = u32;
+
+/// What is known of the leadership of one group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Route {
+    leader: Option<Leader>,
+    /// The leadership that its own node denied last.
+    denied: Option<Leader>,
+}
+
+/// A guess.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leader {
+    /// Which node.
+    pub node: NodeId,
+    /// In which round.
+    pub term: u64,
+}
+
+impl Route {
+    /// The node to try.
+    pub fn leader(&self) -> Option<Leader> {
+        self.leader
+    }
+
+    /// `node` answered, at `term`, a request that only a leader answers. Returns whether the guess changed.
+    pub fn handle_led(&mut self, node: NodeId, term: u64) -> bool {
+        if self.leader.is_some_and(|known| known.term > term) {
+            return false;
+        }
+        self.adopt(Leader { node, term })
+    }
+
+    /// `node`, in round `term`, refused to lead, and named `hint` (0: nobody). Returns whether the guess changed.
+    pub fn handle_denied(&mut self, node: NodeId, term: u64, hint: NodeId) -> bool {
+        let before = self.leader;
+        self.denied = Some(Leader { node, term });
+        if self.leader.is_some_and(|known| known.node == node && known.term <= term) {
+            self.leader = None;
+        }
+        if hint != 0 && hint != node {
+            self.handle_said(term, hint);
+        }
+        self.leader != before
+    }
+
+    /// `node` has no replica of the group, or is stopping. Returns whether the guess changed.
+    pub fn handle_gone(&mut self, node: NodeId) -> bool {
+        let was = self.leader.is_some_and(|known| known.node == node);
+        if was {
+            self.denied = self.leader.take();
+        }
+        was
+    }
+
+    /// A replica in round `term` says that `leader` leads it (0: nobody). Returns whether the guess changed.
+    pub fn handle_said(&mut self, term: u64, leader: NodeId) -> bool {
+        if leader == 0 || self.leader.is_some_and(|known| known.term > term) {
+            return false;
+        }
+        if self.denied.is_some_and(|denied| denied.node == leader && denied.term >= term) {
+            return false;
+        }
+        self.adopt(Leader { node: leader, term })
+    }
+
+    fn adopt(&mut self, leader: Leader) -> bool {
+        let changed = self.leader.map(|known| known.node) != Some(leader.node);
+        self.leader = Some(leader);
+        changed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newer_round_wins_and_an_older_one_is_ignored() {
+        let mut route = Route::default();
+        assert!(route.handle_said(3, 1));
+        assert!(!route.handle_said(2, 2), "an older round");
+        assert!(route.handle_said(4, 2));
+        assert!(!route.handle_led(1, 3), "a late answer of the old leader");
+        assert_eq!(route.leader(), Some(Leader { node: 2, term: 4 }));
+    }
+
+    #[test]
+    fn a_node_that_denies_is_not_believed_in_by_others_of_the_same_round() {
+        let mut route = Route::default();
+        route.handle_led(1, 3);
+        assert!(route.handle_denied(1, 4, 0));
+        assert_eq!(route.leader(), None);
+        assert!(!route.handle_said(4, 1), "a replica that has not heard yet");
+        assert!(route.handle_said(5, 1), "elected again");
+    }
+
+    #[test]
+    fn a_hint_redirects() {
+        let mut route = Route::default();
+        route.handle_led(1, 3);
+        assert!(route.handle_denied(1, 4, 3));
+        assert_eq!(route.leader(), Some(Leader { node: 3, term: 4 }));
+    }
+
+    #[test]
+    fn a_denial_by_another_does_not_shake_a_newer_guess() {
+        let mut route = Route::default();
+        route.handle_led(2, 5);
+        assert!(!route.handle_denied(1, 4, 3));
+        assert_eq!(route.leader(), Some(Leader { node: 2, term: 5 }));
+    }
+}
