@@ -16,4 +16,4 @@ mod peer;
 mod snapshot;
 mod wire;
 
-pub use node::{Node, NodeOptions, StartError};
+pub use node::{Health, Node, NodeOptions, StartError};

@@ -152,16 +152,10 @@ impl Node {
         self.address
     }
 
-    /// The registry of the node's metrics.
+    /// What the node tells about itself while it runs.
     #[must_use]
-    pub fn metrics(&self) -> &prometheus::Registry {
-        self.shared.metrics.registry()
-    }
-
-    /// Whether the node takes part: every group knows a leader, and the journal takes records.
-    #[must_use]
-    pub fn is_ready(&self) -> bool {
-        self.shared.metrics.groups_with_leader() == self.shared.groups.len() && !self.shared.journal.is_full()
+    pub fn health(&self) -> Health {
+        Health { shared: Arc::clone(&self.shared) }
     }
 
     /// Stops in order: leaders hand over, the journal finishes, connections end.
@@ -173,6 +167,28 @@ impl Node {
         self.others.close();
         self.others.wait().await;
         info!(node = self.shared.id.0, "node stopped");
+    }
+}
+
+/// A node's view of itself, for its admin port.
+#[derive(Debug, Clone)]
+pub struct Health {
+    shared: Arc<Shared>,
+}
+
+impl Health {
+    /// The registry of the node's metrics.
+    #[must_use]
+    pub fn metrics(&self) -> &prometheus::Registry {
+        self.shared.metrics.registry()
+    }
+
+    /// Whether the node takes part: every group knows a leader, the journal takes records, and it is not stopping.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.shared.metrics.groups_with_leader() == self.shared.groups.len()
+            && !self.shared.journal.is_full()
+            && !self.shared.stopping.is_cancelled()
     }
 }
 

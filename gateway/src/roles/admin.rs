@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::net::TcpListener;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -11,13 +10,13 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::{Encoder, TextEncoder};
-use replica::Node;
+use replica::Health;
 use tokio::task::JoinHandle;
 
 use super::Failure;
 
 /// Serves until the task is aborted.
-pub fn serve(listener: TcpListener, node: Arc<Node>) -> Result<JoinHandle<()>, Failure> {
+pub fn serve(listener: TcpListener, health: Health) -> Result<JoinHandle<()>, Failure> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     Ok(tokio::spawn(async move {
@@ -27,10 +26,10 @@ pub fn serve(listener: TcpListener, node: Arc<Node>) -> Result<JoinHandle<()>, F
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                 continue;
             };
-            let node = Arc::clone(&node);
+            let health = health.clone();
             tokio::spawn(async move {
                 let service = service_fn(|request| {
-                    let response = answer(&node, &request);
+                    let response = answer(&health, &request);
                     async { Ok::<_, Infallible>(response) }
                 });
                 let connection = hyper::server::conn::http1::Builder::new()
@@ -44,7 +43,7 @@ pub fn serve(listener: TcpListener, node: Arc<Node>) -> Result<JoinHandle<()>, F
     }))
 }
 
-fn answer(node: &Node, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+fn answer(health: &Health, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     if request.method() != Method::GET {
         return text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
     }
@@ -53,14 +52,14 @@ fn answer(node: &Node, request: &Request<Incoming>) -> Response<Full<Bytes>> {
             let mut body = Vec::new();
             // The default registry holds the process's own metrics.
             let mut families = prometheus::gather();
-            families.extend(node.metrics().gather());
+            families.extend(health.metrics().gather());
             match TextEncoder::new().encode(&families, &mut body) {
                 Ok(()) => text(StatusCode::OK, body),
                 Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             }
         }
         "/livez" => text(StatusCode::OK, "ok\n"),
-        "/readyz" if node.is_ready() => text(StatusCode::OK, "ok\n"),
+        "/readyz" if health.is_ready() => text(StatusCode::OK, "ok\n"),
         "/readyz" => {
             text(StatusCode::SERVICE_UNAVAILABLE, "not ready: a group knows no leader, or the disk is full\n")
         }

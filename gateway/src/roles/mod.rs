@@ -5,12 +5,15 @@ pub mod dev;
 pub mod gateway;
 pub mod replica;
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 
+use bytes::Bytes;
 use config::{Config, Log, LogFormat};
+use shard_map::{Epoch, Group, GroupId, NodeId, Role, Shard, ShardMap};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -25,6 +28,17 @@ pub fn check(file: &Path) -> Result<(), Failure> {
     };
     println!("{}: a valid {role} configuration", file.display());
     Ok(())
+}
+
+/// The static map of a configuration: all keys belong to the group with the lowest id.
+fn shard_map(cluster: &config::Cluster) -> Result<ShardMap, Failure> {
+    let groups = cluster.groups_or_default();
+    let carrier = groups.iter().min_by_key(|group| group.id).ok_or("the cluster has no group")?;
+    let replicas = carrier.voters.iter().map(|voter| (NodeId(*voter), Role::Voter)).collect();
+    let nodes = cluster.nodes.iter().map(|node| (NodeId(node.id), node.address.to_string())).collect();
+    let shards = vec![Shard { start: Bytes::new(), group: GroupId(carrier.id) }];
+    let groups = BTreeMap::from([(GroupId(carrier.id), Group { replicas })]);
+    Ok(ShardMap::new(Epoch(1), shards, groups, nodes)?)
 }
 
 fn runtime() -> Result<Runtime, Failure> {

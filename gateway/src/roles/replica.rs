@@ -2,9 +2,8 @@
 
 use std::net::TcpListener;
 use std::path::Path;
-use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use config::Replica;
 use consensus_core::{GroupId, NodeId, Timing};
 use replica::{Node, NodeOptions};
@@ -17,11 +16,11 @@ pub fn run(file: &Path) -> Result<(), Failure> {
     let listener = bind(config.listen, "`listen`")?;
     let admin_listener = bind(config.admin_listen, "`admin_listen`")?;
     runtime()?.block_on(async {
-        let node = Arc::new(Node::start(options(&config, listener)?).await?);
-        let admin = admin::serve(admin_listener, Arc::clone(&node))?;
+        let node = Node::start(options(&config, listener)?).await?;
+        let admin = admin::serve(admin_listener, node.health())?;
         stop_signal().await?;
-        admin.abort();
         node.stop().await;
+        admin.abort();
         Ok(())
     })
 }
@@ -29,6 +28,8 @@ pub fn run(file: &Path) -> Result<(), Failure> {
 /// What the node of this configuration is started with.
 pub fn options(config: &Replica, listener: TcpListener) -> Result<NodeOptions, Failure> {
     let cluster = &config.cluster;
+    let mut shard_map = BytesMut::new();
+    super::shard_map(cluster)?.encode(&mut shard_map);
     let ids = |ids: &[u32]| ids.iter().map(|id| NodeId(*id)).collect::<Vec<_>>();
     Ok(NodeOptions {
         id: NodeId(config.node),
@@ -51,14 +52,6 @@ pub fn options(config: &Replica, listener: TcpListener) -> Result<NodeOptions, F
         journal_segment_bytes: config.journal.segment_bytes.bytes(),
         snapshot_least_bytes: config.snapshot.min_journal_bytes.bytes(),
         quota_bytes: config.quota_bytes.bytes(),
-        shard_map: encoded_shard_map(cluster)?,
+        shard_map: shard_map.freeze(),
     })
-}
-
-/// The static map of the configuration: one shard, carried by the first group.
-fn encoded_shard_map(cluster: &config::Cluster) -> Result<Bytes, Failure> {
-    let map = gateway::static_shard_map(cluster)?;
-    let mut bytes = BytesMut::new();
-    map.encode(&mut bytes);
-    Ok(bytes.freeze())
 }

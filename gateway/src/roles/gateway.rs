@@ -1,0 +1,54 @@
+//! `gaios gateway`: one gateway.
+
+use std::path::Path;
+
+use config::{ClientUrl, Gateway as Config};
+use gateway::door::{DoorOptions, Member, member_id};
+use gateway::{Gateway, GatewayOptions};
+
+use super::{Failure, runtime, start_log, stop_signal};
+
+pub fn run(file: &Path) -> Result<(), Failure> {
+    let config = Config::load(file)?;
+    start_log(&config.log);
+    runtime()?.block_on(async {
+        let gateway = Gateway::start(options(&config)).await.map_err(|error| {
+            format!("cannot listen on `listen` {} or `admin_listen` {}: {error}", config.listen, config.admin_listen)
+        })?;
+        stop_signal().await?;
+        gateway.shutdown().await;
+        Ok(())
+    })
+}
+
+/// What the gateway of this configuration is started with.
+pub fn options(config: &Config) -> GatewayOptions {
+    let nodes = config.cluster.nodes.iter().map(|node| node.address.to_string()).collect();
+    let urls = |urls: &[ClientUrl]| urls.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let limits = &config.limits;
+    GatewayOptions {
+        admin_listen: Some(config.admin_listen),
+        cluster_id: Some(config.cluster.id()),
+        members: config
+            .members_or_self()
+            .iter()
+            .map(|member| Member {
+                id: member_id(member.name.as_str()),
+                name: member.name.to_string(),
+                client_urls: urls(&member.client_urls),
+                peer_urls: urls(&member.client_urls),
+            })
+            .collect(),
+        links_per_node: config.links_per_node as usize,
+        request_timeout: limits.request_timeout,
+        waiting_max: limits.max_requests_in_flight as usize,
+        drain: config.drain_grace_period,
+        door: DoorOptions {
+            request_bytes_max: usize::try_from(limits.max_request_bytes.bytes()).unwrap_or(usize::MAX),
+            txn_ops_max: limits.max_txn_ops as usize,
+            progress_interval: config.watch_progress_notify_interval,
+            ..DoorOptions::default()
+        },
+        ..GatewayOptions::new(config.name.to_string(), config.listen, nodes)
+    }
+}
