@@ -1,0 +1,660 @@
+//! A small cluster for tests: engines, a network whose every message is in sight, and disks that keep what is durable.
+//!
+//! Time moves only when a test says so. Each message takes [`LATENCY`]; heartbeats travel like other messages but are
+//! not reported. A disk is done with a write at once, unless it is stalled.
+
+#![allow(dead_code, unreachable_pub, reason = "each test uses its own part of the harness")]
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use consensus_core::{
+    Ballot, Config, Durable, Engine, Event, GroupId, Input, Lead, Liveness, LivenessMessage, LivenessOutput,
+    Message, Mono, NodeId, Options, Output, PersistSeq, ReadMode, ReadOutcome, Record, Role, Send, Slot, Tag,
+    Timing, Value,
+};
+
+/// From one node to another.
+pub const LATENCY: Duration = Duration::from_millis(1);
+
+/// One replica and its surroundings.
+pub struct Node {
+    pub id: NodeId,
+    pub engine: Option<Engine>,
+    pub liveness: Liveness,
+    pub incarnation: u64,
+    /// Everything durable, in order, and what recovery reads differently.
+    pub disk: Vec<Record>,
+    pub damage: Vec<Damage>,
+    staged: VecDeque<(PersistSeq, Record)>,
+    held: Vec<Send>,
+    pub disk_stalled: bool,
+    pub paused: bool,
+    inbox: Vec<(NodeId, Parcel)>,
+    /// The state machine: every command applied, by slot.
+    pub applied: BTreeMap<Slot, Value>,
+    pub applied_upto: Slot,
+    pub snapshot: Option<(Slot, Arc<Config>, BTreeMap<Slot, Value>)>,
+    pub reads: BTreeMap<Tag, ReadOutcome>,
+    pub rejected: BTreeSet<Tag>,
+    pub ready: bool,
+}
+
+/// What recovery finds wrong with a record of the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Damage {
+    /// The value of the newest vote for this slot is unreadable.
+    Payload(Slot),
+    /// The records of this slot and all later ones of the group are unreadable.
+    Lost(Slot),
+}
+
+/// What travels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Parcel {
+    Group(Message),
+    Liveness(LivenessMessage),
+}
+
+/// A message on its way.
+#[derive(Clone, Debug)]
+pub struct Flight {
+    pub from: NodeId,
+    pub to: NodeId,
+    pub arrives: Mono,
+    pub parcel: Parcel,
+}
+
+pub struct Cluster {
+    pub now: Mono,
+    pub nodes: BTreeMap<NodeId, Node>,
+    pub network: VecDeque<Flight>,
+    /// Links that carry nothing, by direction.
+    pub cut: BTreeSet<(NodeId, NodeId)>,
+    pub config: Config,
+    pub timing: Timing,
+    pub options: fn(&mut Options),
+    /// Lines for the reader of a transcript.
+    pub lines: Vec<String>,
+    /// Whether messages are among them.
+    pub trace_messages: bool,
+    output: Output,
+    liveness_output: LivenessOutput,
+    /// Every committed value seen anywhere: agreement is checked on the way.
+    pub committed: BTreeMap<Slot, Value>,
+    #[cfg(feature = "mutants")]
+    pub mutant: Option<consensus_core::Mutant>,
+}
+
+impl Cluster {
+    pub fn new(config: Config) -> Cluster {
+        Cluster::with(config, |_| {})
+    }
+
+    /// `options` may change what engines are made with.
+    pub fn with(config: Config, options: fn(&mut Options)) -> Cluster {
+        let mut cluster = Cluster {
+            now: Mono(0),
+            nodes: BTreeMap::new(),
+            network: VecDeque::new(),
+            cut: BTreeSet::new(),
+            config: config.clone(),
+            timing: Timing::default(),
+            options,
+            lines: Vec::new(),
+            trace_messages: false,
+            output: Output::default(),
+            liveness_output: LivenessOutput::default(),
+            committed: BTreeMap::new(),
+            #[cfg(feature = "mutants")]
+            mutant: None,
+        };
+        for id in config.members() {
+            cluster.add_node(id);
+        }
+        cluster
+    }
+
+    fn add_node(&mut self, id: NodeId) {
+        let liveness = Liveness::new(id, self.config.members(), 1, self.timing, self.now);
+        let node = Node {
+            id,
+            engine: None,
+            liveness,
+            incarnation: 0,
+            disk: Vec::new(),
+            damage: Vec::new(),
+            staged: VecDeque::new(),
+            held: Vec::new(),
+            disk_stalled: false,
+            paused: false,
+            inbox: Vec::new(),
+            applied: BTreeMap::new(),
+            applied_upto: Slot(0),
+            snapshot: None,
+            reads: BTreeMap::new(),
+            rejected: BTreeSet::new(),
+            ready: false,
+        };
+        self.nodes.insert(id, node);
+        self.start(id);
+    }
+
+    fn node(&mut self, id: NodeId) -> &mut Node {
+        self.nodes.get_mut(&id).expect("a node of this cluster")
+    }
+
+    pub fn engine(&self, id: NodeId) -> &Engine {
+        self.nodes[&id].engine.as_ref().expect("a node that runs")
+    }
+
+    /// Starts a node from its disk.
+    pub fn start(&mut self, id: NodeId) {
+        let (now, timing, config, make) = (self.now, self.timing, self.config.clone(), self.options);
+        #[cfg(feature = "mutants")]
+        let mutant = self.mutant;
+        let node = self.node(id);
+        node.incarnation += 1;
+        let mut durable = Durable::bootstrap(config.clone());
+        let damage = node.damage.clone();
+        let broken = |slot: Slot, last: bool| {
+            damage.iter().any(|damage| match damage {
+                Damage::Payload(at) => *at == slot && last,
+                Damage::Lost(from) => slot >= *from,
+            })
+        };
+        let slot_of = |record: &Record| match record {
+            Record::Vote { slot, .. } | Record::Chosen { slot, .. } => Some(*slot),
+            Record::Base { .. } | Record::Promised { .. } | Record::Faulty { .. } | Record::Healed { .. } => {
+                None
+            }
+        };
+        for (index, record) in node.disk.iter().enumerate() {
+            let last = !node.disk[index + 1..].iter().any(|later| slot_of(later) == slot_of(record));
+            match slot_of(record).filter(|slot| broken(*slot, last)) {
+                None => durable.replay(through_codec(record)),
+                Some(slot)
+                    if damage.iter().any(|damage| matches!(damage, Damage::Lost(from) if slot >= *from)) =>
+                {
+                    durable.lost(slot);
+                }
+                Some(_) => {
+                    let mut label = Vec::new();
+                    record.label(&mut label);
+                    durable.damaged(&Record::decode_label(&label).expect("labels are whole"));
+                }
+            }
+        }
+        node.disk.retain(|record| {
+            !slot_of(record).is_some_and(|slot| {
+                damage.iter().any(|damage| matches!(damage, Damage::Lost(from) if slot >= *from))
+            })
+        });
+        node.damage.clear();
+        match &node.snapshot {
+            Some((slot, config, applied)) => {
+                durable.snapshot(*slot, config.clone());
+                node.applied = applied.clone();
+                node.applied_upto = *slot;
+            }
+            None => {
+                node.applied.clear();
+                node.applied_upto = Slot(0);
+            }
+        }
+        let mut options = Options::new(GroupId(1), id, 7 + node.incarnation * 100);
+        options.timing = timing;
+        make(&mut options);
+        #[cfg(feature = "mutants")]
+        {
+            options.mutant = mutant;
+        }
+        node.liveness = Liveness::new(id, config.members(), node.incarnation, timing, now);
+        node.engine = Some(Engine::new(options, durable, now));
+        node.ready = false;
+        self.work(id);
+    }
+
+    /// The process dies: what was not durable is gone.
+    pub fn crash(&mut self, id: NodeId) {
+        let node = self.node(id);
+        node.engine = None;
+        node.staged.clear();
+        node.held.clear();
+        node.inbox.clear();
+        node.disk_stalled = false;
+        node.paused = false;
+    }
+
+    pub fn step(&mut self, id: NodeId, input: Input) {
+        let now = self.now;
+        let node = self.node(id);
+        if let Some(engine) = &mut node.engine {
+            engine.step(now, &node.liveness, input);
+            engine.check_invariants();
+            self.work(id);
+        }
+    }
+
+    /// Carries out what the engine and the liveness of a node ask for, until they ask for nothing more.
+    fn work(&mut self, id: NodeId) {
+        loop {
+            let now = self.now;
+            let mut output = std::mem::take(&mut self.output);
+            let mut liveness_output = std::mem::take(&mut self.liveness_output);
+            output.clear();
+            liveness_output.sends.clear();
+            liveness_output.events.clear();
+            let node = self.nodes.get_mut(&id).expect("a node of this cluster");
+            let Some(engine) = &mut node.engine else { return };
+            node.liveness.poll(&mut liveness_output);
+            for event in liveness_output.events.drain(..) {
+                engine.step(now, &node.liveness, event.into());
+                engine.check_invariants();
+            }
+            engine.poll(&mut output);
+            engine.check_invariants();
+            for (to, message) in liveness_output.sends.drain(..) {
+                let parcel = Parcel::Liveness(liveness_through_codec(&message));
+                self.network.push_back(Flight { from: id, to, arrives: now.after(LATENCY), parcel });
+            }
+            let idle = output.is_empty();
+            self.carry_out(id, &mut output);
+            self.output = output;
+            self.liveness_output = liveness_output;
+            let persisted = self.persist(id);
+            if idle && !persisted {
+                return;
+            }
+        }
+    }
+
+    fn carry_out(&mut self, id: NodeId, output: &mut Output) {
+        let node = self.nodes.get_mut(&id).expect("a node of this cluster");
+        node.staged.extend(output.records.drain(..));
+        node.held.append(&mut output.sends);
+        for (slot, value) in output.committed.drain(..) {
+            assert_eq!(slot, node.applied_upto.next(), "committed in order and without gaps");
+            node.applied_upto = slot;
+            if let Some(known) = self.committed.insert(slot, value.clone()) {
+                assert_eq!(known, value, "I5: agreement at slot {}", slot.0);
+            }
+            self.lines.push(format!("{}: committed {} {}", id.0, slot.0, show_value(&value)));
+            node.applied.insert(slot, value);
+        }
+        for (tag, outcome) in output.reads.drain(..) {
+            self.lines.push(format!("{}: read {} {}", id.0, tag.0, show_outcome(outcome)));
+            node.reads.insert(tag, outcome);
+        }
+        for (tag, rejection) in output.rejected.drain(..) {
+            self.lines.push(format!("{}: rejected {} {rejection:?}", id.0, tag.0));
+            node.rejected.insert(tag);
+        }
+        let mut snapshots = Vec::new();
+        for event in output.events.drain(..) {
+            match &event {
+                Event::RoleChanged { role, lead, leader } => {
+                    node.ready = false;
+                    let leader = leader.map_or("nobody".into(), |leader| leader.0.to_string());
+                    let role = format!("{role:?}").to_lowercase();
+                    self.lines.push(format!("{}: {role} at {}, led by {leader}", id.0, show_lead(*lead)));
+                }
+                Event::LeadershipReady => {
+                    node.ready = true;
+                    self.lines.push(format!("{}: ready to serve", id.0));
+                }
+                Event::SnapshotNeeded { to, at_least } => {
+                    self.lines
+                        .push(format!("{}: snapshot at {} or later needed by {}", id.0, at_least.0, to.0));
+                    snapshots.push((*to, *at_least));
+                }
+                Event::TransferAborted { .. }
+                | Event::Fenced
+                | Event::PayloadRepaired { .. }
+                | Event::Healed => self.lines.push(format!("{}: {event:?}", id.0)),
+            }
+        }
+    }
+
+    /// Makes staged records durable, unless the disk is stalled, and lets go what waited for them.
+    fn persist(&mut self, id: NodeId) -> bool {
+        let stalled = self.nodes[&id].disk_stalled;
+        let count = if stalled { 0 } else { self.nodes[&id].staged.len() };
+        self.persist_some(id, count)
+    }
+
+    /// Makes the oldest `count` staged records durable.
+    pub fn persist_some(&mut self, id: NodeId, count: usize) -> bool {
+        let now = self.now;
+        let node = self.nodes.get_mut(&id).expect("a node of this cluster");
+        let done: Vec<_> = node.staged.drain(..count.min(node.staged.len())).collect();
+        let last = done.last().map(|(seq, _)| *seq);
+        node.disk.extend(done.into_iter().map(|(_, record)| record));
+        if !node.disk_stalled {
+            node.liveness.disk_progress(now);
+        }
+        if let Some(engine) = &mut node.engine
+            && let Some(last) = last
+        {
+            engine.step(now, &node.liveness, Input::Persisted(last));
+            engine.check_invariants();
+        }
+        let pending = node.staged.front().map(|(seq, _)| *seq);
+        let free = |send: &Send| pending.is_none_or(|pending| send.gate < pending);
+        let (leaving, held): (Vec<Send>, Vec<Send>) = node.held.drain(..).partition(free);
+        node.held = held;
+        for send in leaving {
+            let message = message_through_codec(&send.message);
+            if self.trace_messages {
+                self.lines.push(format!("{} -> {} {}", id.0, send.to.0, show_message(&message)));
+            }
+            let arrives = now.after(LATENCY);
+            self.network.push_back(Flight { from: id, to: send.to, arrives, parcel: Parcel::Group(message) });
+        }
+        last.is_some()
+    }
+
+    /// The number of records that are not durable yet.
+    pub fn staged(&self, id: NodeId) -> usize {
+        self.nodes[&id].staged.len()
+    }
+
+    /// Hands over a message, if the link carries it and the receiver lives.
+    pub fn deliver(&mut self, flight: Flight) {
+        let Flight { from, to, parcel, .. } = flight;
+        let now = self.now;
+        if self.cut.contains(&(from, to)) {
+            return;
+        }
+        let Some(node) = self.nodes.get_mut(&to) else { return };
+        if node.engine.is_none() {
+            return;
+        }
+        if node.paused {
+            node.inbox.push((from, parcel));
+            return;
+        }
+        match parcel {
+            Parcel::Group(message) => self.step(to, Input::Message { from, message }),
+            Parcel::Liveness(message) => {
+                node.liveness.receive(now, from, message);
+                self.work(to);
+            }
+        }
+    }
+
+    /// Lets time pass, with everything that happens in it.
+    pub fn run(&mut self, duration: Duration) {
+        self.run_until(self.now.after(duration), |_| false);
+    }
+
+    /// The same, until something holds. Says whether it did.
+    pub fn run_until(&mut self, end: Mono, done: impl Fn(&Cluster) -> bool) -> bool {
+        loop {
+            if done(self) {
+                return true;
+            }
+            let arrival = self.network.iter().map(|flight| flight.arrives).min();
+            let deadline = self
+                .nodes
+                .values()
+                .filter(|node| node.engine.is_some() && !node.paused)
+                .flat_map(|node| {
+                    let engine = node.engine.as_ref().and_then(Engine::next_deadline);
+                    [engine, Some(node.liveness.next_deadline())]
+                })
+                .flatten()
+                .min();
+            let next = arrival.into_iter().chain(deadline).min().unwrap_or(end);
+            if next > end {
+                self.now = end;
+                return false;
+            }
+            self.now = self.now.max(next);
+            let due = self.network.iter().position(|flight| flight.arrives <= self.now);
+            if let Some(flight) = due.and_then(|index| self.network.remove(index)) {
+                self.deliver(flight);
+            } else {
+                self.fire_timers();
+            }
+        }
+    }
+
+    fn fire_timers(&mut self) {
+        let now = self.now;
+        let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
+        for id in ids {
+            let node = self.node(id);
+            let Some(engine) = &mut node.engine else { continue };
+            if node.paused {
+                continue;
+            }
+            if !node.disk_stalled {
+                node.liveness.disk_progress(now);
+            }
+            if node.liveness.next_deadline() <= now {
+                node.liveness.tick(now);
+            }
+            if engine.next_deadline().is_some_and(|at| at <= now) {
+                engine.step(now, &node.liveness, Input::Timeout);
+                engine.check_invariants();
+                assert!(
+                    engine.next_deadline().is_none_or(|at| at > now),
+                    "a timer that fired is set anew or gone"
+                );
+            }
+            self.work(id);
+        }
+    }
+
+    /// The process stops for a while: messages pile up, timers do not run.
+    pub fn pause(&mut self, id: NodeId) {
+        self.node(id).paused = true;
+    }
+
+    /// Goes on. What had piled up is handled first, as sockets are read before a late timer is noticed.
+    pub fn resume(&mut self, id: NodeId) {
+        let node = self.node(id);
+        node.paused = false;
+        for (from, parcel) in std::mem::take(&mut node.inbox) {
+            let arrives = self.now;
+            self.deliver(Flight { from, to: id, arrives, parcel });
+        }
+    }
+
+    /// Cuts or mends the links between `a` and everybody else, both ways.
+    pub fn isolate(&mut self, a: NodeId) {
+        for b in self.config.members().filter(|b| *b != a).collect::<Vec<_>>() {
+            self.cut.insert((a, b));
+            self.cut.insert((b, a));
+        }
+    }
+
+    pub fn heal(&mut self) {
+        self.cut.clear();
+    }
+
+    pub fn propose(&mut self, id: NodeId, tag: u64, text: &str) {
+        let command = Bytes::copy_from_slice(text.as_bytes());
+        self.step(id, Input::Propose { tag: Tag(tag), command });
+    }
+
+    pub fn read(&mut self, id: NodeId, tag: u64, mode: ReadMode) {
+        self.step(id, Input::Read { tag: Tag(tag), mode });
+    }
+
+    pub fn lease_read(&self, id: NodeId) -> Option<Slot> {
+        let node = &self.nodes[&id];
+        node.engine.as_ref()?.lease_read(self.now, &node.liveness)
+    }
+
+    /// Takes a snapshot of the state machine at what is applied, and makes it durable.
+    pub fn snapshot(&mut self, id: NodeId) {
+        let node = self.node(id);
+        let slot = node.applied_upto;
+        let engine = node.engine.as_ref().expect("a node that runs");
+        let config = engine.config_after(slot).expect("an applied slot has a configuration");
+        node.snapshot = Some((slot, config, node.applied.clone()));
+        self.step(id, Input::SnapshotDurable { slot });
+    }
+
+    /// Brings the snapshot of one node to another.
+    pub fn hand_over_snapshot(&mut self, from: NodeId, to: NodeId) {
+        let snapshot = self.nodes[&from].snapshot.clone().expect("a snapshot was taken");
+        let (slot, config, applied) = snapshot.clone();
+        let node = self.node(to);
+        node.snapshot = Some(snapshot);
+        node.applied = applied;
+        node.applied_upto = slot;
+        self.step(to, Input::SnapshotInstalled { slot, config });
+    }
+
+    /// The node that leads and is ready, if there is exactly one that lives.
+    pub fn leader(&self) -> Option<NodeId> {
+        let mut leaders = self.nodes.values().filter(|node| {
+            node.engine.as_ref().is_some_and(|engine| {
+                let status = engine.status();
+                status.role == Role::Leader && status.ready
+            })
+        });
+        let leader = leaders.next()?;
+        leaders.next().is_none().then_some(leader.id)
+    }
+
+    /// Runs until somebody leads.
+    pub fn elect(&mut self) -> NodeId {
+        let end = self.now.after(Duration::from_secs(20));
+        assert!(self.run_until(end, |cluster| cluster.leader().is_some()), "somebody leads in the end");
+        self.leader().expect("just seen")
+    }
+
+    /// Whether the commands were committed anywhere.
+    pub fn is_committed(&self, text: &str) -> bool {
+        self.committed.values().any(|value| commands(value).any(|command| command == text))
+    }
+}
+
+pub fn commands(value: &Value) -> impl Iterator<Item = &str> {
+    let batch: &[Bytes] = match value {
+        Value::Batch(commands) => commands,
+        Value::Noop | Value::Config(_) => &[],
+    };
+    batch.iter().map(|command| std::str::from_utf8(command).expect("tests propose text"))
+}
+
+fn through_codec(record: &Record) -> Record {
+    let (mut label, mut payload) = (Vec::new(), Vec::new());
+    record.label(&mut label);
+    assert!(label.len() <= Record::LABEL_MAX);
+    record.payload(|piece| payload.extend_from_slice(piece));
+    let decoded = Record::decode(&label, Bytes::from(payload)).expect("what was encoded decodes");
+    assert_eq!(&decoded, record);
+    decoded
+}
+
+fn message_through_codec(message: &Message) -> Message {
+    let mut bytes = BytesMut::new();
+    message.encode(&mut bytes);
+    let decoded = Message::decode(&mut bytes.freeze()).expect("what was encoded decodes");
+    assert_eq!(&decoded, message);
+    decoded
+}
+
+fn liveness_through_codec(message: &LivenessMessage) -> LivenessMessage {
+    let mut bytes = BytesMut::new();
+    message.encode(&mut bytes);
+    let decoded = LivenessMessage::decode(&mut bytes.freeze()).expect("what was encoded decodes");
+    assert_eq!(&decoded, message);
+    decoded
+}
+
+pub fn show_lead(lead: Lead) -> String {
+    format!("{}.{}", lead.round, lead.node.0)
+}
+
+fn show_ballot(ballot: Ballot) -> String {
+    show_lead(ballot.lead)
+}
+
+pub fn show_value(value: &Value) -> String {
+    match value {
+        Value::Noop => "noop".into(),
+        Value::Batch(_) => commands(value).collect::<Vec<_>>().join("+"),
+        Value::Config(config) => format!("config {}", config.epoch),
+    }
+}
+
+pub fn show_outcome(outcome: ReadOutcome) -> String {
+    match outcome {
+        ReadOutcome::At(slot) => format!("at {}", slot.0),
+        ReadOutcome::NotLeader { hint: Some(hint) } => format!("refused, ask {}", hint.0),
+        ReadOutcome::NotLeader { hint: None } => "refused".into(),
+        ReadOutcome::Lost => "lost".into(),
+    }
+}
+
+fn show_entries(entries: &[(Slot, Value)]) -> String {
+    let entries: Vec<String> =
+        entries.iter().map(|(slot, value)| format!("{}={}", slot.0, show_value(value))).collect();
+    format!("[{}]", entries.join(" "))
+}
+
+/// A message on one line.
+pub fn show_message(message: &Message) -> String {
+    let mut line = String::new();
+    match message {
+        Message::PreVote(m) => write!(line, "PreVote {} commit={}", show_lead(m.lead), m.commit.0),
+        Message::PreVoteReply(m) => {
+            let answer = if m.granted { "granted" } else { "denied" };
+            let leader = m.leader.map_or(String::new(), |lead| format!(" leader={}", show_lead(lead)));
+            write!(line, "PreVoteReply {} {answer}{leader}", show_lead(m.lead))
+        }
+        Message::Prepare(m) => write!(line, "Prepare {} from={}", show_lead(m.lead), m.from.0),
+        Message::Promise(m) => {
+            let votes: Vec<String> = m
+                .votes
+                .iter()
+                .map(|(slot, vote)| {
+                    let value = vote.value.as_ref().map_or("?".into(), show_value);
+                    format!("{}={value}@{}", slot.0, show_ballot(vote.ballot))
+                })
+                .collect();
+            let faulty = m.faulty_from.map_or(String::new(), |slot| format!(" faulty-from={}", slot.0));
+            write!(line, "Promise {} [{}] commit={}{faulty}", show_lead(m.lead), votes.join(" "), m.commit.0)
+        }
+        Message::Nack(m) => write!(line, "Nack {} promised={}", show_lead(m.lead), show_lead(m.promised)),
+        Message::Accept(m) => {
+            write!(line, "Accept {} {} commit={}", show_lead(m.lead), show_entries(&m.entries), m.commit.0)
+        }
+        Message::Accepted(m) => {
+            let grants = if m.grants.is_empty() { String::new() } else { format!(" grants={}", m.grants) };
+            write!(line, "Accepted {} upto={}{grants}", show_lead(m.lead), m.upto.0)
+        }
+        Message::Commit(m) => write!(line, "Commit {} commit={}", show_lead(m.lead), m.commit.0),
+        Message::Fortify(m) => write!(line, "Fortify {}", m.lead.map_or("-".into(), show_lead)),
+        Message::Fortified(m) => {
+            write!(line, "Fortified {} floor={}", m.lead.map_or("-".into(), show_lead), m.max_voted.0)
+        }
+        Message::ReadIndex(m) => write!(line, "ReadIndex {} round={}", show_lead(m.lead), m.round),
+        Message::ReadIndexReply(m) => write!(line, "ReadIndexReply {} round={}", show_lead(m.lead), m.round),
+        Message::Fetch(m) => write!(line, "Fetch {}..{}", m.from.0, m.upto.0),
+        Message::Chosen(m) => write!(line, "Chosen {} commit={}", show_entries(&m.entries), m.commit.0),
+        Message::Handoff(m) => write!(line, "Handoff {}", show_lead(m.lead)),
+        Message::Resigned(m) => write!(line, "Resigned {}", show_lead(m.lead)),
+        Message::Recall(_) => write!(line, "Recall"),
+        Message::Recalled(m) => {
+            let proposed = m.proposed.map_or(String::new(), |slot| format!(" proposed={}", slot.0));
+            write!(line, "Recalled promised={}{proposed}", show_lead(m.promised))
+        }
+    }
+    .expect("writing to a string works");
+    line
+}
+
+/// The name of a message's kind, as transcripts select by it.
+pub fn kind_of(message: &Message) -> String {
+    show_message(message).split(' ').next().unwrap_or_default().to_owned()
+}
