@@ -13,6 +13,7 @@
 //! compact revision the newest one, unless it is a tombstone below the compact revision.
 
 use std::{
+    borrow::Borrow,
     collections::{BTreeMap, VecDeque},
     ops::Bound,
     sync::{Arc, Weak},
@@ -123,69 +124,169 @@ impl Record {
     }
 }
 
-/// The versions of one key, oldest first. Most keys have one, which then needs no list.
+/// A key of the index. Short ones lie in the tree's nodes, so that a search need not look elsewhere for each key that it
+/// compares with: with hundreds of thousands of keys that is most of its time.
 #[derive(Debug)]
-enum Versions {
+enum IndexKey {
+    Inline { len: u8, bytes: [u8; INLINE_KEY_LEN] },
+    Shared(Bytes),
+}
+
+/// With tag and length, 56 bytes. Most keys of a Kubernetes cluster fit.
+const INLINE_KEY_LEN: usize = 54;
+
+const _: () = assert!(size_of::<IndexKey>() == 56, "no padding");
+
+impl IndexKey {
+    fn new(key: &Bytes) -> IndexKey {
+        match u8::try_from(key.len()) {
+            Ok(len) if key.len() <= INLINE_KEY_LEN => {
+                let mut bytes = [0; INLINE_KEY_LEN];
+                bytes[..key.len()].copy_from_slice(key);
+                IndexKey::Inline { len, bytes }
+            }
+            Ok(_) | Err(_) => IndexKey::Shared(key.clone()),
+        }
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            IndexKey::Inline { len, bytes } => &bytes[..usize::from(*len)],
+            IndexKey::Shared(key) => key,
+        }
+    }
+}
+
+impl Borrow<[u8]> for IndexKey {
+    fn borrow(&self) -> &[u8] {
+        self.as_slice()
+    }
+}
+
+impl Ord for IndexKey {
+    fn cmp(&self, other: &IndexKey) -> std::cmp::Ordering {
+        self.as_slice().cmp(other.as_slice())
+    }
+}
+
+impl PartialOrd for IndexKey {
+    fn partial_cmp(&self, other: &IndexKey) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Eq for IndexKey {}
+
+impl PartialEq for IndexKey {
+    fn eq(&self, other: &IndexKey) -> bool {
+        self.as_slice() == other.as_slice()
+    }
+}
+
+/// The versions of one key, oldest first.
+#[derive(Debug)]
+struct Versions {
+    /// What the newest one is. Most reads want it, and a count needs to look no further.
+    newest: Newest,
+    list: VersionList,
+}
+
+/// Most keys have one version, which then needs no list.
+#[derive(Debug)]
+enum VersionList {
     One(Arc<Record>),
     Many(VecDeque<Arc<Record>>),
 }
 
+/// The revision and the kind of a record in one word: negative for a tombstone.
+#[derive(Clone, Copy, Debug)]
+struct Newest(i64);
+
+impl Newest {
+    fn new(record: &Record) -> Newest {
+        match record.kind {
+            EventKind::Put => Newest(record.revision().0),
+            EventKind::Delete => Newest(-record.revision().0),
+        }
+    }
+
+    fn revision(self) -> Revision {
+        Revision(self.0.abs())
+    }
+
+    fn is_live(self) -> bool {
+        self.0 > 0
+    }
+}
+
 impl Versions {
+    fn new(record: Arc<Record>) -> Versions {
+        Versions { newest: Newest::new(&record), list: VersionList::One(record) }
+    }
+
     fn push(&mut self, record: Arc<Record>) {
-        match self {
-            Versions::One(first) => {
+        self.newest = Newest::new(&record);
+        match &mut self.list {
+            VersionList::One(first) => {
                 let mut list = VecDeque::with_capacity(4);
                 list.push_back(Arc::clone(first));
                 list.push_back(record);
-                *self = Versions::Many(list);
+                self.list = VersionList::Many(list);
             }
-            Versions::Many(list) => list.push_back(record),
+            VersionList::Many(list) => list.push_back(record),
         }
     }
 
     fn len(&self) -> usize {
-        match self {
-            Versions::One(_) => 1,
-            Versions::Many(list) => list.len(),
+        match &self.list {
+            VersionList::One(_) => 1,
+            VersionList::Many(list) => list.len(),
         }
     }
 
     fn get(&self, index: usize) -> Option<&Arc<Record>> {
-        match self {
-            Versions::One(record) => (index == 0).then_some(record),
-            Versions::Many(list) => list.get(index),
+        match &self.list {
+            VersionList::One(record) => (index == 0).then_some(record),
+            VersionList::Many(list) => list.get(index),
         }
     }
 
     fn last(&self) -> &Record {
-        match self {
-            Versions::One(record) => record,
-            Versions::Many(list) => list.back().expect("a key has a version"),
+        match &self.list {
+            VersionList::One(record) => record,
+            VersionList::Many(list) => list.back().expect("a key has a version"),
         }
     }
 
     /// How many versions are at or below `revision`.
     fn count_upto(&self, revision: Revision) -> usize {
-        match self {
-            Versions::One(record) => usize::from(record.revision() <= revision),
-            Versions::Many(list) => {
-                // The newest versions are asked for most.
-                if list.back().is_some_and(|last| last.revision() <= revision) {
-                    return list.len();
-                }
-                list.partition_point(|record| record.revision() <= revision)
-            }
+        if self.newest.revision() <= revision {
+            return self.len();
         }
-    }
-
-    /// The newest version at or below `revision`.
-    fn at(&self, revision: Revision) -> Option<&Record> {
-        self.count_upto(revision).checked_sub(1).and_then(|index| self.get(index)).map(Arc::as_ref)
+        match &self.list {
+            VersionList::One(_) => 0,
+            VersionList::Many(list) => list.partition_point(|record| record.revision() <= revision),
+        }
     }
 
     /// The key's value as of `revision`; none before its creation and after its deletion.
     fn value_at(&self, revision: Revision) -> Option<&KeyValue> {
-        self.at(revision).and_then(Record::value)
+        if self.newest.revision() <= revision {
+            return if self.newest.is_live() { Some(&self.last().kv) } else { None };
+        }
+        self.count_upto(revision)
+            .checked_sub(1)
+            .and_then(|index| self.get(index))
+            .and_then(|record| record.value())
+    }
+
+    /// Whether the key exists as of `revision`.
+    fn is_live_at(&self, revision: Revision) -> bool {
+        if self.newest.revision() <= revision {
+            self.newest.is_live()
+        } else {
+            self.value_at(revision).is_some()
+        }
     }
 
     /// The key's value as of the revision before `revision`, which is not compacted.
@@ -203,9 +304,9 @@ impl Versions {
 
     /// Drops the oldest versions. Returns whether none is left.
     fn drop_first(&mut self, count: usize) -> bool {
-        match self {
-            Versions::One(_) => count > 0,
-            Versions::Many(list) => {
+        match &mut self.list {
+            VersionList::One(_) => count > 0,
+            VersionList::Many(list) => {
                 list.drain(..count.min(list.len()));
                 if list.capacity() > 64 && list.len() < list.capacity() / 4 {
                     list.shrink_to(list.len() * 2);
@@ -213,7 +314,7 @@ impl Versions {
                 if list.len() == 1
                     && let Some(record) = list.pop_front()
                 {
-                    *self = Versions::One(record);
+                    self.list = VersionList::One(record);
                     return false;
                 }
                 list.is_empty()
@@ -364,7 +465,7 @@ struct Totals {
 /// The keys and their history.
 #[derive(Debug)]
 pub(crate) struct Mvcc {
-    index: BTreeMap<Bytes, Versions>,
+    index: BTreeMap<IndexKey, Versions>,
     log: Log,
     revision: Revision,
     compact_revision: Revision,
@@ -396,8 +497,8 @@ impl Mvcc {
         if records.windows(2).any(|pair| pair[0].position() == pair[1].position()) {
             return Err("two records at one position");
         }
-        if records.iter().any(|record| record.revision() > revision) {
-            return Err("a record above the revision");
+        if records.iter().any(|record| record.revision() > revision || record.revision() < Revision::FIRST) {
+            return Err("a record at no revision of the keyspace");
         }
         for record in records {
             mvcc.append(record);
@@ -471,6 +572,12 @@ impl Mvcc {
         single.into_iter().chain(walk)
     }
 
+    /// How many keys a range holds as of `revision`.
+    pub(crate) fn count(&self, range: &KeyRange, revision: Revision) -> usize {
+        let Some(bounds) = range.bounds() else { return 0 };
+        self.index.range::<[u8], _>(bounds).filter(|(_, versions)| versions.is_live_at(revision)).count()
+    }
+
     /// The records from `revision` on.
     pub(crate) fn log_from(&self, revision: Revision) -> impl Iterator<Item = &Record> {
         self.log.from(revision)
@@ -491,7 +598,7 @@ impl Mvcc {
         if record.revision() > self.compact_revision {
             return true;
         }
-        let kept = self.index.get(record.key()).and_then(|versions| {
+        let kept = self.index.get(record.key().as_ref()).and_then(|versions| {
             let first = versions.first_kept(self.compact_revision);
             versions.get(first)
         });
@@ -511,7 +618,7 @@ impl Mvcc {
             let mut first = versions.first_kept(compact_revision);
             let end = versions.count_upto(revision);
             if let Some((after_key, position)) = &after
-                && after_key == key
+                && after_key == key.as_slice()
             {
                 while first < end && versions.get(first).is_some_and(|record| record.position() <= *position)
                 {
@@ -564,11 +671,11 @@ impl Mvcc {
         });
         for _ in 0..max {
             let Some(record) = self.log.pop_below(upto) else { return false };
-            let Some(versions) = self.index.get_mut(record.key()) else { continue };
+            let Some(versions) = self.index.get_mut(record.key().as_ref()) else { continue };
             // What a compaction just above this record drops: all older ones, and the record if it is a tombstone.
             let dropped = versions.first_kept(record.revision().next());
             if versions.drop_first(dropped) {
-                self.index.remove(record.key());
+                self.index.remove(record.key().as_ref());
             }
         }
         true
@@ -587,14 +694,14 @@ impl Mvcc {
 
     /// Adds a record at the end of its key's versions and of the log.
     fn append(&mut self, record: Arc<Record>) {
-        match self.index.get_mut(record.key()) {
+        match self.index.get_mut(record.key().as_ref()) {
             Some(versions) => {
                 account(&mut self.log, &mut self.totals, Some(versions.last()), &record);
                 versions.push(record);
             }
             None => {
                 account(&mut self.log, &mut self.totals, None, &record);
-                self.index.insert(record.key().clone(), Versions::One(record));
+                self.index.insert(IndexKey::new(record.key()), Versions::new(record));
             }
         }
     }
@@ -609,7 +716,7 @@ impl Mvcc {
             let mut before: Option<&Record> = None;
             for index in 0..versions.len() {
                 let record = versions.get(index).expect("the index is below the length");
-                assert_eq!(record.key(), key, "the record is its key's");
+                assert_eq!(record.key(), key.as_slice(), "the record is its key's");
                 assert!(record.revision() <= self.revision, "no record is ahead of the revision");
                 if let Some(before) = before {
                     assert!(before.position() < record.position(), "versions ascend");
@@ -679,7 +786,7 @@ impl Writer<'_> {
             account(&mut mvcc.log, &mut mvcc.totals, None, &record);
             self.events.push(record.event(None));
             let key = record.key().clone();
-            mvcc.index.insert(key.clone(), Versions::One(record));
+            mvcc.index.insert(IndexKey::new(&key), Versions::new(record));
             return (key, LeaseId::NONE);
         };
         // All versions of a key share the bytes of the key.
