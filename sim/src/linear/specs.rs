@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::wgl::Spec;
-use crate::model::{Answer, LeaseGrantRequest, Model, Request, Response, agrees};
+use crate::model::{Answer, Model, Request};
 
 /// etcd as a whole, revisions included. Revisions tie all keys together, so this is for short histories; long ones
 /// go to the revision-ordered checker.
@@ -27,13 +27,11 @@ impl Spec for Etcd {
         if let (true, Ok(response)) = (request.is_serializable(), answer) {
             // Any replica may have answered, from what it had applied.
             let applied = response.revision();
-            let expected = model.as_of(applied).apply(request);
-            return (applied <= model.revision() && agrees(request, &expected, answer))
-                .then(|| model.clone());
+            let expected = model.as_of(applied).apply_like(request, answer);
+            return (applied <= model.revision() && expected == *answer).then(|| model.clone());
         }
         let mut model = model.clone();
-        let expected = model.apply(&with_lease_id(request, answer));
-        agrees(request, &expected, answer).then_some(model)
+        (model.apply_like(request, answer) == *answer).then_some(model)
     }
 
     fn step_unseen(&self, model: &Model, request: &Request) -> Option<Model> {
@@ -44,16 +42,6 @@ impl Spec for Etcd {
 
     fn part(&self, _: &Request) -> Option<()> {
         None
-    }
-}
-
-/// The request as the server completed it: a grant without an id carries the one that was picked.
-pub(super) fn with_lease_id(request: &Request, answer: &Answer) -> Request {
-    match (request, answer) {
-        (Request::LeaseGrant(grant), Ok(Response::LeaseGrant(response))) if grant.id == 0 => {
-            Request::LeaseGrant(LeaseGrantRequest { id: response.id, ttl: grant.ttl })
-        }
-        (request, _) => request.clone(),
     }
 }
 

@@ -13,7 +13,6 @@
 //! What is not here: time (leases end by [`Request::LeaseRevoke`] only, whoever sends it), authentication, quotas,
 //! members.
 
-mod agree;
 pub(crate) mod text;
 mod types;
 mod validate;
@@ -24,7 +23,6 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use agree::agrees;
 pub use types::*;
 
 /// The longest lease, in seconds (`server/lease/lessor.go`, MaxLeaseTTL).
@@ -124,9 +122,25 @@ impl Model {
     /// Applies one request, as the next entry of the log. A read is a request like any other, and leaves the state as
     /// it is; so does a refused one.
     pub fn apply(&mut self, request: &Request) -> Answer {
+        self.apply_with(request, None)
+    }
+
+    /// As [`Model::apply`], and where etcd leaves the answer open, it is the one seen, if that is allowed. So an answer
+    /// is right if and only if it is equal to the one returned here. Open are: the order of equal elements in a sorted
+    /// range (and which of them a limit cuts off), the id of a lease granted without one, the order of leases, and the
+    /// time that a lease has left.
+    pub fn apply_like(&mut self, request: &Request, seen: &Answer) -> Answer {
+        self.apply_with(request, seen.as_ref().ok())
+    }
+
+    fn apply_with(&mut self, request: &Request, seen: Option<&Response>) -> Answer {
         validate::request(request, self.rules)?;
         match request {
-            Request::Range(request) => self.read(request).map(Response::Range),
+            Request::Range(request) => {
+                let revision = self.read_revision(request)?;
+                let seen = if let Some(Response::Range(seen)) = seen { Some(seen) } else { None };
+                Ok(Response::Range(self.range_at(request, revision, self.revision, seen)))
+            }
             Request::Put(request) => {
                 self.check_put(request)?;
                 let mut writer = Writer::new(self);
@@ -144,7 +158,8 @@ impl Model {
                 let branch = self.choose(request);
                 self.check_branch(&branch)?;
                 let mut writer = Writer::new(self);
-                let mut response = writer.run(&branch);
+                let seen = if let Some(Response::Txn(seen)) = seen { Some(seen) } else { None };
+                let mut response = writer.run(&branch, seen);
                 response.revision = writer.finish();
                 Ok(Response::Txn(response))
             }
@@ -155,7 +170,8 @@ impl Model {
             }
             Request::LeaseGrant(request) => {
                 self.check_grant(request)?;
-                let id = if request.id == 0 { self.unused_lease() } else { request.id };
+                let picked = if let Some(Response::LeaseGrant(seen)) = seen { seen.id } else { 0 };
+                let id = if request.id == 0 { self.unused_lease(picked) } else { request.id };
                 let ttl = request.ttl.max(self.rules.lease_ttl_min);
                 Arc::make_mut(&mut self.leases).insert(id, ttl);
                 Ok(Response::LeaseGrant(LeaseGrantResponse { revision: self.revision, id, ttl }))
@@ -175,9 +191,19 @@ impl Model {
                 let revision = self.revision;
                 Ok(Response::LeaseKeepAlive(LeaseKeepAliveResponse { revision, id: request.id, ttl }))
             }
-            Request::LeaseTimeToLive(request) => Ok(Response::LeaseTimeToLive(self.time_to_live(request))),
+            Request::LeaseTimeToLive(request) => {
+                let seen = if let Some(Response::LeaseTimeToLive(seen)) = seen { Some(seen) } else { None };
+                Ok(Response::LeaseTimeToLive(self.time_to_live(request, seen)))
+            }
             Request::Leases => {
-                let ids = self.leases.keys().copied().collect();
+                let mut ids: Vec<i64> = self.leases().collect();
+                if let Some(Response::Leases(seen)) = seen {
+                    let mut sorted = seen.ids.clone();
+                    sorted.sort_unstable();
+                    if sorted == ids {
+                        ids.clone_from(&seen.ids);
+                    }
+                }
                 Ok(Response::Leases(LeasesResponse { revision: self.revision, ids }))
             }
         }
@@ -209,7 +235,7 @@ impl Model {
     /// Reads keys.
     pub fn read(&self, request: &RangeRequest) -> Result<RangeResponse, Error> {
         let revision = self.read_revision(request)?;
-        Ok(self.range_at(request, revision, self.revision))
+        Ok(self.range_at(request, revision, self.revision, None))
     }
 
     /// The state as it was at `revision`, for a replica that has applied no more than that. Its leases and its
@@ -353,7 +379,13 @@ impl Model {
     }
 
     /// Reads at `revision`; `header` goes into the answer. etcd `txn/range.go`.
-    fn range_at(&self, request: &RangeRequest, revision: i64, header: i64) -> RangeResponse {
+    fn range_at(
+        &self,
+        request: &RangeRequest,
+        revision: i64,
+        header: i64,
+        seen: Option<&RangeResponse>,
+    ) -> RangeResponse {
         let found: Vec<&KeyValue> = self.live(&request.range, revision).collect();
         let count = i64::try_from(found.len()).unwrap_or(i64::MAX);
         if request.count_only {
@@ -382,9 +414,7 @@ impl Model {
         });
         sort(&mut kvs, request);
         let more = limit > 0 && kvs.len() > limit;
-        if more {
-            kvs.truncate(limit);
-        }
+        let returned = if more { limit } else { kvs.len() };
         let from_index = !self.rules.keys_only_with_lease && request.sort_target != SortTarget::Value;
         let shown = |kv: &KeyValue| {
             let mut kv = kv.clone();
@@ -396,7 +426,17 @@ impl Model {
             }
             kv
         };
-        RangeResponse { revision: header, kvs: kvs.into_iter().map(shown).collect(), more, count }
+        if let Some(seen) = seen.filter(|seen| seen.kvs.len() == returned)
+            && is_other_order(&seen.kvs, &kvs, request.sort_target, shown)
+        {
+            return RangeResponse { revision: header, kvs: seen.kvs.clone(), more, count };
+        }
+        RangeResponse {
+            revision: header,
+            kvs: kvs.into_iter().take(returned).map(shown).collect(),
+            more,
+            count,
+        }
     }
 
     fn check_put(&self, request: &PutRequest) -> Result<(), Error> {
@@ -434,18 +474,32 @@ impl Model {
         if self.leases.contains_key(&id) { Ok(()) } else { Err(Error::LeaseNotFound) }
     }
 
-    /// A server picks at random; the model takes the lowest positive id that is free.
-    fn unused_lease(&self) -> i64 {
-        (1..=i64::MAX).find(|id| !self.leases.contains_key(id)).unwrap_or(i64::MAX)
+    /// A server picks at random; the model takes the one seen, or the lowest positive id that is free.
+    fn unused_lease(&self, seen: i64) -> i64 {
+        let free = |id: &i64| *id > 0 && !self.leases.contains_key(id);
+        Some(seen).filter(free).or_else(|| (1..=i64::MAX).find(free)).unwrap_or(i64::MAX)
     }
 
-    fn time_to_live(&self, request: &LeaseTimeToLiveRequest) -> LeaseTimeToLiveResponse {
+    fn time_to_live(
+        &self,
+        request: &LeaseTimeToLiveRequest,
+        seen: Option<&LeaseTimeToLiveResponse>,
+    ) -> LeaseTimeToLiveResponse {
         let revision = self.revision;
         let Some(&granted_ttl) = self.leases.get(&request.id) else {
             return LeaseTimeToLiveResponse { revision, id: request.id, ttl: -1, ..Default::default() };
         };
-        let keys = if request.keys { self.lease_keys(request.id) } else { Vec::new() };
-        LeaseTimeToLiveResponse { revision, id: request.id, ttl: granted_ttl, granted_ttl, keys }
+        // A lease that has run out and is not revoked yet has no time left, or less than none.
+        let ttl = seen.map_or(granted_ttl, |seen| seen.ttl.min(granted_ttl));
+        let mut keys = if request.keys { self.lease_keys(request.id) } else { Vec::new() };
+        if let Some(seen) = seen {
+            let mut sorted = seen.keys.clone();
+            sorted.sort();
+            if sorted == keys {
+                keys.clone_from(&seen.keys);
+            }
+        }
+        LeaseTimeToLiveResponse { revision, id: request.id, ttl, granted_ttl, keys }
     }
 
     /// Evaluates all compares, nested ones included, on the state before the transaction.
@@ -510,9 +564,9 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// The current revision at that point.
-    pub fn revision(&self) -> i64 {
-        self.revision
+    /// How many revisions had changed something by then.
+    pub fn commits(&self) -> usize {
+        self.commits
     }
 }
 
@@ -545,18 +599,25 @@ impl<'a> Writer<'a> {
     }
 
     /// The revision that an answer in the middle of the transaction carries.
-    fn seen(&self) -> i64 {
+    fn current(&self) -> i64 {
         if self.events.is_empty() { self.model.revision } else { self.next }
     }
 
-    fn run(&mut self, branch: &Branch<'_>) -> TxnResponse {
+    fn run(&mut self, branch: &Branch<'_>, seen: Option<&TxnResponse>) -> TxnResponse {
         let mut responses = Vec::with_capacity(branch.ops.len());
-        for op in &branch.ops {
+        for (index, op) in branch.ops.iter().enumerate() {
+            let seen = seen.and_then(|seen| seen.responses.get(index));
             responses.push(match op {
-                BranchOp::Range(request) => ResponseOp::Range(self.range(request)),
+                BranchOp::Range(request) => {
+                    let seen = if let Some(ResponseOp::Range(seen)) = seen { Some(seen) } else { None };
+                    ResponseOp::Range(self.range(request, seen))
+                }
                 BranchOp::Put(request) => ResponseOp::Put(self.put(request)),
                 BranchOp::DeleteRange(request) => ResponseOp::DeleteRange(self.delete_range(request)),
-                BranchOp::Txn(branch) => ResponseOp::Txn(self.run(branch)),
+                BranchOp::Txn(branch) => {
+                    let seen = if let Some(ResponseOp::Txn(seen)) = seen { Some(seen) } else { None };
+                    ResponseOp::Txn(self.run(branch, seen))
+                }
                 // The form check refuses it.
                 BranchOp::Empty => continue,
             });
@@ -565,10 +626,10 @@ impl<'a> Writer<'a> {
         TxnResponse { revision: 0, succeeded: branch.succeeded, responses }
     }
 
-    fn range(&self, request: &RangeRequest) -> RangeResponse {
-        let header = self.seen();
+    fn range(&self, request: &RangeRequest, seen: Option<&RangeResponse>) -> RangeResponse {
+        let header = self.current();
         let revision = if request.revision <= 0 { header } else { request.revision };
-        self.model.range_at(request, revision, header)
+        self.model.range_at(request, revision, header, seen)
     }
 
     fn put(&mut self, request: &PutRequest) -> PutResponse {
@@ -594,7 +655,7 @@ impl<'a> Writer<'a> {
         }
         let deleted = i64::try_from(found.len()).unwrap_or(i64::MAX);
         let prev_kvs = if request.prev_kv { found } else { Vec::new() };
-        DeleteRangeResponse { revision: self.seen(), deleted, prev_kvs }
+        DeleteRangeResponse { revision: self.current(), deleted, prev_kvs }
     }
 
     fn delete(&mut self, key: Vec<u8>) {
@@ -636,6 +697,20 @@ fn sort(kvs: &mut [&KeyValue], request: &RangeRequest) {
         }
     };
     kvs.sort_by(|a, b| order(a, b).then_with(|| a.key.cmp(&b.key)));
+}
+
+/// Whether `seen` is a beginning of `all` in an order that differs from it in nothing but the places of equal elements.
+fn is_other_order(
+    seen: &[KeyValue],
+    all: &[&KeyValue],
+    target: SortTarget,
+    shown: impl Fn(&KeyValue) -> KeyValue,
+) -> bool {
+    let mut left: BTreeMap<&[u8], &KeyValue> = all.iter().map(|kv| (kv.key.as_slice(), *kv)).collect();
+    seen.iter().zip(all).all(|(kv, in_place)| {
+        let Some(stored) = left.remove(kv.key.as_slice()) else { return false };
+        *kv == shown(stored) && compare_by(target, stored, in_place).is_eq()
+    })
 }
 
 /// Compares by what a range is sorted by.

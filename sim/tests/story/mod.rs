@@ -2,6 +2,7 @@
 //! bends it.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "tests, which fail loudly")]
 
 use sim::linear::history::{End, EtcdHistory, Operation, WatchMessage, WatchResponse, WatchStream};
 use sim::linear::revisions::{Options, Verdict, ViolationKind, check};

@@ -73,6 +73,8 @@ pub(super) struct Facts<'a> {
     pub(super) traces: BTreeMap<i64, BTreeSet<Trace>>,
     compactions: Vec<Compaction>,
     start_compacted: i64,
+    /// The highest revision in a watch's header.
+    watched: Option<i64>,
 }
 
 impl<'a> Facts<'a> {
@@ -117,6 +119,12 @@ impl<'a> Facts<'a> {
             traces: BTreeMap::new(),
             compactions: compactions(operations),
             start_compacted: options.start.compacted(),
+            watched: history
+                .watches
+                .iter()
+                .flat_map(|stream| &stream.responses)
+                .map(|response| response.revision)
+                .max(),
         };
         facts.sort_by_revision(options, &mut violations);
         facts.sweep(options, &mut violations);
@@ -132,6 +140,7 @@ impl<'a> Facts<'a> {
             self.writes.keys().next_back(),
             self.observers.keys().next_back(),
             self.traces.keys().next_back(),
+            self.watched.as_ref(),
         ];
         lasts.into_iter().flatten().copied().max()
     }

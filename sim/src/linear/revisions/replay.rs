@@ -10,10 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::facts::{Facts, Role, Trace, granted_lease, mentioned_leases, visit_versions};
 use super::streams::{self, Stream};
 use super::{Line, Options, Summary, Violation, ViolationKind, json};
-use crate::linear::specs::with_lease_id;
 use crate::model::{
     Answer, Checkpoint, Commit, Error, EventKind, KeyRange, KeyValue, LeaseRevokeRequest, Model, PutRequest,
-    Request, RequestOp, Response, ResponseOp, TxnRequest, TxnResponse, agrees,
+    Request, RequestOp, Response, ResponseOp, TxnRequest, TxnResponse,
 };
 
 /// How the replay ended.
@@ -68,6 +67,13 @@ enum Step {
     UsedRevoke(usize),
     Justified(usize),
     Wrote(i64),
+}
+
+/// Whether unseen grants and revokes may make an answer right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Help {
+    None,
+    Suspects,
 }
 
 /// Why the replay cannot go on.
@@ -156,7 +162,7 @@ impl<'a> Replay<'a> {
                 Ok(()) => return End::Explained(self.summary()),
                 Err(Stop::OutOfSteps) => return End::OutOfSteps,
                 Err(Stop::Contradiction(violations)) => {
-                    if furthest.0 < self.model.revision() {
+                    if furthest.0 < self.model.revision() && !violations.is_empty() {
                         furthest = (self.model.revision(), violations);
                     }
                 }
@@ -173,7 +179,10 @@ impl<'a> Replay<'a> {
         self.undo(&fork.checkpoint, fork.trail);
         let begun = self.refusals.range(..=self.model.revision()).flat_map(|(_, operations)| operations);
         self.waiting = begun.copied().filter(|operation| self.unjustified.contains(operation)).collect();
-        self.choose(fork.revision, fork.left)?;
+        if !self.choose(fork.revision, fork.left)? {
+            // The attempt that came here first has said what is wrong.
+            return Err(Stop::Contradiction(Vec::new()));
+        }
         self.advance()
     }
 
@@ -205,12 +214,19 @@ impl<'a> Replay<'a> {
                 }
                 _ => {
                     let choices = self.choices(revision)?;
-                    self.choose(revision, choices)?;
+                    if !self.choose(revision, choices)? {
+                        return Err(self.unexplained(self.model.revision() + 1).into());
+                    }
                 }
             }
         }
-        if let Some(&operation) = self.unjustified.first() {
-            return Err(self.wrong_error(operation).into());
+        // A refusal carries no revision: suspects may have gone on behind the last one known, and justify it.
+        while let Some(&operation) = self.unjustified.first() {
+            let next = self.model.revision() + 1;
+            let choices = self.suspect_choices(next, None)?;
+            if !self.choose(next, choices)? {
+                return Err(self.wrong_error(operation).into());
+            }
         }
         let violations = streams::compare_all(self.streams, self.facts, &self.model, &self.authors);
         if violations.is_empty() { Ok(()) } else { Err(Stop::Contradiction(violations)) }
@@ -242,8 +258,8 @@ impl<'a> Replay<'a> {
         let recorded = &self.facts.operations[operation];
         let Some(answer) = recorded.output() else { return Ok(()) };
         let before = self.model.checkpoint();
-        let expected = self.apply(&recorded.input)?;
-        if self.model.revision() != revision || !agrees(&recorded.input, &expected, answer) {
+        let expected = self.apply(&recorded.input, Some(answer))?;
+        if self.model.revision() != revision || expected != *answer {
             let violation = self.disagreement(operation, &expected, answer);
             // Judged with the write in place, reported from the state before it.
             self.model.rewind(&before);
@@ -260,9 +276,13 @@ impl<'a> Replay<'a> {
 
     /// Applies a request. If it fails for a lease that nobody saw come or go, and a suspect explains that, the suspect
     /// goes first: neither a grant nor the end of a lease without keys takes a revision.
-    fn apply(&mut self, request: &Request) -> Result<Answer, Stop> {
+    fn apply(&mut self, request: &Request, seen: Option<&Answer>) -> Result<Answer, Stop> {
         self.spend()?;
-        let answer = self.model.apply(request);
+        let apply = |model: &mut Model| match seen {
+            Some(seen) => model.apply_like(request, seen),
+            None => model.apply(request),
+        };
+        let answer = apply(&mut self.model);
         let missing = match (&answer, request) {
             (Err(Error::LeaseNotFound), request) => {
                 let leases = mentioned_leases(request);
@@ -279,7 +299,7 @@ impl<'a> Replay<'a> {
             return Ok(answer);
         }
         self.spend()?;
-        Ok(self.model.apply(request))
+        Ok(apply(&mut self.model))
     }
 
     /// Lets a suspect make the lease if it is missing, or end it if it is there and no key hangs on it.
@@ -323,11 +343,19 @@ impl<'a> Replay<'a> {
                 choices.push(Choice::Revoke(operation));
             }
         }
-        let traces = traces.filter(|_| next == revision);
+        choices.reverse();
+        let mut suspects = self.suspect_choices(next, traces.filter(|_| next == revision))?;
+        suspects.append(&mut choices);
+        Ok(suspects)
+    }
+
+    /// The suspects that may have taken the revision and left the traces; the first called last.
+    fn suspect_choices(&mut self, next: i64, traces: Option<&BTreeSet<Trace>>) -> Result<Vec<Choice>, Stop> {
         let with_keys: BTreeSet<i64> = match traces {
             Some(_) => BTreeSet::new(),
             None => self.model.leases_with_keys().into_iter().collect(),
         };
+        let mut choices = Vec::new();
         let mut requests: BTreeSet<&Request> = BTreeSet::new();
         let candidates = self.candidates(traces);
         for &suspect in &candidates {
@@ -394,8 +422,8 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// Takes the likeliest choice that fits, and remembers the others.
-    fn choose(&mut self, revision: i64, mut left: Vec<Choice>) -> Result<(), Stop> {
+    /// Takes the likeliest choice that fits, if there is one, and remembers the others.
+    fn choose(&mut self, revision: i64, mut left: Vec<Choice>) -> Result<bool, Stop> {
         let checkpoint = self.model.checkpoint();
         let trail = self.trail.len();
         while let Some(choice) = left.pop() {
@@ -403,11 +431,12 @@ impl<'a> Replay<'a> {
                 if !left.is_empty() {
                     self.forks.push(Fork { checkpoint, trail, revision, left });
                 }
-                return self.observe(self.model.revision());
+                self.observe(self.model.revision())?;
+                return Ok(true);
             }
             self.undo(&checkpoint, trail);
         }
-        Err(self.unexplained(self.model.revision() + 1).into())
+        Ok(false)
     }
 
     /// Tries one explanation of the next revision. What it did has to be undone if it does not fit.
@@ -428,7 +457,7 @@ impl<'a> Replay<'a> {
                 (self.facts.operations[operation].input.clone(), Some(operation))
             }
         };
-        let done = self.apply(&request)?.is_ok() && self.model.revision() == next;
+        let done = self.apply(&request, None)?.is_ok() && self.model.revision() == next;
         if !done || !self.model.commit(next).is_some_and(|commit| self.fits(commit)) {
             return Ok(false);
         }
@@ -459,7 +488,7 @@ impl<'a> Replay<'a> {
         self.observe_leases(leases)?;
         let mut violations = Vec::new();
         for operation in others {
-            violations.extend(self.compare(operation)?);
+            violations.extend(self.compare(operation, Help::Suspects)?);
         }
         if !violations.is_empty() {
             return Err(Stop::Contradiction(violations));
@@ -468,39 +497,51 @@ impl<'a> Replay<'a> {
     }
 
     /// Grants and revokes at one revision came in an order that the revision does not tell: takes what fits until
-    /// nothing does.
+    /// nothing does, and only then lets a suspect help.
     fn observe_leases(&mut self, mut left: Vec<usize>) -> Result<(), Stop> {
         left.retain(|operation| !self.used_revokes.contains(operation));
         left.sort_by_key(|&operation| self.facts.operations[operation].call);
-        loop {
-            let mut deferred = Vec::new();
-            let mut violation = None;
+        let mut help = Help::None;
+        while !left.is_empty() {
             let before = left.len();
+            let mut violation = None;
+            let mut deferred = Vec::new();
             for operation in left {
-                if let Some(found) = self.compare(operation)? {
-                    deferred.push(operation);
-                    violation = Some(found);
+                match self.compare(operation, help)? {
+                    Some(found) => {
+                        deferred.push(operation);
+                        violation = Some(found);
+                    }
+                    // Once one was helped, the others may get on without.
+                    None => help = Help::None,
                 }
             }
-            match violation {
-                None => return Ok(()),
-                Some(violation) if deferred.len() == before => return Err(violation.into()),
-                Some(_) => left = deferred,
+            left = deferred;
+            match (violation, help) {
+                (Some(violation), Help::Suspects) => return Err(violation.into()),
+                (Some(_), Help::None) if left.len() == before => help = Help::Suspects,
+                (_, Help::None | Help::Suspects) => {}
             }
         }
+        Ok(())
     }
 
     /// Compares one answer that took no revision.
-    fn compare(&mut self, operation: usize) -> Result<Option<Violation>, Stop> {
+    fn compare(&mut self, operation: usize, help: Help) -> Result<Option<Violation>, Stop> {
         let recorded = &self.facts.operations[operation];
         let (Some(answer), false) = (recorded.output(), matches!(recorded.input, Request::Compact(_))) else {
             // What is known of compactions was judged by real time.
             return Ok(None);
         };
         let before = self.model.checkpoint();
-        let expected = self.apply(&with_lease_id(&recorded.input, answer))?;
-        let changed = self.model.commits().last().is_some_and(|commit| commit.revision > before.revision());
-        if !changed && agrees(&recorded.input, &expected, answer) {
+        let expected = match help {
+            Help::Suspects => self.apply(&recorded.input, Some(answer))?,
+            Help::None => {
+                self.spend()?;
+                self.model.apply_like(&recorded.input, answer)
+            }
+        };
+        if self.model.commits().len() == before.commits() && expected == *answer {
             return Ok(None);
         }
         let violation = self.disagreement(operation, &expected, answer);
