@@ -1,0 +1,192 @@
+//! The judge from outside: runs a real etcd and `gaios dev` side by side and compares what clients see.
+//!
+//! - `differ`: generated sequences through raw gRPC, answers compared ([`differ`]);
+//! - `etcdctl`: a script of commands, outputs compared ([`etcdctl`]);
+//! - `client-tests`: the tests of the `etcd-client` crate against one end ([`client_tests`]);
+//! - `all`: installs etcd, starts both, and runs everything.
+//!
+//! It knows nothing of how Gaios works: only the wire, the command line, and what is compared.
+
+mod allowed;
+mod call;
+mod client_tests;
+mod differ;
+mod etcdctl;
+mod generate;
+mod named;
+mod render;
+mod rng;
+mod servers;
+mod side;
+mod step;
+mod watching;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Compares an etcd v3 server with etcd.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Everything, against a real etcd 3.5.1 that is installed under target/.
+    All(All),
+    /// Generated sequences, sent to two running servers.
+    Differ(Differ),
+    /// A script of etcdctl commands, run against two fresh servers.
+    Etcdctl {
+        /// URL of the server that is right.
+        #[arg(long)]
+        left: String,
+        /// URL of the server that is judged.
+        #[arg(long)]
+        right: String,
+        /// The program; without it, the one of etcd 3.5.1.
+        #[arg(long)]
+        etcdctl: Option<PathBuf>,
+    },
+    /// The tests of the etcd-client crate, against a server on 127.0.0.1:2379 that is running already.
+    ClientTests,
+    /// Starts a server on 127.0.0.1:2379 and runs `client-tests`; `all` does this in a network of its own.
+    #[command(hide = true)]
+    ClientTestsHere {
+        #[arg(long)]
+        gaios: PathBuf,
+        #[arg(long)]
+        private_network: bool,
+    },
+}
+
+#[derive(Args)]
+struct All {
+    /// The program that is judged.
+    #[arg(long, default_value = "target/debug/gaios")]
+    gaios: PathBuf,
+    /// Generated steps.
+    #[arg(long, default_value_t = 5000)]
+    ops: u64,
+    /// Determines them.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Only these parts: differ, etcdctl, client-tests.
+    #[arg(long, value_delimiter = ',', default_values = ["etcdctl", "differ", "client-tests"])]
+    only: Vec<String>,
+}
+
+#[derive(Args)]
+struct Differ {
+    /// URL of the server that is right.
+    #[arg(long)]
+    left: String,
+    /// URL of the server that is judged.
+    #[arg(long)]
+    right: String,
+    /// Generated steps.
+    #[arg(long, default_value_t = 5000)]
+    ops: u64,
+    /// Determines them.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// First sequence; with `--ops` of one sequence, the only one.
+    #[arg(long, default_value_t = 0)]
+    first_case: u64,
+    /// Steps in a sequence.
+    #[arg(long, default_value_t = 40)]
+    length: usize,
+    /// Leaves out the sequences written by hand.
+    #[arg(long)]
+    no_named: bool,
+    /// Differences after which the run ends.
+    #[arg(long, default_value_t = 5)]
+    most_differences: usize,
+}
+
+/// Why a run could not be carried out, as opposed to what it found.
+type Problem = String;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::All(all) => run_all(&all).await,
+        Command::Differ(flags) => run_differ(&flags).await,
+        Command::Etcdctl { left, right, etcdctl } => {
+            let program = etcdctl.map_or_else(|| servers::install_etcd().map(|etcd| etcd.etcdctl), Ok);
+            match program {
+                Ok(program) => etcdctl::run(&program, &left, &right).await,
+                Err(problem) => Err(problem),
+            }
+        }
+        Command::ClientTests => client_tests::run(),
+        Command::ClientTestsHere { gaios, private_network } => {
+            client_tests::run_here(&gaios, private_network).await
+        }
+    };
+    match result {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(failures) => {
+            eprintln!("compat: {failures} differences or failures");
+            ExitCode::FAILURE
+        }
+        Err(problem) => {
+            eprintln!("compat: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run_differ(flags: &Differ) -> Result<usize, Problem> {
+    let options = differ::Options {
+        left: flags.left.clone(),
+        right: flags.right.clone(),
+        ops: flags.ops,
+        seed: flags.seed,
+        first_case: flags.first_case,
+        length: flags.length.max(2),
+        most_differences: flags.most_differences,
+        named: !flags.no_named,
+    };
+    differ::run(&options).await.map_err(|unreachable| unreachable.0)
+}
+
+async fn run_all(all: &All) -> Result<usize, Problem> {
+    let known = ["etcdctl", "differ", "client-tests"];
+    if let Some(unknown) = all.only.iter().find(|part| !known.contains(&part.as_str())) {
+        return Err(format!("--only {unknown}: the parts are {}", known.join(", ")));
+    }
+    let wanted = |part: &str| all.only.iter().any(|only| only == part);
+    let etcd = servers::install_etcd()?;
+    let mut failures = 0;
+    if wanted("etcdctl") {
+        println!("== etcdctl");
+        let left = servers::start_etcd(&etcd.etcd).await?;
+        let right = servers::start_gaios(&all.gaios, "127.0.0.1:0").await?;
+        failures += etcdctl::run(&etcd.etcdctl, left.url(), right.url()).await?;
+    }
+    if wanted("differ") {
+        println!("== differ");
+        let left = servers::start_etcd(&etcd.etcd).await?;
+        let right = servers::start_gaios(&all.gaios, "127.0.0.1:0").await?;
+        let options = differ::Options {
+            left: left.url().to_owned(),
+            right: right.url().to_owned(),
+            ops: all.ops,
+            seed: all.seed,
+            first_case: 0,
+            length: 40,
+            most_differences: 5,
+            named: true,
+        };
+        failures += differ::run(&options).await.map_err(|unreachable| unreachable.0)?;
+    }
+    if wanted("client-tests") {
+        println!("== client-tests");
+        failures += client_tests::run_in_private_network(&all.gaios).await?;
+    }
+    Ok(failures)
+}
