@@ -104,6 +104,9 @@ pub struct Stats {
 const COPY_BYTES_MAX: usize = 4 << 10;
 const BATCH_BYTES_MAX: u64 = 16 << 20;
 const SEGMENT_BYTES_MIN: u64 = 16 << 10;
+/// Kept free at the end of a segment for two batches without records: the seal, which must never fail for want of room,
+/// and one that tells which segments may be freed, when the disk is full and nothing else can be written.
+const RESERVED: u64 = 2 * ALIGN;
 /// Segments at the end of the log whose files may hold bytes that were written and never synced: the one with the last
 /// batch, the next one, and one more for good measure.
 const UNSYNCED_SEGMENTS_MAX: usize = 3;
@@ -260,7 +263,7 @@ impl<D: Disk> Journal<D> {
             journal.recycle(&segment_name(id), id)?;
         }
         if journal.segments.is_empty() && journal.active.is_none() && journal.ready.is_empty() {
-            while !journal.make_step()? {}
+            journal.make_ready()?;
         }
         Ok((journal, outcome.report))
     }
@@ -341,12 +344,7 @@ impl<D: Disk> Journal<D> {
     /// journal is fenced.
     pub fn maintain(&mut self) -> Result<bool, Error> {
         self.guarded(|journal| {
-            if let Some(front) = journal.segments.front()
-                && front.id < journal.durable_oldest_segment
-            {
-                let (id, name) = (front.id, segment_name(front.id));
-                journal.recycle(&name, id)?;
-                journal.segments.pop_front();
+            if journal.recycle_oldest()? {
                 return Ok(true);
             }
             if journal.ready.is_empty() {
@@ -464,10 +462,10 @@ impl<D: Disk> Journal<D> {
         let (descriptor_bytes, data_bytes) = self.staged.batch_bytes(count);
         let (_, batch_bytes) = format::layout(0, descriptor_bytes, data_bytes)
             .expect("a batch is bounded by the longest payload and the longest batch");
-        // Room is kept for the seal, which must never fail for want of it.
-        let fits = self.active.as_ref().is_some_and(|active| active.at + batch_bytes + ALIGN <= active.bytes);
+        let fits =
+            self.active.as_ref().is_some_and(|active| active.at + batch_bytes + RESERVED <= active.bytes);
         if !fits {
-            self.roll(HEADER_BYTES + batch_bytes + ALIGN)?;
+            self.roll(HEADER_BYTES + batch_bytes + RESERVED)?;
         }
         self.write_batch(count, 0)
     }
@@ -476,7 +474,10 @@ impl<D: Disk> Journal<D> {
     /// written, as every batch is before its successor.
     fn roll(&mut self, bytes: u64) -> Result<(), Error> {
         if self.ready.is_empty() {
-            while !self.make_step()? {}
+            match self.make_ready() {
+                Err(Error::Full { .. }) if self.free_what_is_not_needed()? => self.make_ready()?,
+                result => result?,
+            }
         }
         if let Some(ready) = self.ready.front_mut()
             && ready.bytes < bytes
@@ -498,6 +499,37 @@ impl<D: Disk> Journal<D> {
             first: self.written_end,
         });
         Ok(())
+    }
+
+    fn make_ready(&mut self) -> Result<(), Error> {
+        while !self.make_step()? {}
+        Ok(())
+    }
+
+    /// On a full disk, and with the active segment full: the floors may have risen since the last batch, but it takes a
+    /// durable batch to say so before a segment may go. Returns whether there was one to free.
+    fn free_what_is_not_needed(&mut self) -> Result<bool, Error> {
+        let room = self.active.as_ref().is_some_and(|active| active.at + RESERVED <= active.bytes);
+        let least_floor = self.floors.least().unwrap_or(self.head);
+        let freeable = self.segments.front().is_some_and(|segment| segment.end <= least_floor);
+        if !room || !freeable {
+            return Ok(false);
+        }
+        self.write_batch(0, 0)?;
+        self.sync_active()?;
+        while self.recycle_oldest()? {}
+        Ok(true)
+    }
+
+    /// Recycles the oldest segment if a durable batch says that it is not needed; returns whether.
+    fn recycle_oldest(&mut self) -> Result<bool, Error> {
+        let Some(id) = self.segments.front().map(|segment| segment.id) else { return Ok(false) };
+        if id >= self.durable_oldest_segment {
+            return Ok(false);
+        }
+        self.recycle(&segment_name(id), id)?;
+        self.segments.pop_front();
+        Ok(true)
     }
 
     /// Writes the first `count` staged records as one batch at the end of the active segment, which has room.

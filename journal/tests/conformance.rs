@@ -1,4 +1,5 @@
 //! One suite for every disk: the real one in a temporary directory, and the simulated one.
+#![allow(clippy::unwrap_used, reason = "a helper of tests may stop the test")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The verdict table, row by row, and every damage a segment file can suffer.
+#![allow(clippy::unwrap_used, reason = "a helper of tests may stop the test")]
 
 mod common;
 
@@ -539,6 +540,25 @@ fn a_full_disk_is_relieved_by_recycling() {
         }
     }
     assert_eq!(journal.durable(), Lsn(200));
+}
+
+/// The disk and the active segment are full, and only then the groups take their snapshots.
+#[test]
+fn a_full_disk_is_relieved_by_floors_that_rise_late() {
+    let disk = SimDisk::new(130 << 10);
+    let (mut journal, ..) = open(disk.clone(), options()).unwrap();
+    let mut last = append(&mut journal, 1, 0, 3000);
+    while commit(&mut journal).is_ok() {
+        last = append(&mut journal, 1, last.lsn.0, 3000);
+    }
+    assert!(matches!(journal.flush(), Err(Error::Full { .. })));
+    journal.set_floor(1, last.lsn);
+    commit(&mut journal).unwrap();
+    disk.crash(&mut |_| false);
+    let (journal, report, recovered) = open(disk, options()).unwrap();
+    assert_eq!(recovered.last(), Some(&as_recovered(&last)));
+    assert!(report.damage.is_empty());
+    assert!(journal.stats().oldest > Lsn(1));
 }
 
 #[test]
