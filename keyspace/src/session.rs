@@ -232,7 +232,11 @@ impl Session {
 
     /// The results stored, with their numbers.
     pub(crate) fn stored(&self) -> impl Iterator<Item = (u64, &Outcome)> {
-        (self.low + 1..).zip(&self.results).filter_map(|(seq, result)| Some((seq, result.as_ref()?)))
+        // Numbers go up to the highest there is, so the one after the last result may not exist.
+        self.results
+            .iter()
+            .zip(0..)
+            .filter_map(|(result, index)| Some((self.low + 1 + index, result.as_ref()?)))
     }
 }
 
