@@ -1,77 +1,62 @@
-//! The binary `gaios`.
+//! `gaios`: the one binary. It parses what it is told, builds the parts, runs them until a signal, and stops in order.
 
-use std::net::SocketAddr;
+mod roles;
+
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use gateway::{Gateway, GatewayOptions};
-use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
-/// A coordination service for any etcd v3 client.
+/// A coordination service that speaks the etcd v3 API, built from many consensus groups behind a pool of gateways.
 #[derive(Parser)]
-#[command(name = "gaios", version)]
-struct Arguments {
+#[command(name = "gaios", version, about, disable_help_subcommand = true)]
+struct Cli {
     #[command(subcommand)]
-    command: Command,
+    role: Role,
 }
 
 #[derive(Subcommand)]
-enum Command {
-    /// Run a gateway in front of nodes that run.
+enum Role {
+    /// Run everything in one process, on this machine: nodes, and a gateway in front of them.
+    Dev(roles::dev::Args),
+    /// Run a gateway: the stateless proxy that clients connect to.
     Gateway {
-        /// Where clients connect.
-        #[arg(long, default_value = "127.0.0.1:2379")]
-        listen: SocketAddr,
-        /// Where operators' tools connect.
-        #[arg(long)]
-        admin_listen: Option<SocketAddr>,
-        /// Addresses of nodes.
-        #[arg(long = "node", required = true)]
-        nodes: Vec<String>,
-        /// Unique in the region.
-        #[arg(long, default_value = "gateway")]
-        name: String,
+        /// Configuration file; see docs/configuration.md.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
     },
-    /// Print the version.
+    /// Run a node: it keeps replicas of the groups.
+    Replica {
+        /// Configuration file; see docs/configuration.md.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Check a configuration file, of any role, and report every mistake in it.
+    Check {
+        /// Configuration file; see docs/configuration.md.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Print the version, and the etcd version that clients are told.
     Version,
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
-        .with_writer(std::io::stderr)
-        .init();
-    let done = match arguments.command {
-        Command::Gateway { listen, admin_listen, nodes, name } => {
-            let mut options = GatewayOptions::new(name, listen, nodes);
-            options.admin_listen = admin_listen;
-            run_gateway(options)
-        }
-        Command::Version => {
-            println!("gaios {}", env!("CARGO_PKG_VERSION"));
+    let result = match Cli::parse().role {
+        Role::Dev(args) => roles::dev::run(&args),
+        Role::Gateway { config } => roles::gateway::run(&config),
+        Role::Replica { config } => roles::replica::run(&config),
+        Role::Check { config } => roles::check(&config),
+        Role::Version => {
+            println!("gaios {} (etcd API {})", env!("CARGO_PKG_VERSION"), gateway::door::ADVERTISED_VERSION);
             Ok(())
         }
     };
-    match done {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("gaios: {error}");
             ExitCode::FAILURE
         }
     }
-}
-
-/// Runs until a signal asks for the end.
-#[tokio::main]
-async fn run_gateway(options: GatewayOptions) -> std::io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let gateway = Gateway::start(options).await?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        interrupted = tokio::signal::ctrl_c() => interrupted?,
-    }
-    gateway.shutdown().await;
-    Ok(())
 }
