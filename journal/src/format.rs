@@ -29,6 +29,9 @@ const _: () = assert!(DESCRIPTOR_FIXED_BYTES as u64 <= SECTOR);
 const _: () = assert!(SEGMENT_HEADER_USED as u64 <= SECTOR);
 const _: () = assert!(LABEL_BYTES_MAX <= u8::MAX as usize && PAYLOAD_BYTES_MAX <= u32::MAX as usize);
 
+/// Batch numbers, positions and lives stay below this: 146,000 years at a million a second.
+const NUMBER_MAX: u64 = 1 << 62;
+
 /// The batch is the last of its segment; the log goes on in the segment with the next id.
 pub(crate) const FLAG_SEAL: u32 = 1;
 /// The batch is the first after a start: the one before it was the tail which that start judged.
@@ -242,7 +245,12 @@ impl Descriptor {
         let table = Table { rest: table };
         // The checksum vouches for all of this; it is checked so that later arithmetic cannot overflow even if not.
         layout(descriptor.offset, u64::from(descriptor_bytes), descriptor.data_bytes)?;
-        descriptor.first.0.checked_add(u64::from(descriptor.count))?;
+        if [descriptor.batch, descriptor.first.0, descriptor.life]
+            .into_iter()
+            .any(|number| number > NUMBER_MAX)
+        {
+            return None;
+        }
         let aligned = descriptor.offset.is_multiple_of(ALIGN) && descriptor.offset >= HEADER_BYTES;
         let ordered = descriptor.oldest_segment <= segment && descriptor.oldest <= descriptor.first;
         (aligned && ordered && table.fits(&descriptor)).then_some((descriptor, table))
