@@ -132,7 +132,7 @@ section! {
         /// Least journal written by a group since its last snapshot before the next one is due. Above that, one is due when
         /// the journal outweighs the snapshot.
         min_journal_bytes: Size = default("64MiB") ["1MiB" to "64GiB"];
-        /// Size of the pieces in which a snapshot is sent to a node that fell behind.
+        /// Size of the pieces in which a snapshot is written, and sent to a node that fell behind.
         chunk_bytes: Size = default("1MiB") ["64KiB" to "16MiB"];
     }
 }

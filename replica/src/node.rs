@@ -55,6 +55,8 @@ pub struct NodeOptions {
     pub journal_segment_bytes: u64,
     /// A snapshot is not due before this many bytes were logged since the last one.
     pub snapshot_least_bytes: u64,
+    /// Size of the slices that a snapshot is cut, written and sent in.
+    pub snapshot_slice_bytes: usize,
     /// Bound on the logical size of a group's data; 0 is not unlimited but nothing.
     pub quota_bytes: u64,
     /// The shard map that gateways are given.
@@ -95,6 +97,7 @@ pub(crate) struct Shared {
     pub(crate) peers: BTreeMap<NodeId, Arc<Peer>>,
     pub(crate) shard_map: Bytes,
     pub(crate) snapshot_least_bytes: u64,
+    pub(crate) snapshot_slice_bytes: usize,
     /// What this node would set as leader.
     pub(crate) limits: Limits,
     pub(crate) metrics: Metrics,
@@ -380,6 +383,7 @@ fn recover(options: NodeOptions) -> Result<(Arc<Shared>, Starts), StartError> {
         peers,
         shard_map: options.shard_map,
         snapshot_least_bytes: options.snapshot_least_bytes,
+        snapshot_slice_bytes: options.snapshot_slice_bytes,
         limits: Limits { quota_bytes: options.quota_bytes, ..Limits::default() },
         metrics,
         stopping: CancellationToken::new(),

@@ -51,6 +51,7 @@ pub fn options(config: &Replica, listener: TcpListener) -> Result<NodeOptions, F
         },
         journal_segment_bytes: config.journal.segment_bytes.bytes(),
         snapshot_least_bytes: config.snapshot.min_journal_bytes.bytes(),
+        snapshot_slice_bytes: usize::try_from(config.snapshot.chunk_bytes.bytes())?,
         quota_bytes: config.quota_bytes.bytes(),
         shard_map: shard_map.freeze(),
     })

@@ -13,8 +13,6 @@ use tracing::{debug, info, warn};
 use super::{Group, GroupEvent, GroupHandle};
 use crate::node::Shared;
 
-/// Bytes cut from the state at a time.
-const SLICE_BYTES: usize = 256 << 10;
 /// Slices that may wait for the disk.
 const SLICES_WAITING: usize = 2;
 
@@ -120,7 +118,7 @@ impl Group {
             return;
         }
         let piece = taking.piece.take().unwrap_or_else(|| {
-            taking.snapshot.next_slice(&self.state, SLICE_BYTES).map_or(Piece::End, Piece::Slice)
+            taking.snapshot.next_slice(&self.state, self.shared.snapshot_slice_bytes).map_or(Piece::End, Piece::Slice)
         });
         let is_end = matches!(piece, Piece::End);
         match pieces.try_send(piece) {

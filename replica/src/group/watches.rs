@@ -89,7 +89,7 @@ impl Watches {
         );
         if in_step {
             self.in_step.insert(&watch.range, watch_id);
-        } else {
+        } else if watch.credit > 0 {
             self.behind.insert(watch_id);
         }
         self.watches.insert(watch_id, watch);
