@@ -191,7 +191,7 @@ impl fmt::Display for Comparison {
         let ratio_rule = if self.systems.len() > 1 { "---:|" } else { "" };
         writeln!(
             out,
-            "| case | server | ops/s | p50 ms | p99 ms | p99.9 ms | CPU-µs/op | of all rounds |{ratio_heading} RSS MB \
+            "| case | server | ops/s | p50 ms | p99 ms | p99.9 ms | CPU-µs/op | all rounds |{ratio_heading} RSS MB \
              | others % | errors | remarks |"
         )?;
         writeln!(out, "|---|---|---:|---:|---:|---:|---:|---:|{ratio_rule}---:|---:|---:|---|")?;
@@ -200,6 +200,15 @@ impl fmt::Display for Comparison {
         }
         Ok(())
     }
+}
+
+/// "lowest–highest".
+fn range(values: impl Iterator<Item = f64>) -> String {
+    let (mut lowest, mut highest) = (f64::INFINITY, f64::NEG_INFINITY);
+    for value in values {
+        (lowest, highest) = (lowest.min(value), highest.max(value));
+    }
+    if lowest > highest { String::new() } else { format!("{lowest:.1}–{highest:.1}") }
 }
 
 impl Comparison {
@@ -213,7 +222,7 @@ impl Comparison {
         };
         let ms = |us: f64| format!("{:.2}", us / 1000.0);
         let cpu = |value: Option<f64>| value.map_or(String::new(), |cpu| format!("{cpu:.1}"));
-        let all: Vec<String> = rounds.iter().map(|round| cpu(round.cpu_us_per_op)).collect();
+        let all = range(rounds.iter().filter_map(|round| round.cpu_us_per_op));
         write!(
             out,
             "| {case} | {system} | {:.0} | {} | {} | {} | {} | {} |",
@@ -222,7 +231,7 @@ impl Comparison {
             ms(report.latency.p99_us),
             ms(report.latency.p999_us),
             cpu(report.cpu_us_per_op),
-            all.join(", "),
+            all,
         )?;
         if ratio_wanted {
             let ratio = self.cpu_of_first(case).zip(report.cpu_us_per_op).map(|(first, own)| own / first);
@@ -292,6 +301,12 @@ mod tests {
         assert!(!row.is_settled(2, 0.1));
         row.failures.push("down".to_owned());
         assert!(row.is_settled(2, 0.1));
+    }
+
+    #[test]
+    fn a_range_is_its_ends() {
+        assert_eq!(range([3.0, 1.25, 2.0].into_iter()), "1.2–3.0");
+        assert_eq!(range(std::iter::empty()), "");
     }
 
     #[test]

@@ -215,6 +215,9 @@ impl Lease for Constant {
     }
 }
 
+/// For servers known to be silent.
+const IMPATIENT: Duration = Duration::from_millis(500);
+
 /// Starts a server on a port of the kernel's choice; it lives as long as the test's runtime.
 async fn serve(fault: Fault) -> (Constant, Target) {
     let constant = Constant {
@@ -249,7 +252,7 @@ fn plan(workload: Workload) -> Plan {
         watches_per_stream: 3,
         warmup: Duration::ZERO,
         limit: Limit::Operations(200),
-        patience: Duration::from_millis(500),
+        patience: Duration::from_secs(10),
     }
 }
 
@@ -342,7 +345,7 @@ async fn a_server_that_only_fails_ends_in_a_report_without_operations() {
 async fn a_silent_server_does_not_hang_the_generator() {
     let (_, target) = serve(Fault::Silence).await;
     let mut plan = plan(Workload::Put);
-    plan.limit = Limit::Time(Duration::from_millis(50));
+    (plan.limit, plan.patience) = (Limit::Time(Duration::from_millis(50)), IMPATIENT);
     let report = run(&plan, &target).await.unwrap();
     assert_eq!((report.ops, report.unanswered), (0, 4));
 }
@@ -350,7 +353,9 @@ async fn a_silent_server_does_not_hang_the_generator() {
 #[tokio::test]
 async fn lost_events_fail_the_measurement() {
     let (_, target) = serve(Fault::LostEvents).await;
-    let error = run(&plan(Workload::Watch), &target).await.unwrap_err();
+    let mut plan = plan(Workload::Watch);
+    plan.patience = IMPATIENT;
+    let error = run(&plan, &target).await.unwrap_err();
     assert_eq!(error.to_string(), "7 of 7 events are missing after 500ms");
 }
 
@@ -374,7 +379,7 @@ async fn a_comparison_is_a_table_with_ratios() {
     // Enough work to show in CPU time, which the kernel tells in steps of 10 ms.
     put.limit = Limit::Operations(2000);
     let mut watch = plan(Workload::Watch);
-    watch.limit = Limit::Operations(50);
+    (watch.limit, watch.patience) = (Limit::Operations(50), Duration::from_secs(2));
     let cases = [Case { name: "puts", plan: put }, Case { name: "watches", plan: watch }];
     let mut seen = 0;
     let comparison = compare(environment, &cases, &[first, second], 2, 1.0, |_| seen += 1).await;
