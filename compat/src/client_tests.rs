@@ -37,7 +37,7 @@ const RUN: &[(&str, &[&str])] = &[
             "test_remove_and_add_endpoint",
         ],
     ),
-    ("namespace", &["test_namespace_kv", "test_namespace_txn"]),
+    ("namespace", &["test_namespace_kv"]),
 ];
 
 /// Tests that are left out, and why.

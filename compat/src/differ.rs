@@ -36,12 +36,24 @@ struct Difference {
     right: String,
 }
 
+impl Difference {
+    /// The first line that differs, on each side, with its numbers left out: what makes two findings the same.
+    fn signature(&self) -> String {
+        let blank = |text: &str| text.replace(|c: char| c.is_ascii_digit(), "");
+        let mut pairs = self.left.lines().zip(self.right.lines().chain(std::iter::repeat("(nothing)")));
+        let first = pairs.find(|(left, right)| left != right);
+        let (left, right) = first.unwrap_or(("(nothing)", self.right.lines().last().unwrap_or_default()));
+        format!("left {} / right {}", blank(left), blank(right))
+    }
+}
+
 struct Run {
     left: Side,
     right: Side,
     /// Steps by kind and by what was answered at the left end.
     covered: BTreeMap<(&'static str, String), u64>,
-    differences: usize,
+    /// How often each was seen, by the first lines that differ.
+    differences: BTreeMap<String, usize>,
 }
 
 /// Runs; the number of differences.
@@ -56,7 +68,7 @@ pub(crate) async fn run(options: &Options) -> Result<usize, Unreachable> {
     }
     let left = Side::connect(&options.left).await?;
     let right = Side::connect(&options.right).await?;
-    let mut run = Run { left, right, covered: BTreeMap::new(), differences: 0 };
+    let mut run = Run { left, right, covered: BTreeMap::new(), differences: BTreeMap::new() };
     let started = Instant::now();
 
     if options.named {
@@ -74,7 +86,7 @@ pub(crate) async fn run(options: &Options) -> Result<usize, Unreachable> {
     }
 
     let (mut done, mut case) = (0, options.first_case);
-    while done < options.ops && run.differences < options.most_differences {
+    while done < options.ops && run.differences.len() < options.most_differences {
         let steps = generate::sequence(options.seed, case, options.length);
         let name = format!(
             "--seed {} --first-case {case} --ops {} --length {}",
@@ -86,7 +98,7 @@ pub(crate) async fn run(options: &Options) -> Result<usize, Unreachable> {
         if case.is_multiple_of(50) {
             println!(
                 "{done} operations, {} differences, {:.0} s",
-                run.differences,
+                run.differences.len(),
                 started.elapsed().as_secs_f64()
             );
         }
@@ -96,18 +108,24 @@ pub(crate) async fn run(options: &Options) -> Result<usize, Unreachable> {
     for ((kind, verdict), count) in &run.covered {
         println!("{count:>8}  {kind:<18} {verdict}");
     }
+    for (signature, count) in run.differences.iter().filter(|(_, count)| **count > 1) {
+        println!("\n{count} times: {signature}");
+    }
     println!(
         "\n{done} operations in {:.0} s, {} differences",
         started.elapsed().as_secs_f64(),
-        run.differences
+        run.differences.len()
     );
-    Ok(run.differences)
+    Ok(run.differences.len())
 }
 
 impl Run {
     /// Runs a sequence, and reports it cut down if there is a difference.
     async fn judge(&mut self, name: &str, steps: Vec<Step>) -> Result<(), Unreachable> {
         let Some(difference) = self.case(&steps, false).await? else { return Ok(()) };
+        if self.is_known(&difference) {
+            return Ok(());
+        }
         let (steps, difference) = self.minimise(steps, difference).await?;
         self.report(name, &steps, &difference);
         Ok(())
@@ -160,9 +178,20 @@ impl Run {
         Ok((steps, difference))
     }
 
+    /// Whether the same was reported before; counts it then.
+    fn is_known(&mut self, difference: &Difference) -> bool {
+        let known = self.differences.get_mut(&difference.signature());
+        let is_known = known.is_some();
+        known.into_iter().for_each(|count| *count += 1);
+        is_known
+    }
+
     fn report(&mut self, name: &str, steps: &[Step], difference: &Difference) {
-        self.differences += 1;
-        println!("\nDIFFERENCE {} in: {name}", self.differences);
+        if self.is_known(difference) {
+            return;
+        }
+        self.differences.insert(difference.signature(), 1);
+        println!("\nDIFFERENCE {} in: {name}", self.differences.len());
         for (index, step) in steps.iter().enumerate().take(difference.step + 1) {
             println!("  {index:>3} {}", shown(step));
         }
