@@ -320,7 +320,7 @@ impl Keyspace {
         }
     }
 
-    /// Begins a snapshot of the state as it is. The state goes on being written while slices are taken; until the
+    /// Begins a snapshot of the state as it is; between slots, since it stands for whole ones. The state goes on being written while slices are taken; until the
     /// snapshot is dropped, garbage that it may need is not swept.
     pub fn snapshot(&mut self) -> Snapshot {
         Snapshot::begin(self)

@@ -493,7 +493,7 @@ impl Mvcc {
     ) -> Result<Mvcc, &'static str> {
         let mut mvcc = Mvcc { revision, compact_revision, ..Mvcc::new() };
         // By position, as they were written.
-        records.sort_by_key(|record| record.position());
+        records.sort_by_cached_key(|record| record.position());
         if records.windows(2).any(|pair| pair[0].position() == pair[1].position()) {
             return Err("two records at one position");
         }
