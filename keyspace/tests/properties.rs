@@ -279,15 +279,20 @@ proptest! {
     fn answers_and_events_survive_the_codec(ops in vec(generate::op(), 1..30), reads in vec(generate::range_request(), 3)) {
         let mut replica = Replica::new();
         let mut outcomes = Vec::new();
+        let mut revisions = Vec::new();
         for op in ops.into_iter().filter(passes_the_door) {
             let effects = replica.write(op);
             outcomes.push(effects.replies[0].outcome.clone());
+            revisions.extend(effects.revisions.iter().cloned());
             for revision in effects.revisions {
                 let mut bytes = BytesMut::new();
                 revision.encode(&mut bytes);
                 prop_assert_eq!(RevisionEvents::decode(bytes.freeze()), Ok(revision));
             }
         }
+        let mut bytes = BytesMut::new();
+        RevisionEvents::encode_all(&revisions, &mut bytes);
+        prop_assert_eq!(RevisionEvents::decode_all(bytes.freeze()), Ok(revisions));
         let state = &replica.state;
         outcomes.extend(reads.into_iter().map(|read| state.query(&Query::Range(read))));
         outcomes.extend(
@@ -320,6 +325,7 @@ proptest! {
         let _read = Query::decode(bytes.clone());
         let _read = decode_outcome(bytes.clone());
         let _read = RevisionEvents::decode(bytes.clone());
+        let _read = RevisionEvents::decode_all(bytes.clone());
         let mut restore = Restore::new();
         let _read = restore.push(bytes).and_then(|()| restore.finish().map(drop));
     }
