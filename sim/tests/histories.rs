@@ -263,6 +263,23 @@ fn histories_survive_the_disk() {
 }
 
 #[test]
+fn what_etcd_did_is_right() {
+    let text = include_str!("transcripts/etcd-3.5.1-concurrent.jsonl");
+    let history = EtcdHistory::from_json_lines(text).unwrap();
+    let start = Model::new(Rules { txn_checks: TxnChecks::PutsFirst, ..Default::default() });
+    let options = Options { start, ..Default::default() };
+    let Verdict::Consistent(summary) = check(&history, &options) else {
+        panic!("{:#?}", check(&history, &options))
+    };
+    assert!(summary.unknown_applied > 0 && summary.leases_expired > 0, "{summary:?}");
+    assert!(summary.writes > 50 && summary.watch_events > 200, "{summary:?}");
+    // Without the watches it takes some trying.
+    let without = EtcdHistory { watches: Vec::new(), ..history };
+    let verdict = check(&without, &options);
+    assert!(matches!(verdict, Verdict::Consistent(_)), "{verdict:#?}");
+}
+
+#[test]
 fn many_tasks_can_record() {
     let recorder = EtcdRecorder::default();
     let model = std::sync::Mutex::new(Model::default());

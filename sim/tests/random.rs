@@ -11,7 +11,7 @@ use proptest::test_runner::FileFailurePersistence;
 use sim::linear::history::{
     End, EtcdHistory, EtcdOperation, Operation, WatchMessage, WatchResponse, WatchStream,
 };
-use sim::linear::revisions::{Options, Verdict, check};
+use sim::linear::revisions::{Line, Options, Verdict, check};
 use sim::linear::specs::{Etcd, RegisterAction, RegisterInput, RegisterOutput, Registers};
 use sim::linear::wgl::{self, Budget, Outcome, Spec};
 use sim::model::*;
@@ -486,6 +486,67 @@ proptest! {
         history.watches.push(stream);
         let verdict = check(&history, &no_expiry());
         prop_assert!(!accepted(&verdict));
+    }
+}
+
+/// What to make of one operation's record.
+type Garbage = (u8, u8, prop::sample::Index, i64, u8);
+
+fn garbage() -> impl Strategy<Value = Vec<Garbage>> {
+    let number = prop_oneof![Just(i64::MIN), Just(-1), 0..20i64, Just(1i64 << 40), Just(i64::MAX)];
+    prop::collection::vec((any::<u8>(), any::<u8>(), any::<prop::sample::Index>(), number, any::<u8>()), 20)
+}
+
+proptest! {
+    #![proptest_config(config(400))]
+
+    /// Whatever a history says, the checkers come to an end with an answer.
+    #[test]
+    fn garbage_is_judged_and_nothing_breaks(
+        steps in steps(any_action(), 20),
+        plan in watch_plan(),
+        garbage in garbage(),
+    ) {
+        let (mut history, model) = tell(&steps);
+        let mut stream = watch(&plan, &model);
+        let answers: Vec<Answer> = history.operations.iter().filter_map(|operation| operation.output().cloned()).collect();
+        for (operation, (call, at, other, number, what)) in history.operations.iter_mut().zip(&garbage) {
+            operation.call = u64::from(*call);
+            if answers.is_empty() || what % 3 == 0 {
+                continue;
+            }
+            let mut output = answers[other.index(answers.len())].clone();
+            match (&mut output, what % 8) {
+                (Ok(response), 0..3) => set_header(response, *number),
+                (Ok(Response::Range(response)), 3..5) => {
+                    for kv in &mut response.kvs {
+                        (kv.mod_revision, kv.create_revision, kv.version) = (*number, *number, *number);
+                    }
+                }
+                (output, 5) => *output = Err(Error::ALL[other.index(Error::ALL.len())]),
+                _ => {}
+            }
+            operation.end = End::Returned { at: u64::from(*at), output };
+        }
+        for (response, (at, _, _, number, what)) in stream.responses.iter_mut().zip(&garbage) {
+            response.at = u64::from(*at);
+            match (&mut response.message, what % 5) {
+                (_, 0) => response.revision = *number,
+                (WatchMessage::Events { events, .. }, 1) => events[0].kv.mod_revision = *number,
+                (WatchMessage::Events { fragment, .. }, 2) => *fragment = true,
+                (message, 3) => {
+                    *message = WatchMessage::Cancelled { compact_revision: *number, reason: String::new() };
+                }
+                _ => {}
+            }
+        }
+        history.watches.push(stream);
+        for line in [Line::Dense, Line::Sparse] {
+            let _ = check(&history, &Options { line, steps_max: 20_000, ..Default::default() });
+        }
+        let _ = wgl::check(&Etcd::default(), &history.operations, Budget { steps: 2_000, configurations: 100 });
+        let again = EtcdHistory::from_json_lines(&history.to_json_lines()).unwrap();
+        prop_assert_eq!(again, history);
     }
 }
 

@@ -49,6 +49,39 @@ struct Compaction {
     call: u64,
 }
 
+/// The first moments in the lives of leases, by id.
+#[derive(Default)]
+struct Leases {
+    /// Calls of grants that were not refused.
+    first_grant: BTreeMap<i64, u64>,
+    /// Returns of acknowledged grants.
+    first_return: BTreeMap<i64, u64>,
+    /// Calls of revokes.
+    first_revoke: BTreeMap<i64, u64>,
+}
+
+impl Leases {
+    fn of(operations: &[EtcdOperation]) -> Leases {
+        let mut leases = Leases::default();
+        let note = |moments: &mut BTreeMap<i64, u64>, id: i64, moment: u64| {
+            let first = moments.entry(id).or_insert(moment);
+            *first = moment.min(*first);
+        };
+        for operation in operations {
+            if let Some(id) = granted_lease(operation) {
+                note(&mut leases.first_grant, id, operation.call);
+                if let Some(at) = operation.returned_at() {
+                    note(&mut leases.first_return, id, at);
+                }
+            }
+            if let Request::LeaseRevoke(revoke) = &operation.input {
+                note(&mut leases.first_revoke, revoke.id, operation.call);
+            }
+        }
+        leases
+    }
+}
+
 /// The highest revisions among the operations that have returned, and whose they are.
 #[derive(Clone, Copy, Default)]
 struct Floor {
@@ -325,6 +358,7 @@ impl<'a> Facts<'a> {
 
     /// Refusals that no state can justify. Those that depend on the keys are left to the replay.
     fn check_refusals(&self, options: &Options, violations: &mut Vec<Violation>) {
+        let leases = Leases::of(self.operations);
         for (index, operation) in self.operations.iter().enumerate() {
             let (Role::Refused(error), Some(at)) = (self.roles[index], operation.returned_at()) else {
                 continue;
@@ -339,8 +373,8 @@ impl<'a> Facts<'a> {
                 | Error::DuplicateKey
                 | Error::InvalidSortOption => false,
                 Error::Compacted => self.may_be_compacted(&operation.input, at, options),
-                Error::LeaseNotFound => self.may_lack_lease(operation, at, options),
-                Error::LeaseExists => self.may_have_lease(&operation.input, at, options),
+                Error::LeaseNotFound => self.may_lack_lease(operation, at, &leases, options),
+                Error::LeaseExists => may_have_lease(&operation.input, at, &leases, options),
                 Error::KeyNotFound | Error::FutureRevision | Error::LeaseTtlTooLarge => true,
             };
             if !justified {
@@ -372,28 +406,15 @@ impl<'a> Facts<'a> {
         }
     }
 
-    fn may_lack_lease(&self, refused: &EtcdOperation, at: u64, options: &Options) -> bool {
-        let certain = |id: i64| {
-            let granted = options.start.has_lease(id)
-                || self.operations.iter().any(|operation| {
-                    let returned = operation.returned_at().is_some_and(|granted| granted < refused.call);
-                    returned && granted_lease(operation) == Some(id)
-                });
-            let revoke_called = self.operations.iter().any(|operation| {
-                operation.call <= at
-                    && matches!(&operation.input, Request::LeaseRevoke(revoke) if revoke.id == id)
-            });
-            granted && !revoke_called && !options.leases_expire
+    /// With leases that may run out at any time, a lease may always be missing.
+    fn may_lack_lease(&self, refused: &EtcdOperation, at: u64, leases: &Leases, options: &Options) -> bool {
+        let certain = |id: &i64| {
+            let granted = leases.first_return.get(id).is_some_and(|&granted| granted < refused.call);
+            let revoke_called = leases.first_revoke.get(id).is_some_and(|&call| call <= at);
+            (granted || options.start.has_lease(*id)) && !revoke_called && !options.leases_expire
         };
         let mentioned = mentioned_leases(&refused.input);
-        !mentioned.is_empty() && !mentioned.into_iter().all(certain)
-    }
-
-    fn may_have_lease(&self, request: &Request, at: u64, options: &Options) -> bool {
-        let Request::LeaseGrant(grant) = request else { return false };
-        let granted =
-            |operation: &EtcdOperation| operation.call <= at && granted_lease(operation) == Some(grant.id);
-        options.start.has_lease(grant.id) || self.operations.iter().any(granted)
+        !mentioned.is_empty() && !mentioned.iter().all(certain)
     }
 
     fn collect_traces(&mut self, history: &EtcdHistory, options: &Options) {
@@ -423,6 +444,12 @@ impl<'a> Facts<'a> {
         }
         self.traces = traces;
     }
+}
+
+fn may_have_lease(request: &Request, at: u64, leases: &Leases, options: &Options) -> bool {
+    let Request::LeaseGrant(grant) = request else { return false };
+    let granted = leases.first_grant.get(&grant.id).is_some_and(|&call| call <= at);
+    granted || options.start.has_lease(grant.id)
 }
 
 /// The part the operation plays, or what is wrong with its record.

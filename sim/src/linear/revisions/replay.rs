@@ -115,6 +115,9 @@ struct Replay<'a> {
     used_revokes: BTreeSet<usize>,
     /// Refusals that depend on the keys, by the first revision they may have seen.
     refusals: BTreeMap<i64, Vec<usize>>,
+    /// Their requests, without leases: whether a lease was there at the moment is not known exactly, and the refusal
+    /// says that it was not the reason.
+    refused: BTreeMap<usize, Request>,
     /// Those not yet found in the right.
     unjustified: BTreeSet<usize>,
     /// Those of them whose first revision has come.
@@ -133,8 +136,11 @@ impl<'a> Replay<'a> {
                 refusals.entry(facts.floors[index]).or_default().push(index);
             }
         }
+        let request = |&operation: &usize| (operation, without_leases(&facts.operations[operation].input));
+        let refused = refusals.values().flatten().map(request).collect();
         let suspects = suspects(facts, options);
         Replay {
+            refused,
             facts,
             streams,
             options,
@@ -556,7 +562,8 @@ impl<'a> Replay<'a> {
         let mut done = Vec::new();
         for &operation in &self.waiting {
             let Role::Refused(error) = self.facts.roles[operation] else { continue };
-            if self.model.check(&self.facts.operations[operation].input) == Err(error) {
+            let Some(request) = self.refused.get(&operation) else { continue };
+            if self.model.check(request) == Err(error) {
                 done.push(operation);
             } else if self.facts.ceilings[operation] <= revision {
                 return Err(self.wrong_error(operation).into());
@@ -767,6 +774,36 @@ fn writes_of(request: &Request) -> Vec<Write<'_>> {
         | Request::Leases => {}
     }
     writes
+}
+
+/// The request with no puts on leases.
+fn without_leases(request: &Request) -> Request {
+    fn op_without(op: &RequestOp) -> RequestOp {
+        match op {
+            RequestOp::Put(put) => RequestOp::Put(PutRequest { lease: 0, ..put.clone() }),
+            RequestOp::Txn(txn) => RequestOp::Txn(txn_without(txn)),
+            RequestOp::Range(_) | RequestOp::DeleteRange(_) | RequestOp::Empty => op.clone(),
+        }
+    }
+    fn txn_without(txn: &TxnRequest) -> TxnRequest {
+        TxnRequest {
+            compare: txn.compare.clone(),
+            success: txn.success.iter().map(op_without).collect(),
+            failure: txn.failure.iter().map(op_without).collect(),
+        }
+    }
+    match request {
+        Request::Put(put) => Request::Put(PutRequest { lease: 0, ..put.clone() }),
+        Request::Txn(txn) => Request::Txn(txn_without(txn)),
+        Request::Range(_)
+        | Request::DeleteRange(_)
+        | Request::Compact(_)
+        | Request::LeaseGrant(_)
+        | Request::LeaseRevoke(_)
+        | Request::LeaseKeepAlive(_)
+        | Request::LeaseTimeToLive(_)
+        | Request::Leases => request.clone(),
+    }
 }
 
 /// Whether a request, in whatever state, may leave the trace.
