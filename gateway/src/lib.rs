@@ -22,6 +22,7 @@ mod watch;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -185,13 +186,16 @@ impl Serving {
             leaderless_sender,
             ending.clone(),
         ));
+        let metrics = Metrics::new(id);
         let door = Arc::new(Door {
-            hub: Arc::new(Hub::new(Arc::clone(&domain))),
+            hub: Hub::new(Arc::clone(&domain), metrics.upstreams.clone()),
             domain,
             options,
             member_id: id,
             members,
-            metrics: Metrics::new(id),
+            metrics,
+            seen_revision: AtomicI64::new(0),
+            seen_term: AtomicU64::new(0),
             leader_known,
             leaderless,
             draining: draining.clone(),

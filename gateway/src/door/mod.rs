@@ -16,6 +16,7 @@ mod serve;
 mod watch;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use api::etcdserverpb as pb;
@@ -114,16 +115,29 @@ pub(crate) struct Door<D> {
     pub(crate) draining: CancellationToken,
     /// Cancelled when streams must end.
     pub(crate) ending: CancellationToken,
+    /// The newest revision and term that any answer told.
+    pub(crate) seen_revision: AtomicI64,
+    pub(crate) seen_term: AtomicU64,
 }
 
 impl<D: Domain> Door<D> {
     pub(crate) fn header(&self, revision: i64, term: u64) -> Option<pb::ResponseHeader> {
+        // Relaxed: a hint for answers that no read stands behind. The load spares the line a write by every answer.
+        if self.seen_revision.load(Ordering::Relaxed) < revision {
+            self.seen_revision.fetch_max(revision, Ordering::Relaxed);
+            self.seen_term.fetch_max(term, Ordering::Relaxed);
+        }
         Some(pb::ResponseHeader {
             cluster_id: self.domain.cluster_id(),
             member_id: self.member_id,
             revision,
             raft_term: term,
         })
+    }
+
+    /// The newest revision and term that any answer told.
+    fn seen(&self) -> (i64, u64) {
+        (self.seen_revision.load(Ordering::Relaxed), self.seen_term.load(Ordering::Relaxed))
     }
 
     /// The member that is shown as the leader.

@@ -1,7 +1,250 @@
-use super::Door;
-use ::http::{Request, Response};
+//! The service Watch. Served by hand rather than by generated code, so that the events of a response can be encoded
+//! once for many watchers.
+
+use std::pin::Pin;
 use std::sync::Arc;
+
+use ::http::{Request, Response};
+use api::etcdserverpb as pb;
+use bytes::BufMut as _;
+use futures::Stream;
+use http_body::Body as HttpBody;
+use prost::Message as _;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tonic::body::Body;
-pub(super) async fn call<D, B>(_door: &Arc<Door<D>>, _request: Request<B>) -> Response<Body> {
-    super::unsupported("Watch").into_http()
+use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::server::{Grpc, StreamingService};
+use tonic::{Status, Streaming};
+
+use super::front::sizes_of_too_large;
+use super::{Door, StreamEnd};
+use crate::backoff::random_u32;
+use crate::domain::Domain;
+use crate::watch::{Frame, Hub, WatchOptions, Watchers};
+
+/// Room for the encoder and the decoder of a stream. Most streams are idle, and there are many.
+const BUFFER_BYTES: usize = 512;
+/// Bytes of responses that are gathered before they are handed on.
+const YIELD_BYTES: usize = 32 << 10;
+
+/// Serves one watch stream.
+pub(super) async fn call<D: Domain, B>(door: &Arc<Door<D>>, request: Request<B>) -> Response<Body>
+where
+    B: HttpBody<Data = bytes::Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
+{
+    let mut grpc = Grpc::new(WatchCodec)
+        .apply_max_message_size_config(Some(door.options.message_bytes_max()), Some(usize::MAX));
+    grpc.streaming(Service(Arc::clone(door)), request).await
+}
+
+struct Service<D>(Arc<Door<D>>);
+
+type Responses = Pin<Box<dyn Stream<Item = Result<Encoded, Status>> + Send>>;
+type Answering = Pin<Box<dyn Future<Output = Result<tonic::Response<Responses>, Status>> + Send>>;
+
+impl<D: Domain> StreamingService<pb::WatchRequest> for Service<D> {
+    type Response = Encoded;
+    type ResponseStream = Responses;
+    type Future = Answering;
+
+    fn call(&mut self, request: tonic::Request<Streaming<pb::WatchRequest>>) -> Answering {
+        let end = StreamEnd::new(&self.0, request.metadata());
+        let stream = WatchStream::new(Arc::clone(&self.0), request.into_inner(), end);
+        let responses = futures::stream::unfold(stream, |mut stream| async move {
+            let item = stream.next().await?;
+            Some((item, stream))
+        });
+        Box::pin(std::future::ready(Ok(tonic::Response::new(Box::pin(responses) as Responses))))
+    }
+}
+
+/// A client's stream.
+struct WatchStream<D: Domain> {
+    door: Arc<Door<D>>,
+    /// None once the client has sent its last request; what it asked for goes on.
+    requests: Option<Streaming<pb::WatchRequest>>,
+    watchers: Watchers<Arc<Hub<D>>>,
+    end: StreamEnd,
+    /// There as long as a watcher wants to be told of progress.
+    ticks: Option<Interval>,
+    counted: usize,
+    ended: bool,
+}
+
+enum Woken {
+    Request(Result<Option<pb::WatchRequest>, Status>),
+    End(Status),
+    Inbox,
+    Tick,
+}
+
+impl<D: Domain> WatchStream<D> {
+    fn new(door: Arc<Door<D>>, requests: Streaming<pb::WatchRequest>, end: StreamEnd) -> WatchStream<D> {
+        door.metrics.watch_streams.inc();
+        let options = WatchOptions { fragment_bytes: door.options.message_bytes_max() };
+        let watchers = Watchers::new(Arc::clone(&door.hub), options);
+        WatchStream { door, requests: Some(requests), watchers, end, ticks: None, counted: 0, ended: false }
+    }
+
+    /// The next response. None ends the stream.
+    async fn next(&mut self) -> Option<Result<Encoded, Status>> {
+        if self.ended {
+            return None;
+        }
+        loop {
+            let frame = self.watchers.next_frame();
+            self.count();
+            if let Some(frame) = frame {
+                self.door.metrics.events.inc_by(frame.event_count as u64);
+                return Some(Ok(self.encoded(frame)));
+            }
+            match self.wake().await {
+                Woken::Request(Ok(Some(request))) => {
+                    let (revision, term) = self.door.seen();
+                    self.watchers.handle_revision(revision, term);
+                    self.watchers.handle_request(request);
+                    self.set_ticks();
+                }
+                Woken::Request(Ok(None)) => self.requests = None,
+                Woken::Request(Err(status)) => {
+                    self.ended = true;
+                    return Some(Err(in_the_words_of_grpc_go(status)));
+                }
+                Woken::End(status) => {
+                    self.ended = true;
+                    return Some(Err(status));
+                }
+                Woken::Inbox => {}
+                Woken::Tick => self.watchers.handle_tick(),
+            }
+        }
+    }
+
+    async fn wake(&mut self) -> Woken {
+        let congested = self.watchers.is_congested();
+        let request = async {
+            match &mut self.requests {
+                Some(requests) if !congested => requests.message().await,
+                Some(_) | None => std::future::pending().await,
+            }
+        };
+        let tick = async {
+            match &mut self.ticks {
+                Some(ticks) => ticks.tick().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            status = self.end.ended() => Woken::End(status),
+            request = request => Woken::Request(request),
+            () = self.watchers.inbox().filled.notified() => Woken::Inbox,
+            _ = tick => Woken::Tick,
+        }
+    }
+
+    /// Starts the ticks when the first watcher wants them; up to a tenth later than the interval, so that streams do
+    /// not tick together.
+    fn set_ticks(&mut self) {
+        let wanted = self.watchers.wants_ticks();
+        if wanted && self.ticks.is_none() {
+            let interval = self.door.options.progress_interval;
+            let jitter = interval.mul_f64(0.1 * f64::from(random_u32()) / f64::from(u32::MAX));
+            let mut ticks = interval_at(Instant::now() + interval + jitter, interval + jitter);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            self.ticks = Some(ticks);
+        } else if !wanted {
+            self.ticks = None;
+        }
+    }
+
+    fn encoded(&self, frame: Frame) -> Encoded {
+        let header = self.door.header(frame.revision, frame.term);
+        Encoded { head: pb::WatchResponse { header, ..frame.head }, events: frame.events }
+    }
+
+    fn count(&mut self) {
+        let now = self.watchers.len();
+        if now != self.counted {
+            self.door.metrics.watchers.add(now as i64 - self.counted as i64);
+            self.counted = now;
+        }
+    }
+}
+
+impl<D: Domain> Drop for WatchStream<D> {
+    fn drop(&mut self) {
+        self.door.metrics.watch_streams.dec();
+        self.door.metrics.watchers.sub(self.counted as i64);
+    }
+}
+
+fn in_the_words_of_grpc_go(status: Status) -> Status {
+    match sizes_of_too_large(status.message()) {
+        Some((size, limit)) => {
+            Status::resource_exhausted(format!("grpc: received message larger than max ({size} vs. {limit})"))
+        }
+        None => status,
+    }
+}
+
+/// A response whose events are bytes already.
+pub(super) struct Encoded {
+    head: pb::WatchResponse,
+    events: Vec<bytes::Bytes>,
+}
+
+struct WatchCodec;
+
+impl Codec for WatchCodec {
+    type Encode = Encoded;
+    type Decode = pb::WatchRequest;
+    type Encoder = WatchEncoder;
+    type Decoder = WatchDecoder;
+
+    fn encoder(&mut self) -> WatchEncoder {
+        WatchEncoder
+    }
+
+    fn decoder(&mut self) -> WatchDecoder {
+        WatchDecoder
+    }
+}
+
+struct WatchEncoder;
+
+impl Encoder for WatchEncoder {
+    type Item = Encoded;
+    type Error = Status;
+
+    /// The events are the last field of the message, so they may simply follow the rest.
+    fn encode(&mut self, item: Encoded, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        item.head.encode(out).map_err(|error| Status::internal(error.to_string()))?;
+        for events in item.events {
+            out.reserve(events.len());
+            out.put(events);
+        }
+        Ok(())
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(BUFFER_BYTES, YIELD_BYTES)
+    }
+}
+
+struct WatchDecoder;
+
+impl Decoder for WatchDecoder {
+    type Item = pb::WatchRequest;
+    type Error = Status;
+
+    fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<pb::WatchRequest>, Status> {
+        let request = pb::WatchRequest::decode(bytes);
+        request.map(Some).map_err(|error| Status::internal(error.to_string()))
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(BUFFER_BYTES, YIELD_BYTES)
+    }
 }

@@ -1,6 +1,139 @@
-pub(crate) struct Hub<D>(std::sync::Arc<D>);
-impl<D> Hub<D> {
-    pub(crate) fn new(d: std::sync::Arc<D>) -> Self {
-        Hub(d)
+//! Watches: many watchers of clients over few feeds of the domain.
+//!
+//! ```text
+//! client stream ── Watchers ─┬─ watcher ── SharedFeed (range a) ── task ── Domain::feed
+//!                            ├─ watcher ──┘
+//!                            └─ watcher ── SharedFeed (range b) ── task ── …
+//! ```
+//! A watcher is a position in a shared window of events. It writes nothing and holds nothing: a client that does not
+//! read keeps a number. One that falls behind the window, or starts in the past, reads history through a feed of its
+//! own until it has caught up with the window.
+
+mod feed;
+mod log;
+mod watchers;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use keyspace::KeyRange;
+use parking_lot::Mutex;
+use prometheus::IntGauge;
+
+use crate::domain::{Domain, Feed, FeedSpec};
+
+pub(crate) use feed::Inbox;
+pub(crate) use watchers::{Feeds, Frame, Subscription, WatchOptions, Watchers};
+
+use feed::{CREDIT_BYTES, Pace, SharedFeed};
+
+/// What a shared feed is found by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct FeedKey {
+    range: KeyRange,
+    prev_kv: bool,
+}
+
+/// All shared feeds of the gateway.
+#[derive(Debug)]
+pub(crate) struct Hub<D> {
+    domain: Arc<D>,
+    shared: Mutex<HashMap<FeedKey, Arc<SharedFeed>>>,
+    upstreams: IntGauge,
+    /// For the subscriptions, which find their way back.
+    own: Weak<Hub<D>>,
+}
+
+impl<D: Domain> Hub<D> {
+    pub(crate) fn new(domain: Arc<D>, upstreams: IntGauge) -> Arc<Hub<D>> {
+        Arc::new_cyclic(|own| Hub { domain, shared: Mutex::default(), upstreams, own: own.clone() })
     }
+
+    fn open(&self, range: &KeyRange, prev_kv: bool, start: i64, pace: Pace) -> Arc<SharedFeed> {
+        let feed = Arc::new(SharedFeed::new(range.clone(), prev_kv, pace));
+        let spec = FeedSpec { range: range.clone(), start, prev_kv, credit: CREDIT_BYTES };
+        tokio::spawn(carry(Arc::clone(&feed), self.domain.feed(spec), self.upstreams.clone()));
+        feed
+    }
+
+    fn release(&self, feed: &Arc<SharedFeed>, subscriber: u64) {
+        let mut shared = self.shared.lock();
+        if feed.unsubscribe(subscriber) {
+            let key = FeedKey { range: feed.range.clone(), prev_kv: feed.prev_kv };
+            if shared.get(&key).is_some_and(|known| Arc::ptr_eq(known, feed)) {
+                shared.remove(&key);
+            }
+        }
+    }
+
+    fn subscription(&self, feed: Arc<SharedFeed>, inbox: &Arc<Inbox>, watcher: u64) -> Subscription {
+        let subscriber = feed.subscribe(inbox, watcher);
+        let hub = self.own.clone();
+        Subscription::new(feed, move |feed| match hub.upgrade() {
+            Some(hub) => hub.release(feed, subscriber),
+            None => {
+                feed.unsubscribe(subscriber);
+            }
+        })
+    }
+}
+
+impl<D: Domain> Feeds for Arc<Hub<D>> {
+    fn shared(
+        &self,
+        range: &KeyRange,
+        prev_kv: bool,
+        inbox: &Arc<Inbox>,
+        watcher: u64,
+    ) -> (Subscription, u64) {
+        let mut shared = self.shared.lock();
+        let key = FeedKey { range: range.clone(), prev_kv };
+        let known = shared.get(&key).filter(|feed| feed.state().end().is_none()).cloned();
+        match known {
+            Some(feed) => {
+                let subscription = self.subscription(Arc::clone(&feed), inbox, watcher);
+                let token = feed.sync(inbox, watcher);
+                (subscription, token)
+            }
+            None => {
+                let feed = self.open(range, prev_kv, 0, Pace::Shared);
+                shared.insert(key, Arc::clone(&feed));
+                (self.subscription(feed, inbox, watcher), SharedFeed::OPENING)
+            }
+        }
+    }
+
+    fn history(
+        &self,
+        range: &KeyRange,
+        prev_kv: bool,
+        start: i64,
+        inbox: &Arc<Inbox>,
+        watcher: u64,
+    ) -> Subscription {
+        let feed = self.open(range, prev_kv, start, Pace::History);
+        self.subscription(feed, inbox, watcher)
+    }
+}
+
+/// The task behind a feed.
+async fn carry(feed: Arc<SharedFeed>, mut upstream: impl Feed, upstreams: IntGauge) {
+    upstreams.inc();
+    loop {
+        let wanted = feed.state().take_upstream();
+        if wanted.close {
+            break;
+        }
+        if let Some(token) = wanted.sync {
+            upstream.sync(token);
+        }
+        if wanted.credit > 0 {
+            upstream.credit(wanted.credit);
+        }
+        tokio::select! {
+            item = upstream.next() => feed.handle_item(item),
+            () = feed.work.notified() => {}
+        }
+    }
+    upstreams.dec();
 }

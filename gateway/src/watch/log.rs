@@ -1,0 +1,220 @@
+//! The recent events of one range, as a feed brought them: a window that many watchers read at their own pace.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, OnceLock};
+
+use api::mvccpb;
+use bytes::{Bytes, BytesMut};
+use keyspace::{Event, RevisionEvents};
+use prost::Message as _;
+use prost::encoding::{WireType, encode_key, encode_varint};
+
+use crate::door::convert;
+
+/// Number of the field `events` in etcd's `WatchResponse`.
+const EVENTS_FIELD: u32 = 11;
+
+/// The events of one revision.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) revision: i64,
+    pub(crate) events: Arc<[Event]>,
+    /// About what the entry takes in memory.
+    bytes: usize,
+    /// Its share of the feed's credit.
+    cost: u64,
+    encoded: OnceLock<Bytes>,
+}
+
+impl Entry {
+    /// All events as etcd's messages, the field's tags and lengths included. Made once for all watchers.
+    pub(crate) fn encoded(&self) -> &Bytes {
+        self.encoded.get_or_init(|| {
+            let mut out = BytesMut::with_capacity(self.bytes + 16 * self.events.len());
+            for event in self.events.iter() {
+                encode_event(&convert::event(event), &mut out);
+            }
+            out.freeze()
+        })
+    }
+}
+
+/// Appends one event as an element of `WatchResponse.events`.
+pub(crate) fn encode_event(event: &mvccpb::Event, out: &mut BytesMut) {
+    let length = event.encoded_len();
+    out.reserve(length + 12);
+    encode_key(EVENTS_FIELD, WireType::LengthDelimited, out);
+    encode_varint(length as u64, out);
+    event.encode_raw(out);
+}
+
+/// See the module. Invariant: every event of the range with a revision in `(floor, upto]` is in `entries`.
+#[derive(Debug)]
+pub(crate) struct FeedLog {
+    entries: VecDeque<Arc<Entry>>,
+    floor: i64,
+    upto: i64,
+    /// The newest revision of the store that is known; at least `upto` once the feed is in step.
+    revision: i64,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl FeedLog {
+    /// A log that carries revisions from `start` on.
+    pub(crate) fn new(start: i64, revision: i64, bytes_max: usize) -> FeedLog {
+        FeedLog { entries: VecDeque::new(), floor: start - 1, upto: start - 1, revision, bytes: 0, bytes_max }
+    }
+
+    pub(crate) fn floor(&self) -> i64 {
+        self.floor
+    }
+
+    pub(crate) fn upto(&self) -> i64 {
+        self.upto
+    }
+
+    pub(crate) fn revision(&self) -> i64 {
+        self.revision.max(self.upto)
+    }
+
+    /// Takes in what the feed brought; `cost` is what the whole took of the credit. Returns the part of it that no
+    /// entry carries.
+    pub(crate) fn push(
+        &mut self,
+        revisions: Vec<RevisionEvents>,
+        upto: i64,
+        revision: i64,
+        cost: u64,
+    ) -> u64 {
+        let mut rest = cost;
+        let last = revisions.len().saturating_sub(1);
+        for (index, revision) in revisions.into_iter().enumerate() {
+            debug_assert!(revision.revision.0 > self.upto, "a feed repeats nothing");
+            let bytes = revision.events.iter().map(Event::size_bytes).sum();
+            let cost = if index == last { std::mem::take(&mut rest) } else { 0 };
+            self.bytes += bytes;
+            self.upto = revision.revision.0;
+            self.entries.push_back(Arc::new(Entry {
+                revision: revision.revision.0,
+                events: revision.events,
+                bytes,
+                cost,
+                encoded: OnceLock::new(),
+            }));
+        }
+        self.handle_upto(upto, revision);
+        rest
+    }
+
+    /// Every event up to `upto` has come.
+    pub(crate) fn handle_upto(&mut self, upto: i64, revision: i64) {
+        self.upto = self.upto.max(upto);
+        self.revision = self.revision.max(revision);
+    }
+
+    /// Forgets the oldest entries until the log is within its bound. The newest entry stays, whatever its size.
+    pub(crate) fn evict(&mut self) {
+        while self.bytes > self.bytes_max && self.entries.len() > 1 {
+            self.forget_first();
+        }
+    }
+
+    /// Forgets entries up to a revision. Returns their cost.
+    pub(crate) fn forget_through(&mut self, revision: i64) -> u64 {
+        let mut cost = 0;
+        while self.entries.front().is_some_and(|entry| entry.revision <= revision) {
+            cost += self.forget_first();
+        }
+        cost
+    }
+
+    /// The entries from revision `next` on. Only meaningful for `next` above the floor.
+    pub(crate) fn from(&self, next: i64) -> impl ExactSizeIterator<Item = &Arc<Entry>> {
+        // Nearly every watcher is at the end of the log.
+        let first = match self.entries.back() {
+            Some(last) if last.revision >= next => {
+                self.entries.partition_point(|entry| entry.revision < next)
+            }
+            Some(_) | None => self.entries.len(),
+        };
+        self.entries.range(first..)
+    }
+
+    fn forget_first(&mut self) -> u64 {
+        let Some(entry) = self.entries.pop_front() else { return 0 };
+        self.bytes -= entry.bytes;
+        self.floor = self.floor.max(entry.revision);
+        entry.cost
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use keyspace::{EventKind, KeyValue, Revision};
+
+    use super::*;
+
+    pub(crate) fn event(key: &str, revision: i64) -> Event {
+        let kv = KeyValue {
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            value: Bytes::from(revision.to_string()),
+            create_revision: Revision(revision),
+            mod_revision: Revision(revision),
+            version: 1,
+            ..KeyValue::default()
+        };
+        Event { kind: EventKind::Put, kv, prev_kv: None }
+    }
+
+    pub(crate) fn revision(revision: i64, keys: &[&str]) -> RevisionEvents {
+        let events = keys.iter().map(|key| event(key, revision)).collect();
+        RevisionEvents { revision: Revision(revision), events }
+    }
+
+    fn revisions(log: &FeedLog, next: i64) -> Vec<i64> {
+        log.from(next).map(|entry| entry.revision).collect()
+    }
+
+    #[test]
+    fn watchers_read_from_their_own_place() {
+        let mut log = FeedLog::new(5, 4, 1 << 20);
+        assert_eq!((log.floor(), log.upto()), (4, 4));
+        assert_eq!(log.push(vec![revision(5, &["a"]), revision(8, &["a", "b"])], 9, 9, 70), 0);
+        assert_eq!(revisions(&log, 5), [5, 8]);
+        assert_eq!(revisions(&log, 6), [8]);
+        assert_eq!(revisions(&log, 9), [] as [i64; 0]);
+        assert_eq!((log.floor(), log.upto(), log.revision()), (4, 9, 9));
+    }
+
+    #[test]
+    fn what_is_evicted_raises_the_floor() {
+        let mut log = FeedLog::new(2, 1, 100);
+        for number in 2..10 {
+            log.push(vec![revision(number, &["key"])], number, number, 10);
+            log.evict();
+        }
+        assert!(log.bytes <= 100);
+        assert_eq!(revisions(&log, log.floor() + 1).len() as i64, 9 - log.floor());
+    }
+
+    #[test]
+    fn the_credit_comes_back_with_the_last_entry_of_a_frame() {
+        let mut log = FeedLog::new(2, 1, 1 << 20);
+        assert_eq!(log.push(vec![revision(2, &["a"]), revision(3, &["a"])], 3, 3, 70), 0);
+        assert_eq!(log.push(vec![], 5, 5, 9), 9, "nothing carries it");
+        assert_eq!(log.forget_through(2), 0);
+        assert_eq!(log.forget_through(3), 70);
+        assert_eq!(log.floor(), 3);
+    }
+
+    #[test]
+    fn an_entry_is_encoded_as_the_field_of_the_response() {
+        let mut log = FeedLog::new(2, 1, 1 << 20);
+        log.push(vec![revision(2, &["a", "b"])], 2, 2, 0);
+        let entry = log.from(2).next().unwrap();
+        let response = api::etcdserverpb::WatchResponse::decode(entry.encoded().clone()).unwrap();
+        assert_eq!(response.events.len(), 2);
+        assert_eq!(response.events[1].kv.as_ref().unwrap().key, "b");
+    }
+}
