@@ -22,8 +22,9 @@ pub struct Event {
     pub kind: EventKind,
     /// The key after the change. Of a deletion only the key and `mod_revision` are set.
     pub kv: KeyValue,
-    /// The key as of the revision before. None if it did not exist then, or if that revision is compacted. Both
-    /// events of a key that changes twice in one revision carry what was there before the revision, as in etcd.
+    /// The key as of the revision before. None if it did not exist then, or if that revision is compacted, or with an
+    /// event that made the key exist, even where the same revision had deleted it. Otherwise both events of a key that
+    /// changes twice in one revision carry what was there before the revision, as in etcd.
     pub prev_kv: Option<KeyValue>,
 }
 

@@ -108,7 +108,8 @@ impl Record {
     }
 
     pub(crate) fn event(&self, prev_kv: Option<&KeyValue>) -> Event {
-        Event { kind: self.kind, kv: self.kv.clone(), prev_kv: prev_kv.cloned() }
+        let event = Event { kind: self.kind, kv: self.kv.clone(), prev_kv: None };
+        if event.is_create() { event } else { Event { prev_kv: prev_kv.cloned(), ..event } }
     }
 
     fn value(&self) -> Option<&KeyValue> {

@@ -101,13 +101,24 @@ fn sort(kvs: &mut [&KeyValue], request: &RangeRequest) {
 
 /// What a put needs besides an agreeing quota, checked before anything is written.
 pub(crate) fn check_put(mvcc: &Mvcc, leases: &Leases, put: &Put) -> Result<(), Error> {
-    if !put.lease.is_none() && !leases.contains(put.lease) {
-        return Err(Error::LeaseNotFound);
-    }
-    if (put.ignore_value || put.ignore_lease) && mvcc.latest(&put.key).is_none() {
-        return Err(Error::KeyNotFound);
-    }
-    Ok(())
+    check_lease(leases, put)?;
+    check_kept_key(mvcc, put)
+}
+
+/// The same for a put inside a transaction, of which etcd looks at the key first.
+fn check_put_in_txn(mvcc: &Mvcc, leases: &Leases, put: &Put) -> Result<(), Error> {
+    check_kept_key(mvcc, put)?;
+    check_lease(leases, put)
+}
+
+fn check_lease(leases: &Leases, put: &Put) -> Result<(), Error> {
+    if put.lease.is_none() || leases.contains(put.lease) { Ok(()) } else { Err(Error::LeaseNotFound) }
+}
+
+/// A put that keeps something needs a key to keep it of.
+fn check_kept_key(mvcc: &Mvcc, put: &Put) -> Result<(), Error> {
+    let keeps = put.ignore_value || put.ignore_lease;
+    if keeps && mvcc.latest(&put.key).is_none() { Err(Error::KeyNotFound) } else { Ok(()) }
 }
 
 /// Writes a key for which [`check_put`] agreed.
@@ -189,7 +200,7 @@ impl<'a> Plan<'a> {
         for op in &self.ops {
             match op {
                 PlannedOp::Range(range) => check_range_revision(mvcc, range.revision)?,
-                PlannedOp::Put(put) => check_put(mvcc, leases, put)?,
+                PlannedOp::Put(put) => check_put_in_txn(mvcc, leases, put)?,
                 PlannedOp::DeleteRange(_) => {}
                 PlannedOp::Txn(plan) => plan.check(mvcc, leases)?,
             }

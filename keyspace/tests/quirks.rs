@@ -206,6 +206,8 @@ fn put_is_checked_in_etcds_order() {
     let mut etcd = Etcd::new();
     let missing = Put { lease: LeaseId(9), ignore_value: true, ..put("a", "") };
     assert_eq!(etcd.put_with(missing.clone()), Err(Error::LeaseNotFound));
+    // In a transaction it is the other way round.
+    assert_eq!(etcd.txn(then(vec![TxnOp::Put(missing.clone())])), Err(Error::KeyNotFound));
     etcd.grant(9, 60).unwrap();
     assert_eq!(etcd.put_with(missing), Err(Error::KeyNotFound));
     assert_eq!(etcd.put_with(Put { ignore_lease: true, ..put("a", "1") }), Err(Error::KeyNotFound));
@@ -416,7 +418,12 @@ fn a_deletion_up_to_zero_escapes_the_rule() {
     etcd.txn(then(vec![delete_op(between("a", "\0")), put_op("b", "new")])).unwrap();
     let kv = etcd.get("b").unwrap();
     assert_eq!((kv.create_revision, kv.version), (Revision(6), 1), "created anew within the revision");
-    assert_eq!(etcd.watch(one("b"), 6).unwrap(), ["6: DELETE b (was last), PUT b=new (was last)"]);
+    assert_eq!(
+        etcd.watch(one("b"), 6).unwrap(),
+        ["6: DELETE b (was last), PUT b=new"],
+        "a new key was nothing before"
+    );
+    assert_eq!(show(&etcd.effects.revisions[0]), "6: DELETE b (was last), PUT b=new");
     // The refused twin.
     let refused = then(vec![put_op("b", "new"), delete_op(between("a", "c"))]);
     assert_eq!(etcd.txn(refused), Err(Error::DuplicateKey));

@@ -186,6 +186,10 @@ impl Model {
                     return Err(Error::Compacted);
                 }
                 TxnOp::Range(_) | TxnOp::DeleteRange(_) => {}
+                // Here the key comes before the lease.
+                TxnOp::Put(put) if (put.ignore_lease || put.ignore_value) && self.get(&put.key).is_none() => {
+                    return Err(Error::KeyNotFound);
+                }
                 TxnOp::Put(put) => self.check_put(put)?,
                 TxnOp::Txn(txn) => self.check_txn(txn)?,
                 TxnOp::Empty => unreachable!("refused at the door"),
@@ -308,7 +312,8 @@ impl Model {
                 continue;
             }
             let before = event.revision - 1;
-            let prev_kv = if before < self.compacted {
+            let made = event.kind == EventKind::Put && event.kv.create_revision == event.kv.mod_revision;
+            let prev_kv = if before < self.compacted || made {
                 None
             } else {
                 self.read(&KeyRange::single(event.kv.key.clone()), before).pop()
