@@ -9,7 +9,7 @@ pub enum BenchError {
     #[error("{}", .0.join("\n"))]
     Flags(Vec<String>),
     /// A server cannot be reached.
-    #[error("connect to {endpoint}: {source}")]
+    #[error("connect to {endpoint}")]
     Connect {
         /// URL of the server.
         endpoint: String,
@@ -36,7 +36,7 @@ pub enum BenchError {
         what: String,
     },
     /// A server process could not be started, or a result not be written.
-    #[error("{doing}: {source}")]
+    #[error("{doing}")]
     Io {
         /// What was being done.
         doing: String,
