@@ -238,8 +238,10 @@ impl Engine {
             return;
         }
         let next = recovery.commit.max(self.log.commit).next();
+        // Fetched values may have moved the own commit index on while the promises travelled.
+        let proposals: Vec<_> = recovery.proposals.into_iter().filter(|(slot, _)| *slot >= next).collect();
         let config = self.configs.active().clone();
-        let first_own = Slot(next.0 + recovery.proposals.len() as u64);
+        let first_own = Slot(next.0 + proposals.len() as u64);
         let mut leader = Leader {
             lead,
             first_own,
@@ -270,7 +272,7 @@ impl Engine {
         }
         let last_recovered = Slot(first_own.0 - 1);
         self.state = State::Leader(Box::new(leader));
-        for (slot, value) in recovery.proposals {
+        for (slot, value) in proposals {
             assert_eq!(slot, self.propose_value(value), "phase 1 recovers every slot");
         }
         self.recalled_by_leading(lead, last_recovered);
