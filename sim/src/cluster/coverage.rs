@@ -1,0 +1,158 @@
+//! What happened in a run. A fault that never occurs is not tested, so a suite of many seeds fails when one of these
+//! stays at zero.
+
+macro_rules! marks {
+    ($($(#[doc = $doc:literal])+ $name:ident),+ $(,)?) => {
+        /// An event worth counting.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Mark {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl Mark {
+            /// All of them.
+            pub const ALL: &'static [Mark] = &[$(Mark::$name),+];
+
+            /// Its name.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Mark::$name => stringify!($name),)+
+                }
+            }
+        }
+    };
+}
+
+marks! {
+    /// A node came to lead a group.
+    Election,
+    /// A voter refused a pre-vote.
+    PreVoteDenied,
+    /// A candidate or leader was told of a higher promise.
+    Nacked,
+    /// A leader stepped down by itself.
+    Resigned,
+    /// A promise travelled in more than one part.
+    PromiseInParts,
+    /// A read was served under the leader lease.
+    LeaseRead,
+    /// A read was served under the leader lease while another member had promised a higher leadership.
+    LeaseReadDuringLeaderChange,
+    /// A read was served after a round of read-index.
+    IndexRead,
+    /// A leader confirmed its leadership for reads.
+    ReadIndexRound,
+    /// A slot was committed with a vote of a node in quarantine.
+    QuarantineCommit,
+    /// A slot that enough members had voted for waited for a lease holder.
+    HolderWait,
+    /// A state reached the log's end by an own snapshot.
+    SnapshotTaken,
+    /// A peer's snapshot was installed.
+    SnapshotInstalled,
+    /// The hand-over of a snapshot broke.
+    SnapshotBroken,
+    /// Recovery discarded an unfinished batch.
+    TornTail,
+    /// Recovery found payloads lost.
+    PayloadLost,
+    /// Recovery found records lost with their labels.
+    DescriptorLost,
+    /// Recovery used the second copy of a descriptor.
+    DescriptorRepaired,
+    /// A value that a disk had lost came back.
+    PayloadRepaired,
+    /// A replica made up for everything its disk may have forgotten.
+    Healed,
+    /// A replica could not be sure of its promise after a restart.
+    PromiseLost,
+    /// A node could not start from what its disk held, and stayed away.
+    NodeLost,
+    /// A value that may have been chosen was on no disk any more.
+    ValueLostEverywhere,
+    /// Leadership was handed over.
+    TransferDone,
+    /// A leadership transfer did not come about.
+    TransferAborted,
+    /// A leader sent a value again.
+    Retransmission,
+    /// A command that had taken effect came through the log again and was dropped.
+    DuplicateDropped,
+    /// A new leader proposed a value that it found in an older ballot.
+    ValueAdopted,
+    /// A member got committed values that it had asked for.
+    CaughtUpByFetch,
+    /// A proposal was refused because too many waited.
+    Overloaded,
+    /// A process was killed; its machine went on.
+    ProcessKilled,
+    /// A machine lost power.
+    PowerCut,
+    /// All machines lost power at once.
+    AllPowerCut,
+    /// A process was stopped and went on later.
+    ProcessPaused,
+    /// A group's thread stopped between reading the clock and the step.
+    StallBeforeStep,
+    /// A group's thread stopped between the step and carrying out what it said.
+    StallBeforeSend,
+    /// A sync took more than a second.
+    DiskStalled,
+    /// A sync failed and fenced the node.
+    Fenced,
+    /// The disk had no room for the next segment.
+    DiskFull,
+    /// The network was cut in two.
+    PartitionSymmetric,
+    /// One side heard the other, which did not hear it.
+    PartitionAsymmetric,
+    /// Two sides met in one node only.
+    PartitionBridge,
+    /// A node received and could not send.
+    PartitionReceiveOnly,
+    /// Two nodes did not hear each other.
+    PartitionLink,
+    /// A link held its messages back.
+    LinkClogged,
+    /// A message arrived twice.
+    MessageDuplicated,
+    /// A message arrived after the restart of its sender.
+    MessageFromFormerLife,
+    /// A journal segment was used again.
+    SegmentRecycled,
+}
+
+/// How often each [`Mark`] occurred.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Coverage([u64; Mark::ALL.len()]);
+
+impl Default for Coverage {
+    fn default() -> Coverage {
+        Coverage([0; Mark::ALL.len()])
+    }
+}
+
+impl Coverage {
+    pub(crate) fn mark(&mut self, mark: Mark) {
+        self.0[mark as usize] += 1;
+    }
+
+    /// How often `mark` occurred.
+    #[must_use]
+    pub fn count(&self, mark: Mark) -> u64 {
+        self.0[mark as usize]
+    }
+
+    /// Adds what happened in another run.
+    pub fn add(&mut self, other: &Coverage) {
+        for (sum, count) in self.0.iter_mut().zip(other.0) {
+            *sum += count;
+        }
+    }
+
+    /// What never happened.
+    pub fn missing(&self) -> impl Iterator<Item = Mark> + '_ {
+        Mark::ALL.iter().copied().filter(|mark| self.count(*mark) == 0)
+    }
+}

@@ -1,0 +1,61 @@
+//! Whole clusters of the real consensus engine over the real journal, on a simulated network, simulated disks and
+//! clocks, in virtual time. A seed decides everything: the cluster, the load, the faults and their moments. The same
+//! seed gives the same run, event by event.
+//!
+//! ```text
+//! world      one heap of events in true time; faults; the end: everything heals, and must then work
+//!   clients    ask, ask again elsewhere, and remember what they saw
+//!   net        loss, duplication, reordering, partitions
+//!   node       disk and clock; the process: superblock, journal, snapshot files, liveness       (the real ones)
+//!     replica    a group's engine, and a small state machine                                     (the real engine)
+//!   truth      every record that ever reached a disk, and what follows from that: the invariants
+//! ```
+//!
+//! What is checked, by the names that a failure carries:
+//!
+//! | name | what |
+//! | --- | --- |
+//! | I1 | promises only grow, across restarts and damage; nobody votes below its promise |
+//! | I2 | a node's votes for a slot have growing ballots |
+//! | I3 | at a classic ballot a slot has one value |
+//! | I4 | above the ballot at which a value was chosen, nobody votes for another |
+//! | I5 | one value is committed per slot, and it is the one that a quorum of disks holds |
+//! | I7 | a leader has the promises of a phase-1 quorum |
+//! | I8 | no leadership is used in two lives of a node |
+//! | I9 | what a message claims is on its sender's disk when it leaves |
+//! | I10 | commits come in order, without gaps, and never before a quorum of disks holds the value |
+//! | I12 | nobody could read under its lease, at any time, without seeing everything committed by anybody (with I11) |
+//! | I13 | a node that counts on support has it, in true time |
+//! | I16 | a command takes effect once, and every answer to it is the same |
+//! | I18 | a promise reports every vote that was ever synced, or declares that it may be forgotten |
+//! | I20 | all replicas have the same state at the same slot |
+//! | I21 | when all trouble has ended: one leader, everybody caught up, writes and lease reads work |
+//! | rejected means never | what was refused does not enter the log |
+//! | journal | everything synced comes back byte for byte or is reported as lost, nothing else comes back |
+//! | recovery | a node can start from what a crash leaves |
+//! | codec | what is decoded is what was encoded |
+//! | timers | no timer is due again at once |
+//! | linearizable | what clients saw has an explanation, by the checker that knows nothing of slots |
+//!
+//! To these come the engine's own `check_invariants`, called after every step, and every assertion on the way.
+
+mod clients;
+mod clock;
+mod coverage;
+mod env;
+mod machine;
+mod net;
+mod node;
+mod positions;
+mod profile;
+mod replica;
+mod rng;
+mod runner;
+mod truth;
+mod world;
+
+pub use coverage::{Coverage, Mark};
+pub use env::TraceMode;
+pub use runner::{Suite, SuiteReport, run_caught};
+pub use truth::Violation;
+pub use world::{RunOptions, RunReport, run};

@@ -1,0 +1,1014 @@
+//! A node: a disk, a clock, and at times a process, which does what a real node's process does. The journal, the
+//! superblock, the snapshot files, the liveness and the engines are the real ones.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use consensus_core::{
+    Config, Durable, Engine, GroupId, Liveness, LivenessEvent, LivenessMessage, LivenessOutput, Message,
+    Mono, NodeId, Options, PersistSeq, Record, Slot,
+};
+use journal::sim::CrashChoice;
+use journal::{
+    DamageKind, Identity, Journal, Lsn, Recovered, SimDisk, Snapshot, SnapshotId, SnapshotReader,
+    SnapshotWriter, Superblock,
+};
+
+use super::clients::Request;
+use super::clock::{Clock, MILLI, SECOND, Time};
+use super::coverage::Mark;
+use super::env::{After, Env, Event, trace};
+use super::machine::Machine;
+use super::positions::{Positions, slot_of};
+use super::replica::{GroupInput, Replica};
+use super::rng::digest;
+use super::truth::{Fact, id};
+
+/// Room of a disk that is not full.
+const CAPACITY: u64 = 1 << 30;
+/// The cluster that all nodes belong to.
+const CLUSTER: u64 = 0x67a1_05;
+
+/// What happens to a process.
+#[derive(Debug)]
+pub(crate) enum NodeEvent {
+    Message {
+        from: usize,
+        incarnation: u64,
+        group: usize,
+        message: Message,
+    },
+    Liveness {
+        from: usize,
+        message: LivenessMessage,
+    },
+    Request(Request),
+    /// A peer's port refuses connections.
+    Disconnected(usize),
+    /// Heartbeats, lapses.
+    Tick,
+    /// A group's timer.
+    Timer(usize),
+    /// A group takes up what has come in.
+    Turn(usize),
+    /// The sync is over.
+    Synced,
+    /// The disk may have room again.
+    RetryFlush,
+    /// The journal is fenced: the groups hear of it.
+    Fenced,
+    /// An own snapshot's last bytes are written.
+    SnapshotWritten {
+        group: usize,
+        slot: Slot,
+    },
+    /// A peer's snapshot has come in.
+    SnapshotArrived(Box<HandOver>),
+    /// The end of a hand-over.
+    SnapshotSent {
+        group: usize,
+        to: usize,
+        number: u64,
+        arrived: bool,
+    },
+    Transfer {
+        group: usize,
+        to: NodeId,
+    },
+    SnapshotWanted(usize),
+    Pause(Time),
+    Resume,
+    /// The group stops for so long at its next input.
+    Stall {
+        group: usize,
+        before_step: bool,
+        time: Time,
+    },
+    /// The next sync takes so long.
+    StallDisk(Time),
+}
+
+/// A snapshot on its way to a peer.
+#[derive(Debug)]
+pub(crate) struct HandOver {
+    from: usize,
+    /// The life of the sender's process.
+    life: u64,
+    /// Numbers the hand-overs of that life.
+    number: u64,
+    group: usize,
+    slot: Slot,
+    meta: Bytes,
+    slices: Vec<Bytes>,
+}
+
+pub(crate) struct Node {
+    pub(crate) index: usize,
+    pub(crate) clock: Clock,
+    pub(crate) disk: SimDisk,
+    /// Counts starts, to recognise events for a former process.
+    pub(crate) life: u64,
+    pub(crate) process: Option<Box<Process>>,
+    /// Places of the disk to damage before the next start.
+    pub(crate) damage_due: u32,
+    damaged: bool,
+    /// The newest segments were damaged once; a second time could erase both copies of the last batch.
+    damaged_tail: bool,
+    /// It cannot start from what its disk holds.
+    pub(crate) lost: bool,
+    incarnation: u64,
+    log: WrittenLog,
+}
+
+/// What was given to the journal, to compare with what comes back.
+#[derive(Default)]
+struct WrittenLog {
+    records: BTreeMap<Lsn, Written>,
+    floors: BTreeMap<u64, Lsn>,
+    durable: Lsn,
+}
+
+#[derive(Clone, Copy)]
+struct Written {
+    group: u64,
+    digest: u64,
+}
+
+/// The process on a node.
+pub(crate) struct Process {
+    pub(crate) life: u64,
+    pub(crate) incarnation: u64,
+    pub(crate) liveness: Liveness,
+    liveness_out: LivenessOutput,
+    journal: Journal<SimDisk>,
+    identity: Identity,
+    pub(crate) replicas: Vec<Option<Box<Replica>>>,
+    /// Handed to the journal and not yet durable.
+    handed: VecDeque<(usize, PersistSeq, Lsn)>,
+    facts: VecDeque<(Lsn, usize, Fact)>,
+    /// A written batch waits for its sync.
+    busy: bool,
+    pub(crate) full: bool,
+    /// The disk is full and will be looked at again.
+    retrying: bool,
+    pub(crate) fenced: bool,
+    syncs: u64,
+    syncs_seen: u64,
+    stall_disk: Time,
+    tick_at: Time,
+    pub(crate) paused: bool,
+    backlog: VecDeque<NodeEvent>,
+    hand_overs: u64,
+}
+
+impl Node {
+    pub(crate) fn new(env: &mut Env, index: usize) -> Node {
+        let offset = env.rng.below(1 << 50);
+        Node {
+            index,
+            clock: Clock::new(offset, env.profile.rates_ppm[index]),
+            disk: SimDisk::new(CAPACITY),
+            life: 0,
+            process: None,
+            damage_due: 0,
+            damaged: false,
+            damaged_tail: false,
+            lost: false,
+            incarnation: 0,
+            log: WrittenLog::default(),
+        }
+    }
+
+    pub(crate) fn now(&self, env: &Env) -> Mono {
+        self.clock.local(env.now)
+    }
+
+    /// Whether the process runs, is not stopped, and its journal works.
+    pub(crate) fn is_well(&self) -> bool {
+        self.process.as_ref().is_some_and(|process| !process.fenced)
+    }
+
+    /// Power goes out, or only the process ends.
+    pub(crate) fn stop(&mut self, env: &mut Env, power: bool) {
+        if self.process.take().is_none() {
+            return;
+        }
+        trace!(env, "n{} stops, power {power}", self.index + 1);
+        self.disk.fail_syncs(0);
+        self.disk.fail_writes(0);
+        if power {
+            env.mark(Mark::PowerCut);
+            let keep = env.rng.pick(&[0, 100_000, 500_000, 900_000, 1_000_000]);
+            let tear = env.rng.pick(&[0, 100_000]);
+            let rng = &mut env.rng;
+            self.disk.crash(&mut |choice| match choice {
+                CrashChoice::WholeSector { .. } => !rng.chance(tear),
+                CrashChoice::KeepName { .. }
+                | CrashChoice::KeepLength { .. }
+                | CrashChoice::KeepSector { .. } => rng.chance(keep),
+            });
+            let uptime = env.rng.below(SECOND);
+            self.clock = self.clock.rebooted(env.now, uptime);
+        } else {
+            env.mark(Mark::ProcessKilled);
+            self.disk.restart_process();
+        }
+    }
+
+    /// The process starts: recovery through the real code.
+    pub(crate) fn start(&mut self, env: &mut Env) {
+        if self.process.is_some() || self.lost {
+            return;
+        }
+        self.life += 1;
+        for _ in 0..std::mem::take(&mut self.damage_due) {
+            self.damage(env);
+        }
+        match self.recover(env) {
+            Ok(process) => {
+                self.process = Some(Box::new(process));
+                for peer in 0..env.profile.nodes {
+                    env.after.push(After::Support { holder: peer, grantor: self.index });
+                }
+                self.with_process(env, |process, node, env| {
+                    process.wake_liveness(node, env);
+                    for group in 0..process.replicas.len() {
+                        process.turn(node, env, group);
+                    }
+                });
+            }
+            Err(journal::Error::Full { .. }) => {
+                let node = self.index;
+                env.after(200 * MILLI, Event::Start { node });
+            }
+            Err(error) if self.damaged => {
+                trace!(env, "n{} cannot start: {error}", self.index + 1);
+                env.mark(Mark::NodeLost);
+                self.lost = true;
+            }
+            Err(error) => env.fail("recovery", format!("node {} cannot start: {error}", self.index + 1)),
+        }
+    }
+
+    /// The disk loses something that it had synced: one sector at most of what may be the last batch, whose
+    /// descriptor lies in two sectors.
+    fn damage(&mut self, env: &mut Env) {
+        let Ok(names) = journal::Disk::list(&self.disk) else { return };
+        let segments: Vec<&String> = names.iter().filter(|name| name.starts_with("segment-")).collect();
+        let newest = segments.len().saturating_sub(3);
+        for _ in 0..30 {
+            let tail = env.rng.flip() && !self.damaged_tail;
+            let candidates = if tail { &segments[newest..] } else { &segments[..newest] };
+            if candidates.is_empty() {
+                continue;
+            }
+            let name = env.rng.pick(candidates);
+            let Some(contents) = self.disk.contents(name) else { continue };
+            let offset = env.rng.below(contents.len() as u64);
+            let sector = (offset / 512 * 512) as usize;
+            let end = (sector + 512).min(contents.len());
+            if contents[sector..end].iter().all(|byte| *byte == 0) {
+                continue;
+            }
+            self.damaged = true;
+            self.damaged_tail |= tail;
+            match env.rng.below(if tail { 3 } else { 4 }) {
+                0 => {
+                    self.disk.flip(name, offset, (offset % 8) as u8);
+                }
+                1 => {
+                    self.disk.zero_sector(name, offset);
+                }
+                2 => {
+                    self.disk.make_unreadable(name, offset);
+                }
+                _ => {
+                    for sector in 0..16 {
+                        self.disk.zero_sector(name, offset + sector * 512);
+                    }
+                }
+            }
+            trace!(env, "n{} disk damaged in {name} at {offset}", self.index + 1);
+            return;
+        }
+    }
+
+    fn recover(&mut self, env: &mut Env) -> Result<Process, journal::Error> {
+        let index = self.index;
+        let mut superblock = match Superblock::open(self.disk.clone())? {
+            Some(superblock) => superblock,
+            None => {
+                let salt = env.seed_for(index, 0xffff, 0);
+                let identity = Identity { cluster: CLUSTER, node: u64::from(id(index).0), salt };
+                Superblock::create(self.disk.clone(), identity)?
+            }
+        };
+        let incarnation = superblock.begin_incarnation()?;
+        if incarnation <= self.incarnation {
+            env.fail(
+                "I8",
+                format!("node {}: life {incarnation} follows life {}", index + 1, self.incarnation),
+            );
+        }
+        self.incarnation = incarnation;
+        let identity = superblock.facts().identity;
+
+        let options = journal::Options {
+            identity,
+            segment_bytes: env.profile.segment_bytes,
+            spare_segments_max: env.profile.spare_segments,
+            must_exist: superblock.facts().journal_made,
+            ..journal::Options::default()
+        };
+        let mut found = Vec::new();
+        let (mut journal, report) =
+            Journal::open(self.disk.clone(), options, &mut |recovered| found.push(recovered))?;
+        if !superblock.facts().journal_made {
+            superblock.journal_made()?;
+        }
+        self.mark_report(env, &report);
+        self.check_recovered(env, &found, journal.head());
+
+        let mut recovering = BTreeMap::new();
+        for (group, config) in env.profile.groups.iter().enumerate() {
+            if config.is_member(id(index)) {
+                recovering.insert(group as u64, (Durable::bootstrap(config.clone()), Positions::default()));
+            }
+        }
+        for group in 0..env.truths.len() {
+            env.truths[group].restarted(index);
+        }
+        for recovered in found {
+            self.replay(env, &mut recovering, recovered);
+        }
+
+        let now = self.now(env);
+        let peers = (0..env.profile.nodes).filter(|peer| *peer != index).map(id);
+        let liveness = Liveness::new(id(index), peers, incarnation, env.profile.timing, now);
+        let snapshots = self.load_snapshots(env, identity)?;
+        let mut replicas: Vec<Option<Box<Replica>>> = (0..env.profile.groups.len()).map(|_| None).collect();
+        for (group, (mut durable, mut positions)) in recovering {
+            let mut machine = Machine::default();
+            let mut newest = None;
+            if let Some((slot, config, state)) = snapshots.get(&group) {
+                durable.snapshot(*slot, Arc::clone(config));
+                machine = state.clone();
+                newest = Some(*slot);
+                env.truths[group as usize].snapshot_durable(index, *slot);
+            }
+            if durable.base() > machine.applied {
+                let base = durable.base();
+                env.fail(
+                    "recovery",
+                    format!("node {} group {group}: no snapshot for the base {base:?}", index + 1),
+                );
+            }
+            if let Some(floor) = positions.floor() {
+                journal.set_floor(group, floor);
+                self.log.floors.insert(group, floor);
+            }
+            let options = Options {
+                timing: env.profile.timing,
+                retain_slots: env.profile.retain_slots,
+                inflight_slots_max: env.profile.inflight_slots,
+                queue_bytes_max: env.profile.queue_bytes,
+                #[cfg(feature = "mutants")]
+                mutant: env.mutant,
+                ..Options::new(GroupId(group), id(index), env.seed_for(index, group as usize, incarnation))
+            };
+            let engine = Engine::new(options, durable, now);
+            let status = engine.status();
+            let group = group as usize;
+            if status.promise_lost {
+                env.mark(Mark::PromiseLost);
+            }
+            let check = env.truths[group].check_promise(index, status.promised, status.promise_lost);
+            env.note(check);
+            trace!(env, "n{} g{group} starts: {status:?}, snapshot {newest:?}", index + 1);
+            replicas[group] = Some(Box::new(Replica::new(group, engine, machine, newest, positions)));
+        }
+        Ok(Process {
+            life: self.life,
+            incarnation,
+            liveness,
+            liveness_out: LivenessOutput::default(),
+            journal,
+            identity,
+            replicas,
+            handed: VecDeque::new(),
+            facts: VecDeque::new(),
+            busy: false,
+            full: false,
+            retrying: false,
+            fenced: false,
+            syncs: 0,
+            syncs_seen: 0,
+            stall_disk: 0,
+            tick_at: Time::MAX,
+            paused: false,
+            backlog: VecDeque::new(),
+            hand_overs: 0,
+        })
+    }
+
+    fn mark_report(&self, env: &mut Env, report: &journal::Report) {
+        if report.torn_tail.is_some() {
+            env.mark(Mark::TornTail);
+        }
+        for damage in &report.damage {
+            trace!(env, "n{} journal: {damage}", self.index + 1);
+            match damage.kind {
+                DamageKind::PayloadLost { .. } => env.mark(Mark::PayloadLost),
+                DamageKind::DescriptorLost { .. } | DamageKind::SegmentMissing { .. } => {
+                    env.mark(Mark::DescriptorLost)
+                }
+                DamageKind::DescriptorRepaired { .. } => env.mark(Mark::DescriptorRepaired),
+                DamageKind::HeaderDamaged | DamageKind::SegmentCut { .. } | DamageKind::Unreadable => {}
+            }
+        }
+    }
+
+    /// What was synced and is still needed comes back byte for byte, or is reported as lost; nothing else comes back.
+    fn check_recovered(&mut self, env: &mut Env, found: &[Recovered], head: Lsn) {
+        let node = self.index + 1;
+        let mut whole = BTreeMap::new();
+        let mut gaps = Vec::new();
+        let mut lost = Vec::new();
+        for recovered in found {
+            match recovered {
+                Recovered::Record { group, lsn, label, payload } => {
+                    let digest = digest(digest(*group, label), payload);
+                    match self.log.records.get(lsn) {
+                        Some(written) if written.group == *group && written.digest == digest => {}
+                        Some(_) => env.fail("journal", format!("node {node}: {lsn} is not what was written")),
+                        None if *lsn < self.log.oldest() => {}
+                        None => env.fail("journal", format!("node {node}: {lsn} was never written")),
+                    }
+                    whole.insert(*lsn, Written { group: *group, digest });
+                }
+                Recovered::PayloadLost { lsn, .. } => lost.push(*lsn),
+                Recovered::Gap { first, end } => gaps.push(*first..*end),
+            }
+        }
+        for (lsn, written) in self.log.records.range(..=self.log.durable) {
+            let floor = self.log.floors.get(&written.group).copied().unwrap_or_default();
+            if *lsn < floor || whole.contains_key(lsn) {
+                continue;
+            }
+            let told = lost.contains(lsn) || gaps.iter().any(|gap| gap.contains(lsn));
+            if !told || !self.damaged {
+                env.fail(
+                    "journal",
+                    format!(
+                        "node {node}: {lsn} of group {}, synced, {}",
+                        written.group,
+                        if told {
+                            "is reported as lost on an undamaged disk"
+                        } else {
+                            "is gone without a word"
+                        }
+                    ),
+                );
+                break;
+            }
+        }
+        self.log.records = whole;
+        self.log.durable = Lsn(head.0.saturating_sub(1));
+        self.log.floors.clear();
+    }
+
+    fn replay(&self, env: &mut Env, recovering: &mut BTreeMap<u64, (Durable, Positions)>, found: Recovered) {
+        let index = self.index;
+        match found {
+            Recovered::Record { group, lsn, label, payload } => {
+                let Some((durable, positions)) = recovering.get_mut(&group) else { return };
+                match Record::decode(&label, payload) {
+                    Ok(record) => {
+                        let fact = Fact::of(&record);
+                        positions.recovered(lsn, slot_of(&record), fact.base());
+                        durable.replay(record);
+                        let check = env.truths[group as usize].durable(index, fact);
+                        env.note(check);
+                    }
+                    Err(error) => env.fail("codec", format!("node {}: record {lsn}: {error}", index + 1)),
+                }
+            }
+            Recovered::PayloadLost { group, lsn, label } => {
+                let Some((durable, _)) = recovering.get_mut(&group) else { return };
+                match Record::decode_label(&label) {
+                    Ok(label) => {
+                        durable.damaged(&label);
+                        let check = env.truths[group as usize].durable(index, Fact::of_label(&label));
+                        env.note(check);
+                    }
+                    Err(error) => env.fail("codec", format!("node {}: label of {lsn}: {error}", index + 1)),
+                }
+            }
+            Recovered::Gap { .. } => {
+                for (durable, _) in recovering.values_mut() {
+                    durable.lost_all();
+                }
+            }
+        }
+    }
+
+    /// The newest whole snapshot of each group.
+    fn load_snapshots(
+        &self,
+        env: &mut Env,
+        identity: Identity,
+    ) -> Result<BTreeMap<u64, (Slot, Arc<Config>, Machine)>, journal::Error> {
+        let mut newest = BTreeMap::new();
+        for snapshot in Snapshot::list(&self.disk)? {
+            let reader = SnapshotReader::open(&self.disk, identity, snapshot)?;
+            let mut state = Vec::new();
+            for index in 0..reader.slices() {
+                state.extend_from_slice(&reader.slice(index)?.unwrap_or_default());
+            }
+            let config = Config::decode(&mut reader.meta().clone());
+            let (Ok(config), Some(machine)) = (config, Machine::decode(&state)) else {
+                env.fail("recovery", format!("node {}: {snapshot:?} cannot be decoded", self.index + 1));
+                continue;
+            };
+            let check = env.truths[snapshot.group as usize].check_digest(self.index, &machine);
+            env.note(check);
+            newest.insert(snapshot.group, (Slot(snapshot.slot), Arc::new(config), machine));
+        }
+        Ok(newest)
+    }
+
+    /// Lets the process do something, if there is one.
+    pub(crate) fn with_process(
+        &mut self,
+        env: &mut Env,
+        act: impl FnOnce(&mut Process, &mut Node, &mut Env),
+    ) {
+        if let Some(mut process) = self.process.take() {
+            act(&mut process, self, env);
+            self.process = Some(process);
+        }
+    }
+
+    pub(crate) fn handle(&mut self, env: &mut Env, life: Option<u64>, event: NodeEvent) {
+        if life.is_some_and(|life| life != self.life) {
+            return;
+        }
+        self.with_process(env, |process, node, env| process.handle(node, env, event));
+    }
+}
+
+impl WrittenLog {
+    fn oldest(&self) -> Lsn {
+        self.records.first_key_value().map_or(Lsn(0), |(lsn, _)| *lsn)
+    }
+}
+
+impl Process {
+    fn handle(&mut self, node: &mut Node, env: &mut Env, event: NodeEvent) {
+        if self.paused {
+            match event {
+                NodeEvent::Resume => {
+                    trace!(env, "n{} resumes", node.index + 1);
+                    self.paused = false;
+                    while let Some(event) = self.backlog.pop_front() {
+                        self.handle(node, env, event);
+                        if self.paused {
+                            return;
+                        }
+                    }
+                }
+                event => self.backlog.push_back(event),
+            }
+            return;
+        }
+        match event {
+            NodeEvent::Message { from, incarnation, group, message } => {
+                env.arrived(from, node.index, group, &message);
+                if self.liveness.incarnation_of(id(from)) > incarnation {
+                    env.mark(Mark::MessageFromFormerLife);
+                }
+                self.input(node, env, group, GroupInput::Peer { from: id(from), message });
+            }
+            NodeEvent::Liveness { from, message } => {
+                let holder = match message {
+                    LivenessMessage::Heartbeat(_) => After::Support { holder: from, grantor: node.index },
+                    LivenessMessage::HeartbeatAck(_) => After::Support { holder: node.index, grantor: from },
+                };
+                env.after.push(holder);
+                self.with_liveness(node, env, |liveness, now| liveness.receive(now, id(from), message));
+            }
+            NodeEvent::Request(request) => self.input(node, env, request.group, GroupInput::Request(request)),
+            NodeEvent::Disconnected(peer) => {
+                self.with_liveness(node, env, |liveness, _| liveness.disconnected(id(peer)));
+            }
+            NodeEvent::Tick => {
+                self.tick_at = Time::MAX;
+                self.tick(node, env);
+            }
+            NodeEvent::Timer(group) => {
+                if let Some(replica) = &mut self.replicas[group] {
+                    replica.timer_at = Time::MAX;
+                    if !replica.is_blocked() {
+                        self.turn(node, env, group);
+                    }
+                }
+            }
+            NodeEvent::Turn(group) => {
+                if let Some(replica) = &mut self.replicas[group] {
+                    replica.turn_at = None;
+                }
+                self.turn(node, env, group);
+            }
+            NodeEvent::Synced => self.synced(node, env),
+            NodeEvent::RetryFlush => {
+                self.retrying = false;
+                self.flush(node, env);
+                self.maintain(node, env);
+            }
+            NodeEvent::Fenced => {
+                for group in 0..self.replicas.len() {
+                    self.input(node, env, group, GroupInput::PersistFailed);
+                }
+            }
+            NodeEvent::SnapshotWritten { group, slot } => self.finish_snapshot(node, env, group, slot),
+            NodeEvent::SnapshotArrived(hand_over) => self.receive_snapshot(node, env, *hand_over),
+            NodeEvent::SnapshotSent { group, to, number, arrived } => {
+                self.input(node, env, group, GroupInput::SnapshotSent { to: id(to), number, arrived });
+            }
+            NodeEvent::Transfer { group, to } => self.input(node, env, group, GroupInput::Transfer { to }),
+            NodeEvent::SnapshotWanted(group) => self.input(node, env, group, GroupInput::SnapshotWanted),
+            NodeEvent::Pause(time) => {
+                trace!(env, "n{} paused for {} ms", node.index + 1, time / MILLI);
+                env.mark(Mark::ProcessPaused);
+                self.paused = true;
+                let at = env.now + time;
+                env.node_at(at, node.index, self.life, NodeEvent::Resume);
+            }
+            NodeEvent::Resume => {}
+            NodeEvent::Stall { group, before_step, time } => {
+                if let Some(replica) = &mut self.replicas[group] {
+                    replica.arm(before_step, time);
+                }
+            }
+            NodeEvent::StallDisk(time) => self.stall_disk = time,
+        }
+    }
+
+    /// Something comes in for a group.
+    fn input(&mut self, node: &mut Node, env: &mut Env, group: usize, input: GroupInput) {
+        let Some(replica) = &mut self.replicas[group] else { return };
+        replica.inbox.push_back(input);
+        if replica.is_blocked() {
+            return;
+        }
+        if env.rng.chance(env.profile.gather_ppm) {
+            let at = env.now + env.rng.below(2 * MILLI);
+            replica.turn_at = Some(at);
+            env.node_at(at, node.index, self.life, NodeEvent::Turn(group));
+        } else {
+            self.turn(node, env, group);
+        }
+    }
+
+    pub(crate) fn turn(&mut self, node: &mut Node, env: &mut Env, group: usize) {
+        if let Some(mut replica) = self.replicas[group].take() {
+            replica.turn(self, node, env);
+            self.replicas[group] = Some(replica);
+        }
+    }
+
+    fn with_liveness(&mut self, node: &mut Node, env: &mut Env, step: impl FnOnce(&mut Liveness, Mono)) {
+        step(&mut self.liveness, node.now(env));
+        let mut out = std::mem::take(&mut self.liveness_out);
+        self.liveness.poll(&mut out);
+        for (to, message) in out.sends.drain(..) {
+            env.send_liveness(node.index, to, message);
+        }
+        for event in out.events.drain(..) {
+            self.tell_groups(node, env, event);
+        }
+        self.liveness_out = out;
+        self.wake_liveness(node, env);
+    }
+
+    fn tell_groups(&mut self, node: &mut Node, env: &mut Env, event: LivenessEvent) {
+        trace!(env, "n{} {event:?}", node.index + 1);
+        for group in 0..self.replicas.len() {
+            self.input(node, env, group, GroupInput::Liveness(event));
+        }
+    }
+
+    pub(crate) fn wake_liveness(&mut self, node: &Node, env: &mut Env) {
+        let at = node.clock.when(self.liveness.next_deadline(), env.now);
+        if at < self.tick_at {
+            self.tick_at = at;
+            env.node_at(at, node.index, self.life, NodeEvent::Tick);
+        }
+    }
+
+    fn tick(&mut self, node: &mut Node, env: &mut Env) {
+        if self.liveness.next_deadline() > node.now(env) {
+            self.wake_liveness(node, env);
+            return;
+        }
+        let stats = self.journal.stats();
+        let idle = stats.durable.0 + 1 >= stats.head.0 && stats.staged_bytes == 0;
+        let progressed = !self.fenced && (idle || self.syncs > self.syncs_seen);
+        self.syncs_seen = self.syncs;
+        self.with_liveness(node, env, |liveness, now| {
+            if progressed {
+                liveness.disk_progress(now);
+            }
+            liveness.tick(now);
+        });
+        for (group, _) in self.journal.pinned() {
+            self.input(node, env, group as usize, GroupInput::SnapshotWanted);
+        }
+    }
+
+    /// A group's records go to the journal. False when it takes none.
+    pub(crate) fn hand_in(
+        &mut self,
+        node: &mut Node,
+        env: &mut Env,
+        group: usize,
+        records: &mut Vec<(PersistSeq, Record)>,
+        bytes: &mut usize,
+        positions: &mut Positions,
+    ) -> bool {
+        let Some((last, _)) = records.last() else { return true };
+        let ticket = *last;
+        let mut label = Vec::new();
+        let mut end = Lsn(0);
+        for (_, record) in records.drain(..) {
+            label.clear();
+            record.label(&mut label);
+            let mut payload = BytesMut::with_capacity(record.payload_len());
+            record.payload(|piece| payload.extend_from_slice(piece));
+            let payload = payload.freeze();
+            *bytes += payload.len() + label.len();
+            positions.appended(ticket, &record);
+            let digest = digest(digest(group as u64, &label), &payload);
+            match self.journal.append(group as u64, &label, &[payload]) {
+                Ok(lsn) => end = lsn,
+                Err(journal::Error::Fenced) => return false,
+                Err(error) => {
+                    env.fail("journal", format!("node {}: append: {error}", node.index + 1));
+                    return false;
+                }
+            }
+            let fact = Fact::of(&record);
+            trace!(env, "n{} g{group} writes {end} {fact:?}", node.index + 1);
+            let check = env.truths[group].staged(node.index, fact);
+            env.note(check);
+            self.facts.push_back((end, group, fact));
+            node.log.records.insert(end, Written { group: group as u64, digest });
+        }
+        self.handed.push_back((group, ticket, end));
+        self.flush(node, env);
+        true
+    }
+
+    fn flush(&mut self, node: &mut Node, env: &mut Env) {
+        if self.busy || self.fenced || !self.journal.has_staged() {
+            return;
+        }
+        match self.journal.flush() {
+            Ok(_) => {
+                self.busy = true;
+                let stall = std::mem::take(&mut self.stall_disk);
+                if stall > 0 && !env.healed {
+                    env.mark(Mark::DiskStalled);
+                }
+                let latency =
+                    if env.healed { MILLI } else { env.rng.around(env.profile.sync_latency) + stall };
+                let at = env.now + latency;
+                env.node_at(at, node.index, self.life, NodeEvent::Synced);
+            }
+            Err(error) => self.on_journal_error(node, env, &error),
+        }
+    }
+
+    fn on_journal_error(&mut self, node: &mut Node, env: &mut Env, error: &journal::Error) {
+        trace!(env, "n{} journal: {error}", node.index + 1);
+        if error.is_retryable() {
+            self.look_for_room(node, env);
+            return;
+        }
+        if self.fenced {
+            return;
+        }
+        env.mark(Mark::Fenced);
+        self.fenced = true;
+        let at = env.now;
+        env.node_at(at, node.index, self.life, NodeEvent::Fenced);
+        // Somebody looks after it and starts it again.
+        let at = env.now + env.rng.around(800 * MILLI);
+        let power = env.rng.flip();
+        env.at(at, Event::Stop { node: node.index, life: self.life, power });
+        let node = node.index;
+        env.at(at + 100 * MILLI, Event::Start { node });
+    }
+
+    fn synced(&mut self, node: &mut Node, env: &mut Env) {
+        self.busy = false;
+        match self.journal.sync() {
+            Ok(durable) => {
+                self.syncs += 1;
+                node.log.durable = durable;
+                while let Some((_, group, fact)) = self.facts.pop_front_if(|(lsn, ..)| *lsn <= durable) {
+                    let check = env.truths[group].durable(node.index, fact);
+                    env.note(check);
+                }
+                let mut done: Vec<(usize, PersistSeq, Lsn)> = Vec::new();
+                while let Some(handed) = self.handed.pop_front_if(|(.., lsn)| *lsn <= durable) {
+                    done.push(handed);
+                }
+                self.flush(node, env);
+                for (group, upto, lsn) in done {
+                    self.input(node, env, group, GroupInput::Persisted { upto, lsn });
+                }
+                self.maintain(node, env);
+            }
+            Err(error) => self.on_journal_error(node, env, &error),
+        }
+    }
+
+    /// The work that a writer does when it has time.
+    fn maintain(&mut self, node: &mut Node, env: &mut Env) {
+        for _ in 0..2 {
+            let spares = self.journal.stats().spares;
+            let more = self.journal.maintain();
+            if self.journal.stats().spares > spares {
+                env.mark(Mark::SegmentRecycled);
+            }
+            match more {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    self.on_journal_error(node, env, &error);
+                    break;
+                }
+            }
+        }
+        self.look_for_room(node, env);
+    }
+
+    /// While the disk is full, it is looked at again and again.
+    fn look_for_room(&mut self, node: &Node, env: &mut Env) {
+        let full = self.journal.stats().full && !self.fenced;
+        if full && !self.full {
+            trace!(env, "n{} disk full", node.index + 1);
+            env.mark(Mark::DiskFull);
+        }
+        self.full = full;
+        if full && !self.retrying {
+            self.retrying = true;
+            let at = env.now + 100 * MILLI;
+            env.node_at(at, node.index, self.life, NodeEvent::RetryFlush);
+        }
+    }
+
+    pub(crate) fn set_floor(&mut self, node: &mut Node, group: usize, floor: Lsn) {
+        self.journal.set_floor(group as u64, floor);
+        node.log.floors.insert(group as u64, floor);
+    }
+
+    /// Begins the file of a snapshot.
+    pub(crate) fn begin_snapshot(
+        &mut self,
+        node: &Node,
+        group: usize,
+        slot: Slot,
+        config: &Config,
+        state: &[u8],
+    ) -> Result<SnapshotWriter<SimDisk>, journal::Error> {
+        let snapshot = SnapshotId { group: group as u64, slot: slot.0 };
+        let mut writer =
+            SnapshotWriter::create(node.disk.clone(), self.identity, snapshot, &encode_meta(config))?;
+        for slice in state.chunks(100) {
+            writer.slice(slice)?;
+        }
+        Ok(writer)
+    }
+
+    fn finish_snapshot(&mut self, node: &mut Node, env: &mut Env, group: usize, slot: Slot) {
+        let Some(replica) = &mut self.replicas[group] else { return };
+        let Some((taken, writer)) = replica.taking.take() else { return };
+        if taken != slot {
+            replica.taking = Some((taken, writer));
+            return;
+        }
+        let snapshot = SnapshotId { group: group as u64, slot: slot.0 };
+        match writer.finish().and_then(|()| Snapshot::remove_older(&node.disk, snapshot)) {
+            Ok(()) => {
+                env.mark(Mark::SnapshotTaken);
+                env.truths[group].snapshot_durable(node.index, slot);
+                self.input(node, env, group, GroupInput::SnapshotFinished { slot });
+            }
+            Err(error) => trace!(env, "n{} g{group} snapshot at {slot:?}: {error}", node.index + 1),
+        }
+    }
+
+    /// Sends the file of a snapshot to a peer; returns the number of the hand-over.
+    pub(crate) fn send_snapshot(
+        &mut self,
+        node: &Node,
+        env: &mut Env,
+        group: usize,
+        to: NodeId,
+        slot: Slot,
+    ) -> u64 {
+        self.hand_overs += 1;
+        let (number, life, from, to) = (self.hand_overs, self.life, node.index, super::truth::index(to));
+        let took = env.rng.around(30 * MILLI);
+        let open = env.net.is_open(from, to) && env.net.is_open(to, from);
+        let broken = !env.healed && (!open || env.rng.chance(env.profile.quality.loss_ppm));
+        let read = if broken { None } else { self.read_snapshot(node, env, group, slot) };
+        match read {
+            Some((meta, slices)) => {
+                let hand_over = HandOver { from, life, number, group, slot, meta, slices };
+                let event = Box::new(NodeEvent::SnapshotArrived(Box::new(hand_over)));
+                env.after(took, Event::Node { node: to, life: None, event });
+                // If nothing is heard, the connection breaks.
+                let event = NodeEvent::SnapshotSent { group, to, number, arrived: false };
+                env.node_at(env.now + 2 * SECOND, from, life, event);
+            }
+            None => {
+                env.mark(Mark::SnapshotBroken);
+                let event = NodeEvent::SnapshotSent { group, to, number, arrived: false };
+                env.node_at(env.now + took, from, life, event);
+            }
+        }
+        number
+    }
+
+    fn read_snapshot(
+        &self,
+        node: &Node,
+        env: &mut Env,
+        group: usize,
+        slot: Slot,
+    ) -> Option<(Bytes, Vec<Bytes>)> {
+        let snapshot = SnapshotId { group: group as u64, slot: slot.0 };
+        let read = || {
+            let reader = SnapshotReader::open(&node.disk, self.identity, snapshot)?;
+            let mut slices = Vec::new();
+            for index in 0..reader.slices() {
+                slices.extend(reader.slice(index)?);
+            }
+            Ok::<_, journal::Error>((reader.meta().clone(), slices))
+        };
+        match read() {
+            Ok(found) => Some(found),
+            Err(error) => {
+                trace!(env, "n{} g{group} snapshot {slot:?} cannot be read: {error}", node.index + 1);
+                None
+            }
+        }
+    }
+
+    fn receive_snapshot(&mut self, node: &mut Node, env: &mut Env, hand_over: HandOver) {
+        let HandOver { from, life, number, group, slot, meta, slices } = hand_over;
+        let snapshot = SnapshotId { group: group as u64, slot: slot.0 };
+        let write = || {
+            let mut writer = SnapshotWriter::create(node.disk.clone(), self.identity, snapshot, &meta)?;
+            for slice in &slices {
+                writer.slice(slice)?;
+            }
+            writer.finish()?;
+            Snapshot::remove_older(&node.disk, snapshot)
+        };
+        let written: Result<(), journal::Error> = write();
+        let config = Config::decode(&mut meta.clone());
+        let machine = Machine::decode(&slices.concat());
+        let arrived = match (written, config, machine) {
+            (Ok(()), Ok(config), Some(machine)) => {
+                env.truths[group].snapshot_durable(node.index, slot);
+                let config = Arc::new(config);
+                self.input(node, env, group, GroupInput::SnapshotReceived { slot, config, machine });
+                true
+            }
+            (Err(error), ..) => {
+                trace!(env, "n{} g{group} snapshot {slot:?} cannot be kept: {error}", node.index + 1);
+                false
+            }
+            (Ok(()), ..) => {
+                env.fail("codec", format!("node {}: a snapshot cannot be decoded", node.index + 1));
+                false
+            }
+        };
+        if env.net.is_open(node.index, from) {
+            let event = NodeEvent::SnapshotSent { group, to: node.index, number, arrived };
+            env.node_at(env.now + MILLI, from, life, event);
+        }
+    }
+}
+
+/// What a snapshot carries beside the state.
+fn encode_meta(config: &Config) -> Bytes {
+    let mut meta = BytesMut::new();
+    config.encode(&mut meta);
+    meta.freeze()
+}

@@ -1,0 +1,257 @@
+//! What a seed simulates: the cluster, the load and the faults. Every fault class is on or off by the toss of a coin
+//! (swarm testing: Groce et al., ISSTA 2012), so that some runs concentrate on few kinds of trouble; one run in eight
+//! has none at all.
+
+use std::fmt;
+use std::time::Duration;
+
+use consensus_core::{Config, NodeId, NodeSet, Timing};
+
+use super::clock::{MICRO, MILLI, SECOND, Time};
+use super::net::Quality;
+use super::rng::Rng;
+
+/// A kind of trouble.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Fault {
+    Kill,
+    PowerCut,
+    AllPowerCut,
+    Leader,
+    Symmetric,
+    Asymmetric,
+    Bridge,
+    ReceiveOnly,
+    Link,
+    Clog,
+    Disconnect,
+    Pause,
+    StallBeforeStep,
+    StallBeforeSend,
+    DiskStall,
+    SyncError,
+    WriteError,
+    DiskFull,
+    Damage,
+    Transfer,
+    Snapshot,
+}
+
+impl Fault {
+    pub(crate) const ALL: [Fault; 21] = [
+        Fault::Kill,
+        Fault::PowerCut,
+        Fault::AllPowerCut,
+        Fault::Leader,
+        Fault::Symmetric,
+        Fault::Asymmetric,
+        Fault::Bridge,
+        Fault::ReceiveOnly,
+        Fault::Link,
+        Fault::Clog,
+        Fault::Disconnect,
+        Fault::Pause,
+        Fault::StallBeforeStep,
+        Fault::StallBeforeSend,
+        Fault::DiskStall,
+        Fault::SyncError,
+        Fault::WriteError,
+        Fault::DiskFull,
+        Fault::Damage,
+        Fault::Transfer,
+        Fault::Snapshot,
+    ];
+}
+
+/// Everything a seed decides before the run begins.
+#[derive(Clone, Debug)]
+pub(crate) struct Profile {
+    pub(crate) nodes: usize,
+    /// The configuration of each group.
+    pub(crate) groups: Vec<Config>,
+    pub(crate) timing: Timing,
+    pub(crate) rates_ppm: Vec<i64>,
+    pub(crate) faults: Vec<Fault>,
+    /// Mean time between two faults.
+    pub(crate) fault_every: Time,
+    /// When the faults stop.
+    pub(crate) heal_at: Time,
+    pub(crate) quality: Quality,
+    pub(crate) clients: u32,
+    pub(crate) operations: u64,
+    pub(crate) read_ppm: u64,
+    pub(crate) padding: usize,
+    /// Mean time from flush to sync.
+    pub(crate) sync_latency: Time,
+    pub(crate) segment_bytes: u64,
+    pub(crate) spare_segments: usize,
+    pub(crate) snapshot_bytes: usize,
+    pub(crate) retain_slots: u64,
+    pub(crate) inflight_slots: u64,
+    pub(crate) queue_bytes: usize,
+    /// How often a group lets inputs gather before it takes them up together.
+    pub(crate) gather_ppm: u64,
+    /// Nodes whose disk may lose what was synced, as bits: so few that every quorum's overlap survives.
+    pub(crate) damageable: u32,
+}
+
+impl Profile {
+    pub(crate) fn draw(rng: &mut Rng) -> Profile {
+        let nodes = rng.pick(&[1, 3, 3, 3, 4, 5, 5, 7]);
+        let groups: Vec<Config> =
+            (0..rng.pick(&[1, 1, 1, 2, 2, 3, 4, 8])).map(|_| Profile::draw_group(rng, nodes)).collect();
+        let calm = rng.chance(125_000);
+        let faults: Vec<Fault> = Fault::ALL
+            .into_iter()
+            .filter(|fault| !calm && rng.flip() && (nodes > 1 || !needs_peers(*fault)))
+            .collect();
+        let lossy = !calm && rng.flip();
+        let wide = rng.chance(150_000);
+        let quality = Quality {
+            loss_ppm: if lossy { rng.pick(&[0, 10_000, 50_000, 150_000, 300_000]) } else { 0 },
+            duplicate_ppm: if lossy { rng.pick(&[0, 10_000, 100_000, 200_000]) } else { 0 },
+            latency: if wide { rng.range(5 * MILLI, 40 * MILLI) } else { rng.range(50 * MICRO, 2 * MILLI) },
+            jitter: if calm {
+                100 * MICRO
+            } else {
+                rng.pick(&[20 * MICRO, 200 * MICRO, 2 * MILLI, 20 * MILLI])
+            },
+        };
+        // A group survives the loss of n - max(q1, q2) members, and damage must not exceed what it survives.
+        let survivable =
+            groups.iter().map(|config| config.voters.len() - usize::from(config.q1.max(config.q2))).min();
+        let mut damageable = 0;
+        for _ in 0..survivable.unwrap_or(0) {
+            damageable |= 1 << rng.index(nodes);
+        }
+        let slow_disk = rng.chance(300_000);
+        Profile {
+            nodes,
+            groups,
+            timing: Timing { disk_stall: Duration::from_millis(rng.pick(&[500, 1000])), ..Timing::default() },
+            rates_ppm: (0..nodes).map(|_| rng.range(0, 8_000) as i64 - 4_000).collect(),
+            faults,
+            fault_every: rng.pick(&[150 * MILLI, 400 * MILLI, 800 * MILLI, 2 * SECOND]),
+            heal_at: rng.range(8, 44) * SECOND,
+            quality,
+            clients: rng.range(2, 12) as u32,
+            operations: rng.range(300, 2_000),
+            read_ppm: rng.pick(&[100_000, 400_000, 700_000]),
+            padding: rng.pick(&[0, 40, 200, 900, 3_000]),
+            sync_latency: if slow_disk {
+                rng.range(5 * MILLI, 25 * MILLI)
+            } else {
+                rng.range(50 * MICRO, 2 * MILLI)
+            },
+            segment_bytes: rng.pick(&[16 << 10, 64 << 10, 256 << 10]),
+            spare_segments: rng.index(4),
+            snapshot_bytes: rng.pick(&[4 << 10, 16 << 10, 64 << 10, 1 << 20]),
+            retain_slots: rng.pick(&[0, 5, 50, 500]),
+            inflight_slots: rng.pick(&[1, 4, 64]),
+            queue_bytes: rng.pick(&[600, 16 << 20]),
+            gather_ppm: rng.pick(&[0, 50_000, 300_000]),
+            damageable,
+        }
+    }
+
+    fn draw_group(rng: &mut Rng, nodes: usize) -> Config {
+        let mut all: Vec<NodeId> = (1..=nodes as u32).map(NodeId).collect();
+        let mut learners = NodeSet::new();
+        if nodes >= 4 && rng.chance(250_000) {
+            // Some other three of the nodes; one more may learn.
+            while all.len() > 4 {
+                all.remove(rng.index(all.len()));
+            }
+            let left = all.remove(rng.index(all.len()));
+            if rng.flip() {
+                learners.insert(left);
+            }
+        }
+        let (q1, q2) = match (all.len(), rng.flip()) {
+            (4, true) => (3, 2),
+            (5, true) => (4, 2),
+            (7, true) => (5, 3),
+            (n, _) => (n as u8 / 2 + 1, n as u8 / 2 + 1),
+        };
+        let config = Config { learners, ..Config::majority(all).with_quorums(q1, q2, None) };
+        assert_eq!(config.check(), Ok(()), "the profile draws configurations that work");
+        config
+    }
+
+    /// The network and the disks after the faults have stopped.
+    pub(crate) fn calm_quality(&self) -> Quality {
+        Quality {
+            loss_ppm: 0,
+            duplicate_ppm: 0,
+            latency: self.quality.latency.min(5 * MILLI),
+            jitter: 200 * MICRO,
+        }
+    }
+}
+
+fn needs_peers(fault: Fault) -> bool {
+    match fault {
+        Fault::Symmetric
+        | Fault::Asymmetric
+        | Fault::Bridge
+        | Fault::ReceiveOnly
+        | Fault::Link
+        | Fault::Clog
+        | Fault::Disconnect
+        | Fault::Transfer => true,
+        Fault::Kill
+        | Fault::PowerCut
+        | Fault::AllPowerCut
+        | Fault::Leader
+        | Fault::Pause
+        | Fault::StallBeforeStep
+        | Fault::StallBeforeSend
+        | Fault::DiskStall
+        | Fault::SyncError
+        | Fault::WriteError
+        | Fault::DiskFull
+        | Fault::Damage
+        | Fault::Snapshot => false,
+    }
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "  {} nodes, {} groups, {} clients, {} operations",
+            self.nodes,
+            self.groups.len(),
+            self.clients,
+            self.operations
+        )?;
+        for (index, config) in self.groups.iter().enumerate() {
+            writeln!(
+                f,
+                "    group {index}: voters {} learners {} q1 {} q2 {}",
+                config.voters, config.learners, config.q1, config.q2
+            )?;
+        }
+        writeln!(
+            f,
+            "  faults every {} ms until {} ms: {:?}",
+            self.fault_every / MILLI,
+            self.heal_at / MILLI,
+            self.faults
+        )?;
+        writeln!(f, "  network {:?}; sync latency {} us", self.quality, self.sync_latency / MICRO)?;
+        write!(
+            f,
+            "  segments of {} bytes, snapshots after {} bytes, retain {} slots, {} in flight, queue {} bytes, padding {}, \
+             clock rates {:?} ppm, damage on nodes {:#b}",
+            self.segment_bytes,
+            self.snapshot_bytes,
+            self.retain_slots,
+            self.inflight_slots,
+            self.queue_bytes,
+            self.padding,
+            self.rates_ppm,
+            self.damageable
+        )
+    }
+}

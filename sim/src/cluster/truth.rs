@@ -1,0 +1,716 @@
+//! What really happened, as no node can know it: every record that reached a disk, every vote, every value chosen. The
+//! invariants of the protocol are checked against this, not against what an engine believes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use consensus_core::message::{Accept, Accepted, Chosen, Prepare, Promise};
+use consensus_core::{Ballot, Config, Lead, NodeId, NodeSet, Record, RecordKind, RecordLabel, Slot, Value};
+
+use super::machine::{Effect, Machine, Write, Written, value_digest};
+
+/// An invariant that did not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Its name: I1 to I21, or what an assertion said.
+    pub invariant: String,
+    /// Who, where and what.
+    pub detail: String,
+}
+
+pub(crate) type Check = Result<(), Violation>;
+
+pub(crate) fn fail<T>(invariant: &str, detail: String) -> Result<T, Violation> {
+    Err(Violation { invariant: invariant.to_owned(), detail })
+}
+
+/// A record without its payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fact {
+    Promised(Lead),
+    /// The digest of the value; `None` when only the label is left.
+    Vote(Slot, Ballot, Option<u64>),
+    Chosen(Slot, Option<u64>),
+    /// Whether the promise is certain comes last.
+    Base(Slot, Lead, bool),
+    Healed(Lead),
+    Faulty,
+}
+
+impl Fact {
+    pub(crate) fn of(record: &Record) -> Fact {
+        match record {
+            Record::Promised { lead } => Fact::Promised(*lead),
+            Record::Vote { slot, ballot, value, commit: _ } => {
+                Fact::Vote(*slot, *ballot, value.as_ref().map(value_digest))
+            }
+            Record::Chosen { slot, value, commit: _ } => Fact::Chosen(*slot, Some(value_digest(value))),
+            Record::Base { slot, promised, promise_lost, .. } => Fact::Base(*slot, *promised, !*promise_lost),
+            Record::Healed { promised, votes: _ } => Fact::Healed(*promised),
+            Record::Faulty { .. } => Fact::Faulty,
+        }
+    }
+
+    pub(crate) fn of_label(label: &RecordLabel) -> Fact {
+        match label.kind {
+            RecordKind::Promised => Fact::Promised(label.ballot.lead),
+            RecordKind::Vote => Fact::Vote(label.slot, label.ballot, None),
+            RecordKind::Chosen => Fact::Chosen(label.slot, None),
+            RecordKind::Base => Fact::Base(label.slot, label.ballot.lead, false),
+            RecordKind::Healed => Fact::Healed(label.ballot.lead),
+            RecordKind::Faulty => Fact::Faulty,
+        }
+    }
+
+    pub(crate) fn base(self) -> Option<Slot> {
+        match self {
+            Fact::Base(slot, ..) => Some(slot),
+            Fact::Promised(_) | Fact::Vote(..) | Fact::Chosen(..) | Fact::Healed(_) | Fact::Faulty => None,
+        }
+    }
+}
+
+/// One group's history.
+#[derive(Debug)]
+pub(crate) struct GroupTruth {
+    group: usize,
+    config: Arc<Config>,
+    slots: Vec<SlotTruth>,
+    /// The log as committed, applied by a machine of its own.
+    pub(crate) machine: Machine,
+    committed: Vec<u64>,
+    digests: Vec<u64>,
+    leads: BTreeMap<Lead, LeadTruth>,
+    nodes: BTreeMap<usize, NodeTruth>,
+    answers: BTreeMap<(u32, u32), Written>,
+    rejected: BTreeSet<(u32, u32, u32)>,
+    in_log: BTreeSet<(u32, u32, u32)>,
+}
+
+#[derive(Debug, Default)]
+struct SlotTruth {
+    ballots: Vec<BallotTruth>,
+    chosen: Option<(Ballot, u64)>,
+}
+
+#[derive(Debug)]
+struct BallotTruth {
+    ballot: Ballot,
+    value: u64,
+    /// Members whose vote is durable, as bits.
+    durable: u32,
+    /// Those of them whose disk still has the value.
+    held: u32,
+}
+
+#[derive(Debug)]
+struct LeadTruth {
+    incarnation: u64,
+    from: Slot,
+    /// Members whose promise arrived whole, as bits: all, and those that declared forgotten votes.
+    promised: u32,
+    faulty: u32,
+    /// Parts of promises that arrived, by member.
+    parts: BTreeMap<usize, BTreeSet<u32>>,
+}
+
+/// What one node has written, and what of it is durable. Damage takes nothing away from this: what a node forgets,
+/// it must know that it has forgotten.
+#[derive(Debug, Default)]
+struct NodeTruth {
+    staged_promise: Lead,
+    staged_votes: BTreeMap<Slot, Ballot>,
+    durable_promise: Lead,
+    durable_votes: BTreeMap<Slot, Ballot>,
+    durable_chosen: BTreeMap<Slot, u64>,
+    /// The newest durable base or snapshot.
+    base: Slot,
+    /// The parts of a promise that is being sent.
+    sending: Vec<(Slot, Ballot)>,
+    /// `upto` of an Accepted that was checked, and its leadership.
+    accepted: (Lead, Slot),
+}
+
+impl GroupTruth {
+    pub(crate) fn new(group: usize, config: Arc<Config>) -> GroupTruth {
+        let nodes = config.members().map(|node| (index(node), NodeTruth::default())).collect();
+        GroupTruth {
+            group,
+            config,
+            slots: Vec::new(),
+            machine: Machine::default(),
+            committed: Vec::new(),
+            digests: Vec::new(),
+            leads: BTreeMap::new(),
+            nodes,
+            answers: BTreeMap::new(),
+            rejected: BTreeSet::new(),
+            in_log: BTreeSet::new(),
+        }
+    }
+
+    pub(crate) fn config(&self) -> &Arc<Config> {
+        &self.config
+    }
+
+    /// The last slot that any node has committed.
+    pub(crate) fn commit(&self) -> Slot {
+        Slot(self.committed.len() as u64)
+    }
+
+    /// A record was handed to the journal.
+    pub(crate) fn staged(&mut self, node: usize, fact: Fact) -> Check {
+        let group = self.group;
+        let truth = self.nodes.entry(node).or_default();
+        let who = || format!("group {group} node {}", node + 1);
+        match fact {
+            Fact::Promised(lead) => {
+                if lead < truth.staged_promise {
+                    return fail(
+                        "I1",
+                        format!("{}: promises {lead:?} after {:?}", who(), truth.staged_promise),
+                    );
+                }
+                truth.staged_promise = lead;
+            }
+            // What is left of a vote is written again, so that it is not lost with the damaged record.
+            Fact::Vote(slot, ballot, None) => {
+                if truth.durable_votes.get(&slot).is_none_or(|durable| *durable < ballot) {
+                    return fail(
+                        "I2",
+                        format!("{}: writes a vote at {ballot:?} for {slot:?}, which it never cast", who()),
+                    );
+                }
+            }
+            Fact::Vote(slot, ballot, Some(value)) => {
+                if ballot.lead < truth.staged_promise {
+                    return fail(
+                        "I1",
+                        format!(
+                            "{}: votes at {ballot:?} for {slot:?}, having promised {:?}",
+                            who(),
+                            truth.staged_promise
+                        ),
+                    );
+                }
+                truth.staged_promise = ballot.lead;
+                if let Some(before) = truth.staged_votes.insert(slot, ballot)
+                    && before > ballot
+                {
+                    return fail(
+                        "I2",
+                        format!("{}: votes at {ballot:?} for {slot:?} after {before:?}", who()),
+                    );
+                }
+                self.proposed(slot, ballot, value)?;
+                if let Some((at, chosen)) = self.slot(slot).chosen
+                    && ballot > at
+                    && value != chosen
+                {
+                    let what = "votes for another value than was chosen";
+                    return fail("I4", format!("{}: {what} for {slot:?}, at {ballot:?}, at {at:?}", who()));
+                }
+            }
+            Fact::Chosen(slot, Some(value)) => {
+                self.is_committed(node, slot, value, "records as committed")?
+            }
+            Fact::Base(slot, promised, certain) => {
+                if certain && promised < truth.durable_promise {
+                    return fail(
+                        "I1",
+                        format!(
+                            "{}: its base at {slot:?} says {promised:?}, promised was {:?}",
+                            who(),
+                            truth.durable_promise
+                        ),
+                    );
+                }
+            }
+            Fact::Healed(promised) => {
+                if promised < truth.durable_promise {
+                    return fail(
+                        "I1",
+                        format!(
+                            "{}: believes to have promised {promised:?}, promised was {:?}",
+                            who(),
+                            truth.durable_promise
+                        ),
+                    );
+                }
+                truth.staged_promise = truth.staged_promise.max(promised);
+            }
+            Fact::Chosen(_, None) | Fact::Faulty => {}
+        }
+        Ok(())
+    }
+
+    /// A record is durable.
+    pub(crate) fn durable(&mut self, node: usize, fact: Fact) -> Check {
+        let truth = self.nodes.entry(node).or_default();
+        match fact {
+            Fact::Promised(lead) | Fact::Healed(lead) => {
+                truth.durable_promise = truth.durable_promise.max(lead)
+            }
+            Fact::Vote(slot, ballot, value) => {
+                truth.durable_promise = truth.durable_promise.max(ballot.lead);
+                if slot > truth.base {
+                    let vote = truth.durable_votes.entry(slot).or_default();
+                    *vote = (*vote).max(ballot);
+                }
+                return self.voted(node, slot, ballot, value.is_some());
+            }
+            Fact::Chosen(slot, Some(value)) => {
+                if slot > truth.base {
+                    truth.durable_chosen.insert(slot, value);
+                }
+            }
+            Fact::Base(slot, promised, _) => {
+                truth.durable_promise = truth.durable_promise.max(promised);
+                self.snapshot_durable(node, slot);
+            }
+            Fact::Chosen(_, None) | Fact::Faulty => {}
+        }
+        Ok(())
+    }
+
+    /// A snapshot of the state up to `slot` is durable.
+    pub(crate) fn snapshot_durable(&mut self, node: usize, slot: Slot) {
+        let truth = self.nodes.entry(node).or_default();
+        if slot > truth.base {
+            truth.base = slot;
+            truth.durable_votes = truth.durable_votes.split_off(&slot.next());
+            truth.durable_chosen = truth.durable_chosen.split_off(&slot.next());
+            truth.staged_votes = truth.staged_votes.split_off(&slot.next());
+        }
+    }
+
+    /// The node restarts: what was not durable was never said.
+    pub(crate) fn restarted(&mut self, node: usize) {
+        let truth = self.nodes.entry(node).or_default();
+        truth.staged_promise = truth.durable_promise;
+        truth.staged_votes.clone_from(&truth.durable_votes);
+        truth.accepted = (Lead::default(), Slot(0));
+        let commit = self.committed.len();
+        for vote in self.slots.iter_mut().skip(commit).flat_map(|slot| &mut slot.ballots) {
+            vote.held &= !(1 << node);
+        }
+    }
+
+    /// A slot that may hold a chosen value which no disk has any more: so many voted that a quorum may have agreed, and
+    /// all of them lost power before the value, and after its label, was on their disks. Nobody can tell this from the
+    /// loss of an acknowledged write, so the group waits for an operator. `absent` are nodes that do not come back.
+    pub(crate) fn value_lost(&self, absent: u32) -> Option<Slot> {
+        let voters = self.config.voters.iter().fold(0, |bits, voter| bits | 1 << index(voter));
+        let open = (1..).zip(&self.slots).skip(self.committed.len());
+        let mut lost = open.filter(|(_, slot)| {
+            let highest = slot.ballots.iter().filter(|vote| vote.durable & voters != 0).max_by_key(|vote| vote.ballot);
+            let voted = slot.ballots.iter().fold(absent, |all, vote| all | vote.durable) & voters;
+            highest.is_some_and(|vote| vote.held == 0) && voted.count_ones() >= u32::from(self.config.q2)
+        });
+        lost.next().map(|(slot, _)| Slot(slot))
+    }
+
+    /// The engine says what it has promised.
+    pub(crate) fn check_promise(&self, node: usize, promised: Lead, promise_lost: bool) -> Check {
+        let durable = self.nodes.get(&node).map_or(Lead::default(), |truth| truth.durable_promise);
+        if promised < durable && !promise_lost {
+            return fail(
+                "I1",
+                format!(
+                    "group {} node {}: goes by {promised:?}, promised was {durable:?}",
+                    self.group,
+                    node + 1
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    /// A value was proposed or voted for at a ballot.
+    fn proposed(&mut self, slot: Slot, ballot: Ballot, value: u64) -> Check {
+        let group = self.group;
+        let truth = self.slot(slot);
+        match truth.ballots.iter().find(|known| known.ballot == ballot) {
+            Some(known) if known.value != value => {
+                fail("I3", format!("group {group} {slot:?}: two values at {ballot:?}"))
+            }
+            Some(_) => Ok(()),
+            None => {
+                truth.ballots.push(BallotTruth { ballot, value, durable: 0, held: 0 });
+                Ok(())
+            }
+        }
+    }
+
+    fn voted(&mut self, node: usize, slot: Slot, ballot: Ballot, held: bool) -> Check {
+        let (group, q2) = (self.group, u32::from(self.config.q2));
+        let voters = self.config.voters.iter().fold(0, |bits, voter| bits | 1 << index(voter));
+        let truth = self.slot(slot);
+        let Some(vote) = truth.ballots.iter_mut().find(|known| known.ballot == ballot) else { return Ok(()) };
+        vote.durable |= 1 << node;
+        if held {
+            vote.held |= 1 << node;
+        }
+        if (vote.durable & voters).count_ones() < q2 {
+            return Ok(());
+        }
+        match truth.chosen {
+            Some((at, value)) if value != vote.value => fail(
+                "I5",
+                format!("group {group} {slot:?}: one value chosen at {at:?}, another at {ballot:?}"),
+            ),
+            Some((at, _)) if at <= ballot => Ok(()),
+            Some(_) | None => {
+                truth.chosen = Some((ballot, vote.value));
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether some vote of an older leadership was for what `lead` proposes.
+    pub(crate) fn is_adopted(&self, slot: Slot, lead: Lead, value: &Value) -> bool {
+        let digest = value_digest(value);
+        let votes = self.slots.get(slot.0 as usize - 1).map_or(&[][..], |truth| &truth.ballots);
+        votes.iter().any(|vote| vote.ballot.lead < lead && vote.value == digest)
+    }
+
+    /// Which nodes have a durable vote for the slot at its highest ballot.
+    pub(crate) fn voters_of(&self, slot: Slot) -> u32 {
+        let votes = self.slots.get(slot.0 as usize - 1).map_or(&[][..], |truth| &truth.ballots);
+        votes.iter().max_by_key(|vote| vote.ballot).map_or(0, |vote| vote.durable)
+    }
+
+    /// A node takes a value for committed. True when it is the first to do so.
+    pub(crate) fn commit_at(&mut self, node: usize, slot: Slot, value: &Value) -> Result<bool, Violation> {
+        let digest = value_digest(value);
+        if slot <= self.commit() {
+            self.is_committed(node, slot, digest, "commits")?;
+            return Ok(false);
+        }
+        let who = format!("group {} node {}", self.group, node + 1);
+        if slot != self.commit().next() {
+            return fail(
+                "I10",
+                format!("{who}: commits {slot:?}, but nobody has committed {:?}", self.commit().next()),
+            );
+        }
+        match self.slot(slot).chosen {
+            Some((_, chosen)) if chosen == digest => {}
+            Some((at, _)) => {
+                return fail(
+                    "I5",
+                    format!("{who}: commits {slot:?} with another value than was chosen at {at:?}"),
+                );
+            }
+            None => {
+                return fail(
+                    "I10",
+                    format!("{who}: commits {slot:?}, for which no quorum has a durable vote at one ballot"),
+                );
+            }
+        }
+        self.committed.push(digest);
+        let mut fates = Vec::new();
+        self.machine.apply(slot, value, |write, effect| fates.push((write, effect)));
+        self.digests.push(self.machine.digest);
+        for (write, effect) in fates {
+            let attempt = (write.client, write.seq, write.attempt);
+            self.in_log.insert(attempt);
+            if self.rejected.contains(&attempt) {
+                return fail(
+                    "rejected means never",
+                    format!("{who}: {slot:?} holds {write:?}, which was rejected"),
+                );
+            }
+            if let Effect::Done(written) = effect
+                && self.answers.insert((write.client, write.seq), written).is_some()
+            {
+                return fail("I16", format!("{who}: {write:?} takes effect twice"));
+            }
+        }
+        Ok(true)
+    }
+
+    fn is_committed(&self, node: usize, slot: Slot, digest: u64, does: &str) -> Check {
+        match self.committed.get((slot.0 as usize).wrapping_sub(1)) {
+            Some(committed) if *committed == digest => Ok(()),
+            Some(_) => fail(
+                "I5",
+                format!(
+                    "group {} node {}: {does} another value for {slot:?} than was committed",
+                    self.group,
+                    node + 1
+                ),
+            ),
+            None => fail(
+                "I10",
+                format!(
+                    "group {} node {}: {does} {slot:?}, which nobody has committed",
+                    self.group,
+                    node + 1
+                ),
+            ),
+        }
+    }
+
+    /// A node's state after applying everything up to `slot`.
+    pub(crate) fn check_digest(&self, node: usize, machine: &Machine) -> Check {
+        let slot = machine.applied;
+        let digest = match slot.0.checked_sub(1) {
+            None => return Ok(()),
+            Some(index) => self.digests.get(index as usize),
+        };
+        if digest != Some(&machine.digest) {
+            return fail("I20", format!("group {} node {}: another state at {slot:?}", self.group, node + 1));
+        }
+        Ok(())
+    }
+
+    /// A proposal was refused, which promises that it never enters the log.
+    pub(crate) fn rejected(&mut self, node: usize, write: &Write) -> Check {
+        let attempt = (write.client, write.seq, write.attempt);
+        self.rejected.insert(attempt);
+        if self.in_log.contains(&attempt) {
+            return fail(
+                "rejected means never",
+                format!("group {} node {}: rejects {write:?}, which is committed", self.group, node + 1),
+            );
+        }
+        Ok(())
+    }
+
+    /// A write was answered.
+    pub(crate) fn answered(&self, node: usize, client: u32, seq: u32, written: Written) -> Check {
+        if self.answers.get(&(client, seq)) != Some(&written) {
+            return fail(
+                "I16",
+                format!(
+                    "group {} node {}: answers client {client} seq {seq} with {written:?}",
+                    self.group,
+                    node + 1
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    /// A candidate asks for promises.
+    pub(crate) fn prepare_sent(&mut self, node: usize, incarnation: u64, prepare: &Prepare) -> Check {
+        let who = format!("group {} node {}", self.group, node + 1);
+        let lead = prepare.lead;
+        if index(lead.node) != node {
+            return fail("I8", format!("{who}: runs for {lead:?}"));
+        }
+        let durable = self.nodes.get(&node).map_or(Lead::default(), |truth| truth.durable_promise);
+        if durable < lead {
+            return fail(
+                "I9",
+                format!("{who}: asks for promises at {lead:?}, its own durable promise is {durable:?}"),
+            );
+        }
+        let known = self.leads.entry(lead).or_insert_with(|| LeadTruth {
+            incarnation,
+            from: prepare.from,
+            promised: 0,
+            faulty: 0,
+            parts: BTreeMap::new(),
+        });
+        if known.incarnation != incarnation {
+            return fail(
+                "I8",
+                format!(
+                    "{who}: {lead:?} was used in life {} and again in life {incarnation}",
+                    known.incarnation
+                ),
+            );
+        }
+        known.from = known.from.min(prepare.from);
+        Ok(())
+    }
+
+    /// A voter promises. Everything it has ever synced must be reported, or declared as possibly forgotten.
+    pub(crate) fn promise_sent(&mut self, node: usize, promise: &Promise) -> Check {
+        let who = format!("group {} node {}", self.group, node + 1);
+        let from = self.leads.get(&promise.lead).map_or(Slot(0), |lead| lead.from);
+        let truth = self.nodes.entry(node).or_default();
+        if truth.durable_promise < promise.lead {
+            return fail(
+                "I9",
+                format!(
+                    "{who}: promise for {:?} leaves, durable is {:?}",
+                    promise.lead, truth.durable_promise
+                ),
+            );
+        }
+        if promise.part == 0 {
+            truth.sending.clear();
+        }
+        for (slot, vote) in &promise.votes {
+            truth.sending.push((*slot, vote.ballot));
+            let durable = truth.durable_votes.get(slot).is_some_and(|durable| *durable >= vote.ballot)
+                || truth.durable_chosen.contains_key(slot)
+                || *slot <= truth.base;
+            if !durable {
+                return fail(
+                    "I9",
+                    format!(
+                        "{who}: promise for {:?} reports a vote for {slot:?} that is not durable",
+                        promise.lead
+                    ),
+                );
+            }
+        }
+        if promise.part + 1 != promise.parts {
+            return Ok(());
+        }
+        let reported: BTreeMap<Slot, Ballot> = truth.sending.iter().copied().collect();
+        let forgotten = promise.faulty_from;
+        for (slot, ballot) in truth.durable_votes.range(from.max(promise.commit.next())..) {
+            if ballot.lead >= promise.lead {
+                // Cast after the promise, which has waited since.
+                continue;
+            }
+            let told = reported.get(slot).is_some_and(|told| told >= ballot);
+            if !told && forgotten.is_none_or(|faulty| faulty > *slot) {
+                return fail(
+                    "I18",
+                    format!(
+                        "{who}: promise for {:?} hides the vote for {slot:?} at {ballot:?}",
+                        promise.lead
+                    ),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// A part of a promise reached its candidate.
+    pub(crate) fn promise_arrived(&mut self, from: usize, promise: &Promise) {
+        let Some(lead) = self.leads.get_mut(&promise.lead) else { return };
+        let parts = lead.parts.entry(from).or_default();
+        parts.insert(promise.part);
+        if parts.len() as u64 >= u64::from(promise.parts) {
+            lead.promised |= 1 << from;
+            if promise.faulty_from.is_some() {
+                lead.faulty |= 1 << from;
+            } else {
+                lead.faulty &= !(1 << from);
+            }
+        }
+    }
+
+    /// A node takes itself for the leader.
+    pub(crate) fn elected(&self, node: usize, lead: Lead) -> Check {
+        let who = format!("group {} node {}", self.group, node + 1);
+        let Some(known) = self.leads.get(&lead) else {
+            if self.config.q1 == 1 {
+                return Ok(());
+            }
+            return fail("I7", format!("{who}: leads at {lead:?} without having asked anybody"));
+        };
+        let own = u32::from(self.nodes.get(&node).is_some_and(|truth| truth.durable_promise >= lead)) << node;
+        let promised: NodeSet = bits(known.promised | own).map(id).collect();
+        if !self.config.is_q1(&promised) {
+            return fail("I7", format!("{who}: leads at {lead:?} with promises of {promised} alone"));
+        }
+        Ok(())
+    }
+
+    /// A member says how far it has voted at a leadership.
+    pub(crate) fn accepted_sent(&mut self, node: usize, accepted: &Accepted) -> Check {
+        let Accepted { lead, upto, .. } = *accepted;
+        let truth = self.nodes.entry(node).or_default();
+        let checked = if truth.accepted.0 == lead { truth.accepted.1 } else { Slot(0) };
+        let mut slot = checked.max(truth.base).next();
+        while slot <= upto {
+            let truth = &self.nodes[&node];
+            let vote = truth.durable_votes.get(&slot);
+            let ballots = self.slots.get(slot.0 as usize - 1).map_or(&[][..], |slot| &slot.ballots);
+            // It may have cast a higher vote since.
+            let at = Ballot::classic(lead);
+            let at_lead = ballots.iter().any(|known| known.ballot == at && known.durable >> node & 1 == 1);
+            if !at_lead {
+                let held = truth.durable_chosen.get(&slot).copied().or_else(|| {
+                    let ballots = self.slots.get(slot.0 as usize - 1).map_or(&[][..], |slot| &slot.ballots);
+                    ballots.iter().find(|known| Some(&known.ballot) == vote).map(|known| known.value)
+                });
+                let committed = self.committed.get(slot.0 as usize - 1).copied();
+                if held.is_none() || held != committed {
+                    return fail(
+                        "I9",
+                        format!(
+                            "group {} node {}: says it has accepted up to {upto:?} at {lead:?}; for {slot:?} its disk has \
+                             a vote at {vote:?}, and no committed value",
+                            self.group,
+                            node + 1
+                        ),
+                    );
+                }
+            }
+            slot = slot.next();
+        }
+        if let Some(truth) = self.nodes.get_mut(&node) {
+            truth.accepted = (lead, upto.max(checked));
+        }
+        Ok(())
+    }
+
+    /// A leader proposes, and says what is committed.
+    pub(crate) fn accept_sent(&mut self, node: usize, accept: &Accept) -> Check {
+        self.commit_claimed(node, accept.commit)?;
+        for (slot, value) in &accept.entries {
+            let digest = value_digest(value);
+            if *slot <= accept.commit {
+                self.is_committed(node, *slot, digest, "sends as committed")?;
+            } else {
+                self.proposed(*slot, Ballot::classic(accept.lead), digest)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A member passes committed values on.
+    pub(crate) fn chosen_sent(&self, node: usize, chosen: &Chosen) -> Check {
+        self.commit_claimed(node, chosen.commit)?;
+        chosen.entries.iter().try_for_each(|(slot, value)| {
+            self.is_committed(node, *slot, value_digest(value), "sends as committed")
+        })
+    }
+
+    /// A node says that everything up to `commit` is committed.
+    pub(crate) fn commit_claimed(&self, node: usize, commit: Slot) -> Check {
+        if commit > self.commit() {
+            return fail(
+                "I10",
+                format!(
+                    "group {} node {}: says that {commit:?} is committed, nobody has committed it",
+                    self.group,
+                    node + 1
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    fn slot(&mut self, slot: Slot) -> &mut SlotTruth {
+        let index = slot.0.saturating_sub(1) as usize;
+        if self.slots.len() <= index {
+            self.slots.resize_with(index + 1, SlotTruth::default);
+        }
+        &mut self.slots[index]
+    }
+}
+
+/// The position of a node in the simulation's lists.
+pub(crate) fn index(node: NodeId) -> usize {
+    (node.0 as usize).saturating_sub(1)
+}
+
+/// The node at a position.
+pub(crate) fn id(index: usize) -> NodeId {
+    NodeId(index as u32 + 1)
+}
+
+pub(crate) fn bits(set: u32) -> impl Iterator<Item = usize> {
+    (0..32).filter(move |bit| set >> bit & 1 == 1)
+}

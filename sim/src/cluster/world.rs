@@ -1,0 +1,515 @@
+//! One run: events in the order of true time, trouble until it ends, and what must work then.
+
+use consensus_core::{NodeId, Role};
+
+use super::clients::Clients;
+use super::clock::{MILLI, SECOND, Time};
+use super::coverage::{Coverage, Mark};
+use super::env::{After, Env, Event, TraceMode, trace};
+use super::net::{Links, NODES_MAX};
+use super::node::{Node, NodeEvent};
+use super::profile::{Fault, Profile};
+use super::rng::Rng;
+use super::truth::{Violation, id, index};
+use crate::linear::specs::Registers;
+use crate::linear::wgl::{self, Budget, Outcome};
+
+/// How a seed is run.
+#[derive(Clone, Copy, Debug)]
+pub struct RunOptions {
+    /// What is kept of the trace.
+    pub trace: TraceMode,
+    /// Which rule of the engine is broken.
+    #[cfg(feature = "mutants")]
+    pub mutant: Option<consensus_core::Mutant>,
+}
+
+impl Default for RunOptions {
+    fn default() -> RunOptions {
+        RunOptions {
+            trace: TraceMode::Off,
+            #[cfg(feature = "mutants")]
+            mutant: None,
+        }
+    }
+}
+
+/// What came of a run.
+#[derive(Clone, Debug)]
+pub struct RunReport {
+    /// The seed.
+    pub seed: u64,
+    /// Equal for equal runs, and only for those.
+    pub hash: u64,
+    /// What happened.
+    pub coverage: Coverage,
+    /// Events of the heap.
+    pub events: u64,
+    /// Operations that clients had answered.
+    pub answered: u64,
+    /// The invariant that did not hold.
+    pub violation: Option<Violation>,
+    /// The cluster, the load and the faults, for people.
+    pub profile: String,
+    /// As asked for.
+    pub trace: Vec<String>,
+}
+
+/// Runs one seed to its end or to the first violation. An assertion of the engine panics; see [`super::run_caught`].
+#[must_use]
+pub fn run(seed: u64, options: RunOptions) -> RunReport {
+    let mut world = World::new(seed, options);
+    world.run();
+    world.report(seed)
+}
+
+/// As [`run`], and leaves in `report` how far it came, for when it panics.
+pub(crate) fn run_into(seed: u64, options: RunOptions, world: &mut Option<World>) -> RunReport {
+    let world = world.insert(World::new(seed, options));
+    world.run();
+    world.report(seed)
+}
+
+/// After the heal, a cluster has ten times (support + election timeout) to work again (I21).
+const PATIENCE: u32 = 10;
+/// Histories of so many operations are shown to the independent checker.
+const JUDGED_SEEDS: u64 = 8;
+
+pub(crate) struct World {
+    env: Env,
+    nodes: Vec<Node>,
+    clients: Clients,
+    deadline: Time,
+    done: bool,
+}
+
+impl World {
+    fn new(seed: u64, options: RunOptions) -> World {
+        let mut rng = Rng::new(seed);
+        let profile = Profile::draw(&mut rng);
+        let mut env = Env::new(seed, profile, rng, options.trace);
+        #[cfg(feature = "mutants")]
+        {
+            env.mutant = options.mutant;
+        }
+        let nodes: Vec<Node> = (0..env.profile.nodes).map(|index| Node::new(&mut env, index)).collect();
+        for node in 0..nodes.len() {
+            let at = env.rng.below(300 * MILLI);
+            env.at(at, Event::Start { node });
+        }
+        let clients = Clients::new(&mut env);
+        let heal_at = env.profile.heal_at;
+        env.at(heal_at, Event::Heal);
+        if !env.profile.faults.is_empty() {
+            env.at(SECOND, Event::Fault);
+        }
+        World { env, nodes, clients, deadline: Time::MAX, done: false }
+    }
+
+    fn run(&mut self) {
+        while !self.done && self.env.violation.is_none() {
+            let Some(event) = self.env.next() else { return };
+            self.handle(event);
+            while let Some(after) = self.env.after.pop() {
+                self.check_after(after);
+            }
+        }
+    }
+
+    pub(crate) fn report(&mut self, seed: u64) -> RunReport {
+        let env = &mut self.env;
+        RunReport {
+            seed,
+            hash: env.trace.hash,
+            coverage: env.coverage.clone(),
+            events: env.events,
+            answered: self.clients.answered,
+            violation: env.violation.clone(),
+            profile: env.profile.to_string(),
+            trace: env.trace.lines.drain(..).collect(),
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let env = &mut self.env;
+        match event {
+            Event::Node { node, life, event } => self.nodes[node].handle(env, life, *event),
+            Event::Start { node } => self.nodes[node].start(env),
+            Event::Stop { node, life, power } => {
+                if self.nodes[node].life == life {
+                    self.nodes[node].stop(env, power);
+                }
+            }
+            Event::Answer { client, operation, attempt, node, answer } => {
+                self.clients.on_answer(env, client, operation, attempt, node, answer);
+            }
+            Event::Client { client, operation, attempt, timer } => {
+                self.clients.on_timer(env, client, operation, attempt, timer);
+            }
+            Event::Fault => {
+                if !env.healed {
+                    let delay = env.rng.around(env.profile.fault_every);
+                    env.after(delay, Event::Fault);
+                    let fault = env.rng.pick(&env.profile.faults.clone());
+                    self.cause(fault);
+                }
+            }
+            Event::EndPartition(number) => env.net.heal(number),
+            Event::EndFull { node } => self.nodes[node].disk.set_capacity(1 << 30),
+            Event::Heal => self.heal(),
+            Event::Settled => self.check_settled(),
+        }
+    }
+
+    fn check_after(&mut self, after: After) {
+        let env = &mut self.env;
+        match after {
+            After::Committed { group, node, slot } => {
+                let voters: Vec<usize> = env.voters_of(group, slot).collect();
+                for (index, other) in self.nodes.iter().enumerate() {
+                    let Some(process) = &other.process else { continue };
+                    if voters.contains(&index) && process.liveness.quarantined(other.now(env)) {
+                        env.mark(Mark::QuarantineCommit);
+                    }
+                    if index != node
+                        && let Some(replica) = &process.replicas[group]
+                    {
+                        replica.check_lease(&process.liveness, other, env);
+                    }
+                }
+            }
+            After::LeaseRead { group, node, lead } => {
+                let others = self.nodes.iter().enumerate().filter(|(index, _)| *index != node);
+                let mut replicas =
+                    others.filter_map(|(_, other)| other.process.as_ref()?.replicas[group].as_ref());
+                if replicas.any(|replica| replica.engine.status().promised > lead) {
+                    env.mark(Mark::LeaseReadDuringLeaderChange);
+                }
+            }
+            After::Support { holder, grantor } => self.check_support(holder, grantor),
+        }
+    }
+
+    /// I13: as long as the holder counts on the grantor's support, the grantor gives it.
+    fn check_support(&mut self, holder: usize, grantor: usize) {
+        if holder == grantor {
+            return;
+        }
+        let (here, there) = (&self.nodes[holder], &self.nodes[grantor]);
+        let (Some(held), Some(granted)) = (&here.process, &there.process) else { return };
+        let now = here.now(&self.env);
+        let Some((epoch, until)) = held.liveness.supported_by(now, id(grantor)) else { return };
+        // The last moment at which the holder counts on it.
+        let last = here.clock.when(until, self.env.now).saturating_sub(1).max(self.env.now);
+        let then = there.clock.local(last);
+        if !granted.liveness.quarantined(then) && granted.liveness.supports(then, id(holder)) != Some(epoch) {
+            let detail = format!(
+                "node {} counts on the support of node {} under {epoch:?} until {} ms, it grants {:?}",
+                holder + 1,
+                grantor + 1,
+                last / MILLI,
+                granted.liveness.supports(then, id(holder))
+            );
+            self.env.fail("I13", detail);
+        }
+    }
+
+    fn leader_of(&self, group: usize) -> Option<usize> {
+        self.nodes.iter().position(|node| {
+            let replica = node.process.as_ref().and_then(|process| process.replicas[group].as_ref());
+            replica.is_some_and(|replica| replica.engine.status().role == Role::Leader)
+        })
+    }
+
+    fn cause(&mut self, fault: Fault) {
+        let env = &mut self.env;
+        let count = self.nodes.len();
+        let node = env.rng.index(count);
+        let group = env.rng.index(env.profile.groups.len());
+        trace!(env, "fault {fault:?} n{} g{group}", node + 1);
+        match fault {
+            Fault::Kill => self.crash(node, false),
+            Fault::PowerCut => self.crash(node, true),
+            Fault::AllPowerCut => {
+                if env.rng.below(4) == 0 {
+                    env.mark(Mark::AllPowerCut);
+                    for node in 0..count {
+                        self.crash(node, true);
+                    }
+                }
+            }
+            Fault::Leader => {
+                if let Some(leader) = self.leader_of(group) {
+                    let power = self.env.rng.flip();
+                    self.crash(leader, power);
+                }
+            }
+            Fault::Symmetric => {
+                let side = self.side();
+                self.partition(
+                    Links::between(side, !side).union(Links::between(!side, side)),
+                    Mark::PartitionSymmetric,
+                );
+            }
+            Fault::Asymmetric => {
+                let side = self.side();
+                self.partition(Links::between(side, !side), Mark::PartitionAsymmetric);
+            }
+            Fault::Bridge => {
+                let side = self.side() & !(1 << node);
+                let other = !side & !(1 << node);
+                self.partition(
+                    Links::between(side, other).union(Links::between(other, side)),
+                    Mark::PartitionBridge,
+                );
+            }
+            Fault::ReceiveOnly => {
+                let node = self.leader_of(group).unwrap_or(node);
+                self.partition(Links::between(1 << node, !(1 << node)), Mark::PartitionReceiveOnly);
+            }
+            Fault::Link => {
+                let other = (node + 1 + env.rng.index(count - 1)) % count;
+                let mut links = Links::default();
+                links.add(node, other);
+                links.add(other, node);
+                self.partition(links, Mark::PartitionLink);
+            }
+            Fault::Clog => {
+                env.mark(Mark::LinkClogged);
+                let until = env.now + env.rng.around(400 * MILLI);
+                let all = env.rng.flip();
+                let other = env.rng.index(NODES_MAX);
+                for to in 0..NODES_MAX {
+                    if all || to == other {
+                        env.net.clog(node, to, until);
+                    }
+                }
+            }
+            Fault::Disconnect => {
+                let peer = env.rng.index(count);
+                self.tell(node, NodeEvent::Disconnected(peer));
+            }
+            Fault::Pause => {
+                let time = self.pause();
+                self.tell(node, NodeEvent::Pause(time));
+            }
+            Fault::StallBeforeStep | Fault::StallBeforeSend => {
+                let before_step = fault == Fault::StallBeforeStep;
+                let likely = self.leader_of(group).filter(|_| self.env.rng.flip());
+                let node = likely.unwrap_or(node);
+                let time = self.pause();
+                self.tell(node, NodeEvent::Stall { group, before_step, time });
+            }
+            Fault::DiskStall => {
+                let time = env.rng.range(SECOND, 5 * SECOND);
+                self.tell(node, NodeEvent::StallDisk(time));
+            }
+            Fault::SyncError => {
+                if self.nodes[node].is_well() {
+                    self.nodes[node].disk.fail_syncs(1);
+                }
+            }
+            Fault::WriteError => {
+                if self.nodes[node].is_well() {
+                    self.nodes[node].disk.fail_writes(1);
+                }
+            }
+            Fault::DiskFull => {
+                self.nodes[node].disk.set_capacity(0);
+                let time = env.rng.around(1500 * MILLI);
+                env.after(time, Event::EndFull { node });
+            }
+            Fault::Damage => {
+                if env.profile.damageable >> node & 1 == 1 {
+                    self.nodes[node].damage_due = 1 + env.rng.below(2) as u32;
+                    let power = env.rng.flip();
+                    self.crash(node, power);
+                }
+            }
+            Fault::Transfer => {
+                if let Some(leader) = self.leader_of(group) {
+                    let members: Vec<NodeId> = self.env.truths[group].config().members().collect();
+                    let to = self.env.rng.pick(&members);
+                    self.tell(leader, NodeEvent::Transfer { group, to });
+                }
+            }
+            Fault::Snapshot => self.tell(node, NodeEvent::SnapshotWanted(group)),
+        }
+    }
+
+    fn tell(&mut self, node: usize, event: NodeEvent) {
+        self.env.after(0, Event::Node { node, life: None, event: Box::new(event) });
+    }
+
+    fn crash(&mut self, node: usize, power: bool) {
+        let env = &mut self.env;
+        self.nodes[node].stop(env, power);
+        let down = match env.rng.below(4) {
+            0 => env.rng.around(4 * SECOND),
+            1 => env.rng.around(20 * MILLI),
+            _ => env.rng.around(500 * MILLI),
+        };
+        env.after(down, Event::Start { node });
+        if env.rng.below(3) == 0 {
+            for peer in 0..self.nodes.len() {
+                self.tell(peer, NodeEvent::Disconnected(node));
+            }
+        }
+    }
+
+    /// Some of the nodes, neither none nor all if that can be avoided.
+    fn side(&mut self) -> u32 {
+        let all = (1 << self.nodes.len()) - 1;
+        for _ in 0..10 {
+            let side = self.env.rng.next() as u32 & all;
+            if side != 0 && side != all {
+                return side;
+            }
+        }
+        1
+    }
+
+    fn partition(&mut self, links: Links, mark: Mark) {
+        let env = &mut self.env;
+        env.mark(mark);
+        let number = env.net.cut(links);
+        let time = env.rng.around(1500 * MILLI);
+        env.after(time, Event::EndPartition(number));
+    }
+
+    /// Mostly short; long enough to outlive every lease at times.
+    fn pause(&mut self) -> Time {
+        match self.env.rng.below(8) {
+            0 => self.env.rng.range(0, 10 * SECOND),
+            1..=3 => self.env.rng.range(0, 2 * SECOND),
+            _ => self.env.rng.range(0, 300 * MILLI),
+        }
+    }
+
+    /// Everything works from here on.
+    fn heal(&mut self) {
+        let env = &mut self.env;
+        trace!(env, "all trouble ends");
+        env.healed = true;
+        let quality = env.profile.calm_quality();
+        env.net.heal_all(quality);
+        for (index, node) in self.nodes.iter_mut().enumerate() {
+            node.disk.set_capacity(1 << 30);
+            node.disk.fail_syncs(0);
+            node.disk.fail_writes(0);
+            node.damage_due = 0;
+            // What still sleeps, or waits for a disk, ends here.
+            if node.process.as_ref().is_some_and(|process| process.fenced || process.paused) {
+                node.stop(env, false);
+            }
+            env.after(MILLI, Event::Start { node: index });
+        }
+        let timing = env.profile.timing;
+        self.deadline =
+            env.now + (timing.support + timing.election).as_nanos() as Time * Time::from(PATIENCE);
+        self.clients.probe(env);
+        env.after(50 * MILLI, Event::Settled);
+    }
+
+    fn check_settled(&mut self) {
+        let unsettled = self.unsettled();
+        let env = &mut self.env;
+        match unsettled {
+            None => {
+                self.done = true;
+                self.judge();
+            }
+            Some(what) if env.now >= self.deadline => env.fail("I21", what),
+            Some(_) => env.after(50 * MILLI, Event::Settled),
+        }
+    }
+
+    /// What is not as it should be.
+    fn unsettled(&mut self) -> Option<String> {
+        let lost = self.nodes.iter().filter(|node| node.lost).fold(0, |bits, node| bits | 1 << node.index);
+        for group in 0..self.env.truths.len() {
+            if let Some(what) = self.unsettled_group(group) {
+                // Only once it is clear that it does not settle.
+                if self.env.now >= self.deadline && self.env.truths[group].value_lost(lost).is_some() {
+                    self.env.mark(Mark::ValueLostEverywhere);
+                    continue;
+                }
+                return Some(format!("group {group}: {what}; {}", self.describe()));
+            }
+        }
+        None
+    }
+
+    fn unsettled_group(&self, group: usize) -> Option<String> {
+        let truth = &self.env.truths[group];
+        let members = truth.config().voters.iter().map(index).filter(|member| !self.nodes[*member].lost);
+        let mut leaders = 0;
+        for member in members {
+            let process = self.nodes[member].process.as_ref();
+            let Some(replica) = process.and_then(|process| process.replicas[group].as_ref()) else {
+                return Some(format!("node {} is down", member + 1));
+            };
+            let applied = replica.machine.applied;
+            if applied != truth.commit() {
+                return Some(format!("node {} has applied {applied:?} of {:?}", member + 1, truth.commit()));
+            }
+            leaders += usize::from(replica.engine.status().role == Role::Leader);
+        }
+        if leaders != 1 {
+            return Some(format!("{leaders} leaders"));
+        }
+        let mut unprobed = self.clients.unprobed();
+        unprobed.any(|unprobed| unprobed == group).then(|| "a write and a read have not been answered".to_owned())
+    }
+
+    fn describe(&self) -> String {
+        let mut text = String::new();
+        for node in &self.nodes {
+            match &node.process {
+                None => text.push_str(&format!("\n    node {}: down, lost {}", node.index + 1, node.lost)),
+                Some(process) => {
+                    for (group, replica) in process.replicas.iter().enumerate() {
+                        if let Some(replica) = replica {
+                            let status = replica.engine.status();
+                            text.push_str(&format!(
+                                "\n    node {} group {group}: {:?} of {:?}, promised {:?}, commit {}, first {}, voted {}, \
+                                 ready {}, faulty {:?}, promise lost {}, payloads lost {}, in flight {}, full {}, due {:?}",
+                                node.index + 1,
+                                status.role,
+                                status.leader.map(|node| node.0),
+                                (status.promised.round, status.promised.node.0),
+                                status.commit.0,
+                                status.first_kept.0,
+                                status.max_voted.0,
+                                status.ready,
+                                status.faulty_from,
+                                status.promise_lost,
+                                status.lost_payloads,
+                                status.inflight,
+                                process.full,
+                                replica.engine.next_deadline().map(|at| at.since(node.now(&self.env)))
+                            ));
+                        }
+                    }
+                }
+            }
+        }
+        text
+    }
+
+    /// The second opinion: what clients saw, without slots, is linearizable.
+    fn judge(&mut self) {
+        self.clients.finish(&mut self.env);
+        if self.env.seed % JUDGED_SEEDS != 0 {
+            return;
+        }
+        for (group, history) in &self.clients.histories {
+            let budget = Budget { steps: 200_000, configurations: 20_000 };
+            if let Outcome::Violation { witness } = wgl::check(&Registers, history, budget) {
+                let blocked = &history[witness.blocked];
+                self.env.fail("linearizable", format!("group {group}: {blocked:?} has no place"));
+                return;
+            }
+        }
+    }
+}
