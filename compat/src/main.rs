@@ -74,6 +74,9 @@ struct All {
     /// Determines them.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Differences after which the differential run ends.
+    #[arg(long, default_value_t = 5)]
+    most_differences: usize,
     /// Only these parts: differ, etcdctl, client-tests.
     #[arg(long, value_delimiter = ',', default_values = ["etcdctl", "differ", "client-tests"])]
     only: Vec<String>,
@@ -179,7 +182,7 @@ async fn run_all(all: &All) -> Result<usize, Problem> {
             seed: all.seed,
             first_case: 0,
             length: 40,
-            most_differences: 5,
+            most_differences: all.most_differences,
             named: true,
         };
         failures += differ::run(&options).await.map_err(|unreachable| unreachable.0)?;

@@ -172,10 +172,9 @@ pub(crate) fn all() -> Vec<Named> {
                 })
                 .collect()
         }),
-        named("unknown enum numbers", {
+        named("unknown enum numbers in a comparison", {
             vec![
                 put(b"a", b"1"),
-                Step::Range(RangeStep { order: 7, ..RangeStep::of(b"a", b"") }),
                 compare(b"a", 9, 0, Operand::Version(1)),
                 compare(b"a", 0, 9, Operand::Version(7)),
             ]
@@ -351,6 +350,25 @@ pub(crate) fn all() -> Vec<Named> {
                 all(vec![0, 1]),
                 txn(vec![op_put(b"z"), op_delete(b"a", b"b"), op_put(b"y")]),
                 Step::Settle,
+            ]
+        }),
+        named("a key made anew within a revision was nothing before", {
+            let watch =
+                Step::Watch(WatchStep { prev_kv: true, ..WatchStep::of(b"\0", b"\0", Rev::Exactly(0)) });
+            let again = Step::Watch(WatchStep { prev_kv: true, ..WatchStep::of(b"\0", b"\0", Rev::Base(1)) });
+            vec![watch, put(b"b", b"1"), txn(vec![op_delete(b"a", b"\0"), op_put(b"b")]), again, Step::Settle]
+        }),
+        named("in a transaction a put's key is checked before its lease", {
+            let missing = PutStep { ignore_value: true, lease: LeaseRef::Unknown, ..PutStep::of(b"a", b"") };
+            vec![Step::Put(missing.clone()), txn(vec![Op::Put(missing)])]
+        }),
+        named("a future watch and progress", {
+            vec![
+                Step::Watch(WatchStep::of(b"a", b"", Rev::Now(3))),
+                put(b"a", b"1"),
+                put(b"a", b"2"),
+                put(b"a", b"3"),
+                Step::Progress { stream: 0 },
             ]
         }),
         named("large revisions come in fragments", {

@@ -165,7 +165,7 @@ impl Side {
             Step::Progress { stream } => {
                 let mut outcome = self.settle().await?;
                 if let Some(stream) = &mut self.streams[*stream] {
-                    outcome.text.push_str(&stream.progress(&self.names).await);
+                    outcome.text.push_str(&stream.progress(self.now, &self.names).await);
                 }
                 Ok(outcome)
             }

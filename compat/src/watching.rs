@@ -138,10 +138,12 @@ impl Stream {
     }
 
     /// Asks how far the stream is; only sensible once it has settled.
-    pub(crate) async fn progress(&mut self, names: &Names) -> Told {
-        // Allowed: silence while a watch may be behind.
+    /// `now` is the end's revision.
+    pub(crate) async fn progress(&mut self, now: i64, names: &Names) -> Told {
+        // Allowed: silence while a watch may be behind, or has not begun.
         let live = self.watches.iter().filter(|watch| !watch.canceled && !watch.uncertain);
-        if live.clone().count() == 0 || live.clone().any(|watch| watch.maybe_behind) {
+        if live.clone().count() == 0 || live.clone().any(|watch| watch.maybe_behind || watch.start > now + 1)
+        {
             return "no settled watch to ask about\n".to_owned();
         }
         self.send(pb::watch_request::RequestUnion::ProgressRequest(pb::WatchProgressRequest {})).await;
@@ -334,10 +336,10 @@ impl Stream {
         if response.fragment && !watch.request.fragment {
             self.notes.push(format!("{VIOLATION} watch {id} did not ask for fragments"));
         }
-        watch.maybe_behind = false;
         watch.fragmented = response.fragment;
         for event in response.events {
             if !watch.optional(&event) {
+                watch.maybe_behind = false;
                 watch.events.push(event);
             }
         }
