@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use super::Failure;
 
 /// Serves until the task is aborted.
-pub fn serve(listener: TcpListener, health: Health) -> Result<JoinHandle<()>, Failure> {
+pub(crate) fn serve(listener: TcpListener, health: Health) -> Result<JoinHandle<()>, Failure> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     Ok(tokio::spawn(async move {

@@ -9,13 +9,15 @@ use config::Dev;
 use gateway::Gateway;
 use replica::Node;
 
-use super::{Failure, bind, gateway as gateway_role, replica as replica_role, runtime, start_log, stop_signal};
+use super::{
+    Failure, bind, gateway as gateway_role, replica as replica_role, runtime, start_log, stop_signal,
+};
 
 /// How long the cluster may take to elect its leader before a hint is printed.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Folder for everything that is kept.
     #[arg(long, value_name = "DIR", default_value_os_t = Dev::default().data_dir)]
     data_dir: PathBuf,
@@ -30,7 +32,7 @@ pub struct Args {
     groups: u32,
 }
 
-pub fn run(args: &Args) -> Result<(), Failure> {
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if args.groups > 1 {
         return Err(format!(
             "--groups {}: the keyspace can be carried by one group only, so far; leave the flag out",

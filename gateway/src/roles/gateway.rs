@@ -8,12 +8,15 @@ use gateway::{Gateway, GatewayOptions};
 
 use super::{Failure, runtime, start_log, stop_signal};
 
-pub fn run(file: &Path) -> Result<(), Failure> {
+pub(crate) fn run(file: &Path) -> Result<(), Failure> {
     let config = Config::load(file)?;
     start_log(&config.log);
     runtime()?.block_on(async {
         let gateway = Gateway::start(options(&config)).await.map_err(|error| {
-            format!("cannot listen on `listen` {} or `admin_listen` {}: {error}", config.listen, config.admin_listen)
+            format!(
+                "cannot listen on `listen` {} or `admin_listen` {}: {error}",
+                config.listen, config.admin_listen
+            )
         })?;
         stop_signal().await?;
         gateway.shutdown().await;
@@ -22,7 +25,7 @@ pub fn run(file: &Path) -> Result<(), Failure> {
 }
 
 /// What the gateway of this configuration is started with.
-pub fn options(config: &Config) -> GatewayOptions {
+pub(crate) fn options(config: &Config) -> GatewayOptions {
     let nodes = config.cluster.nodes.iter().map(|node| node.address.to_string()).collect();
     let urls = |urls: &[ClientUrl]| urls.iter().map(ToString::to_string).collect::<Vec<_>>();
     let limits = &config.limits;

@@ -1,9 +1,9 @@
 //! What each subcommand runs. A role is composed here and nowhere else.
 
-pub mod admin;
-pub mod dev;
-pub mod gateway;
-pub mod replica;
+pub(crate) mod admin;
+pub(crate) mod dev;
+pub(crate) mod gateway;
+pub(crate) mod replica;
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -18,10 +18,10 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// A failure to start or run, in words for the operator.
-pub type Failure = Box<dyn Error + Send + Sync>;
+pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 
 /// `gaios check`.
-pub fn check(file: &Path) -> Result<(), Failure> {
+pub(crate) fn check(file: &Path) -> Result<(), Failure> {
     let role = match Config::load(file)? {
         Config::Replica(_) => "replica",
         Config::Gateway(_) => "gateway",
@@ -35,7 +35,8 @@ fn shard_map(cluster: &config::Cluster) -> Result<ShardMap, Failure> {
     let groups = cluster.groups_or_default();
     let carrier = groups.iter().min_by_key(|group| group.id).ok_or("the cluster has no group")?;
     let replicas = carrier.voters.iter().map(|voter| (NodeId(u64::from(*voter)), Role::Voter)).collect();
-    let nodes = cluster.nodes.iter().map(|node| (NodeId(u64::from(node.id)), node.address.to_string())).collect();
+    let nodes =
+        cluster.nodes.iter().map(|node| (NodeId(u64::from(node.id)), node.address.to_string())).collect();
     let shards = vec![Shard { start: Bytes::new(), group: GroupId(carrier.id) }];
     let groups = BTreeMap::from([(GroupId(carrier.id), Group { replicas })]);
     Ok(ShardMap::new(Epoch(1), shards, groups, nodes)?)

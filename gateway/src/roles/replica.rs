@@ -10,7 +10,7 @@ use replica::{Node, NodeOptions};
 
 use super::{Failure, admin, bind, runtime, start_log, stop_signal};
 
-pub fn run(file: &Path) -> Result<(), Failure> {
+pub(crate) fn run(file: &Path) -> Result<(), Failure> {
     let config = Replica::load(file)?;
     start_log(&config.log);
     let listener = bind(config.listen, "`listen`")?;
@@ -26,7 +26,7 @@ pub fn run(file: &Path) -> Result<(), Failure> {
 }
 
 /// What the node of this configuration is started with.
-pub fn options(config: &Replica, listener: TcpListener) -> Result<NodeOptions, Failure> {
+pub(crate) fn options(config: &Replica, listener: TcpListener) -> Result<NodeOptions, Failure> {
     let cluster = &config.cluster;
     let mut shard_map = BytesMut::new();
     super::shard_map(cluster)?.encode(&mut shard_map);

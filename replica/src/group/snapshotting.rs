@@ -118,7 +118,10 @@ impl Group {
             return;
         }
         let piece = taking.piece.take().unwrap_or_else(|| {
-            taking.snapshot.next_slice(&self.state, self.shared.snapshot_slice_bytes).map_or(Piece::End, Piece::Slice)
+            taking
+                .snapshot
+                .next_slice(&self.state, self.shared.snapshot_slice_bytes)
+                .map_or(Piece::End, Piece::Slice)
         });
         let is_end = matches!(piece, Piece::End);
         match pieces.try_send(piece) {

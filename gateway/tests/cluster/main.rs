@@ -1,0 +1,102 @@
+//! Three replica processes and two gateway processes, and clients whose every answer is recorded, while processes are
+//! killed and stopped. The recorded history must be explainable: linearizable, nothing acknowledged lost, nothing
+//! applied twice, every revision seen by every watch once and in order.
+
+mod client;
+mod clients;
+mod processes;
+
+use std::time::{Duration, Instant};
+
+use clients::Clients;
+use processes::Cluster;
+use rustix::process::Signal;
+use sim::linear::revisions::{self, Verdict};
+
+const WRITERS: u64 = 6;
+const WATCHERS: u64 = 2;
+/// Answers that every writer must get between two faults.
+const ROUND: u64 = 30;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_clients_see_stays_explainable_while_processes_die() {
+    let mut cluster = Cluster::start(3, 2);
+    let mut clients = Clients::start(&cluster.endpoints(), WRITERS, WATCHERS);
+    let result = std::panic::AssertUnwindSafe(faults(&mut cluster, &mut clients));
+    if let Err(panic) = futures::FutureExt::catch_unwind(result).await {
+        eprintln!("{}", cluster.logs());
+        std::panic::resume_unwind(panic);
+    }
+    let history = clients.finish().await;
+    match revisions::check(&history, &revisions::Options::default()) {
+        Verdict::Consistent(summary) => {
+            println!("{summary:?}");
+            assert!(summary.writes > 100 && summary.reads > 50 && summary.watch_events > 100, "{summary:?}");
+        }
+        Verdict::Violated(violations) => {
+            let path = std::env::temp_dir().join(format!("gaios-history-{}.jsonl", std::process::id()));
+            std::fs::write(&path, history.to_json_lines()).unwrap();
+            let listed: String = violations.iter().map(|violation| format!("{violation}\n")).collect();
+            panic!("{listed}\nhistory: {}\n{}", path.display(), cluster.logs());
+        }
+        Verdict::Undecided { reason } => panic!("the checker gave up: {reason}"),
+    }
+}
+
+async fn faults(cluster: &mut Cluster, clients: &mut Clients) {
+    clients.each_acknowledged(ROUND).await;
+
+    // kill -9 of the leader.
+    let leader = cluster.leader();
+    cluster.replicas[leader].kill();
+    let killed = Instant::now();
+    clients.each_acknowledged(1).await;
+    println!("every writer had an answer {:?} after the leader's kill -9", killed.elapsed());
+    clients.each_acknowledged(ROUND).await;
+    cluster.replicas[leader].start();
+    cluster.replicas[leader].wait_until_ready();
+    clients.each_acknowledged(ROUND).await;
+
+    // kill -9 of a follower.
+    let follower = (cluster.leader() + 1) % cluster.replicas.len();
+    cluster.replicas[follower].kill();
+    clients.each_acknowledged(ROUND).await;
+    cluster.replicas[follower].start();
+    cluster.replicas[follower].wait_until_ready();
+
+    // kill -9 of a gateway.
+    cluster.gateways[0].kill();
+    clients.each_acknowledged(1).await;
+    cluster.gateways[0].start();
+    cluster.gateways[0].wait_until_ready();
+    clients.each_acknowledged(ROUND).await;
+
+    // kill -9 of everything at once.
+    for process in cluster.replicas.iter_mut().chain(&mut cluster.gateways) {
+        process.kill();
+    }
+    for process in cluster.replicas.iter_mut().chain(&mut cluster.gateways) {
+        process.start();
+    }
+    cluster.wait_until_ready();
+    clients.each_acknowledged(ROUND).await;
+
+    // The leader stands still for ten seconds and then goes on where it was.
+    let leader = cluster.leader();
+    cluster.replicas[leader].signal(Signal::STOP);
+    let stopped = Instant::now();
+    while stopped.elapsed() < Duration::from_secs(10) {
+        clients.each_acknowledged(1).await;
+    }
+    cluster.replicas[leader].signal(Signal::CONT);
+    clients.each_acknowledged(ROUND).await;
+    cluster.wait_until_ready();
+
+    // An orderly stop of the leader.
+    let leader = cluster.leader();
+    assert!(cluster.replicas[leader].terminate(), "the leader ends well");
+    clients.each_acknowledged(ROUND).await;
+    cluster.replicas[leader].start();
+    cluster.wait_until_ready();
+    clients.each_acknowledged(ROUND).await;
+}

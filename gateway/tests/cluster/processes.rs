@@ -1,0 +1,226 @@
+//! A cluster of real processes: `gaios replica` and `gaios gateway`, each with its own configuration file, on a loopback
+//! address of the test's own so that nothing else can take its ports. Everything is killed when it is dropped.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// Longest time that anything may take to come about.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Clusters of this test process.
+static CLUSTERS: AtomicU32 = AtomicU32::new(0);
+
+pub(crate) struct Cluster {
+    dir: TempDir,
+    pub(crate) replicas: Vec<Process>,
+    pub(crate) gateways: Vec<Process>,
+}
+
+pub(crate) struct Process {
+    name: String,
+    role: &'static str,
+    config: PathBuf,
+    log: PathBuf,
+    /// Peers and gateways (of a replica), or clients (of a gateway) connect here.
+    pub(crate) listen: SocketAddr,
+    admin: SocketAddr,
+    child: Option<Child>,
+}
+
+impl Cluster {
+    pub(crate) fn start(replicas: usize, gateways: usize) -> Cluster {
+        let dir = tempfile::tempdir().unwrap();
+        let ip = own_address();
+        let listens: Vec<_> = (0..replicas).map(|_| free_port(ip)).collect();
+        let nodes: String = listens
+            .iter()
+            .enumerate()
+            .map(|(index, listen)| format!("    - {{id: {}, address: \"{listen}\"}}\n", index + 1))
+            .collect();
+        let cluster = format!("cluster:\n  name: test\n  nodes:\n{nodes}");
+        let mut result = Cluster { dir, replicas: Vec::new(), gateways: Vec::new() };
+        for (index, listen) in listens.into_iter().enumerate() {
+            let id = index + 1;
+            let admin = free_port(ip);
+            let data = result.dir.path().join(format!("data-{id}"));
+            let text = format!(
+                "role: replica\nnode: {id}\ndata_dir: {}\nlisten: {listen}\nadmin_listen: {admin}\n\
+                 snapshot: {{min_journal_bytes: 1MiB}}\njournal: {{segment_bytes: 1MiB}}\n{cluster}",
+                data.display()
+            );
+            let process = result.process(format!("replica-{id}"), "replica", listen, admin, &text);
+            result.replicas.push(process);
+        }
+        for index in 0..gateways {
+            let (listen, admin) = (free_port(ip), free_port(ip));
+            let name = format!("gateway-{}", index + 1);
+            let text = format!(
+                "role: gateway\nname: {name}\nlisten: {listen}\nadmin_listen: {admin}\n\
+                 advertise_client_urls: [\"http://{listen}\"]\n{cluster}"
+            );
+            let process = result.process(name, "gateway", listen, admin, &text);
+            result.gateways.push(process);
+        }
+        for process in result.replicas.iter_mut().chain(&mut result.gateways) {
+            process.start();
+        }
+        result.wait_until_ready();
+        result
+    }
+
+    pub(crate) fn wait_until_ready(&self) {
+        for process in self.replicas.iter().chain(&self.gateways) {
+            process.wait_until_ready();
+        }
+    }
+
+    pub(crate) fn endpoints(&self) -> Vec<String> {
+        self.gateways.iter().map(|gateway| format!("http://{}", gateway.listen)).collect()
+    }
+
+    /// The index of the replica that leads, once exactly one says so.
+    pub(crate) fn leader(&self) -> usize {
+        wait_for("one leader", || {
+            let leads = |process: &Process| {
+                process.is_running()
+                    && process.get("/metrics").is_some_and(|(_, text)| {
+                        text.lines().any(|line| line == "gaios_group_is_leader{group=\"1\"} 1")
+                    })
+            };
+            let leaders: Vec<_> =
+                self.replicas.iter().enumerate().filter(|(_, process)| leads(process)).collect();
+            match leaders.as_slice() {
+                [(index, _)] => Some(*index),
+                _ => None,
+            }
+        })
+    }
+
+    /// What every process has logged, for a test that failed.
+    pub(crate) fn logs(&self) -> String {
+        self.replicas
+            .iter()
+            .chain(&self.gateways)
+            .map(|process| {
+                let text = fs::read_to_string(&process.log).unwrap_or_default();
+                let tail: Vec<_> = text.lines().rev().take(60).collect();
+                let tail: Vec<_> = tail.into_iter().rev().collect();
+                format!("--- {}\n{}\n", process.name, tail.join("\n"))
+            })
+            .collect()
+    }
+
+    fn process(
+        &self,
+        name: String,
+        role: &'static str,
+        listen: SocketAddr,
+        admin: SocketAddr,
+        text: &str,
+    ) -> Process {
+        let config = self.dir.path().join(format!("{name}.yaml"));
+        fs::write(&config, text).unwrap();
+        let log = self.dir.path().join(format!("{name}.log"));
+        Process { name, role, config, log, listen, admin, child: None }
+    }
+}
+
+impl Process {
+    pub(crate) fn start(&mut self) {
+        assert!(self.child.is_none(), "{} runs already", self.name);
+        let log = File::options().create(true).append(true).open(&self.log).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_gaios"))
+            .arg(self.role)
+            .arg("--config")
+            .arg(&self.config)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        let mut child = self.child.take().unwrap_or_else(|| panic!("{} does not run", self.name));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// SIGTERM, and waits for the end. Returns whether it ended well.
+    pub(crate) fn terminate(&mut self) -> bool {
+        self.signal(Signal::TERM);
+        let mut child = self.child.take().expect("it was just sent a signal");
+        wait_for("the end of a process", || child.try_wait().unwrap()).success()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().unwrap_or_else(|| panic!("{} does not run", self.name));
+        kill_process(Pid::from_child(child), signal).unwrap();
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
+    pub(crate) fn wait_until_ready(&self) {
+        wait_for(&format!("{} to be ready", self.name), || {
+            self.get("/readyz").filter(|(status, _)| *status == 200)
+        });
+    }
+
+    /// GET on the admin port: status and body. Waits as long as the process takes, within reason.
+    pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect_timeout(&self.admin, Duration::from_secs(1)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.admin).ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        let (head, body) = text.split_once("\r\n\r\n")?;
+        let status = head.split_whitespace().nth(1)?.parse().ok()?;
+        Some((status, body.to_owned()))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // A stopped process is killed too.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Asks until there is an answer.
+pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// An address in 127.0.0.0/8 that no other test uses, so that a port which was free stays free.
+fn own_address() -> Ipv4Addr {
+    let number = std::process::id().wrapping_mul(31).wrapping_add(CLUSTERS.fetch_add(1, Ordering::Relaxed));
+    let [_, a, b, c] = number.to_be_bytes();
+    // Never 127.0.0.1, where others live.
+    Ipv4Addr::new(127, 64 | (a & 63), b, c | 2)
+}
+
+fn free_port(ip: Ipv4Addr) -> SocketAddr {
+    TcpListener::bind(SocketAddrV4::new(ip, 0)).unwrap().local_addr().unwrap()
+}
