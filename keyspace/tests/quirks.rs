@@ -752,6 +752,19 @@ fn a_key_deleted_before_the_compact_revision_leaves_nothing() {
     assert_eq!(etcd.state.status().keys, 1);
 }
 
+#[test]
+fn a_second_compaction_frees_what_the_first_one_left() {
+    let mut etcd = Etcd::new();
+    etcd.put("a", "1");
+    etcd.delete(one("a"));
+    etcd.put("b", "1");
+    etcd.compact(4).unwrap();
+    while etcd.state.sweep(1) {}
+    etcd.put("b", "2");
+    etcd.compact(5).unwrap();
+    assert_eq!(etcd.state.size_bytes(), PUT_OVERHEAD_BYTES + 2);
+}
+
 // Watch feed.
 
 #[test]

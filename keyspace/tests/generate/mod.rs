@@ -142,7 +142,7 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         8 => put().prop_map(Op::Put),
         4 => delete_range().prop_map(Op::DeleteRange),
         6 => txn().prop_map(Op::Txn),
-        2 => (-2_i64..40).prop_map(|revision| Op::Compact { revision }),
+        3 => (-2_i64..40).prop_map(|revision| Op::Compact { revision }),
         3 => (id(), 1_i64..100).prop_map(|(id, ttl)| Op::LeaseGrant { id, ttl }),
         1 => id().prop_map(|id| Op::LeaseRevoke { id }),
     ]
