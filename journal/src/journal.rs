@@ -382,6 +382,12 @@ impl<D: Disk> Journal<D> {
         self.head
     }
 
+    /// Every record up to this position is written, and durable after the next [`Journal::sync`].
+    #[must_use]
+    pub fn written(&self) -> Lsn {
+        last_below(self.written_end)
+    }
+
     /// Every record up to this position is durable.
     #[must_use]
     pub fn durable(&self) -> Lsn {
@@ -621,8 +627,9 @@ impl<D: Disk> Journal<D> {
         self.full = false;
     }
 
-    /// Keeps the file of a segment that nobody needs for later use, or removes it. Durable on return: were a later
-    /// recycling to survive a crash and this one not, a segment would seem to be missing.
+    /// Keeps the file of a segment that nobody needs for later use, or removes it. A crash may undo it: the segment is
+    /// below the oldest that a durable batch names, so the next start recycles it again, and never misses it. The
+    /// directory is synced when a segment gets its name, before anything is written to it.
     fn recycle(&mut self, name: &str, id: u64) -> Result<(), Error> {
         let len =
             self.disk.open(name).and_then(|file| file.len()).map_err(|e| Error::io("measure", name, e))?;
@@ -633,7 +640,7 @@ impl<D: Disk> Journal<D> {
         } else {
             self.disk.remove(name).map_err(|e| Error::io("remove", name, e))?;
         }
-        self.disk.sync_dir().map_err(|e| Error::io("sync the directory of", name, e))
+        Ok(())
     }
 
     /// Takes over the spares of an earlier life; those of another size or too many are removed.

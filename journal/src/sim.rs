@@ -42,6 +42,8 @@ struct State {
     inodes: BTreeMap<u64, Inode>,
     failing_syncs: u32,
     failing_writes: u32,
+    /// Changes to the disk that still succeed.
+    changes_left: Option<u64>,
     counters: Counters,
 }
 
@@ -120,6 +122,7 @@ impl SimDisk {
             inodes: BTreeMap::new(),
             failing_syncs: 0,
             failing_writes: 0,
+            changes_left: None,
             counters: Counters::default(),
         };
         SimDisk { state: Arc::new(Mutex::new(state)) }
@@ -144,6 +147,7 @@ impl SimDisk {
         state.epoch += 1;
         state.failing_syncs = 0;
         state.failing_writes = 0;
+        state.changes_left = None;
         let mut names = std::mem::take(&mut state.durable_names);
         for change in std::mem::take(&mut state.unsynced_names) {
             if choose(CrashChoice::KeepName { name: change.name() }) {
@@ -162,7 +166,15 @@ impl SimDisk {
 
     /// The process ends and starts again; the disk and its cache live on. Files open before are stale.
     pub fn restart_process(&self) {
-        self.lock().epoch += 1;
+        let mut state = self.lock();
+        state.epoch += 1;
+        state.changes_left = None;
+    }
+
+    /// The process dies in the middle of things: after `changes` further writes, syncs and changes of names, all of
+    /// them fail and change nothing, until [`SimDisk::crash`] or [`SimDisk::restart_process`].
+    pub fn stop_after(&self, changes: u64) {
+        self.lock().changes_left = Some(changes);
     }
 
     /// The next `count` syncs of files fail, and lose the writes they should have made durable.
@@ -300,6 +312,18 @@ impl State {
             .sum()
     }
 
+    /// Counts a change to the disk; fails when the process is dead.
+    fn begin_change(&mut self) -> io::Result<()> {
+        match &mut self.changes_left {
+            None => Ok(()),
+            Some(0) => Err(io::Error::other("the process has stopped")),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+        }
+    }
+
     fn change_name(&mut self, change: NameChange) {
         change.apply(&mut self.names);
         self.unsynced_names.push(change);
@@ -381,6 +405,7 @@ impl Disk for SimDisk {
         if state.names.contains_key(name) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
+        state.begin_change()?;
         let inode = state.next_inode;
         state.next_inode += 1;
         state.inodes.insert(inode, Inode::default());
@@ -403,6 +428,7 @@ impl Disk for SimDisk {
         if !state.names.contains_key(from) {
             return Err(io::ErrorKind::NotFound.into());
         }
+        state.begin_change()?;
         state.change_name(NameChange::Rename { from: from.to_owned(), to: to.to_owned() });
         Ok(())
     }
@@ -412,12 +438,14 @@ impl Disk for SimDisk {
         if !state.names.contains_key(name) {
             return Err(io::ErrorKind::NotFound.into());
         }
+        state.begin_change()?;
         state.change_name(NameChange::Remove { name: name.to_owned() });
         Ok(())
     }
 
     fn sync_dir(&self) -> io::Result<()> {
         let mut state = self.lock();
+        state.begin_change()?;
         state.counters.dir_syncs += 1;
         state.unsynced_names.clear();
         state.durable_names = state.names.clone();
@@ -492,6 +520,7 @@ impl DiskFile for SimFile {
 
     fn write_vectored_at(&mut self, pieces: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         self.with(|state, id| {
+            state.begin_change()?;
             let mut len: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
             let fails = state.failing_writes > 0;
             if fails {
@@ -516,6 +545,7 @@ impl DiskFile for SimFile {
 
     fn sync_data(&mut self) -> io::Result<()> {
         self.with(|state, id| {
+            state.begin_change()?;
             state.counters.syncs += 1;
             let fails = state.failing_syncs > 0;
             state.failing_syncs = state.failing_syncs.saturating_sub(1);
@@ -532,11 +562,15 @@ impl DiskFile for SimFile {
     }
 
     fn allocate(&mut self, len: u64) -> io::Result<()> {
-        self.with(|state, id| state.extend(id, len))
+        self.with(|state, id| {
+            state.begin_change()?;
+            state.extend(id, len)
+        })
     }
 
     fn truncate(&mut self, len: u64) -> io::Result<()> {
         self.with(|state, id| {
+            state.begin_change()?;
             let live_len = state.inode(id).live.len() as u64;
             if len >= live_len {
                 return state.extend(id, len);

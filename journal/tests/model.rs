@@ -34,6 +34,13 @@ enum Step {
     },
     /// The process is killed; the cache survives.
     Kill,
+    /// The process dies after so many changes to the disk, in the middle of what it does; then power is lost as well,
+    /// or not.
+    DieDuring {
+        changes: u64,
+        appends: u64,
+        percent: Option<u8>,
+    },
     FailSync,
     Capacity {
         kib: u64,
@@ -87,6 +94,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (0u64..4, 0u64..10).prop_map(|(group, back)| Step::RaiseFloor { group, back }),
         2 => (0u8..=100, any::<u64>()).prop_map(|(percent, seed)| Step::PowerLoss { percent, seed }),
         1 => Just(Step::Kill),
+        2 => (0u64..12, 1u64..30, prop::option::of(0u8..=100))
+            .prop_map(|(changes, appends, percent)| Step::DieDuring { changes, appends, percent }),
         1 => Just(Step::FailSync),
         1 => (200u64..2000).prop_map(|kib| Step::Capacity { kib }),
     ];
@@ -169,6 +178,32 @@ impl Model {
             Step::RaiseFloor { group, back } => {
                 self.journal.set_floor(group, Lsn(self.journal.head().0.saturating_sub(back)));
             }
+            Step::DieDuring { changes, appends, percent } => {
+                self.disk.stop_after(changes);
+                for i in 0..appends {
+                    self.step(&Step::Append { group: i % 4, len: i as usize * 300 });
+                    // What the disk did before it stopped counts; the answers say what is durable.
+                    let staged = self.journal.has_staged();
+                    let first = self.journal.written();
+                    if self.journal.flush().is_ok() && staged {
+                        self.batches.push(Lsn(first.0 + 1));
+                    }
+                    if let Ok(durable) = self.journal.sync() {
+                        self.durable = durable;
+                    }
+                    if i % 3 == 0 {
+                        self.journal.set_floor(i % 4, self.journal.durable());
+                    }
+                    drop(self.journal.maintain());
+                    if self.journal.is_fenced() {
+                        break;
+                    }
+                }
+                match percent {
+                    None => self.step(&Step::Kill),
+                    Some(percent) => self.step(&Step::PowerLoss { percent, seed: changes * 31 + appends }),
+                }
+            }
             Step::PowerLoss { percent, seed } => {
                 let mut random = rng(seed);
                 self.disk.crash(&mut |choice| match choice {
@@ -203,16 +238,13 @@ impl Model {
     }
 
     fn flush(&mut self) {
-        match self.journal.sync() {
-            Ok(durable) => self.durable = durable,
-            Err(error) => panic!("{error}"),
-        }
-        let staged = self.journal.has_staged();
+        let (staged, first) = (self.journal.has_staged(), self.journal.written());
         match self.journal.flush() {
-            Ok(_) if staged => self.batches.push(Lsn(self.durable.0 + 1)),
+            Ok(_) if staged => self.batches.push(Lsn(first.0 + 1)),
             Ok(_) | Err(Error::Full { .. }) => {}
             Err(error) => panic!("{error}"),
         }
+        self.durable = self.journal.durable();
     }
 
     /// A restart after a crash, without damage.

@@ -85,9 +85,9 @@ fn an_unsynced_batch_that_is_whole_counts() {
 fn a_torn_descriptor_is_discarded_and_wiped() {
     let (disk, records) = disk_with(3);
     let (mut journal, ..) = open(disk.clone(), options()).unwrap();
-    // The record table does not fit into one sector.
+    // The record table does not fit into one sector, and the second descriptor lies in another page.
     for seed in 0..20 {
-        append(&mut journal, 1, seed, 10);
+        append(&mut journal, 1, seed, 400);
     }
     journal.flush().unwrap();
     // Of both descriptors only the first sector survives.
@@ -383,6 +383,29 @@ fn an_old_copy_of_a_segment_is_noticed() {
     assert_all_accounted(&records, &recovered);
     assert!(report.lost_anything());
     assert!(matches!(only(&report).kind, DamageKind::DescriptorLost { first: Lsn(2), .. }));
+}
+
+/// A batch that was torn and discarded comes back from an old copy, in the place of the one written there later.
+#[test]
+fn a_batch_of_another_past_breaks_the_chain() {
+    let (disk, _) = disk_with(2);
+    let (mut journal, ..) = open(disk.clone(), options()).unwrap();
+    append(&mut journal, 1, 8, 10);
+    journal.flush().unwrap();
+    let past = disk.contents(&segment(1)).unwrap();
+    disk.crash(&mut |_| false);
+    let (mut journal, ..) = open(disk.clone(), options()).unwrap();
+    for seed in 9..11 {
+        append(&mut journal, 1, seed, 10);
+        commit(&mut journal).unwrap();
+    }
+    let mut mixed = disk.contents(&segment(1)).unwrap();
+    let third = 3 * PAGE as usize..4 * PAGE as usize;
+    mixed[third.clone()].copy_from_slice(&past[third]);
+    disk.preload(&segment(1), &mixed);
+    let error = open(disk, options()).unwrap_err();
+    assert!(matches!(&error, Error::Corrupt { offset, .. } if *offset == 4 * PAGE), "{error}");
+    assert!(error.to_string().contains("files of different times are mixed"));
 }
 
 #[test]
