@@ -1,7 +1,13 @@
 //! Three replica processes and two gateway processes, and clients whose every answer is recorded, while processes are
 //! killed and stopped. The recorded history must be explainable: linearizable, nothing acknowledged lost, nothing
 //! applied twice, every revision seen by every watch once and in order.
+//!
+//! The package `compat/cluster` compiles the same with the clients of the `etcd-client` crate.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(unexpected_cfgs, reason = "the feature exists in `compat/cluster` only")]
+
+#[cfg_attr(feature = "etcd-client", path = "client_etcd.rs")]
 mod client;
 mod clients;
 mod processes;

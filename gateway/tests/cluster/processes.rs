@@ -137,7 +137,7 @@ impl Process {
     pub(crate) fn start(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_gaios"))
+        let child = Command::new(gaios())
             .arg(self.role)
             .arg("--config")
             .arg(&self.config)
@@ -198,6 +198,14 @@ impl Drop for Process {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+}
+
+/// The binary: cargo's of this package, else the one that the variable `GAIOS` names.
+fn gaios() -> PathBuf {
+    match option_env!("CARGO_BIN_EXE_gaios") {
+        Some(path) => path.into(),
+        None => std::env::var_os("GAIOS").expect("GAIOS names the binary").into(),
     }
 }
 
