@@ -9,7 +9,7 @@ use keyspace::{
     TxnOpReply, TxnReply,
 };
 
-pub(crate) fn range(request: pb::RangeRequest) -> RangeRequest {
+pub fn range(request: pb::RangeRequest) -> RangeRequest {
     RangeRequest {
         range: KeyRange::from_wire(request.key, request.range_end),
         revision: request.revision,
@@ -26,7 +26,7 @@ pub(crate) fn range(request: pb::RangeRequest) -> RangeRequest {
     }
 }
 
-pub(crate) fn put(request: pb::PutRequest) -> Put {
+pub fn put(request: pb::PutRequest) -> Put {
     Put {
         key: request.key,
         value: request.value,
@@ -37,12 +37,12 @@ pub(crate) fn put(request: pb::PutRequest) -> Put {
     }
 }
 
-pub(crate) fn delete_range(request: pb::DeleteRangeRequest) -> DeleteRange {
+pub fn delete_range(request: pb::DeleteRangeRequest) -> DeleteRange {
     DeleteRange { range: KeyRange::from_wire(request.key, request.range_end), prev_kv: request.prev_kv }
 }
 
 /// The depth of nesting is bounded by the decoder, which follows at most 100 levels of messages.
-pub(crate) fn txn(request: pb::TxnRequest) -> Txn {
+pub fn txn(request: pb::TxnRequest) -> Txn {
     Txn {
         compare: request.compare.into_iter().map(compare).collect(),
         success: request.success.into_iter().map(txn_op).collect(),

@@ -4,7 +4,8 @@
 //! domain's: what two doors answer can only differ by what they were told.
 
 mod cluster;
-pub(crate) mod convert;
+#[doc(hidden)]
+pub mod convert;
 mod front;
 mod health;
 mod http;
