@@ -56,7 +56,6 @@ impl Dev {
             name: None,
             data_dir: self.node_dir(node),
             listen,
-            advertise: None,
             admin_listen,
             cluster: cluster.clone(),
             ..replica_defaults()
@@ -112,7 +111,7 @@ mod tests {
         let replica = Dev::default().replica(2, addresses[1], addresses[2], &cluster);
         assert_eq!(replica.timing, replica_defaults().timing);
         assert_eq!(replica.data_dir, Path::new("default.gaios/node-2"));
-        assert_eq!(replica.advertised_address().to_string(), "127.0.0.1:2");
+        assert_eq!(replica.address().to_string(), "127.0.0.1:2");
         assert_eq!(cluster.groups_or_default()[0].voters, [1, 2, 3]);
         let gateway = Dev::gateway(addresses[0], addresses[1], &cluster);
         assert_eq!(gateway.limits, gateway_defaults().limits);

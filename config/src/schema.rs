@@ -19,10 +19,8 @@ section! {
         name: Name = optional;
         /// Folder for the journal and the snapshots. One process at a time may use it.
         data_dir: PathBuf = required;
-        /// Where gateways and other nodes connect.
+        /// Where gateways and other nodes connect. They find it by this node's address in `cluster.nodes`.
         listen: SocketAddr = default("0.0.0.0:2380");
-        /// How others reach `listen`, when that is not this node's address in `cluster.nodes`.
-        advertise: HostPort = optional;
         /// Where metrics, health and the status page are served.
         admin_listen: SocketAddr = default("127.0.0.1:2381");
         /// The cluster this node belongs to.
@@ -146,8 +144,6 @@ section! {
         max_txn_ops: u32 = default("128") ["1" to "65536"];
         /// Most requests in work or waiting at a time; beyond it, etcd's `too many requests`.
         max_requests_in_flight: u32 = default("16384") ["1" to "1048576"];
-        /// Most bytes of requests in work or waiting at a time; beyond it, etcd's `too many requests`.
-        max_bytes_in_flight: Size = default("256MiB") ["2MiB" to "64GiB"];
         /// Time after which a request is answered with etcd's `request timed out`.
         request_timeout: Duration = default("7s") ["100ms" to "5m"];
     }
@@ -182,9 +178,9 @@ impl Replica {
 
     /// Where others reach this node.
     #[must_use]
-    pub fn advertised_address(&self) -> &HostPort {
-        let listed = self.cluster.nodes.iter().find(|node| node.id == self.node).map(|node| &node.address);
-        self.advertise.as_ref().or(listed).expect("a checked replica's node is one of the cluster's")
+    pub fn address(&self) -> &HostPort {
+        let listed = self.cluster.nodes.iter().find(|node| node.id == self.node);
+        &listed.expect("a checked replica's node is one of the cluster's").address
     }
 }
 
@@ -244,10 +240,6 @@ fn check_gateway(gateway: &Gateway, fields: &Fields<'_>, problems: &mut Vec<Prob
         if !members.iter().any(|member| member.name == gateway.name) {
             fields.note("members", format!("does not name this gateway, `{}`", gateway.name), problems);
         }
-    }
-    if gateway.limits.max_bytes_in_flight < gateway.limits.max_request_bytes {
-        let message = "limits.max_bytes_in_flight is below limits.max_request_bytes, so the largest requests could never pass";
-        fields.note("limits", message, problems);
     }
     (problems.len() == before).then_some(())
 }
