@@ -176,9 +176,15 @@ fn request(action: &Action, model: &Model, number: usize) -> Request {
 
 /// Runs the steps one after the other, and records them as if they had overlapped.
 fn tell(steps: &[Step]) -> (EtcdHistory, Model) {
+    tell_with(steps, |_, _| {})
+}
+
+/// The same, with something done to the model before each step.
+fn tell_with(steps: &[Step], between: impl Fn(&mut Model, &Step)) -> (EtcdHistory, Model) {
     let mut model = Model::default();
     let mut operations = Vec::new();
     for (number, step) in steps.iter().enumerate() {
+        between(&mut model, step);
         let input = request(&step.action, &model, number);
         let moment = 100 + 10 * number as u64;
         let end = match step.fate {
@@ -450,6 +456,19 @@ proptest! {
         prop_assert!(accepted(&verdict), "{verdict:#?}");
         let again = EtcdHistory::from_json_lines(&history.to_json_lines()).unwrap();
         prop_assert_eq!(again, history);
+    }
+
+    #[test]
+    fn sparse_lines_are_accepted(
+        steps in steps(any_action(), 30),
+        plans in prop::collection::vec(watch_plan(), 0..3),
+    ) {
+        // Every third revision or so is handed out and never used.
+        let skip = |model: &mut Model, step: &Step| model.skip_to(model.revision() + (step.before % 3) as i64);
+        let (mut history, model) = tell_with(&steps, skip);
+        history.watches = plans.iter().map(|plan| watch(plan, &model)).collect();
+        let verdict = check(&history, &Options { line: Line::Sparse, ..Default::default() });
+        prop_assert!(accepted(&verdict), "{verdict:#?}");
     }
 
     #[test]

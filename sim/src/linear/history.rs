@@ -165,6 +165,16 @@ pub enum WatchMessage {
     },
 }
 
+impl WatchMessage {
+    /// The events of the message, if it is one of those.
+    pub fn events(&self) -> &[Event] {
+        match self {
+            WatchMessage::Events { events, .. } => events,
+            WatchMessage::Created | WatchMessage::Progress | WatchMessage::Cancelled { .. } => &[],
+        }
+    }
+}
+
 /// A message with its header.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WatchResponse {

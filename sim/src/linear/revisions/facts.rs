@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::{Options, Violation, ViolationKind};
-use crate::linear::history::{End, EtcdHistory, EtcdOperation, WatchMessage};
+use crate::linear::history::{End, EtcdHistory, EtcdOperation};
 use crate::model::{
-    Error, Event, EventKind, KeyValue, REVISION_MAX, RangeRequest, Request, RequestOp, Response, ResponseOp,
-    TxnRequest, TxnResponse, text,
+    CompareTarget, Error, Event, EventKind, KeyValue, REVISION_MAX, RangeRequest, Request, RequestOp,
+    Response, ResponseOp, TxnRequest, TxnResponse, text,
 };
 
 /// The part an operation plays.
@@ -47,6 +47,50 @@ pub(super) struct Trace {
 struct Compaction {
     revision: i64,
     call: u64,
+}
+
+/// Calls `visit` with every revision that the request speaks of.
+fn visit_mentioned(request: &Request, visit: &mut impl FnMut(i64)) {
+    fn of_range(range: &RangeRequest, visit: &mut impl FnMut(i64)) {
+        visit(range.revision);
+        for (lowest, highest) in [
+            (range.min_mod_revision, range.max_mod_revision),
+            (range.min_create_revision, range.max_create_revision),
+        ] {
+            visit(lowest);
+            visit(highest);
+        }
+    }
+    fn of_txn(txn: &TxnRequest, visit: &mut impl FnMut(i64)) {
+        for compare in &txn.compare {
+            match &compare.target {
+                CompareTarget::Create(revision) | CompareTarget::Mod(revision) => visit(*revision),
+                CompareTarget::Version(_)
+                | CompareTarget::Value(_)
+                | CompareTarget::Lease(_)
+                | CompareTarget::Unrecognised => {}
+            }
+        }
+        for op in txn.success.iter().chain(&txn.failure) {
+            match op {
+                RequestOp::Range(range) => of_range(range, visit),
+                RequestOp::Txn(txn) => of_txn(txn, visit),
+                RequestOp::Put(_) | RequestOp::DeleteRange(_) | RequestOp::Empty => {}
+            }
+        }
+    }
+    match request {
+        Request::Range(range) => of_range(range, visit),
+        Request::Txn(txn) => of_txn(txn, visit),
+        Request::Put(_)
+        | Request::DeleteRange(_)
+        | Request::Compact(_)
+        | Request::LeaseGrant(_)
+        | Request::LeaseRevoke(_)
+        | Request::LeaseKeepAlive(_)
+        | Request::LeaseTimeToLive(_)
+        | Request::Leases => {}
+    }
 }
 
 /// The first moments in the lives of leases, by id.
@@ -104,6 +148,9 @@ pub(super) struct Facts<'a> {
     pub(super) observers: BTreeMap<i64, Vec<usize>>,
     /// What is known of the changes of revisions that nobody acknowledged.
     pub(super) traces: BTreeMap<i64, BTreeSet<Trace>>,
+    /// Revisions up to the last one known that requests speak of: what a request means depends on which side of them a
+    /// write is.
+    pub(super) mentioned: BTreeSet<i64>,
     compactions: Vec<Compaction>,
     start_compacted: i64,
     /// The highest revision in a watch's header.
@@ -117,10 +164,7 @@ impl<'a> Facts<'a> {
         let mut violations = Vec::new();
         for (index, stream) in history.watches.iter().enumerate() {
             let revisions = stream.responses.iter().flat_map(|response| {
-                let events = match &response.message {
-                    WatchMessage::Events { events, .. } => events.as_slice(),
-                    WatchMessage::Created | WatchMessage::Progress | WatchMessage::Cancelled { .. } => &[],
-                };
+                let events = response.message.events();
                 let previous = events.iter().filter_map(|event| Some(event.prev_kv.as_ref()?.mod_revision));
                 events
                     .iter()
@@ -150,6 +194,7 @@ impl<'a> Facts<'a> {
             writes: BTreeMap::new(),
             observers: BTreeMap::new(),
             traces: BTreeMap::new(),
+            mentioned: BTreeSet::new(),
             compactions: compactions(operations),
             start_compacted: options.start.compacted(),
             watched: history
@@ -164,6 +209,7 @@ impl<'a> Facts<'a> {
         facts.check_versions(&mut violations);
         facts.check_refusals(options, &mut violations);
         facts.collect_traces(history, options);
+        facts.collect_mentioned(options);
         (facts, violations)
     }
 
@@ -417,29 +463,52 @@ impl<'a> Facts<'a> {
         !mentioned.is_empty() && !mentioned.iter().all(certain)
     }
 
+    fn collect_mentioned(&mut self, options: &Options) {
+        let (first, last) = (options.start.revision(), self.last_revision().unwrap_or(0));
+        let mut mentioned = BTreeSet::new();
+        for operation in self.operations {
+            visit_mentioned(&operation.input, &mut |revision| {
+                if first < revision && revision <= last {
+                    mentioned.insert(revision);
+                }
+            });
+        }
+        self.mentioned = mentioned;
+    }
+
     fn collect_traces(&mut self, history: &EtcdHistory, options: &Options) {
         let mut traces: BTreeMap<i64, BTreeSet<Trace>> = BTreeMap::new();
-        let mut add = |revision: i64, trace: Trace| {
+        let mut add = |revision: i64, kind: EventKind, kv: &KeyValue, has_value: bool| {
             if revision > options.start.revision() && !self.writes.contains_key(&revision) {
+                let trace = Trace { kind, key: kv.key.clone(), value: has_value.then(|| kv.value.clone()) };
                 traces.entry(revision).or_default().insert(trace);
+            }
+        };
+        let mut add_version = |kv: &KeyValue, has_value: bool| {
+            add(kv.mod_revision, EventKind::Put, kv, has_value);
+            // It also tells of the put that created the key, but not what that wrote.
+            if kv.create_revision < kv.mod_revision {
+                add(kv.create_revision, EventKind::Put, kv, false);
             }
         };
         for operation in self.operations {
             let Some(Ok(response)) = operation.output() else { continue };
-            visit_versions(&operation.input, response, &mut |kv, has_value| {
-                let value = has_value.then(|| kv.value.clone());
-                add(kv.mod_revision, Trace { kind: EventKind::Put, key: kv.key.clone(), value });
-            });
+            visit_versions(&operation.input, response, &mut add_version);
         }
-        for response in history.watches.iter().flat_map(|stream| &stream.responses) {
-            let WatchMessage::Events { events, .. } = &response.message else { continue };
-            for event in events {
-                let value = Some(event.kv.value.clone());
-                add(event.revision(), Trace { kind: event.kind, key: event.kv.key.clone(), value });
-                if let Some(kv) = &event.prev_kv {
-                    let value = Some(kv.value.clone());
-                    add(kv.mod_revision, Trace { kind: EventKind::Put, key: kv.key.clone(), value });
-                }
+        let responses = history.watches.iter().flat_map(|stream| &stream.responses);
+        for event in responses.flat_map(|response| response.message.events()) {
+            match event.kind {
+                EventKind::Put => add_version(&event.kv, true),
+                EventKind::Delete => {}
+            }
+            if let Some(kv) = &event.prev_kv {
+                add_version(kv, true);
+            }
+        }
+        let responses = history.watches.iter().flat_map(|stream| &stream.responses);
+        for event in responses.flat_map(|response| response.message.events()) {
+            if event.kind == EventKind::Delete {
+                add(event.revision(), EventKind::Delete, &event.kv, true);
             }
         }
         self.traces = traces;

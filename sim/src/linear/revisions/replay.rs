@@ -39,15 +39,22 @@ struct Suspect {
     operation: Option<usize>,
 }
 
+/// An explanation of a revision; whatever lies between the last one and this one is left empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Choice {
+    revision: i64,
+    taken_by: TakenBy,
+}
+
 /// What may have taken a revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Choice {
-    /// A suspect.
+enum TakenBy {
+    /// A suspect, by index.
     Suspect(usize),
-    /// An acknowledged revoke whose answer carries this revision.
+    /// An acknowledged revoke whose answer carries this revision, by operation.
     Revoke(usize),
-    /// Nothing, up to this revision.
-    Skip(i64),
+    /// It was handed out and never used.
+    Nobody,
 }
 
 /// A place where there was a choice.
@@ -101,6 +108,8 @@ struct Index<'a> {
     revokes: BTreeMap<i64, Vec<usize>>,
     /// Grants.
     grants: BTreeMap<i64, Vec<usize>>,
+    /// The revision at which a suspect's value was seen: if it happened, it happened there.
+    pinned: BTreeMap<usize, i64>,
 }
 
 struct Replay<'a> {
@@ -229,7 +238,8 @@ impl<'a> Replay<'a> {
         // A refusal carries no revision: suspects may have gone on behind the last one known, and justify it.
         while let Some(&operation) = self.unjustified.first() {
             let next = self.model.revision() + 1;
-            let choices = self.suspect_choices(next, None)?;
+            let mut choices = self.suspect_choices(next, None)?;
+            choices.reverse();
             if !self.choose(next, choices)? {
                 return Err(self.wrong_error(operation).into());
             }
@@ -248,6 +258,7 @@ impl<'a> Replay<'a> {
                     self.facts.writes.range(next..).next().map(|(&revision, _)| revision),
                     self.facts.observers.range(next..).next().map(|(&revision, _)| revision),
                     self.facts.traces.range(next..).next().map(|(&revision, _)| revision),
+                    self.facts.mentioned.range(next..).next().copied(),
                 ];
                 firsts.into_iter().flatten().min()
             }
@@ -331,32 +342,49 @@ impl<'a> Replay<'a> {
         self.trail.push(Step::UsedSuspect(suspect));
     }
 
-    /// Everything that may have taken the next revision, on the way to explaining `revision`; the likeliest last.
+    /// All ways to get on to `revision`, the next that must be explained; the likeliest last.
     fn choices(&mut self, revision: i64) -> Result<Vec<Choice>, Stop> {
         let next = self.model.revision() + 1;
         let traces = self.facts.traces.get(&revision);
+        let acknowledged = self.facts.writes.contains_key(&revision);
         let mut choices = Vec::new();
-        if self.options.line == Line::Sparse {
-            // Nobody mentioned the revisions below `revision`; that one itself may be known by headers only.
-            let explained = self.facts.writes.contains_key(&revision) || traces.is_some();
-            let last_empty = if explained { revision - 1 } else { revision };
-            choices.extend((last_empty >= next).then_some(Choice::Skip(last_empty)));
+        if !acknowledged && (traces.is_none() || next == revision) {
+            let observers = self.facts.observers.get(&revision).map(Vec::as_slice).unwrap_or_default();
+            for &operation in observers {
+                let is_revoke = matches!(self.facts.operations[operation].input, Request::LeaseRevoke(_));
+                if is_revoke && !self.used_revokes.contains(&operation) {
+                    choices.push(Choice { revision, taken_by: TakenBy::Revoke(operation) });
+                }
+            }
         }
-        let observers = self.facts.observers.get(&next).map(Vec::as_slice).unwrap_or_default();
-        for &operation in observers {
-            let is_revoke = matches!(self.facts.operations[operation].input, Request::LeaseRevoke(_));
-            if is_revoke && !self.used_revokes.contains(&operation) {
-                choices.push(Choice::Revoke(operation));
+        match self.options.line {
+            Line::Dense => choices.extend(self.suspect_choices(revision, traces)?),
+            Line::Sparse if next == revision && traces.is_some() => {
+                choices.extend(self.suspect_choices(revision, traces)?);
+            }
+            Line::Sparse => {
+                // Revisions below this one went unmentioned, and it may be known by no more than a header: nothing
+                // need have happened. If something did, it is enough to try it first and last of them.
+                let explained = acknowledged || traces.is_some();
+                let last_empty = if explained { revision - 1 } else { revision };
+                choices.push(Choice { revision: last_empty, taken_by: TakenBy::Nobody });
+                choices.extend(self.suspect_choices(last_empty, None)?);
+                if next < last_empty {
+                    choices.extend(self.suspect_choices(next, None)?);
+                }
             }
         }
         choices.reverse();
-        let mut suspects = self.suspect_choices(next, traces.filter(|_| next == revision))?;
-        suspects.append(&mut choices);
-        Ok(suspects)
+        Ok(choices)
     }
 
-    /// The suspects that may have taken the revision and left the traces; the first called last.
-    fn suspect_choices(&mut self, next: i64, traces: Option<&BTreeSet<Trace>>) -> Result<Vec<Choice>, Stop> {
+    /// The suspects that may have taken the revision and left the traces. The last called comes first: most writes happen
+    /// soon after they were called, or never.
+    fn suspect_choices(
+        &mut self,
+        revision: i64,
+        traces: Option<&BTreeSet<Trace>>,
+    ) -> Result<Vec<Choice>, Stop> {
         let with_keys: BTreeSet<i64> = match traces {
             Some(_) => BTreeSet::new(),
             None => self.model.leases_with_keys().into_iter().collect(),
@@ -366,11 +394,14 @@ impl<'a> Replay<'a> {
         let candidates = self.candidates(traces);
         for &suspect in &candidates {
             let Suspect { request, floor, .. } = &self.suspects[suspect];
-            let possible =
-                !self.used[suspect] && *floor < next && self.may_explain(request, traces, &with_keys);
+            let elsewhere = self.index.pinned.get(&suspect).is_some_and(|&pinned| pinned != revision);
+            let possible = !self.used[suspect]
+                && !elsewhere
+                && *floor < revision
+                && self.may_explain(request, traces, &with_keys);
             // Of equal requests the first called is as good as any: it can be wherever another one can.
             if possible && requests.insert(request) {
-                choices.push(Choice::Suspect(suspect));
+                choices.push(Choice { revision, taken_by: TakenBy::Suspect(suspect) });
             }
         }
         choices.reverse();
@@ -445,29 +476,30 @@ impl<'a> Replay<'a> {
         Ok(false)
     }
 
-    /// Tries one explanation of the next revision. What it did has to be undone if it does not fit.
+    /// Tries one explanation. What it did has to be undone if it does not fit.
     fn take(&mut self, choice: Choice) -> Result<bool, Stop> {
-        let next = self.model.revision() + 1;
-        let (request, author) = match choice {
-            Choice::Skip(last) => {
-                self.model.skip_to(last);
+        let revision = choice.revision;
+        let (request, author) = match choice.taken_by {
+            TakenBy::Nobody => {
+                self.model.skip_to(revision);
                 return Ok(true);
             }
-            Choice::Suspect(suspect) => {
+            TakenBy::Suspect(suspect) => {
                 self.use_suspect(suspect);
                 (self.suspects[suspect].request.clone(), self.suspects[suspect].operation)
             }
-            Choice::Revoke(operation) => {
+            TakenBy::Revoke(operation) => {
                 self.used_revokes.insert(operation);
                 self.trail.push(Step::UsedRevoke(operation));
                 (self.facts.operations[operation].input.clone(), Some(operation))
             }
         };
-        let done = self.apply(&request, None)?.is_ok() && self.model.revision() == next;
-        if !done || !self.model.commit(next).is_some_and(|commit| self.fits(commit)) {
+        self.model.skip_to(revision - 1);
+        let done = self.apply(&request, None)?.is_ok() && self.model.revision() == revision;
+        if !done || !self.model.commit(revision).is_some_and(|commit| self.fits(commit)) {
             return Ok(false);
         }
-        self.wrote(next, author);
+        self.wrote(revision, author);
         Ok(true)
     }
 
@@ -711,6 +743,15 @@ impl<'a> Index<'a> {
                     Write::Put(put) if put.ignore_value => index.keepers.push(number),
                     Write::Put(put) => index.by_value.entry((&put.key, &put.value)).or_default().push(number),
                     Write::Delete(_) => index.deleters.push(number),
+                }
+            }
+        }
+        for (&revision, traces) in &facts.traces {
+            for trace in traces.iter().filter(|trace| trace.kind == EventKind::Put) {
+                let Some(value) = &trace.value else { continue };
+                // A value that several wrote tells nothing.
+                if let Some([suspect]) = index.by_value.get(&(&trace.key, value)).map(Vec::as_slice) {
+                    index.pinned.entry(*suspect).or_insert(revision);
                 }
             }
         }
