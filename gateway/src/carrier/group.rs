@@ -284,7 +284,7 @@ impl Group {
                 pause().await;
             }
         });
-        driven.await.unwrap_or_else(|_| Err(Failure::TimedOut))
+        driven.await.unwrap_or(Err(Failure::TimedOut))
     }
 
     /// Renews a lease, together with whatever else is to be renewed.

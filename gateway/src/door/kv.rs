@@ -58,10 +58,8 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
         let request = convert::range(request.into_inner());
         check::range(&request).map_err(Failure::from)?;
-        if request.sort_order != SortOrder::None
-            && !(request.sort_order == SortOrder::Ascend && request.sort_target == SortTarget::Key)
-            || request.sort_target != SortTarget::Key
-        {
+        let is_ascending = matches!(request.sort_order, SortOrder::None | SortOrder::Ascend);
+        if request.sort_target != SortTarget::Key || !is_ascending {
             return Err(Status::unimplemented("RangeStream does not support custom sort orders"));
         }
         let filters = [

@@ -11,7 +11,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -72,6 +72,9 @@ pub(crate) enum LinkEvent {
 #[derive(Debug)]
 pub(crate) struct Link {
     address: String,
+    /// The node at the other end while the connection is up, else 0. A copy of `State::node`, to be read without
+    /// the lock.
+    up: AtomicU32,
     state: Mutex<State>,
     /// Something waits for the writer.
     filled: Notify,
@@ -130,6 +133,7 @@ impl Link {
     ) -> Arc<Link> {
         let link = Arc::new(Link {
             address,
+            up: AtomicU32::new(0),
             state: Mutex::new(State {
                 node: None,
                 batch: OpenBatch::default(),
@@ -149,9 +153,9 @@ impl Link {
         &self.address
     }
 
-    /// The node at the other end, while the connection is up.
+    /// The node at the other end, while the connection is up. May be late by a moment; [`Link::call`] is not.
     pub(crate) fn node(&self) -> Option<NodeId> {
-        self.state.lock().node
+        Some(self.up.load(Ordering::Relaxed)).filter(|node| *node != 0)
     }
 
     /// Requests without an answer.
@@ -279,6 +283,9 @@ impl Link {
             warn!(address = self.address, reason = welcome.refused, "a node refused the link");
             return Err(io::Error::other(welcome.refused));
         }
+        if welcome.node_id == 0 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a node without an id"));
+        }
         Ok((stream, welcome))
     }
 
@@ -294,6 +301,7 @@ impl Link {
         info!(address = self.address, node, "linked");
         self.heard();
         self.state.lock().node = Some(node);
+        self.up.store(node, Ordering::Relaxed);
         let _ = events.send(LinkEvent::Up {
             link: Arc::clone(self),
             node,
@@ -313,6 +321,7 @@ impl Link {
         };
         reader.abort();
         writer.abort();
+        self.up.store(0, Ordering::Relaxed);
         let lost = {
             let mut state = self.state.lock();
             state.node = None;

@@ -1,0 +1,246 @@
+//! Leases, maintenance, members, health and HTTP from a client over real sockets.
+
+mod support;
+
+use std::time::Duration;
+
+use api::etcdserverpb as pb;
+use api::etcdserverpb::cluster_client::ClusterClient;
+use api::etcdserverpb::kv_client::KvClient;
+use api::etcdserverpb::lease_client::LeaseClient;
+use api::etcdserverpb::maintenance_client::MaintenanceClient;
+use api::grpc::health::v1 as health;
+use gateway::Gateway;
+use gateway::door::Member;
+use support::{TestCluster, connect};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_stream::StreamExt as _;
+use tonic::Code;
+
+/// One HTTP/1.1 request; the status line's code, and the body.
+async fn http(address: std::net::SocketAddr, method: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let code = answer.split(' ').nth(1).unwrap().parse().unwrap();
+    let body = answer.split_once("\r\n\r\n").unwrap().1;
+    (code, body.to_owned())
+}
+
+async fn get(gateway: &Gateway, path: &str) -> (u16, String) {
+    http(gateway.address(), "GET", path).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases() {
+    let cluster = TestCluster::start(3).await;
+    let gateway = cluster.gateway().await;
+    let channel = connect(&gateway).await;
+    let mut client = LeaseClient::new(channel.clone());
+    let grant = |id, ttl| pb::LeaseGrantRequest { id, ttl };
+
+    let granted = client.lease_grant(grant(0, 60)).await.unwrap().into_inner();
+    assert!(granted.id > 0);
+    assert_eq!((granted.ttl, granted.header.unwrap().revision), (60, 1), "no revision is spent");
+    let short = client.lease_grant(grant(7, -5)).await.unwrap().into_inner();
+    assert_eq!((short.id, short.ttl), (7, 2), "raised to the least");
+    let status = client.lease_grant(grant(7, 60)).await.unwrap_err();
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::FailedPrecondition, "etcdserver: lease already exists")
+    );
+    let status = client.lease_grant(grant(8, 9_000_000_001)).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::OutOfRange, "etcdserver: too large lease TTL"));
+
+    let mut kv = KvClient::new(channel);
+    let put = pb::PutRequest { key: "k".into(), value: "v".into(), lease: 7, ..Default::default() };
+    kv.put(put).await.unwrap();
+    let told = client.lease_time_to_live(pb::LeaseTimeToLiveRequest { id: 7, keys: true }).await.unwrap();
+    let told = told.into_inner();
+    assert_eq!((told.granted_ttl, told.keys), (2, vec!["k".into()]));
+    let told = client.lease_time_to_live(pb::LeaseTimeToLiveRequest { id: 99, keys: false }).await.unwrap();
+    assert_eq!((told.get_ref().ttl, told.get_ref().granted_ttl), (-1, 0));
+    let leases = client.lease_leases(pb::LeaseLeasesRequest {}).await.unwrap().into_inner().leases;
+    assert_eq!(leases.len(), 2);
+
+    // One answer per request, in their order, for leases that exist and others.
+    let ids = [7, 99, granted.id, 7, 7, 98];
+    let requests = tokio_stream::iter(ids.map(|id| pb::LeaseKeepAliveRequest { id }));
+    let answers = client.lease_keep_alive(requests).await.unwrap().into_inner();
+    let answers: Vec<_> = answers.map(|answer| answer.unwrap()).collect().await;
+    let told: Vec<_> = answers.iter().map(|answer| (answer.id, answer.ttl)).collect();
+    assert_eq!(told, [(7, 2), (99, 0), (granted.id, 60), (7, 2), (7, 2), (98, 0)]);
+    assert_eq!(answers[0].header.as_ref().unwrap().revision, 2);
+
+    client.lease_revoke(pb::LeaseRevokeRequest { id: 7 }).await.unwrap();
+    let status = client.lease_revoke(pb::LeaseRevokeRequest { id: 7 }).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::NotFound, "etcdserver: requested lease not found"));
+    let gone = kv.range(pb::RangeRequest { key: "k".into(), ..Default::default() }).await.unwrap();
+    assert_eq!(gone.into_inner().count, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn renewals_of_many_clients_share_requests() {
+    let cluster = TestCluster::start(1).await;
+    let gateway = cluster.gateway().await;
+    let channel = connect(&gateway).await;
+    let mut client = LeaseClient::new(channel.clone());
+    for id in 1..=50 {
+        client.lease_grant(pb::LeaseGrantRequest { id, ttl: 60 }).await.unwrap();
+    }
+    let mut keepers = tokio::task::JoinSet::new();
+    for id in 1..=50 {
+        let mut client = LeaseClient::new(channel.clone());
+        keepers.spawn(async move {
+            let requests = tokio_stream::iter((0..20).map(move |_| pb::LeaseKeepAliveRequest { id }));
+            let answers = client.lease_keep_alive(requests).await.unwrap().into_inner();
+            let answers: Vec<_> = answers.map(|answer| answer.unwrap()).collect().await;
+            assert_eq!(answers.len(), 20);
+            assert!(answers.iter().all(|answer| (answer.id, answer.ttl) == (id, 60)));
+        });
+    }
+    keepers.join_all().await;
+    assert!(cluster.seen("keep_alive") < 1000, "{} requests for 1000 renewals", cluster.seen("keep_alive"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_are_the_gateways_of_the_region() {
+    let cluster = TestCluster::start(1).await;
+    let member = |name: &str, id| Member {
+        id,
+        name: name.to_owned(),
+        client_urls: vec![format!("http://{name}:2379")],
+        peer_urls: vec![format!("http://{name}:2380")],
+    };
+    let members = vec![member("west", 9), member("test", 5)];
+    let gateway = cluster.gateway_with(|options| options.members = members).await;
+    let channel = connect(&gateway).await;
+    let mut client = ClusterClient::new(channel.clone());
+    let answer = client.member_list(pb::MemberListRequest { linearizable: true }).await.unwrap();
+    let answer = answer.into_inner();
+    let header = answer.header.unwrap();
+    assert_eq!((header.revision, header.member_id, header.cluster_id), (0, 5, support::CLUSTER));
+    assert_eq!(answer.members.len(), 2);
+    assert_eq!(answer.members[0].client_urls, ["http://west:2379"]);
+    let mut client = MaintenanceClient::new(channel);
+    let status = client.status(pb::StatusRequest {}).await.unwrap().into_inner();
+    assert_eq!(status.leader, 5, "one of the members, the same at every gateway");
+
+    let alone = cluster.gateway().await;
+    let mut client = ClusterClient::new(connect(&alone).await);
+    let answer = client.member_list(pb::MemberListRequest { linearizable: true }).await.unwrap();
+    assert_eq!(answer.into_inner().members[0].client_urls, [format!("http://{}", alone.address())]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn status_alarms_and_hash() {
+    let cluster = TestCluster::start(3).await;
+    let gateway = cluster.gateway().await;
+    let channel = connect(&gateway).await;
+    let mut kv = KvClient::new(channel.clone());
+    let put = pb::PutRequest { key: "k".into(), value: "v".into(), ..Default::default() };
+    kv.put(put.clone()).await.unwrap();
+    let mut client = MaintenanceClient::new(channel);
+    let status = client.status(pb::StatusRequest {}).await.unwrap().into_inner();
+    assert_eq!((status.header.unwrap().revision, status.raft_term), (2, 2));
+    assert_eq!(status.version, gateway::door::ADVERTISED_VERSION);
+    assert!(status.leader != 0 && status.db_size > 0 && status.raft_index > 0);
+    assert!(status.errors.is_empty() && status.downgrade_info.is_some());
+    let hash = client.hash_kv(pb::HashKvRequest { revision: 0 }).await.unwrap().into_inner();
+    assert_eq!((hash.hash_revision, hash.compact_revision), (2, -1));
+    let status = client.hash_kv(pb::HashKvRequest { revision: 9 }).await.unwrap_err();
+    assert_eq!(status.message(), "etcdserver: mvcc: required revision is a future revision");
+
+    let alarm =
+        |action, member_id, alarm: pb::AlarmType| pb::AlarmRequest { action, member_id, alarm: alarm.into() };
+    let none = client.alarm(alarm(0, 0, pb::AlarmType::None)).await.unwrap().into_inner();
+    assert!(none.alarms.is_empty());
+    client.alarm(alarm(1, 3, pb::AlarmType::Nospace)).await.unwrap();
+    let raised = client.alarm(alarm(0, 0, pb::AlarmType::None)).await.unwrap().into_inner();
+    assert_eq!((raised.alarms[0].member_id, raised.alarms[0].alarm()), (3, pb::AlarmType::Nospace));
+    let refused = kv.put(put.clone()).await.unwrap_err();
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded")
+    );
+    let status = client.status(pb::StatusRequest {}).await.unwrap().into_inner();
+    assert!(status.errors[0].contains("alarm:NOSPACE"), "{:?}", status.errors);
+    let (code, body) = get(&gateway, "/health").await;
+    assert_eq!((code, body.as_str()), (503, "{\"health\":\"false\",\"reason\":\"ALARM NOSPACE\"}\n"));
+    assert_eq!(get(&gateway, "/health?exclude=NOSPACE").await.0, 200);
+    client.alarm(alarm(2, 3, pb::AlarmType::Nospace)).await.unwrap();
+    kv.put(put).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn grpc_health() {
+    let cluster = TestCluster::start(1).await;
+    let gateway = cluster.gateway_with(|options| options.drain = Duration::from_secs(2)).await;
+    let mut client = health::health_client::HealthClient::new(connect(&gateway).await);
+    let check = |service: &str| health::HealthCheckRequest { service: service.to_owned() };
+    let serving = health::health_check_response::ServingStatus::Serving;
+    assert_eq!(client.check(check("")).await.unwrap().into_inner().status(), serving);
+    assert_eq!(client.check(check("other")).await.unwrap_err().code(), Code::NotFound);
+    let list = client.list(health::HealthListRequest {}).await.unwrap().into_inner();
+    assert_eq!(list.statuses[""].status(), serving);
+    let mut watch = client.watch(check("")).await.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), serving);
+    let shutdown = tokio::spawn(gateway.shutdown());
+    let not_serving = health::health_check_response::ServingStatus::NotServing;
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), not_serving);
+    drop(watch);
+    shutdown.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn http_endpoints() {
+    let cluster = TestCluster::start(3).await;
+    let gateway = cluster
+        .gateway_with(|options| {
+            options.admin_listen = Some("127.0.0.1:0".parse().unwrap());
+            options.request_timeout = Duration::from_millis(300);
+        })
+        .await;
+    let (code, body) = get(&gateway, "/version").await;
+    let version = gateway::door::ADVERTISED_VERSION;
+    let expected = format!(r#"{{"etcdserver":"{version}","etcdcluster":"3.6.0","storage":"3.6.0"}}"#);
+    assert_eq!((code, body), (200, expected));
+    assert_eq!(http(gateway.address(), "POST", "/version").await.0, 405);
+    assert_eq!(get(&gateway, "/nothing").await, (404, "404 page not found\n".to_owned()));
+    assert_eq!(get(&gateway, "/health").await, (200, r#"{"health":"true","reason":""}"#.to_owned()));
+    assert_eq!(get(&gateway, "/livez").await, (200, "ok\n".to_owned()));
+    let (code, body) = get(&gateway, "/readyz?verbose").await;
+    assert_eq!(code, 200);
+    assert!(body.starts_with("[+]data_corruption ok\n[+]serializable_read ok\n"), "{body}");
+    assert!(body.ends_with("ok\n"), "{body}");
+    let (_, body) = get(&gateway, "/metrics").await;
+    for name in ["etcd_server_has_leader 1", "grpc_server_handled_total", "process_resident_memory_bytes"] {
+        assert!(body.contains(name), "{name} is in\n{body}");
+    }
+    let admin = gateway.admin_address().unwrap();
+    assert_eq!(http(admin, "GET", "/readyz").await.0, 200);
+
+    cluster.elect(0);
+    let (code, body) = get(&gateway, "/readyz").await;
+    assert_eq!(code, 503);
+    assert!(body.contains("[-]linearizable_read failed: etcdserver: request timed out"), "{body}");
+    assert!(body.contains("[+]serializable_read ok"), "{body}");
+    assert_eq!(get(&gateway, "/readyz/serializable_read").await.0, 200);
+    assert_eq!(get(&gateway, "/readyz?exclude=linearizable_read").await.0, 200);
+    let (code, body) = get(&gateway, "/health").await;
+    assert_eq!((code, body.contains("RAFT NO LEADER")), (503, true), "{body}");
+    assert_eq!(get(&gateway, "/health?serializable=true").await.0, 200);
+    assert_eq!(get(&gateway, "/livez").await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_of_another_cluster_are_refused() {
+    let cluster = TestCluster::start(1).await;
+    let mut options = cluster.gateway_options();
+    options.cluster_id = Some(1);
+    let stranger = Gateway::start(options).await.unwrap();
+    assert!(!stranger.ready(Duration::from_millis(200)).await);
+}
