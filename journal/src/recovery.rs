@@ -294,18 +294,25 @@ pub(crate) fn recover<D: Disk>(
             walk.expected = Expected { batch: None, lsn: descriptor.oldest, previous_crc: None, life: 0 };
             (descriptor.oldest_segment, descriptor.segment)
         }
-        // A journal that never got further than its first segments, or one whose every batch is destroyed.
-        None if ids.iter().all(|id| *id <= 2) => {
-            walk.expected = Expected { batch: Some(1), lsn: Lsn(1), previous_crc: Some(0), life: 0 };
+        // A journal that never got further than its first segments, which no crash can make shorter or take away.
+        None if ids.is_empty()
+            || (matches!(ids, [1] | [1, 2]) && empty.iter().all(|empty| empty.cut.is_none())) =>
+        {
             (1, 0)
         }
         None => {
-            let id = ids.first().copied().unwrap_or(1);
+            let cut = empty.iter().find_map(|empty| Some((empty.id, empty.cut?)));
+            let what = match cut {
+                Some((_, made_bytes)) => {
+                    format!("the file is shorter than the {made_bytes} bytes it was made with, ")
+                }
+                None => String::new(),
+            };
             return Err(Error::Corrupt {
-                file: segment_name(id),
+                file: segment_name(cut.map_or(ids[0], |(id, _)| id)),
                 offset: 0,
                 what: format!(
-                    "not one batch can be read in the {} segments of the journal: replace this member",
+                    "{what}not one batch can be read in the {} segments of the journal: replace this member",
                     ids.len()
                 ),
             });

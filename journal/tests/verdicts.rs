@@ -429,6 +429,13 @@ fn a_journal_without_one_readable_batch_is_refused() {
         disk.preload(&name, &vec![0; len]);
     }
     assert!(matches!(open(disk, options()), Err(Error::Corrupt { .. })));
+    // The same when there was but one, which may have held acknowledged records.
+    let (disk, _) = disk_with(1);
+    disk.cut(&segment(1), 0);
+    for _ in 0..2 {
+        let error = open(disk.clone(), options()).unwrap_err();
+        assert!(matches!(&error, Error::Corrupt { .. }) && error.to_string().contains("replace this member"));
+    }
 }
 
 #[test]
