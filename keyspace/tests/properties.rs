@@ -37,12 +37,12 @@ impl Replica {
 
     /// Most compactions drawn would be of the past or of the future; half of them get a revision near the present.
     fn aim(&self, op: Op) -> Op {
-        match op {
-            Op::Compact { revision } if revision >= 20 => {
-                Op::Compact { revision: self.state.revision().0 - revision % 5 }
-            }
-            other => other,
+        if let Op::Compact { revision } = op
+            && revision >= 20
+        {
+            return Op::Compact { revision: self.state.revision().0 - revision % 5 };
         }
+        op
     }
 
     fn write(&mut self, op: Op) -> Effects {
