@@ -1,5 +1,7 @@
 //! Leases, maintenance, members, health and HTTP from a client over real sockets.
 
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 mod support;
 
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! KV from a client over real sockets: gRPC to the gateway, links to test nodes.
 
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 mod support;
 
 use api::etcdserverpb as pb;

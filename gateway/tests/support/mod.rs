@@ -5,6 +5,7 @@
 //! truth to compare with.
 
 #![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -373,7 +374,7 @@ impl Serving {
             let mut batch = Vec::new();
             while responses.recv_many(&mut batch, 1000).await > 0 {
                 let duplicate = duplicate.lock().duplicate;
-                let responses: Vec<_> = batch.drain(..).collect();
+                let responses = std::mem::take(&mut batch);
                 let frame = wire::NodeFrame { responses };
                 if write.write_all(&framed(&frame)).await.is_err() {
                     return;
