@@ -673,8 +673,18 @@ impl Mvcc {
         for _ in 0..max {
             let Some(record) = self.log.pop_below(upto) else { return false };
             let Some(versions) = self.index.get_mut(record.key().as_ref()) else { continue };
-            // What a compaction just above this record drops: all older ones, and the record if it is a tombstone.
-            let dropped = versions.first_kept(record.revision().next());
+            // Everything older than this record, and the record itself if it is a tombstone. They stand in front, so
+            // a search through all versions, each elsewhere in memory, would only cost time.
+            let is_older = |version: &Arc<Record>| version.position() < record.position();
+            let mut dropped = 0;
+            while versions.get(dropped).is_some_and(is_older) {
+                dropped += 1;
+            }
+            if record.kind == EventKind::Delete
+                && versions.get(dropped).is_some_and(|version| Arc::ptr_eq(version, &record))
+            {
+                dropped += 1;
+            }
             if versions.drop_first(dropped) {
                 self.index.remove(record.key().as_ref());
             }
