@@ -116,8 +116,8 @@ fn rustdoc() -> Result<(), Failure> {
 const SIM_SEEDS_IN_CI: &str = "3000";
 
 fn sim(args: &[&str]) -> Result<(), Failure> {
-    let args = if args.is_empty() { &["--seeds", SIM_SEEDS_IN_CI] } else { args };
-    cargo(&[&["run", "--release", "--locked", "--package", "sim", "--"], args].concat()).run()
+    let args = if args.is_empty() { &["--seeds", SIM_SEEDS_IN_CI, "--require-coverage"] } else { args };
+    cargo(&[&["run", "--release", "--locked", "--package", "sim", "--bin", "sim", "--"], args].concat()).run()
 }
 
 fn compat(args: &[&str]) -> Result<(), Failure> {
