@@ -15,7 +15,9 @@
 //! not older than the write. What a revision changed is known from watch events and from the versions that reads
 //! returned; a write is recognised by its value, so the values of a test should be unique. Where that leaves a choice
 //! (two deletes that look the same, no watch at all), the replay tries one and comes back if it fails. A lease that
-//! runs out is such a write as well: a revoke by the server, possible at any time after the grant.
+//! runs out is such a write as well: a revoke by the server, possible at any time after the grant. **A test with
+//! unknown outcomes should record one watch of the whole keyspace, from its first revision on:** it tells what each
+//! revision changed, and the check is then linear. Without it some thousand operations are about the limit.
 //!
 //! *Gaps.* In a dense line of revisions each one changed something, so a revision that nothing explains is an error. In
 //! a sparse one (several groups draw from one sequencer, and one may crash with numbers in hand) it is not.

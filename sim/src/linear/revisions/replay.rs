@@ -746,7 +746,9 @@ impl<'a> Index<'a> {
                 }
             }
         }
-        for (&revision, traces) in &facts.traces {
+        // A put that keeps the value may have shown it at another revision.
+        let unambiguous = facts.traces.iter().filter(|_| index.keepers.is_empty());
+        for (&revision, traces) in unambiguous {
             for trace in traces.iter().filter(|trace| trace.kind == EventKind::Put) {
                 let Some(value) = &trace.value else { continue };
                 // A value that several wrote tells nothing.
