@@ -41,6 +41,8 @@ use crate::node::Shared;
 const INBOX_BYTES: usize = 64 << 20;
 /// Leases removed or checkpointed in one proposal.
 const LEASES_PER_PROPOSAL: usize = 1000;
+/// Records of garbage freed before the group turns to other work.
+const SWEEP_PER_TURN: usize = 256;
 /// How long a stopping leader waits for its successor.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a replica without a state asks its peers for one.
@@ -177,6 +179,8 @@ pub(crate) struct Group {
     ending: Vec<(Waiter, Vec<i64>)>,
     /// This replica leads and may serve.
     leading: bool,
+    /// A compaction left garbage in memory that is not freed yet.
+    sweeping: bool,
     /// Messages that wait for their records to be durable, in order.
     held: VecDeque<(PersistSeq, NodeId, Message)>,
     durable: PersistSeq,
@@ -210,6 +214,7 @@ impl Group {
             leases: LeaseClock::default(),
             ending: Vec::new(),
             leading: false,
+            sweeping: false,
             held: VecDeque::new(),
             durable: PersistSeq(0),
             positions: start.positions,
@@ -273,7 +278,7 @@ impl Group {
 
     /// Work that goes on without any event.
     fn has_work(&self) -> bool {
-        self.watches.has_work() || self.snapshotting.wants_slice()
+        self.watches.has_work() || self.snapshotting.wants_slice() || self.sweeping
     }
 
     /// One turn: everything that came in, then what follows from it.
@@ -292,6 +297,9 @@ impl Group {
         self.carry_out();
         self.watches.serve_behind(&self.state, &mut self.replies);
         self.continue_snapshot();
+        if self.sweeping {
+            self.sweeping = self.state.sweep(SWEEP_PER_TURN);
+        }
         self.replies.flush();
         self.publish();
     }
@@ -670,6 +678,7 @@ impl Group {
                 }
             }
         }
+        self.sweeping |= effects.compacted.is_some();
         self.on_lease_effects(&effects.leases);
         self.on_revisions(&effects.revisions);
     }
