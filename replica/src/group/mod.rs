@@ -278,7 +278,12 @@ impl Group {
 
     /// Work that goes on without any event.
     fn has_work(&self) -> bool {
-        self.watches.has_work() || self.snapshotting.wants_slice() || self.sweeping
+        self.watches.has_work() || self.snapshotting.wants_slice() || self.may_sweep()
+    }
+
+    /// A snapshot under way may need what would be freed.
+    fn may_sweep(&self) -> bool {
+        self.sweeping && !self.snapshotting.is_taking()
     }
 
     /// One turn: everything that came in, then what follows from it.
@@ -297,7 +302,7 @@ impl Group {
         self.carry_out();
         self.watches.serve_behind(&self.state, &mut self.replies);
         self.continue_snapshot();
-        if self.sweeping {
+        if self.may_sweep() {
             self.sweeping = self.state.sweep(SWEEP_PER_TURN);
         }
         self.replies.flush();

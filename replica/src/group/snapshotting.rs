@@ -90,6 +90,11 @@ impl Snapshotting {
         self.sending.remove(&to);
     }
 
+    /// Whether a snapshot is under way.
+    pub(super) fn is_taking(&self) -> bool {
+        self.taking.is_some()
+    }
+
     /// Whether a slice could be cut now.
     pub(super) fn wants_slice(&self) -> bool {
         self.taking.as_ref().is_some_and(|taking| taking.room && taking.pieces.is_some())
