@@ -266,8 +266,7 @@ fn histories_survive_the_disk() {
 fn what_etcd_did_is_right() {
     let text = include_str!("transcripts/etcd-3.5.1-concurrent.jsonl");
     let history = EtcdHistory::from_json_lines(text).unwrap();
-    let start = Model::new(Rules { txn_checks: TxnChecks::PutsFirst, ..Default::default() });
-    let options = Options { start, ..Default::default() };
+    let options = Options::default();
     let Verdict::Consistent(summary) = check(&history, &options) else {
         panic!("{:#?}", check(&history, &options))
     };

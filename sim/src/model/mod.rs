@@ -173,7 +173,7 @@ impl Model {
             }
             Request::Txn(request) => {
                 let branch = self.choose(request);
-                self.check_branch(&branch)?;
+                self.check_branch(&branch, self.rules.txn_checks)?;
                 let mut writer = Writer::new(self);
                 let seen = if let Some(Response::Txn(seen)) = seen { Some(seen) } else { None };
                 let mut response = writer.run(&branch, seen);
@@ -229,11 +229,22 @@ impl Model {
     /// The error that the request would get in this state. All checks come before any effect, so this is all there
     /// is to a request's failing.
     pub fn check(&self, request: &Request) -> Result<(), Error> {
+        self.check_in(request, self.rules.txn_checks)
+    }
+
+    /// Whether any release of etcd would refuse the request in this state for this reason.
+    pub fn may_refuse(&self, request: &Request, error: Error) -> bool {
+        [TxnChecks::InOrder, TxnChecks::PutsFirst]
+            .into_iter()
+            .any(|order| self.check_in(request, order) == Err(error))
+    }
+
+    fn check_in(&self, request: &Request, order: TxnChecks) -> Result<(), Error> {
         validate::request(request, self.rules)?;
         match request {
             Request::Range(request) => self.read_revision(request).map(|_| ()),
             Request::Put(request) => self.check_put(request),
-            Request::Txn(request) => self.check_branch(&self.choose(request)),
+            Request::Txn(request) => self.check_branch(&self.choose(request), order),
             Request::Compact(request) => self.check_compact(request),
             Request::LeaseGrant(request) => self.check_grant(request),
             Request::LeaseRevoke(request) => self.check_lease(request.id),
@@ -554,8 +565,8 @@ impl Model {
     }
 
     /// What etcd checks on the chosen path before anything is written.
-    fn check_branch(&self, branch: &Branch<'_>) -> Result<(), Error> {
-        match self.rules.txn_checks {
+    fn check_branch(&self, branch: &Branch<'_>, order: TxnChecks) -> Result<(), Error> {
+        match order {
             TxnChecks::InOrder => self.check_ops(branch, &|op| match op {
                 BranchOp::Range(request) => self.check_txn_range(request),
                 BranchOp::Put(request) => self.check_put(request),
