@@ -301,7 +301,7 @@ impl Liveness {
             peer.disk_ok = heartbeat.wants_support;
             self.events.push(LivenessEvent::PeerChanged(from));
         }
-        Self::note_heard(&mut self.events, from, peer, now);
+        Self::note_heard(&mut self.events, from, peer, now, &self.timing);
 
         // An epoch that has lapsed is over, even if nobody has asked since.
         if let Some((epoch, until)) = peer.supported
@@ -342,7 +342,10 @@ impl Liveness {
             return;
         }
         Self::note_life(&mut self.events, from, peer, ack.incarnation);
-        Self::note_heard(&mut self.events, from, peer, now);
+        Self::note_heard(&mut self.events, from, peer, now, &self.timing);
+        if lapsed(peer.reached_at, now, &self.timing) {
+            peer.reached = false;
+        }
         peer.reached_at = peer.reached_at.max(Some(ack.sent_at));
         if !peer.reached && !lapsed(peer.reached_at, now, &self.timing) {
             peer.reached = true;
@@ -382,7 +385,18 @@ impl Liveness {
         peer.incarnation = incarnation;
     }
 
-    fn note_heard(events: &mut Vec<LivenessEvent>, node: NodeId, peer: &mut Peer, now: Mono) {
+    fn note_heard(
+        events: &mut Vec<LivenessEvent>,
+        node: NodeId,
+        peer: &mut Peer,
+        now: Mono,
+        timing: &Timing,
+    ) {
+        // A group may have seen the silence before the tick that would have told of it.
+        if peer.up && lapsed(peer.heard_at, now, timing) {
+            peer.up = false;
+            events.push(LivenessEvent::PeerDown(node));
+        }
         peer.heard_at = peer.heard_at.max(Some(now));
         if !peer.up {
             peer.up = true;

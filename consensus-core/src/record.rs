@@ -254,6 +254,9 @@ pub struct Durable {
     pub(crate) config: Option<Arc<Config>>,
     pub(crate) faulty_from: Option<Slot>,
     pub(crate) promise_lost: bool,
+    /// This replay found records missing, and a vote from here on may have been among them. Nothing that follows the
+    /// gap makes up for it: whoever wrote that did not know of the gap, and relied on what is missing now.
+    pub(crate) lost_from: Option<Slot>,
     /// The newest thing known about damage is not in the journal yet.
     pub(crate) damage_found: bool,
     /// Nothing was ever written.
@@ -293,21 +296,21 @@ impl Durable {
             Record::Base { slot, promised, faulty_from, promise_lost, config } => {
                 self.promise(promised);
                 self.snapshot(slot, config);
-                self.faulty_from = faulty_from;
+                self.faulty_from = earlier(faulty_from, self.lost_from);
                 self.promise_lost = promise_lost;
-                self.damage_found = false;
+                self.damage_found = self.lost_from.is_some();
             }
             Record::Faulty { from, promise_lost } => {
                 self.mark_faulty(from);
                 self.promise_lost |= promise_lost;
-                self.damage_found = false;
+                self.damage_found = self.lost_from.is_some();
             }
             Record::Healed { promised, votes } => {
                 self.promise(promised);
                 if votes {
-                    self.faulty_from = None;
+                    self.faulty_from = self.lost_from;
                 }
-                self.damage_found = false;
+                self.damage_found = self.lost_from.is_some();
             }
         }
     }
@@ -323,7 +326,7 @@ impl Durable {
             RecordKind::Base => {
                 // The configuration is also in the snapshot itself, which the shell reports on its own.
                 self.promise(label.ballot.lead);
-                self.faulty_from = label.faulty_from;
+                self.faulty_from = earlier(label.faulty_from, self.lost_from);
                 self.promise_lost = label.flag;
             }
             RecordKind::Promised | RecordKind::Healed => self.promise(label.ballot.lead),
@@ -360,6 +363,7 @@ impl Durable {
     pub fn lost(&mut self, from: Slot) {
         self.newborn = false;
         self.mark_faulty(from);
+        self.lost_from = earlier(self.lost_from, Some(from));
         self.promise_lost = true;
         self.damage_found = true;
     }
@@ -399,9 +403,17 @@ impl Durable {
     }
 
     fn mark_faulty(&mut self, from: Slot) {
-        self.faulty_from = Some(self.faulty_from.map_or(from, |known| known.min(from)));
+        self.faulty_from = earlier(self.faulty_from, Some(from));
         for entry in self.entries.range_mut(from..).map(|(_, entry)| entry) {
             entry.trusted = false;
         }
+    }
+}
+
+/// The lower of two slots that may be none.
+fn earlier(one: Option<Slot>, other: Option<Slot>) -> Option<Slot> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
     }
 }

@@ -454,7 +454,12 @@ impl Engine {
         let window = message.commit.0 + ACCEPT_WINDOW;
         let sane = (1..=PROMISE_PARTS_MAX).contains(&message.parts)
             && message.part < message.parts
-            && message.votes.iter().all(|(slot, vote)| slot.0 <= window && vote.ballot.lead <= message.lead);
+            && message.votes.iter().all(|(slot, vote)| {
+                // Fast rounds are never opened.
+                slot.0 <= window
+                    && vote.ballot.lead <= message.lead
+                    && (*slot <= message.commit || vote.ballot.kind == Kind::Classic)
+            });
         let State::Candidate(candidate) = &self.state else { return };
         if sane && candidate.lead == message.lead {
             self.add_promise(from, message);
@@ -523,22 +528,34 @@ impl Engine {
         counted: &NodeSet,
         slot: Slot,
     ) -> Option<Value> {
-        // At a classic ballot the ballot identifies the value.
-        let vote_of = |node: NodeId| {
-            let vote = candidate.promises.get(&node)?.votes.get(&slot)?;
-            assert!(vote.ballot.kind == Kind::Classic, "fast rounds are never opened");
-            Some((vote.ballot, ()))
-        };
-        let votes: Vec<_> = counted.iter().map(|node| (node, vote_of(node))).collect();
-        let mut selection = select(&votes, config);
-        if mutant!(self.options, SelectLowest) {
-            let lowest = votes.iter().filter_map(|(_, vote)| *vote).min();
-            selection = lowest.map_or(Selection::Free, |(ballot, id)| Selection::Forced(ballot, id));
-        }
-        match selection {
-            _ if mutant!(self.options, SelectFree) => Some(Value::Noop),
-            Selection::Free => Some(Value::Noop),
-            Selection::Forced(ballot, ()) => self.value_voted(candidate, slot, ballot),
+        let vote_of = |node: NodeId| candidate.promises.get(&node)?.votes.get(&slot);
+        let mut counted = counted.clone();
+        loop {
+            // At a classic ballot the ballot identifies the value.
+            let id_of = |node| vote_of(node).map(|vote| (vote.ballot, ()));
+            let votes: Vec<_> = counted.iter().map(|node| (node, id_of(node))).collect();
+            let mut selection = select(&votes, config);
+            if mutant!(self.options, SelectLowest) {
+                let lowest = votes.iter().filter_map(|(_, vote)| *vote).min();
+                selection = lowest.map_or(Selection::Free, |(ballot, id)| Selection::Forced(ballot, id));
+            }
+            let ballot = match selection {
+                _ if mutant!(self.options, SelectFree) => return Some(Value::Noop),
+                Selection::Free => return Some(Value::Noop),
+                Selection::Forced(ballot, ()) => ballot,
+            };
+            if let Some(value) = self.value_voted(candidate, slot, ballot) {
+                return Some(value);
+            }
+            // The forced value is lost wherever it was voted for. Any other q1 is as good as this one: if the value
+            // was chosen, somebody there voted for it too, and no quorum of the others is without it.
+            counted = counted
+                .iter()
+                .filter(|node| vote_of(*node).is_none_or(|vote| vote.ballot != ballot))
+                .collect();
+            if !config.is_q1(&counted) {
+                return None;
+            }
         }
     }
 

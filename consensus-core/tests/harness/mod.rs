@@ -81,6 +81,8 @@ pub struct Cluster {
     pub lines: Vec<String>,
     /// Whether messages are among them.
     pub trace_messages: bool,
+    /// Snapshot hand-overs that leaders asked for: from, to, at least.
+    pub snapshots_wanted: Vec<(NodeId, NodeId, Slot)>,
     output: Output,
     liveness_output: LivenessOutput,
     /// Every committed value seen anywhere: agreement is checked on the way.
@@ -106,6 +108,7 @@ impl Cluster {
             options,
             lines: Vec::new(),
             trace_messages: false,
+            snapshots_wanted: Vec::new(),
             output: Output::default(),
             liveness_output: LivenessOutput::default(),
             committed: BTreeMap::new(),
@@ -241,7 +244,8 @@ impl Cluster {
 
     /// Carries out what the engine and the liveness of a node ask for, until they ask for nothing more.
     fn work(&mut self, id: NodeId) {
-        loop {
+        for turn in 0.. {
+            assert!(turn < 10_000, "node {} never rests: {:?}", id.0, self.lines.last());
             let now = self.now;
             let mut output = std::mem::take(&mut self.output);
             let mut liveness_output = std::mem::take(&mut self.liveness_output);
@@ -293,7 +297,6 @@ impl Cluster {
             self.lines.push(format!("{}: rejected {} {rejection:?}", id.0, tag.0));
             node.rejected.insert(tag);
         }
-        let mut snapshots = Vec::new();
         for event in output.events.drain(..) {
             match &event {
                 Event::RoleChanged { role, lead, leader } => {
@@ -309,7 +312,7 @@ impl Cluster {
                 Event::SnapshotNeeded { to, at_least } => {
                     self.lines
                         .push(format!("{}: snapshot at {} or later needed by {}", id.0, at_least.0, to.0));
-                    snapshots.push((*to, *at_least));
+                    self.snapshots_wanted.push((id, *to, *at_least));
                 }
                 Event::TransferAborted { .. }
                 | Event::Fenced
@@ -393,10 +396,7 @@ impl Cluster {
 
     /// The same, until something holds. Says whether it did.
     pub fn run_until(&mut self, end: Mono, done: impl Fn(&Cluster) -> bool) -> bool {
-        loop {
-            if done(self) {
-                return true;
-            }
+        for turn in 0.. {
             let arrival = self.network.iter().map(|flight| flight.arrives).min();
             let deadline = self
                 .nodes
@@ -408,11 +408,10 @@ impl Cluster {
                 })
                 .flatten()
                 .min();
-            let next = arrival.into_iter().chain(deadline).min().unwrap_or(end);
-            if next > end {
+            let Some(next) = arrival.into_iter().chain(deadline).min().filter(|next| *next <= end) else {
                 self.now = end;
                 return false;
-            }
+            };
             self.now = self.now.max(next);
             let due = self.network.iter().position(|flight| flight.arrives <= self.now);
             if let Some(flight) = due.and_then(|index| self.network.remove(index)) {
@@ -421,6 +420,17 @@ impl Cluster {
                 self.fire_timers();
             }
         }
+        unreachable!("the loop ends by returning")
+    }
+
+    /// What keeps time from passing.
+    fn spinning(&self) -> Vec<String> {
+        let deadlines = self.nodes.values().map(|node| {
+            let engine = node.engine.as_ref().and_then(Engine::next_deadline);
+            format!("{}: {engine:?} {:?}", node.id.0, node.liveness.next_deadline())
+        });
+        let flights = self.network.iter().take(10).map(|flight| format!("{flight:?}"));
+        deadlines.chain(flights).collect()
     }
 
     fn fire_timers(&mut self) {
@@ -495,6 +505,9 @@ impl Cluster {
     pub fn snapshot(&mut self, id: NodeId) {
         let node = self.node(id);
         let slot = node.applied_upto;
+        if node.snapshot.as_ref().is_some_and(|(taken, ..)| *taken >= slot) {
+            return;
+        }
         let engine = node.engine.as_ref().expect("a node that runs");
         let config = engine.config_after(slot).expect("an applied slot has a configuration");
         node.snapshot = Some((slot, config, node.applied.clone()));
@@ -506,10 +519,35 @@ impl Cluster {
         let snapshot = self.nodes[&from].snapshot.clone().expect("a snapshot was taken");
         let (slot, config, applied) = snapshot.clone();
         let node = self.node(to);
+        if node.applied_upto >= slot {
+            return;
+        }
         node.snapshot = Some(snapshot);
         node.applied = applied;
         node.applied_upto = slot;
         self.step(to, Input::SnapshotInstalled { slot, config });
+    }
+
+    /// Both ends of a connection see it break.
+    pub fn disconnect(&mut self, a: NodeId, b: NodeId) {
+        for (node, peer) in [(a, b), (b, a)] {
+            self.node(node).liveness.disconnected(peer);
+            self.work(node);
+        }
+    }
+
+    /// Hands over the snapshots that were asked for, as far as the links and nodes are up to it.
+    pub fn serve_snapshots(&mut self) {
+        for (from, to, at_least) in std::mem::take(&mut self.snapshots_wanted) {
+            let works = |id| self.nodes[&id].engine.is_some() && !self.nodes[&id].paused;
+            let linked = !self.cut.contains(&(from, to)) && !self.cut.contains(&(to, from));
+            let taken = self.nodes[&from].snapshot.as_ref().is_some_and(|(slot, ..)| *slot >= at_least);
+            if works(from) && works(to) && linked && taken {
+                self.hand_over_snapshot(from, to);
+            } else {
+                self.step(from, Input::SnapshotFailed { to });
+            }
+        }
     }
 
     /// The node that leads and is ready, if there is exactly one that lives.
