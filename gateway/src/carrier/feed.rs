@@ -196,10 +196,19 @@ impl Feed for LinkFeed {
             // A sync that was asked for, or whose replica was lost, goes out again.
             if let Some(token) = self.sync
                 && self.opened
+                && self.synced.is_none()
                 && watch.sync.as_ref().is_none_or(|sync| sync.token != token)
-                && let Ok(call) = watch.call.sync()
             {
-                watch.sync = Some(SyncCall { token, call, until: Instant::now() + SYNC_TIMEOUT });
+                match watch.call.sync() {
+                    Ok(call) => {
+                        watch.sync = Some(SyncCall { token, call, until: Instant::now() + SYNC_TIMEOUT });
+                    }
+                    // The link is full or gone; in the latter case the next frame says so.
+                    Err(_) => {
+                        self.leave("sync not sent").await;
+                        continue;
+                    }
+                }
             }
             let heard = match self.synced {
                 None => watch.hear().await,

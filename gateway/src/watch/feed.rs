@@ -56,7 +56,8 @@ pub(crate) struct FeedState {
     sync_sent: u64,
     synced: u64,
     synced_revision: i64,
-    sync_waiters: Vec<(Arc<Inbox>, u64)>,
+    /// Who waits for which token.
+    sync_waiters: Vec<(u64, Arc<Inbox>, u64)>,
     /// Credit to be given back upstream.
     credit_due: u64,
     closed: bool,
@@ -161,13 +162,15 @@ impl FeedState {
     fn handle_synced(&mut self, token: u64, revision: i64, marked: &mut Vec<(Arc<Inbox>, u64)>) {
         self.synced = self.synced.max(token);
         self.synced_revision = self.synced_revision.max(revision);
-        marked.append(&mut self.sync_waiters);
+        // Those who asked while this sync was under way wait for the next.
+        let answered = self.sync_waiters.extract_if(.., |(wanted, ..)| *wanted <= token);
+        marked.extend(answered.map(|(_, inbox, watcher)| (inbox, watcher)));
     }
 
     fn handle_end(&mut self, end: FeedEnd, marked: &mut Vec<(Arc<Inbox>, u64)>) {
         self.end = Some(end);
         marked.extend(self.subscribers.values().cloned());
-        marked.append(&mut self.sync_waiters);
+        marked.extend(self.sync_waiters.drain(..).map(|(_, inbox, watcher)| (inbox, watcher)));
     }
 }
 
@@ -230,8 +233,8 @@ impl SharedFeed {
         if state.sync_wanted == state.sync_sent {
             state.sync_wanted += 1;
         }
-        state.sync_waiters.push((Arc::clone(inbox), watcher));
         let token = state.sync_wanted;
+        state.sync_waiters.push((token, Arc::clone(inbox), watcher));
         let ended = state.end.is_some();
         drop(state);
         if ended {
@@ -306,11 +309,15 @@ mod tests {
         assert_eq!(feed.state().synced(2), None);
         assert_eq!(feed.state().take_upstream().sync, Some(2));
         assert_eq!(feed.state().take_upstream().sync, None);
-        assert_eq!((feed.sync(&inbox, 7), feed.sync(&inbox, 8)), (3, 3));
+        inbox.take();
+        assert_eq!((feed.sync(&inbox, 8), feed.sync(&inbox, 9)), (3, 3));
         feed.handle_item(FeedItem::Synced { token: 2, revision: 6, term: 2 });
+        assert_eq!(inbox.take().into_iter().collect::<Vec<_>>(), [7]);
         assert_eq!(feed.state().synced(2), Some(6));
         assert_eq!(feed.state().log().unwrap().upto(), 6);
         assert_eq!(feed.state().take_upstream().sync, Some(3));
+        feed.handle_item(FeedItem::Synced { token: 3, revision: 7, term: 2 });
+        assert_eq!(inbox.take().into_iter().collect::<Vec<_>>(), [8, 9]);
     }
 
     #[test]

@@ -112,6 +112,8 @@ impl<D: Domain> Feeds for Arc<Hub<D>> {
         watcher: u64,
     ) -> Subscription {
         let feed = self.open(range, prev_kv, start, Pace::History);
+        // Where nothing happened since, only a sync tells that the end is reached.
+        feed.sync(inbox, watcher);
         self.subscription(feed, inbox, watcher)
     }
 }
