@@ -25,6 +25,8 @@ const RUN: &[(&str, &[&str])] = &[
         &[
             "test_put",
             "test_get",
+            "test_get_stream",
+            "test_get_stream_chunked",
             "test_delete",
             "test_compact",
             "test_txn",
@@ -42,8 +44,6 @@ const RUN: &[(&str, &[&str])] = &[
 
 /// Tests that are left out, and why.
 const LEFT_OUT: &[(&str, &str)] = &[
-    ("test_get_stream", "RangeStream is not served yet"),
-    ("test_get_stream_chunked", "RangeStream is not served yet"),
     ("test_lock", "the Lock service is not served yet"),
     ("test_election", "the Election service is not served yet"),
     ("test_auth", "the Auth service is not served yet"),
@@ -122,6 +122,22 @@ pub(crate) fn run() -> Result<usize, Problem> {
     Ok(failures)
 }
 
+/// The test of processes under faults, with the clients of the crate; the number of failures.
+pub(crate) fn run_cluster(gaios: &Path) -> Result<usize, Problem> {
+    let home = std::path::absolute(Path::new(HOME)).map_err(|error| format!("{HOME}: {error}"))?;
+    let gaios = std::path::absolute(gaios).map_err(|error| format!("{}: {error}", gaios.display()))?;
+    let mut test = Command::new(cargo());
+    test.args(["test", "--locked", "--manifest-path", "compat/cluster/Cargo.toml", "--", "--nocapture"])
+        .env("CARGO_TARGET_DIR", home.join("client-tests-target"))
+        .env("PROTOC", protoc()?)
+        .env("GAIOS", gaios);
+    match test.status() {
+        Ok(status) if status.success() => Ok(0),
+        Ok(_) => Ok(1),
+        Err(error) => Err(format!("start {test:?}: {error}")),
+    }
+}
+
 /// Every test there is must be in one of the two lists, so that a new version of the crate is looked at.
 fn check_listed(file: &str, program: &Path) -> Result<(), Problem> {
     let output = Command::new(program)
@@ -150,12 +166,6 @@ fn prepare() -> Result<Vec<(String, PathBuf)>, Problem> {
     if !source.join("Cargo.toml").exists() {
         fetch(&home, &source)?;
     }
-    let protoc = std::env::current_exe()
-        .map_err(|error| format!("find this program: {error}"))?
-        .with_file_name("protoc");
-    if !protoc.exists() {
-        return Err(format!("{} is missing: cargo build --package compat", protoc.display()));
-    }
     let mut build = Command::new(cargo());
     build.args([
         "test",
@@ -168,7 +178,7 @@ fn prepare() -> Result<Vec<(String, PathBuf)>, Problem> {
     build
         .arg(source.join("Cargo.toml"))
         .env("CARGO_TARGET_DIR", home.join("client-tests-target"))
-        .env("PROTOC", protoc);
+        .env("PROTOC", protoc()?);
     let output =
         build.stderr(Stdio::inherit()).output().map_err(|error| format!("start {build:?}: {error}"))?;
     if !output.status.success() {
@@ -183,6 +193,18 @@ fn prepare() -> Result<Vec<(String, PathBuf)>, Problem> {
         is_test.then_some((name, program))
     });
     Ok(programs.collect())
+}
+
+/// The stand-in for `protoc` beside this program.
+fn protoc() -> Result<PathBuf, Problem> {
+    let protoc = std::env::current_exe()
+        .map_err(|error| format!("find this program: {error}"))?
+        .with_file_name("protoc");
+    if protoc.exists() {
+        Ok(protoc)
+    } else {
+        Err(format!("{} is missing: cargo build --package compat", protoc.display()))
+    }
 }
 
 /// Copies the crate out of cargo's registry, as a package outside our workspace.

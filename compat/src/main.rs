@@ -77,8 +77,8 @@ struct All {
     /// Differences after which the differential run ends.
     #[arg(long, default_value_t = 5)]
     most_differences: usize,
-    /// Only these parts: differ, etcdctl, client-tests.
-    #[arg(long, value_delimiter = ',', default_values = ["etcdctl", "differ", "client-tests"])]
+    /// Only these parts: etcdctl, differ, client-tests, cluster.
+    #[arg(long, value_delimiter = ',', default_values = PARTS)]
     only: Vec<String>,
 }
 
@@ -109,6 +109,9 @@ struct Differ {
     #[arg(long, default_value_t = 5)]
     most_differences: usize,
 }
+
+/// What `all` consists of.
+const PARTS: [&str; 4] = ["etcdctl", "differ", "client-tests", "cluster"];
 
 /// Why a run could not be carried out, as opposed to what it found.
 type Problem = String;
@@ -158,9 +161,8 @@ async fn run_differ(flags: &Differ) -> Result<usize, Problem> {
 }
 
 async fn run_all(all: &All) -> Result<usize, Problem> {
-    let known = ["etcdctl", "differ", "client-tests"];
-    if let Some(unknown) = all.only.iter().find(|part| !known.contains(&part.as_str())) {
-        return Err(format!("--only {unknown}: the parts are {}", known.join(", ")));
+    if let Some(unknown) = all.only.iter().find(|part| !PARTS.contains(&part.as_str())) {
+        return Err(format!("--only {unknown}: the parts are {}", PARTS.join(", ")));
     }
     let wanted = |part: &str| all.only.iter().any(|only| only == part);
     let etcd = servers::install_etcd()?;
@@ -190,6 +192,10 @@ async fn run_all(all: &All) -> Result<usize, Problem> {
     if wanted("client-tests") {
         println!("== client-tests");
         failures += client_tests::run_in_private_network(&all.gaios).await?;
+    }
+    if wanted("cluster") {
+        println!("== cluster");
+        failures += client_tests::run_cluster(&all.gaios)?;
     }
     Ok(failures)
 }
