@@ -358,11 +358,12 @@ impl Durable {
     }
 
     /// Records of this group may be missing at this place of the journal: any vote at `from` or above may have been
-    /// forgotten, and any promise up to the next whole record. Until that is made up for, this node never reports
+    /// forgotten, or at any slot not yet known to be committed at this place, since a new leader makes its voters vote
+    /// there again; and any promise up to the next whole record. Until that is made up for, this node never reports
     /// "no vote" for such slots, and if a promise may be missing, neither votes nor promises at all.
     pub fn lost(&mut self, from: Slot) {
         self.newborn = false;
-        self.mark_faulty(from);
+        self.mark_faulty(from.min(self.base.max(self.commit).next()));
         self.lost_from = earlier(self.lost_from, Some(from));
         self.promise_lost = true;
         self.damage_found = true;
