@@ -29,6 +29,8 @@ const LIVE_BEHIND_MAX: usize = 128;
 const PROGRESS_MAX: usize = 32;
 /// Responses and creations that may wait before the stream reads no more requests.
 const WAITING_MAX: usize = 1024;
+/// Ids of compacted watches that are remembered on a stream. A client that lets more pile up is not told of the oldest.
+const COMPACTED_IDS_MAX: usize = 1024;
 /// `watch_id` of answers that concern no watcher.
 const NO_WATCH: i64 = -1;
 
@@ -116,6 +118,9 @@ pub(crate) struct Watchers<F> {
     inbox: Arc<Inbox>,
     watchers: BTreeMap<u64, Watcher>,
     by_id: BTreeMap<i64, u64>,
+    /// Ids whose watch a compaction cancelled, oldest first. As in etcd, such an id stays taken until the client cancels
+    /// it too, which is then answered.
+    compacted_ids: VecDeque<i64>,
     next_key: u64,
     next_id: i64,
     /// Creations without an answer, in the order of the requests.
@@ -206,6 +211,7 @@ impl<F: Feeds> Watchers<F> {
             inbox: Arc::default(),
             watchers: BTreeMap::new(),
             by_id: BTreeMap::new(),
+            compacted_ids: VecDeque::new(),
             next_key: 0,
             next_id: 0,
             creating: VecDeque::new(),
@@ -297,7 +303,7 @@ impl<F: Feeds> Watchers<F> {
             Some("mvcc: watcher range is empty")
         } else if create.start_revision < 0 {
             Some(WATCH_COMPACTED)
-        } else if create.watch_id != 0 && self.by_id.contains_key(&create.watch_id) {
+        } else if create.watch_id != 0 && self.is_taken(create.watch_id) {
             Some("mvcc: duplicate watch ID provided on the WatchStream")
         } else {
             None
@@ -342,14 +348,24 @@ impl<F: Feeds> Watchers<F> {
     }
 
     fn free_id(&mut self) -> i64 {
-        while self.by_id.contains_key(&self.next_id) {
+        while self.is_taken(self.next_id) {
             self.next_id += 1;
         }
         self.next_id += 1;
         self.next_id - 1
     }
 
+    fn is_taken(&self, id: i64) -> bool {
+        self.by_id.contains_key(&id) || self.compacted_ids.contains(&id)
+    }
+
     fn cancel(&mut self, id: i64) {
+        if let Some(at) = self.compacted_ids.iter().position(|compacted| *compacted == id) {
+            self.compacted_ids.remove(at);
+            let frame = self.cancelled(id);
+            self.out.push_back(frame);
+            return;
+        }
         let Some(&key) = self.by_id.get(&id) else { return };
         let Some(watcher) = self.watchers.get_mut(&key) else { return };
         if let State::Opening { .. } = watcher.state {
@@ -422,6 +438,12 @@ impl<F: Feeds> Watchers<F> {
                 Step::Nothing => return None,
                 Step::End(frame) => {
                     self.remove(key);
+                    if frame.head.compact_revision != 0 {
+                        self.compacted_ids.push_back(frame.head.watch_id);
+                        if self.compacted_ids.len() > COMPACTED_IDS_MAX {
+                            self.compacted_ids.pop_front();
+                        }
+                    }
                     return Some(frame);
                 }
             }
@@ -992,6 +1014,24 @@ mod tests {
         assert_eq!(told(&mut watchers), ["canceled 0 compacted 4 @0"]);
         assert_eq!(watchers.len(), 0);
         assert!(feeds.feed(0).state().take_upstream().close, "nobody is left");
+    }
+
+    #[test]
+    fn the_id_of_a_compacted_watch_is_taken_until_the_client_cancels_it() {
+        let (mut watchers, feeds) = watchers(1 << 20);
+        create(&mut watchers, pb::WatchCreateRequest { start_revision: 2, watch_id: 1, ..on("a") });
+        opened(&feeds.feed(0), 5);
+        told(&mut watchers);
+        feeds.feed(1).handle_item(FeedItem::Compacted { compact_revision: 4 });
+        assert_eq!(told(&mut watchers), ["canceled 1 compacted 4 @0"]);
+        create(&mut watchers, pb::WatchCreateRequest { watch_id: 1, ..on("b") });
+        assert_eq!(told(&mut watchers), ["refused -1 @5"]);
+        assert_eq!(watchers.len(), 0);
+        assert_eq!((watchers.free_id(), watchers.free_id()), (0, 2));
+        watchers.cancel(1);
+        assert_eq!(told(&mut watchers), ["canceled 1 compacted 0 @5"]);
+        watchers.cancel(1);
+        assert_eq!(told(&mut watchers), [] as [String; 0], "nobody has the id");
     }
 
     #[test]
