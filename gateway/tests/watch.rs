@@ -355,6 +355,30 @@ async fn watches_survive_nodes_without_loss_or_repetition() {
     assert_eq!(stream.until(last).await, expected);
 }
 
+/// As after SIGSTOP: the links are up, nothing comes, and nothing is owed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watches_leave_replicas_that_are_silent() {
+    let cluster = TestCluster::start(3).await;
+    let gateway = cluster.gateway().await;
+    let mut writer = Writer::new(&gateway).await;
+    let mut stream = Stream::open(&gateway).await;
+    // Feeds go to the nodes in turn, so each node has some.
+    for key in ["a", "b", "c", "d", "e", "f"] {
+        stream.watch(on(key)).await;
+    }
+    cluster.faults.lock().silent = vec![2, 3];
+    let mut expected = Vec::new();
+    for key in ["a", "b", "c", "d", "e", "f"] {
+        expected.push(writer.put(key, "1").await);
+    }
+    let mut told = Vec::new();
+    while told.len() < expected.len() {
+        told.extend(mod_revisions(&stream.next().await));
+    }
+    told.sort_unstable();
+    assert_eq!(told, expected);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_responses_are_fragmented_if_the_client_allows() {
     let cluster = TestCluster::start(1).await;

@@ -78,7 +78,15 @@ impl LinkFeed {
 
     /// Opens the watch on some replica.
     async fn open(&mut self) -> Result<(), Failure> {
-        let group = self.shared.group_of(&[&self.spec.range]).await?;
+        let range = || vec![self.spec.range.clone()];
+        let group = loop {
+            // A feed waits as long as it takes.
+            match self.shared.group(self.shared.deadline(), range).await {
+                Err(Failure::TimedOut) => {}
+                Err(Failure::Overloaded) => sleep(self.backoff.next(random_u32())).await,
+                found => break found?,
+            }
+        };
         loop {
             let replicas = self.shared.replicas(&group);
             let others: Vec<NodeId> =

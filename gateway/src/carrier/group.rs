@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use api::gaios::link::v1::{self as wire, refused::Why, request, response::Kind};
@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
-use super::Shared;
+use super::{Counted, Shared};
 use crate::backoff::random_u32;
 use crate::domain::{Answer, Consistency, DomainStatus, Kept};
 use crate::errors::Failure;
@@ -360,11 +360,7 @@ impl Group {
 
     /// Waits until `ready` holds. Bounded in number here, in time by the caller's deadline.
     pub(super) async fn wait(&self, ready: impl Fn() -> bool, waiting_max: usize) -> Result<(), Failure> {
-        if self.waiting.fetch_add(1, Ordering::Relaxed) >= waiting_max {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
-            return Err(Failure::Overloaded);
-        }
-        let _counted = Waiting(self);
+        let _counted = Counted::new(&self.waiting, waiting_max)?;
         let mut news = self.news.subscribe();
         while !ready() {
             self.work.notify_one();
@@ -420,14 +416,6 @@ impl<'a> Full<'a> {
 impl Drop for Full<'_> {
     fn drop(&mut self) {
         self.0.state().full -= 1;
-    }
-}
-
-struct Waiting<'a>(&'a Group);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

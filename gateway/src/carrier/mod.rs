@@ -11,13 +11,12 @@ mod links;
 mod topology;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::{Bytes, BytesMut};
 use keyspace::{KeyRange, LeaseId, Op, Query, TxnOp};
-use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -61,8 +60,10 @@ pub(crate) struct Shared {
     options: CarrierOptions,
     links: Links,
     topology: ArcSwapOption<Topology>,
-    /// The groups that carry the domain, by the order of their ids. One that is known is kept for good.
-    groups: Mutex<Vec<Arc<Group>>>,
+    /// The groups that carry the domain. One that is known is kept for good.
+    groups: ArcSwap<Vec<Arc<Group>>>,
+    /// Requests that wait for the first shard map.
+    waiting: AtomicUsize,
     cluster: Arc<AtomicU64>,
     leader_known: watch::Sender<bool>,
     /// Bumped with each topology.
@@ -86,7 +87,8 @@ impl Carrier {
             options,
             links,
             topology: ArcSwapOption::empty(),
-            groups: Mutex::new(Vec::new()),
+            groups: ArcSwap::default(),
+            waiting: AtomicUsize::new(0),
             cluster,
             leader_known: watch::Sender::new(false),
             topology_news: watch::Sender::new(0),
@@ -140,7 +142,7 @@ impl Shared {
     }
 
     fn each_group(&self, act: impl Fn(&Group)) {
-        for group in self.groups.lock().iter() {
+        for group in self.groups.load().iter() {
             act(group);
         }
     }
@@ -161,33 +163,56 @@ impl Shared {
         for (node, address) in topology.nodes() {
             self.links.dial_node(node, address);
         }
-        {
-            let mut groups = self.groups.lock();
-            for id in topology.groups() {
-                if groups.iter().all(|group| group.id() != id) {
-                    let group = Arc::new(Group::new(id));
-                    tokio::spawn(keeper::run(Arc::clone(self), Arc::clone(&group)));
-                    groups.push(group);
-                }
+        let mut groups = self.groups.load().as_ref().clone();
+        for id in topology.groups() {
+            if groups.iter().all(|group| group.id() != id) {
+                let group = Arc::new(Group::new(id));
+                tokio::spawn(keeper::run(Arc::clone(self), Arc::clone(&group)));
+                groups.push(group);
             }
         }
+        // Only this task changes the two; a reader that sees the new topology finds its groups.
+        self.groups.store(Arc::new(groups));
         self.topology.store(Some(Arc::new(topology)));
         self.topology_news.send_modify(|news| *news += 1);
     }
 
-    /// The group that owns all of `ranges`.
-    async fn group_of(&self, ranges: &[&KeyRange]) -> Result<Arc<Group>, Failure> {
+    /// The group that owns all of `ranges`, which are only asked for if it is not the only one. None before the first
+    /// node has answered.
+    fn group_now(&self, ranges: impl FnOnce() -> Vec<KeyRange>) -> Option<Result<Arc<Group>, Failure>> {
+        let topology = self.topology.load();
+        let topology = topology.as_ref()?;
+        let id = match topology.only_group() {
+            Some(group) => group,
+            None => match topology.group_of(&ranges()) {
+                Ok(group) => group,
+                Err(failure) => return Some(Err(failure)),
+            },
+        };
+        let groups = self.groups.load();
+        let group = groups.iter().find(|group| group.id() == id).cloned();
+        Some(group.ok_or(Failure::Internal("gaios: a shard without a group")))
+    }
+
+    /// As `group_now`, but waits for the first node. Bounded in number here.
+    async fn group(
+        &self,
+        deadline: Instant,
+        ranges: impl Fn() -> Vec<KeyRange>,
+    ) -> Result<Arc<Group>, Failure> {
+        if let Some(group) = self.group_now(&ranges) {
+            return group;
+        }
+        let _counted = Counted::new(&self.waiting, self.options.waiting_max)?;
         let mut news = self.topology_news.subscribe();
         loop {
-            if let Some(topology) = self.topology.load().as_ref() {
-                let id = topology.group_of(ranges)?;
-                let groups = self.groups.lock();
-                let group = groups.iter().find(|group| group.id() == id);
-                return group.cloned().ok_or(Failure::Internal("gaios: a shard without a group"));
+            if let Some(group) = self.group_now(&ranges) {
+                return group;
             }
-            // Before the first node has answered.
-            if news.changed().await.is_err() {
-                return Err(Failure::Stopping);
+            match timeout_at(deadline, news.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(Failure::Stopping),
+                Err(_) => return Err(Failure::TimedOut),
             }
         }
     }
@@ -201,24 +226,35 @@ impl Shared {
     }
 }
 
+/// One of a bounded number.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize, max: usize) -> Result<Counted<'a>, Failure> {
+        let before = count.fetch_add(1, Ordering::Relaxed);
+        let counted = Counted(count);
+        if before >= max { Err(Failure::Overloaded) } else { Ok(counted) }
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Domain for Carrier {
     type Feed = LinkFeed;
 
     async fn write(&self, op: Op) -> Result<Answer, Failure> {
         let deadline = self.shared.deadline();
-        let ranges = ranges_of_op(&op);
-        let ranges: Vec<&KeyRange> = ranges.iter().collect();
-        let group = timeout_at(deadline, self.shared.group_of(&ranges));
-        let group = group.await.map_err(|_| Failure::TimedOut)??;
+        let group = self.shared.group(deadline, || ranges_of_op(&op)).await?;
         group.write(&self.shared, op, deadline).await
     }
 
     async fn read(&self, query: Query, consistency: Consistency) -> Result<Answer, Failure> {
         let deadline = self.shared.deadline();
-        let ranges = ranges_of_query(&query);
-        let ranges: Vec<&KeyRange> = ranges.iter().collect();
-        let group = timeout_at(deadline, self.shared.group_of(&ranges));
-        let group = group.await.map_err(|_| Failure::TimedOut)??;
+        let group = self.shared.group(deadline, || ranges_of_query(&query)).await?;
         let mut encoded = BytesMut::new();
         query.encode(&mut encoded);
         group.read(&self.shared, encoded.freeze(), consistency, deadline).await
@@ -226,15 +262,13 @@ impl Domain for Carrier {
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<Kept, Failure> {
         let deadline = self.shared.deadline();
-        let group = timeout_at(deadline, self.shared.group_of(&[]));
-        let group = group.await.map_err(|_| Failure::TimedOut)??;
+        let group = self.shared.group(deadline, Vec::new).await?;
         group.keep_alive(lease, deadline).await
     }
 
     async fn status(&self) -> Result<DomainStatus, Failure> {
         let deadline = self.shared.deadline();
-        let group = timeout_at(deadline, self.shared.group_of(&[]));
-        let group = group.await.map_err(|_| Failure::TimedOut)??;
+        let group = self.shared.group(deadline, Vec::new).await?;
         group.status(&self.shared, deadline).await
     }
 

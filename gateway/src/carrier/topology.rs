@@ -41,8 +41,15 @@ impl Topology {
         holders.filter_map(|(node, _)| link_id(*node)).collect()
     }
 
+    /// The group that owns every key, if there is one.
+    pub(crate) fn only_group(&self) -> Option<u64> {
+        let mut groups = self.groups();
+        let first = groups.next()?;
+        groups.all(|group| group == first).then_some(first)
+    }
+
     /// The group that owns all of `ranges`; of none, the one of the lowest keys, which answers for the domain.
-    pub(crate) fn group_of(&self, ranges: &[&KeyRange]) -> Result<u64, Failure> {
+    pub(crate) fn group_of(&self, ranges: &[KeyRange]) -> Result<u64, Failure> {
         let mut owner = None;
         for range in ranges {
             let shards = match &range.end {
@@ -85,7 +92,7 @@ mod tests {
     #[test]
     fn a_range_belongs_to_the_group_of_its_shard() {
         let topology = topology();
-        let of = |range: KeyRange| topology.group_of(&[&range]);
+        let of = |range: KeyRange| topology.group_of(&[range]);
         assert_eq!(of(KeyRange::single("a")), Ok(5));
         assert_eq!(of(KeyRange::single("z")), Ok(6));
         assert_eq!(of(KeyRange::between("a", "m")), Ok(5));
@@ -93,8 +100,9 @@ mod tests {
         assert_eq!(of(KeyRange::from("a")), Err(Failure::SpansShards));
         assert_eq!(of(KeyRange::between("z", "a")), Ok(5), "an empty range is anybody's");
         assert_eq!(topology.group_of(&[]), Ok(5));
+        assert_eq!(topology.only_group(), None);
         let (low, high) = (KeyRange::single("a"), KeyRange::single("z"));
-        assert_eq!(topology.group_of(&[&low, &high]), Err(Failure::SpansShards));
+        assert_eq!(topology.group_of(&[low, high]), Err(Failure::SpansShards));
     }
 
     #[test]

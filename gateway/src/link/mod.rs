@@ -52,7 +52,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const HEALTH_TICK: Duration = Duration::from_millis(250);
 /// A node that owes an answer and is silent for this long is asked for a sign of life.
 const PROBE_AFTER: Duration = Duration::from_millis(750);
-/// The same for a connection on which nothing is owed.
+/// The same where nothing is owed but watches are open: silence may mean that nothing happens, or that the node is gone.
+const PROBE_WATCHES_AFTER: Duration = Duration::from_secs(1);
+/// The same for an idle connection.
 const PROBE_IDLE_AFTER: Duration = Duration::from_secs(10);
 /// A node that did not answer a probe for this long is given up.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -425,8 +427,12 @@ impl Link {
                 }
                 continue;
             }
-            let owed = state.waiting.len() > state.feeds;
-            if silent > if owed { PROBE_AFTER } else { PROBE_IDLE_AFTER } {
+            let patience = match (state.waiting.len() > state.feeds, state.feeds > 0) {
+                (true, _) => PROBE_AFTER,
+                (false, true) => PROBE_WATCHES_AFTER,
+                (false, false) => PROBE_IDLE_AFTER,
+            };
+            if silent > patience {
                 let id = state.waiting.insert(Waiter::Probe);
                 let kind = request::Kind::Status(wire::StatusRequest {});
                 // A node without group 0 says so, which is as good an answer.

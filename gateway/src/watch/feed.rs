@@ -15,13 +15,8 @@ use super::log::FeedLog;
 use crate::domain::FeedItem;
 use crate::errors::Failure;
 
-/// Bytes of events that may be under way from a node for one feed.
-pub(crate) const CREDIT_BYTES: u64 = 1 << 20;
 /// Bytes of events kept for watchers of a range that are a little behind.
 const WINDOW_BYTES: usize = 1 << 20;
-
-/// Credit goes back in steps of this size, so that it costs a message per many events.
-const CREDIT_STEP: u64 = CREDIT_BYTES / 4;
 
 /// How a feed runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +25,22 @@ pub(crate) enum Pace {
     Shared,
     /// At its only watcher's: nothing is forgotten before it was read.
     History,
+}
+
+impl Pace {
+    /// Bytes of events that may be under way from a node for one feed. There may be as many histories as slow clients,
+    /// and each holds so much for a client that does not read.
+    pub(crate) const fn credit_bytes(self) -> u64 {
+        match self {
+            Pace::Shared => 1 << 20,
+            Pace::History => 128 << 10,
+        }
+    }
+
+    /// Credit goes back in steps of this size, so that it costs a message per many events.
+    const fn credit_step(self) -> u64 {
+        self.credit_bytes() / 4
+    }
 }
 
 /// Why a feed has no more events.
@@ -155,7 +166,11 @@ impl FeedState {
         Upstream {
             close: self.closed || self.end.is_some(),
             sync,
-            credit: if self.credit_due < CREDIT_STEP { 0 } else { std::mem::take(&mut self.credit_due) },
+            credit: if self.credit_due < self.pace.credit_step() {
+                0
+            } else {
+                std::mem::take(&mut self.credit_due)
+            },
         }
     }
 
@@ -323,7 +338,7 @@ mod tests {
     #[test]
     fn a_shared_feed_gives_its_credit_back_at_once_and_a_history_when_read() {
         let inbox = Arc::new(Inbox::default());
-        let cost = CREDIT_STEP + 5;
+        let cost = Pace::Shared.credit_step() + 5;
         for (pace, at_once) in [(Pace::Shared, cost), (Pace::History, 0)] {
             let feed = SharedFeed::new(KeyRange::single("a"), false, pace);
             feed.subscribe(&inbox, 1);

@@ -25,7 +25,7 @@ use crate::domain::{Domain, Feed, FeedSpec};
 pub(crate) use feed::Inbox;
 pub(crate) use watchers::{Feeds, Frame, Subscription, WatchOptions, Watchers};
 
-use feed::{CREDIT_BYTES, Pace, SharedFeed};
+use feed::{Pace, SharedFeed};
 
 /// What a shared feed is found by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -51,7 +51,7 @@ impl<D: Domain> Hub<D> {
 
     fn open(&self, range: &KeyRange, prev_kv: bool, start: i64, pace: Pace) -> Arc<SharedFeed> {
         let feed = Arc::new(SharedFeed::new(range.clone(), prev_kv, pace));
-        let spec = FeedSpec { range: range.clone(), start, prev_kv, credit: CREDIT_BYTES };
+        let spec = FeedSpec { range: range.clone(), start, prev_kv, credit: pace.credit_bytes() };
         tokio::spawn(carry(Arc::clone(&feed), self.domain.feed(spec), self.upstreams.clone()));
         feed
     }

@@ -369,11 +369,18 @@ impl Serving {
             core.next_link
         };
         let _goodbye = Goodbye { core: Arc::clone(&self.core), link };
-        let duplicate = Arc::clone(&self.faults);
+        let (faults, node) = (Arc::clone(&self.faults), self.node);
         let writing = async move {
             let mut batch = Vec::new();
             while responses.recv_many(&mut batch, 1000).await > 0 {
-                let duplicate = duplicate.lock().duplicate;
+                let (duplicate, silent) = {
+                    let faults = faults.lock();
+                    (faults.duplicate, faults.silent.contains(&node))
+                };
+                if silent {
+                    batch.clear();
+                    continue;
+                }
                 let responses = std::mem::take(&mut batch);
                 let frame = wire::NodeFrame { responses };
                 if write.write_all(&framed(&frame)).await.is_err() {
