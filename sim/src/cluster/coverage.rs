@@ -67,8 +67,6 @@ marks! {
     Healed,
     /// A replica could not be sure of its promise after a restart.
     PromiseLost,
-    /// A node could not start from what its disk held, and stayed away.
-    NodeLost,
     /// A value that may have been chosen was on no disk any more.
     ValueLostEverywhere,
     /// Leadership was handed over.
@@ -119,6 +117,12 @@ marks! {
     MessageDuplicated,
     /// A message arrived after the restart of its sender.
     MessageFromFormerLife,
+    /// A leader was stopped past its leases and half cut off.
+    Deposed,
+    /// All but a cut-off leader restarted.
+    FollowersRestarted,
+    /// Power went out while a batch was on its way to the disk.
+    PowerCutDuringSync,
     /// A journal segment was used again.
     SegmentRecycled,
 }

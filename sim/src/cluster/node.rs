@@ -27,6 +27,8 @@ use super::truth::{Fact, id};
 
 /// Room of a disk that is not full.
 const CAPACITY: u64 = 1 << 30;
+/// Batches begin at multiples of this.
+const PAGE: usize = 4096;
 /// The cluster that all nodes belong to.
 const CLUSTER: u64 = 0x67a1_05;
 
@@ -85,6 +87,8 @@ pub(crate) enum NodeEvent {
         before_step: bool,
         time: Time,
     },
+    /// Power goes out during the next sync.
+    CutAtFlush,
     /// The next sync takes so long.
     StallDisk(Time),
 }
@@ -113,8 +117,6 @@ pub(crate) struct Node {
     /// Places of the disk to damage before the next start.
     pub(crate) damage_due: u32,
     damaged: bool,
-    /// The newest segments were damaged once; a second time could erase both copies of the last batch.
-    damaged_tail: bool,
     /// It cannot start from what its disk holds.
     pub(crate) lost: bool,
     incarnation: u64,
@@ -127,6 +129,8 @@ struct WrittenLog {
     records: BTreeMap<Lsn, Written>,
     floors: BTreeMap<u64, Lsn>,
     durable: Lsn,
+    /// The first record of the last durable batch.
+    last_batch: Lsn,
 }
 
 #[derive(Clone, Copy)]
@@ -156,6 +160,7 @@ pub(crate) struct Process {
     syncs: u64,
     syncs_seen: u64,
     stall_disk: Time,
+    cut_at_flush: bool,
     tick_at: Time,
     pub(crate) paused: bool,
     backlog: VecDeque<NodeEvent>,
@@ -173,7 +178,6 @@ impl Node {
             process: None,
             damage_due: 0,
             damaged: false,
-            damaged_tail: false,
             lost: false,
             incarnation: 0,
             log: WrittenLog::default(),
@@ -244,54 +248,71 @@ impl Node {
             }
             Err(error) if self.damaged => {
                 trace!(env, "n{} cannot start: {error}", self.index + 1);
-                env.mark(Mark::NodeLost);
                 self.lost = true;
             }
             Err(error) => env.fail("recovery", format!("node {} cannot start: {error}", self.index + 1)),
         }
     }
 
-    /// The disk loses something that it had synced: one sector at most of what may be the last batch, whose
-    /// descriptor lies in two sectors.
+    /// The disk loses something that it had synced. The last batch is never erased whole: without a descriptor and
+    /// without a later batch, nothing tells it from one that was never synced.
     fn damage(&mut self, env: &mut Env) {
         let Ok(names) = journal::Disk::list(&self.disk) else { return };
         let segments: Vec<&String> = names.iter().filter(|name| name.starts_with("segment-")).collect();
-        let newest = segments.len().saturating_sub(3);
         for _ in 0..30 {
-            let tail = env.rng.flip() && !self.damaged_tail;
-            let candidates = if tail { &segments[newest..] } else { &segments[..newest] };
-            if candidates.is_empty() {
-                continue;
+            if segments.is_empty() {
+                return;
             }
-            let name = env.rng.pick(candidates);
+            // What matters most lies near the end.
+            let recent = segments.len().saturating_sub(1 + env.rng.index(3));
+            let name = if env.rng.below(4) == 0 { env.rng.pick(&segments) } else { segments[recent] };
             let Some(contents) = self.disk.contents(name) else { continue };
-            let offset = env.rng.below(contents.len() as u64);
-            let sector = (offset / 512 * 512) as usize;
-            let end = (sector + 512).min(contents.len());
-            if contents[sector..end].iter().all(|byte| *byte == 0) {
-                continue;
-            }
-            self.damaged = true;
-            self.damaged_tail |= tail;
-            match env.rng.below(if tail { 3 } else { 4 }) {
-                0 => {
-                    self.disk.flip(name, offset, (offset % 8) as u8);
+            let Some(used) = contents.iter().rposition(|byte| *byte != 0) else { continue };
+            let from = if env.rng.flip() { used.saturating_sub(6 * PAGE) } else { 0 };
+            let offset = env.rng.range(from as u64, used as u64);
+            let pages = if env.rng.flip() { 0 } else { 1 + env.rng.below(3) };
+            let disk = self.disk.fork();
+            match (pages, env.rng.below(3)) {
+                (0, 0) => {
+                    disk.flip(name, offset, (offset % 8) as u8);
                 }
-                1 => {
-                    self.disk.zero_sector(name, offset);
+                (0, 1) => {
+                    disk.zero_sector(name, offset);
                 }
-                2 => {
-                    self.disk.make_unreadable(name, offset);
+                (0, _) => {
+                    disk.make_unreadable(name, offset);
                 }
-                _ => {
-                    for sector in 0..16 {
-                        self.disk.zero_sector(name, offset + sector * 512);
+                (pages, _) => {
+                    let start = offset / PAGE as u64 * PAGE as u64;
+                    for sector in 0..pages * PAGE as u64 / 512 {
+                        disk.zero_sector(name, start + sector * 512);
                     }
                 }
             }
-            trace!(env, "n{} disk damaged in {name} at {offset}", self.index + 1);
-            return;
+            if self.shows_last_batch(env, &disk) {
+                trace!(env, "n{} disk damaged in {name} at {offset}, pages {pages}", self.index + 1);
+                self.disk = disk;
+                self.damaged = true;
+                return;
+            }
         }
+    }
+
+    /// Whether recovery from `disk` knows that there were records in the last durable batch.
+    fn shows_last_batch(&self, env: &Env, disk: &SimDisk) -> bool {
+        let disk = disk.fork();
+        let Ok(Some(superblock)) = Superblock::open(disk.clone()) else { return false };
+        let options = journal_options(env, superblock.facts().identity, true);
+        let mut shown = false;
+        let opened = Journal::open(disk, options, &mut |found| {
+            shown |= match found {
+                Recovered::Record { lsn, .. } | Recovered::PayloadLost { lsn, .. } => {
+                    lsn >= self.log.last_batch
+                }
+                Recovered::Gap { end, .. } => end > self.log.last_batch,
+            };
+        });
+        opened.is_ok() && shown
     }
 
     fn recover(&mut self, env: &mut Env) -> Result<Process, journal::Error> {
@@ -314,13 +335,7 @@ impl Node {
         self.incarnation = incarnation;
         let identity = superblock.facts().identity;
 
-        let options = journal::Options {
-            identity,
-            segment_bytes: env.profile.segment_bytes,
-            spare_segments_max: env.profile.spare_segments,
-            must_exist: superblock.facts().journal_made,
-            ..journal::Options::default()
-        };
+        let options = journal_options(env, identity, superblock.facts().journal_made);
         let mut found = Vec::new();
         let (mut journal, report) =
             Journal::open(self.disk.clone(), options, &mut |recovered| found.push(recovered))?;
@@ -405,6 +420,7 @@ impl Node {
             syncs: 0,
             syncs_seen: 0,
             stall_disk: 0,
+            cut_at_flush: false,
             tick_at: Time::MAX,
             paused: false,
             backlog: VecDeque::new(),
@@ -651,6 +667,7 @@ impl Process {
                     replica.arm(before_step, time);
                 }
             }
+            NodeEvent::CutAtFlush => self.cut_at_flush = true,
             NodeEvent::StallDisk(time) => self.stall_disk = time,
         }
     }
@@ -785,6 +802,14 @@ impl Process {
                     if env.healed { MILLI } else { env.rng.around(env.profile.sync_latency) + stall };
                 let at = env.now + latency;
                 env.node_at(at, node.index, self.life, NodeEvent::Synced);
+                if std::mem::take(&mut self.cut_at_flush) && !env.healed {
+                    env.mark(Mark::PowerCutDuringSync);
+                    let at = env.now + env.rng.below(latency);
+                    let (index, life) = (node.index, self.life);
+                    env.at(at, Event::Stop { node: index, life, power: true });
+                    let down = env.rng.around(400 * MILLI);
+                    env.at(at + down, Event::Start { node: index });
+                }
             }
             Err(error) => self.on_journal_error(node, env, &error),
         }
@@ -816,6 +841,9 @@ impl Process {
         match self.journal.sync() {
             Ok(durable) => {
                 self.syncs += 1;
+                if durable > node.log.durable {
+                    node.log.last_batch = Lsn(node.log.durable.0 + 1);
+                }
                 node.log.durable = durable;
                 while let Some((_, group, fact)) = self.facts.pop_front_if(|(lsn, ..)| *lsn <= durable) {
                     let check = env.truths[group].durable(node.index, fact);
@@ -1003,6 +1031,16 @@ impl Process {
             let event = NodeEvent::SnapshotSent { group, to: node.index, number, arrived };
             env.node_at(env.now + MILLI, from, life, event);
         }
+    }
+}
+
+fn journal_options(env: &Env, identity: Identity, must_exist: bool) -> journal::Options {
+    journal::Options {
+        identity,
+        segment_bytes: env.profile.segment_bytes,
+        spare_segments_max: env.profile.spare_segments,
+        must_exist,
+        ..journal::Options::default()
     }
 }
 

@@ -18,6 +18,10 @@ pub(crate) enum Fault {
     PowerCut,
     AllPowerCut,
     Leader,
+    /// The leader is stopped for longer than its leases, and cut off from some of the others for longer still.
+    Depose,
+    /// The leader is cut off while all others restart, and forget whom they granted leases.
+    Amnesia,
     Symmetric,
     Asymmetric,
     Bridge,
@@ -38,11 +42,13 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) const ALL: [Fault; 21] = [
+    pub(crate) const ALL: [Fault; 23] = [
         Fault::Kill,
         Fault::PowerCut,
         Fault::AllPowerCut,
         Fault::Leader,
+        Fault::Depose,
+        Fault::Amnesia,
         Fault::Symmetric,
         Fault::Asymmetric,
         Fault::Bridge,
@@ -125,14 +131,14 @@ impl Profile {
             damageable |= 1 << rng.index(nodes);
         }
         let slow_disk = rng.chance(300_000);
-        Profile {
+        let mut profile = Profile {
             nodes,
             groups,
             timing: Timing { disk_stall: Duration::from_millis(rng.pick(&[500, 1000])), ..Timing::default() },
             rates_ppm: (0..nodes).map(|_| rng.range(0, 8_000) as i64 - 4_000).collect(),
             faults,
             fault_every: rng.pick(&[150 * MILLI, 400 * MILLI, 800 * MILLI, 2 * SECOND]),
-            heal_at: rng.range(8, 44) * SECOND,
+            heal_at: rng.range(12, 48) * SECOND,
             quality,
             clients: rng.range(2, 12) as u32,
             operations: rng.range(300, 2_000),
@@ -151,7 +157,28 @@ impl Profile {
             queue_bytes: rng.pick(&[600, 16 << 20]),
             gather_ppm: rng.pick(&[0, 50_000, 300_000]),
             damageable,
+        };
+        if nodes == 3 && rng.chance(30_000) {
+            profile.make_large();
         }
+        profile
+    }
+
+    /// Commands so large, and so many of them under way when a leader ends, that promises travel in parts.
+    fn make_large(&mut self) {
+        self.faults = vec![Fault::Leader, Fault::Symmetric, Fault::Snapshot];
+        self.fault_every = 400 * MILLI;
+        self.heal_at = 8 * SECOND;
+        self.quality = Quality { loss_ppm: 0, duplicate_ppm: 0, latency: 40 * MILLI, jitter: 200 * MICRO };
+        self.sync_latency = 25 * MILLI;
+        self.clients = 16;
+        self.operations = 400;
+        self.read_ppm = 0;
+        self.padding = 250_000;
+        self.inflight_slots = 64;
+        self.queue_bytes = 16 << 20;
+        self.snapshot_bytes = 1 << 20;
+        self.retain_slots = 5;
     }
 
     fn draw_group(rng: &mut Rng, nodes: usize) -> Config {
@@ -191,7 +218,9 @@ impl Profile {
 
 fn needs_peers(fault: Fault) -> bool {
     match fault {
-        Fault::Symmetric
+        Fault::Depose
+        | Fault::Amnesia
+        | Fault::Symmetric
         | Fault::Asymmetric
         | Fault::Bridge
         | Fault::ReceiveOnly

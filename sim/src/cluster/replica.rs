@@ -308,7 +308,7 @@ impl Replica {
             let tag = self.tag();
             self.proposals.insert(tag, write);
             let padding = env.profile.padding;
-            let padding = if padding > 0 { env.rng.index(padding) } else { 0 };
+            let padding = env.rng.range(padding as u64 / 2, padding as u64) as usize;
             self.step(process, env, now, Input::Propose { tag, command: write.encode(padding) });
         }
     }

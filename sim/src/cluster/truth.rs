@@ -290,20 +290,22 @@ impl GroupTruth {
         truth.staged_promise = truth.durable_promise;
         truth.staged_votes.clone_from(&truth.durable_votes);
         truth.accepted = (Lead::default(), Slot(0));
-        let commit = self.committed.len();
-        for vote in self.slots.iter_mut().skip(commit).flat_map(|slot| &mut slot.ballots) {
+        let base = truth.base.0 as usize;
+        for vote in self.slots.iter_mut().skip(base).flat_map(|slot| &mut slot.ballots) {
             vote.held &= !(1 << node);
         }
     }
 
-    /// A slot that may hold a chosen value which no disk has any more: so many voted that a quorum may have agreed, and
-    /// all of them lost power before the value, and after its label, was on their disks. Nobody can tell this from the
-    /// loss of an acknowledged write, so the group waits for an operator. `absent` are nodes that do not come back.
-    pub(crate) fn value_lost(&self, absent: u32) -> Option<Slot> {
+    /// A slot above `applied` that may hold a chosen value which no disk has any more: so many voted that a quorum may
+    /// have agreed, and all of them lost power before the value, and after its label, was on their disks. Nobody can
+    /// tell this from the loss of an acknowledged write, so the group waits for an operator. `absent` are nodes that do
+    /// not come back.
+    pub(crate) fn value_lost(&self, applied: Slot, absent: u32) -> Option<Slot> {
         let voters = self.config.voters.iter().fold(0, |bits, voter| bits | 1 << index(voter));
-        let open = (1..).zip(&self.slots).skip(self.committed.len());
+        let open = (1..).zip(&self.slots).skip(applied.0 as usize);
         let mut lost = open.filter(|(_, slot)| {
-            let highest = slot.ballots.iter().filter(|vote| vote.durable & voters != 0).max_by_key(|vote| vote.ballot);
+            let highest =
+                slot.ballots.iter().filter(|vote| vote.durable & voters != 0).max_by_key(|vote| vote.ballot);
             let voted = slot.ballots.iter().fold(absent, |all, vote| all | vote.durable) & voters;
             highest.is_some_and(|vote| vote.held == 0) && voted.count_ones() >= u32::from(self.config.q2)
         });

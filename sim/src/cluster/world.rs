@@ -229,7 +229,8 @@ impl World {
         trace!(env, "fault {fault:?} n{} g{group}", node + 1);
         match fault {
             Fault::Kill => self.crash(node, false),
-            Fault::PowerCut => self.crash(node, true),
+            Fault::PowerCut if env.rng.flip() => self.crash(node, true),
+            Fault::PowerCut => self.tell(node, NodeEvent::CutAtFlush),
             Fault::AllPowerCut => {
                 if env.rng.below(4) == 0 {
                     env.mark(Mark::AllPowerCut);
@@ -242,6 +243,34 @@ impl World {
                 if let Some(leader) = self.leader_of(group) {
                     let power = self.env.rng.flip();
                     self.crash(leader, power);
+                }
+            }
+            Fault::Depose => {
+                let Some(leader) = self.leader_of(group) else { return };
+                let env = &mut self.env;
+                env.mark(Mark::Deposed);
+                let time = env.rng.range(500 * MILLI, 3 * SECOND);
+                let others = env.rng.next() as u32 & !(1 << leader);
+                let links = Links::between(1 << leader, others).union(Links::between(others, 1 << leader));
+                let number = env.net.cut(links);
+                let end = time + env.rng.around(SECOND);
+                env.after(end, Event::EndPartition(number));
+                self.tell(leader, NodeEvent::Pause(time));
+            }
+            Fault::Amnesia => {
+                let Some(leader) = self.leader_of(group) else { return };
+                let env = &mut self.env;
+                env.mark(Mark::FollowersRestarted);
+                let others = !(1 << leader);
+                let links = Links::between(1 << leader, others).union(Links::between(others, 1 << leader));
+                let number = env.net.cut(links);
+                let end = env.rng.around(SECOND);
+                env.after(end, Event::EndPartition(number));
+                for node in (0..count).filter(|node| *node != leader) {
+                    let power = self.env.rng.flip();
+                    self.nodes[node].stop(&mut self.env, power);
+                    let down = self.env.rng.below(100 * MILLI);
+                    self.env.after(down, Event::Start { node });
                 }
             }
             Fault::Symmetric => {
@@ -430,7 +459,11 @@ impl World {
         for group in 0..self.env.truths.len() {
             if let Some(what) = self.unsettled_group(group) {
                 // Only once it is clear that it does not settle.
-                if self.env.now >= self.deadline && self.env.truths[group].value_lost(lost).is_some() {
+                let processes = self.nodes.iter().filter_map(|node| node.process.as_ref());
+                let replicas = processes.filter_map(|process| process.replicas[group].as_ref());
+                let applied = replicas.map(|replica| replica.machine.applied).max().unwrap_or_default();
+                if self.env.now >= self.deadline && self.env.truths[group].value_lost(applied, lost).is_some()
+                {
                     self.env.mark(Mark::ValueLostEverywhere);
                     continue;
                 }
@@ -459,7 +492,9 @@ impl World {
             return Some(format!("{leaders} leaders"));
         }
         let mut unprobed = self.clients.unprobed();
-        unprobed.any(|unprobed| unprobed == group).then(|| "a write and a read have not been answered".to_owned())
+        unprobed
+            .any(|unprobed| unprobed == group)
+            .then(|| "a write and a read have not been answered".to_owned())
     }
 
     fn describe(&self) -> String {

@@ -1,0 +1,79 @@
+//! The cluster simulation as part of the tests: many seeds, seeds that failed once, and that a seed means one run.
+
+use std::thread;
+
+use sim::cluster::{Mark, RunOptions, RunReport, Suite, SuiteReport, run, run_caught};
+
+/// Seeds that each test run goes through. CI runs more.
+const SEEDS: u64 = 1_000;
+
+fn threads() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn suite(seeds: u64, options: RunOptions) -> SuiteReport {
+    Suite { seeds: 0..seeds, threads: threads(), stop_at_failure: true, options }.run()
+}
+
+fn expect_ok(failures: &[RunReport]) {
+    if let Some(failure) = failures.first() {
+        panic!("{failure}");
+    }
+}
+
+#[test]
+fn a_thousand_clusters_survive_their_faults_and_every_interesting_event_occurs() {
+    let report = suite(SEEDS, RunOptions::default());
+    expect_ok(&report.failures);
+    let missing: Vec<&str> = report.coverage.missing().map(Mark::name).collect();
+    assert!(missing.is_empty(), "never happened in {SEEDS} seeds: {missing:?}");
+}
+
+#[test]
+fn seeds_that_failed_once_do_not_fail_again() {
+    let corpus = include_str!("../corpus/seeds.txt");
+    let lines = corpus.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    for line in lines {
+        let seed = line.split_whitespace().next().expect("lines are not empty");
+        let seed = seed.parse().unwrap_or_else(|_| panic!("not a seed: {line}"));
+        let report = run_caught(seed, RunOptions::default());
+        assert!(report.violation.is_none(), "{line}\n{report}");
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    for seed in 0..50 {
+        let (first, second) = (run(seed, RunOptions::default()), run(seed, RunOptions::default()));
+        assert_eq!((first.hash, first.events), (second.hash, second.events), "seed {seed}");
+        assert_eq!(first.coverage, second.coverage, "seed {seed}");
+    }
+}
+
+#[test]
+fn different_seeds_give_different_runs() {
+    let mut hashes: Vec<u64> = (0..20).map(|seed| run(seed, RunOptions::default()).hash).collect();
+    hashes.sort_unstable();
+    hashes.dedup();
+    assert_eq!(hashes.len(), 20);
+}
+
+/// Every rule of the engine that can be broken on purpose is seen to be broken.
+#[cfg(feature = "mutants")]
+#[test]
+fn every_mutant_is_caught() {
+    const SEEDS_PER_MUTANT: u64 = 2_000;
+    let mut survivors = Vec::new();
+    for mutant in consensus_core::Mutant::ALL {
+        let options = RunOptions { mutant: Some(mutant), ..RunOptions::default() };
+        let report = suite(SEEDS_PER_MUTANT, options);
+        match report.failures.first() {
+            Some(failure) => {
+                let invariant = failure.violation.as_ref().map_or("", |violation| &violation.invariant);
+                println!("{mutant:?}: {invariant}, seed {} of {} run", failure.seed, report.runs);
+            }
+            None => survivors.push(mutant),
+        }
+    }
+    assert!(survivors.is_empty(), "nothing notices {survivors:?}");
+}
