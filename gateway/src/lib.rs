@@ -180,12 +180,9 @@ impl Serving {
         let (leaderless_sender, leaderless) = news::channel(false);
         let draining = CancellationToken::new();
         let ending = CancellationToken::new();
-        tokio::spawn(watch_leader(
-            leader_known.clone(),
-            options.leaderless_max,
-            leaderless_sender,
-            ending.clone(),
-        ));
+        let watching =
+            watch_leader(leader_known.clone(), options.leaderless_max, leaderless_sender, ending.clone());
+        tokio::spawn(watching);
         let metrics = Metrics::new(id);
         let door = Arc::new(Door {
             hub: Hub::new(Arc::clone(&domain), metrics.upstreams.clone()),
@@ -201,6 +198,7 @@ impl Serving {
             draining: draining.clone(),
             ending: ending.clone(),
         });
+        tokio::spawn(prime(Arc::clone(&door)));
         let front = Front::new(Arc::clone(&door));
         let client = serve(listener, front.clone(), Arc::clone(&door))?;
         let admin = admin.map(|admin| serve(admin, front.http_only(), door)).transpose()?;
@@ -241,6 +239,23 @@ impl Drop for Serving {
         if let Some(admin) = &self.admin {
             admin.close();
         }
+    }
+}
+
+/// Learns the store's revision once, for answers that no read stands behind.
+async fn prime<D: Domain>(door: Arc<Door<D>>) {
+    let learned = async {
+        let mut known = door.leader_known.clone();
+        if known.wait_for(|known| *known).await.is_ok()
+            && let Ok(status) = door.domain.status().await
+        {
+            let _ = door.header(status.revision, status.term);
+            door.metrics.set_status(&status);
+        }
+    };
+    tokio::select! {
+        () = learned => {}
+        () = door.ending.cancelled() => {}
     }
 }
 

@@ -1,11 +1,13 @@
 //! What a gateway counts. Names are etcd's where they mean the same, `gaios_` otherwise.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 use tonic::Code;
 
 use crate::domain::DomainStatus;
-use crate::door::ADVERTISED_VERSION;
 use crate::door::methods::{Flow, METHODS};
+use crate::door::{ADVERTISED_CLUSTER_VERSION, ADVERTISED_VERSION};
 
 /// Codes by number, as grpc-go's metrics name them.
 const CODES: [&str; 17] = [
@@ -42,6 +44,11 @@ pub(crate) struct Metrics {
     pub(crate) health_success: IntCounter,
     pub(crate) health_failures: IntCounter,
     pub(crate) connections: IntGauge,
+    pub(crate) received_bytes: IntCounter,
+    pub(crate) sent_bytes: IntCounter,
+    leader_changes: IntCounter,
+    /// The round last seen.
+    term: AtomicU64,
     pub(crate) watchers: IntGauge,
     pub(crate) watch_streams: IntGauge,
     pub(crate) upstreams: IntGauge,
@@ -125,6 +132,12 @@ impl Metrics {
             "server_id",
             &format!("{member_id:x}"),
         );
+        gauges(
+            "etcd_cluster_version",
+            "Which version is running. 1 for 'cluster_version' label with current cluster version.",
+            "cluster_version",
+            ADVERTISED_CLUSTER_VERSION,
+        );
         gauges("gaios_build_info", "The version of gaios.", "version", env!("CARGO_PKG_VERSION"));
         #[cfg(target_os = "linux")]
         registry
@@ -151,6 +164,19 @@ impl Metrics {
                 "The total number of failed health checks",
             ),
             connections: gauge("gaios_gateway_connections", "Connections of clients."),
+            received_bytes: counter(
+                "etcd_network_client_grpc_received_bytes_total",
+                "The total number of bytes received from clients.",
+            ),
+            sent_bytes: counter(
+                "etcd_network_client_grpc_sent_bytes_total",
+                "The total number of bytes sent to clients.",
+            ),
+            leader_changes: counter(
+                "etcd_server_leader_changes_seen_total",
+                "The number of leader changes seen.",
+            ),
+            term: AtomicU64::new(0),
             watchers: gauge("etcd_debugging_mvcc_watcher_total", "Total number of watchers."),
             watch_streams: gauge("etcd_debugging_mvcc_watch_stream_total", "Total number of watch streams."),
             upstreams: gauge("gaios_gateway_watch_upstreams", "Feeds that carry the watches of clients."),
@@ -203,7 +229,11 @@ impl Metrics {
         self.client_requests.with_label_values(&[kind, version]).inc();
     }
 
+    /// Takes in what is known of the domain.
     pub(crate) fn set_status(&self, status: &DomainStatus) {
+        if self.term.fetch_max(status.term, Ordering::Relaxed) < status.term {
+            self.leader_changes.inc();
+        }
         let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         self.applied.set(signed(status.applied_slot));
         self.committed.set(signed(status.commit_slot));

@@ -2,11 +2,15 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use prometheus::IntCounter;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,6 +23,9 @@ use crate::domain::Domain;
 /// etcd's server pings a connection that is idle for so long, and closes it when no answer comes.
 const PING_AFTER: Duration = Duration::from_secs(2 * 60 * 60);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// Requests that a client may take back before we have looked at them. The library's default of 20 closes the connection
+/// of a client that gives up some dozens of requests at once, as one does whose context ends; etcd bears it.
+const RESETS_MAX: usize = 4096;
 /// A client that does not finish the head of an HTTP/1.1 request loses its connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// After an error of `accept` that is not the client's, for example too many open files.
@@ -58,6 +65,7 @@ pub(crate) fn serve<D: Domain>(
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(door.options.concurrent_streams_max)
+        .max_pending_accept_reset_streams(RESETS_MAX)
         .keep_alive_interval(PING_AFTER)
         .keep_alive_timeout(PING_TIMEOUT);
     tokio::spawn(async move {
@@ -100,6 +108,11 @@ async fn serve_connection<D: Domain>(
         debug!(%error, "cannot set TCP_NODELAY");
     }
     door.metrics.connections.inc();
+    let stream = Counting {
+        stream,
+        received: door.metrics.received_bytes.clone(),
+        sent: door.metrics.sent_bytes.clone(),
+    };
     let mut connection = Box::pin(builder.serve_connection(TokioIo::new(stream), front));
     let served = tokio::select! {
         served = connection.as_mut() => served,
@@ -125,6 +138,63 @@ async fn serve_connection<D: Domain>(
     door.metrics.connections.dec();
     if let Err(error) = served {
         debug!(%error, "connection ended");
+    }
+}
+
+/// A connection whose bytes are counted.
+struct Counting {
+    stream: TcpStream,
+    received: IntCounter,
+    sent: IntCounter,
+}
+
+impl AsyncRead for Counting {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        self.received.inc_by((buffer.filled().len() - before) as u64);
+        polled
+    }
+}
+
+impl Counting {
+    fn count(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = polled {
+            self.sent.inc_by(bytes as u64);
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Counting {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.count(polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        self.count(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
