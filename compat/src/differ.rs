@@ -1,14 +1,14 @@
 //! The differential run: the same sequences to two ends, and what they answer compared.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::allowed::ALLOWED;
 use crate::call::Unreachable;
 use crate::generate;
 use crate::named;
 use crate::side::{Outcome, Side};
-use crate::step::Step;
+use crate::step::{Op, Step, TxnStep};
 use crate::watching::VIOLATION;
 
 /// What to run.
@@ -138,7 +138,13 @@ impl Run {
         right?;
         for (index, step) in steps.iter().enumerate() {
             let (left, right) = tokio::join!(self.left.run(step), self.right.run(step));
-            let (left, right): (Outcome, Outcome) = (left?, right?);
+            let (left, mut right): (Outcome, Outcome) = (left?, right?);
+            // Allowed: a serializable read that is behind.
+            let deadline = Instant::now() + LAG_MAX;
+            while may_lag(step) && !agree(step, &left.text, &right.text) && Instant::now() < deadline {
+                tokio::time::sleep(LAG_POLL).await;
+                right = self.right.run(step).await?;
+            }
             *self.covered.entry((step.kind(), left.verdict)).or_default() += 1;
             if !agree(step, &left.text, &right.text) || left.text.contains(VIOLATION) {
                 return Ok(Some(Difference { step: index, left: left.text, right: right.text }));
@@ -205,6 +211,21 @@ impl Run {
         left[common..].iter().take(20).for_each(|line| println!("  left  {line}"));
         right[common..].iter().take(20).for_each(|line| println!("  right {line}"));
     }
+}
+
+fn match_txn(step: &Step) -> Option<&TxnStep> {
+    if let Step::Txn(txn) = step { Some(txn) } else { None }
+}
+
+/// How long a replica may be behind.
+const LAG_MAX: Duration = Duration::from_secs(2);
+const LAG_POLL: Duration = Duration::from_millis(20);
+
+/// Whether any replica may answer `step`.
+fn may_lag(step: &Step) -> bool {
+    let (range, txn) = (matches!(step, Step::Range(range) if range.serializable), match_txn(step));
+    let is_serializable = |op: &Op| matches!(op, Op::Range(range) if range.serializable);
+    range || txn.is_some_and(|txn| txn.success.iter().chain(&txn.failure).all(is_serializable))
 }
 
 /// Whether two answers to `step` are the same, apart from what is allowed.

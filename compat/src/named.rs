@@ -287,6 +287,13 @@ pub(crate) fn all() -> Vec<Named> {
                 Step::Settle,
             ]
         }),
+        named("a compacted start is refused, whatever others still watch", {
+            // The same range and options as the watch that the harness itself holds.
+            let from_base =
+                Step::Watch(WatchStep { prev_kv: true, ..WatchStep::of(b"\0", b"\0", Rev::Base(1)) });
+            let compact = Step::Compact { revision: Rev::Base(2), physical: false };
+            vec![put(b"a", b"1"), put(b"a", b"2"), put(b"a", b"3"), compact, from_base, Step::Settle]
+        }),
         named("watch ids", {
             let with_id = |id, key: &'static [u8]| {
                 Step::Watch(WatchStep { id, ..WatchStep::of(key, b"", Rev::Exactly(0)) })

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use crate::call::{Front, Unreachable, WatchPipe};
 use crate::render::Names;
 
-/// Catch-up runs every 100 ms in etcd; a busy machine adds to it.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Catch-up runs every 100 ms in etcd; a busy machine, on which even leaders may change, adds to it.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// One watch.
 #[derive(Debug)]
@@ -142,7 +142,8 @@ impl Stream {
     pub(crate) async fn progress(&mut self, now: i64, names: &Names) -> Told {
         // Allowed: silence while a watch may be behind, or has not begun.
         let live = self.watches.iter().filter(|watch| !watch.canceled && !watch.uncertain);
-        if live.clone().count() == 0 || live.clone().any(|watch| watch.maybe_behind || watch.start > now + 1)
+        if live.clone().count() == 0
+            || live.clone().any(|watch| watch.maybe_behind || watch.request.start_revision > now)
         {
             return "no settled watch to ask about\n".to_owned();
         }
