@@ -684,8 +684,11 @@ impl Files {
     }
 }
 
+/// A directory without segments is that of a new journal only if nothing says that there was one. Ids would be given out
+/// again, and the old bytes in a spare would pass for the new segment's.
 fn must_exist(options: &Options, files: &Files) -> Result<(), Error> {
-    if !options.must_exist || !files.segments.is_empty() {
+    let made_before = options.must_exist || !files.spares.is_empty();
+    if !made_before || !files.segments.is_empty() {
         return Ok(());
     }
     Err(Error::Corrupt {

@@ -438,6 +438,16 @@ fn a_journal_without_one_readable_batch_is_refused() {
     }
 }
 
+/// Without segments, a spare tells that there was a journal; its bytes must not come back under a new segment's id.
+#[test]
+fn a_spare_without_segments_is_no_new_journal() {
+    let (disk, _) = disk_with(3);
+    let old = disk.contents(&segment(1)).unwrap();
+    disk.preload("spare-0000000000000001", &old);
+    disk.delete(&segment(1));
+    assert!(matches!(open(disk, options()), Err(Error::Corrupt { .. })));
+}
+
 #[test]
 fn bytes_chosen_by_a_client_never_pass_as_a_batch() {
     let (disk, records) = disk_with(3);
@@ -511,6 +521,7 @@ fn a_full_disk_is_found_early_and_appends_go_on_when_space_returns() {
     let mut records = Vec::new();
     // Two segments fit; the third does not, which is known while the second still has room.
     while !journal.stats().full {
+        assert!(records.len() < 100, "two segments hold fewer");
         records.push(append(&mut journal, 1, records.len() as u64, 3000));
         commit(&mut journal).unwrap();
         match journal.maintain() {
@@ -523,6 +534,7 @@ fn a_full_disk_is_found_early_and_appends_go_on_when_space_returns() {
     }
     let known = records.len();
     let error = loop {
+        assert!(records.len() < 100, "two segments hold fewer");
         records.push(append(&mut journal, 1, records.len() as u64, 3000));
         match commit(&mut journal) {
             Ok(_) => {}
@@ -579,6 +591,7 @@ fn a_full_disk_is_relieved_by_floors_that_rise_late() {
     let (mut journal, ..) = open(disk.clone(), options()).unwrap();
     let mut last = append(&mut journal, 1, 0, 3000);
     while commit(&mut journal).is_ok() {
+        assert!(last.lsn < Lsn(100), "two segments hold fewer");
         last = append(&mut journal, 1, last.lsn.0, 3000);
     }
     assert!(matches!(journal.flush(), Err(Error::Full { .. })));

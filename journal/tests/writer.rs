@@ -194,6 +194,7 @@ fn a_full_disk_is_told_and_what_waits_completes_when_space_returns() {
     let mut handed_in = 0;
     // Fills the first two segments.
     while !writer.is_full() {
+        assert!(handed_in < 100, "two segments hold fewer");
         writer.append(batch(1, handed_in, &[3000])).unwrap();
         handed_in += 1;
         next_completed(&events);
