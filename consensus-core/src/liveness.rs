@@ -8,6 +8,9 @@
 //!   counts on it until t0 + H                   H = D (1 − ρ) / (1 + ρ) − ε
 //! ```
 //!
+//! A gives support only to a B that says it hears A's answers; to one who can send and not receive it would be no
+//! use, and it would hold up commits.
+//!
 //! B's view ends before A's for any delay of the messages, since t0 is before the receipt. When support lapses at A,
 //! the epoch is over: A refuses to revive it, B moves to the next, and every group asks for its lease again.
 //!
@@ -311,7 +314,10 @@ impl Liveness {
             peer.ended = peer.ended.max(epoch);
         }
         let current = peer.supported.is_none_or(|(epoch, _)| epoch == heartbeat.epoch);
+        // One who does not hear the answers cannot use the support, but would hold up commits with it.
+        let answers_arrive = peer.hears.contains(&self.node);
         let granted = heartbeat.wants_support
+            && answers_arrive
             && heartbeat.receiver_incarnation == self.incarnation
             && !quarantined
             && heartbeat.epoch > peer.ended
@@ -335,7 +341,7 @@ impl Liveness {
     }
 
     fn handle_ack(&mut self, now: Mono, from: NodeId, ack: &HeartbeatAck) {
-        let hears = self.reached();
+        let mut hears = self.reached();
         let Some(peer) = self.peers.get_mut(&from) else { return };
         let stale = ack.epoch.incarnation != self.incarnation || ack.incarnation < peer.incarnation;
         if stale || ack.sent_at > now {
@@ -345,11 +351,17 @@ impl Liveness {
         Self::note_heard(&mut self.events, from, peer, now, &self.timing);
         if lapsed(peer.reached_at, now, &self.timing) {
             peer.reached = false;
+            hears.retain(|node| *node != from);
         }
         peer.reached_at = peer.reached_at.max(Some(ack.sent_at));
         if !peer.reached && !lapsed(peer.reached_at, now, &self.timing) {
             peer.reached = true;
             self.events.push(LivenessEvent::PeerChanged(from));
+            // Support is given to those who say that answers reach them, so this is said at once.
+            hears.push(from);
+            hears.sort_unstable();
+            let heartbeat = peer.heartbeat(now, !self.disk_stalled, hears.clone());
+            self.sends.push((from, heartbeat));
         }
         if ack.granted && ack.epoch == peer.epoch {
             let was = peer.support_until;
