@@ -111,6 +111,8 @@ pub enum FeedItem {
         token: u64,
         /// Every event up to this revision has been yielded. At least the newest revision when `sync` was called.
         revision: i64,
+        /// The oldest revision that can be read; at least what it was when `sync` was called.
+        compact_revision: i64,
         /// As in [`Answer::term`].
         term: u64,
     },

@@ -32,7 +32,7 @@ pub struct LinkFeed {
     /// The token of a sync that is not answered.
     sync: Option<u64>,
     /// The answer to it; yielded when every event before it was.
-    synced: Option<(u64, i64, u64)>,
+    synced: Option<(u64, wire::WatchSynced, u64)>,
     backoff: Backoff,
     /// The replica that failed last.
     avoid: Option<NodeId>,
@@ -221,13 +221,14 @@ impl Feed for LinkFeed {
             let heard = match self.synced {
                 None => watch.hear().await,
                 // Events that came before the answer may still lie in the channel.
-                Some((token, revision, term)) => match watch.call.try_next() {
+                Some((token, ref synced, term)) => match watch.call.try_next() {
                     Some(frame) => Heard::Frame(frame),
                     None => {
+                        let wire::WatchSynced { revision, compact_revision, .. } = *synced;
                         self.synced = None;
                         self.sync = None;
                         self.position = self.position.max(revision.saturating_add(1));
-                        return FeedItem::Synced { token, revision, term };
+                        return FeedItem::Synced { token, revision, compact_revision, term };
                     }
                 },
             };
@@ -255,7 +256,7 @@ impl Feed for LinkFeed {
                         watch.sync = None;
                     }
                     if self.sync == Some(token) {
-                        self.synced = Some((token, synced.revision, term));
+                        self.synced = Some((token, synced, term));
                     }
                 }
                 // The replica cannot tell; another may.

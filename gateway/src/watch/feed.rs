@@ -67,6 +67,8 @@ pub(crate) struct FeedState {
     sync_sent: u64,
     synced: u64,
     synced_revision: i64,
+    /// The oldest revision that can be read, as the latest sync told.
+    compact_revision: i64,
     /// Who waits for which token.
     sync_waiters: Vec<(u64, Arc<Inbox>, u64)>,
     /// Credit to be given back upstream.
@@ -95,6 +97,7 @@ impl FeedState {
             sync_sent: 1,
             synced: 0,
             synced_revision: 0,
+            compact_revision: 0,
             sync_waiters: Vec::new(),
             credit_due: 0,
             closed: false,
@@ -116,6 +119,12 @@ impl FeedState {
     /// The revision of the sync `token`, once it was answered: every event up to it is in the log.
     pub(crate) fn synced(&self, token: u64) -> Option<i64> {
         (self.synced >= token).then_some(self.synced_revision)
+    }
+
+    /// The oldest revision that can be read, as of the latest sync. The window may still hold older ones, which nobody
+    /// shall be told any more who asks for them now.
+    pub(crate) fn compact_revision(&self) -> i64 {
+        self.compact_revision
     }
 
     /// Takes in an item; whoever must look is marked in `marked`.
@@ -143,8 +152,9 @@ impl FeedState {
                     marked.extend(self.subscribers.values().cloned());
                 }
             }
-            FeedItem::Synced { token, revision, term } => {
+            FeedItem::Synced { token, revision, compact_revision, term } => {
                 self.term = term;
+                self.compact_revision = self.compact_revision.max(compact_revision);
                 if let Some(log) = &mut self.log {
                     log.handle_upto(revision, revision);
                 }
@@ -326,12 +336,12 @@ mod tests {
         assert_eq!(feed.state().take_upstream().sync, None);
         inbox.take();
         assert_eq!((feed.sync(&inbox, 8), feed.sync(&inbox, 9)), (3, 3));
-        feed.handle_item(FeedItem::Synced { token: 2, revision: 6, term: 2 });
+        feed.handle_item(FeedItem::Synced { token: 2, revision: 6, compact_revision: 0, term: 2 });
         assert_eq!(inbox.take().into_iter().collect::<Vec<_>>(), [7]);
         assert_eq!(feed.state().synced(2), Some(6));
         assert_eq!(feed.state().log().unwrap().upto(), 6);
         assert_eq!(feed.state().take_upstream().sync, Some(3));
-        feed.handle_item(FeedItem::Synced { token: 3, revision: 7, term: 2 });
+        feed.handle_item(FeedItem::Synced { token: 3, revision: 7, compact_revision: 0, term: 2 });
         assert_eq!(inbox.take().into_iter().collect::<Vec<_>>(), [8, 9]);
     }
 

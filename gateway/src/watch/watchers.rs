@@ -439,10 +439,7 @@ impl<F: Feeds> Watchers<F> {
                 Step::End(frame) => {
                     self.remove(key);
                     if frame.head.compact_revision != 0 {
-                        self.compacted_ids.push_back(frame.head.watch_id);
-                        if self.compacted_ids.len() > COMPACTED_IDS_MAX {
-                            self.compacted_ids.pop_front();
-                        }
+                        self.remember_compacted(frame.head.watch_id);
                     }
                     return Some(frame);
                 }
@@ -450,11 +447,18 @@ impl<F: Feeds> Watchers<F> {
         }
     }
 
+    fn remember_compacted(&mut self, id: i64) {
+        self.compacted_ids.push_back(id);
+        if self.compacted_ids.len() > COMPACTED_IDS_MAX {
+            self.compacted_ids.pop_front();
+        }
+    }
+
     fn look_at_opening(&mut self, key: u64, token: u64) -> Option<Frame> {
         let watcher = self.watchers.get_mut(&key)?;
-        let (end, synced, term) = {
+        let (end, synced, compact_revision, term) = {
             let feed = watcher.shared.feed.state();
-            (feed.end().cloned(), feed.synced(token), feed.term())
+            (feed.end().cloned(), feed.synced(token), feed.compact_revision(), feed.term())
         };
         let frame = match (synced, end) {
             (Some(revision), _) => {
@@ -462,11 +466,16 @@ impl<F: Feeds> Watchers<F> {
                 watcher.state = State::Live { next };
                 let head = pb::WatchResponse { watch_id: watcher.id, created: true, ..Default::default() };
                 let (id, cancelled) = (watcher.id, watcher.cancelled);
+                let is_compacted = watcher.start != 0 && watcher.start < compact_revision;
                 self.handle_revision(revision, term);
                 if cancelled {
                     self.remove(key);
                     let frame = self.cancelled(id);
                     self.out.push_back(frame);
+                } else if is_compacted {
+                    self.remove(key);
+                    self.remember_compacted(id);
+                    self.out.push_back(compacted(id, compact_revision, term));
                 } else {
                     self.queue(key);
                 }
@@ -921,7 +930,7 @@ mod tests {
 
     fn synced(feed: &SharedFeed, revision: i64) {
         let token = feed.state().take_upstream().sync.expect("a sync is wanted");
-        feed.handle_item(FeedItem::Synced { token, revision, term: 2 });
+        feed.handle_item(FeedItem::Synced { token, revision, compact_revision: 3, term: 2 });
     }
 
     /// What a client would see of all frames there are, one word each.
@@ -1032,6 +1041,26 @@ mod tests {
         assert_eq!(told(&mut watchers), ["canceled 1 compacted 0 @5"]);
         watchers.cancel(1);
         assert_eq!(told(&mut watchers), [] as [String; 0], "nobody has the id");
+    }
+
+    #[test]
+    fn a_compacted_start_is_cancelled_although_the_window_holds_it() {
+        let (mut watchers, feeds) = watchers(1 << 20);
+        create(&mut watchers, on("a"));
+        let feed = feeds.feed(0);
+        opened(&feed, 1);
+        events(&feed, &[2, 3, 4], 4);
+        told(&mut watchers);
+        for start_revision in [2, 3] {
+            create(&mut watchers, pb::WatchCreateRequest { start_revision, ..on("a") });
+        }
+        synced(&feed, 4);
+        assert_eq!(
+            told(&mut watchers)[..3],
+            ["created 1 @4", "canceled 1 compacted 3 @0", "created 2 @4"],
+            "3 is the oldest that can be read"
+        );
+        assert_eq!(watchers.len(), 2);
     }
 
     #[test]

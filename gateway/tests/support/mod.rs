@@ -324,7 +324,7 @@ impl Core {
         }
         if watch.next > revision.0 {
             for sync in std::mem::take(&mut watch.syncs) {
-                let synced = wire::WatchSynced { watch: id.1, revision: revision.0 };
+                let synced = wire::WatchSynced { watch: id.1, revision: revision.0, compact_revision: 0 };
                 let kind = Some(response::Kind::WatchSynced(synced));
                 let _ = watch.out.send(wire::Response { id: sync, term: self.term, kind });
             }

@@ -130,8 +130,7 @@ impl Watches {
         match self.watches.get_mut(&(link.id, watch)) {
             None => replies.refuse(link, id, Why::Malformed),
             Some(found) if found.in_step => {
-                let revision = state.revision().0;
-                replies.add(link, id, Kind::WatchSynced(wire::WatchSynced { watch, revision }));
+                replies.add(link, id, Kind::WatchSynced(synced(watch, state)));
             }
             Some(found) => found.syncs.push(id),
         }
@@ -233,8 +232,7 @@ impl Watches {
                     self.in_step.insert(&watch.range, id);
                     self.behind.remove(&id);
                     for sync in watch.syncs.drain(..) {
-                        let synced = wire::WatchSynced { watch: id.1, revision: revision.0 };
-                        replies.add(&watch.link, sync, Kind::WatchSynced(synced));
+                        replies.add(&watch.link, sync, Kind::WatchSynced(synced(id.1, state)));
                     }
                 } else if watch.credit <= 0 {
                     self.behind.remove(&id);
@@ -284,4 +282,9 @@ impl Watch {
         };
         replies.add(&self.link, id, Kind::WatchEvents(events));
     }
+}
+
+/// The answer to a sync of a watch that is in step with the state.
+fn synced(watch: u64, state: &Keyspace) -> wire::WatchSynced {
+    wire::WatchSynced { watch, revision: state.revision().0, compact_revision: state.compact_revision().0 }
 }
