@@ -54,8 +54,9 @@ impl Entry {
     }
 }
 
+/// The same as [`Ballot::default`], which stands for "no vote" in [`Durable`].
 const NO_BALLOT: Ballot =
-    Ballot { lead: crate::Lead { round: 0, node: crate::NodeId(0) }, kind: crate::Kind::Fast };
+    Ballot { lead: crate::Lead { round: 0, node: crate::NodeId(0) }, kind: crate::Kind::Classic };
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Log {
