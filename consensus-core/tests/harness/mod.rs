@@ -378,10 +378,13 @@ impl Cluster {
                         .push(format!("{}: snapshot at {} or later needed by {}", id.0, at_least.0, to.0));
                     self.snapshots_wanted.push((id, *to, *at_least));
                 }
-                Event::TransferAborted { .. }
-                | Event::Fenced
-                | Event::PayloadRepaired { .. }
-                | Event::Healed => self.lines.push(format!("{}: {event:?}", id.0)),
+                Event::Fenced => {
+                    self.lines.push(format!("{}: {event:?}", id.0));
+                    node.liveness.disk_failed(self.now);
+                }
+                Event::TransferAborted { .. } | Event::PayloadRepaired { .. } | Event::Healed => {
+                    self.lines.push(format!("{}: {event:?}", id.0))
+                }
             }
         }
     }
