@@ -363,8 +363,7 @@ impl Durable {
     /// "no vote" for such slots, and if a promise may be missing, neither votes nor promises at all.
     pub fn lost(&mut self, from: Slot) {
         self.newborn = false;
-        let from = from.min(self.base.max(self.commit).next());
-        self.mark_faulty(from);
+        self.mark_faulty(from.min(self.base.max(self.commit).next()));
         self.lost_from = earlier(self.lost_from, Some(from));
         self.promise_lost = true;
         self.damage_found = true;

@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use sim::cluster::{Mark, RunOptions, RunReport, Suite, SuiteReport, run, run_caught};
+use sim::cluster::{Mark, RunOptions, RunReport, Suite, SuiteReport, open_seeds, run, run_caught};
 
 /// Seeds that each test run goes through. CI runs more.
 const SEEDS: u64 = 1_000;
@@ -38,6 +38,15 @@ fn seeds_that_failed_once_do_not_fail_again() {
         let seed = seed.parse().unwrap_or_else(|_| panic!("not a seed: {line}"));
         let report = run_caught(seed, RunOptions::default());
         assert!(report.violation.is_none(), "{line}\n{report}");
+    }
+}
+
+#[test]
+fn open_findings_still_fail_as_noted() {
+    for (seed, invariant) in open_seeds() {
+        let report = run_caught(seed, RunOptions::default());
+        let found = report.violation.map(|violation| violation.invariant);
+        assert_eq!(found.as_deref(), Some(invariant), "seed {seed}: what was found has changed");
     }
 }
 

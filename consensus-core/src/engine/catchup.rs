@@ -92,13 +92,7 @@ impl Engine {
 
     pub(super) fn handle_fetch(&mut self, from: NodeId, message: &Fetch) {
         if message.from < self.log.first() {
-            let known = match &mut self.state {
-                State::Leader(leader) => {
-                    leader.peer(from).is_some_and(|peer| std::mem::replace(&mut peer.snapshot, true))
-                }
-                State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => false,
-            };
-            if !known && self.log.base >= message.from && self.configs.active().is_member(from) {
+            if self.log.base >= message.from && self.configs.active().is_member(from) {
                 self.outbox.event(Event::SnapshotNeeded { to: from, at_least: Slot(self.log.first().0 - 1) });
             }
             return;

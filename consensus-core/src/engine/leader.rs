@@ -475,7 +475,7 @@ impl Engine {
             match change {
                 PeerChange::Up => peer.on_up(),
                 PeerChange::Down => peer.on_down(),
-                PeerChange::Other if liveness.is_up(now, node) && peer.is_given_up() => peer.on_up(),
+                PeerChange::Other if !peer.up && liveness.is_up(now, node) => peer.on_up(),
                 PeerChange::Other => {}
             }
         }

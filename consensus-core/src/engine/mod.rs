@@ -30,7 +30,6 @@ use std::sync::Arc;
 
 pub use api::{Event, Input, Output, ReadMode, ReadOutcome, Rejection, Role, Send, Status};
 
-use crate::message::Resigned;
 use crate::mutant::mutant;
 use crate::{Config, Durable, Lead, Liveness, Message, Mono, NodeId, Options, Record, Slot, Tag};
 use acceptor::Acceptor;
@@ -83,13 +82,13 @@ impl Engine {
     #[must_use]
     pub fn new(options: Options, durable: Durable, now: Mono) -> Engine {
         let config = durable.config.clone().expect("the shell starts no group without a configuration");
-        let (log, lost) = Log::recover(&durable);
+        let (log, nonsense) = Log::recover(&durable);
         let mut outbox = Outbox::default();
         let mut configs = Configs::new(log.base, config.clone());
         configs.recover(&log);
 
         let mut faulty_from = durable.faulty_from;
-        if let Some(slot) = lost {
+        if let Some(slot) = nonsense {
             faulty_from = Some(faulty_from.map_or(slot, |from| from.min(slot)));
         }
         if durable.newborn {
@@ -100,7 +99,7 @@ impl Engine {
                 promise_lost: false,
                 config,
             });
-        } else if let Some(from) = faulty_from.filter(|_| durable.damage_found || lost.is_some()) {
+        } else if let Some(from) = faulty_from.filter(|_| durable.damage_found || nonsense.is_some()) {
             outbox.record(Record::Faulty { from, promise_lost: durable.promise_lost });
         }
         // The journal may drop a damaged record for good once it has reported it.
@@ -316,21 +315,11 @@ impl Engine {
 
     /// The disk failed. What it holds is unknown, so nothing that depends on it may be said any more.
     fn fence(&mut self) {
-        if self.fenced {
-            return;
-        }
-        self.fenced = true;
-        let led = match &self.state {
-            State::Leader(leader) => Some(leader.lead),
-            State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => None,
-        };
-        self.become_follower(None);
-        self.outbox.fence();
-        self.outbox.event(Event::Fenced);
-        // That it does not lead any more depends on no disk.
-        for node in self.configs.active().members().filter(|node| led.is_some() && *node != self.options.node)
-        {
-            self.outbox.send_now(node, Resigned { lead: led.unwrap_or_default() });
+        if !self.fenced {
+            self.fenced = true;
+            self.become_follower(None);
+            self.outbox.fence();
+            self.outbox.event(Event::Fenced);
         }
     }
 

@@ -145,11 +145,6 @@ impl Progress {
         self.restart();
     }
 
-    /// Whether it is asked rarely or not at all, since it did not answer.
-    pub(super) fn is_given_up(&self) -> bool {
-        !self.up || self.backoff > 0
-    }
-
     pub(super) fn on_down(&mut self) {
         self.up = false;
         self.snapshot = false;

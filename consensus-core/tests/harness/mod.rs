@@ -5,8 +5,6 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test uses its own part of the harness")]
 
-pub mod chaos;
-
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -22,18 +20,14 @@ use consensus_core::{
 /// From one node to another.
 pub const LATENCY: Duration = Duration::from_millis(1);
 
-/// With this, node 1 is the first to run for leader in a new cluster.
-const SEED: u64 = 45;
-
 /// One replica and its surroundings.
 pub struct Node {
     pub id: NodeId,
     pub engine: Option<Engine>,
     pub liveness: Liveness,
     pub incarnation: u64,
-    /// Everything durable, in order.
-    pub disk: Vec<Cell>,
-    /// What will be found broken at the next start.
+    /// Everything durable, in order, and what recovery reads differently.
+    pub disk: Vec<Record>,
     pub damage: Vec<Damage>,
     staged: VecDeque<(PersistSeq, Record)>,
     held: Vec<Send>,
@@ -49,62 +43,13 @@ pub struct Node {
     pub ready: bool,
 }
 
-/// One place of the disk. Damage stays where it is: each recovery finds it again.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cell {
-    Whole(Record),
-    /// Only the label can be read.
-    PayloadLost(Record),
-    /// Something was here, of slots from here on.
-    Lost(Slot),
-}
-
-impl Cell {
-    fn slot(&self) -> Option<Slot> {
-        match self {
-            Cell::Whole(Record::Vote { slot, .. } | Record::Chosen { slot, .. }) => Some(*slot),
-            Cell::Whole(_) | Cell::PayloadLost(_) | Cell::Lost(_) => None,
-        }
-    }
-}
-
-/// What breaks on a disk.
+/// What recovery finds wrong with a record of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Damage {
     /// The value of the newest vote for this slot is unreadable.
     Payload(Slot),
     /// The records of this slot and all later ones of the group are unreadable.
     Lost(Slot),
-    /// The newest records, of whatever kind, are unreadable.
-    Tail(usize),
-}
-
-impl Damage {
-    fn strike(self, disk: &mut Vec<Cell>) {
-        match self {
-            Damage::Payload(slot) => {
-                if let Some(cell) = disk.iter_mut().rev().find(|cell| cell.slot() == Some(slot))
-                    && let Cell::Whole(record) = cell
-                {
-                    *cell = Cell::PayloadLost(record.clone());
-                }
-            }
-            Damage::Lost(from) => {
-                for cell in disk.iter_mut() {
-                    if let Some(slot) = cell.slot().filter(|slot| *slot >= from) {
-                        *cell = Cell::Lost(slot);
-                    }
-                }
-            }
-            Damage::Tail(count) => {
-                // Recovery knows no record after the last good one; where votes would have gone on is its guess.
-                let kept = disk.len() - count.min(disk.len().saturating_sub(1));
-                disk.truncate(kept);
-                let last = disk.iter().rev().find_map(Cell::slot);
-                disk.push(Cell::Lost(last.map_or(Slot(1), Slot::next)));
-            }
-        }
-    }
 }
 
 /// What travels.
@@ -146,14 +91,6 @@ pub struct Cluster {
     pub mutant: Option<consensus_core::Mutant>,
 }
 
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.tell();
-        }
-    }
-}
-
 impl Cluster {
     pub fn new(config: Config) -> Cluster {
         Cluster::with(config, |_| {})
@@ -184,16 +121,6 @@ impl Cluster {
         cluster
     }
 
-    /// Breaks a rule on every node, those started later included. Nothing may have happened yet.
-    #[cfg(feature = "mutants")]
-    pub fn mutate(&mut self, mutant: Option<consensus_core::Mutant>) {
-        self.mutant = mutant;
-        self.network.clear();
-        for id in self.config.clone().members() {
-            self.add_node(id);
-        }
-    }
-
     fn add_node(&mut self, id: NodeId) {
         let liveness = Liveness::new(id, self.config.members(), 1, self.timing, self.now);
         let node = Node {
@@ -219,7 +146,7 @@ impl Cluster {
         self.start(id);
     }
 
-    pub fn node(&mut self, id: NodeId) -> &mut Node {
+    fn node(&mut self, id: NodeId) -> &mut Node {
         self.nodes.get_mut(&id).expect("a node of this cluster")
     }
 
@@ -232,25 +159,44 @@ impl Cluster {
         let (now, timing, config, make) = (self.now, self.timing, self.config.clone(), self.options);
         #[cfg(feature = "mutants")]
         let mutant = self.mutant;
-        let line = format!("{} starts, damage {:?} {:?}", id.0, self.nodes[&id].damage, self.nodes[&id].disk);
-        self.note(line);
         let node = self.node(id);
         node.incarnation += 1;
         let mut durable = Durable::bootstrap(config.clone());
-        for damage in std::mem::take(&mut node.damage) {
-            damage.strike(&mut node.disk);
-        }
-        for cell in &node.disk {
-            match cell {
-                Cell::Whole(record) => durable.replay(through_codec(record)),
-                Cell::PayloadLost(record) => {
+        let damage = node.damage.clone();
+        let broken = |slot: Slot, last: bool| {
+            damage.iter().any(|damage| match damage {
+                Damage::Payload(at) => *at == slot && last,
+                Damage::Lost(from) => slot >= *from,
+            })
+        };
+        let slot_of = |record: &Record| match record {
+            Record::Vote { slot, .. } | Record::Chosen { slot, .. } => Some(*slot),
+            Record::Base { .. } | Record::Promised { .. } | Record::Faulty { .. } | Record::Healed { .. } => {
+                None
+            }
+        };
+        for (index, record) in node.disk.iter().enumerate() {
+            let last = !node.disk[index + 1..].iter().any(|later| slot_of(later) == slot_of(record));
+            match slot_of(record).filter(|slot| broken(*slot, last)) {
+                None => durable.replay(through_codec(record)),
+                Some(slot)
+                    if damage.iter().any(|damage| matches!(damage, Damage::Lost(from) if slot >= *from)) =>
+                {
+                    durable.lost(slot);
+                }
+                Some(_) => {
                     let mut label = Vec::new();
                     record.label(&mut label);
                     durable.damaged(&Record::decode_label(&label).expect("labels are whole"));
                 }
-                Cell::Lost(from) => durable.lost(*from),
             }
         }
+        node.disk.retain(|record| {
+            !slot_of(record).is_some_and(|slot| {
+                damage.iter().any(|damage| matches!(damage, Damage::Lost(from) if slot >= *from))
+            })
+        });
+        node.damage.clear();
         match &node.snapshot {
             Some((slot, config, applied)) => {
                 durable.snapshot(*slot, config.clone());
@@ -262,7 +208,7 @@ impl Cluster {
                 node.applied_upto = Slot(0);
             }
         }
-        let mut options = Options::new(GroupId(1), id, SEED + node.incarnation * 100);
+        let mut options = Options::new(GroupId(1), id, 7 + node.incarnation * 100);
         options.timing = timing;
         make(&mut options);
         #[cfg(feature = "mutants")]
@@ -277,7 +223,6 @@ impl Cluster {
 
     /// The process dies: what was not durable is gone.
     pub fn crash(&mut self, id: NodeId) {
-        self.note(format!("{} crashes", id.0));
         let node = self.node(id);
         node.engine = None;
         node.staged.clear();
@@ -298,7 +243,7 @@ impl Cluster {
     }
 
     /// Carries out what the engine and the liveness of a node ask for, until they ask for nothing more.
-    pub fn work(&mut self, id: NodeId) {
+    fn work(&mut self, id: NodeId) {
         for turn in 0.. {
             assert!(turn < 10_000, "node {} never rests: {:?}", id.0, self.lines.last());
             let now = self.now;
@@ -331,26 +276,17 @@ impl Cluster {
         }
     }
 
-    /// The story so far, on standard error, when `CHAOS_TRACE` asks for it.
-    fn tell(&self) {
-        if std::env::var_os("CHAOS_TRACE").is_some() {
-            for line in &self.lines {
-                eprintln!("{line}");
-            }
-        }
-    }
-
     fn carry_out(&mut self, id: NodeId, output: &mut Output) {
         let node = self.nodes.get_mut(&id).expect("a node of this cluster");
         node.staged.extend(output.records.drain(..));
         node.held.append(&mut output.sends);
         for (slot, value) in output.committed.drain(..) {
-            self.lines.push(format!("{}: committed {} {}", id.0, slot.0, show_value(&value)));
             assert_eq!(slot, node.applied_upto.next(), "committed in order and without gaps");
             node.applied_upto = slot;
             if let Some(known) = self.committed.insert(slot, value.clone()) {
                 assert_eq!(known, value, "I5: agreement at slot {}", slot.0);
             }
+            self.lines.push(format!("{}: committed {} {}", id.0, slot.0, show_value(&value)));
             node.applied.insert(slot, value);
         }
         for (tag, outcome) in output.reads.drain(..) {
@@ -378,13 +314,10 @@ impl Cluster {
                         .push(format!("{}: snapshot at {} or later needed by {}", id.0, at_least.0, to.0));
                     self.snapshots_wanted.push((id, *to, *at_least));
                 }
-                Event::Fenced => {
-                    self.lines.push(format!("{}: {event:?}", id.0));
-                    node.liveness.disk_failed(self.now);
-                }
-                Event::TransferAborted { .. } | Event::PayloadRepaired { .. } | Event::Healed => {
-                    self.lines.push(format!("{}: {event:?}", id.0))
-                }
+                Event::TransferAborted { .. }
+                | Event::Fenced
+                | Event::PayloadRepaired { .. }
+                | Event::Healed => self.lines.push(format!("{}: {event:?}", id.0)),
             }
         }
     }
@@ -402,7 +335,7 @@ impl Cluster {
         let node = self.nodes.get_mut(&id).expect("a node of this cluster");
         let done: Vec<_> = node.staged.drain(..count.min(node.staged.len())).collect();
         let last = done.last().map(|(seq, _)| *seq);
-        node.disk.extend(done.into_iter().map(|(_, record)| Cell::Whole(record)));
+        node.disk.extend(done.into_iter().map(|(_, record)| record));
         if !node.disk_stalled {
             node.liveness.disk_progress(now);
         }
@@ -464,10 +397,6 @@ impl Cluster {
     /// The same, until something holds. Says whether it did.
     pub fn run_until(&mut self, end: Mono, done: impl Fn(&Cluster) -> bool) -> bool {
         for turn in 0.. {
-            assert!(turn < 1_000_000, "time hardly passes at {:?}: {:?}", self.now, self.spinning());
-            if done(self) {
-                return true;
-            }
             let arrival = self.network.iter().map(|flight| flight.arrives).min();
             let deadline = self
                 .nodes
@@ -528,15 +457,6 @@ impl Cluster {
                 );
             }
             self.work(id);
-        }
-    }
-
-    /// The next timer of a node is due now: its clock jumps there, and everybody's with it.
-    pub fn timeout(&mut self, id: NodeId) {
-        let engine = self.nodes[&id].engine.as_ref();
-        if let Some(at) = engine.and_then(Engine::next_deadline) {
-            self.now = self.now.max(at);
-            self.step(id, Input::Timeout);
         }
     }
 
@@ -640,11 +560,6 @@ impl Cluster {
         });
         let leader = leaders.next()?;
         leaders.next().is_none().then_some(leader.id)
-    }
-
-    /// Adds to the transcript what a fault did.
-    pub fn note(&mut self, line: String) {
-        self.lines.push(format!("[{:?}] {line}", Duration::from_nanos(self.now.0)));
     }
 
     /// Runs until somebody leads.

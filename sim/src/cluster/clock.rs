@@ -45,14 +45,18 @@ impl Clock {
             return Time::MAX;
         }
         let mut at = from + missing.wrapping_add_signed(-drift(missing, self.rate_ppm));
-        // The first guess is off by the square of the rate error.
-        while at > from && self.local(at - 1) >= mono {
-            at -= (self.local(at - 1).0 - mono.0).max(1).min(at - from);
+        // The first guess is off by the square of the rate error. A step back takes less than the clock's excess, so
+        // that it never goes too far, whatever the rate.
+        loop {
+            let shown = self.local(at);
+            if shown < mono {
+                at += mono.0 - shown.0;
+            } else if at == from || self.local(at - 1) < mono {
+                return at;
+            } else {
+                at -= ((self.local(at - 1).0 - mono.0) / 100 * 99).max(1).min(at - from);
+            }
         }
-        while self.local(at) < mono {
-            at += mono.0 - self.local(at).0;
-        }
-        at
     }
 }
 

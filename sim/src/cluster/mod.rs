@@ -56,6 +56,6 @@ mod world;
 
 pub use coverage::{Coverage, Mark};
 pub use env::TraceMode;
-pub use runner::{Suite, SuiteReport, run_caught};
+pub use runner::{Suite, SuiteReport, open_seeds, run_caught};
 pub use truth::Violation;
 pub use world::{RunOptions, RunReport, run};

@@ -24,6 +24,21 @@ thread_local! {
 
 static HOOK: Once = Once::new();
 
+/// Findings that are not resolved yet: seeds that fail, each with the invariant that it violates. A suite leaves them
+/// out, so that it tells of anything new; a test holds that each still fails as noted, so that none stays listed when
+/// its cause is gone.
+#[must_use]
+pub fn open_seeds() -> Vec<(u64, &'static str)> {
+    let lines = include_str!("../../corpus/open.txt").lines().map(str::trim);
+    lines
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .filter_map(|line| {
+            let (seed, note) = line.split_once(' ')?;
+            Some((seed.parse().ok()?, note.split_whitespace().next()?))
+        })
+        .collect()
+}
+
 /// Runs one seed; a failed assertion of the engine or the journal becomes a violation.
 #[must_use]
 pub fn run_caught(seed: u64, options: RunOptions) -> RunReport {
@@ -85,9 +100,10 @@ pub struct SuiteReport {
 }
 
 impl Suite {
-    /// Runs the seeds. A seed that fails is run again to keep the end of its trace.
+    /// Runs the seeds but for the [`open_seeds`]. A seed that fails is run again to keep the end of its trace.
     #[must_use]
     pub fn run(&self) -> SuiteReport {
+        let open = open_seeds();
         let next = AtomicU64::new(self.seeds.start);
         let stop = AtomicBool::new(false);
         let total = Mutex::new(SuiteReport::default());
@@ -98,6 +114,9 @@ impl Suite {
                         let seed = next.fetch_add(1, Ordering::Relaxed);
                         if seed >= self.seeds.end {
                             return;
+                        }
+                        if open.iter().any(|(open, _)| *open == seed) {
+                            continue;
                         }
                         let mut report = run_caught(seed, self.options);
                         if report.violation.is_some() {
