@@ -246,7 +246,7 @@ impl Engine {
         };
         let commit = self.log.commit;
         let staged = self.outbox.record(Record::Vote { slot, ballot, commit, value: Some(value.clone()) });
-        self.log.put(slot, Entry { ballot, value: Some(value), staged });
+        self.log.put(slot, Entry::new(ballot, value, staged));
         self.acceptor.advance(&self.log, &self.options);
         if repaired {
             self.outbox.event(Event::PayloadRepaired { slot });
@@ -266,9 +266,7 @@ impl Engine {
             None => (false, false),
         };
         if !known {
-            let staged = self.outbox.record(Record::Chosen { slot, commit: slot, value: value.clone() });
-            let ballot = self.log.get(slot).map_or(Ballot::default(), |entry| entry.ballot);
-            self.log.put(slot, Entry { ballot, value: Some(value), staged });
+            self.record_chosen(slot, value);
         }
         self.commit_next();
         if repaired {
@@ -295,10 +293,19 @@ impl Engine {
         }
     }
 
+    fn record_chosen(&mut self, slot: Slot, value: Value) {
+        let ballot = self.log.get(slot).map_or(Ballot::default(), |entry| entry.ballot);
+        let staged = self.outbox.record(Record::Chosen { slot, commit: slot, value: value.clone() });
+        self.log.put(slot, Entry::new(ballot, value, staged));
+    }
+
     /// Moves the commit index over one slot whose value is here.
     pub(super) fn commit_next(&mut self) {
-        self.log.commit_next();
+        let unwritten = self.log.commit_next();
         let slot = self.log.commit;
+        if unwritten && let Some(value) = self.log.value(slot).cloned() {
+            self.record_chosen(slot, value);
+        }
         let entry = self.log.get(slot).expect("committed slots above the snapshot are kept");
         if let Some(value) = &entry.value {
             self.configs.committed(slot, value);

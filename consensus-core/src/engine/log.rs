@@ -32,10 +32,18 @@ pub(super) struct Entry {
     pub(super) value: Option<Value>,
     /// The write that made it durable.
     pub(super) staged: Staged,
+    /// False when a later write for this slot may have been lost: what recovery found is a vote, but if the slot
+    /// turns out to be committed, that has to be written down for itself.
+    pub(super) trusted: bool,
 }
 
 impl Entry {
-    const EMPTY: Entry = Entry { ballot: NO_BALLOT, value: None, staged: Staged::RECOVERED };
+    const EMPTY: Entry = Entry { ballot: NO_BALLOT, value: None, staged: Staged::RECOVERED, trusted: true };
+
+    /// What was written now.
+    pub(super) fn new(ballot: Ballot, value: Value, staged: Staged) -> Entry {
+        Entry { ballot, value: Some(value), staged, trusted: true }
+    }
 
     pub(super) fn is_vote(&self) -> bool {
         self.ballot > NO_BALLOT
@@ -46,8 +54,9 @@ impl Entry {
     }
 }
 
+/// The same as [`Ballot::default`], which stands for "no vote" in [`Durable`].
 const NO_BALLOT: Ballot =
-    Ballot { lead: crate::Lead { round: 0, node: crate::NodeId(0) }, kind: crate::Kind::Fast };
+    Ballot { lead: crate::Lead { round: 0, node: crate::NodeId(0) }, kind: crate::Kind::Classic };
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Log {
@@ -67,8 +76,8 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// What recovery brought back. Returns the log and the first slot at which nothing can be believed, if the
-    /// journal was nonsense.
+    /// What recovery brought back. Returns the log and, if so, the first slot of which the node knew something that
+    /// it knows no more, beyond what [`Durable::faulty_from`] says.
     pub(super) fn recover(durable: &Durable) -> (Log, Option<Slot>) {
         let mut log = Log {
             first: durable.base.next(),
@@ -80,31 +89,32 @@ impl Log {
             known_commit: durable.base.max(durable.commit),
             max_voted: durable.base,
         };
-        let mut nonsense = None;
+        let mut lost = None;
         for (&slot, found) in durable.entries.range(durable.base.next()..) {
             if slot.0 - log.last().0 > RECOVERED_GAP_MAX {
-                nonsense = Some(slot);
-                break;
+                return (log, Some(slot));
             }
-            let committed = log.commit.next() == slot && slot <= durable.commit && found.trusted;
-            let entry = match &found.value {
-                Some(value) if committed => {
-                    log.commit = slot;
-                    Entry { ballot: found.ballot, value: Some(value.clone()), staged: Staged::RECOVERED }
-                }
-                // A committed value that cannot be placed in the prefix says nothing about the own vote's value.
-                Some(_) if found.chosen => Entry { ballot: found.ballot, ..Entry::EMPTY },
-                Some(_) | None => {
-                    Entry { ballot: found.ballot, value: found.value.clone(), staged: Staged::RECOVERED }
-                }
+            let entry = Entry {
+                ballot: found.ballot,
+                value: found.value.clone(),
+                staged: Staged::RECOVERED,
+                trusted: found.trusted,
             };
-            if !committed && entry.ballot == Ballot::default() {
-                continue;
+            if log.commit.next() == slot && slot <= durable.commit && entry.trusted && entry.value.is_some() {
+                log.put(slot, entry);
+                log.commit = slot;
+            } else if found.chosen {
+                // A committed value that cannot be placed in the prefix says nothing about the own vote's value. And
+                // it may have stood in for a forgotten vote.
+                if entry.is_vote() {
+                    log.put(slot, Entry { value: None, ..entry });
+                }
+                lost = lost.or(Some(slot));
+            } else if entry.is_vote() {
+                log.put(slot, entry);
             }
-            *log.slot_mut(slot) = entry;
         }
-        log.bytes = log.entries.iter().map(Entry::size).sum();
-        (log, nonsense)
+        (log, lost)
     }
 
     pub(super) fn first(&self) -> Slot {
@@ -150,12 +160,14 @@ impl Log {
         slot > self.commit && slot.0 <= self.commit.0 + ACCEPT_WINDOW
     }
 
-    /// Moves the commit index over one slot whose value is here.
-    pub(super) fn commit_next(&mut self) {
+    /// Moves the commit index over one slot whose value is here. Returns whether that has to be written down.
+    pub(super) fn commit_next(&mut self) -> bool {
         let slot = self.commit.next();
-        assert!(self.value(slot).is_some(), "I10: committed in order, and with a value");
+        let entry = self.get(slot).filter(|entry| entry.value.is_some());
+        let trusted = entry.expect("I10: committed in order, and with a value").trusted;
         self.commit = slot;
         self.known_commit = self.known_commit.max(slot);
+        !trusted
     }
 
     /// The next committed slot that the shell has not seen.

@@ -82,13 +82,13 @@ impl Engine {
     #[must_use]
     pub fn new(options: Options, durable: Durable, now: Mono) -> Engine {
         let config = durable.config.clone().expect("the shell starts no group without a configuration");
-        let (log, nonsense) = Log::recover(&durable);
+        let (log, lost) = Log::recover(&durable);
         let mut outbox = Outbox::default();
         let mut configs = Configs::new(log.base, config.clone());
         configs.recover(&log);
 
         let mut faulty_from = durable.faulty_from;
-        if let Some(slot) = nonsense {
+        if let Some(slot) = lost {
             faulty_from = Some(faulty_from.map_or(slot, |from| from.min(slot)));
         }
         if durable.newborn {
@@ -99,7 +99,7 @@ impl Engine {
                 promise_lost: false,
                 config,
             });
-        } else if let Some(from) = faulty_from.filter(|_| durable.damage_found || nonsense.is_some()) {
+        } else if let Some(from) = faulty_from.filter(|_| durable.damage_found || lost.is_some()) {
             outbox.record(Record::Faulty { from, promise_lost: durable.promise_lost });
         }
         // The journal may drop a damaged record for good once it has reported it.

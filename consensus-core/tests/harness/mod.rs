@@ -5,6 +5,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test uses its own part of the harness")]
 
+pub mod chaos;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -26,8 +28,9 @@ pub struct Node {
     pub engine: Option<Engine>,
     pub liveness: Liveness,
     pub incarnation: u64,
-    /// Everything durable, in order, and what recovery reads differently.
-    pub disk: Vec<Record>,
+    /// Everything durable, in order.
+    pub disk: Vec<Cell>,
+    /// What will be found broken at the next start.
     pub damage: Vec<Damage>,
     staged: VecDeque<(PersistSeq, Record)>,
     held: Vec<Send>,
@@ -43,13 +46,62 @@ pub struct Node {
     pub ready: bool,
 }
 
-/// What recovery finds wrong with a record of the disk.
+/// One place of the disk. Damage stays where it is: each recovery finds it again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cell {
+    Whole(Record),
+    /// Only the label can be read.
+    PayloadLost(Record),
+    /// Something was here, of slots from here on.
+    Lost(Slot),
+}
+
+impl Cell {
+    fn slot(&self) -> Option<Slot> {
+        match self {
+            Cell::Whole(Record::Vote { slot, .. } | Record::Chosen { slot, .. }) => Some(*slot),
+            Cell::Whole(_) | Cell::PayloadLost(_) | Cell::Lost(_) => None,
+        }
+    }
+}
+
+/// What breaks on a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Damage {
     /// The value of the newest vote for this slot is unreadable.
     Payload(Slot),
     /// The records of this slot and all later ones of the group are unreadable.
     Lost(Slot),
+    /// The newest records, of whatever kind, are unreadable.
+    Tail(usize),
+}
+
+impl Damage {
+    fn strike(self, disk: &mut Vec<Cell>) {
+        match self {
+            Damage::Payload(slot) => {
+                if let Some(cell) = disk.iter_mut().rev().find(|cell| cell.slot() == Some(slot))
+                    && let Cell::Whole(record) = cell
+                {
+                    *cell = Cell::PayloadLost(record.clone());
+                }
+            }
+            Damage::Lost(from) => {
+                for cell in disk.iter_mut() {
+                    if let Some(slot) = cell.slot().filter(|slot| *slot >= from) {
+                        *cell = Cell::Lost(slot);
+                    }
+                }
+            }
+            Damage::Tail(count) => {
+                // Recovery knows no record after the last good one; where votes would have gone on is its guess.
+                let kept = disk.len() - count.min(disk.len().saturating_sub(1));
+                disk.truncate(kept);
+                let last = disk.iter().rev().find_map(Cell::slot);
+                disk.push(Cell::Lost(last.map_or(Slot(1), Slot::next)));
+            }
+        }
+    }
 }
 
 /// What travels.
@@ -91,6 +143,14 @@ pub struct Cluster {
     pub mutant: Option<consensus_core::Mutant>,
 }
 
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.tell();
+        }
+    }
+}
+
 impl Cluster {
     pub fn new(config: Config) -> Cluster {
         Cluster::with(config, |_| {})
@@ -119,6 +179,16 @@ impl Cluster {
             cluster.add_node(id);
         }
         cluster
+    }
+
+    /// Breaks a rule on every node, those started later included. Nothing may have happened yet.
+    #[cfg(feature = "mutants")]
+    pub fn mutate(&mut self, mutant: Option<consensus_core::Mutant>) {
+        self.mutant = mutant;
+        self.network.clear();
+        for id in self.config.clone().members() {
+            self.add_node(id);
+        }
     }
 
     fn add_node(&mut self, id: NodeId) {
@@ -159,44 +229,25 @@ impl Cluster {
         let (now, timing, config, make) = (self.now, self.timing, self.config.clone(), self.options);
         #[cfg(feature = "mutants")]
         let mutant = self.mutant;
+        let line = format!("{} starts, damage {:?} {:?}", id.0, self.nodes[&id].damage, self.nodes[&id].disk);
+        self.note(line);
         let node = self.node(id);
         node.incarnation += 1;
         let mut durable = Durable::bootstrap(config.clone());
-        let damage = node.damage.clone();
-        let broken = |slot: Slot, last: bool| {
-            damage.iter().any(|damage| match damage {
-                Damage::Payload(at) => *at == slot && last,
-                Damage::Lost(from) => slot >= *from,
-            })
-        };
-        let slot_of = |record: &Record| match record {
-            Record::Vote { slot, .. } | Record::Chosen { slot, .. } => Some(*slot),
-            Record::Base { .. } | Record::Promised { .. } | Record::Faulty { .. } | Record::Healed { .. } => {
-                None
-            }
-        };
-        for (index, record) in node.disk.iter().enumerate() {
-            let last = !node.disk[index + 1..].iter().any(|later| slot_of(later) == slot_of(record));
-            match slot_of(record).filter(|slot| broken(*slot, last)) {
-                None => durable.replay(through_codec(record)),
-                Some(slot)
-                    if damage.iter().any(|damage| matches!(damage, Damage::Lost(from) if slot >= *from)) =>
-                {
-                    durable.lost(slot);
-                }
-                Some(_) => {
+        for damage in std::mem::take(&mut node.damage) {
+            damage.strike(&mut node.disk);
+        }
+        for cell in &node.disk {
+            match cell {
+                Cell::Whole(record) => durable.replay(through_codec(record)),
+                Cell::PayloadLost(record) => {
                     let mut label = Vec::new();
                     record.label(&mut label);
                     durable.damaged(&Record::decode_label(&label).expect("labels are whole"));
                 }
+                Cell::Lost(from) => durable.lost(*from),
             }
         }
-        node.disk.retain(|record| {
-            !slot_of(record).is_some_and(|slot| {
-                damage.iter().any(|damage| matches!(damage, Damage::Lost(from) if slot >= *from))
-            })
-        });
-        node.damage.clear();
         match &node.snapshot {
             Some((slot, config, applied)) => {
                 durable.snapshot(*slot, config.clone());
@@ -223,6 +274,7 @@ impl Cluster {
 
     /// The process dies: what was not durable is gone.
     pub fn crash(&mut self, id: NodeId) {
+        self.note(format!("{} crashes", id.0));
         let node = self.node(id);
         node.engine = None;
         node.staged.clear();
@@ -276,17 +328,26 @@ impl Cluster {
         }
     }
 
+    /// The story so far, on standard error, when `CHAOS_TRACE` asks for it.
+    fn tell(&self) {
+        if std::env::var_os("CHAOS_TRACE").is_some() {
+            for line in &self.lines {
+                eprintln!("{line}");
+            }
+        }
+    }
+
     fn carry_out(&mut self, id: NodeId, output: &mut Output) {
         let node = self.nodes.get_mut(&id).expect("a node of this cluster");
         node.staged.extend(output.records.drain(..));
         node.held.append(&mut output.sends);
         for (slot, value) in output.committed.drain(..) {
+            self.lines.push(format!("{}: committed {} {}", id.0, slot.0, show_value(&value)));
             assert_eq!(slot, node.applied_upto.next(), "committed in order and without gaps");
             node.applied_upto = slot;
             if let Some(known) = self.committed.insert(slot, value.clone()) {
                 assert_eq!(known, value, "I5: agreement at slot {}", slot.0);
             }
-            self.lines.push(format!("{}: committed {} {}", id.0, slot.0, show_value(&value)));
             node.applied.insert(slot, value);
         }
         for (tag, outcome) in output.reads.drain(..) {
@@ -335,7 +396,7 @@ impl Cluster {
         let node = self.nodes.get_mut(&id).expect("a node of this cluster");
         let done: Vec<_> = node.staged.drain(..count.min(node.staged.len())).collect();
         let last = done.last().map(|(seq, _)| *seq);
-        node.disk.extend(done.into_iter().map(|(_, record)| record));
+        node.disk.extend(done.into_iter().map(|(_, record)| Cell::Whole(record)));
         if !node.disk_stalled {
             node.liveness.disk_progress(now);
         }
@@ -397,6 +458,10 @@ impl Cluster {
     /// The same, until something holds. Says whether it did.
     pub fn run_until(&mut self, end: Mono, done: impl Fn(&Cluster) -> bool) -> bool {
         for turn in 0.. {
+            assert!(turn < 1_000_000, "time hardly passes at {:?}: {:?}", self.now, self.spinning());
+            if done(self) {
+                return true;
+            }
             let arrival = self.network.iter().map(|flight| flight.arrives).min();
             let deadline = self
                 .nodes
@@ -560,6 +625,11 @@ impl Cluster {
         });
         let leader = leaders.next()?;
         leaders.next().is_none().then_some(leader.id)
+    }
+
+    /// Adds to the transcript what a fault did.
+    pub fn note(&mut self, line: String) {
+        self.lines.push(format!("[{:?}] {line}", Duration::from_nanos(self.now.0)));
     }
 
     /// Runs until somebody leads.

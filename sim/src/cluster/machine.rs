@@ -137,7 +137,7 @@ impl Machine {
 
     pub(crate) fn decode(mut bytes: &[u8]) -> Option<Machine> {
         let fixed = 16 + 8 * usize::from(KEYS);
-        if bytes.len() < fixed || (bytes.len() - fixed) % 24 != 0 {
+        if bytes.len() < fixed || !(bytes.len() - fixed).is_multiple_of(24) {
             return None;
         }
         let mut machine =

@@ -25,12 +25,15 @@ use super::replica::{GroupInput, Replica};
 use super::rng::digest;
 use super::truth::{Fact, id};
 
+/// By group: the newest snapshot, the slot it was taken at, and the configuration above it.
+type Snapshots = BTreeMap<u64, (Slot, Arc<Config>, Machine)>;
+
 /// Room of a disk that is not full.
 const CAPACITY: u64 = 1 << 30;
 /// Batches begin at multiples of this.
 const PAGE: usize = 4096;
 /// The cluster that all nodes belong to.
-const CLUSTER: u64 = 0x67a1_05;
+const CLUSTER: u64 = 0x0067_a105;
 
 /// What happens to a process.
 #[derive(Debug)]
@@ -530,11 +533,7 @@ impl Node {
     }
 
     /// The newest whole snapshot of each group.
-    fn load_snapshots(
-        &self,
-        env: &mut Env,
-        identity: Identity,
-    ) -> Result<BTreeMap<u64, (Slot, Arc<Config>, Machine)>, journal::Error> {
+    fn load_snapshots(&self, env: &mut Env, identity: Identity) -> Result<Snapshots, journal::Error> {
         let mut newest = BTreeMap::new();
         for snapshot in Snapshot::list(&self.disk)? {
             let reader = SnapshotReader::open(&self.disk, identity, snapshot)?;
@@ -583,6 +582,7 @@ impl WrittenLog {
 impl Process {
     fn handle(&mut self, node: &mut Node, env: &mut Env, event: NodeEvent) {
         if self.paused {
+            #[expect(clippy::wildcard_enum_match_arm, reason = "whatever else comes waits")]
             match event {
                 NodeEvent::Resume => {
                     trace!(env, "n{} resumes", node.index + 1);

@@ -123,7 +123,8 @@ impl Suite {
                             if self.stop_at_failure {
                                 stop.store(true, Ordering::Relaxed);
                             }
-                            let options = RunOptions { trace: TraceMode::Last(LINES_SHOWN), ..self.options };
+                            let mut options = self.options;
+                            options.trace = TraceMode::Last(LINES_SHOWN);
                             report = run_caught(seed, options);
                         }
                         let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
