@@ -479,3 +479,253 @@ pub(crate) fn decode_label(label: &[u8]) -> Result<RecordLabel> {
     };
     if bytes.has_remaining() { Err(DecodeError::TrailingBytes) } else { Ok(label) }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::Record;
+
+    fn node() -> impl Strategy<Value = NodeId> {
+        any::<u32>().prop_map(NodeId)
+    }
+
+    fn slot() -> impl Strategy<Value = Slot> {
+        prop_oneof![1u64..100, any::<u64>()].prop_map(Slot)
+    }
+
+    fn lead() -> impl Strategy<Value = Lead> {
+        (any::<u64>(), node()).prop_map(|(round, node)| Lead { round, node })
+    }
+
+    fn ballot() -> impl Strategy<Value = Ballot> {
+        (lead(), any::<bool>())
+            .prop_map(|(lead, fast)| Ballot { lead, kind: if fast { Kind::Fast } else { Kind::Classic } })
+    }
+
+    fn epoch() -> impl Strategy<Value = Epoch> {
+        (any::<u64>(), any::<u64>()).prop_map(|(incarnation, count)| Epoch { incarnation, count })
+    }
+
+    fn bytes() -> impl Strategy<Value = Bytes> {
+        prop::collection::vec(any::<u8>(), 0..40).prop_map(Bytes::from)
+    }
+
+    fn config() -> impl Strategy<Value = Arc<Config>> {
+        (1u32..=9, any::<u64>(), any::<bool>()).prop_map(|(n, epoch, fast)| {
+            let config = Config::majority((1..=n).map(NodeId));
+            let qf = (fast && n >= 4).then_some((n - n / 4) as u8);
+            let learners = [NodeId(90), NodeId(91)].into_iter().collect();
+            Arc::new(Config { epoch, qf, learners, ..config })
+        })
+    }
+
+    fn value() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            Just(Value::Noop),
+            prop::collection::vec(bytes(), 0..5).prop_map(|commands| Value::Batch(commands.into())),
+            config().prop_map(Value::Config),
+        ]
+    }
+
+    fn entries() -> impl Strategy<Value = Entries> {
+        prop::collection::btree_map(any::<u64>().prop_map(Slot), value(), 0..4)
+            .prop_map(|entries| entries.into_iter().collect())
+    }
+
+    fn votes() -> impl Strategy<Value = Vec<(Slot, Vote)>> {
+        let vote = (ballot(), prop::option::of(value())).prop_map(|(ballot, value)| Vote { ballot, value });
+        prop::collection::btree_map(any::<u64>().prop_map(Slot), vote, 0..4)
+            .prop_map(|votes| votes.into_iter().collect())
+    }
+
+    fn nodes() -> impl Strategy<Value = NodeSet> {
+        prop::collection::vec(node(), 0..12).prop_map(|nodes| nodes.into_iter().collect())
+    }
+
+    fn message() -> impl Strategy<Value = Message> {
+        let leader = || prop::option::of(lead());
+        prop_oneof![
+            (lead(), slot(), any::<u64>()).prop_map(|(lead, commit, config_epoch)| Message::PreVote(
+                PreVote { lead, commit, config_epoch }
+            )),
+            (lead(), any::<bool>(), lead(), slot(), leader()).prop_map(
+                |(lead, granted, promised, commit, leader)| {
+                    Message::PreVoteReply(PreVoteReply { lead, granted, promised, commit, leader })
+                }
+            ),
+            (lead(), slot(), any::<u64>()).prop_map(|(lead, from, config_epoch)| Message::Prepare(Prepare {
+                lead,
+                from,
+                config_epoch
+            })),
+            (lead(), votes(), slot(), slot(), prop::option::of(slot()), any::<u32>(), any::<u32>()).prop_map(
+                |(lead, votes, commit, max_voted, faulty_from, part, parts)| {
+                    Message::Promise(Promise { lead, votes, commit, max_voted, faulty_from, part, parts })
+                }
+            ),
+            (lead(), lead(), any::<u64>(), leader()).prop_map(|(lead, promised, config_epoch, leader)| {
+                Message::Nack(Nack { lead, promised, config_epoch, leader })
+            }),
+            (lead(), slot(), entries()).prop_map(|(lead, commit, entries)| Message::Accept(Accept {
+                lead,
+                commit,
+                entries
+            })),
+            (lead(), slot(), slot(), slot(), nodes()).prop_map(|(lead, upto, commit, max_voted, grants)| {
+                Message::Accepted(Accepted { lead, upto, commit, max_voted, grants })
+            }),
+            (lead(), slot()).prop_map(|(lead, commit)| Message::Commit(Commit { lead, commit })),
+            (leader(), any::<u64>(), epoch()).prop_map(|(lead, config_epoch, epoch)| Message::Fortify(
+                Fortify { lead, config_epoch, epoch }
+            )),
+            (leader(), any::<u64>(), epoch(), slot()).prop_map(|(lead, config_epoch, epoch, max_voted)| {
+                Message::Fortified(Fortified { lead, config_epoch, epoch, max_voted })
+            }),
+            (lead(), any::<u64>()).prop_map(|(lead, round)| Message::ReadIndex(ReadIndex { lead, round })),
+            (lead(), any::<u64>())
+                .prop_map(|(lead, round)| Message::ReadIndexReply(ReadIndexReply { lead, round })),
+            (slot(), slot()).prop_map(|(from, upto)| Message::Fetch(Fetch { from, upto })),
+            (slot(), entries()).prop_map(|(commit, entries)| Message::Chosen(Chosen { commit, entries })),
+            lead().prop_map(|lead| Message::Handoff(Handoff { lead })),
+            lead().prop_map(|lead| Message::Resigned(Resigned { lead })),
+            any::<u64>().prop_map(|incarnation| Message::Recall(Recall { incarnation })),
+            (any::<u64>(), lead(), prop::option::of(slot())).prop_map(|(incarnation, promised, proposed)| {
+                Message::Recalled(Recalled { incarnation, promised, proposed })
+            }),
+        ]
+    }
+
+    fn liveness_message() -> impl Strategy<Value = LivenessMessage> {
+        prop_oneof![
+            (epoch(), any::<u64>(), any::<u64>(), any::<bool>(), prop::collection::vec(node(), 0..5))
+                .prop_map(|(epoch, sent_at, receiver_incarnation, wants_support, hears)| {
+                    let sent_at = Mono(sent_at);
+                    let heartbeat = Heartbeat { epoch, sent_at, receiver_incarnation, wants_support, hears };
+                    LivenessMessage::Heartbeat(heartbeat)
+                }),
+            (any::<u64>(), any::<u64>(), epoch(), any::<bool>(), epoch()).prop_map(
+                |(sent_at, incarnation, epoch, granted, required)| {
+                    let sent_at = Mono(sent_at);
+                    LivenessMessage::HeartbeatAck(HeartbeatAck {
+                        sent_at,
+                        incarnation,
+                        epoch,
+                        granted,
+                        required,
+                    })
+                }
+            ),
+        ]
+    }
+
+    fn record() -> impl Strategy<Value = Record> {
+        prop_oneof![
+            lead().prop_map(|lead| Record::Promised { lead }),
+            (slot(), ballot(), slot(), prop::option::of(value()))
+                .prop_map(|(slot, ballot, commit, value)| Record::Vote { slot, ballot, commit, value }),
+            (slot(), slot(), value()).prop_map(|(slot, commit, value)| Record::Chosen {
+                slot,
+                commit,
+                value
+            }),
+            (slot(), lead(), prop::option::of(slot()), any::<bool>(), config()).prop_map(
+                |(slot, promised, faulty_from, promise_lost, config)| {
+                    Record::Base { slot, promised, faulty_from, promise_lost, config }
+                }
+            ),
+            (slot(), any::<bool>()).prop_map(|(from, promise_lost)| Record::Faulty { from, promise_lost }),
+            (lead(), any::<bool>()).prop_map(|(promised, votes)| Record::Healed { promised, votes }),
+        ]
+    }
+
+    fn wire(message: &Message) -> Vec<u8> {
+        let mut out = BytesMut::new();
+        message.encode(&mut out);
+        out.to_vec()
+    }
+
+    proptest! {
+        #[test]
+        fn messages_come_back(message in message()) {
+            let bytes = wire(&message);
+            prop_assert_eq!(Message::decode(&mut Bytes::from(bytes.clone())), Ok(message));
+            for len in 0..bytes.len() {
+                let cut = Message::decode(&mut Bytes::copy_from_slice(&bytes[..len]));
+                prop_assert!(cut.is_err(), "{} of {} bytes are not a message", len, bytes.len());
+            }
+            let longer = [&bytes[..], &[0]].concat();
+            prop_assert!(Message::decode(&mut Bytes::from(longer)).is_err());
+        }
+
+        #[test]
+        fn liveness_messages_come_back(message in liveness_message()) {
+            let mut out = BytesMut::new();
+            message.encode(&mut out);
+            prop_assert_eq!(LivenessMessage::decode(&mut out.freeze()), Ok(message));
+        }
+
+        #[test]
+        fn configurations_come_back(config in config()) {
+            let mut out = BytesMut::new();
+            config.encode(&mut out);
+            prop_assert_eq!(Config::decode(&mut out.freeze()), Ok((*config).clone()));
+        }
+
+        #[test]
+        fn records_come_back(record in record()) {
+            let (mut label, mut payload) = (Vec::new(), Vec::new());
+            record.label(&mut label);
+            record.payload(|piece| payload.extend_from_slice(piece));
+            prop_assert!(label.len() <= Record::LABEL_MAX);
+            prop_assert_eq!(payload.len(), record.payload_len());
+            prop_assert_eq!(Record::decode(&label, Bytes::from(payload)), Ok(record));
+        }
+
+        #[test]
+        fn garbage_is_refused_and_nothing_worse(garbage in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Message::decode(&mut Bytes::from(garbage.clone()));
+            let _ = LivenessMessage::decode(&mut Bytes::from(garbage.clone()));
+            let _ = Config::decode(&mut Bytes::from(garbage.clone()));
+            let _ = Record::decode_label(&garbage);
+            let (label, payload) = garbage.split_at(garbage.len().min(41));
+            let _ = Record::decode(label, Bytes::copy_from_slice(payload));
+        }
+
+        /// A damaged message is refused, or is some other message that the engine can judge.
+        #[test]
+        fn damage_is_refused_or_harmless(message in message(), at in any::<prop::sample::Index>(), bit in 0u8..8) {
+            let mut bytes = wire(&message);
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1 << bit;
+            if let Ok(other) = Message::decode(&mut Bytes::from(bytes)) {
+                prop_assert!(other != message);
+                let _ = other.is_plausible();
+            }
+        }
+    }
+
+    /// The form on the wire is fixed: a change needs a new version.
+    #[test]
+    fn the_form_on_the_wire_is_fixed() {
+        let lead = Lead { round: 7, node: NodeId(2) };
+        let value = Value::Batch(vec![Bytes::from_static(b"ab"), Bytes::from_static(b"c")].into());
+        let accept = Accept { lead, commit: Slot(3), entries: [(Slot(4), value)].into_iter().collect() };
+        let expected = [
+            &[1u8, 6][..],
+            &7u64.to_le_bytes(),
+            &2u32.to_le_bytes(),
+            &3u64.to_le_bytes(),
+            &1u32.to_le_bytes(),
+            &4u64.to_le_bytes(),
+            &[1],
+            &2u32.to_le_bytes(),
+            &2u32.to_le_bytes(),
+            b"ab",
+            &1u32.to_le_bytes(),
+            b"c",
+        ];
+        assert_eq!(wire(&Message::Accept(accept)), expected.concat());
+    }
+}

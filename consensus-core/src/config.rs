@@ -274,3 +274,105 @@ impl Config {
         self.voters.len() + 1 - usize::from(self.qf.unwrap_or(self.q2).min(self.q2))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(mask: u32) -> NodeSet {
+        (0..32).filter(|bit| mask >> bit & 1 == 1).map(NodeId).collect()
+    }
+
+    /// All sets of exactly `size` of `n` nodes, as bits.
+    fn sets(n: u32, size: u8) -> Vec<u32> {
+        (0..1u32 << n).filter(|mask| mask.count_ones() == u32::from(size)).collect()
+    }
+
+    /// Every quorum size is accepted exactly when all quorums meet that must meet, by looking at all of them.
+    #[test]
+    fn sizes_are_checked_as_if_every_quorum_were_looked_at() {
+        for n in 1..=6u32 {
+            for q1 in 1..=n as u8 {
+                for q2 in 1..=n as u8 {
+                    for qf in std::iter::once(None).chain((1..=n as u8).map(Some)) {
+                        let config = Config::majority((0..n).map(NodeId)).with_quorums(q1, q2, qf);
+                        let classic = sets(n, q1).iter().all(|a| sets(n, q2).iter().all(|b| a & b != 0));
+                        let fast = qf.is_none_or(|qf| {
+                            let quorums = sets(n, qf);
+                            let pairs = quorums.iter().flat_map(|b| quorums.iter().map(move |c| b & c));
+                            let meets: Vec<u32> = pairs.collect();
+                            qf >= q2 && sets(n, q1).iter().all(|a| meets.iter().all(|both| a & both != 0))
+                        });
+                        assert_eq!(
+                            config.check().is_ok(),
+                            classic && fast,
+                            "n={n} q1={q1} q2={q2} qf={qf:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn predicates_agree_with_looking_at_every_quorum() {
+        for n in 1..=9u32 {
+            let default = Config::majority((0..n).map(NodeId));
+            let flexible = default.clone().with_quorums(n as u8, 1, None);
+            let fast = default.clone().with_quorums(default.q1, default.q2, Some((n - n / 4) as u8));
+            for config in [default, flexible, fast] {
+                if config.check().is_err() {
+                    continue;
+                }
+                let writes: Vec<u32> =
+                    [Some(config.q2), config.qf].into_iter().flatten().flat_map(|q| sets(n, q)).collect();
+                let (q1, q2) = (sets(n, config.q1), sets(n, config.q2));
+                for mask in 0..1u32 << n {
+                    let nodes = set(mask);
+                    assert_eq!(config.is_q1(&nodes), q1.iter().any(|quorum| quorum & mask == *quorum));
+                    assert_eq!(config.is_q2(&nodes), q2.iter().any(|quorum| quorum & mask == *quorum));
+                    assert_eq!(config.blocks_q1(&nodes), q1.iter().all(|quorum| quorum & mask != 0));
+                    let grants = mask.count_ones() as usize >= config.grants_needed();
+                    assert!(
+                        !grants || writes.iter().all(|quorum| quorum & mask != 0),
+                        "leases meet every write"
+                    );
+                }
+                let too_few = sets(n, config.grants_needed() as u8 - 1);
+                assert!(
+                    too_few.iter().any(|mask| writes.iter().any(|quorum| quorum & mask == 0)),
+                    "and none is asked in vain"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn members_are_checked() {
+        let good = Config::majority([NodeId(1), NodeId(2), NodeId(3)]);
+        assert_eq!(good.check(), Ok(()));
+        assert_eq!(Config::majority([]).check(), Err(ConfigError::NoVoters));
+        assert_eq!(Config::majority((0..16).map(NodeId)).check(), Err(ConfigError::TooManyVoters));
+        let learners = [NodeId(3)].into_iter().collect();
+        assert_eq!(Config { learners, ..good.clone() }.check(), Err(ConfigError::VoterAndLearner(NodeId(3))));
+        let lease_eligible = [NodeId(4)].into_iter().collect();
+        assert_eq!(Config { lease_eligible, ..good }.check(), Err(ConfigError::HolderNotMember(NodeId(4))));
+    }
+
+    #[test]
+    fn a_set_is_sorted_and_has_no_doubles() {
+        let mut set: NodeSet = [3, 1, 2, 3, 9, 7, 8, 5, 4, 6].into_iter().map(NodeId).collect();
+        assert_eq!(set.len(), 9);
+        assert!(set.iter().is_sorted());
+        assert!(
+            !set.insert(NodeId(5))
+                && set.insert(NodeId(0))
+                && set.remove(NodeId(9))
+                && !set.remove(NodeId(9))
+        );
+        assert_eq!(set.to_string(), "{0,1,2,3,4,5,6,7,8}");
+        let some: NodeSet = [NodeId(1), NodeId(8)].into_iter().collect();
+        assert!(some.is_subset(&set) && !set.is_subset(&some));
+        assert_eq!(set.count_in(&some), 2);
+    }
+}

@@ -8,6 +8,9 @@
 //!   counts on it until t0 + H                   H = D (1 − ρ) / (1 + ρ) − ε
 //! ```
 //!
+//! A gives support only to a B that says it hears A's answers; to one who can send and not receive it would be no
+//! use, and it would hold up commits.
+//!
 //! B's view ends before A's for any delay of the messages, since t0 is before the receipt. When support lapses at A,
 //! the epoch is over: A refuses to revive it, B moves to the next, and every group asks for its lease again.
 //!
@@ -39,6 +42,7 @@ pub struct Liveness {
     quarantine_until: Mono,
     disk_progress_at: Mono,
     disk_stalled: bool,
+    disk_failed: bool,
     heartbeat_at: Mono,
     peers: BTreeMap<NodeId, Peer>,
     sends: Vec<(NodeId, LivenessMessage)>,
@@ -122,6 +126,7 @@ impl Liveness {
             quarantine_until,
             disk_progress_at: now,
             disk_stalled: false,
+            disk_failed: false,
             heartbeat_at: now,
             peers: BTreeMap::new(),
             sends: Vec::new(),
@@ -171,6 +176,13 @@ impl Liveness {
     /// The journal completed a sync after this time, or had nothing to sync.
     pub fn disk_progress(&mut self, now: Mono) {
         self.disk_progress_at = self.disk_progress_at.max(now);
+        self.update_disk(now);
+    }
+
+    /// A write or sync of the journal failed: this node holds no leases and leads nothing until it restarts. The groups
+    /// are told by [`Input::PersistFailed`].
+    pub fn disk_failed(&mut self, now: Mono) {
+        self.disk_failed = true;
         self.update_disk(now);
     }
 
@@ -311,7 +323,10 @@ impl Liveness {
             peer.ended = peer.ended.max(epoch);
         }
         let current = peer.supported.is_none_or(|(epoch, _)| epoch == heartbeat.epoch);
+        // One who does not hear the answers cannot use the support, but would hold up commits with it.
+        let answers_arrive = peer.hears.contains(&self.node);
         let granted = heartbeat.wants_support
+            && answers_arrive
             && heartbeat.receiver_incarnation == self.incarnation
             && !quarantined
             && heartbeat.epoch > peer.ended
@@ -335,7 +350,7 @@ impl Liveness {
     }
 
     fn handle_ack(&mut self, now: Mono, from: NodeId, ack: &HeartbeatAck) {
-        let hears = self.reached();
+        let mut hears = self.reached();
         let Some(peer) = self.peers.get_mut(&from) else { return };
         let stale = ack.epoch.incarnation != self.incarnation || ack.incarnation < peer.incarnation;
         if stale || ack.sent_at > now {
@@ -345,11 +360,17 @@ impl Liveness {
         Self::note_heard(&mut self.events, from, peer, now, &self.timing);
         if lapsed(peer.reached_at, now, &self.timing) {
             peer.reached = false;
+            hears.retain(|node| *node != from);
         }
         peer.reached_at = peer.reached_at.max(Some(ack.sent_at));
         if !peer.reached && !lapsed(peer.reached_at, now, &self.timing) {
             peer.reached = true;
             self.events.push(LivenessEvent::PeerChanged(from));
+            // Support is given to those who say that answers reach them, so this is said at once.
+            hears.push(from);
+            hears.sort_unstable();
+            let heartbeat = peer.heartbeat(now, !self.disk_stalled, hears.clone());
+            self.sends.push((from, heartbeat));
         }
         if ack.granted && ack.epoch == peer.epoch {
             let was = peer.support_until;
@@ -405,7 +426,7 @@ impl Liveness {
     }
 
     fn update_disk(&mut self, now: Mono) {
-        let stalled = now.since(self.disk_progress_at) >= self.timing.disk_stall;
+        let stalled = self.disk_failed || now.since(self.disk_progress_at) >= self.timing.disk_stall;
         if stalled != self.disk_stalled {
             self.disk_stalled = stalled;
             self.events.push(LivenessEvent::PeerChanged(self.node));
@@ -432,4 +453,196 @@ impl Peer {
 /// Whether what last happened `at` is too long ago.
 fn lapsed(at: Option<Mono>, now: Mono, timing: &Timing) -> bool {
     at.is_none_or(|at| now.since(at) >= timing.election)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const A: NodeId = NodeId(1);
+    const B: NodeId = NodeId(2);
+
+    /// Delivers everything that `from` wants to send to `to`; times are the receivers'.
+    fn exchange(from: &mut Liveness, to: &mut Liveness, now: Mono) -> Vec<LivenessEvent> {
+        let mut events = Vec::new();
+        for _ in 0..4 {
+            let mut out = LivenessOutput::default();
+            from.poll(&mut out);
+            events.extend(out.events);
+            for (_, message) in out.sends {
+                to.receive(now, from.node(), message);
+            }
+            let mut back = LivenessOutput::default();
+            to.poll(&mut back);
+            for (_, message) in back.sends {
+                from.receive(now, to.node(), message);
+            }
+        }
+        events
+    }
+
+    fn pair(incarnation: u64) -> (Liveness, Liveness) {
+        let timing = Timing::default();
+        (
+            Liveness::new(A, [B], incarnation, timing, Mono(0)),
+            Liveness::new(B, [A], incarnation, timing, Mono(0)),
+        )
+    }
+
+    fn ms(ms: u64) -> Mono {
+        Mono(ms * 1_000_000)
+    }
+
+    /// Runs both until `end`, with their disks at work.
+    fn run(a: &mut Liveness, b: &mut Liveness, from: u64, end: u64) {
+        for at in from..=end {
+            for node in [&mut *a, &mut *b] {
+                node.disk_progress(ms(at));
+                if node.next_deadline() <= ms(at) {
+                    node.tick(ms(at));
+                }
+            }
+            exchange(a, b, ms(at));
+            exchange(b, a, ms(at));
+        }
+    }
+
+    #[test]
+    fn a_pair_supports_each_other_and_an_epoch_ends_with_a_lapse() {
+        let (mut a, mut b) = pair(1);
+        run(&mut a, &mut b, 0, 250);
+        let first = a.supports(ms(250), B).expect("supported");
+        assert_eq!(b.supported_by(ms(250), A).map(|(epoch, _)| epoch), Some(first));
+        assert!(a.is_up(ms(250), B) && a.reaches(ms(250), B) && b.hears(A) == [B]);
+
+        // Silence: first the holder stops, then the grantor.
+        assert!(b.supported_by(ms(880), A).is_some() || a.supports(ms(880), B).is_some());
+        assert_eq!(b.supported_by(ms(950), A), None);
+        assert_eq!(a.supports(ms(950), B), None);
+        a.tick(ms(950));
+        assert!(!a.is_up(ms(950), B));
+
+        // Back again, under another epoch: what was granted under the first is void.
+        run(&mut a, &mut b, 951, 1300);
+        let second = a.supports(ms(1300), B).expect("supported again");
+        assert!(second > first);
+        assert_eq!(b.supported_by(ms(1300), A).map(|(epoch, _)| epoch), Some(second));
+    }
+
+    #[test]
+    fn a_restarted_grantor_is_in_quarantine_and_its_holders_begin_anew() {
+        let (mut a, mut b) = pair(1);
+        run(&mut a, &mut b, 0, 300);
+        let first = b.supported_by(ms(300), A).expect("supported").0;
+        let mut a = Liveness::new(A, [B], 2, Timing::default(), ms(301));
+        assert!(a.quarantined(ms(301)));
+        run(&mut a, &mut b, 301, 600);
+        assert_eq!(a.supports(ms(600), B), None);
+        assert_eq!(b.incarnation_of(A), 2);
+        run(&mut a, &mut b, 601, 1300);
+        assert!(!a.quarantined(ms(1300)));
+        assert!(b.supported_by(ms(1300), A).expect("supported").0 > first);
+    }
+
+    #[test]
+    fn a_stalled_or_failed_disk_holds_no_leases() {
+        let (mut a, mut b) = pair(1);
+        run(&mut a, &mut b, 0, 300);
+        b.disk_failed(ms(301));
+        run(&mut a, &mut b, 301, 1200);
+        assert_eq!(a.supports(ms(1200), B), None);
+        assert!(!a.disk_ok(B) && !b.disk_ok(B) && a.is_up(ms(1200), B));
+    }
+
+    #[test]
+    fn who_does_not_hear_the_answers_is_not_supported() {
+        let (mut a, mut b) = pair(1);
+        for at in 0..1000 {
+            b.disk_progress(ms(at));
+            if b.next_deadline() <= ms(at) {
+                b.tick(ms(at));
+            }
+            let mut out = LivenessOutput::default();
+            b.poll(&mut out);
+            for (_, message) in out.sends {
+                a.receive(ms(at), B, message);
+            }
+            a.poll(&mut LivenessOutput::default());
+        }
+        assert!(a.is_up(ms(999), B));
+        assert_eq!(a.supports(ms(999), B), None);
+    }
+
+    #[test]
+    fn a_broken_connection_is_down_at_once() {
+        let (mut a, mut b) = pair(1);
+        run(&mut a, &mut b, 0, 300);
+        a.disconnected(B);
+        let mut out = LivenessOutput::default();
+        a.poll(&mut out);
+        assert_eq!(out.events, [LivenessEvent::PeerDown(B)]);
+        assert!(!a.is_up(ms(300), B));
+        assert!(a.supports(ms(300), B).is_some(), "support is not taken back");
+    }
+
+    proptest! {
+        /// I13: in true time, the holder's view of support lies inside the grantor's, for clocks of any rate within
+        /// the bound and messages of any delay.
+        #[test]
+        fn the_holder_stops_before_the_grantor(
+            rate_a in 995_000u64..=1_005_000,
+            rate_b in 995_000u64..=1_005_000,
+            offset_a in 0u64..10_000_000_000,
+            offset_b in 0u64..10_000_000_000,
+            delays in prop::collection::vec((0u64..900, 0u64..900, any::<bool>(), any::<bool>()), 1..60),
+        ) {
+            let timing = Timing::default();
+            let clock_a = |true_us: u64| Mono(offset_a + true_us * rate_a / 1000);
+            let clock_b = |true_us: u64| Mono(offset_b + true_us * rate_b / 1000);
+            let mut a = Liveness::new(A, [B], 1, timing, clock_a(0));
+            let mut b = Liveness::new(B, [A], 1, timing, clock_b(0));
+            // Messages on their way: arrival in true time, to A or to B.
+            let mut flights: Vec<(u64, NodeId, LivenessMessage)> = Vec::new();
+            let mut delays = delays.into_iter().cycle();
+            for step in 0..3000u64 {
+                let at = step * 1000;
+                a.disk_progress(clock_a(at));
+                b.disk_progress(clock_b(at));
+                if a.next_deadline() <= clock_a(at) { a.tick(clock_a(at)); }
+                if b.next_deadline() <= clock_b(at) { b.tick(clock_b(at)); }
+                let (due, rest): (Vec<_>, Vec<_>) = flights.into_iter().partition(|(when, _, _)| *when <= at);
+                flights = rest;
+                for (_, to, message) in due {
+                    if to == A { a.receive(clock_a(at), B, message); } else { b.receive(clock_b(at), A, message); }
+                }
+                for (node, to) in [(&mut a, B), (&mut b, A)] {
+                    let mut out = LivenessOutput::default();
+                    node.poll(&mut out);
+                    for (_, message) in out.sends {
+                        let (short, long, slow, lost) = delays.next().expect("a cycle");
+                        if !lost {
+                            flights.push((at + 1000 * if slow { long } else { short / 10 }, to, message));
+                        }
+                    }
+                }
+                if let Some((epoch, _)) = b.supported_by(clock_b(at), A) {
+                    prop_assert_eq!(a.supports(clock_a(at), B), Some(epoch), "at {} us", at);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_times_fit_together() {
+        let timing = Timing::default();
+        assert!(timing.is_consistent());
+        assert!(timing.hold() < timing.support && timing.support < timing.quarantine());
+        // 700 ms * 995 / 1005 - 5 ms.
+        assert_eq!(timing.hold().as_micros(), 688_034);
+        assert!(!Timing { heartbeat: Duration::from_secs(1), ..timing }.is_consistent());
+    }
 }

@@ -257,6 +257,8 @@ pub struct Durable {
     /// This replay found records missing, and a vote from here on may have been among them. Nothing that follows the
     /// gap makes up for it: whoever wrote that did not know of the gap, and relied on what is missing now.
     pub(crate) lost_from: Option<Slot>,
+    /// Votes were forgotten once and made up for, so a committed value may stand in for a vote.
+    pub(crate) healed: bool,
     /// The newest thing known about damage is not in the journal yet.
     pub(crate) damage_found: bool,
     /// Nothing was ever written.
@@ -277,7 +279,12 @@ impl Durable {
         match record {
             Record::Promised { lead } => self.promise(lead),
             Record::Vote { slot, ballot, commit, value } => {
-                self.promise(ballot.lead);
+                if value.is_some() {
+                    self.promise(ballot.lead);
+                } else {
+                    // What is left of an old vote, written again: it bounds no promise before it.
+                    self.promised = self.promised.max(ballot.lead);
+                }
                 self.commit = self.commit.max(commit);
                 if slot > self.base {
                     let chosen = self.entries.get(&slot).is_some_and(|entry| entry.chosen);
@@ -308,6 +315,7 @@ impl Durable {
             Record::Healed { promised, votes } => {
                 self.promise(promised);
                 if votes {
+                    self.healed = true;
                     self.faulty_from = self.lost_from;
                 }
                 self.damage_found = self.lost_from.is_some();
@@ -363,7 +371,8 @@ impl Durable {
     /// "no vote" for such slots, and if a promise may be missing, neither votes nor promises at all.
     pub fn lost(&mut self, from: Slot) {
         self.newborn = false;
-        self.mark_faulty(from.min(self.base.max(self.commit).next()));
+        let from = from.min(self.base.max(self.commit).next());
+        self.mark_faulty(from);
         self.lost_from = earlier(self.lost_from, Some(from));
         self.promise_lost = true;
         self.damage_found = true;

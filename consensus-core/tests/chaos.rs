@@ -1,7 +1,5 @@
 //! Random faults on the small cluster.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
 mod harness;
 
 use harness::chaos;

@@ -1,7 +1,5 @@
 //! Whole clusters of engines, without faults finer than a transcript shows.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
 mod harness;
 
 use std::time::Duration;

@@ -1,7 +1,5 @@
 //! Every broken rule that random faults on the small cluster can show is shown. Those that need finer timing or real
 //! disks are caught by the models and the simulation; the lists must cover all.
-
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![cfg(feature = "mutants")]
 
 mod harness;

@@ -62,7 +62,8 @@ pub enum Input {
         /// The configuration that governs the slots above.
         config: Arc<Config>,
     },
-    /// The hand-over that [`Event::SnapshotNeeded`] asked for broke; it may be asked for again.
+    /// The hand-over that [`Event::SnapshotNeeded`] asked for broke, or is over: if the peer still lags, because the log
+    /// moved on meanwhile or it had no use for what it was sent, it is asked for again.
     SnapshotFailed {
         /// To whom.
         to: NodeId,

@@ -7,12 +7,17 @@ use std::sync::Arc;
 
 use super::{Engine, State};
 use crate::message::{Chosen, Entries, Fetch};
-use crate::{Config, Event, Lead, Liveness, Mono, NodeId, Record, Slot};
+use crate::{Config, Event, Lead, Liveness, Mono, NodeId, Options, Record, Slot};
 
 /// Committed values travel in messages of about this size.
 pub(super) const CHUNK_BYTES: usize = 256 << 10;
 /// And of at most this many slots.
 pub(super) const CHUNK_SLOTS: usize = 512;
+
+/// How long a snapshot hand-over is not asked for again while the receiver still lacks it, in nanoseconds.
+fn patience(options: &Options) -> u64 {
+    u64::try_from(options.timing.retransmit.as_nanos()).unwrap_or(u64::MAX).saturating_mul(10)
+}
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Catchup {
@@ -92,7 +97,19 @@ impl Engine {
 
     pub(super) fn handle_fetch(&mut self, from: NodeId, message: &Fetch) {
         if message.from < self.log.first() {
-            if self.log.base >= message.from && self.configs.active().is_member(from) {
+            // Asked for already, and not so long ago that something must have gone wrong.
+            let recent = Mono(self.clock.0.saturating_sub(patience(&self.options)));
+            let known = match &mut self.state {
+                State::Leader(leader) => leader.peer(from).is_some_and(|peer| {
+                    let known = peer.snapshot.is_some_and(|at| at > recent);
+                    if !known {
+                        peer.snapshot = Some(self.clock);
+                    }
+                    known
+                }),
+                State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => false,
+            };
+            if !known && self.log.base >= message.from && self.configs.active().is_member(from) {
                 self.outbox.event(Event::SnapshotNeeded { to: from, at_least: Slot(self.log.first().0 - 1) });
             }
             return;

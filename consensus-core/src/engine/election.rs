@@ -35,7 +35,7 @@ const PROMISE_PARTS_MAX: u32 = 1_024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Following {
     pub(super) lead: Lead,
-    /// The life of the leader's node in which it leads.
+    /// The life of the leader's node in which it leads; 0 while no heartbeat has told.
     incarnation: u64,
 }
 
@@ -191,6 +191,11 @@ impl Engine {
 
     /// Starts or stops the election timer, by what is known of the leader.
     pub(super) fn watch_leader(&mut self, now: Mono, liveness: &Liveness) {
+        if let State::Follower(Follower { following: Some(following), .. }) = &mut self.state
+            && following.incarnation == 0
+        {
+            following.incarnation = liveness.incarnation_of(following.lead.node);
+        }
         let alive = self.leader_alive(now, liveness);
         match &mut self.state {
             State::Follower(follower) if alive => follower.election_at = None,
@@ -219,7 +224,7 @@ impl Engine {
         let mut reached: NodeSet = liveness.hears(leader).iter().copied().collect();
         reached.insert(leader);
         liveness.is_up(now, leader)
-            && liveness.incarnation_of(leader) == following.incarnation
+            && [0, liveness.incarnation_of(leader)].contains(&following.incarnation)
             && liveness.disk_ok(leader)
             && self.configs.active().is_q2(&reached)
     }
@@ -295,6 +300,7 @@ impl Engine {
             && self.reaches(now, liveness, |reached| config.is_q1(reached));
         if !fit {
             // Not a failed attempt: nobody was asked, so there is nobody to keep out of the way of.
+            self.become_follower(None);
             if let State::Follower(follower) = &mut self.state {
                 let election = self.options.timing.election;
                 follower.election_at = Some(now.after(self.rng.between(election / 4, election / 2)));
@@ -334,6 +340,13 @@ impl Engine {
         {
             self.become_follower(None);
             self.await_election(now);
+        }
+        // A member that looks for a leader has not heard of this one.
+        if let State::Leader(leader) = &mut self.state
+            && let Some(peer) = leader.peer(from)
+            && peer.is_given_up()
+        {
+            peer.on_up();
         }
         let behind = message.commit.0 + CATCHUP_SLOTS_MAX < self.log.commit.0 && self.is_voter();
         let granted = message.lead > self.acceptor.promised()

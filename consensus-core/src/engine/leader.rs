@@ -164,13 +164,13 @@ impl Leader {
     }
 
     /// Sends a member what it lacks, as far as its window allows.
-    fn replicate(&mut self, index: usize, log: &Log, outbox: &mut Outbox) {
+    fn replicate(&mut self, index: usize, now: Mono, log: &Log, outbox: &mut Outbox) {
         let (lead, gap_upto, last) = (self.lead, self.gap_upto, self.last());
         let peer = &mut self.peers[index];
         while peer.sent < last && peer.has_room() {
             let from = peer.sent.next();
             if from < log.first() {
-                peer.snapshot = true;
+                peer.snapshot = Some(now);
                 outbox.event(Event::SnapshotNeeded { to: peer.node, at_least: Slot(log.first().0 - 1) });
                 break;
             }
@@ -308,7 +308,7 @@ impl Engine {
         let State::Leader(leader) = &mut self.state else { return };
         let (last, commit) = (leader.last(), self.log.commit);
         for index in 0..leader.peers.len() {
-            leader.replicate(index, &self.log, &mut self.outbox);
+            leader.replicate(index, self.clock, &self.log, &mut self.outbox);
             let lead = leader.lead;
             let peer = &mut leader.peers[index];
             if peer.takes_probe() {
@@ -342,8 +342,8 @@ impl Engine {
         let first = self.log.first();
         let Some(peer) = leader.peer(from) else { return };
         peer.on_accepted(message.upto, message.commit, message.grants);
-        if peer.snapshot && peer.matched.next() >= first {
-            peer.snapshot = false;
+        if peer.matched.next() >= first {
+            peer.snapshot = None;
         }
         self.update_commit(now, liveness);
     }
@@ -475,7 +475,7 @@ impl Engine {
             match change {
                 PeerChange::Up => peer.on_up(),
                 PeerChange::Down => peer.on_down(),
-                PeerChange::Other if !peer.up && liveness.is_up(now, node) => peer.on_up(),
+                PeerChange::Other if liveness.is_up(now, node) && peer.is_given_up() => peer.on_up(),
                 PeerChange::Other => {}
             }
         }
@@ -503,7 +503,7 @@ impl Engine {
     pub(super) fn handle_snapshot_failed(&mut self, now: Mono, to: NodeId) {
         let State::Leader(leader) = &mut self.state else { return };
         if let Some(peer) = leader.peer(to) {
-            peer.snapshot = false;
+            peer.snapshot = None;
             peer.retry_at = None;
             peer.arm_retry(now, self.options.timing.retransmit);
             peer.await_answer();

@@ -105,11 +105,13 @@ impl Log {
                 log.commit = slot;
             } else if found.chosen {
                 // A committed value that cannot be placed in the prefix says nothing about the own vote's value. And
-                // it may have stood in for a forgotten vote.
+                // after a recovery from damage, it may have stood in for a forgotten vote.
                 if entry.is_vote() {
                     log.put(slot, Entry { value: None, ..entry });
                 }
-                lost = lost.or(Some(slot));
+                if durable.healed {
+                    lost = lost.or(Some(slot));
+                }
             } else if entry.is_vote() {
                 log.put(slot, entry);
             }

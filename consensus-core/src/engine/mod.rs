@@ -30,6 +30,7 @@ use std::sync::Arc;
 
 pub use api::{Event, Input, Output, ReadMode, ReadOutcome, Rejection, Role, Send, Status};
 
+use crate::message::Resigned;
 use crate::mutant::mutant;
 use crate::{Config, Durable, Lead, Liveness, Message, Mono, NodeId, Options, Record, Slot, Tag};
 use acceptor::Acceptor;
@@ -315,11 +316,21 @@ impl Engine {
 
     /// The disk failed. What it holds is unknown, so nothing that depends on it may be said any more.
     fn fence(&mut self) {
-        if !self.fenced {
-            self.fenced = true;
-            self.become_follower(None);
-            self.outbox.fence();
-            self.outbox.event(Event::Fenced);
+        if self.fenced {
+            return;
+        }
+        self.fenced = true;
+        let led = match &self.state {
+            State::Leader(leader) => Some(leader.lead),
+            State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => None,
+        };
+        self.become_follower(None);
+        self.outbox.fence();
+        self.outbox.event(Event::Fenced);
+        // That it does not lead any more depends on no disk.
+        for node in self.configs.active().members().filter(|node| led.is_some() && *node != self.options.node)
+        {
+            self.outbox.send_now(node, Resigned { lead: led.unwrap_or_default() });
         }
     }
 

@@ -33,8 +33,8 @@ pub(super) struct Progress {
     pub(super) commit_known: Slot,
     /// It was told the commit index up to here.
     pub(super) commit_sent: Slot,
-    /// It needs slots that are no longer kept, and was promised a snapshot.
-    pub(super) snapshot: bool,
+    /// It needs slots that are no longer kept; since when a snapshot is asked for.
+    pub(super) snapshot: Option<Mono>,
     /// The lease it granted: epoch and floor.
     pub(super) fortified: Option<(Epoch, Slot)>,
     /// The epoch it was last asked to fortify.
@@ -61,7 +61,7 @@ impl Progress {
             sent: matched.unwrap_or(last),
             commit_known: Slot(0),
             commit_sent: Slot(0),
-            snapshot: false,
+            snapshot: None,
             fortified: None,
             fortify_sent: None,
             probing: matched.is_none(),
@@ -76,7 +76,7 @@ impl Progress {
     /// Whether entries may be sent now.
     pub(super) fn has_room(&self) -> bool {
         self.up
-            && !self.snapshot
+            && self.snapshot.is_none()
             && (!self.probing || self.probe_due)
             && self.unacked_bytes < UNACKED_BYTES_MAX
             && self.unacked.len() < UNACKED_MESSAGES_MAX
@@ -145,9 +145,14 @@ impl Progress {
         self.restart();
     }
 
+    /// Whether it is asked rarely or not at all, since it did not answer.
+    pub(super) fn is_given_up(&self) -> bool {
+        !self.up || self.backoff > 0
+    }
+
     pub(super) fn on_down(&mut self) {
         self.up = false;
-        self.snapshot = false;
+        self.snapshot = None;
         self.retry_at = None;
     }
 

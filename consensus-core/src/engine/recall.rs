@@ -3,7 +3,8 @@
 //!
 //! **A forgotten promise.** To vote at b after promising b' > b would break the candidate at b'. That candidate made
 //! its own promise durable before it asked, so its node knows b' today. This node therefore acts as no acceptor at all
-//! until every other member has told what it has promised; the highest of these is not below anything forgotten.
+//! until every other member has told what it has promised; the highest of these is not below anything forgotten, but
+//! for candidacies of its own that nobody heard of. It promises more than any of them, so that none is used twice.
 //!
 //! **Forgotten votes.** Until they are made up for, promises declare them, and the candidate does not count this node
 //! in phase 1 for any slot from there on. "No vote" would be a lie that could cost a chosen value.
@@ -22,6 +23,10 @@ use super::{Engine, State};
 use crate::message::{Recall as RecallMessage, Recalled};
 use crate::mutant::mutant;
 use crate::{Event, Lead, Liveness, Mono, NodeId, Record, Slot};
+
+/// More candidacies of this node than can be forgotten without anybody else having heard of the last: each took a
+/// round of pre-votes and tens of milliseconds.
+const FORGOTTEN_ROUNDS_MAX: u64 = 1 << 20;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Recall {
@@ -107,9 +112,11 @@ impl Engine {
         let Some(recall) = self.recall.as_mut().filter(|recall| recall.promise_lost) else { return };
         let config = self.configs.active();
         if config.members().all(|node| node == self.options.node || recall.answers.contains_key(&node)) {
-            let promised = recall.answers.values().copied().max().unwrap_or_default();
+            let answered = recall.answers.values().copied().max().unwrap_or_default();
             recall.promise_lost = false;
-            self.restore_promise(promised);
+            // What this node promised to its own candidacies nobody else may know, and none may be used again.
+            let round = answered.round.saturating_add(FORGOTTEN_ROUNDS_MAX);
+            self.restore_promise(Lead { round, node: self.options.node });
             self.outbox.record(Record::Healed { promised: self.acceptor.promised(), votes: false });
         }
     }

@@ -54,3 +54,108 @@ pub(super) fn select<I: Copy + PartialEq>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::Lead;
+
+    /// I17: the definition, over all fast quorums R: the value is forced when every member of R that Q has heard of
+    /// voted for it at the highest ballot.
+    fn by_definition(votes: &[(NodeId, Option<(Ballot, u8)>)], config: &Config) -> Vec<u8> {
+        let Some(highest) = votes.iter().filter_map(|(_, vote)| vote.map(|(ballot, _)| ballot)).max() else {
+            return Vec::new();
+        };
+        let at_highest =
+            |vote: Option<(Ballot, u8)>| vote.filter(|(ballot, _)| *ballot == highest).map(|(_, id)| id);
+        if highest.kind == Kind::Classic {
+            return votes.iter().filter_map(|(_, vote)| at_highest(*vote)).take(1).collect();
+        }
+        let n = config.voters.len();
+        let mut forced: Vec<u8> = votes.iter().filter_map(|(_, vote)| at_highest(*vote)).collect();
+        forced.sort_unstable();
+        forced.dedup();
+        forced.retain(|id| {
+            (0..1u32 << n).any(|quorum| {
+                let members: Vec<NodeId> =
+                    (0..n as u32).filter(|bit| quorum >> bit & 1 == 1).map(NodeId).collect();
+                let heard = votes.iter().filter(|(node, _)| members.contains(node));
+                config.qf.is_some_and(|qf| members.len() >= usize::from(qf))
+                    && heard.clone().all(|(_, vote)| at_highest(*vote) == Some(*id))
+            })
+        });
+        forced
+    }
+
+    fn configs() -> impl Strategy<Value = Config> {
+        prop::sample::select(vec![
+            (3, 2, 2, 3),
+            (4, 3, 3, 3),
+            (4, 3, 2, 3),
+            (5, 3, 3, 4),
+            (5, 4, 2, 4),
+            (5, 5, 1, 3),
+            (6, 4, 3, 5),
+            (7, 4, 4, 6),
+            (7, 5, 3, 5),
+        ])
+        .prop_map(|(n, q1, q2, qf)| Config::majority((0..n).map(NodeId)).with_quorums(q1, q2, Some(qf)))
+    }
+
+    fn case() -> impl Strategy<Value = (Config, Vec<(NodeId, Option<(Ballot, u8)>)>)> {
+        configs().prop_flat_map(|config| {
+            let n = config.voters.len();
+            let q1 = usize::from(config.q1);
+            let vote = prop::option::weighted(0.8, (1u64..4, any::<bool>(), 0u8..3));
+            let votes = prop::collection::vec(vote, n);
+            let heard = prop::sample::subsequence((0..n).collect::<Vec<_>>(), q1..=n);
+            (Just(config), votes, heard).prop_map(|(config, votes, heard)| {
+                let votes = heard.into_iter().map(|node| {
+                    let vote = votes[node].map(|(round, fast, id)| {
+                        let kind = if fast { Kind::Fast } else { Kind::Classic };
+                        // One value per classic ballot.
+                        let id = if fast { id } else { round as u8 };
+                        (Ballot { lead: Lead { round, node: NodeId(0) }, kind }, id)
+                    });
+                    (NodeId(node as u32), vote)
+                });
+                let votes = votes.collect();
+                (config, votes)
+            })
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #[test]
+        fn is_what_the_definition_says((config, votes) in case()) {
+            prop_assert_eq!(config.check(), Ok(()));
+            let forced = by_definition(&votes, &config);
+            prop_assert!(forced.len() <= 1, "I6");
+            let selected = match select(&votes, &config) {
+                Selection::Free => None,
+                Selection::Forced(_, id) => Some(id),
+            };
+            prop_assert_eq!(selected, forced.first().copied());
+        }
+    }
+
+    #[test]
+    fn the_highest_ballot_alone_counts() {
+        let config = Config::majority((0..3).map(NodeId));
+        let vote = |round, id| Some((Ballot::classic(Lead { round, node: NodeId(0) }), id));
+        assert_eq!(select::<u8>(&[(NodeId(0), None), (NodeId(1), None)], &config), Selection::Free);
+        let votes = [(NodeId(0), vote(2, 7u8)), (NodeId(1), vote(5, 8)), (NodeId(2), vote(5, 8))];
+        assert!(matches!(select(&votes, &config), Selection::Forced(ballot, 8) if ballot.lead.round == 5));
+    }
+
+    #[test]
+    #[should_panic(expected = "I3")]
+    fn two_values_at_one_classic_ballot_are_an_error() {
+        let config = Config::majority((0..3).map(NodeId));
+        let vote = |id| Some((Ballot::classic(Lead { round: 1, node: NodeId(0) }), id));
+        select(&[(NodeId(0), vote(1)), (NodeId(1), vote(2))], &config);
+    }
+}

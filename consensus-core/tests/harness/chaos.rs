@@ -46,7 +46,7 @@ impl Oracle {
             {
                 assert!(slot >= newest, "I12: seed {seed}: lease read at {} behind {}", slot.0, newest.0);
             }
-            let reads = std::mem::take(&mut cluster.nodes.get_mut(&id).unwrap().reads);
+            let reads = std::mem::take(&mut cluster.node(id).reads);
             for (tag, outcome) in reads {
                 let asked = self.asked.remove(&(id, tag)).expect("only what was asked is answered");
                 if let ReadOutcome::At(slot) = outcome {
@@ -107,7 +107,7 @@ pub fn run(seed: u64, prepare: impl FnOnce(&mut Cluster)) {
                         1 => Damage::Lost(slot),
                         _ => Damage::Tail(1 + rng.below(6) as usize),
                     };
-                    cluster.nodes.get_mut(&id).unwrap().damage.push(kind);
+                    cluster.node(id).damage.push(kind);
                 }
                 cluster.start(id);
             }
@@ -118,13 +118,13 @@ pub fn run(seed: u64, prepare: impl FnOnce(&mut Cluster)) {
             66..=69 => cluster.heal(),
             70..=71 => cluster.pause(id),
             72..=79 if cluster.nodes[&id].paused => cluster.resume(id),
-            80..=82 => cluster.nodes.get_mut(&id).unwrap().disk_stalled = true,
+            80..=82 => cluster.node(id).disk_stalled = true,
             83..=88 if cluster.nodes[&id].disk_stalled => {
                 if rng.chance(50) {
                     let count = rng.below(4) as usize;
                     cluster.persist_some(id, count);
                 } else {
-                    cluster.nodes.get_mut(&id).unwrap().disk_stalled = false;
+                    cluster.node(id).disk_stalled = false;
                     cluster.persist_some(id, usize::MAX);
                 }
             }
@@ -163,7 +163,7 @@ pub fn run(seed: u64, prepare: impl FnOnce(&mut Cluster)) {
         if cluster.nodes[&id].paused {
             cluster.resume(id);
         }
-        cluster.nodes.get_mut(&id).unwrap().disk_stalled = false;
+        cluster.node(id).disk_stalled = false;
         cluster.persist_some(id, usize::MAX);
     }
     cluster.trace_messages = true;
@@ -173,8 +173,7 @@ pub fn run(seed: u64, prepare: impl FnOnce(&mut Cluster)) {
     }
     oracle.check(&mut cluster, seed);
     let leader = cluster.leader().unwrap_or_else(|| {
-        let states: Vec<_> =
-            cluster.nodes.values().map(|node| node.engine.as_ref().unwrap().status()).collect();
+        let states: Vec<_> = cluster.nodes.values().map(|node| cluster.engine(node.id).status()).collect();
         let last = &cluster.lines[cluster.lines.len().saturating_sub(60)..];
         panic!("I21: seed {seed}: nobody leads: {last:#?} {states:?}")
     });
@@ -186,11 +185,6 @@ pub fn run(seed: u64, prepare: impl FnOnce(&mut Cluster)) {
     for node in cluster.nodes.values() {
         let lines = &cluster.lines[cluster.lines.len().saturating_sub(60)..];
         assert_eq!(node.applied_upto, last, "I21: seed {seed}: node {} is behind {lines:#?}", node.id.0);
-        assert_eq!(
-            node.engine.as_ref().unwrap().status().faulty_from,
-            None,
-            "seed {seed}: node {}",
-            node.id.0
-        );
+        assert_eq!(cluster.engine(node.id).status().faulty_from, None, "seed {seed}: node {}", node.id.0);
     }
 }

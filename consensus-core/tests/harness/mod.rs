@@ -22,6 +22,9 @@ use consensus_core::{
 /// From one node to another.
 pub const LATENCY: Duration = Duration::from_millis(1);
 
+/// With this, node 1 is the first to run for leader in a new cluster.
+const SEED: u64 = 45;
+
 /// One replica and its surroundings.
 pub struct Node {
     pub id: NodeId,
@@ -216,7 +219,7 @@ impl Cluster {
         self.start(id);
     }
 
-    fn node(&mut self, id: NodeId) -> &mut Node {
+    pub fn node(&mut self, id: NodeId) -> &mut Node {
         self.nodes.get_mut(&id).expect("a node of this cluster")
     }
 
@@ -259,7 +262,7 @@ impl Cluster {
                 node.applied_upto = Slot(0);
             }
         }
-        let mut options = Options::new(GroupId(1), id, 7 + node.incarnation * 100);
+        let mut options = Options::new(GroupId(1), id, SEED + node.incarnation * 100);
         options.timing = timing;
         make(&mut options);
         #[cfg(feature = "mutants")]
@@ -295,7 +298,7 @@ impl Cluster {
     }
 
     /// Carries out what the engine and the liveness of a node ask for, until they ask for nothing more.
-    fn work(&mut self, id: NodeId) {
+    pub fn work(&mut self, id: NodeId) {
         for turn in 0.. {
             assert!(turn < 10_000, "node {} never rests: {:?}", id.0, self.lines.last());
             let now = self.now;
@@ -375,10 +378,13 @@ impl Cluster {
                         .push(format!("{}: snapshot at {} or later needed by {}", id.0, at_least.0, to.0));
                     self.snapshots_wanted.push((id, *to, *at_least));
                 }
-                Event::TransferAborted { .. }
-                | Event::Fenced
-                | Event::PayloadRepaired { .. }
-                | Event::Healed => self.lines.push(format!("{}: {event:?}", id.0)),
+                Event::Fenced => {
+                    self.lines.push(format!("{}: {event:?}", id.0));
+                    node.liveness.disk_failed(self.now);
+                }
+                Event::TransferAborted { .. } | Event::PayloadRepaired { .. } | Event::Healed => {
+                    self.lines.push(format!("{}: {event:?}", id.0))
+                }
             }
         }
     }
@@ -522,6 +528,15 @@ impl Cluster {
                 );
             }
             self.work(id);
+        }
+    }
+
+    /// The next timer of a node is due now: its clock jumps there, and everybody's with it.
+    pub fn timeout(&mut self, id: NodeId) {
+        let engine = self.nodes[&id].engine.as_ref();
+        if let Some(at) = engine.and_then(Engine::next_deadline) {
+            self.now = self.now.max(at);
+            self.step(id, Input::Timeout);
         }
     }
 
