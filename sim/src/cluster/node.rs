@@ -493,7 +493,12 @@ impl Node {
             }
         }
         self.log.records = whole;
-        self.log.durable = Lsn(head.0.saturating_sub(1));
+        let durable = Lsn(head.0.saturating_sub(1));
+        if durable > self.log.durable {
+            // A batch that nobody was told of survived.
+            self.log.last_batch = Lsn(self.log.durable.0 + 1);
+        }
+        self.log.durable = durable;
         self.log.floors.clear();
     }
 

@@ -271,11 +271,11 @@ impl Replica {
                 }
             }
             GroupInput::SnapshotSent { to, number, arrived } => {
+                // Arrived or not: the log may have moved on meanwhile, or the peer had no use for it.
+                trace!(env, "n{} g{} snapshot to n{} arrived: {arrived}", node.index + 1, self.group, to.0);
                 if self.sending.get(&to) == Some(&number) {
                     self.sending.remove(&to);
-                    if !arrived {
-                        self.step(process, env, now, Input::SnapshotFailed { to });
-                    }
+                    self.step(process, env, now, Input::SnapshotFailed { to });
                 }
             }
             GroupInput::SnapshotWanted => self.wanted = true,
