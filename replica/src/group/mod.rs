@@ -337,11 +337,10 @@ impl Group {
                 self.on_snapshot_received(slot, config, *state);
             }
             GroupEvent::SnapshotRequested { by, at_least } => self.send_snapshot(by, at_least),
-            GroupEvent::SnapshotSent { to, arrived } => {
+            // Also when it arrived: the log may have moved on meanwhile, or the peer had no use for it.
+            GroupEvent::SnapshotSent { to, arrived: _ } => {
                 self.snapshotting.sent(to);
-                if !arrived {
-                    self.step(Input::SnapshotFailed { to });
-                }
+                self.step(Input::SnapshotFailed { to });
             }
             GroupEvent::SnapshotWanted => self.snapshotting.want(),
         }
