@@ -62,6 +62,9 @@ mod tests {
     use super::*;
     use crate::Lead;
 
+    /// What a phase-1 quorum answered, with small numbers for values.
+    type Votes = Vec<(NodeId, Option<(Ballot, u8)>)>;
+
     /// I17: the definition, over all fast quorums R: the value is forced when every member of R that Q has heard of
     /// voted for it at the highest ballot.
     fn by_definition(votes: &[(NodeId, Option<(Ballot, u8)>)], config: &Config) -> Vec<u8> {
@@ -104,7 +107,7 @@ mod tests {
         .prop_map(|(n, q1, q2, qf)| Config::majority((0..n).map(NodeId)).with_quorums(q1, q2, Some(qf)))
     }
 
-    fn case() -> impl Strategy<Value = (Config, Vec<(NodeId, Option<(Ballot, u8)>)>)> {
+    fn case() -> impl Strategy<Value = (Config, Votes)> {
         configs().prop_flat_map(|config| {
             let n = config.voters.len();
             let q1 = usize::from(config.q1);
