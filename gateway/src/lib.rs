@@ -45,6 +45,8 @@ const BACKLOG: i32 = 4096;
 pub struct GatewayOptions {
     /// Unique in the region.
     pub name: String,
+    /// Where it stands; empty if that was not said.
+    pub region: String,
     /// Where clients connect.
     pub listen: SocketAddr,
     /// Where operators' tools connect; the same HTTP endpoints, no gRPC.
@@ -72,6 +74,7 @@ impl GatewayOptions {
     pub fn new(name: impl Into<String>, listen: SocketAddr, nodes: Vec<String>) -> GatewayOptions {
         GatewayOptions {
             name: name.into(),
+            region: String::new(),
             listen,
             admin_listen: None,
             nodes,
@@ -110,15 +113,17 @@ impl Gateway {
             request_timeout: options.request_timeout,
             waiting_max: options.waiting_max,
         }));
+        let (name, region) = (options.name.clone(), options.region.clone());
         let serving = Serving::start(
             Arc::clone(&carrier),
             listener,
             admin,
             options.name,
+            &options.region,
             options.members,
             options.door,
         )?;
-        info!(client = %serving.client.address, "gateway serves");
+        info!(name, region, client = %serving.client.address, "gateway serves");
         Ok(Gateway { carrier, serving, drain: options.drain })
     }
 
@@ -165,11 +170,13 @@ impl Serving {
         listener: TcpListener,
         admin: Option<TcpListener>,
         name: String,
+        region: &str,
         members: Vec<Member>,
         options: DoorOptions,
     ) -> io::Result<Serving> {
         let id =
             members.iter().find(|member| member.name == name).map_or(member_id(&name), |member| member.id);
+        let metrics = Metrics::new(id, &name, region);
         let members = if members.is_empty() {
             let url = format!("http://{}", listener.local_addr()?);
             vec![Member { id, name, client_urls: vec![url.clone()], peer_urls: vec![url] }]
@@ -183,7 +190,6 @@ impl Serving {
         let watching =
             watch_leader(leader_known.clone(), options.leaderless_max, leaderless_sender, ending.clone());
         tokio::spawn(watching);
-        let metrics = Metrics::new(id);
         let door = Arc::new(Door {
             hub: Hub::new(Arc::clone(&domain), metrics.upstreams.clone()),
             domain,

@@ -78,7 +78,7 @@ impl MethodMetrics {
 }
 
 impl Metrics {
-    pub(crate) fn new(member_id: u64) -> Metrics {
+    pub(crate) fn new(member_id: u64, name: &str, region: &str) -> Metrics {
         let registry = Registry::new();
         let counter = |name: &str, help: &str| {
             let counter = IntCounter::new(name, help).expect("the name is well formed");
@@ -114,31 +114,35 @@ impl Metrics {
                 .collect(),
         });
         let methods = methods.collect();
-        let gauges = |name: &str, help: &str, label: &str, value: &str| {
-            let opts = Opts::new(name, help).const_label(label, value);
+        let facts = |metric: &str, help: &str, labels: &[(&str, &str)]| {
+            let opts = labels
+                .iter()
+                .fold(Opts::new(metric, help), |opts, (label, value)| opts.const_label(*label, *value));
             let gauge = IntGauge::with_opts(opts).expect("the name is well formed");
             registry.register(Box::new(gauge.clone())).expect("each name is registered once");
             gauge.set(1);
         };
-        gauges(
+        facts(
             "etcd_server_version",
             "Which version is running. 1 for 'server_version' label with current version.",
-            "server_version",
-            ADVERTISED_VERSION,
+            &[("server_version", ADVERTISED_VERSION)],
         );
-        gauges(
+        facts(
             "etcd_server_id",
             "Server or member ID in hexadecimal format. 1 for 'server_id' label with current ID.",
-            "server_id",
-            &format!("{member_id:x}"),
+            &[("server_id", &format!("{member_id:x}"))],
         );
-        gauges(
+        facts(
             "etcd_cluster_version",
             "Which version is running. 1 for 'cluster_version' label with current cluster version.",
-            "cluster_version",
-            ADVERTISED_CLUSTER_VERSION,
+            &[("cluster_version", ADVERTISED_CLUSTER_VERSION)],
         );
-        gauges("gaios_build_info", "The version of gaios.", "version", env!("CARGO_PKG_VERSION"));
+        facts("gaios_build_info", "The version of gaios.", &[("version", env!("CARGO_PKG_VERSION"))]);
+        facts(
+            "gaios_gateway_info",
+            "Which gateway this is, and where it stands.",
+            &[("name", name), ("region", region)],
+        );
         #[cfg(target_os = "linux")]
         registry
             .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use consensus_core::{GroupId, Role, Slot, Status};
+use consensus_core::{GroupId, NodeId, Role, Slot, Status};
 use parking_lot::Mutex;
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntGaugeVec, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, IntGaugeVec, Opts, Registry};
 
 /// Cheap to clone: all clones count together.
 #[derive(Debug, Clone)]
@@ -25,8 +25,14 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Metrics {
+    pub(crate) fn new(node: NodeId, name: &str) -> Metrics {
         let registry = Registry::new();
+        let info = Opts::new("gaios_replica_info", "Which node this is")
+            .const_label("node", node.0.to_string())
+            .const_label("name", name);
+        let info = IntGauge::with_opts(info).expect("the name is well formed");
+        registry.register(Box::new(info.clone())).expect("each name is registered once");
+        info.set(1);
         Metrics {
             // etcd's name, so that its dashboards find it.
             fsync_seconds: histogram(

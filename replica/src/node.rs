@@ -39,6 +39,8 @@ const FIRST_FRAME_BYTES: usize = 4096;
 pub struct NodeOptions {
     /// This node.
     pub id: NodeId,
+    /// What operators call it, in logs and metrics.
+    pub name: String,
     /// The cluster, the same number on all its nodes; not 0.
     pub cluster: u64,
     /// Every node of the cluster and the address its peers reach it at, this node included.
@@ -131,6 +133,7 @@ impl Node {
         let address = listener
             .local_addr()
             .map_err(|source| StartError::Io { action: "read the listening address", source })?;
+        let name = options.name.clone();
         let (shared, starts) = tokio::task::spawn_blocking(move || recover(options))
             .await
             .map_err(|error| StartError::Io { action: "recover", source: io::Error::other(error) })??;
@@ -145,7 +148,7 @@ impl Node {
             others.spawn(peer::dial(Arc::clone(&shared), Arc::clone(peer)));
         }
         let accepting = tokio::spawn(accept(Arc::clone(&shared), listener, others.clone()));
-        info!(node = shared.id.0, %address, groups = shared.groups.len(), "node up");
+        info!(node = shared.id.0, name, %address, groups = shared.groups.len(), "node up");
         Ok(Node { shared, address, groups, others, accepting })
     }
 
@@ -364,7 +367,7 @@ fn recover(options: NodeOptions) -> Result<(Arc<Shared>, Starts), StartError> {
         .map(|(id, address)| (*id, Arc::new(Peer::new(*id, address.clone()))))
         .collect();
     let groups = Arc::new(handles);
-    let metrics = Metrics::new();
+    let metrics = Metrics::new(options.id, &options.name);
     let writer = spawn_writer(journal, Arc::clone(&groups), metrics.clone())?;
     let shared = Shared {
         id: options.id,

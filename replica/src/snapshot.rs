@@ -20,23 +20,17 @@ use crate::wire::{self, PeerFrame, Purpose};
 
 type Failure = Box<dyn StdError + Send + Sync>;
 
-/// Sends the snapshot `id` to `to`, and tells the group how it went.
+/// Sends the snapshot `id` to `to`, and tells the group when that is over.
 pub(crate) async fn send(shared: Arc<Shared>, group: Arc<GroupHandle>, to: NodeId, id: SnapshotId) {
     let result = tokio::select! {
         result = try_send(&shared, to, id) => result,
         () = shared.stopped.cancelled() => return,
     };
-    let arrived = match result {
-        Ok(bytes) => {
-            info!(group = id.group, slot = id.slot, to = to.0, bytes, "snapshot sent");
-            true
-        }
-        Err(error) => {
-            warn!(group = id.group, slot = id.slot, to = to.0, %error, "snapshot not sent");
-            false
-        }
-    };
-    group.inbox.push_always(GroupEvent::SnapshotSent { to, arrived });
+    match result {
+        Ok(bytes) => info!(group = id.group, slot = id.slot, to = to.0, bytes, "snapshot sent"),
+        Err(error) => warn!(group = id.group, slot = id.slot, to = to.0, %error, "snapshot not sent"),
+    }
+    group.inbox.push_always(GroupEvent::SnapshotSent { to });
 }
 
 async fn try_send(shared: &Shared, to: NodeId, id: SnapshotId) -> Result<u64, Failure> {

@@ -30,6 +30,7 @@ pub(crate) fn options(config: &Config) -> GatewayOptions {
     let urls = |urls: &[ClientUrl]| urls.iter().map(ToString::to_string).collect::<Vec<_>>();
     let limits = &config.limits;
     GatewayOptions {
+        region: config.region.as_ref().map(ToString::to_string).unwrap_or_default(),
         admin_listen: Some(config.admin_listen),
         cluster_id: Some(config.cluster.id()),
         members: config

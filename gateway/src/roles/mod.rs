@@ -58,10 +58,12 @@ fn start_log(log: &Log) {
 
 fn bind(address: SocketAddr, field: &str) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).map_err(|error| {
-        let hint = match error.kind() {
-            io::ErrorKind::AddrInUse => format!("; something else listens there: choose another {field}"),
-            io::ErrorKind::AddrNotAvailable => format!("; {field} must be an address of this machine"),
-            _ => String::new(),
+        let hint = if error.kind() == io::ErrorKind::AddrInUse {
+            format!("; something else listens there: choose another {field}")
+        } else if error.kind() == io::ErrorKind::AddrNotAvailable {
+            format!("; {field} must be an address of this machine")
+        } else {
+            String::new()
         };
         format!("cannot listen on {address}: {error}{hint}").into()
     })

@@ -33,6 +33,7 @@ pub(crate) fn options(config: &Replica, listener: TcpListener) -> Result<NodeOpt
     let ids = |ids: &[u32]| ids.iter().map(|id| NodeId(*id)).collect::<Vec<_>>();
     Ok(NodeOptions {
         id: NodeId(config.node),
+        name: config.display_name(),
         cluster: cluster.id(),
         nodes: cluster.nodes.iter().map(|node| (NodeId(node.id), node.address.to_string())).collect(),
         groups: cluster

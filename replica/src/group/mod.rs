@@ -69,8 +69,8 @@ pub(crate) enum GroupEvent {
     SnapshotReceived { slot: Slot, config: Arc<Config>, state: Box<Keyspace> },
     /// A peer has lost its own snapshot and cannot start without one.
     SnapshotRequested { by: NodeId, at_least: Slot },
-    /// Whether a snapshot arrived at the peer that needed it.
-    SnapshotSent { to: NodeId, arrived: bool },
+    /// The hand-over of a snapshot is over, however it went.
+    SnapshotSent { to: NodeId },
     /// The journal wants the group to let go of old segments.
     SnapshotWanted,
 }
@@ -338,7 +338,7 @@ impl Group {
             }
             GroupEvent::SnapshotRequested { by, at_least } => self.send_snapshot(by, at_least),
             // Also when it arrived: the log may have moved on meanwhile, or the peer had no use for it.
-            GroupEvent::SnapshotSent { to, arrived: _ } => {
+            GroupEvent::SnapshotSent { to } => {
                 self.snapshotting.sent(to);
                 self.step(Input::SnapshotFailed { to });
             }
