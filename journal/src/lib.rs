@@ -126,7 +126,7 @@ pub use recovery::{Cause, Damage, DamageKind, LostRecord, Recovered, Report, Tor
 pub use sim::SimDisk;
 pub use snapshot::{Snapshot, SnapshotId, SnapshotReader, SnapshotWriter};
 pub use superblock::{Facts, Superblock};
-pub use writer::{Batch, Event, Record, Ticket, Writer, WriterStats};
+pub use writer::{BACKLOG_BYTES_CROWDED, Batch, Event, Record, Ticket, Writer, WriterStats};
 
 /// Longest label of a record, in bytes.
 pub const LABEL_BYTES_MAX: usize = 64;

@@ -27,6 +27,8 @@ use crate::{
 
 /// Payload bytes handed in and not yet durable beyond which [`Writer::append`] refuses: 256 MiB.
 pub const BACKLOG_BYTES_MAX: u64 = 256 << 20;
+/// The same beyond which [`Writer::is_crowded`]: what can come again later should, so that the rest always fits.
+pub const BACKLOG_BYTES_CROWDED: u64 = BACKLOG_BYTES_MAX / 4;
 /// How often a full disk is looked at again when nothing is handed in.
 pub const RETRY_FULL: Duration = Duration::from_millis(100);
 
@@ -161,6 +163,9 @@ where
             return Err(Error::Backlog { bytes: queue.backlog_bytes, max: BACKLOG_BYTES_MAX });
         }
         queue.backlog_bytes += bytes;
+        if queue.backlog_bytes > BACKLOG_BYTES_CROWDED {
+            self.shared.crowded.store(true, Ordering::Relaxed);
+        }
         queue.work.push(Work::Append(batch));
         self.shared.wake(queue);
         Ok(())
@@ -194,6 +199,12 @@ where
         self.shared.full.load(Ordering::Acquire)
     }
 
+    /// Whether the disk is far behind what is handed in.
+    #[must_use]
+    pub fn is_crowded(&self) -> bool {
+        self.shared.crowded.load(Ordering::Relaxed)
+    }
+
     /// Finishes what was handed in, ends the thread, and returns the journal.
     ///
     /// # Errors
@@ -224,6 +235,8 @@ struct Shared {
     queue: Mutex<Queue>,
     woken: Condvar,
     full: AtomicBool,
+    /// A copy of what the queue's backlog says, to be read without the lock.
+    crowded: AtomicBool,
     fenced: AtomicBool,
     stats: Mutex<WriterStats>,
 }
@@ -423,7 +436,11 @@ impl<D: Disk, F: FnMut(Event)> Worker<D, F> {
             (self.on_event)(Event::Completed { group, ticket, lsn });
         }
         if bytes > 0 {
-            lock(&self.shared.queue).backlog_bytes -= bytes;
+            let mut queue = lock(&self.shared.queue);
+            queue.backlog_bytes -= bytes;
+            if queue.backlog_bytes <= BACKLOG_BYTES_CROWDED {
+                self.shared.crowded.store(false, Ordering::Relaxed);
+            }
         }
     }
 

@@ -259,3 +259,32 @@ fn floors_given_to_the_writer_recycle_segments() {
     let journal = writer.close().unwrap();
     assert!(journal.stats().oldest > Lsn(900));
 }
+
+#[test]
+fn a_disk_far_behind_is_told_before_anything_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { segment_bytes: 8 << 20, ..options() };
+    let (journal, ..) = Journal::open(RealDisk::open(dir.path()).unwrap(), options, &mut |_| {}).unwrap();
+    // A rendezvous: the writer's thread goes on only as far as the test follows its events.
+    let (sender, events) = mpsc::sync_channel(0);
+    let writer = Writer::spawn(journal, move |event| drop(sender.send(event))).unwrap();
+    let payload = Bytes::from(vec![7; 1 << 20]);
+    let record = Record { label: Bytes::from_static(b"label"), payload: vec![payload] };
+    let append = |ticket| {
+        let batch = Batch { group: 1, ticket: Ticket(ticket), records: vec![record.clone()] };
+        writer.append(batch).unwrap();
+    };
+    let mut last = 0;
+    while !writer.is_crowded() {
+        last += 1;
+        append(last);
+    }
+    assert_eq!(last << 20, journal::BACKLOG_BYTES_CROWDED + (1 << 20));
+    while next_completed(&events).1 != Ticket(last) {}
+    // The thread lowers the backlog between telling of the last batch and of the next sync.
+    append(last + 1);
+    next_completed(&events);
+    assert!(!writer.is_crowded());
+    drop(events);
+    writer.close().unwrap();
+}

@@ -318,7 +318,7 @@ impl Group {
 
     fn on_event(&mut self, event: GroupEvent) {
         match event {
-            GroupEvent::Peer { from, message } => self.step(Input::Message { from, message }),
+            GroupEvent::Peer { from, message } => self.on_message(from, message),
             GroupEvent::Requests { link, requests } => {
                 for request in requests {
                     self.on_request(&link, request);
@@ -343,6 +343,14 @@ impl Group {
                 self.step(Input::SnapshotFailed { to });
             }
             GroupEvent::SnapshotWanted => self.snapshotting.want(),
+        }
+    }
+
+    fn on_message(&mut self, from: NodeId, message: Message) {
+        // These bring records for the journal, and come again.
+        let brings_records = matches!(message, Message::Accept(_) | Message::Chosen(_));
+        if !(brings_records && self.shared.journal.is_crowded()) {
+            self.step(Input::Message { from, message });
         }
     }
 
@@ -447,6 +455,8 @@ impl Group {
             Why::Stopping
         } else if self.shared.journal.is_full() {
             Why::NoDisk
+        } else if self.shared.journal.is_crowded() {
+            Why::Overloaded
         } else {
             return true;
         };
