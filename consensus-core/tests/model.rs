@@ -16,9 +16,9 @@ use consensus_core::{
     Config, Durable, Engine, GroupId, Input, Liveness, LivenessOutput, Message, Mono, NodeId, NodeSet,
     Options, Output, PersistSeq, Record, Role, Send, Slot, Tag, Timing, Value,
 };
-#[cfg(feature = "mutants")]
-use stateright::HasDiscoveries;
 use stateright::{Checker, Model, Property};
+#[cfg(feature = "mutants")]
+use stateright::{HasDiscoveries, UniformChooser};
 
 /// What the model may do, and how often.
 #[derive(Clone, Debug)]
@@ -347,6 +347,10 @@ fn bounds() -> Bounds {
 /// turn.
 const STATES: usize = 600_000;
 
+/// States that random walks may pass through until they meet the consequence of a broken rule.
+#[cfg(feature = "mutants")]
+const STATES_WALKED: usize = 2_000_000;
+
 /// Searches breadth first, and asks that nothing bad was found and the good things were.
 fn check(name: &str, bounds: Bounds) {
     let expected = if bounds.proposals > 0 { 2 } else { 1 };
@@ -370,13 +374,13 @@ fn every_order_of_a_few_events() {
     check("leases and a crash", Bounds { crashes: 1, proposals: 0, ..leases });
 }
 
-/// Broken rules that the model finds in seconds.
+/// Broken rules that no process has to be lost for. Random walks, since what these lead to lies deeper than a search of
+/// all orders comes; the walks are the same each time.
 #[cfg(feature = "mutants")]
 #[test]
 fn mutants_are_found() {
     use consensus_core::Mutant;
     let leases = Bounds { leases: true, lapse: true, ..bounds() };
-    let crash = Bounds { disks: true, crashes: 1, ..bounds() };
     let cases = [
         (Mutant::PhaseOneQuorumShort, bounds()),
         (Mutant::PhaseTwoQuorumShort, bounds()),
@@ -385,10 +389,7 @@ fn mutants_are_found() {
         (Mutant::GrantMissing, leases.clone()),
         (Mutant::LeaseUnbounded, leases.clone()),
         (Mutant::FloorSkipped, leases.clone()),
-        (Mutant::LeaderIgnoresFloor, leases.clone()),
-        (Mutant::QuarantineSkipped, Bounds { crashes: 1, proposals: 0, ..leases }),
-        (Mutant::AcceptedUngated, crash.clone()),
-        (Mutant::PromiseUngated, crash),
+        (Mutant::LeaderIgnoresFloor, leases),
     ];
     std::panic::set_hook(Box::new(|_| {}));
     let mut alive = Vec::new();
@@ -396,14 +397,14 @@ fn mutants_are_found() {
         let bounds = Bounds { mutant: Some(mutant), ..bounds };
         let found = bounds
             .checker()
-            .threads(2)
-            .timeout(Duration::from_secs(60))
+            .threads(1)
+            .target_state_count(STATES_WALKED)
             .finish_when(HasDiscoveries::AnyFailures)
-            .spawn_bfs()
+            .spawn_simulation(1, UniformChooser)
             .join();
         let bad = ["agreement and assertions", "lease reads are fresh"];
         match bad.iter().find(|property| found.discovery(property).is_some()) {
-            Some(property) => println!("{mutant:?}: {property} ({} states)", found.unique_state_count()),
+            Some(property) => println!("{mutant:?}: {property} ({} states)", found.state_count()),
             None => alive.push(mutant),
         }
     }

@@ -25,6 +25,7 @@ The parts of `ci`, each also alone:
   deny      licences, sources and bans of dependencies; advisories where their database can be had
   rustdoc   the documentation builds, no warnings
   sim [-- ARGS]          the simulation, optimised; without ARGS, as many seeds as CI runs
+  mutants                the rules of consensus broken one by one: simulation, model and tests must notice each
   compat [-- ARGS]       etcd 3.5.1 against `gaios dev`: differential run, etcdctl script, tests of the etcd-client crate
 ";
 
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         ["rustdoc"] => rustdoc(),
         ["sim"] => sim(&[]),
         ["sim", "--", rest @ ..] => sim(rest),
+        ["mutants"] => mutants(),
         ["compat"] => compat(&[]),
         ["compat", "--", rest @ ..] => compat(rest),
         [] | ["help" | "-h" | "--help"] => {
@@ -90,6 +92,7 @@ fn ci(tests: Tests) -> Result<(), Failure> {
     steps.step("rustdoc", rustdoc);
     steps.step("deny", deny::run);
     steps.step("sim", || sim(&[]));
+    steps.step("mutants", mutants);
     steps.step("compat", || compat(&[]));
     steps.finish()
 }
@@ -104,7 +107,10 @@ fn fmt() -> Result<(), Failure> {
 }
 
 fn clippy() -> Result<(), Failure> {
-    cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]).run()
+    cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]).run()?;
+    // What is compiled only to break the rules on purpose.
+    let broken = ["--package", "consensus-core", "--package", "sim", "--features", MUTANTS];
+    cargo(&[&["clippy", "--all-targets", "--locked"], &broken[..], &["--", "-D", "warnings"]].concat()).run()
 }
 
 fn rustdoc() -> Result<(), Failure> {
@@ -119,6 +125,20 @@ const SIM_SEEDS_IN_CI: &str = "3000";
 fn sim(args: &[&str]) -> Result<(), Failure> {
     let args = if args.is_empty() { &["--seeds", SIM_SEEDS_IN_CI, "--require-coverage"] } else { args };
     cargo(&[&["run", "--release", "--locked", "--package", "sim", "--bin", "sim", "--"], args].concat()).run()
+}
+
+/// The features with which a rule can be broken at run time.
+const MUTANTS: &str = "consensus-core/mutants,sim/mutants";
+/// Seeds after which a mutant counts as not noticed. The slowest so far took 150.
+const SEEDS_PER_MUTANT: &str = "2000";
+
+/// Optimised, since some take a hundred runs to show.
+fn mutants() -> Result<(), Failure> {
+    let release = ["--release", "--locked", "--features", "mutants"];
+    let simulation = ["--package", "sim", "--bin", "sim", "--", "--mutants", "--seeds", SEEDS_PER_MUTANT];
+    cargo(&[&["run"], &release[..], &simulation[..]].concat()).run()?;
+    let tests = ["--package", "consensus-core", "--test", "mutants", "--test", "model", "mutants"];
+    cargo(&[&["test"], &release[..], &tests[..]].concat()).run()
 }
 
 fn compat(args: &[&str]) -> Result<(), Failure> {
