@@ -636,7 +636,8 @@ mod tests {
                 }
             ),
             (slot(), any::<bool>()).prop_map(|(from, promise_lost)| Record::Faulty { from, promise_lost }),
-            (lead(), any::<bool>()).prop_map(|(promised, votes)| Record::Healed { promised, votes }),
+            (lead(), prop::option::of(slot()))
+                .prop_map(|(promised, relied_upto)| Record::Healed { promised, relied_upto }),
         ]
     }
 

@@ -71,12 +71,14 @@ pub enum Record {
         /// So may a promise.
         promise_lost: bool,
     },
-    /// All that may have been forgotten is made up for, up to `promised`.
+    /// All that may have been forgotten is made up for, up to `promised`. Repeated after a [`Record::Base`] below
+    /// `relied_upto`.
     Healed {
         /// The promise that is certain from here on.
         promised: Lead,
-        /// Whether votes are certain too, or only the promise.
-        votes: bool,
+        /// Votes are certain too: committed values up to here stand in for those that were forgotten. `None` when only
+        /// the promise is certain.
+        relied_upto: Option<Slot>,
     },
 }
 
@@ -97,7 +99,7 @@ pub enum RecordKind {
 pub struct RecordLabel {
     /// Which record.
     pub kind: RecordKind,
-    /// The slot of a vote or chosen value or base; 0 for the others.
+    /// The slot of a vote or chosen value or base, `relied_upto` of a `Healed`; 0 for the others.
     pub slot: Slot,
     /// The ballot of a vote, the promise of a `Promised`, `Base` or `Healed`; zero for the others.
     pub ballot: Ballot,
@@ -170,7 +172,9 @@ impl Record {
                 Some(from) => Record::Faulty { from, promise_lost: label.flag },
                 None => return Err(DecodeError::Invalid("faulty without a slot")),
             },
-            RecordKind::Healed => Record::Healed { promised: label.ballot.lead, votes: label.flag },
+            RecordKind::Healed => {
+                Record::Healed { promised: label.ballot.lead, relied_upto: label.flag.then_some(label.slot) }
+            }
         };
         if !payload.is_empty() {
             return Err(DecodeError::TrailingBytes);
@@ -219,10 +223,11 @@ impl Record {
                 flag: *promise_lost,
                 ..empty
             },
-            Record::Healed { promised, votes } => RecordLabel {
+            Record::Healed { promised, relied_upto } => RecordLabel {
                 kind: RecordKind::Healed,
+                slot: relied_upto.unwrap_or_default(),
                 ballot: Ballot::classic(*promised),
-                flag: *votes,
+                flag: relied_upto.is_some(),
                 ..empty
             },
         }
@@ -230,13 +235,18 @@ impl Record {
 }
 
 /// A slot as the journal remembers it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct DurableEntry {
+    /// The ballot of the vote; zero for none.
     pub(crate) ballot: Ballot,
+    /// What the vote is for; `None` without a vote, or when the disk has lost it.
     pub(crate) value: Option<Value>,
-    /// Learned as committed, whatever `ballot` says.
-    pub(crate) chosen: bool,
-    /// No later record for this slot can have been lost, so a later commit index speaks of this value.
+    /// What was learned as committed, whatever the vote says.
+    pub(crate) chosen: Option<Value>,
+    /// Something was learned as committed, though the disk may have lost what.
+    pub(crate) learned: bool,
+    /// No later vote for this slot can have been lost, and nobody had said before that the slot is committed. So a
+    /// commit index speaks of the vote's value.
     pub(crate) trusted: bool,
 }
 
@@ -257,8 +267,9 @@ pub struct Durable {
     /// This replay found records missing, and a vote from here on may have been among them. Nothing that follows the
     /// gap makes up for it: whoever wrote that did not know of the gap, and relied on what is missing now.
     pub(crate) lost_from: Option<Slot>,
-    /// Votes were forgotten once and made up for, so a committed value may stand in for a vote.
-    pub(crate) healed: bool,
+    /// Committed values up to here stand in for votes that were forgotten and made up for. To lose one of them is to
+    /// forget such a vote again.
+    pub(crate) relied_upto: Slot,
     /// The newest thing known about damage is not in the journal yet.
     pub(crate) damage_found: bool,
     /// Nothing was ever written.
@@ -287,17 +298,18 @@ impl Durable {
                 }
                 self.commit = self.commit.max(commit);
                 if slot > self.base {
-                    let chosen = self.entries.get(&slot).is_some_and(|entry| entry.chosen);
-                    let trusted = value.is_some();
-                    self.entries.insert(slot, DurableEntry { ballot, value, chosen, trusted });
+                    let entry = self.entries.entry(slot).or_default();
+                    // A slot known to be committed is voted on again only after damage, perhaps for a leader who is
+                    // behind, and whose value is not the committed one.
+                    entry.trusted = value.is_some() && slot > self.commit;
+                    (entry.ballot, entry.value) = (ballot, value);
                 }
             }
             Record::Chosen { slot, commit, value } => {
                 self.commit = self.commit.max(commit);
                 if slot > self.base {
-                    let ballot = self.entries.get(&slot).map_or(Ballot::default(), |entry| entry.ballot);
-                    let entry = DurableEntry { ballot, value: Some(value), chosen: true, trusted: true };
-                    self.entries.insert(slot, entry);
+                    let entry = self.entries.entry(slot).or_default();
+                    (entry.chosen, entry.learned) = (Some(value), true);
                 }
             }
             Record::Base { slot, promised, faulty_from, promise_lost, config } => {
@@ -312,10 +324,10 @@ impl Durable {
                 self.promise_lost |= promise_lost;
                 self.damage_found = self.lost_from.is_some();
             }
-            Record::Healed { promised, votes } => {
+            Record::Healed { promised, relied_upto } => {
                 self.promise(promised);
-                if votes {
-                    self.healed = true;
+                if let Some(upto) = relied_upto {
+                    self.relied_upto = self.relied_upto.max(upto);
                     self.faulty_from = self.lost_from;
                 }
                 self.damage_found = self.lost_from.is_some();
@@ -354,14 +366,17 @@ impl Durable {
         if ballot == Ballot::default() {
             // That the slot is committed is no use without the value; an earlier vote stays a vote, but is not
             // known to be for the committed value.
-            if let Some(entry) = self.entries.get_mut(&slot) {
+            if slot > self.base {
+                let entry = self.entries.entry(slot).or_default();
+                entry.learned = true;
                 entry.trusted = false;
             }
             return;
         }
         self.promise(ballot.lead);
         if slot > self.base {
-            self.entries.insert(slot, DurableEntry { ballot, value: None, chosen: false, trusted: false });
+            let entry = self.entries.entry(slot).or_default();
+            *entry = DurableEntry { ballot, value: None, trusted: false, ..std::mem::take(entry) };
         }
     }
 

@@ -246,7 +246,8 @@ impl Engine {
         };
         let commit = self.log.commit;
         let staged = self.outbox.record(Record::Vote { slot, ballot, commit, value: Some(value.clone()) });
-        self.log.put(slot, Entry::new(ballot, value, staged));
+        let trusted = slot > self.log.known_commit;
+        self.log.put(slot, Entry::new(ballot, value, staged, trusted));
         self.acceptor.advance(&self.log, &self.options);
         if repaired {
             self.outbox.event(Event::PayloadRepaired { slot });
@@ -296,7 +297,7 @@ impl Engine {
     fn record_chosen(&mut self, slot: Slot, value: Value) {
         let ballot = self.log.get(slot).map_or(Ballot::default(), |entry| entry.ballot);
         let staged = self.outbox.record(Record::Chosen { slot, commit: slot, value: value.clone() });
-        self.log.put(slot, Entry::new(ballot, value, staged));
+        self.log.put(slot, Entry::new(ballot, value, staged, true));
     }
 
     /// Moves the commit index over one slot whose value is here.

@@ -185,5 +185,10 @@ impl Engine {
             promise_lost: self.promise_lost(),
             config,
         });
+        // Otherwise it could go with the part of the journal that this base makes superfluous.
+        if self.relied_upto > slot && self.recall.is_none() {
+            let promised = self.acceptor.promised();
+            self.outbox.record(Record::Healed { promised, relied_upto: Some(self.relied_upto) });
+        }
     }
 }

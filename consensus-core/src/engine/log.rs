@@ -32,8 +32,8 @@ pub(super) struct Entry {
     pub(super) value: Option<Value>,
     /// The write that made it durable.
     pub(super) staged: Staged,
-    /// False when a later write for this slot may have been lost: what recovery found is a vote, but if the slot
-    /// turns out to be committed, that has to be written down for itself.
+    /// False when a later write for this slot may have been lost, or when the slot was known to be committed before
+    /// the vote: this is a vote, but if the slot turns out to be committed, that has to be written down for itself.
     pub(super) trusted: bool,
 }
 
@@ -41,8 +41,8 @@ impl Entry {
     const EMPTY: Entry = Entry { ballot: NO_BALLOT, value: None, staged: Staged::RECOVERED, trusted: true };
 
     /// What was written now.
-    pub(super) fn new(ballot: Ballot, value: Value, staged: Staged) -> Entry {
-        Entry { ballot, value: Some(value), staged, trusted: true }
+    pub(super) fn new(ballot: Ballot, value: Value, staged: Staged, trusted: bool) -> Entry {
+        Entry { ballot, value: Some(value), staged, trusted }
     }
 
     pub(super) fn is_vote(&self) -> bool {
@@ -94,26 +94,27 @@ impl Log {
             if slot.0 - log.last().0 > RECOVERED_GAP_MAX {
                 return (log, Some(slot));
             }
-            let entry = Entry {
+            let vote = Entry {
                 ballot: found.ballot,
                 value: found.value.clone(),
                 staged: Staged::RECOVERED,
                 trusted: found.trusted,
             };
-            if log.commit.next() == slot && slot <= durable.commit && entry.trusted && entry.value.is_some() {
-                log.put(slot, entry);
+            let voted = found.value.as_ref().filter(|_| found.trusted && slot <= durable.commit);
+            if log.commit.next() == slot
+                && let Some(value) = found.chosen.as_ref().or(voted)
+            {
+                log.put(slot, Entry { value: Some(value.clone()), trusted: true, ..vote });
                 log.commit = slot;
-            } else if found.chosen {
-                // A committed value that cannot be placed in the prefix says nothing about the own vote's value. And
-                // after a recovery from damage, it may have stood in for a forgotten vote.
-                if entry.is_vote() {
-                    log.put(slot, Entry { value: None, ..entry });
-                }
-                if durable.healed {
-                    lost = lost.or(Some(slot));
-                }
-            } else if entry.is_vote() {
-                log.put(slot, entry);
+                continue;
+            }
+            if vote.is_vote() {
+                // Whether the vote was for the committed value is not known, if that was learned.
+                log.put(slot, Entry { trusted: vote.trusted && !found.learned, ..vote });
+            }
+            if found.learned && slot <= durable.relied_upto {
+                // It cannot be placed in the prefix, so it cannot stand in for a forgotten vote any more.
+                lost = lost.or(Some(slot));
             }
         }
         (log, lost)
@@ -211,6 +212,15 @@ impl Log {
             self.bytes -= entry.size();
         }
         self.first = self.first.next();
+    }
+
+    /// The journal will say that votes from here on may have been forgotten, see [`Durable`].
+    pub(super) fn distrust(&mut self, from: Slot) {
+        let above = from.max(self.commit.next()).0.saturating_sub(self.first.0);
+        let above = usize::try_from(above).unwrap_or(usize::MAX);
+        for entry in self.entries.iter_mut().skip(above) {
+            entry.trusted = false;
+        }
     }
 
     /// Slots above the snapshot whose value the disk has lost.

@@ -69,6 +69,8 @@ pub struct Engine {
     catchup: Catchup,
     /// What a damaged disk may have forgotten, until that is made up for.
     recall: Option<Recall>,
+    /// Committed values up to here stand in for votes that were forgotten, see [`Record::Healed`].
+    relied_upto: Slot,
     state: State,
     /// What the last [`Event::RoleChanged`] said.
     reported: (Role, Lead, Option<NodeId>),
@@ -83,7 +85,7 @@ impl Engine {
     #[must_use]
     pub fn new(options: Options, durable: Durable, now: Mono) -> Engine {
         let config = durable.config.clone().expect("the shell starts no group without a configuration");
-        let (log, lost) = Log::recover(&durable);
+        let (mut log, lost) = Log::recover(&durable);
         let mut outbox = Outbox::default();
         let mut configs = Configs::new(log.base, config.clone());
         configs.recover(&log);
@@ -102,6 +104,7 @@ impl Engine {
             });
         } else if let Some(from) = faulty_from.filter(|_| durable.damage_found || lost.is_some()) {
             outbox.record(Record::Faulty { from, promise_lost: durable.promise_lost });
+            log.distrust(from);
         }
         // The journal may drop a damaged record for good once it has reported it.
         for (slot, ballot) in log.lost_payloads() {
@@ -126,6 +129,7 @@ impl Engine {
             configs,
             acceptor,
             round_seen: 0,
+            relied_upto: durable.relied_upto,
             recall,
             reported,
         }

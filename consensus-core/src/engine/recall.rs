@@ -117,7 +117,7 @@ impl Engine {
             // What this node promised to its own candidacies nobody else may know, and none may be used again.
             let round = answered.round.saturating_add(FORGOTTEN_ROUNDS_MAX);
             self.restore_promise(Lead { round, node: self.options.node });
-            self.outbox.record(Record::Healed { promised: self.acceptor.promised(), votes: false });
+            self.outbox.record(Record::Healed { promised: self.acceptor.promised(), relied_upto: None });
         }
     }
 
@@ -137,11 +137,11 @@ impl Engine {
             Some((lead, upto)) if lead == promised => Some(upto),
             Some(_) | None => None,
         };
-        let held = target.is_some_and(|upto| self.acceptor.upto >= upto)
-            && self.outbox.is_durable(self.acceptor.upto_staged);
-        if held && !recall.promise_lost {
+        let Some(upto) = target.filter(|upto| self.acceptor.upto >= *upto) else { return };
+        if !recall.promise_lost && self.outbox.is_durable(self.acceptor.upto_staged) {
             self.recall = None;
-            self.outbox.record(Record::Healed { promised, votes: true });
+            self.relied_upto = self.relied_upto.max(upto);
+            self.outbox.record(Record::Healed { promised, relied_upto: Some(self.relied_upto) });
             self.outbox.event(Event::Healed);
         }
     }

@@ -46,7 +46,7 @@ impl Fact {
             }
             Record::Chosen { slot, value, commit: _ } => Fact::Chosen(*slot, Some(value_digest(value))),
             Record::Base { slot, promised, promise_lost, .. } => Fact::Base(*slot, *promised, !*promise_lost),
-            Record::Healed { promised, votes: _ } => Fact::Healed(*promised),
+            Record::Healed { promised, relied_upto: _ } => Fact::Healed(*promised),
             Record::Faulty { .. } => Fact::Faulty,
         }
     }

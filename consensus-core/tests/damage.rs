@@ -1,0 +1,149 @@
+//! What a node knows after a replay that met damage, without a cluster around it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use consensus_core::{
+    Ballot, Config, Durable, Engine, GroupId, Input, Lead, Liveness, Mono, NodeId, Options, Output, Record,
+    Slot, Status, Timing, Value,
+};
+
+const ME: NodeId = NodeId(1);
+
+/// What recovery met at one place of the journal.
+enum Met {
+    Whole(Record),
+    /// Only the label can be read.
+    PayloadLost(Record),
+    Gap,
+}
+
+use Met::{Gap, PayloadLost, Whole};
+
+fn config() -> Config {
+    Config::majority([1, 2, 3].map(NodeId))
+}
+
+fn lead(round: u64) -> Lead {
+    Lead { round, node: NodeId(2) }
+}
+
+fn batch(text: &str) -> Value {
+    Value::Batch([Bytes::copy_from_slice(text.as_bytes())].into_iter().collect())
+}
+
+fn vote(slot: u64, round: u64, commit: u64, text: &str) -> Record {
+    let ballot = Ballot::classic(lead(round));
+    Record::Vote { slot: Slot(slot), ballot, commit: Slot(commit), value: Some(batch(text)) }
+}
+
+fn chosen(slot: u64, text: &str) -> Record {
+    Record::Chosen { slot: Slot(slot), commit: Slot(slot), value: batch(text) }
+}
+
+fn base(slot: u64) -> Record {
+    let config = Arc::new(config());
+    Record::Base { slot: Slot(slot), promised: lead(1), faulty_from: None, promise_lost: false, config }
+}
+
+fn healed(upto: u64) -> Record {
+    Record::Healed { promised: lead(1), relied_upto: Some(Slot(upto)) }
+}
+
+/// The engine after this replay, with what it says at once.
+fn recover(met: impl IntoIterator<Item = Met>, snapshot: u64) -> (Engine, Output) {
+    let mut durable = Durable::bootstrap(config());
+    for met in met {
+        match met {
+            Whole(record) => durable.replay(record),
+            PayloadLost(record) => {
+                let mut label = Vec::new();
+                record.label(&mut label);
+                durable.damaged(&Record::decode_label(&label).expect("labels are whole"));
+            }
+            Gap => durable.lost_all(),
+        }
+    }
+    if snapshot > 0 {
+        durable.snapshot(Slot(snapshot), Arc::new(config()));
+    }
+    let mut engine = Engine::new(Options::new(GroupId(1), ME, 0), durable, Mono(0));
+    engine.check_invariants();
+    let mut out = Output::default();
+    engine.poll(&mut out);
+    (engine, out)
+}
+
+fn status(met: impl IntoIterator<Item = Met>, snapshot: u64) -> Status {
+    recover(met, snapshot).0.status()
+}
+
+#[test]
+fn a_committed_value_without_damage_before_it_stands_in_for_no_vote() {
+    let status = status([Whole(base(0)), Whole(chosen(1, "a")), PayloadLost(chosen(2, "b"))], 0);
+    assert_eq!((status.commit, status.faulty_from), (Slot(1), None));
+}
+
+#[test]
+fn a_committed_value_that_stands_in_for_a_forgotten_vote_may_not_be_lost() {
+    let journal = |second: fn(Record) -> Met| {
+        [
+            Whole(base(0)),
+            Whole(chosen(1, "a")),
+            second(chosen(2, "b")),
+            Whole(chosen(3, "c")),
+            Whole(healed(3)),
+        ]
+    };
+    assert_eq!(status(journal(Whole), 0).faulty_from, None);
+    assert_eq!(status(journal(Whole), 0).commit, Slot(3));
+    let status = status(journal(PayloadLost), 0);
+    assert_eq!((status.commit, status.faulty_from), (Slot(1), Some(Slot(2))));
+}
+
+#[test]
+fn values_above_what_healing_relied_on_may_be_lost() {
+    let journal = [Whole(base(0)), Whole(chosen(1, "a")), Whole(healed(1)), PayloadLost(chosen(2, "b"))];
+    assert_eq!(status(journal, 0).faulty_from, None);
+}
+
+/// The journal up to the base is dropped, all but the records of slots above it.
+#[test]
+fn what_healing_relied_on_is_known_beyond_a_base() {
+    let before = [Whole(base(0)), Whole(chosen(1, "a")), Whole(chosen(2, "b")), Whole(healed(2))];
+    let (mut engine, _) = recover(before, 0);
+    let liveness = Liveness::new(ME, [1, 2, 3].map(NodeId), 2, Timing::default(), Mono(0));
+    engine.step(Mono(0), &liveness, Input::SnapshotDurable { slot: Slot(1) });
+    let mut out = Output::default();
+    engine.poll(&mut out);
+    let written: Vec<Record> = out.records.into_iter().map(|(_, record)| record).collect();
+    assert!(
+        matches!(&written[..], [Record::Base { slot: Slot(1), .. }, Record::Healed { .. }]),
+        "{written:?}"
+    );
+
+    let kept = [PayloadLost(chosen(2, "b"))].into_iter();
+    assert_eq!(status(kept.chain(written.into_iter().map(Whole)), 1).faulty_from, Some(Slot(2)));
+}
+
+/// Slot 2 is known to be committed, but not for what: then an old leader's proposal comes in late.
+#[test]
+fn a_vote_after_the_slot_was_known_to_be_committed_is_not_taken_for_what_was_chosen() {
+    let journal = [
+        Whole(base(0)),
+        Whole(chosen(1, "a")),
+        PayloadLost(chosen(2, "b")),
+        Whole(vote(2, 5, 1, "late")),
+        Whole(vote(3, 5, 1, "later")),
+    ];
+    let (engine, out) = recover(journal, 0);
+    assert_eq!((engine.status().commit, engine.status().max_voted), (Slot(1), Slot(3)));
+    assert_eq!(out.committed, [(Slot(1), batch("a"))]);
+}
+
+#[test]
+fn a_gap_after_a_vote_leaves_the_vote_but_no_commit_index_speaks_of_it() {
+    let journal = [Whole(base(0)), Whole(vote(1, 1, 0, "a")), Gap, Whole(vote(2, 1, 1, "b"))];
+    let status = status(journal, 0);
+    assert_eq!((status.commit, status.max_voted, status.faulty_from), (Slot(0), Slot(2), Some(Slot(1))));
+}
