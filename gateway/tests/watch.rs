@@ -12,7 +12,7 @@ use api::etcdserverpb::watch_client::WatchClient;
 use api::etcdserverpb::watch_create_request::FilterType;
 use api::etcdserverpb::watch_request::RequestUnion;
 use gateway::Gateway;
-use support::{TestCluster, connect};
+use support::{Faults, TestCluster, connect};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Streaming};
@@ -355,20 +355,47 @@ async fn watches_survive_nodes_without_loss_or_repetition() {
     assert_eq!(stream.until(last).await, expected);
 }
 
+/// Only the leader can say from where a watch sees everything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_watch_finds_the_leader_wherever_it_is() {
+    let cluster = TestCluster::start(3).await;
+    for leader in [2, 3, 1] {
+        cluster.elect(leader);
+        let gateway = cluster.gateway().await;
+        let mut stream = Stream::open(&gateway).await;
+        stream.watch(on("a")).await;
+        let revision = Writer::new(&gateway).await.put("a", &leader.to_string()).await;
+        assert_eq!(stream.until(revision).await, [revision]);
+    }
+}
+
 /// As after SIGSTOP: the links are up, nothing comes, and nothing is owed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn watches_leave_replicas_that_are_silent() {
+async fn watches_leave_a_replica_that_is_silent() {
+    watches_go_on_elsewhere(|faults| faults.silent = vec![1]).await;
+}
+
+/// The old leader answers, but knows of nothing that comes after it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watches_leave_a_replica_that_is_cut_off_from_its_leader() {
+    watches_go_on_elsewhere(|faults| faults.cut_off = vec![1]).await;
+}
+
+async fn watches_go_on_elsewhere(fail: impl FnOnce(&mut Faults)) {
     let cluster = TestCluster::start(3).await;
     let gateway = cluster.gateway().await;
-    let mut writer = Writer::new(&gateway).await;
     let mut stream = Stream::open(&gateway).await;
-    // Feeds go to the nodes in turn, so each node has some.
-    for key in ["a", "b", "c", "d", "e", "f"] {
+    let keys = ["a", "b", "c", "d", "e", "f"];
+    for key in keys {
         stream.watch(on(key)).await;
     }
-    cluster.faults.lock().silent = vec![2, 3];
+    fail(&mut cluster.faults.lock());
+    cluster.elect(2);
+    // Written through another gateway: nothing but its watches tells this one that the leader has moved.
+    let other = cluster.gateway().await;
+    let mut writer = Writer::new(&other).await;
     let mut expected = Vec::new();
-    for key in ["a", "b", "c", "d", "e", "f"] {
+    for key in keys {
         expected.push(writer.put(key, "1").await);
     }
     let mut told = Vec::new();
@@ -377,6 +404,49 @@ async fn watches_leave_replicas_that_are_silent() {
     }
     told.sort_unstable();
     assert_eq!(told, expected);
+}
+
+/// Nothing was missed, so nothing is wrong, although the last event lies before what is compacted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quiet_watch_outlives_compaction_and_its_replica() {
+    let mut cluster = TestCluster::start(3).await;
+    let gateway = cluster.gateway().await;
+    let mut writer = Writer::new(&gateway).await;
+    let mut stream = Stream::open(&gateway).await;
+    stream.watch(on("quiet")).await;
+    let first = writer.put("quiet", "1").await;
+    assert_eq!(stream.until(first).await, [first]);
+    let mut last = 0;
+    for number in 0..10 {
+        last = writer.put("busy", &number.to_string()).await;
+    }
+    let syncs = cluster.seen("watch_sync");
+    // The second goes out when the first was answered.
+    cluster.wait_until(|cluster| cluster.seen("watch_sync") >= syncs + 2).await;
+    writer.compact(last).await;
+    cluster.elect(2);
+    cluster.stop(1);
+    let revision = writer.put("quiet", "2").await;
+    assert_eq!(stream.until(revision).await, [revision]);
+}
+
+/// As kube-apiserver does it: watches come and go on a stream that asks for progress all the time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancelled_watch_holds_up_no_progress() {
+    let cluster = TestCluster::start(1).await;
+    let gateway = cluster.gateway().await;
+    let mut stream = Stream::open(&gateway).await;
+    stream.watch(on("stays")).await;
+    stream.watch(on("goes")).await;
+    // The watch goes before the node has said how far it is.
+    cluster.faults.lock().silent = vec![1];
+    stream.progress();
+    stream.send(RequestUnion::CancelRequest(pb::WatchCancelRequest { watch_id: 1 }));
+    let cancelled = stream.next().await;
+    assert!(cancelled.canceled, "{cancelled:?}");
+    cluster.faults.lock().silent.clear();
+    let progress = stream.next().await;
+    assert_eq!((progress.watch_id, progress.events.len(), progress.canceled), (-1, 0, false));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,20 +1,24 @@
-//! A feed over links: it moves to another replica when it loses its own, and goes on where it was.
+//! A feed over links. It is served by the group's leader, which alone can tell that it has told everything; it moves when
+//! the leader does, and goes on where it was. Without a leader, any replica serves what it has.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::gaios::link::v1::{self as wire, refused::Why, response::Kind};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::debug;
 
 use super::Shared;
+use super::group::Group;
 use crate::backoff::{Backoff, random_u32};
 use crate::domain::{Feed, FeedItem, FeedSpec};
 use crate::errors::Failure;
 use crate::link::{Call, FeedCall, Lost};
+use crate::retry::{self, Attempts};
 use crate::router::NodeId;
 
-/// A replica that does not learn the newest revision for this long is cut off from its leader: another is tried.
+/// A replica that may send and does not say how far it has come for this long is left.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// See the module.
@@ -34,16 +38,19 @@ pub struct LinkFeed {
     /// The answer to it; yielded when every event before it was.
     synced: Option<(u64, wire::WatchSynced, u64)>,
     backoff: Backoff,
-    /// The replica that failed last.
-    avoid: Option<NodeId>,
 }
 
 /// The feed on one replica.
 #[derive(Debug)]
 struct Watch {
+    group: Arc<Group>,
     node: NodeId,
     call: FeedCall,
     sync: Option<SyncCall>,
+    /// A sync was refused, and is asked for again then.
+    sync_again: Option<Instant>,
+    /// Something about the group's leader may have changed.
+    news: watch::Receiver<u64>,
 }
 
 #[derive(Debug)]
@@ -57,6 +64,8 @@ enum Heard {
     Frame(Result<wire::Response, Lost>),
     Synced(u64, Result<wire::Response, Lost>),
     Silence,
+    SyncDue,
+    News,
 }
 
 impl LinkFeed {
@@ -72,11 +81,10 @@ impl LinkFeed {
             sync: None,
             synced: None,
             backoff: Backoff::new(Duration::from_millis(10), Duration::from_millis(500)),
-            avoid: None,
         }
     }
 
-    /// Opens the watch on some replica.
+    /// Opens the watch on the leader; one that was open before, on any replica if there is no leader.
     async fn open(&mut self) -> Result<(), Failure> {
         let range = || vec![self.spec.range.clone()];
         let group = loop {
@@ -88,13 +96,15 @@ impl LinkFeed {
             }
         };
         loop {
-            let replicas = self.shared.replicas(&group);
-            let others: Vec<NodeId> =
-                replicas.iter().copied().filter(|node| Some(*node) != self.avoid).collect();
-            let links = &self.shared.links;
-            let Some((node, link)) = links.to_any(&others).or_else(|| links.to_any(&replicas)) else {
-                let up = || links.to_any(&replicas).is_some();
-                group.wait(up, usize::MAX).await?;
+            let news = group.news();
+            let target = || {
+                group.leader_link(&self.shared).or_else(|| {
+                    let replicas = if self.opened { self.shared.replicas(&group) } else { Vec::new() };
+                    self.shared.links.to_any(&replicas)
+                })
+            };
+            let Some((node, link)) = target() else {
+                group.wait(|| target().is_some(), usize::MAX).await?;
                 continue;
             };
             let open = wire::WatchOpen {
@@ -106,20 +116,36 @@ impl LinkFeed {
                 linearizable: !self.opened,
             };
             if let Ok(call) = link.open_feed(group.id(), open) {
-                self.watch = Some(Watch { node, call, sync: None });
+                self.watch = Some(Watch { group, node, call, sync: None, sync_again: None, news });
                 return Ok(());
             }
             sleep(self.backoff.next(random_u32())).await;
         }
     }
 
-    /// Leaves the replica; the next item comes from another.
+    /// Leaves the replica; the next item comes from another, or from a new attempt.
     async fn leave(&mut self, reason: &'static str) {
         let Some(watch) = self.watch.take() else { return };
         debug!(node = watch.node, reason, position = self.position, "feed leaves its replica");
-        self.avoid = Some(watch.node);
+        self.synced = None;
         drop(watch);
         sleep(self.backoff.next(random_u32())).await;
+    }
+
+    /// Whether a leader can be reached that is not the replica which serves this feed.
+    fn leader_is_elsewhere(&self) -> bool {
+        let elsewhere = |watch: &Watch| {
+            watch.group.leader_link(&self.shared).is_some_and(|(leader, _)| leader != watch.node)
+        };
+        self.watch.as_ref().is_some_and(elsewhere)
+    }
+
+    /// Learns from a refusal who leads.
+    fn handle_refused(&self, term: u64, refused: &wire::Refused) {
+        if let Some(watch) = &self.watch {
+            let _ =
+                watch.group.handle_refused(watch.node, term, refused, &mut Attempts::new(retry::Kind::Read));
+        }
     }
 
     fn handle_frame(&mut self, response: wire::Response) -> Result<Option<FeedItem>, &'static str> {
@@ -127,7 +153,6 @@ impl LinkFeed {
         match response.kind {
             Some(Kind::WatchOpened(opened)) => {
                 self.backoff.reset();
-                self.avoid = None;
                 if self.opened {
                     return Ok(None);
                 }
@@ -160,7 +185,10 @@ impl LinkFeed {
             Some(Kind::Refused(refused)) if refused.why() == Why::Malformed => {
                 Ok(Some(FeedItem::Failed(Failure::Internal("gaios: a node could not read the watch"))))
             }
-            Some(Kind::Refused(_)) => Err("refused"),
+            Some(Kind::Refused(refused)) => {
+                self.handle_refused(term, &refused);
+                Err("refused")
+            }
             Some(
                 Kind::Reply(_)
                 | Kind::SessionOpened(_)
@@ -176,14 +204,30 @@ impl LinkFeed {
 
 impl Watch {
     async fn hear(&mut self) -> Heard {
-        match &mut self.sync {
-            None => Heard::Frame(self.call.next().await),
-            Some(sync) => tokio::select! {
-                biased;
-                frame = self.call.next() => Heard::Frame(frame),
-                answer = &mut sync.call => Heard::Synced(sync.token, answer),
-                () = sleep_until(sync.until) => Heard::Silence,
-            },
+        let sync_again = self.sync_again;
+        let due = async {
+            match sync_again {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        let synced = async {
+            match &mut self.sync {
+                Some(sync) => tokio::select! {
+                    biased;
+                    answer = &mut sync.call => Heard::Synced(sync.token, answer),
+                    () = sleep_until(sync.until) => Heard::Silence,
+                },
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            // Events come before the answer that speaks of them.
+            frame = self.call.next() => Heard::Frame(frame),
+            heard = synced => heard,
+            _ = self.news.changed() => Heard::News,
+            () = due => Heard::SyncDue,
         }
     }
 }
@@ -205,6 +249,7 @@ impl Feed for LinkFeed {
             if let Some(token) = self.sync
                 && self.opened
                 && self.synced.is_none()
+                && watch.sync_again.is_none()
                 && watch.sync.as_ref().is_none_or(|sync| sync.token != token)
             {
                 match watch.call.sync() {
@@ -233,35 +278,70 @@ impl Feed for LinkFeed {
                 },
             };
             match heard {
-                Heard::Frame(Err(Lost)) => {
-                    self.synced = None;
-                    self.leave("link lost").await;
+                Heard::Frame(Err(Lost)) => self.leave("link lost").await,
+                Heard::Frame(Ok(response)) => {
+                    if let Some(sync) = self.watch.as_mut().and_then(|watch| watch.sync.as_mut()) {
+                        sync.until = Instant::now() + SYNC_TIMEOUT;
+                    }
+                    match self.handle_frame(response) {
+                        Ok(Some(item)) => {
+                            self.ended = matches!(item, FeedItem::Compacted { .. } | FeedItem::Failed(_));
+                            return item;
+                        }
+                        Ok(None) => {}
+                        Err(reason) => self.leave(reason).await,
+                    }
                 }
-                Heard::Frame(Ok(response)) => match self.handle_frame(response) {
-                    Ok(Some(item)) => {
-                        self.ended = matches!(item, FeedItem::Compacted { .. } | FeedItem::Failed(_));
-                        return item;
+                Heard::Synced(token, Ok(wire::Response { term, kind, .. })) => match kind {
+                    Some(Kind::WatchSynced(synced)) => {
+                        if let Some(watch) = &mut self.watch {
+                            watch.sync = None;
+                        }
+                        if self.sync == Some(token) {
+                            self.synced = Some((token, synced, term));
+                        }
                     }
-                    Ok(None) => {}
-                    Err(reason) => {
-                        self.synced = None;
-                        self.leave(reason).await;
+                    Some(Kind::Refused(refused)) => {
+                        self.handle_refused(term, &refused);
+                        let again = Instant::now() + self.backoff.next(random_u32());
+                        if let Some(watch) = &mut self.watch {
+                            watch.sync = None;
+                            watch.sync_again = Some(again);
+                        }
+                        if self.leader_is_elsewhere() {
+                            self.leave("it does not lead").await;
+                        }
                     }
+                    Some(
+                        Kind::Reply(_)
+                        | Kind::SessionOpened(_)
+                        | Kind::KeptAlive(_)
+                        | Kind::Status(_)
+                        | Kind::WatchOpened(_)
+                        | Kind::WatchEvents(_)
+                        | Kind::WatchCanceled(_)
+                        | Kind::ShardMap(_),
+                    )
+                    | None => self.leave("an answer to another question").await,
                 },
-                Heard::Synced(
-                    token,
-                    Ok(wire::Response { term, kind: Some(Kind::WatchSynced(synced)), .. }),
-                ) => {
-                    if let Some(watch) = &mut self.watch {
-                        watch.sync = None;
-                    }
-                    if self.sync == Some(token) {
-                        self.synced = Some((token, synced, term));
+                Heard::Synced(_, Err(Lost)) => self.leave("sync lost").await,
+                Heard::Silence if self.credit <= 0 => {
+                    // It waits for us, not we for it.
+                    if let Some(sync) = self.watch.as_mut().and_then(|watch| watch.sync.as_mut()) {
+                        sync.until = Instant::now() + SYNC_TIMEOUT;
                     }
                 }
-                // The replica cannot tell; another may.
-                Heard::Synced(_, _) => self.leave("sync refused").await,
                 Heard::Silence => self.leave("sync timed out").await,
+                Heard::SyncDue => {
+                    if let Some(watch) = &mut self.watch {
+                        watch.sync_again = None;
+                    }
+                }
+                Heard::News => {
+                    if self.leader_is_elsewhere() {
+                        self.leave("the leader is elsewhere").await;
+                    }
+                }
             }
         }
     }

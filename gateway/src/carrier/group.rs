@@ -87,6 +87,11 @@ impl Group {
         self.work.notify_one();
     }
 
+    /// Changes whenever something about the leader or the links may have.
+    pub(super) fn news(&self) -> watch::Receiver<u64> {
+        self.news.subscribe()
+    }
+
     pub(super) fn handle_links_changed(&self) {
         self.announce();
     }

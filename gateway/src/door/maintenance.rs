@@ -20,7 +20,7 @@ impl<D: Domain> Door<D> {
             AlarmKind::NoSpace => pb::AlarmType::Nospace,
             AlarmKind::Corrupt => pb::AlarmType::Corrupt,
         };
-        let member_id = if alarm.member == 0 { self.member_id } else { alarm.member };
+        let member_id = if alarm.member == 0 { self.leader_member() } else { alarm.member };
         pb::AlarmMember { member_id, alarm: kind.into() }
     }
 }
@@ -35,8 +35,9 @@ impl<D: Domain> pb::maintenance_server::Maintenance for Maintenance<D> {
             Ok(pb::AlarmType::Corrupt) => Some(AlarmKind::Corrupt),
             Ok(pb::AlarmType::None) | Err(_) => None,
         };
-        // The alarms of the state machine itself are shown as this member's, and taken back under that name.
-        let member = if request.member_id == self.0.member_id { 0 } else { request.member_id };
+        // The alarms of the state machine itself are shown as one member's, the same at every gateway of the region, and
+        // taken back under that name.
+        let member = if request.member_id == self.0.leader_member() { 0 } else { request.member_id };
         let query = || self.0.domain.read(Query::Alarms, Consistency::Linearizable);
         let answer = match (AlarmAction::try_from(request.action), asked) {
             (Ok(AlarmAction::Activate), Some(alarm)) => {
@@ -75,7 +76,7 @@ impl<D: Domain> pb::maintenance_server::Maintenance for Maintenance<D> {
         }
         let alarms = [(status.no_space_alarm, "NOSPACE"), (status.corrupt_alarm, "CORRUPT")];
         for (_, alarm) in alarms.iter().filter(|(raised, _)| *raised) {
-            errors.push(format!("memberID:{} alarm:{alarm} ", self.0.member_id));
+            errors.push(format!("memberID:{} alarm:{alarm} ", self.0.leader_member()));
         }
         let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         Ok(Response::new(pb::StatusResponse {

@@ -71,6 +71,8 @@ pub(crate) struct FeedState {
     compact_revision: i64,
     /// Who waits for which token.
     sync_waiters: Vec<(u64, Arc<Inbox>, u64)>,
+    /// How far the log was at the last tick.
+    upto_at_tick: i64,
     /// Credit to be given back upstream.
     credit_due: u64,
     closed: bool,
@@ -99,6 +101,7 @@ impl FeedState {
             synced_revision: 0,
             compact_revision: 0,
             sync_waiters: Vec::new(),
+            upto_at_tick: 0,
             credit_due: 0,
             closed: false,
         }
@@ -114,6 +117,21 @@ impl FeedState {
 
     pub(crate) fn end(&self) -> Option<&FeedEnd> {
         self.end.as_ref()
+    }
+
+    /// Whether it has ended, or nobody watches through it any more: nothing more will come.
+    pub(crate) fn is_over(&self) -> bool {
+        self.closed || self.end.is_some()
+    }
+
+    /// Wants a sync if the feed is shared and has not moved since the last call.
+    pub(crate) fn handle_tick(&mut self) {
+        let Some(log) = self.log.as_ref().filter(|_| self.pace == Pace::Shared) else { return };
+        let quiet = log.upto() == self.upto_at_tick;
+        self.upto_at_tick = log.upto();
+        if quiet && self.sync_wanted == self.sync_sent {
+            self.sync_wanted += 1;
+        }
     }
 
     /// The revision of the sync `token`, once it was answered: every event up to it is in the log.

@@ -15,10 +15,12 @@ mod watchers;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use keyspace::KeyRange;
 use parking_lot::Mutex;
 use prometheus::IntGauge;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use crate::domain::{Domain, Feed, FeedSpec};
 
@@ -26,6 +28,10 @@ pub(crate) use feed::Inbox;
 pub(crate) use watchers::{Feeds, Frame, Subscription, WatchOptions, Watchers};
 
 use feed::{Pace, SharedFeed};
+
+/// How often a shared feed on which nothing happens is asked how far it has come. So it notices when its replica has been
+/// cut off, and its place does not fall behind what is compacted.
+const QUIET_SYNC_INTERVAL: Duration = Duration::from_secs(3);
 
 /// What a shared feed is found by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -121,6 +127,8 @@ impl<D: Domain> Feeds for Arc<Hub<D>> {
 /// The task behind a feed.
 async fn carry(feed: Arc<SharedFeed>, mut upstream: impl Feed, upstreams: IntGauge) {
     upstreams.inc();
+    let mut quiet = interval_at(Instant::now() + QUIET_SYNC_INTERVAL, QUIET_SYNC_INTERVAL);
+    quiet.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let wanted = feed.state().take_upstream();
         if wanted.close {
@@ -135,6 +143,7 @@ async fn carry(feed: Arc<SharedFeed>, mut upstream: impl Feed, upstreams: IntGau
         tokio::select! {
             item = upstream.next() => feed.handle_item(item),
             () = feed.work.notified() => {}
+            _ = quiet.tick() => feed.state().handle_tick(),
         }
     }
     upstreams.dec();

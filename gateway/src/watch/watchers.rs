@@ -509,20 +509,25 @@ impl<F: Feeds> Watchers<F> {
     fn look_at_live(&mut self, key: u64, next: i64) -> Step {
         let Some(watcher) = self.watchers.get_mut(&key) else { return Step::Nothing };
         let feed = watcher.shared.feed.state();
+        // What the window holds is told first, whatever became of the feed.
+        let in_window = feed.log().filter(|log| next > log.floor());
+        let told = in_window.filter(|log| log.from(next).len() == 0).map(|log| log.upto());
         match feed.end() {
-            Some(FeedEnd::Compacted { compact_revision }) if next < *compact_revision => {
-                return Step::End(compacted(watcher.id, *compact_revision, feed.term()));
-            }
-            Some(FeedEnd::Compacted { .. }) => {
+            Some(FeedEnd::Compacted { compact_revision }) if in_window.is_none() || told.is_some() => {
+                let next = told.map_or(next, |upto| next.max(upto + 1));
+                if next < *compact_revision {
+                    return Step::End(compacted(watcher.id, *compact_revision, feed.term()));
+                }
                 drop(feed);
                 let (shared, _) = self.feeds.shared(&watcher.range, watcher.prev_kv, &self.inbox, key);
                 watcher.shared = shared;
+                watcher.state = State::Live { next };
                 return Step::Nothing;
             }
             Some(FeedEnd::Failed(failure)) => {
                 return Step::End(failed(watcher.id, code_and_text(failure).1, self.revision, feed.term()));
             }
-            None => {}
+            Some(FeedEnd::Compacted { .. }) | None => {}
         }
         let Some(log) = feed.log() else { return Step::Nothing };
         if next <= log.floor() {
@@ -682,6 +687,8 @@ impl<F: Feeds> Watchers<F> {
             match feed.synced(*token) {
                 Some(revision) => at = at.min(revision),
                 None if feed.end().is_some() => return Progressed::Drop,
+                // Those who watched through it are gone.
+                None if feed.is_over() => continue,
                 None => return Progressed::Wait,
             }
             term = feed.term().max(term);
@@ -705,7 +712,7 @@ impl<F: Feeds> Watchers<F> {
                 return Progressed::Unread(*key);
             }
         }
-        if any { Progressed::At { revision: at, term } } else { Progressed::Drop }
+        if any && at < i64::MAX { Progressed::At { revision: at, term } } else { Progressed::Drop }
     }
 }
 

@@ -51,6 +51,8 @@ pub(crate) struct Faults {
     pub(crate) duplicate: bool,
     /// These nodes take requests and stay silent.
     pub(crate) silent: Vec<u32>,
+    /// These nodes are cut off from the others: watches there hear of nothing new.
+    pub(crate) cut_off: Vec<u32>,
     /// So many writes are refused as too many.
     pub(crate) overloaded: u32,
     /// Leaders name nobody when they refuse.
@@ -324,7 +326,8 @@ impl Core {
         }
         if watch.next > revision.0 {
             for sync in std::mem::take(&mut watch.syncs) {
-                let synced = wire::WatchSynced { watch: id.1, revision: revision.0, compact_revision: 0 };
+                let compact_revision = self.keyspace.compact_revision().0;
+                let synced = wire::WatchSynced { watch: id.1, revision: revision.0, compact_revision };
                 let kind = Some(response::Kind::WatchSynced(synced));
                 let _ = watch.out.send(wire::Response { id: sync, term: self.term, kind });
             }
@@ -375,6 +378,11 @@ impl Serving {
             while responses.recv_many(&mut batch, 1000).await > 0 {
                 let (duplicate, silent) = {
                     let faults = faults.lock();
+                    if faults.cut_off.contains(&node) {
+                        batch.retain(|response: &wire::Response| {
+                            !matches!(response.kind, Some(response::Kind::WatchEvents(_)))
+                        });
+                    }
                     (faults.duplicate, faults.silent.contains(&node))
                 };
                 if silent {
@@ -433,11 +441,15 @@ impl Serving {
             return Ok(());
         }
         match kind {
-            request::Kind::Write(_) | request::Kind::OpenSession(_) | request::Kind::KeepAlive(_)
+            request::Kind::Write(_)
+            | request::Kind::OpenSession(_)
+            | request::Kind::KeepAlive(_)
+            | request::Kind::WatchSync(_)
                 if !leads =>
             {
                 refuse(&core, Why::NotLeader);
             }
+            request::Kind::WatchOpen(open) if !leads && open.linearizable => refuse(&core, Why::NotLeader),
             request::Kind::Read(read) if !leads && !read.serializable => refuse(&core, Why::NotLeader),
             request::Kind::Write(write) => {
                 let mut faults = self.faults.lock();

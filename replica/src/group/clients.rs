@@ -32,6 +32,8 @@ pub(super) enum Reading {
     Query(Query),
     KeepAlive(Vec<i64>),
     WatchOpen(api::gaios::link::v1::WatchOpen),
+    /// How far this watch has come.
+    WatchSync(u64),
 }
 
 #[derive(Debug)]

@@ -387,10 +387,7 @@ impl Group {
                 self.watches.open(link, id, open, &self.state, &mut self.replies);
             }
             Some(RequestKind::WatchCredit(credit)) => self.watches.add_credit(link.id, id, credit.bytes),
-            Some(RequestKind::WatchSync(sync)) => {
-                // What was applied and not sent yet comes first.
-                self.watches.sync(link, id, sync.watch, &self.state, &mut self.replies);
-            }
+            Some(RequestKind::WatchSync(sync)) => self.on_read(link, id, Reading::WatchSync(sync.watch)),
             Some(RequestKind::WatchClose(_)) => self.watches.close(link.id, id),
             None => self.replies.refuse(link, id, Why::Malformed),
         }
@@ -451,17 +448,13 @@ impl Group {
 
     /// Refuses what could not be written here, before it costs a proposal.
     fn may_write(&mut self, link: &Arc<Link>, id: u64) -> bool {
-        let why = if self.stopping.is_some() {
-            Why::Stopping
-        } else if self.shared.journal.is_full() {
-            Why::NoDisk
-        } else if self.shared.journal.is_crowded() {
-            Why::Overloaded
-        } else {
-            return true;
-        };
-        self.replies.refuse(link, id, why);
-        false
+        let leads = self.engine.status().role == Role::Leader;
+        let journal = &self.shared.journal;
+        let why = unwritable(leads, self.stopping.is_some(), journal.is_full(), journal.is_crowded());
+        if let Some(why) = why {
+            self.replies.refuse(link, id, why);
+        }
+        why.is_none()
     }
 
     fn propose(&mut self, subject: Subject, waiter: Waiter, command: Bytes) {
@@ -505,6 +498,9 @@ impl Group {
             Reading::KeepAlive(leases) => self.keep_alive(waiter, leases),
             Reading::WatchOpen(open) => {
                 self.watches.open(&waiter.link, waiter.request, open, &self.state, &mut self.replies);
+            }
+            Reading::WatchSync(watch) => {
+                self.watches.sync(&waiter.link, waiter.request, watch, &self.state, &mut self.replies);
             }
         }
     }
@@ -833,10 +829,10 @@ impl Group {
     fn on_snapshot_received(&mut self, slot: Slot, config: Arc<Config>, state: Keyspace) {
         if slot > self.applied {
             info!(group = self.handle.id.0, slot = slot.0, "took over a peer's snapshot");
+            self.watches.on_state_replaced(self.state.revision());
             self.state = state;
             self.applied = slot;
             self.snapshotting.replaced(slot);
-            self.watches.on_state_replaced();
             self.step(Input::SnapshotInstalled { slot, config });
             for read in self.clients.readable(self.applied) {
                 self.serve(read);
@@ -876,6 +872,22 @@ impl Group {
     }
 }
 
+/// Why nothing can be written here. Who does not lead says so first, whatever its disk is like: another one leads, and
+/// the gateway must go there.
+fn unwritable(leads: bool, stopping: bool, full: bool, crowded: bool) -> Option<Why> {
+    if stopping {
+        Some(Why::Stopping)
+    } else if !leads {
+        Some(Why::NotLeader)
+    } else if full {
+        Some(Why::NoDisk)
+    } else if crowded {
+        Some(Why::Overloaded)
+    } else {
+        None
+    }
+}
+
 /// What a command of the log is about, for whoever waits for it.
 fn subject(command: &Command) -> Subject {
     match command {
@@ -900,5 +912,19 @@ impl std::fmt::Debug for Group {
             .field("id", &self.handle.id)
             .field("applied", &self.applied)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_does_not_lead_names_no_other_reason() {
+        let (leads, full, crowded) = (true, true, true);
+        assert_eq!(unwritable(!leads, false, full, crowded), Some(Why::NotLeader));
+        assert_eq!(unwritable(leads, false, full, crowded), Some(Why::NoDisk));
+        assert_eq!(unwritable(leads, false, !full, crowded), Some(Why::Overloaded));
+        assert_eq!(unwritable(leads, false, !full, !crowded), None);
     }
 }

@@ -200,10 +200,12 @@ impl Watches {
         }
     }
 
-    /// The state was replaced by a snapshot's: revisions were skipped here, so every watch reads history.
-    pub(super) fn on_state_replaced(&mut self) {
+    /// The state, which was at `revision`, is replaced by a snapshot's: revisions are skipped here, so every watch reads
+    /// history from there.
+    pub(super) fn on_state_replaced(&mut self, revision: Revision) {
         for (&id, watch) in &mut self.watches {
             if watch.in_step {
+                watch.next = watch.next.max(Revision(revision.0 + 1));
                 watch.in_step = false;
                 self.in_step.remove(&watch.range, id);
                 self.behind.insert(id);
