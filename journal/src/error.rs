@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use crate::journal::Identity;
 
-/// Why the journal could not do what was asked. Only [`Error::Full`] and [`Error::Backlog`] may be retried.
+/// Why the journal could not do what was asked. Only [`Error::Full`] may be retried.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system refused an operation.
@@ -84,14 +84,6 @@ pub enum Error {
         /// The bound in bytes.
         max: u64,
     },
-    /// Too much was handed to the writer and is not yet durable.
-    #[error("{bytes} bytes wait for the disk, at most {max} may")]
-    Backlog {
-        /// Payload bytes that wait.
-        bytes: u64,
-        /// The bound in bytes.
-        max: u64,
-    },
     /// The writer was closed.
     #[error("the journal's writer is closed")]
     Closed,
@@ -105,6 +97,6 @@ impl Error {
     /// Whether the same operation may succeed later without a restart.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Error::Full { .. } | Error::Backlog { .. })
+        matches!(self, Error::Full { .. })
     }
 }

@@ -25,10 +25,8 @@ use crate::{
     journal::{Journal, Lsn, Stats, check_sizes},
 };
 
-/// Payload bytes handed in and not yet durable beyond which [`Writer::append`] refuses: 256 MiB.
-pub const BACKLOG_BYTES_MAX: u64 = 256 << 20;
-/// The same beyond which [`Writer::is_crowded`]: what can come again later should, so that the rest always fits.
-pub const BACKLOG_BYTES_CROWDED: u64 = BACKLOG_BYTES_MAX / 4;
+/// Payload bytes handed in and not yet durable beyond which [`Writer::is_crowded`]: 64 MiB.
+pub const BACKLOG_BYTES_CROWDED: u64 = 64 << 20;
 /// How often a full disk is looked at again when nothing is handed in.
 pub const RETRY_FULL: Duration = Duration::from_millis(100);
 
@@ -92,8 +90,10 @@ pub struct WriterStats {
     pub journal: Stats,
     /// Groups asked to snapshot, as [`Journal::pinned`].
     pub pinned: Vec<(u64, Lsn)>,
-    /// Syncs.
+    /// Batches of the log made durable, up to this moment.
     pub syncs: u64,
+    /// Hand-ins that are not durable, at this moment. While there are some and `syncs` stands still, the disk hangs.
+    pub outstanding: u64,
     /// Records appended.
     pub records: u64,
     /// Payload bytes appended.
@@ -135,7 +135,6 @@ where
             on_event,
             waiting: Vec::new(),
             told_full: false,
-            syncs: 0,
             records: 0,
             bytes: 0,
         };
@@ -146,10 +145,12 @@ where
         Ok(Writer { shared, thread: Some(thread) })
     }
 
-    /// Hands in a batch; returns at once.
+    /// Hands in a batch; returns at once. However much waits, it is taken: who has the records holds their memory
+    /// either way, and would have to stop for good without them. It is for the caller to see [`Writer::is_crowded`], and
+    /// to let no more records come into being.
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::Backlog`], [`Error::Fenced`]: nothing was taken.
+    /// [`Error::TooLarge`], [`Error::Fenced`]: nothing was taken.
     pub fn append(&self, batch: Batch) -> Result<(), Error> {
         let mut bytes = 0;
         for record in &batch.records {
@@ -159,9 +160,7 @@ where
             return Err(Error::Fenced);
         }
         let mut queue = lock(&self.shared.queue);
-        if queue.backlog_bytes + bytes > BACKLOG_BYTES_MAX && queue.backlog_bytes > 0 {
-            return Err(Error::Backlog { bytes: queue.backlog_bytes, max: BACKLOG_BYTES_MAX });
-        }
+        queue.outstanding += 1;
         queue.backlog_bytes += bytes;
         if queue.backlog_bytes > BACKLOG_BYTES_CROWDED {
             self.shared.crowded.store(true, Ordering::Relaxed);
@@ -185,10 +184,15 @@ where
         self.shared.wake(queue);
     }
 
-    /// Counters, as of the last batch.
+    /// Counters; as of the last batch, where nothing else is said.
     #[must_use]
     pub fn stats(&self) -> WriterStats {
         let mut stats = lock(&self.shared.stats).clone();
+        {
+            let queue = lock(&self.shared.queue);
+            stats.syncs = queue.syncs;
+            stats.outstanding = queue.outstanding;
+        }
         stats.fenced = self.shared.fenced.load(Ordering::Acquire);
         stats
     }
@@ -246,6 +250,10 @@ struct Queue {
     work: Vec<Work>,
     /// Payload bytes handed in and not yet durable.
     backlog_bytes: u64,
+    /// Batches handed in and not yet durable.
+    outstanding: u64,
+    /// Syncs so far.
+    syncs: u64,
     /// The thread waits: a hand-in must wake it.
     asleep: bool,
     closing: bool,
@@ -287,7 +295,6 @@ struct Worker<D: Disk, F> {
     /// Handed in and not yet durable, in order.
     waiting: Vec<Waiting>,
     told_full: bool,
-    syncs: u64,
     records: u64,
     bytes: u64,
 }
@@ -415,7 +422,7 @@ impl<D: Disk, F: FnMut(Event)> Worker<D, F> {
             let written = Instant::now();
             let durable = self.journal.sync()?;
             let synced = Instant::now();
-            self.syncs += 1;
+            lock(&self.shared.queue).syncs += 1;
             (self.on_event)(Event::Synced {
                 records: durable.0.saturating_sub(before.0.0),
                 bytes: before.1 - self.journal.staged_bytes(),
@@ -430,17 +437,19 @@ impl<D: Disk, F: FnMut(Event)> Worker<D, F> {
 
     fn complete(&mut self, durable: Lsn) {
         let count = self.waiting.iter().take_while(|waiting| waiting.lsn <= durable).count();
-        let mut bytes = 0;
-        for Waiting { group, ticket, lsn, bytes: its_bytes } in self.waiting.drain(..count) {
-            bytes += its_bytes;
-            (self.on_event)(Event::Completed { group, ticket, lsn });
+        if count == 0 {
+            return;
         }
-        if bytes > 0 {
+        {
             let mut queue = lock(&self.shared.queue);
-            queue.backlog_bytes -= bytes;
+            queue.outstanding -= count as u64;
+            queue.backlog_bytes -= self.waiting.iter().take(count).map(|waiting| waiting.bytes).sum::<u64>();
             if queue.backlog_bytes <= BACKLOG_BYTES_CROWDED {
                 self.shared.crowded.store(false, Ordering::Relaxed);
             }
+        }
+        for Waiting { group, ticket, lsn, .. } in self.waiting.drain(..count) {
+            (self.on_event)(Event::Completed { group, ticket, lsn });
         }
     }
 
@@ -457,7 +466,6 @@ impl<D: Disk, F: FnMut(Event)> Worker<D, F> {
             stats.pinned = self.journal.pinned();
         }
         stats.journal = journal;
-        stats.syncs = self.syncs;
         stats.records = self.records;
         stats.bytes = self.bytes;
     }

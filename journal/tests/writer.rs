@@ -281,10 +281,44 @@ fn a_disk_far_behind_is_told_before_anything_is_refused() {
     }
     assert_eq!(last << 20, journal::BACKLOG_BYTES_CROWDED + (1 << 20));
     while next_completed(&events).1 != Ticket(last) {}
-    // The thread lowers the backlog between telling of the last batch and of the next sync.
-    append(last + 1);
-    next_completed(&events);
     assert!(!writer.is_crowded());
     drop(events);
+    writer.close().unwrap();
+}
+
+#[test]
+fn a_disk_that_hangs_is_seen_while_it_hangs() {
+    let disk = HangingDisk::new(SimDisk::new(1 << 30));
+    let (writer, events) = spawn(disk.clone(), options());
+    writer.append(batch(1, 0, &[10])).unwrap();
+    next_completed(&events);
+    disk.hang(true);
+    writer.append(batch(1, 1, &[10])).unwrap();
+    writer.append(batch(1, 2, &[])).unwrap();
+    assert_eq!(writer.stats().outstanding, 2);
+    let syncs = writer.stats().syncs;
+    disk.hang(false);
+    while next_completed(&events).1 != Ticket(2) {}
+    assert!(writer.stats().syncs > syncs);
+    assert_eq!(writer.stats().outstanding, 0);
+}
+
+#[test]
+fn a_hanging_disk_takes_all_that_its_groups_hand_in() {
+    let disk = HangingDisk::new(SimDisk::new(1 << 30));
+    let options = Options { segment_bytes: 8 << 20, batch_bytes_max: 1 << 20, ..options() };
+    let (writer, events) = spawn(disk.clone(), options);
+    disk.hang(true);
+    // Past what is crowded, five times over.
+    let payload = Bytes::from(vec![7; 1 << 20]);
+    let last = 5 * (journal::BACKLOG_BYTES_CROWDED >> 20);
+    for ticket in 1..=last {
+        let record = Record { label: Bytes::from_static(b"label"), payload: vec![payload.clone()] };
+        writer.append(Batch { group: 1, ticket: Ticket(ticket), records: vec![record] }).unwrap();
+    }
+    assert!(writer.is_crowded());
+    assert_eq!(writer.stats().outstanding, last);
+    disk.hang(false);
+    while next_completed(&events).1 != Ticket(last) {}
     writer.close().unwrap();
 }

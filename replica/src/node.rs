@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::clock;
+use crate::disk_watch::{DiskNews, DiskWatch};
 use crate::group::{self, GroupEvent, GroupHandle, GroupStart, LogPositions};
 use crate::link;
 use crate::metrics::Metrics;
@@ -508,7 +509,7 @@ fn spawn_writer(
 
 /// Heartbeats and their lapses; and the question who holds old journal segments back.
 async fn keep_liveness(shared: Arc<Shared>) {
-    let mut synced = 0;
+    let mut disk = DiskWatch::default();
     loop {
         let now = clock::now();
         let deadline = shared.liveness.read().next_deadline();
@@ -517,12 +518,13 @@ async fn keep_liveness(shared: Arc<Shared>) {
             () = shared.stopped.cancelled() => return,
         }
         let stats = shared.journal.stats();
-        let idle = stats.journal.durable.0 + 1 >= stats.journal.head.0 && stats.journal.staged_bytes == 0;
-        let progressed = !stats.fenced && (idle || stats.syncs > synced);
-        synced = stats.syncs;
+        let news = disk.look(&stats);
         shared.with_liveness(|liveness, now| {
-            if progressed {
-                liveness.disk_progress(now);
+            match news {
+                DiskNews::Progress => liveness.disk_progress(now),
+                DiskNews::Nothing => {}
+                // Said again with every heartbeat: what the groups tell their peers once may get lost.
+                DiskNews::Failed => liveness.disk_failed(now),
             }
             liveness.tick(now);
         });

@@ -1,8 +1,13 @@
 //! Helpers shared by the tests.
 #![allow(dead_code, unreachable_pub)]
 
+use std::{
+    io::{self, IoSlice},
+    sync::{Arc, Condvar, Mutex},
+};
+
 use bytes::Bytes;
-use journal::{Disk, Error, Identity, Journal, Lsn, Options, Recovered, Report};
+use journal::{Disk, DiskFile, Error, Identity, Journal, Lsn, Options, Recovered, Report, SimDisk};
 
 pub const IDENTITY: Identity = Identity { cluster: 0xC1, node: 7, salt: 0x5A17 };
 
@@ -73,4 +78,80 @@ pub fn all_recovered(records: &[Appended]) -> Vec<Recovered> {
 
 pub fn segment(id: u64) -> String {
     format!("segment-{id:016x}")
+}
+
+/// A disk whose syncs of files hang while it is told so.
+#[derive(Clone)]
+pub struct HangingDisk {
+    inner: SimDisk,
+    hangs: Arc<(Mutex<bool>, Condvar)>,
+}
+
+pub struct HangingFile<F> {
+    inner: F,
+    hangs: Arc<(Mutex<bool>, Condvar)>,
+}
+
+impl HangingDisk {
+    pub fn new(inner: SimDisk) -> HangingDisk {
+        HangingDisk { inner, hangs: Arc::default() }
+    }
+
+    pub fn hang(&self, hang: bool) {
+        *self.hangs.0.lock().unwrap() = hang;
+        self.hangs.1.notify_all();
+    }
+
+    fn file<F>(&self, inner: F) -> HangingFile<F> {
+        HangingFile { inner, hangs: Arc::clone(&self.hangs) }
+    }
+}
+
+impl Disk for HangingDisk {
+    type File = HangingFile<<SimDisk as Disk>::File>;
+
+    fn create(&self, name: &str) -> io::Result<Self::File> {
+        Ok(self.file(self.inner.create(name)?))
+    }
+    fn open(&self, name: &str) -> io::Result<Self::File> {
+        Ok(self.file(self.inner.open(name)?))
+    }
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.inner.list()
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.inner.rename(from, to)
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.inner.remove(name)
+    }
+    fn sync_dir(&self) -> io::Result<()> {
+        self.inner.sync_dir()
+    }
+    fn available_bytes(&self) -> io::Result<u64> {
+        self.inner.available_bytes()
+    }
+}
+
+impl<F: DiskFile> DiskFile for HangingFile<F> {
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.inner.read_at(buf, offset)
+    }
+    fn write_vectored_at(&mut self, pieces: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+        self.inner.write_vectored_at(pieces, offset)
+    }
+    fn sync_data(&mut self) -> io::Result<()> {
+        let (hangs, told) = &*self.hangs;
+        drop(told.wait_while(hangs.lock().unwrap(), |hangs| *hangs).unwrap());
+        self.inner.sync_data()
+    }
+    fn allocate(&mut self, len: u64) -> io::Result<()> {
+        self.inner.allocate(len)
+    }
+    fn truncate(&mut self, len: u64) -> io::Result<()> {
+        self.inner.truncate(len)
+    }
 }
