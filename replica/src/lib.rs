@@ -13,8 +13,11 @@ mod link;
 mod metrics;
 mod node;
 mod outbox;
+mod patience;
 mod peer;
 mod snapshot;
+#[cfg(test)]
+mod testing;
 mod wire;
 
 pub use node::{Health, Node, NodeOptions, StartError};

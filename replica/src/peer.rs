@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use consensus_core::{GroupId, LivenessMessage, Message, NodeId, Slot};
+use consensus_core::{GroupId, LivenessMessage, Message, NodeId, Slot, Timing};
 use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -19,6 +19,7 @@ use tracing::{debug, info, warn};
 use crate::group::GroupEvent;
 use crate::node::Shared;
 use crate::outbox::Outbox;
+use crate::patience::Patient;
 use crate::wire::{self, PeerFrame, PeerHello, Purpose};
 
 /// Bytes that may wait for one peer. Beyond, messages are dropped, and repeated by the engine when it matters.
@@ -26,6 +27,12 @@ const OUTBOX_BYTES: usize = 32 << 20;
 
 /// For connecting and for the first frame of the other side.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A link on which nothing is heard for this many times [`Timing::election`] is given up, though never sooner than after
+/// [`SILENCE_MIN`]. Heartbeats flow all the time, so silence is a fault; and after a fault a new connection carries at
+/// once, while the old one waits for its next retransmission, as long again as the fault has lasted.
+const SILENCE_ELECTIONS: u32 = 4;
+const SILENCE_MIN: Duration = Duration::from_secs(2);
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
@@ -186,6 +193,7 @@ pub(crate) async fn accept(shared: Arc<Shared>, mut stream: TcpStream, first: By
 async fn run(shared: &Arc<Shared>, peer: &Arc<Peer>, stream: TcpStream) {
     info!(peer = peer.id.0, "link up");
     let (read, write) = stream.into_split();
+    let read = Patient::new(read, silence(&shared.timing));
     let outbox = Arc::new(Outbox::new(OUTBOX_BYTES));
     peer.attach(&outbox);
     let reason = tokio::select! {
@@ -201,6 +209,10 @@ async fn run(shared: &Arc<Shared>, peer: &Arc<Peer>, stream: TcpStream) {
     };
     peer.detach(&outbox);
     info!(peer = peer.id.0, reason, "link down");
+}
+
+fn silence(timing: &Timing) -> Duration {
+    (timing.election * SILENCE_ELECTIONS).max(timing.heartbeat * SILENCE_ELECTIONS).max(SILENCE_MIN)
 }
 
 async fn read_frames(shared: &Arc<Shared>, from: NodeId, read: impl AsyncRead + Unpin) -> io::Result<()> {
@@ -255,4 +267,42 @@ pub(crate) async fn read_frame(stream: &mut (impl AsyncRead + Unpin), max: usize
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await?;
     Ok(body.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::Node;
+    use crate::testing::{CLUSTER, PATIENCE, options};
+    use tokio::net::TcpListener;
+
+    /// The other end of a link: takes the hello, answers it, and says no more.
+    async fn answer_and_fall_silent(listener: &TcpListener) -> TcpStream {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let hello = PeerHello::decode(&read_frame(&mut stream, 1024).await.unwrap()).unwrap();
+        assert_eq!((hello.from, hello.to), (NodeId(2), NodeId(1)));
+        let answer = PeerHello { purpose: hello.purpose, cluster: CLUSTER, from: NodeId(1), to: hello.from };
+        write_hello(&mut stream, &answer).await.unwrap();
+        stream
+    }
+
+    #[tokio::test]
+    async fn a_link_to_a_silent_peer_is_cut_and_dialled_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let dir = tempfile::tempdir().unwrap();
+        let node = Node::start(options(NodeId(2), &[(NodeId(1), address)], dir.path())).await.unwrap();
+        let silent = answer_and_fall_silent(&listener).await;
+        let again = timeout(PATIENCE, answer_and_fall_silent(&listener)).await.expect("it dials again");
+        drop((silent, again));
+        node.stop().await;
+    }
+
+    #[test]
+    fn silence_is_judged_by_the_clusters_own_times() {
+        let default = Timing::default();
+        assert_eq!(silence(&default), SILENCE_MIN);
+        let far = Timing { election: Duration::from_secs(3), ..default };
+        assert_eq!(silence(&far), Duration::from_secs(12));
+    }
 }

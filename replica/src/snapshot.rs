@@ -1,24 +1,38 @@
 //! Snapshots on their way to a replica that fell behind: on a connection of their own, slice by slice, as fast as the
-//! receiver takes them. The receiver verifies and keeps a file before it takes the state over.
+//! receiver takes them. The receiver verifies and keeps a file before it takes the state over. Both sides end it when
+//! the other makes no progress: while a hand-over is under way, no other to the same peer is begun.
 
 use std::error::Error as StdError;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use consensus_core::{Config, GroupId, NodeId, Slot};
 use futures::StreamExt;
-use journal::{SnapshotId, SnapshotReader, SnapshotWriter};
+use journal::{RealDisk, SnapshotId, SnapshotReader, SnapshotWriter};
 use keyspace::{Keyspace, Restore};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use tracing::{info, warn};
 
 use crate::group::{GroupEvent, GroupHandle, decode_meta, encode_meta};
 use crate::node::Shared;
+use crate::patience::Patient;
 use crate::peer::{self, Peer, connect, exchange_hello, write_frame};
 use crate::wire::{self, PeerFrame, Purpose};
 
 type Failure = Box<dyn StdError + Send + Sync>;
+
+/// How long the other side may neither take nor give a byte in the middle of a hand-over. Its disk may be slow.
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the receiver may take to make a received snapshot its own, and for each so many bytes a second more.
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(60);
+const INSTALL_BYTES_PER_SECOND: u64 = 4 << 20;
+/// Nothing flows while the receiver installs. That its machine is gone, or was started again, is found out by asking.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(5);
+const KEEPALIVE_RETRIES: u32 = 4;
 
 /// Sends the snapshot `id` to `to`, and tells the group when that is over.
 pub(crate) async fn send(shared: Arc<Shared>, group: Arc<GroupHandle>, to: NodeId, id: SnapshotId) {
@@ -35,12 +49,27 @@ pub(crate) async fn send(shared: Arc<Shared>, group: Arc<GroupHandle>, to: NodeI
 
 async fn try_send(shared: &Shared, to: NodeId, id: SnapshotId) -> Result<u64, Failure> {
     let peer = shared.peers.get(&to).ok_or("the peer is not configured")?;
-    let mut stream = connect(&peer.address).await?;
-    exchange_hello(shared, &mut stream, Purpose::Snapshot(GroupId(id.group)), to).await?;
+    // It is verified first, which takes a while when it is large; the receiver would take that for silence.
     let disk = shared.disk.clone();
     let identity = shared.identity;
     let reader = tokio::task::spawn_blocking(move || SnapshotReader::open(&disk, identity, id)).await??;
-    let reader = Arc::new(reader);
+    let mut stream = connect(&peer.address).await?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_AFTER)
+        .with_interval(KEEPALIVE_AFTER)
+        .with_retries(KEEPALIVE_RETRIES);
+    SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+    exchange_hello(shared, &mut stream, Purpose::Snapshot(GroupId(id.group)), to).await?;
+    hand_over(Arc::new(reader), id, stream).await
+}
+
+/// Sends everything, and waits until it is installed.
+async fn hand_over(
+    reader: Arc<SnapshotReader<RealDisk>>,
+    id: SnapshotId,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+) -> Result<u64, Failure> {
+    let mut stream = Patient::new(stream, PROGRESS_TIMEOUT);
     let mut body = BytesMut::new();
     wire::encode_snapshot_begin(Slot(id.slot), &decode_meta(reader.meta())?, &mut body);
     write_frame(&mut stream, &body).await?;
@@ -54,6 +83,8 @@ async fn try_send(shared: &Shared, to: NodeId, id: SnapshotId) -> Result<u64, Fa
     body.clear();
     wire::encode_snapshot_end(&mut body);
     write_frame(&mut stream, &body).await?;
+    let size = Duration::from_secs(reader.total_bytes() / INSTALL_BYTES_PER_SECOND);
+    stream.expect_within(INSTALL_TIMEOUT + size);
     let answer = peer::read_frame(&mut stream, 1024).await?;
     if let PeerFrame::SnapshotInstalled = PeerFrame::decode(answer)? {
         Ok(reader.total_bytes())
@@ -92,9 +123,9 @@ pub(crate) async fn receive(shared: Arc<Shared>, group: GroupId, peer: Arc<Peer>
 async fn try_receive(
     shared: &Arc<Shared>,
     group: GroupId,
-    stream: &mut TcpStream,
+    stream: impl AsyncRead + Unpin,
 ) -> Result<(Slot, Config, Keyspace), Failure> {
-    let mut frames = FramedRead::new(stream, codec());
+    let mut frames = FramedRead::new(Patient::new(stream, PROGRESS_TIMEOUT), codec());
     let first = frames.next().await.ok_or("nothing arrived")??.freeze();
     let PeerFrame::SnapshotBegin { slot, config } = PeerFrame::decode(first)? else {
         return Err("it does not begin with a snapshot's first frame".into());
@@ -141,4 +172,50 @@ async fn try_receive(
 
 fn codec() -> LengthDelimitedCodec {
     peer::codec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use journal::Identity;
+    use tokio::io::{AsyncReadExt, duplex};
+    use tokio::time::Instant;
+
+    const ID: SnapshotId = SnapshotId { group: 1, slot: 9 };
+
+    fn written(dir: &std::path::Path) -> Arc<SnapshotReader<RealDisk>> {
+        let disk = RealDisk::open(dir).unwrap();
+        let meta = encode_meta(&Config::majority([NodeId(1), NodeId(2)]));
+        let mut writer = SnapshotWriter::create(disk.clone(), Identity::default(), ID, &meta).unwrap();
+        writer.slice(&[7; 1000]).unwrap();
+        writer.finish().unwrap();
+        Arc::new(SnapshotReader::open(&disk, Identity::default(), ID).unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_receiver_that_never_says_that_it_has_installed_holds_nothing_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let (near, mut far) = duplex(64);
+        let begun = Instant::now();
+        // It takes everything, and then its machine is gone.
+        let take = async {
+            let mut taken = vec![0; 1000];
+            far.read_exact(&mut taken).await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        let sent = tokio::select! {
+            sent = hand_over(written(dir.path()), ID, near) => sent,
+            () = take => unreachable!(),
+        };
+        let error = sent.unwrap_err();
+        assert!(error.to_string().contains("nothing came or went"), "{error}");
+        assert!(begun.elapsed() < INSTALL_TIMEOUT + PROGRESS_TIMEOUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_receiver_that_stops_taking_holds_nothing_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let (near, _far) = duplex(64);
+        assert!(hand_over(written(dir.path()), ID, near).await.is_err());
+    }
 }

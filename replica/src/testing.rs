@@ -1,0 +1,39 @@
+//! What the crate's tests start nodes with.
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use consensus_core::{GroupId, NodeId, Timing};
+
+use crate::node::NodeOptions;
+
+/// Longest time that anything may take to come about.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) const CLUSTER: u64 = 0xca5e;
+
+/// A node of the cluster `others` and itself, all of them voters of group 1, with its data in `dir`.
+pub(crate) fn options(id: NodeId, others: &[(NodeId, String)], dir: &Path) -> NodeOptions {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut nodes = others.to_vec();
+    nodes.push((id, listener.local_addr().unwrap().to_string()));
+    let voters = nodes.iter().map(|(node, _)| *node).collect();
+    NodeOptions {
+        id,
+        name: format!("node-{}", id.0),
+        cluster: CLUSTER,
+        nodes,
+        groups: vec![(GroupId(1), voters)],
+        listener,
+        data_dir: dir.to_path_buf(),
+        timing: Timing::default(),
+        journal_segment_bytes: 1 << 20,
+        snapshot_least_bytes: 1 << 20,
+        snapshot_slice_bytes: 64 << 10,
+        quota_bytes: 1 << 30,
+        shard_map: Bytes::new(),
+    }
+}
