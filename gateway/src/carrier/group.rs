@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use api::gaios::link::v1::{self as wire, refused::Why, request, response::Kind};
@@ -38,6 +38,8 @@ pub(crate) struct Group {
     /// A number of the session became free while none was.
     room: Notify,
     waiting: AtomicUsize,
+    /// As the keeper last saw it: the leader is known and can be reached.
+    led: AtomicBool,
     renewals: mpsc::UnboundedSender<Renewal>,
     /// The keeper takes it when it starts.
     pub(super) renewals_end: Mutex<Option<mpsc::UnboundedReceiver<Renewal>>>,
@@ -68,6 +70,7 @@ impl Group {
             work: Notify::new(),
             room: Notify::new(),
             waiting: AtomicUsize::new(0),
+            led: AtomicBool::new(false),
             renewals,
             renewals_end: Mutex::new(Some(renewals_end)),
         }
@@ -85,6 +88,14 @@ impl Group {
     pub(super) fn announce(&self) {
         self.news.send_modify(|news| *news += 1);
         self.work.notify_one();
+    }
+
+    pub(super) fn is_led(&self) -> bool {
+        self.led.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_led(&self, led: bool) {
+        self.led.store(led, Ordering::Relaxed);
     }
 
     /// Changes whenever something about the leader or the links may have.

@@ -60,8 +60,8 @@ async fn keep_leader(shared: &Shared, group: &Group) {
     let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(100));
     loop {
         let lack = lack(shared, group);
-        let known = !matches!(lack, Lack::Leader);
-        shared.leader_known.send_if_modified(|was| std::mem::replace(was, known) != known);
+        group.set_led(!matches!(lack, Lack::Leader));
+        shared.tell_leader_known();
         match lack {
             Lack::Leader => {
                 scout(shared, group, None).await;

@@ -141,6 +141,15 @@ impl Shared {
         }
     }
 
+    /// Tells whether every group that carries the domain is led.
+    fn tell_leader_known(&self) {
+        self.leader_known.send_if_modified(|was| {
+            let groups = self.groups.load();
+            let known = !groups.is_empty() && groups.iter().all(|group| group.is_led());
+            std::mem::replace(was, known) != known
+        });
+    }
+
     fn each_group(&self, act: impl Fn(&Group)) {
         for group in self.groups.load().iter() {
             act(group);

@@ -37,10 +37,16 @@ impl OpenBatch {
 
     /// Adds a request whose variable part has `bytes` bytes.
     pub(crate) fn push(&mut self, group: u64, request: Request, bytes: usize) -> Result<(), Full> {
-        let bytes = bytes + REQUEST_OVERHEAD_BYTES;
-        if self.bytes + bytes > WAITING_BYTES_MAX {
+        if self.bytes + bytes + REQUEST_OVERHEAD_BYTES > WAITING_BYTES_MAX {
             return Err(Full);
         }
+        self.push_always(group, request, bytes);
+        Ok(())
+    }
+
+    /// Adds a small request that must not be lost, and of which there are few.
+    pub(crate) fn push_always(&mut self, group: u64, request: Request, bytes: usize) {
+        let bytes = bytes + REQUEST_OVERHEAD_BYTES;
         self.bytes += bytes;
         if self.frames.back().is_none_or(|frame| frame.bytes + bytes > FRAME_BYTES) {
             self.frames.push_back(Frame::default());
@@ -51,7 +57,6 @@ impl OpenBatch {
             Some(batch) => batch.requests.push(request),
             None => frame.groups.push(GroupRequests { group, requests: vec![request] }),
         }
-        Ok(())
     }
 
     /// Takes the oldest frame.
@@ -92,11 +97,12 @@ mod tests {
             taken += 1;
         }
         assert_eq!(taken, 31);
+        batch.push_always(1, request(taken), 0);
         let mut frames = 0;
         while batch.take().is_some() {
             frames += 1;
         }
-        assert_eq!(frames, taken, "each is larger than a frame should be");
+        assert_eq!(frames, taken + 1, "each is larger than a frame should be");
         assert_eq!(batch.bytes, 0);
     }
 }

@@ -19,7 +19,7 @@ use api::gaios::link::v1::{self as wire, request, response};
 use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use prost::Message as _;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -234,8 +234,8 @@ impl Link {
         if state.node.is_none() {
             return;
         }
-        // Credit and goodbyes are few and small; should they not fit, the connection is stuck and will be given up.
-        let _ = state.batch.push(group, wire::Request { id, kind: Some(kind) }, 0);
+        // A step of credit that is lost is lost for good, so these go also when too much waits.
+        state.batch.push_always(group, wire::Request { id, kind: Some(kind) }, 0);
         drop(state);
         self.filled.notify_one();
     }
@@ -365,6 +365,7 @@ impl Link {
         events: mpsc::UnboundedSender<LinkEvent>,
     ) -> io::Error {
         let codec = LengthDelimitedCodec::builder().max_frame_length(FRAME_BYTES_MAX).new_codec();
+        let socket = Listening { link: Arc::clone(&self), socket };
         let mut frames = FramedRead::with_capacity(socket, codec, READ_BYTES);
         let mut answered = Vec::new();
         while let Some(frame) = frames.next().await {
@@ -376,7 +377,6 @@ impl Link {
                 Ok(frame) => frame,
                 Err(error) => return io::Error::other(error),
             };
-            self.heard();
             self.hand_out(frame, &mut answered, &events);
         }
         io::ErrorKind::UnexpectedEof.into()
@@ -436,7 +436,7 @@ impl Link {
                 let id = state.waiting.insert(Waiter::Probe);
                 let kind = request::Kind::Status(wire::StatusRequest {});
                 // A node without group 0 says so, which is as good an answer.
-                let _ = state.batch.push(0, wire::Request { id, kind: Some(kind) }, 0);
+                state.batch.push_always(0, wire::Request { id, kind: Some(kind) }, 0);
                 state.probe = Some((id, Instant::now()));
                 drop(state);
                 self.filled.notify_one();
@@ -446,6 +446,27 @@ impl Link {
 
     fn heard(&self) {
         self.heard_ms.store(self.born.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+}
+
+/// The node's side of the connection. Every byte is a sign of life: a large frame may take long on a slow line.
+struct Listening {
+    link: Arc<Link>,
+    socket: OwnedReadHalf,
+}
+
+impl AsyncRead for Listening {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.socket).poll_read(cx, buffer);
+        if buffer.filled().len() > before {
+            self.link.heard();
+        }
+        polled
     }
 }
 
