@@ -1,6 +1,6 @@
 //! A node: one data directory, one journal, one port, one link per peer, and the groups that live here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
@@ -277,7 +277,7 @@ fn listen(options: &NodeOptions) -> Result<TcpListener, StartError> {
 type Starts = Vec<(Arc<GroupHandle>, GroupStart)>;
 
 /// Reads the data directory. Blocking.
-fn recover(options: NodeOptions) -> Result<(Arc<Shared>, Starts), StartError> {
+pub(crate) fn recover(options: NodeOptions) -> Result<(Arc<Shared>, Starts), StartError> {
     let random = RandomState::new();
     let disk = RealDisk::open(&options.data_dir)?;
     let mut superblock = open_superblock(&disk, &options, &random)?;
@@ -300,6 +300,7 @@ fn recover(options: NodeOptions) -> Result<(Arc<Shared>, Starts), StartError> {
         );
     }
     let mut unreadable = None;
+    let mut strangers = BTreeSet::new();
     let journal_options = journal::Options {
         identity,
         segment_bytes: options.journal_segment_bytes,
@@ -307,12 +308,26 @@ fn recover(options: NodeOptions) -> Result<(Arc<Shared>, Starts), StartError> {
         ..journal::Options::default()
     };
     let (mut journal, report) = Journal::open(disk.clone(), journal_options, &mut |found| {
+        if let Recovered::Record { group, .. } | Recovered::PayloadLost { group, .. } = &found
+            && !recovering.contains_key(&GroupId(*group))
+        {
+            strangers.insert(*group);
+        }
         if let Err(error) = replay(&mut recovering, found) {
             unreadable = Some(error);
         }
     })?;
     if let Some(error) = unreadable {
         return Err(StartError::Record(error));
+    }
+    // Nobody would ever let go of its part of the journal. To drop that here would be worse: should the group come back,
+    // this replica would have forgotten what it promised and voted for.
+    if !strangers.is_empty() {
+        return Err(StartError::Config(format!(
+            "the journal in {} holds records of groups {strangers:?}, which the configuration does not place on this \
+             node: put them back",
+            options.data_dir.display()
+        )));
     }
     for damage in &report.damage {
         warn!("{damage}");
@@ -528,9 +543,9 @@ async fn keep_liveness(shared: Arc<Shared>) {
             }
             liveness.tick(now);
         });
-        for (group, _) in stats.pinned {
+        for (group, floor) in stats.pinned {
             if let Some(group) = shared.group(GroupId(group)) {
-                group.inbox.push_always(GroupEvent::SnapshotWanted);
+                group.inbox.push_always(GroupEvent::SnapshotWanted { floor });
             }
         }
     }

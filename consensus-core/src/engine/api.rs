@@ -50,7 +50,8 @@ pub enum Input {
     PeerDown(NodeId),
     /// See [`crate::LivenessEvent`].
     PeerChanged(NodeId),
-    /// The own snapshot of the state up to `slot` is durable: the log below may go, but for what laggards may need.
+    /// The own snapshot of the state up to `slot` is durable: the log below may go, but for what laggards may need. Said
+    /// again of the newest, it has the base recorded again, so that the journal before that may go.
     SnapshotDurable {
         /// The last slot in the snapshot.
         slot: Slot,

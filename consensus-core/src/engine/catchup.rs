@@ -148,7 +148,7 @@ impl Engine {
     }
 
     pub(super) fn handle_snapshot_durable(&mut self, slot: Slot) {
-        if slot > self.log.delivered || slot <= self.log.base {
+        if slot > self.log.delivered || slot < self.log.base {
             return;
         }
         let Some(config) = self.config_after(slot) else { return };

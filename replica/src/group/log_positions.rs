@@ -30,6 +30,7 @@ struct Batch {
 #[derive(Debug)]
 struct Pending {
     ticket: Ticket,
+    records: u64,
     base: Option<Slot>,
 }
 
@@ -48,36 +49,43 @@ impl LogPositions {
     /// A record goes to the journal, in the batch of this ticket.
     pub(crate) fn appended(&mut self, ticket: Ticket, record: &Record) {
         if self.pending.back().is_none_or(|pending| pending.ticket != ticket) {
-            self.pending.push_back(Pending { ticket, base: None });
+            self.pending.push_back(Pending { ticket, records: 0, base: None });
         }
-        if let Record::Base { slot, .. } = record
-            && let Some(pending) = self.pending.back_mut()
-        {
-            pending.base = Some(*slot);
+        if let Some(pending) = self.pending.back_mut() {
+            pending.records += 1;
+            if let Record::Base { slot, .. } = record {
+                pending.base = Some(*slot);
+            }
         }
         let Some(slot) = slot_of(record) else { return };
         match self.batches.back_mut() {
             Some(batch) if batch.ticket == ticket => batch.max_slot = batch.max_slot.max(slot),
             Some(_) | None => {
-                // `from` is not known yet, but it is not below the end of what is durable.
+                // Where it will lie is not known yet, but that is not below the end of what is durable.
                 self.batches.push_back(Batch { ticket, max_slot: slot, from: Lsn(self.last.0 + 1) });
             }
         }
     }
 
-    /// The batch of this ticket is durable and ends at `lsn`. Returns the group's new floor when it may have risen.
+    /// The batch of this ticket is durable and ends at `lsn`; batches become so in the order in which they were handed
+    /// in. Returns the group's new floor when it may have risen.
     pub(crate) fn persisted(&mut self, ticket: Ticket, lsn: Lsn) -> Option<Lsn> {
-        let from = Lsn(self.last.0 + 1);
+        let pending = self.pending.pop_front_if(|pending| pending.ticket == ticket)?;
+        // The journal keeps a batch together. Between this group's batches lie those of all others, so where the last
+        // one ended says nothing: for a group that was idle that may be far back.
+        let from = Lsn((lsn.0 + 1).saturating_sub(pending.records));
         self.last = lsn;
-        let mut base = None;
-        while let Some(pending) = self.pending.front()
-            && pending.ticket <= ticket
-        {
-            base = pending.base.or(base);
-            self.pending.pop_front();
+        let at = self.batches.partition_point(|batch| batch.ticket < ticket);
+        if let Some(batch) = self.batches.get_mut(at).filter(|batch| batch.ticket == ticket) {
+            batch.from = from;
         }
-        self.base = (base?, from);
+        self.base = (pending.base?, from);
         self.floor()
+    }
+
+    /// Whether only the position of the group's base keeps the journal from `floor` on, and no newer one is on its way.
+    pub(crate) fn is_base_at(&self, floor: Lsn) -> bool {
+        self.base.1 <= floor && self.pending.iter().all(|pending| pending.base.is_none())
     }
 
     /// The lowest position still needed; `None` before the group's first base.
@@ -137,8 +145,22 @@ mod tests {
         assert_eq!(positions.persisted(Ticket(1), Lsn(20)), None);
         positions.appended(Ticket(2), &base(2));
         positions.appended(Ticket(3), &vote(5));
-        assert_eq!(positions.persisted(Ticket(2), Lsn(21)), Some(Lsn(10)));
-        positions.appended(Ticket(4), &base(5));
-        assert_eq!(positions.persisted(Ticket(4), Lsn(30)), Some(Lsn(22)));
+        assert_eq!(positions.persisted(Ticket(2), Lsn(21)), Some(Lsn(19)));
+        assert_eq!(positions.persisted(Ticket(3), Lsn(25)), None);
+        positions.appended(Ticket(4), &base(4));
+        assert_eq!(positions.persisted(Ticket(4), Lsn(30)), Some(Lsn(25)));
+        positions.appended(Ticket(5), &base(5));
+        assert_eq!(positions.persisted(Ticket(5), Lsn(40)), Some(Lsn(40)));
+    }
+
+    #[test]
+    fn the_base_of_a_group_that_was_idle_lies_where_it_was_written() {
+        let mut positions = LogPositions::default();
+        positions.recovered(Lsn(3), &base(0));
+        assert!(positions.is_base_at(Lsn(3)) && !positions.is_base_at(Lsn(2)));
+        positions.appended(Ticket(1), &base(0));
+        assert!(!positions.is_base_at(Lsn(3)), "another one is on its way");
+        assert_eq!(positions.persisted(Ticket(1), Lsn(1_000_000)), Some(Lsn(1_000_000)));
+        assert!(!positions.is_base_at(Lsn(3)));
     }
 }

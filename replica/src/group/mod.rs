@@ -5,6 +5,8 @@ mod clients;
 mod log_positions;
 mod replies;
 mod snapshotting;
+#[cfg(test)]
+mod tests;
 mod watches;
 
 use std::collections::VecDeque;
@@ -71,8 +73,8 @@ pub(crate) enum GroupEvent {
     SnapshotRequested { by: NodeId, at_least: Slot },
     /// The hand-over of a snapshot is over, however it went.
     SnapshotSent { to: NodeId },
-    /// The journal wants the group to let go of old segments.
-    SnapshotWanted,
+    /// The journal wants the group to let go of old segments, which it keeps by its floor.
+    SnapshotWanted { floor: Lsn },
 }
 
 /// The way to a group's task.
@@ -155,7 +157,7 @@ async fn obtain_snapshot(
                 | GroupEvent::SnapshotProgress(_)
                 | GroupEvent::SnapshotRequested { .. }
                 | GroupEvent::SnapshotSent { .. }
-                | GroupEvent::SnapshotWanted => {}
+                | GroupEvent::SnapshotWanted { .. } => {}
             }
         }
     }
@@ -342,7 +344,7 @@ impl Group {
                 self.snapshotting.sent(to);
                 self.step(Input::SnapshotFailed { to });
             }
-            GroupEvent::SnapshotWanted => self.snapshotting.want(),
+            GroupEvent::SnapshotWanted { floor } => self.on_snapshot_wanted(floor),
         }
     }
 
@@ -912,19 +914,5 @@ impl std::fmt::Debug for Group {
             .field("id", &self.handle.id)
             .field("applied", &self.applied)
             .finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_does_not_lead_names_no_other_reason() {
-        let (leads, full, crowded) = (true, true, true);
-        assert_eq!(unwritable(!leads, false, full, crowded), Some(Why::NotLeader));
-        assert_eq!(unwritable(leads, false, full, crowded), Some(Why::NoDisk));
-        assert_eq!(unwritable(leads, false, !full, crowded), Some(Why::Overloaded));
-        assert_eq!(unwritable(leads, false, !full, !crowded), None);
     }
 }

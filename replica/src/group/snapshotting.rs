@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use bytes::{Bytes, BytesMut};
 use consensus_core::{Config, Input, NodeId, Slot};
-use journal::{Identity, RealDisk, SnapshotId, SnapshotWriter};
+use journal::{Identity, Lsn, RealDisk, SnapshotId, SnapshotWriter};
 use tracing::{debug, info, warn};
 
 use super::{Group, GroupEvent, GroupHandle};
@@ -88,6 +88,11 @@ impl Snapshotting {
 
     pub(super) fn sent(&mut self, to: NodeId) {
         self.sending.remove(&to);
+    }
+
+    #[cfg(test)]
+    pub(super) fn newest(&self) -> Option<Slot> {
+        self.newest
     }
 
     /// Whether a snapshot is under way.
@@ -186,6 +191,17 @@ impl Group {
                     self.send_snapshot(to, slot);
                 }
             }
+        }
+    }
+
+    /// The journal keeps old segments because of this group. It says so again until they are gone.
+    pub(super) fn on_snapshot_wanted(&mut self, floor: Lsn) {
+        let newest = self.snapshotting.newest.unwrap_or_default();
+        if newest < self.applied {
+            self.snapshotting.want();
+        } else if self.positions.is_base_at(floor) {
+            // Nothing was applied since, so the snapshot is as good as a new one. Only its record lies too far back.
+            self.step(Input::SnapshotDurable { slot: newest });
         }
     }
 
