@@ -225,8 +225,11 @@ impl Log {
 
     /// Slots above the snapshot whose value the disk has lost.
     pub(super) fn lost_payloads(&self) -> impl Iterator<Item = (Slot, Ballot)> + '_ {
-        (self.first.0..).map(Slot).zip(&self.entries).filter_map(|(slot, entry)| {
-            (slot > self.commit && entry.is_vote() && entry.value.is_none()).then_some((slot, entry.ballot))
+        // The committed part may be long, and this is asked for often.
+        let from = self.first.max(self.commit.next());
+        let skipped = usize::try_from(from.0 - self.first.0).unwrap_or(usize::MAX).min(self.entries.len());
+        (from.0..).map(Slot).zip(self.entries.range(skipped..)).filter_map(|(slot, entry)| {
+            (entry.is_vote() && entry.value.is_none()).then_some((slot, entry.ballot))
         })
     }
 
