@@ -54,6 +54,23 @@ impl Link {
             self.outbox.close();
         }
     }
+
+    /// A link without a socket.
+    #[cfg(test)]
+    pub(crate) fn unconnected() -> Arc<Link> {
+        let id = NEXT_LINK.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Link { id, outbox: Outbox::new(OUTBOX_BYTES) })
+    }
+
+    /// What waits for the socket.
+    #[cfg(test)]
+    pub(crate) fn take_sent(&self) -> Vec<wire::Response> {
+        let frames = self.outbox.take();
+        frames
+            .into_iter()
+            .flat_map(|frame| wire::NodeFrame::decode(frame).expect("what was encoded here").responses)
+            .collect()
+    }
 }
 
 /// `Refused`, as an answer to request `id`.

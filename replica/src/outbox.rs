@@ -55,6 +55,19 @@ impl Outbox {
         Ok(())
     }
 
+    /// The frames that wait.
+    #[cfg(test)]
+    pub(crate) fn take(&self) -> Vec<BytesMut> {
+        use bytes::Buf;
+        let mut waiting = mem::take(&mut *self.buffer.lock());
+        let mut frames = Vec::new();
+        while waiting.has_remaining() {
+            let length = waiting.get_u32() as usize;
+            frames.push(waiting.split_to(length));
+        }
+        frames
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }

@@ -179,6 +179,8 @@ pub(crate) struct Group {
     leases: LeaseClock,
     /// Keep-alives for leases that have ended and are not removed yet.
     ending: Vec<(Waiter, Vec<i64>)>,
+    /// This replica leads, as the engine said last; what it gets may be queued.
+    elected: bool,
     /// This replica leads and may serve.
     leading: bool,
     /// A compaction left garbage in memory that is not freed yet.
@@ -215,6 +217,7 @@ impl Group {
             watches: Watches::default(),
             leases: LeaseClock::default(),
             ending: Vec::new(),
+            elected: false,
             leading: false,
             sweeping: false,
             held: VecDeque::new(),
@@ -328,6 +331,7 @@ impl Group {
             }
             GroupEvent::LinkClosed(link) => {
                 self.clients.link_closed(link);
+                self.asking.retain(|read| read.waiter.link.id != link);
                 self.watches.close_link(link);
                 self.ending.retain(|(waiter, _)| waiter.link.id != link);
             }
@@ -450,9 +454,8 @@ impl Group {
 
     /// Refuses what could not be written here, before it costs a proposal.
     fn may_write(&mut self, link: &Arc<Link>, id: u64) -> bool {
-        let leads = self.engine.status().role == Role::Leader;
         let journal = &self.shared.journal;
-        let why = unwritable(leads, self.stopping.is_some(), journal.is_full(), journal.is_crowded());
+        let why = unwritable(self.elected, self.stopping.is_some(), journal.is_full(), journal.is_crowded());
         if let Some(why) = why {
             self.replies.refuse(link, id, why);
         }
@@ -731,7 +734,11 @@ impl Group {
                 Why::NotLeader
             }
             Rejection::Overloaded => Why::Overloaded,
-            Rejection::Fenced => Why::NoDisk,
+            // It leads nothing until it is restarted. Others lead, and a gateway must look for them.
+            Rejection::Fenced => {
+                self.replies.leader = None;
+                Why::NotLeader
+            }
             Rejection::Transferring => Why::NotLeader,
         };
         for waiter in self.clients.rejected(tag) {
@@ -775,6 +782,7 @@ impl Group {
                 );
                 self.replies.term = lead.round;
                 self.replies.leader = leader;
+                self.elected = role == Role::Leader;
                 if role != Role::Leader {
                     self.leading = false;
                     self.leases.stop();

@@ -46,6 +46,26 @@ impl Rig {
     }
 }
 
+/// A request as its gateway would send it.
+fn request(link: &Arc<Link>, id: u64, kind: RequestKind) -> GroupEvent {
+    GroupEvent::Requests { link: Arc::clone(link), requests: vec![wire::Request { id, kind: Some(kind) }] }
+}
+
+fn open_session() -> RequestKind {
+    RequestKind::OpenSession(wire::OpenSession { nonce: Bytes::from_static(&[7; 16]) })
+}
+
+/// Why each request was refused that was.
+fn refusals(link: &Link) -> Vec<(u64, Why, u32)> {
+    let responses = link.take_sent().into_iter();
+    responses
+        .filter_map(|response| match response.kind {
+            Some(Kind::Refused(refused)) => Some((response.id, refused.why(), refused.leader)),
+            _ => None,
+        })
+        .collect()
+}
+
 #[test]
 fn who_does_not_lead_names_no_other_reason() {
     let (leads, full, crowded) = (true, true, true);
@@ -91,4 +111,38 @@ async fn a_node_does_not_start_without_a_group_that_its_journal_knows() {
         Err(StartError::Config(text)) => assert!(text.contains("groups {1}"), "{text}"),
         other => panic!("{:?}", other.map(|_| "started")),
     }
+}
+
+#[tokio::test]
+async fn a_replica_whose_disk_failed_sends_its_gateways_away() {
+    let mut rig = Rig::leader().await;
+    let link = Link::unconnected();
+    rig.turn([GroupEvent::PersistFailed, request(&link, 1, open_session())]);
+    rig.turn([request(&link, 2, open_session())]);
+    assert_eq!(refusals(&link)[1..], [(2, Why::NotLeader, 0)]);
+    // Also when it is the engine that says so.
+    let tag = match rig
+        .group
+        .clients
+        .enrol(Subject::OpenSession(9), Waiter { link: Arc::clone(&link), request: 3 })
+    {
+        Enrolled::Propose(tag) => tag,
+        Enrolled::UnderWay => unreachable!("it is the first"),
+    };
+    rig.group.on_rejected(tag, Rejection::Fenced);
+    rig.turn([]);
+    assert_eq!(refusals(&link), [(3, Why::NotLeader, 0)]);
+}
+
+#[tokio::test]
+async fn a_link_that_closes_takes_its_questions_along() {
+    let mut rig = Rig::leader().await;
+    let link = Link::unconnected();
+    let open = wire::WatchOpen { key: Bytes::from_static(b"k"), ..Default::default() };
+    let waiter = Waiter { link: Arc::clone(&link), request: 1 };
+    // Asked for in the same turn, while there was no lease.
+    rig.group.asking.push(PendingRead { waiter, reading: Reading::WatchOpen(open) });
+    rig.turn([GroupEvent::LinkClosed(link.id)]);
+    rig.turn([]);
+    assert_eq!(rig.group.watches.len(), 0);
 }
