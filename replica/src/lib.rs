@@ -6,6 +6,7 @@
 
 mod clock;
 mod disk_watch;
+mod essential;
 mod group;
 mod inbox;
 mod lease_clock;

@@ -26,6 +26,7 @@ use tracing::{info, warn};
 
 use crate::clock;
 use crate::disk_watch::{DiskNews, DiskWatch};
+use crate::essential;
 use crate::group::{self, GroupEvent, GroupHandle, GroupStart, LogPositions};
 use crate::link;
 use crate::metrics::Metrics;
@@ -141,14 +142,16 @@ impl Node {
         let groups = TaskTracker::new();
         let others = TaskTracker::new();
         for (handle, start) in starts {
-            groups.spawn(group::run(Arc::clone(&shared), handle, start));
+            groups.spawn(essential::task("a group", group::run(Arc::clone(&shared), handle, start)));
         }
         groups.close();
-        others.spawn(keep_liveness(Arc::clone(&shared)));
+        others.spawn(essential::task("the heartbeats", keep_liveness(Arc::clone(&shared))));
         for peer in shared.peers.values().filter(|peer| peer.id < shared.id) {
-            others.spawn(peer::dial(Arc::clone(&shared), Arc::clone(peer)));
+            let dial = peer::dial(Arc::clone(&shared), Arc::clone(peer));
+            others.spawn(essential::task("the link to a peer", dial));
         }
-        let accepting = tokio::spawn(accept(Arc::clone(&shared), listener, others.clone()));
+        let accept = accept(Arc::clone(&shared), listener, others.clone());
+        let accepting = tokio::spawn(essential::task("the listener", accept));
         info!(node = shared.id.0, name, %address, groups = shared.groups.len(), "node up");
         Ok(Node { shared, address, groups, others, accepting })
     }
@@ -496,7 +499,17 @@ fn spawn_writer(
     groups: Arc<BTreeMap<GroupId, Arc<GroupHandle>>>,
     metrics: Metrics,
 ) -> Result<Writer<RealDisk>, StartError> {
-    let writer = Writer::spawn(journal, move |event| match event {
+    let essential = essential::Thread("the journal");
+    let writer = Writer::spawn(journal, move |event| {
+        // The thread owns the callback, and drops it when it ends.
+        let _ = &essential;
+        on_journal_event(&groups, &metrics, event);
+    })?;
+    Ok(writer)
+}
+
+fn on_journal_event(groups: &BTreeMap<GroupId, Arc<GroupHandle>>, metrics: &Metrics, event: journal::Event) {
+    match event {
         journal::Event::Completed { group, ticket, lsn } => {
             if let Some(group) = groups.get(&GroupId(group)) {
                 group.inbox.push_always(GroupEvent::Persisted { upto: PersistSeq(ticket.0), lsn });
@@ -518,8 +531,7 @@ fn spawn_writer(
                 group.inbox.push_always(GroupEvent::PersistFailed);
             }
         }
-    })?;
-    Ok(writer)
+    }
 }
 
 /// Heartbeats and their lapses; and the question who holds old journal segments back.

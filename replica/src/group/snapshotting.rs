@@ -11,6 +11,7 @@ use journal::{Identity, Lsn, RealDisk, SnapshotId, SnapshotWriter};
 use tracing::{debug, info, warn};
 
 use super::{Group, GroupEvent, GroupHandle};
+use crate::essential;
 use crate::node::Shared;
 
 /// Slices that may wait for the disk.
@@ -156,6 +157,7 @@ impl Group {
         let handle = Arc::clone(&self.handle);
         let meta = encode_meta(&config);
         tokio::task::spawn_blocking(move || {
+            let _essential = essential::Thread("the writing of a snapshot");
             let progress = match write(&shared, &handle, id, &meta, &receiver) {
                 Ok(true) => Progress::Finished(slot),
                 Ok(false) => return,
@@ -213,7 +215,8 @@ impl Group {
                     let id = SnapshotId { group: self.handle.id.0, slot: slot.0 };
                     let send =
                         crate::snapshot::send(Arc::clone(&self.shared), Arc::clone(&self.handle), to, id);
-                    tokio::spawn(send);
+                    // The group waits for its end.
+                    tokio::spawn(essential::task("the sending of a snapshot", send));
                 }
             }
             Some(_) | None => {

@@ -1,11 +1,16 @@
 //! A group on a node of its own, stepped by hand: its disk and its clock are real, its links have no sockets.
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+use std::os::unix::process::ExitStatusExt as _;
+use std::panic::AssertUnwindSafe;
+use std::process::Command as Process;
+
+use futures::FutureExt as _;
 use tempfile::TempDir;
 use tokio::time::timeout;
 
 use super::*;
-use crate::node::{self, StartError};
+use crate::node::{self, Node, StartError};
 use crate::testing::{PATIENCE, options};
 
 struct Rig {
@@ -145,4 +150,33 @@ async fn a_link_that_closes_takes_its_questions_along() {
     rig.turn([GroupEvent::LinkClosed(link.id)]);
     rig.turn([]);
     assert_eq!(rig.group.watches.len(), 0);
+}
+
+/// Set for the process that is to end.
+const CHILD: &str = "GAIOS_TEST_A_GROUP_PANICS";
+
+#[tokio::test]
+async fn a_node_ends_with_its_group() {
+    if std::env::var_os(CHILD).is_some() {
+        return start_with_an_unreadable_entry().await;
+    }
+    let child = Process::new(std::env::current_exe().unwrap())
+        .args(["--exact", "group::tests::a_node_ends_with_its_group"])
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    assert_eq!(child.status.signal(), Some(6), "SIGABRT: {child:?}");
+}
+
+/// An entry of a newer version: by design, the group panics.
+async fn start_with_an_unreadable_entry() {
+    let mut rig = Rig::leader().await;
+    rig.group.step(Input::Propose { tag: Tag(u64::MAX), command: Bytes::from_static(b"unreadable") });
+    let committed = AssertUnwindSafe(rig.until("it is applied", |_| false)).catch_unwind().await;
+    assert!(committed.is_err(), "the rig panics, as it holds no guard");
+    let Rig { group, _dir: dir } = rig;
+    drop(group);
+    let node = Node::start(options(NodeId(1), &[], dir.path())).await.unwrap();
+    timeout(PATIENCE, std::future::pending::<()>()).await.expect_err("nothing else happens");
+    node.stop().await;
 }
