@@ -20,6 +20,8 @@ pub(crate) struct LeaseClock {
     leases: BTreeMap<LeaseId, Timer>,
     /// By time: the next thing to do for a lease.
     due: BTreeSet<(Mono, LeaseId)>,
+    /// Leases for which something was proposed that somebody waits for: [`State::Ending`] and [`InLog::Resetting`].
+    proposed: BTreeSet<LeaseId>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -34,17 +36,31 @@ struct Timer {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// `checkpointed`: the log holds a remaining time below the full one.
-    Live { checkpointed: bool },
+    /// It runs, and its next leader would go by what the log says of it.
+    Live(InLog),
     /// It has ended and its removal was proposed.
     Ending,
+}
+
+/// The time that the log gives a lease, once everything proposed for it is applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum InLog {
+    /// The full one.
+    Full,
+    /// What remained at a checkpoint.
+    Short,
+    /// The full one, but that is not applied yet.
+    Resetting,
 }
 
 /// What became of a keep-alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Renewal {
-    /// The lease runs for this many seconds from now on. `forget_checkpoint`: the log still holds a shorter time.
-    Renewed { ttl_seconds: i64, forget_checkpoint: bool },
+    /// The lease runs for this many seconds from now on.
+    Renewed { ttl_seconds: i64 },
+    /// The log holds a shorter time, which the next leader would go by: the answer has to wait until the log holds the
+    /// full one. That is to be proposed, unless it was.
+    Resetting { propose: bool },
     /// It has ended, but its keys are still there: the answer has to wait until they are not.
     Ending,
     /// There is no such lease.
@@ -61,7 +77,7 @@ pub(crate) struct Due {
 
 impl LeaseClock {
     /// A new leader starts the clock of every lease. Each gets what the log says remains of it, and `grace` on top,
-    /// since its owner could not renew it while there was no leader.
+    /// since its owner could not renew it while there was no leader. Given are the seconds granted and remaining.
     pub(crate) fn start(
         &mut self,
         now: Mono,
@@ -71,9 +87,9 @@ impl LeaseClock {
         self.stop();
         for (id, granted, remaining) in leases {
             let granted = seconds(granted);
-            let checkpointed = remaining > 0;
-            let left = if checkpointed { seconds(remaining) } else { granted };
-            self.insert(now, id, granted, now.after(left.saturating_add(grace)), checkpointed);
+            let left = seconds(remaining).min(granted);
+            let in_log = if left < granted { InLog::Short } else { InLog::Full };
+            self.insert(now, id, granted, now.after(left.saturating_add(grace)), in_log);
         }
     }
 
@@ -81,14 +97,16 @@ impl LeaseClock {
     pub(crate) fn stop(&mut self) {
         self.leases.clear();
         self.due.clear();
+        self.proposed.clear();
     }
 
     pub(crate) fn granted(&mut self, now: Mono, id: LeaseId, ttl_seconds: i64) {
         let granted = seconds(ttl_seconds);
-        self.insert(now, id, granted, now.after(granted), false);
+        self.insert(now, id, granted, now.after(granted), InLog::Full);
     }
 
     pub(crate) fn revoked(&mut self, id: LeaseId) {
+        self.proposed.remove(&id);
         if let Some(timer) = self.leases.remove(&id) {
             self.due.remove(&(timer.due, id));
         }
@@ -100,13 +118,48 @@ impl LeaseClock {
         match timer.state {
             State::Ending => Renewal::Ending,
             // Its end has come, though nobody has looked yet.
-            State::Live { .. } if timer.ends <= now => Renewal::Ending,
-            State::Live { checkpointed } => {
-                self.insert(now, id, timer.granted, now.after(timer.granted), false);
-                Renewal::Renewed {
-                    ttl_seconds: whole_seconds(timer.granted),
-                    forget_checkpoint: checkpointed,
+            State::Live(_) if timer.ends <= now => Renewal::Ending,
+            State::Live(in_log) => {
+                let (next, renewal) = match in_log {
+                    InLog::Full => {
+                        (InLog::Full, Renewal::Renewed { ttl_seconds: whole_seconds(timer.granted) })
+                    }
+                    InLog::Short => (InLog::Resetting, Renewal::Resetting { propose: true }),
+                    InLog::Resetting => (InLog::Resetting, Renewal::Resetting { propose: false }),
+                };
+                self.insert(now, id, timer.granted, now.after(timer.granted), next);
+                renewal
+            }
+        }
+    }
+
+    /// The log gives the lease this many seconds, or its full time again (0).
+    pub(crate) fn checkpointed(&mut self, id: LeaseId, remaining_seconds: i64) {
+        let Some(timer) = self.leases.get_mut(&id) else { return };
+        let State::Live(in_log) = timer.state else { return };
+        let next = match in_log {
+            InLog::Full if remaining_seconds > 0 => InLog::Short,
+            InLog::Resetting if remaining_seconds == 0 => {
+                self.proposed.remove(&id);
+                InLog::Full
+            }
+            // What was proposed later counts.
+            InLog::Full | InLog::Short | InLog::Resetting => in_log,
+        };
+        timer.state = State::Live(next);
+    }
+
+    /// Something that was proposed has not entered the log: all of it is due again.
+    pub(crate) fn propose_again(&mut self, now: Mono) {
+        for id in std::mem::take(&mut self.proposed) {
+            let timer = self.leases.get_mut(&id).expect("`proposed` names only leases that exist");
+            match timer.state {
+                State::Ending => {
+                    self.due.remove(&(timer.due, id));
+                    timer.due = now;
+                    self.due.insert((now, id));
                 }
+                State::Live(_) => timer.state = State::Live(InLog::Short),
             }
         }
     }
@@ -142,9 +195,11 @@ impl LeaseClock {
             if timer.ends <= now {
                 timer.state = State::Ending;
                 timer.due = now.after(EXPIRE_RETRY);
+                self.proposed.insert(id);
                 due.expired.push(id);
             } else {
-                timer.state = State::Live { checkpointed: true };
+                timer.state = State::Live(InLog::Short);
+                self.proposed.remove(&id);
                 timer.due = next_look(now, timer.ends);
                 due.checkpoints.push((id, whole_seconds(timer.ends.since(now)).max(1)));
             }
@@ -153,14 +208,16 @@ impl LeaseClock {
         due
     }
 
-    fn insert(&mut self, now: Mono, id: LeaseId, granted: Duration, ends: Mono, checkpointed: bool) {
+    fn insert(&mut self, now: Mono, id: LeaseId, granted: Duration, ends: Mono, in_log: InLog) {
         let due = next_look(now, ends);
-        if let Some(old) =
-            self.leases.insert(id, Timer { granted, ends, due, state: State::Live { checkpointed } })
-        {
+        if let Some(old) = self.leases.insert(id, Timer { granted, ends, due, state: State::Live(in_log) }) {
             self.due.remove(&(old.due, id));
         }
         self.due.insert((due, id));
+        match in_log {
+            InLog::Full | InLog::Short => self.proposed.remove(&id),
+            InLog::Resetting => self.proposed.insert(id),
+        };
     }
 }
 
@@ -200,7 +257,7 @@ mod tests {
     fn renewal_gives_the_full_time_and_an_ended_lease_waits_for_its_removal() {
         let mut clock = LeaseClock::default();
         clock.granted(at(0), A, 10);
-        assert_eq!(clock.renew(at(6), A), Renewal::Renewed { ttl_seconds: 10, forget_checkpoint: false });
+        assert_eq!(clock.renew(at(6), A), Renewal::Renewed { ttl_seconds: 10 });
         assert_eq!(clock.remaining(at(7), A), Some(9));
         assert_eq!(clock.renew(at(16), A), Renewal::Ending);
         assert_eq!(clock.take_due(at(16), 9).expired, [A]);
@@ -217,6 +274,9 @@ mod tests {
         assert_eq!(clock.take_due(at(2), 9).expired, [A]);
         assert_eq!(clock.take_due(at(4), 9), Due::default());
         assert_eq!(clock.take_due(at(5), 9).expired, [A]);
+        clock.propose_again(at(6));
+        assert_eq!(clock.next_deadline(), Some(at(6)));
+        assert_eq!(clock.take_due(at(6), 9).expired, [A]);
     }
 
     #[test]
@@ -225,11 +285,33 @@ mod tests {
         old.granted(at(0), A, 1000);
         assert_eq!(old.take_due(at(300), 9).checkpoints, [(A, 700)]);
         let mut new = LeaseClock::default();
-        new.start(at(50), Duration::from_secs(1), [(A, 1000, 700), (B, 60, 0)].into_iter());
+        new.start(at(50), Duration::from_secs(1), [(A, 1000, 700), (B, 60, 60)].into_iter());
         assert_eq!(new.remaining(at(50), A), Some(701));
         assert_eq!(new.remaining(at(50), B), Some(61));
-        assert_eq!(new.renew(at(60), A), Renewal::Renewed { ttl_seconds: 1000, forget_checkpoint: true });
-        assert_eq!(new.renew(at(61), A), Renewal::Renewed { ttl_seconds: 1000, forget_checkpoint: false });
+        assert_eq!(new.renew(at(51), B), Renewal::Renewed { ttl_seconds: 60 }, "there was no checkpoint");
+        assert_eq!(new.renew(at(60), A), Renewal::Resetting { propose: true });
+        assert_eq!(new.renew(at(61), A), Renewal::Resetting { propose: false });
+        new.checkpointed(A, 0);
+        assert_eq!(new.renew(at(62), A), Renewal::Renewed { ttl_seconds: 1000 });
+        assert_eq!(new.remaining(at(62), A), Some(1000));
+    }
+
+    #[test]
+    fn a_renewal_counts_only_once_the_log_holds_no_shorter_time() {
+        let mut clock = LeaseClock::default();
+        clock.granted(at(0), A, 1000);
+        assert_eq!(clock.take_due(at(300), 9).checkpoints, [(A, 700)]);
+        assert_eq!(clock.renew(at(310), A), Renewal::Resetting { propose: true });
+        // The checkpoint is applied only now; it lies before the reset in the log.
+        clock.checkpointed(A, 700);
+        assert_eq!(clock.renew(at(311), A), Renewal::Resetting { propose: false });
+        // The reset was refused.
+        clock.propose_again(at(312));
+        assert_eq!(clock.renew(at(312), A), Renewal::Resetting { propose: true });
+        // A reset that is applied after a later checkpoint was proposed does not make up for that.
+        assert_eq!(clock.take_due(at(612), 9).checkpoints, [(A, 700)]);
+        clock.checkpointed(A, 0);
+        assert_eq!(clock.renew(at(613), A), Renewal::Resetting { propose: true });
     }
 
     #[test]

@@ -98,12 +98,10 @@ impl Clients {
         }
     }
 
-    /// Who waited for a proposal that has certainly not entered the log.
-    pub(super) fn rejected(&mut self, tag: Tag) -> Vec<Waiter> {
-        match self.proposals.remove(&tag) {
-            Some(subject) => self.writes.remove(&subject).map_or_else(Vec::new, |waiting| waiting.waiters),
-            None => Vec::new(),
-        }
+    /// Who waited for a proposal that has certainly not entered the log. `None`: the group had made it itself.
+    pub(super) fn rejected(&mut self, tag: Tag) -> Option<Vec<Waiter>> {
+        let subject = self.proposals.remove(&tag)?;
+        Some(self.writes.remove(&subject).map_or_else(Vec::new, |waiting| waiting.waiters))
     }
 
     pub(super) fn wait_for_point(&mut self, reads: Vec<PendingRead>) -> Tag {

@@ -43,6 +43,8 @@ use crate::node::Shared;
 const INBOX_BYTES: usize = 64 << 20;
 /// Leases removed or checkpointed in one proposal.
 const LEASES_PER_PROPOSAL: usize = 1000;
+/// After this long the group makes proposals about leases again that the engine had no room for.
+const PROPOSE_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// Records of garbage freed before the group turns to other work.
 const SWEEP_PER_TURN: usize = 256;
 /// How long a stopping leader waits for its successor.
@@ -177,8 +179,11 @@ pub(crate) struct Group {
     asking: Vec<PendingRead>,
     watches: Watches,
     leases: LeaseClock,
-    /// Keep-alives for leases that have ended and are not removed yet.
-    ending: Vec<(Waiter, Vec<i64>)>,
+    /// Keep-alives that wait for the log: some of their leases have ended and are not removed yet, or are given less
+    /// time there than the answer would say.
+    parked: Vec<(Waiter, Vec<i64>)>,
+    /// When to make proposals about leases again that were refused.
+    propose_again_at: Option<Mono>,
     /// This replica leads, as the engine said last; what it gets may be queued.
     elected: bool,
     /// This replica leads and may serve.
@@ -216,7 +221,8 @@ impl Group {
             asking: Vec::new(),
             watches: Watches::default(),
             leases: LeaseClock::default(),
-            ending: Vec::new(),
+            parked: Vec::new(),
+            propose_again_at: None,
             elected: false,
             leading: false,
             sweeping: false,
@@ -278,12 +284,16 @@ impl Group {
 
     fn deadline(&self) -> Option<Mono> {
         let leases = if self.leading { self.leases.next_deadline() } else { None };
-        [self.engine.next_deadline(), leases, self.stopping].into_iter().flatten().min()
+        [self.engine.next_deadline(), leases, self.propose_again_at, self.stopping]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Work that goes on without any event.
     fn has_work(&self) -> bool {
-        self.watches.has_work() || self.snapshotting.wants_slice() || self.may_sweep()
+        let asks = !self.asking.is_empty();
+        asks || self.watches.has_work() || self.snapshotting.wants_slice() || self.may_sweep()
     }
 
     /// A snapshot under way may need what would be freed.
@@ -333,7 +343,7 @@ impl Group {
                 self.clients.link_closed(link);
                 self.asking.retain(|read| read.waiter.link.id != link);
                 self.watches.close_link(link);
-                self.ending.retain(|(waiter, _)| waiter.link.id != link);
+                self.parked.retain(|(waiter, _)| waiter.link.id != link);
             }
             GroupEvent::Persisted { upto, lsn } => self.on_persisted(upto, lsn),
             GroupEvent::PersistFailed => self.step(Input::PersistFailed),
@@ -535,27 +545,35 @@ impl Group {
         let now = clock::now();
         let revision = self.state.revision().0;
         let mut kept = Vec::with_capacity(leases.len());
-        let mut forget = Vec::new();
+        let mut reset = Vec::new();
+        let mut must_wait = false;
         for &lease in &leases {
             let id = LeaseId(lease);
             let ttl = match self.leases.renew(now, id) {
-                Renewal::Renewed { ttl_seconds, forget_checkpoint } => {
-                    if forget_checkpoint {
-                        forget.push((id, 0));
-                    }
-                    ttl_seconds
-                }
+                Renewal::Renewed { ttl_seconds } => ttl_seconds,
                 Renewal::Missing => 0,
+                Renewal::Resetting { propose } => {
+                    if propose {
+                        reset.push((id, 0));
+                    }
+                    must_wait = true;
+                    continue;
+                }
+                // The others are renewed meanwhile.
                 Renewal::Ending => {
-                    // Renewing the others once more does no harm.
-                    self.ending.push((waiter, leases));
-                    return;
+                    must_wait = true;
+                    continue;
                 }
             };
             kept.push(wire::KeptLease { id: lease, ttl });
         }
-        if !forget.is_empty() {
-            self.propose_internal(&Command::CheckpointLeases(forget));
+        if !reset.is_empty() {
+            self.propose_internal(&Command::CheckpointLeases(reset));
+        }
+        if must_wait {
+            // By then the time of the others has run on, so all are renewed once more.
+            self.parked.push((waiter, leases));
+            return;
         }
         let kept = wire::KeptAlive { leases: kept, revision };
         self.replies.add(&waiter.link, waiter.request, Kind::KeptAlive(kept));
@@ -703,21 +721,28 @@ impl Group {
             return;
         }
         let now = clock::now();
-        let mut revoked = false;
+        let mut awaited = false;
         for effect in effects {
             match *effect {
                 LeaseEffect::Granted { id, ttl_s } => self.leases.granted(now, id, ttl_s),
                 LeaseEffect::Revoked { id } => {
                     self.leases.revoked(id);
-                    revoked = true;
+                    awaited = true;
                 }
-                LeaseEffect::Checkpointed { .. } => {}
+                LeaseEffect::Checkpointed { id, remaining_s } => {
+                    self.leases.checkpointed(id, remaining_s);
+                    awaited |= remaining_s == 0;
+                }
             }
         }
-        if revoked {
-            for (waiter, leases) in std::mem::take(&mut self.ending) {
-                self.on_read(&waiter.link, waiter.request, Reading::KeepAlive(leases));
-            }
+        if awaited {
+            self.look_at_parked();
+        }
+    }
+
+    fn look_at_parked(&mut self) {
+        for (waiter, leases) in std::mem::take(&mut self.parked) {
+            self.on_read(&waiter.link, waiter.request, Reading::KeepAlive(leases));
         }
     }
 
@@ -741,8 +766,17 @@ impl Group {
             }
             Rejection::Transferring => Why::NotLeader,
         };
-        for waiter in self.clients.rejected(tag) {
-            self.replies.refuse(&waiter.link, waiter.request, why);
+        match self.clients.rejected(tag) {
+            Some(waiters) => {
+                for waiter in waiters {
+                    self.replies.refuse(&waiter.link, waiter.request, why);
+                }
+            }
+            None if self.leading => {
+                let again = || clock::now().after(PROPOSE_AGAIN_AFTER);
+                self.propose_again_at.get_or_insert_with(again);
+            }
+            None => {}
         }
     }
 
@@ -786,8 +820,9 @@ impl Group {
                 if role != Role::Leader {
                     self.leading = false;
                     self.leases.stop();
+                    self.propose_again_at = None;
                     self.clients.leadership_lost(&mut self.replies);
-                    for (waiter, _) in std::mem::take(&mut self.ending) {
+                    for (waiter, _) in std::mem::take(&mut self.parked) {
                         self.replies.refuse(&waiter.link, waiter.request, Why::NotLeader);
                     }
                 }
@@ -826,7 +861,13 @@ impl Group {
         if !self.leading {
             return;
         }
-        let due = self.leases.take_due(clock::now(), LEASES_PER_PROPOSAL);
+        let now = clock::now();
+        if self.propose_again_at.is_some_and(|at| at <= now) {
+            self.propose_again_at = None;
+            self.leases.propose_again(now);
+            self.look_at_parked();
+        }
+        let due = self.leases.take_due(now, LEASES_PER_PROPOSAL);
         if !due.expired.is_empty() {
             debug!(group = self.handle.id.0, leases = due.expired.len(), "leases expired");
             self.propose_internal(&Command::ExpireLeases(due.expired));

@@ -34,6 +34,30 @@ impl Rig {
         self.group.turn(&mut events.into_iter().collect());
     }
 
+    /// Writes through a session of the rig's own.
+    async fn write(&mut self, op: keyspace::Op) {
+        let link = Link::unconnected();
+        self.turn([request(&link, 1, open_session())]);
+        let opened = self.answer(&link).await;
+        let Kind::SessionOpened(opened) = opened else { panic!("{opened:?}") };
+        let (session, seq) = (SessionId(opened.session), self.group.applied.0);
+        let command = encode(&Command::Write { session, seq, ack_upto: seq - 1, op });
+        self.turn([request(&link, 2, RequestKind::Write(wire::Write { session: session.0, seq, command }))]);
+        let reply = self.answer(&link).await;
+        assert!(matches!(reply, Kind::Reply(_)), "{reply:?}");
+    }
+
+    /// The next answer on a link.
+    async fn answer(&mut self, link: &Link) -> Kind {
+        let answers = std::cell::RefCell::new(Vec::new());
+        self.until("there is an answer", |_| {
+            answers.borrow_mut().extend(link.take_sent());
+            !answers.borrow().is_empty()
+        })
+        .await;
+        answers.into_inner().remove(0).kind.unwrap()
+    }
+
     /// Turns until it is so.
     async fn until(&mut self, what: &str, holds: impl Fn(&mut Group) -> bool) {
         let all = async {
@@ -150,6 +174,60 @@ async fn a_link_that_closes_takes_its_questions_along() {
     rig.turn([GroupEvent::LinkClosed(link.id)]);
     rig.turn([]);
     assert_eq!(rig.group.watches.len(), 0);
+}
+
+fn keep_alive(leases: &[i64]) -> RequestKind {
+    RequestKind::KeepAlive(wire::KeepAlive { leases: leases.to_vec() })
+}
+
+#[tokio::test]
+async fn a_keep_alive_is_answered_once_the_log_holds_no_shorter_time() {
+    let mut rig = Rig::leader().await;
+    let lease = LeaseId(7);
+    rig.write(keyspace::Op::LeaseGrant { id: lease, ttl: 1000 }).await;
+    let in_log = |group: &Group| group.state.lease(lease).unwrap().remaining_s;
+    rig.group.propose_internal(&Command::CheckpointLeases(vec![(lease, 700)]));
+    rig.until("there is a checkpoint", |group| in_log(group) == 700).await;
+    let leases = rig.group.state.leases().map(|lease| (lease.id, lease.granted_ttl_s, lease.remaining_s));
+    rig.group.leases.start(clock::now(), Duration::ZERO, leases);
+
+    let link = Link::unconnected();
+    // Also when there is no room for the reset at first.
+    rig.turn([request(&link, 1, keep_alive(&[7]))]);
+    assert_eq!(link.take_sent(), []);
+    rig.group.on_rejected(Tag(u64::MAX), Rejection::Overloaded);
+    let answer = rig.answer(&link).await;
+    assert_eq!(in_log(&rig.group), 1000);
+    let Kind::KeptAlive(kept) = answer else { panic!("{answer:?}") };
+    assert_eq!(kept.leases, [wire::KeptLease { id: 7, ttl: 1000 }]);
+
+    // From then on nothing needs to be written.
+    rig.turn([request(&link, 2, keep_alive(&[7]))]);
+    assert_eq!(link.take_sent().len(), 1);
+}
+
+#[tokio::test]
+async fn a_lease_that_has_ended_holds_up_no_other() {
+    let mut rig = Rig::leader().await;
+    for id in [7, 8] {
+        rig.write(keyspace::Op::LeaseGrant { id: LeaseId(id), ttl: 60 }).await;
+    }
+    let now = clock::now();
+    let ago = |seconds: u64| Mono(now.0.saturating_sub(seconds * 1_000_000_000));
+    rig.group.leases.granted(ago(61), LeaseId(7), 60);
+    rig.group.leases.granted(ago(30), LeaseId(8), 60);
+    let link = Link::unconnected();
+    // The end of the first is proposed in this turn, and not applied yet.
+    rig.turn([request(&link, 1, keep_alive(&[7, 8]))]);
+    assert_eq!(link.take_sent(), []);
+    assert!(rig.group.leases.remaining(now, LeaseId(8)) >= Some(60));
+    // Had it been refused, it would be proposed again soon.
+    rig.group.on_rejected(Tag(u64::MAX), Rejection::Overloaded);
+    assert!(rig.group.deadline() <= Some(clock::now().after(PROPOSE_AGAIN_AFTER)));
+    let answer = rig.answer(&link).await;
+    let Kind::KeptAlive(kept) = answer else { panic!("{answer:?}") };
+    let expected = [wire::KeptLease { id: 7, ttl: 0 }, wire::KeptLease { id: 8, ttl: 60 }];
+    assert_eq!(kept.leases, expected);
 }
 
 /// Set for the process that is to end.
