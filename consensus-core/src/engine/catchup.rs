@@ -44,6 +44,11 @@ impl Engine {
             self.log.known_commit = commit;
             self.catchup.source = Some(from);
         }
+        // What this node has not proposed, a newer leader has: one that it has not heard of yet.
+        if matches!(&self.state, State::Leader(leader) if self.log.known_commit >= leader.next) {
+            self.become_follower(None);
+            self.await_election(now);
+        }
         if self.log.commit >= self.log.known_commit {
             self.catchup.fetch_at = None;
         } else if self.catchup.fetch_at.is_none() {

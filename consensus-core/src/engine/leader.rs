@@ -209,6 +209,7 @@ impl Leader {
     pub(super) fn check_invariants(&self, log: &Log, configs: &Configs, acceptor: &Acceptor) {
         assert_eq!(self.lead, acceptor.promised(), "I1: a leader has promised nothing higher");
         assert!(self.own_durable <= acceptor.upto, "own votes are counted when durable");
+        assert!(log.known_commit < self.next, "I7: nobody else commits where this node leads");
         assert!(self.inflight_slots(log.commit) <= ACCEPT_WINDOW, "I19: the pipeline is bounded");
         if let Some(barrier) = self.barrier {
             assert!(self.next == barrier.next(), "I14: nothing above an uncommitted configuration");
