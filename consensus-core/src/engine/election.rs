@@ -17,7 +17,7 @@ use std::time::Duration;
 use super::log::ACCEPT_WINDOW;
 use super::outbox::Staged;
 use super::rng::Rng;
-use super::select::{Selection, select};
+use super::select::{Selection, may_be_chosen, select};
 use super::{Engine, State};
 use crate::message::{Handoff, Nack, PreVote, PreVoteReply, Prepare, Promise, Resigned};
 use crate::mutant::mutant;
@@ -542,6 +542,7 @@ impl Engine {
         slot: Slot,
     ) -> Option<Value> {
         let vote_of = |node: NodeId| candidate.promises.get(&node)?.votes.get(&slot);
+        let all_counted = counted;
         let mut counted = counted.clone();
         loop {
             // At a classic ballot the ballot identifies the value.
@@ -560,7 +561,12 @@ impl Engine {
             if let Some(value) = self.value_voted(candidate, slot, ballot) {
                 return Some(value);
             }
-            // The forced value is lost wherever it was voted for. Any other q1 is as good as this one: if the value
+            // The forced value is lost wherever it was voted for. Perhaps too few voted for any to be chosen.
+            let without_vote = all_counted.iter().filter(|node| vote_of(*node).is_none()).collect();
+            if !may_be_chosen(&without_vote, config) {
+                return Some(Value::Noop);
+            }
+            // Any other q1 is as good as this one: if the value
             // was chosen, somebody there voted for it too, and no quorum of the others is without it.
             counted = counted
                 .iter()

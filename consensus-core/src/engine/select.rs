@@ -55,6 +55,14 @@ pub(super) fn select<I: Copy + PartialEq>(
     }
 }
 
+/// Whether anything can have been chosen for a slot in which these voters have certainly cast no vote. They have
+/// promised the ballot that asks, so they never will below it; and whatever was chosen, at a classic or at a fast ballot,
+/// was voted for by every member of some q2 or qf.
+pub(super) fn may_be_chosen(without_vote: &NodeSet, config: &Config) -> bool {
+    let others: NodeSet = config.voters.iter().filter(|voter| !without_vote.contains(*voter)).collect();
+    config.is_q2(&others) || config.is_qf(&others)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -142,6 +150,22 @@ mod tests {
                 Selection::Forced(_, id) => Some(id),
             };
             prop_assert_eq!(selected, forced.first().copied());
+        }
+    }
+
+    proptest! {
+        /// By definition: some quorum, of either kind, has no member among those that did not vote.
+        #[test]
+        fn without_a_quorum_of_votes_nothing_is_chosen(config in configs(), without in any::<u8>()) {
+            let members = |set: u32| (0..8).filter(move |bit| set >> bit & 1 == 1).map(NodeId);
+            let without: NodeSet = members(u32::from(without)).collect();
+            let chosen = (0..1u32 << config.voters.len()).any(|quorum| {
+                let size = members(quorum).count();
+                let is_quorum = size >= usize::from(config.q2)
+                    || config.qf.is_some_and(|qf| size >= usize::from(qf));
+                is_quorum && members(quorum).all(|member| !without.contains(member))
+            });
+            prop_assert_eq!(may_be_chosen(&without, &config), chosen);
         }
     }
 
