@@ -446,6 +446,7 @@ pub(crate) fn encode_label(label: &RecordLabel, out: &mut Vec<u8>) {
         RecordKind::Base => 4,
         RecordKind::Faulty => 5,
         RecordKind::Healed => 6,
+        RecordKind::Revote => 7,
     });
     label.flag.put(out);
     label.faulty_from.put(out);
@@ -467,6 +468,7 @@ pub(crate) fn decode_label(label: &[u8]) -> Result<RecordLabel> {
         4 => RecordKind::Base,
         5 => RecordKind::Faulty,
         6 => RecordKind::Healed,
+        7 => RecordKind::Revote,
         number => return Err(DecodeError::Unknown(number)),
     };
     let label = RecordLabel {
@@ -625,6 +627,11 @@ mod tests {
             lead().prop_map(|lead| Record::Promised { lead }),
             (slot(), ballot(), slot(), prop::option::of(value()))
                 .prop_map(|(slot, ballot, commit, value)| Record::Vote { slot, ballot, commit, value }),
+            (slot(), ballot(), slot()).prop_map(|(slot, ballot, commit)| Record::Revote {
+                slot,
+                ballot,
+                commit
+            }),
             (slot(), slot(), value()).prop_map(|(slot, commit, value)| Record::Chosen {
                 slot,
                 commit,

@@ -7,7 +7,7 @@
 //! | [`Prepare`](crate::message::Prepare) | [`Record::Promised`] of the same leadership, so that none is used twice |
 //! | [`Promise`](crate::message::Promise) | [`Record::Promised`], and every vote it reports |
 //! | [`Accept`](crate::message::Accept) | nothing: the leader sends while its own disk writes; its own vote counts when durable |
-//! | [`Accepted`](crate::message::Accepted) | every [`Record::Vote`] and [`Record::Chosen`] up to `upto` |
+//! | [`Accepted`](crate::message::Accepted) | every [`Record::Vote`], [`Record::Revote`] and [`Record::Chosen`] up to `upto` |
 //! | everything else | nothing |
 //! | dropping the log below a snapshot | the snapshot |
 //!
@@ -40,6 +40,18 @@ pub enum Record {
         commit: Slot,
         /// For what; `None` once the disk has lost it.
         value: Option<Value>,
+    },
+    /// A vote, and with it the promise of its leadership, for the value of the slot's previous vote, which the journal
+    /// keeps for as long as this. A new leader makes its voters vote again for what they hold; were the value written
+    /// again, a crash that tears it would hide the older copy, and the last of them may be the only one of a value that
+    /// was acknowledged.
+    Revote {
+        /// Where.
+        slot: Slot,
+        /// In which ballot.
+        ballot: Ballot,
+        /// How far the log was known to be committed at the time.
+        commit: Slot,
     },
     /// A committed value that this node has learned without having voted for it.
     Chosen {
@@ -88,6 +100,7 @@ pub enum Record {
 pub enum RecordKind {
     Promised,
     Vote,
+    Revote,
     Chosen,
     Base,
     Faulty,
@@ -125,6 +138,7 @@ impl Record {
             }
             Record::Base { config, .. } => codec::write_value(&Value::Config(config.clone()), &mut write),
             Record::Vote { value: None, .. }
+            | Record::Revote { .. }
             | Record::Promised { .. }
             | Record::Faulty { .. }
             | Record::Healed { .. } => {}
@@ -151,6 +165,9 @@ impl Record {
                 commit: label.commit,
                 value: if label.flag { Some(codec::decode_value(&mut payload)?) } else { None },
             },
+            RecordKind::Revote => {
+                Record::Revote { slot: label.slot, ballot: label.ballot, commit: label.commit }
+            }
             RecordKind::Chosen => Record::Chosen {
                 slot: label.slot,
                 commit: label.commit,
@@ -204,6 +221,13 @@ impl Record {
                 ballot: *ballot,
                 commit: *commit,
                 flag: value.is_some(),
+                ..empty
+            },
+            Record::Revote { slot, ballot, commit } => RecordLabel {
+                kind: RecordKind::Revote,
+                slot: *slot,
+                ballot: *ballot,
+                commit: *commit,
                 ..empty
             },
             Record::Chosen { slot, commit, value: _ } => {
@@ -305,6 +329,7 @@ impl Durable {
                     (entry.ballot, entry.value) = (ballot, value);
                 }
             }
+            Record::Revote { slot, ballot, commit } => self.revote(slot, ballot, commit),
             Record::Chosen { slot, commit, value } => {
                 self.commit = self.commit.max(commit);
                 if slot > self.base {
@@ -343,6 +368,7 @@ impl Durable {
                 self.commit = self.commit.max(label.commit);
                 self.payload_lost(label.slot, label.ballot);
             }
+            RecordKind::Revote => self.revote(label.slot, label.ballot, label.commit),
             RecordKind::Base => {
                 // The configuration is also in the snapshot itself, which the shell reports on its own.
                 self.promise(label.ballot.lead);
@@ -356,6 +382,20 @@ impl Durable {
                 }
                 self.promise_lost |= label.flag;
             }
+        }
+    }
+
+    /// What the previous vote was for is certain only if no later one can have been lost.
+    fn revote(&mut self, slot: Slot, ballot: Ballot, commit: Slot) {
+        self.promise(ballot.lead);
+        self.commit = self.commit.max(commit);
+        if slot > self.base {
+            let entry = self.entries.entry(slot).or_default();
+            entry.ballot = ballot;
+            if !entry.trusted {
+                entry.value = None;
+            }
+            entry.trusted &= slot > self.commit;
         }
     }
 

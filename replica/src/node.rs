@@ -460,8 +460,10 @@ fn replay(
         Recovered::Record { group, lsn, label, payload } => {
             let Some(group) = recovering.get_mut(&GroupId(group)) else { return Ok(()) };
             let record = Record::decode(&label, payload)?;
-            if let Record::Vote { slot, .. } | Record::Chosen { slot, .. } | Record::Base { slot, .. } =
-                &record
+            if let Record::Vote { slot, .. }
+            | Record::Revote { slot, .. }
+            | Record::Chosen { slot, .. }
+            | Record::Base { slot, .. } = &record
             {
                 group.highest = group.highest.max(*slot);
             }

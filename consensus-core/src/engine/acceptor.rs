@@ -245,7 +245,12 @@ impl Engine {
             None => false,
         };
         let commit = self.log.commit;
-        let staged = self.outbox.record(Record::Vote { slot, ballot, commit, value: Some(value.clone()) });
+        // Slots without an entry are the rule; for others, values of different lengths are told apart at once.
+        let held = self.log.get(slot).filter(|entry| entry.trusted && entry.is_vote());
+        let staged = self.outbox.record(match held.and_then(|entry| entry.value.as_ref()) {
+            Some(held) if *held == value => Record::Revote { slot, ballot, commit },
+            Some(_) | None => Record::Vote { slot, ballot, commit, value: Some(value.clone()) },
+        });
         let trusted = slot > self.log.known_commit;
         self.log.put(slot, Entry::new(ballot, value, staged, trusted));
         self.acceptor.advance(&self.log, &self.options);

@@ -62,7 +62,9 @@ pub enum Cell {
 impl Cell {
     fn slot(&self) -> Option<Slot> {
         match self {
-            Cell::Whole(Record::Vote { slot, .. } | Record::Chosen { slot, .. }) => Some(*slot),
+            Cell::Whole(
+                Record::Vote { slot, .. } | Record::Revote { slot, .. } | Record::Chosen { slot, .. },
+            ) => Some(*slot),
             Cell::Whole(_) | Cell::PayloadLost(_) | Cell::Lost(_) => None,
         }
     }
@@ -83,10 +85,13 @@ impl Damage {
     fn strike(self, disk: &mut Vec<Cell>) {
         match self {
             Damage::Payload(slot) => {
-                if let Some(cell) = disk.iter_mut().rev().find(|cell| cell.slot() == Some(slot))
-                    && let Cell::Whole(record) = cell
-                {
-                    *cell = Cell::PayloadLost(record.clone());
+                for cell in disk.iter_mut().rev().filter(|cell| cell.slot() == Some(slot)) {
+                    if let Cell::Whole(record) = cell
+                        && record.payload_len() > 0
+                    {
+                        *cell = Cell::PayloadLost(record.clone());
+                        return;
+                    }
                 }
             }
             Damage::Lost(from) => {

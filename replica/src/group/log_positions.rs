@@ -103,7 +103,7 @@ impl LogPositions {
 
 fn slot_of(record: &Record) -> Option<Slot> {
     match record {
-        Record::Vote { slot, .. } | Record::Chosen { slot, .. } => Some(*slot),
+        Record::Vote { slot, .. } | Record::Revote { slot, .. } | Record::Chosen { slot, .. } => Some(*slot),
         Record::Promised { .. } | Record::Base { .. } | Record::Faulty { .. } | Record::Healed { .. } => None,
     }
 }

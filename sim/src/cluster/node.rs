@@ -119,7 +119,7 @@ pub(crate) struct Node {
     pub(crate) process: Option<Box<Process>>,
     /// Places of the disk to damage before the next start.
     pub(crate) damage_due: u32,
-    damaged: bool,
+    pub(crate) damaged: bool,
     /// It cannot start from what its disk holds.
     pub(crate) lost: bool,
     incarnation: u64,

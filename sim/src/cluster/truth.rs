@@ -30,6 +30,8 @@ pub(crate) enum Fact {
     Promised(Lead),
     /// The digest of the value; `None` when only the label is left.
     Vote(Slot, Ballot, Option<u64>),
+    /// For the value of the vote before.
+    Revote(Slot, Ballot),
     Chosen(Slot, Option<u64>),
     /// Whether the promise is certain comes last.
     Base(Slot, Lead, bool),
@@ -44,6 +46,7 @@ impl Fact {
             Record::Vote { slot, ballot, value, commit: _ } => {
                 Fact::Vote(*slot, *ballot, value.as_ref().map(value_digest))
             }
+            Record::Revote { slot, ballot, commit: _ } => Fact::Revote(*slot, *ballot),
             Record::Chosen { slot, value, commit: _ } => Fact::Chosen(*slot, Some(value_digest(value))),
             Record::Base { slot, promised, promise_lost, .. } => Fact::Base(*slot, *promised, !*promise_lost),
             Record::Healed { promised, relied_upto: _ } => Fact::Healed(*promised),
@@ -55,6 +58,7 @@ impl Fact {
         match label.kind {
             RecordKind::Promised => Fact::Promised(label.ballot.lead),
             RecordKind::Vote => Fact::Vote(label.slot, label.ballot, None),
+            RecordKind::Revote => Fact::Revote(label.slot, label.ballot),
             RecordKind::Chosen => Fact::Chosen(label.slot, None),
             RecordKind::Base => Fact::Base(label.slot, label.ballot.lead, false),
             RecordKind::Healed => Fact::Healed(label.ballot.lead),
@@ -65,7 +69,12 @@ impl Fact {
     pub(crate) fn base(self) -> Option<Slot> {
         match self {
             Fact::Base(slot, ..) => Some(slot),
-            Fact::Promised(_) | Fact::Vote(..) | Fact::Chosen(..) | Fact::Healed(_) | Fact::Faulty => None,
+            Fact::Promised(_)
+            | Fact::Vote(..)
+            | Fact::Revote(..)
+            | Fact::Chosen(..)
+            | Fact::Healed(_)
+            | Fact::Faulty => None,
         }
     }
 }
@@ -164,6 +173,16 @@ impl GroupTruth {
         let truth = self.nodes.entry(node).or_default();
         let who = || format!("group {group} node {}", node + 1);
         match fact {
+            Fact::Revote(slot, ballot) => {
+                let before = truth.staged_votes.get(&slot).copied();
+                let known = self.slot(slot).ballots.iter().find(|known| Some(known.ballot) == before);
+                return match known.map(|known| known.value) {
+                    // A peer's snapshot has overtaken it, on its way from the engine to the journal.
+                    None if self.nodes.get(&node).is_some_and(|truth| slot <= truth.base) => Ok(()),
+                    Some(value) => self.staged(node, Fact::Vote(slot, ballot, Some(value))),
+                    None => fail("I2", format!("{}: votes again for {slot:?}, first at {ballot:?}", who())),
+                };
+            }
             Fact::Promised(lead) => {
                 if lead < truth.staged_promise {
                     return fail(
@@ -254,10 +273,20 @@ impl GroupTruth {
             Fact::Vote(slot, ballot, value) => {
                 truth.durable_promise = truth.durable_promise.max(ballot.lead);
                 if slot > truth.base {
-                    let vote = truth.durable_votes.entry(slot).or_default();
-                    *vote = (*vote).max(ballot);
+                    // A restart may find what nobody knew to be durable, so it need not be staged.
+                    for votes in [&mut truth.durable_votes, &mut truth.staged_votes] {
+                        let vote = votes.entry(slot).or_default();
+                        *vote = (*vote).max(ballot);
+                    }
                 }
                 return self.voted(node, slot, ballot, value.is_some());
+            }
+            Fact::Revote(slot, ballot) => {
+                // It holds the value as far as the vote before does.
+                let earlier = self.slot(slot).ballots.iter().filter(|vote| vote.durable >> node & 1 == 1);
+                let before = earlier.filter(|vote| vote.ballot < ballot).max_by_key(|vote| vote.ballot);
+                let held = before.filter(|vote| vote.held >> node & 1 == 1).map(|vote| vote.value);
+                return self.durable(node, Fact::Vote(slot, ballot, held));
             }
             Fact::Chosen(slot, Some(value)) => {
                 if slot > truth.base {
@@ -299,7 +328,7 @@ impl GroupTruth {
     /// A slot above `applied` that may hold a chosen value which no disk has any more: so many voted that a quorum may
     /// have agreed, and all of them lost power before the value, and after its label, was on their disks. Nobody can
     /// tell this from the loss of an acknowledged write, so the group waits for an operator. `absent` are nodes that do
-    /// not come back.
+    /// not come back, or whose disk may have forgotten a vote.
     pub(crate) fn value_lost(&self, applied: Slot, absent: u32) -> Option<Slot> {
         let voters = self.config.voters.iter().fold(0, |bits, voter| bits | 1 << index(voter));
         let open = (1..).zip(&self.slots).skip(applied.0 as usize);

@@ -1,6 +1,6 @@
 //! One run: events in the order of true time, trouble until it ends, and what must work then.
 
-use consensus_core::{NodeId, Role};
+use consensus_core::{NodeId, Role, Slot};
 
 use super::clients::Clients;
 use super::clock::{MILLI, SECOND, Time};
@@ -459,10 +459,18 @@ impl World {
         for group in 0..self.env.truths.len() {
             if let Some(what) = self.unsettled_group(group) {
                 // Only once it is clear that it does not settle.
-                let processes = self.nodes.iter().filter_map(|node| node.process.as_ref());
-                let replicas = processes.filter_map(|process| process.replicas[group].as_ref());
-                let applied = replicas.map(|replica| replica.machine.applied).max().unwrap_or_default();
-                if self.env.now >= self.deadline && self.env.truths[group].value_lost(applied, lost).is_some()
+                let (mut applied, mut absent) = (Slot(0), lost);
+                for node in &self.nodes {
+                    let replica = node.process.as_ref().and_then(|process| process.replicas[group].as_ref());
+                    let Some(replica) = replica else { continue };
+                    applied = applied.max(replica.machine.applied);
+                    absent |= u32::from(replica.engine.status().faulty_from.is_some()) << node.index;
+                }
+                let truth = &self.env.truths[group];
+                // Without damage, only what nobody was told of can be lost.
+                let damaged = self.nodes.iter().any(|node| node.damaged);
+                if self.env.now >= self.deadline
+                    && truth.value_lost(applied, absent).is_some_and(|slot| damaged || slot > truth.commit())
                 {
                     self.env.mark(Mark::ValueLostEverywhere);
                     continue;
