@@ -47,6 +47,8 @@ const TRAILER_MARK: u32 = u32::MAX;
 const SYNC_EVERY_BYTES: u64 = 4 << 20;
 const PREFIX: &str = "snapshot-";
 const MAKING_PREFIX: &str = "making-snapshot-";
+/// Unfinished files of one id, those included that interrupted writers left.
+const UNFINISHED_MAX: u32 = 100;
 
 const _: () = assert!(SLICE_BYTES_MAX < TRAILER_MARK as usize);
 
@@ -150,7 +152,8 @@ pub struct SnapshotWriter<D: Disk> {
 }
 
 impl<D: Disk> SnapshotWriter<D> {
-    /// Begins a snapshot with the caller's `meta` bytes (at most 1 MiB). One writer at a time for each id.
+    /// Begins a snapshot with the caller's `meta` bytes (at most 1 MiB). Several writers of one id do not disturb each
+    /// other: each has a file of its own, and the last one that finishes stays.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Full`], [`Error::TooLarge`].
@@ -161,14 +164,7 @@ impl<D: Disk> SnapshotWriter<D> {
         meta: &[u8],
     ) -> Result<SnapshotWriter<D>, Error> {
         check_len("a snapshot's meta part", meta.len(), META_BYTES_MAX)?;
-        let making = format!("{MAKING_PREFIX}{}", id.suffix());
-        let created = match disk.create(&making) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                disk.remove(&making).and_then(|()| disk.create(&making))
-            }
-            created => created,
-        };
-        let file = created.map_err(|e| write_error("create", &making, HEADER_BYTES as u64, e))?;
+        let (making, file) = create_unfinished(&disk, id)?;
         let mut writer = SnapshotWriter {
             disk,
             id,
@@ -246,6 +242,19 @@ impl<D: Disk> SnapshotWriter<D> {
         self.file.sync_data().map_err(|e| Error::io("sync", &self.making, e))?;
         self.synced = self.at;
         Ok(())
+    }
+}
+
+/// A new file under the first temporary name that is free.
+fn create_unfinished<D: Disk>(disk: &D, id: SnapshotId) -> Result<(String, D::File), Error> {
+    let mut number = 0;
+    loop {
+        let making = format!("{MAKING_PREFIX}{}-{number}", id.suffix());
+        match disk.create(&making) {
+            Ok(file) => return Ok((making, file)),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && number < UNFINISHED_MAX => number += 1,
+            Err(e) => return Err(write_error("create", &making, HEADER_BYTES as u64, e)),
+        }
     }
 }
 

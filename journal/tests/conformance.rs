@@ -423,6 +423,19 @@ fn snapshots_are_whole_or_refused() {
         assert_eq!(Snapshot::list(&disk()).unwrap(), left);
         Snapshot::remove(&disk(), left[1]).unwrap();
         drop(SnapshotWriter::create(disk(), IDENTITY, left[1], b"").unwrap());
+
+        // Two at a time: the one that is given up takes nothing from the other.
+        let write = |meta: &[u8]| SnapshotWriter::create(disk(), IDENTITY, left[1], meta).unwrap();
+        let (mut first, second, third) = (write(b"first"), write(b"second"), write(b"third"));
+        first.slice(b"slice").unwrap();
+        drop(third);
+        first.finish().unwrap();
+        let meta = || SnapshotReader::<AnyDisk>::open(&disk(), IDENTITY, left[1]).unwrap().meta().clone();
+        assert_eq!(meta(), "first");
+        second.finish().unwrap();
+        assert_eq!(meta(), "second");
+        Snapshot::remove(&disk(), left[1]).unwrap();
+
         disk().create("making-snapshot-left").unwrap();
         Snapshot::remove_unfinished(&disk()).unwrap();
         assert_eq!(disk().list().unwrap(), [left[0].file_name()]);

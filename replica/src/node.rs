@@ -234,6 +234,19 @@ impl Shared {
         self.with_liveness(|liveness, _| liveness.disconnected(peer));
     }
 
+    /// The liveness is due.
+    pub(crate) fn tick(&self, disk: DiskNews) {
+        self.with_liveness(|liveness, now| {
+            match disk {
+                DiskNews::Progress => liveness.disk_progress(now),
+                DiskNews::Nothing => {}
+                // Said again with every heartbeat: what the groups tell their peers once may get lost.
+                DiskNews::Failed => liveness.disk_failed(now),
+            }
+            liveness.tick(now);
+        });
+    }
+
     /// A number in (0, 1] for back-off, so that nodes do not dial in step.
     pub(crate) fn jitter(&self) -> f64 {
         let mut hasher = self.random.build_hasher();
@@ -283,6 +296,8 @@ type Starts = Vec<(Arc<GroupHandle>, GroupStart)>;
 pub(crate) fn recover(options: NodeOptions) -> Result<(Arc<Shared>, Starts), StartError> {
     let random = RandomState::new();
     let disk = RealDisk::open(&options.data_dir)?;
+    // A process that was killed while it took or received a snapshot left a part of it, which may be large.
+    journal::Snapshot::remove_unfinished(&disk)?;
     let mut superblock = open_superblock(&disk, &options, &random)?;
     let incarnation = superblock.begin_incarnation()?;
     let identity = superblock.facts().identity;
@@ -547,16 +562,7 @@ async fn keep_liveness(shared: Arc<Shared>) {
             () = shared.stopped.cancelled() => return,
         }
         let stats = shared.journal.stats();
-        let news = disk.look(&stats);
-        shared.with_liveness(|liveness, now| {
-            match news {
-                DiskNews::Progress => liveness.disk_progress(now),
-                DiskNews::Nothing => {}
-                // Said again with every heartbeat: what the groups tell their peers once may get lost.
-                DiskNews::Failed => liveness.disk_failed(now),
-            }
-            liveness.tick(now);
-        });
+        shared.tick(disk.look(&stats));
         for (group, floor) in stats.pinned {
             if let Some(group) = shared.group(GroupId(group)) {
                 group.inbox.push_always(GroupEvent::SnapshotWanted { floor });

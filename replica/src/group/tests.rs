@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use tokio::time::timeout;
 
 use super::*;
+use crate::disk_watch::DiskNews;
 use crate::node::{self, Node, StartError};
 use crate::testing::{PATIENCE, options};
 
@@ -161,6 +162,36 @@ async fn a_replica_whose_disk_failed_sends_its_gateways_away() {
     rig.group.on_rejected(tag, Rejection::Fenced);
     rig.turn([]);
     assert_eq!(refusals(&link), [(3, Why::NotLeader, 0)]);
+}
+
+#[tokio::test]
+async fn a_leader_whose_disk_hangs_steps_down() {
+    for news in [DiskNews::Nothing, DiskNews::Failed] {
+        let mut rig = Rig::leader().await;
+        let shared = Arc::clone(&rig.group.shared);
+        let ticking = tokio::spawn(async move {
+            let mut heartbeat = tokio::time::interval(shared.timing.heartbeat);
+            loop {
+                heartbeat.tick().await;
+                shared.tick(news);
+            }
+        });
+        rig.until("it steps down", |group| !group.elected).await;
+        ticking.abort();
+        let link = Link::unconnected();
+        rig.group.on_request(&link, wire::Request { id: 1, kind: Some(open_session()) });
+        rig.group.replies.flush();
+        assert_eq!(refusals(&link), [(1, Why::NotLeader, 0)]);
+    }
+}
+
+#[tokio::test]
+async fn what_is_left_of_an_interrupted_snapshot_goes_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let left = dir.path().join("making-snapshot-left");
+    std::fs::write(&left, b"a part").unwrap();
+    let _started = node::recover(options(NodeId(1), &[], dir.path())).unwrap();
+    assert!(!left.exists());
 }
 
 #[tokio::test]
