@@ -24,8 +24,9 @@ use crate::message::{Recall as RecallMessage, Recalled};
 use crate::mutant::mutant;
 use crate::{Event, Lead, Liveness, Mono, NodeId, Record, Slot};
 
-/// More candidacies of this node than can be forgotten without anybody else having heard of the last: each took a
-/// round of pre-votes and tens of milliseconds.
+/// More candidacies of this node in one life than can be forgotten without anybody else having heard of the last: each
+/// took a round of pre-votes and tens of milliseconds. Taken once for each life, since what a former life promised after
+/// it had forgotten something, and then forgot again, nobody need have heard of either.
 const FORGOTTEN_ROUNDS_MAX: u64 = 1 << 20;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -115,7 +116,8 @@ impl Engine {
             let answered = recall.answers.values().copied().max().unwrap_or_default();
             recall.promise_lost = false;
             // What this node promised to its own candidacies nobody else may know, and none may be used again.
-            let round = answered.round.saturating_add(FORGOTTEN_ROUNDS_MAX);
+            let forgotten = FORGOTTEN_ROUNDS_MAX.saturating_mul(recall.incarnation.max(1));
+            let round = answered.round.saturating_add(forgotten);
             self.restore_promise(Lead { round, node: self.options.node });
             self.outbox.record(Record::Healed { promised: self.acceptor.promised(), relied_upto: None });
         }
