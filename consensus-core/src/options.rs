@@ -20,6 +20,9 @@ pub struct Timing {
     pub margin: Duration,
     /// Least time without an answer before something is sent again; doubles up to ten times this. Default: 100 ms.
     pub retransmit: Duration,
+    /// How long a leader waits for the next entry to carry the commit index, before it tells it in a message of its own.
+    /// Its own callers do not wait for this. Default: 2 ms.
+    pub commit_delay: Duration,
     /// How often a leader whose commits wait for a dead lease holder asks whether they still have to.
     /// Default: 20 ms.
     pub lease_poll: Duration,
@@ -36,6 +39,7 @@ impl Default for Timing {
             clock_drift_ppm: 5_000,
             margin: Duration::from_millis(5),
             retransmit: Duration::from_millis(100),
+            commit_delay: Duration::from_millis(2),
             lease_poll: Duration::from_millis(20),
             disk_stall: Duration::from_secs(1),
         }

@@ -42,7 +42,12 @@ pub(crate) async fn send(shared: Arc<Shared>, group: Arc<GroupHandle>, to: NodeI
     };
     match result {
         Ok(bytes) => info!(group = id.group, slot = id.slot, to = to.0, bytes, "snapshot sent"),
-        Err(error) => warn!(group = id.group, slot = id.slot, to = to.0, %error, "snapshot not sent"),
+        Err(error) => {
+            warn!(group = id.group, slot = id.slot, to = to.0, %error, "snapshot not sent");
+            if error.is::<journal::Error>() {
+                group.inbox.push_always(GroupEvent::SnapshotLost { slot: Slot(id.slot) });
+            }
+        }
     }
     group.inbox.push_always(GroupEvent::SnapshotSent { to });
 }

@@ -47,6 +47,10 @@ pub(super) struct Leader {
     pub(super) fill_upto: Slot,
     /// When to ask again for leases that were not granted yet.
     pub(super) fortify_at: Option<Mono>,
+    /// Members do not know the newest commit index: when to tell it in a message of its own.
+    tell_commit_at: Option<Mono>,
+    /// That time has come.
+    tell_commit: bool,
     /// Commits wait for a lease holder: when to ask whether they still have to.
     lease_poll_at: Option<Mono>,
     /// Since the last quorum was lost: when to step down.
@@ -96,6 +100,7 @@ impl Leader {
         let retries = self.peers.iter().filter_map(|peer| peer.retry_at);
         let own = [
             self.fortify_at,
+            self.tell_commit_at,
             self.lease_poll_at,
             self.quorum_lost_at,
             self.gap_at,
@@ -258,6 +263,8 @@ impl Engine {
             transfer: None,
             fill_upto: first_own,
             fortify_at: None,
+            tell_commit_at: None,
+            tell_commit: false,
             lease_poll_at: None,
             quorum_lost_at: None,
             gap_upto: Slot(next.0 - 1),
@@ -308,6 +315,9 @@ impl Engine {
         }
         let State::Leader(leader) = &mut self.state else { return };
         let (last, commit) = (leader.last(), self.log.commit);
+        let delay = self.options.timing.commit_delay;
+        let tell_commit = std::mem::take(&mut leader.tell_commit) || delay.is_zero();
+        let tell_commit_at = leader.tell_commit_at.take().unwrap_or(self.clock.after(delay));
         for index in 0..leader.peers.len() {
             leader.replicate(index, self.clock, &self.log, &mut self.outbox);
             let lead = leader.lead;
@@ -317,8 +327,12 @@ impl Engine {
                 let node = peer.node;
                 leader.probe(node, &self.log, &mut self.outbox);
             } else if peer.up && peer.commit_sent < commit && peer.sent == last {
-                peer.commit_sent = commit;
-                self.outbox.send_now(peer.node, Commit { lead, commit });
+                if tell_commit {
+                    peer.commit_sent = commit;
+                    self.outbox.send_now(peer.node, Commit { lead, commit });
+                } else {
+                    leader.tell_commit_at = Some(tell_commit_at);
+                }
             }
             let peer = &mut leader.peers[index];
             if peer.up && peer.lacks(last, commit) {
@@ -417,6 +431,10 @@ impl Engine {
     pub(super) fn on_leader_timeout(&mut self, now: Mono, liveness: &Liveness) {
         let due = |at: Option<Mono>| at.is_some_and(|at| now >= at);
         let State::Leader(leader) = &mut self.state else { return };
+        if due(leader.tell_commit_at) {
+            leader.tell_commit_at = None;
+            leader.tell_commit = true;
+        }
         for peer in &mut leader.peers {
             if due(peer.retry_at) {
                 peer.on_retry();

@@ -172,7 +172,8 @@ impl Cluster {
             network: VecDeque::new(),
             cut: BTreeSet::new(),
             config: config.clone(),
-            timing: Timing::default(),
+            // So that each commit is seen to be told.
+            timing: Timing { commit_delay: Duration::ZERO, ..Timing::default() },
             options,
             lines: Vec::new(),
             trace_messages: false,

@@ -344,8 +344,10 @@ impl Link {
         loop {
             let Some(frame) = self.state.lock().batch.take() else {
                 self.filled.notified().await;
-                // Whoever is ready to add a request does so now; when nobody is, this returns at once.
-                tokio::task::yield_now().await;
+                // Whoever is ready to add a request does so now. Not worth it where a single caller waits.
+                if self.owed() > 1 {
+                    tokio::task::yield_now().await;
+                }
                 continue;
             };
             encode_frame(&frame, &mut buffer);

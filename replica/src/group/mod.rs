@@ -73,6 +73,8 @@ pub(crate) enum GroupEvent {
     SnapshotReceived { slot: Slot, config: Arc<Config>, state: Box<Keyspace> },
     /// A peer has lost its own snapshot and cannot start without one.
     SnapshotRequested { by: NodeId, at_least: Slot },
+    /// The own snapshot of this slot cannot be read any more.
+    SnapshotLost { slot: Slot },
     /// The hand-over of a snapshot is over, however it went.
     SnapshotSent { to: NodeId },
     /// The journal wants the group to let go of old segments, which it keeps by its floor.
@@ -158,6 +160,7 @@ async fn obtain_snapshot(
                 | GroupEvent::Liveness(_)
                 | GroupEvent::SnapshotProgress(_)
                 | GroupEvent::SnapshotRequested { .. }
+                | GroupEvent::SnapshotLost { .. }
                 | GroupEvent::SnapshotSent { .. }
                 | GroupEvent::SnapshotWanted { .. } => {}
             }
@@ -353,6 +356,7 @@ impl Group {
                 self.on_snapshot_received(slot, config, *state);
             }
             GroupEvent::SnapshotRequested { by, at_least } => self.send_snapshot(by, at_least),
+            GroupEvent::SnapshotLost { slot } => self.snapshotting.lost(slot),
             // Also when it arrived: the log may have moved on meanwhile, or the peer had no use for it.
             GroupEvent::SnapshotSent { to } => {
                 self.snapshotting.sent(to);

@@ -87,6 +87,14 @@ impl Snapshotting {
         self.logged = 0;
     }
 
+    /// The file of the snapshot at `slot` is damaged or gone: another is taken in its place.
+    pub(super) fn lost(&mut self, slot: Slot) {
+        if self.newest == Some(slot) {
+            self.newest = None;
+            self.wanted = true;
+        }
+    }
+
     pub(super) fn sent(&mut self, to: NodeId) {
         self.sending.remove(&to);
     }

@@ -16,7 +16,7 @@ use crate::testing::{PATIENCE, options};
 
 struct Rig {
     group: Group,
-    _dir: TempDir,
+    dir: Arc<TempDir>,
 }
 
 impl Rig {
@@ -25,7 +25,7 @@ impl Rig {
         let dir = tempfile::tempdir().unwrap();
         let (shared, mut starts) = node::recover(options(NodeId(1), &[], dir.path())).unwrap();
         let (handle, start) = starts.remove(0);
-        let mut rig = Rig { group: Group::new(shared, handle, start), _dir: dir };
+        let mut rig = Rig { group: Group::new(shared, handle, start), dir: Arc::new(dir) };
         rig.until("it leads", |group| group.leading && group.state.limits() == group.shared.limits).await;
         rig
     }
@@ -133,7 +133,7 @@ async fn an_idle_group_lets_go_of_the_journal() {
 #[tokio::test]
 async fn a_node_does_not_start_without_a_group_that_its_journal_knows() {
     let rig = Rig::leader().await;
-    let Rig { group, _dir: dir } = rig;
+    let Rig { group, dir } = rig;
     drop(group);
     let mut without = options(NodeId(1), &[], dir.path());
     without.groups[0].0 = GroupId(7);
@@ -192,6 +192,24 @@ async fn what_is_left_of_an_interrupted_snapshot_goes_at_the_start() {
     std::fs::write(&left, b"a part").unwrap();
     let _started = node::recover(options(NodeId(1), &[], dir.path())).unwrap();
     assert!(!left.exists());
+}
+
+#[tokio::test]
+async fn a_snapshot_whose_file_is_gone_is_taken_again() {
+    let mut rig = Rig::leader().await;
+    rig.group.snapshotting.want();
+    rig.until("there is a snapshot", |group| group.snapshotting.newest().is_some()).await;
+    let slot = rig.group.snapshotting.newest().unwrap();
+    let dir = Arc::clone(&rig.dir);
+    let file = || {
+        let files = std::fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().path());
+        files.filter(|path| path.to_string_lossy().contains("snapshot-")).collect::<Vec<_>>()
+    };
+    let lost = file();
+    std::fs::remove_file(&lost[0]).unwrap();
+    rig.turn([GroupEvent::SnapshotLost { slot }]);
+    rig.until("there is one again", |group| group.snapshotting.newest().is_some()).await;
+    assert_eq!(file().len(), lost.len());
 }
 
 #[tokio::test]
@@ -283,7 +301,7 @@ async fn start_with_an_unreadable_entry() {
     rig.group.step(Input::Propose { tag: Tag(u64::MAX), command: Bytes::from_static(b"unreadable") });
     let committed = AssertUnwindSafe(rig.until("it is applied", |_| false)).catch_unwind().await;
     assert!(committed.is_err(), "the rig panics, as it holds no guard");
-    let Rig { group, _dir: dir } = rig;
+    let Rig { group, dir } = rig;
     drop(group);
     let node = Node::start(options(NodeId(1), &[], dir.path())).await.unwrap();
     timeout(PATIENCE, std::future::pending::<()>()).await.expect_err("nothing else happens");

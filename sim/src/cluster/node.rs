@@ -944,7 +944,7 @@ impl Process {
         }
     }
 
-    /// Sends the file of a snapshot to a peer; returns the number of the hand-over.
+    /// Sends the file of a snapshot to a peer; returns the number of the hand-over, or nothing if the disk has lost it.
     pub(crate) fn send_snapshot(
         &mut self,
         node: &Node,
@@ -952,29 +952,26 @@ impl Process {
         group: usize,
         to: NodeId,
         slot: Slot,
-    ) -> u64 {
+    ) -> Option<u64> {
         self.hand_overs += 1;
         let (number, life, from, to) = (self.hand_overs, self.life, node.index, super::truth::index(to));
         let took = env.rng.around(30 * MILLI);
         let open = env.net.is_open(from, to) && env.net.is_open(to, from);
         let broken = !env.healed && (!open || env.rng.chance(env.profile.quality.loss_ppm));
-        let read = if broken { None } else { self.read_snapshot(node, env, group, slot) };
-        match read {
-            Some((meta, slices)) => {
-                let hand_over = HandOver { from, life, number, group, slot, meta, slices };
-                let event = Box::new(NodeEvent::SnapshotArrived(Box::new(hand_over)));
-                env.after(took, Event::Node { node: to, life: None, event });
-                // If nothing is heard, the connection breaks.
-                let event = NodeEvent::SnapshotSent { group, to, number, arrived: false };
-                env.node_at(env.now + 2 * SECOND, from, life, event);
-            }
-            None => {
-                env.mark(Mark::SnapshotBroken);
-                let event = NodeEvent::SnapshotSent { group, to, number, arrived: false };
-                env.node_at(env.now + took, from, life, event);
-            }
+        let (meta, slices) = self.read_snapshot(node, env, group, slot)?;
+        if broken {
+            env.mark(Mark::SnapshotBroken);
+            let event = NodeEvent::SnapshotSent { group, to, number, arrived: false };
+            env.node_at(env.now + took, from, life, event);
+        } else {
+            let hand_over = HandOver { from, life, number, group, slot, meta, slices };
+            let event = Box::new(NodeEvent::SnapshotArrived(Box::new(hand_over)));
+            env.after(took, Event::Node { node: to, life: None, event });
+            // If nothing is heard, the connection breaks.
+            let event = NodeEvent::SnapshotSent { group, to, number, arrived: false };
+            env.node_at(env.now + 2 * SECOND, from, life, event);
         }
-        number
+        Some(number)
     }
 
     fn read_snapshot(

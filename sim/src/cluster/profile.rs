@@ -134,7 +134,12 @@ impl Profile {
         let mut profile = Profile {
             nodes,
             groups,
-            timing: Timing { disk_stall: Duration::from_millis(rng.pick(&[500, 1000])), ..Timing::default() },
+            timing: Timing {
+                disk_stall: Duration::from_millis(rng.pick(&[500, 1000])),
+                // With and without entries that carry the commit index.
+                commit_delay: if slow_disk { Duration::ZERO } else { Timing::default().commit_delay },
+                ..Timing::default()
+            },
             rates_ppm: (0..nodes).map(|_| rng.range(0, 8_000) as i64 - 4_000).collect(),
             faults,
             fault_every: rng.pick(&[150 * MILLI, 400 * MILLI, 800 * MILLI, 2 * SECOND]),

@@ -536,8 +536,16 @@ impl Replica {
         match self.newest {
             Some(slot) if slot >= at_least => {
                 if !self.sending.contains_key(&to) {
-                    let number = process.send_snapshot(node, env, self.group, to, slot);
-                    self.sending.insert(to, number);
+                    match process.send_snapshot(node, env, self.group, to, slot) {
+                        Some(number) => {
+                            self.sending.insert(to, number);
+                        }
+                        None => {
+                            self.newest = None;
+                            self.waiting.insert(to);
+                            self.wanted = true;
+                        }
+                    }
                 }
             }
             Some(_) | None => {
