@@ -89,6 +89,9 @@ pub enum StartError {
     Record(consensus_core::DecodeError),
 }
 
+/// The other nodes of the cluster.
+pub(crate) type Peers = BTreeMap<NodeId, Arc<Peer>>;
+
 /// What all tasks of a node share.
 pub(crate) struct Shared {
     pub(crate) id: NodeId,
@@ -98,7 +101,7 @@ pub(crate) struct Shared {
     pub(crate) disk: RealDisk,
     pub(crate) journal: Writer<RealDisk>,
     pub(crate) liveness: RwLock<Liveness>,
-    pub(crate) peers: BTreeMap<NodeId, Arc<Peer>>,
+    pub(crate) peers: Arc<Peers>,
     pub(crate) shard_map: Bytes,
     pub(crate) snapshot_least_bytes: u64,
     pub(crate) snapshot_slice_bytes: usize,
@@ -209,12 +212,6 @@ impl Shared {
 
     pub(crate) fn groups(&self) -> impl Iterator<Item = &Arc<GroupHandle>> {
         self.groups.values()
-    }
-
-    pub(crate) fn send_group(&self, group: GroupId, to: NodeId, message: &Message) {
-        if let Some(peer) = self.peers.get(&to) {
-            peer.send_group(group, message);
-        }
     }
 
     pub(crate) fn on_group_message(&self, from: NodeId, group: GroupId, message: Message, bytes: usize) {
@@ -394,15 +391,16 @@ pub(crate) fn recover(options: NodeOptions) -> Result<(Arc<Shared>, Starts), Sta
         starts.push((handle, start));
     }
 
-    let peers: BTreeMap<_, _> = options
+    let peers: Peers = options
         .nodes
         .iter()
         .filter(|(id, _)| *id != options.id)
         .map(|(id, address)| (*id, Arc::new(Peer::new(*id, address.clone()))))
         .collect();
+    let peers = Arc::new(peers);
     let groups = Arc::new(handles);
     let metrics = Metrics::new(options.id, &options.name);
-    let writer = spawn_writer(journal, Arc::clone(&groups), metrics.clone())?;
+    let writer = spawn_writer(journal, Arc::clone(&groups), Arc::clone(&peers), metrics.clone())?;
     let shared = Shared {
         id: options.id,
         cluster: options.cluster,
@@ -514,22 +512,28 @@ fn load_snapshots(disk: &RealDisk, identity: Identity) -> Result<BTreeMap<GroupI
 fn spawn_writer(
     journal: Journal<RealDisk>,
     groups: Arc<BTreeMap<GroupId, Arc<GroupHandle>>>,
+    peers: Arc<Peers>,
     metrics: Metrics,
 ) -> Result<Writer<RealDisk>, StartError> {
     let essential = essential::Thread("the journal");
     let writer = Writer::spawn(journal, move |event| {
         // The thread owns the callback, and drops it when it ends.
         let _ = &essential;
-        on_journal_event(&groups, &metrics, event);
+        on_journal_event(&groups, &peers, &metrics, event);
     })?;
     Ok(writer)
 }
 
-fn on_journal_event(groups: &BTreeMap<GroupId, Arc<GroupHandle>>, metrics: &Metrics, event: journal::Event) {
+fn on_journal_event(
+    groups: &BTreeMap<GroupId, Arc<GroupHandle>>,
+    peers: &Peers,
+    metrics: &Metrics,
+    event: journal::Event,
+) {
     match event {
         journal::Event::Completed { group, ticket, lsn } => {
             if let Some(group) = groups.get(&GroupId(group)) {
-                group.inbox.push_always(GroupEvent::Persisted { upto: PersistSeq(ticket.0), lsn });
+                group.handle_durable(peers, PersistSeq(ticket.0), lsn);
             }
         }
         journal::Event::Synced { records, bytes, write, sync } => {

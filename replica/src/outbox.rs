@@ -1,24 +1,35 @@
-//! The way out to a socket: frames are encoded straight into one buffer, which the writer task swaps out whole. A frame
-//! leaves at once when the socket is idle, and together with others while it is busy; there is no timer.
+//! The way out to a socket. A frame leaves at once, written by whoever pushes it, while the socket takes what it is
+//! given. Once it does not, frames gather in one buffer, and a task writes them as the socket allows. There is no timer.
 
+use std::io::{Error, ErrorKind, Result as IoResult};
 use std::mem;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::{BufMut, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use parking_lot::Mutex;
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::Notify;
 
 /// Buffers larger than this are given back to the allocator after use.
 const KEEP_BYTES: usize = 1 << 20;
+/// More than this is left to the task: copying it would keep others from the buffer for long.
+const DIRECT_BYTES_MAX: usize = 64 << 10;
 
 #[derive(Debug)]
 pub(crate) struct Outbox {
-    buffer: Mutex<BytesMut>,
+    state: Mutex<State>,
     ready: Notify,
     closed: AtomicBool,
     /// Bytes that may wait for the socket.
     limit: usize,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    buffer: BytesMut,
+    /// The socket, while it has taken all there was.
+    idle: Option<Arc<OwnedWriteHalf>>,
 }
 
 /// The frame was not taken: the peer is gone, or does not read what it is sent.
@@ -27,29 +38,36 @@ pub(crate) struct NotSent;
 
 impl Outbox {
     pub(crate) fn new(limit: usize) -> Self {
-        Outbox {
-            buffer: Mutex::new(BytesMut::new()),
-            ready: Notify::new(),
-            closed: AtomicBool::new(false),
-            limit,
-        }
+        Outbox { state: Mutex::default(), ready: Notify::new(), closed: AtomicBool::new(false), limit }
     }
 
-    /// Appends one frame: a 4-byte big-endian length and what `encode` writes.
+    /// Sends one frame: a 4-byte big-endian length and what `encode` writes.
     pub(crate) fn push(&self, encode: impl FnOnce(&mut BytesMut)) -> Result<(), NotSent> {
         if self.is_closed() {
             return Err(NotSent);
         }
         {
-            let mut buffer = self.buffer.lock();
+            let mut state = self.state.lock();
+            let State { buffer, idle } = &mut *state;
             let start = buffer.len();
             if start > self.limit {
                 return Err(NotSent);
             }
             buffer.put_u32(0);
-            encode(&mut buffer);
+            encode(buffer);
             let length = u32::try_from(buffer.len() - start - 4).expect("a frame is bounded far below 4 GiB");
             buffer[start..start + 4].copy_from_slice(&length.to_be_bytes());
+            if let Some(socket) = idle
+                && buffer.len() <= DIRECT_BYTES_MAX
+                && let Ok(written) = socket.try_write(buffer)
+            {
+                buffer.advance(written);
+                if buffer.is_empty() {
+                    return Ok(());
+                }
+            }
+            // The task goes on, or meets the socket's error.
+            *idle = None;
         }
         self.ready.notify_one();
         Ok(())
@@ -58,8 +76,7 @@ impl Outbox {
     /// The frames that wait.
     #[cfg(test)]
     pub(crate) fn take(&self) -> Vec<BytesMut> {
-        use bytes::Buf;
-        let mut waiting = mem::take(&mut *self.buffer.lock());
+        let mut waiting = mem::take(&mut self.state.lock().buffer);
         let mut frames = Vec::new();
         while waiting.has_remaining() {
             let length = waiting.get_u32() as usize;
@@ -72,26 +89,40 @@ impl Outbox {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Makes [`Outbox::run`] return, and later pushes fail. What waits is dropped.
+    /// Makes [`Outbox::run`] return, and later pushes fail. What waits is dropped, and the socket with it.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        self.state.lock().idle = None;
         self.ready.notify_one();
     }
 
-    /// Writes what is pushed until the outbox is closed or the socket breaks.
-    pub(crate) async fn run(&self, mut socket: impl AsyncWrite + Unpin) -> std::io::Result<()> {
+    /// Writes what pushes leave until the outbox is closed or the socket breaks. To be closed afterwards.
+    pub(crate) async fn run(&self, socket: OwnedWriteHalf) -> IoResult<()> {
+        let socket = Arc::new(socket);
         let mut writing = BytesMut::new();
         loop {
-            if self.is_closed() {
-                return Ok(());
+            {
+                let mut state = self.state.lock();
+                if self.is_closed() {
+                    return Ok(());
+                }
+                mem::swap(&mut state.buffer, &mut writing);
+                if writing.is_empty() {
+                    state.idle = Some(Arc::clone(&socket));
+                }
             }
-            mem::swap(&mut *self.buffer.lock(), &mut writing);
             if writing.is_empty() {
                 self.ready.notified().await;
                 continue;
             }
-            socket.write_all(&writing).await?;
-            writing.clear();
+            while !writing.is_empty() {
+                match socket.try_write(&writing) {
+                    Ok(0) => return Err(Error::from(ErrorKind::WriteZero)),
+                    Ok(written) => writing.advance(written),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => socket.writable().await?,
+                    Err(error) => return Err(error),
+                }
+            }
             if writing.capacity() > KEEP_BYTES {
                 writing = BytesMut::new();
             }
@@ -103,16 +134,28 @@ impl Outbox {
 mod tests {
     use super::*;
     use tokio::io::AsyncReadExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    async fn connected() -> (TcpStream, OwnedWriteHalf) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (near, listener.accept().await.unwrap().0.into_split().1)
+    }
 
     #[tokio::test]
     async fn frames_arrive_in_order_with_their_lengths() {
         let outbox = Outbox::new(100);
         outbox.push(|b| b.extend_from_slice(b"one")).unwrap();
         outbox.push(|b| b.extend_from_slice(b"three")).unwrap();
-        let (mut near, far) = tokio::io::duplex(64);
+        let (mut near, far) = connected().await;
         let read = async {
             let mut bytes = [0; 16];
             near.read_exact(&mut bytes).await.unwrap();
+            // The socket is idle now.
+            outbox.push(|b| b.extend_from_slice(b"direct")).unwrap();
+            let mut direct = [0; 10];
+            near.read_exact(&mut direct).await.unwrap();
+            assert_eq!(&direct, b"\0\0\0\x06direct");
             outbox.close();
             bytes
         };
@@ -120,6 +163,40 @@ mod tests {
         written.unwrap();
         assert_eq!(&bytes, b"\0\0\0\x03one\0\0\0\x05three");
         assert_eq!(outbox.push(|_| {}), Err(NotSent));
+        assert_eq!(near.read(&mut [0]).await.unwrap(), 0, "the connection ends with the outbox");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_lost_or_torn_when_the_socket_is_slow() {
+        let outbox = Outbox::new(1 << 30);
+        let (near, far) = connected().await;
+        let mut near = tokio::io::BufReader::new(near);
+        let push = async {
+            for number in 0..2000_u32 {
+                let size = if number.is_multiple_of(7) { 100_000 } else { 100 };
+                outbox
+                    .push(|buffer| {
+                        buffer.put_u32(number);
+                        buffer.put_bytes(number as u8, size);
+                    })
+                    .unwrap();
+                if number.is_multiple_of(50) {
+                    tokio::task::yield_now().await;
+                }
+            }
+        };
+        let read = async {
+            for number in 0..2000_u32 {
+                let length = near.read_u32().await.unwrap() as usize;
+                assert_eq!(near.read_u32().await.unwrap(), number);
+                let mut bytes = vec![0; length - 4];
+                near.read_exact(&mut bytes).await.unwrap();
+                assert!(bytes.iter().all(|byte| *byte == number as u8));
+            }
+            outbox.close();
+        };
+        let (written, (), ()) = tokio::join!(outbox.run(far), push, read);
+        written.unwrap();
     }
 
     #[test]

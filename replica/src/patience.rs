@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 /// A stream that fails when one operation makes no progress for `limit`. Bytes are progress, not frames: a long frame
 /// on a slow line is not silence.
@@ -23,19 +23,21 @@ pub(crate) struct Patient<S> {
 #[derive(Debug)]
 struct Patience {
     limit: Duration,
-    /// Set while an operation waits.
+    /// Since when an operation waits without progress.
+    since: Option<Instant>,
+    /// Looks after the operation under way, or was set for one before.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Patient<S> {
     pub(crate) fn new(stream: S, limit: Duration) -> Self {
-        let patience = || Patience { limit, timer: None };
+        let patience = || Patience { limit, since: None, timer: None };
         Patient { stream, reading: patience(), writing: patience() }
     }
 
     /// What is read next may take this long to begin.
     pub(crate) fn expect_within(&mut self, limit: Duration) {
-        self.reading = Patience { limit, timer: None };
+        self.reading = Patience { limit, since: None, timer: None };
     }
 }
 
@@ -43,14 +45,20 @@ impl Patience {
     /// Looks after an operation, given what it came to.
     fn judge<T>(&mut self, context: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if polled.is_ready() {
-            self.timer = None;
+            self.since = None;
             return polled;
         }
+        let limit = self.limit;
+        let end = *self.since.get_or_insert_with(Instant::now) + limit;
         loop {
-            let limit = self.limit;
-            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(limit)));
+            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(end)));
             let due = timer.deadline();
             ready!(timer.as_mut().poll(context));
+            // Set for an earlier operation. Setting it anew for each would cost more than waking up now and then.
+            if due < end {
+                timer.as_mut().reset(end);
+                continue;
+            }
             // This process stood still itself, and has not listened: what the other side said may still be on its way.
             if due.elapsed() > limit / 2 {
                 timer.as_mut().reset(Instant::now() + limit);
@@ -97,7 +105,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
-    use tokio::time::advance;
+    use tokio::time::{advance, sleep};
 
     const LIMIT: Duration = Duration::from_secs(2);
 

@@ -10,6 +10,7 @@ mod tests;
 mod watches;
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,12 +21,14 @@ use api::gaios::link::v1::response::Kind;
 use bytes::{Bytes, BytesMut};
 use consensus_core::{
     Config, Durable, Engine, Event, GroupId, Input, LivenessEvent, Message, Mono, NodeId, Options, Output,
-    PersistSeq, ReadMode, ReadOutcome, Record, Rejection, Role, Slot, Tag, Value,
+    PersistSeq, ReadMode, ReadOutcome, Record, Rejection, Role, Send, Slot, Tag, Value,
 };
 use journal::{Lsn, Ticket};
 use keyspace::{
     Command, Effects, Keyspace, LeaseEffect, LeaseId, Query, Reply, RevisionEvents, SessionId, SessionLookup,
 };
+use parking_lot::Mutex;
+use tokio::time::{Sleep, sleep_until};
 use tracing::{debug, error, info};
 
 use self::clients::{Clients, Enrolled, PendingRead, Reading, Subject, Waiter};
@@ -37,7 +40,7 @@ use crate::inbox::Inbox;
 use crate::lease_clock::{LeaseClock, Renewal};
 use crate::link::Link;
 use crate::metrics::GroupMetrics;
-use crate::node::Shared;
+use crate::node::{Peers, Shared};
 
 /// Bytes of requests and peers' messages that may wait for a group.
 const INBOX_BYTES: usize = 64 << 20;
@@ -86,11 +89,52 @@ pub(crate) enum GroupEvent {
 pub(crate) struct GroupHandle {
     pub(crate) id: GroupId,
     pub(crate) inbox: Inbox<GroupEvent>,
+    gate: Mutex<Gate>,
+}
+
+/// Where messages wait for their records to be durable (persist before send).
+#[derive(Debug, Default)]
+struct Gate {
+    /// Records up to this number are durable.
+    durable: PersistSeq,
+    /// In the order of their records.
+    held: VecDeque<Send>,
 }
 
 impl GroupHandle {
     pub(crate) fn new(id: GroupId) -> Self {
-        GroupHandle { id, inbox: Inbox::new(INBOX_BYTES) }
+        GroupHandle { id, inbox: Inbox::new(INBOX_BYTES), gate: Mutex::default() }
+    }
+
+    /// Sends a message once its records are durable.
+    fn send(&self, peers: &Peers, send: Send) {
+        if send.gate > PersistSeq(0) {
+            let mut gate = self.gate.lock();
+            if send.gate > gate.durable {
+                gate.held.push_back(send);
+                return;
+            }
+        }
+        if let Some(peer) = peers.get(&send.to) {
+            peer.send_group(self.id, &send.message);
+        }
+    }
+
+    /// Records up to `upto` are durable, the last one at `lsn`. What waited for them leaves at once, from the journal's
+    /// own thread; the group's task hears of it after that.
+    pub(crate) fn handle_durable(&self, peers: &Peers, upto: PersistSeq, lsn: Lsn) {
+        {
+            let mut gate = self.gate.lock();
+            gate.durable = upto;
+            while gate.held.front().is_some_and(|send| send.gate <= upto)
+                && let Some(send) = gate.held.pop_front()
+            {
+                if let Some(peer) = peers.get(&send.to) {
+                    peer.send_group(self.id, &send.message);
+                }
+            }
+        }
+        self.inbox.push_always(GroupEvent::Persisted { upto, lsn });
     }
 }
 
@@ -193,9 +237,6 @@ pub(crate) struct Group {
     leading: bool,
     /// A compaction left garbage in memory that is not freed yet.
     sweeping: bool,
-    /// Messages that wait for their records to be durable, in order.
-    held: VecDeque<(PersistSeq, NodeId, Message)>,
-    durable: PersistSeq,
     positions: LogPositions,
     snapshotting: Snapshotting,
     replies: Replies,
@@ -204,6 +245,35 @@ pub(crate) struct Group {
     label: Vec<u8>,
     metrics: GroupMetrics,
     stopping: Option<Mono>,
+    timer: Timer,
+}
+
+/// Wakes the group at its deadline, or before. Setting a timer earlier costs a system call, and deadlines come and go with
+/// every entry, so it is left alone as long as it is not late.
+#[derive(Default)]
+struct Timer {
+    sleep: Option<Pin<Box<Sleep>>>,
+    /// When it ends; none while it has nothing to wait for.
+    at: Option<Mono>,
+}
+
+impl Timer {
+    /// Returns at `deadline` or before.
+    async fn wait(&mut self, deadline: Option<Mono>) {
+        if let Some(deadline) = deadline.filter(|deadline| self.at.is_none_or(|at| *deadline < at)) {
+            let instant = clock::instant(clock::now(), deadline);
+            match &mut self.sleep {
+                Some(sleep) => sleep.as_mut().reset(instant),
+                None => self.sleep = Some(Box::pin(sleep_until(instant))),
+            }
+            self.at = Some(deadline);
+        }
+        match &mut self.sleep {
+            Some(sleep) if self.at.is_some() => sleep.await,
+            Some(_) | None => std::future::pending().await,
+        }
+        self.at = None;
+    }
 }
 
 impl Group {
@@ -229,8 +299,6 @@ impl Group {
             elected: false,
             leading: false,
             sweeping: false,
-            held: VecDeque::new(),
-            durable: PersistSeq(0),
             positions: start.positions,
             replies: Replies::default(),
             out: Output::default(),
@@ -238,6 +306,7 @@ impl Group {
             label: Vec::new(),
             metrics,
             stopping: None,
+            timer: Timer::default(),
         }
     }
 
@@ -261,16 +330,9 @@ impl Group {
         }
     }
 
-    /// Waits for an event, the nearest deadline, or the node's wish to stop.
-    async fn wait(&self) {
-        let now = clock::now();
+    /// Waits for an event, the nearest deadline, or the node's wish to stop. May return before.
+    async fn wait(&mut self) {
         let deadline = self.deadline();
-        let timer = async {
-            match deadline {
-                Some(deadline) => tokio::time::sleep_until(clock::instant(now, deadline)).await,
-                None => std::future::pending().await,
-            }
-        };
         let stop = async {
             match self.stopping {
                 None => self.shared.stopping.cancelled().await,
@@ -280,7 +342,7 @@ impl Group {
         tokio::select! {
             biased;
             () = self.handle.inbox.wait() => {}
-            () = timer => {}
+            () = self.timer.wait(deadline) => {}
             () = stop => {}
         }
     }
@@ -376,13 +438,6 @@ impl Group {
 
     fn on_persisted(&mut self, upto: PersistSeq, lsn: Lsn) {
         self.step(Input::Persisted(upto));
-        self.durable = upto;
-        while let Some((gate, _, _)) = self.held.front()
-            && *gate <= upto
-            && let Some((_, to, message)) = self.held.pop_front()
-        {
-            self.shared.send_group(self.handle.id, to, &message);
-        }
         if let Some(floor) = self.positions.persisted(Ticket(upto.0), lsn) {
             self.shared.journal.set_floor(self.handle.id.0, floor);
         }
@@ -620,11 +675,7 @@ impl Group {
             }
             self.persist(&mut out.records);
             for send in out.sends.drain(..) {
-                if send.gate <= self.durable {
-                    self.shared.send_group(self.handle.id, send.to, &send.message);
-                } else {
-                    self.held.push_back((send.gate, send.to, send.message));
-                }
+                self.handle.send(&self.shared.peers, send);
             }
             self.apply(&mut out.committed);
             // Rejections before the change of role that caused them: these have certainly not entered the log.
