@@ -1,5 +1,4 @@
 //! What the crate's tests start nodes with.
-#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::net::TcpListener;
 use std::path::Path;

@@ -1,5 +1,4 @@
 //! A group on a node of its own, stepped by hand: its disk and its clock are real, its links have no sockets.
-#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::panic::AssertUnwindSafe;
