@@ -285,6 +285,8 @@ pub struct Durable {
     pub(crate) entries: BTreeMap<Slot, DurableEntry>,
     pub(crate) commit: Slot,
     pub(crate) base: Slot,
+    /// A base of which only the label is left.
+    pub(crate) presupposed: Slot,
     pub(crate) config: Option<Arc<Config>>,
     pub(crate) faulty_from: Option<Slot>,
     pub(crate) promise_lost: bool,
@@ -370,7 +372,9 @@ impl Durable {
             }
             RecordKind::Revote => self.revote(label.slot, label.ballot, label.commit),
             RecordKind::Base => {
-                // The configuration is also in the snapshot itself, which the shell reports on its own.
+                // The configuration is also in the snapshot itself, which must be there: what the journal held of the
+                // slots below may be gone.
+                self.presupposed = self.presupposed.max(label.slot);
                 self.promise(label.ballot.lead);
                 self.faulty_from = earlier(label.faulty_from, self.lost_from);
                 self.promise_lost = label.flag;
@@ -452,7 +456,7 @@ impl Durable {
     /// The slot whose state the journal presupposes: a snapshot at or above it must have been loaded.
     #[must_use]
     pub fn base(&self) -> Slot {
-        self.base
+        self.base.max(self.presupposed)
     }
 
     /// Whether there is a configuration, so that an engine can start.

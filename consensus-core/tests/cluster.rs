@@ -4,7 +4,9 @@ mod harness;
 
 use std::time::Duration;
 
-use consensus_core::{Config, NodeId, ReadMode, Slot};
+use bytes::Bytes;
+use consensus_core::message::Chosen;
+use consensus_core::{Config, Input, Message, NodeId, ReadMode, Role, Slot, Value};
 use harness::Cluster;
 
 const MS: Duration = Duration::from_millis(1);
@@ -69,4 +71,28 @@ fn failover_takes_about_a_second() {
     times.sort();
     println!("failover: median {:?}, worst {:?}", times[20], times[39]);
     assert!(times[20] < MS * 1000 && times[39] < MS * 1600, "median {:?}, worst {:?}", times[20], times[39]);
+}
+
+/// A leader that hears of a committed value which only it could commit, or of another than it proposed, is deposed. Would it
+/// go on, its followers would take their votes for its own value as committed.
+#[test]
+fn a_leader_stops_when_somebody_else_commits_at_its_slots() {
+    for (value, proposed) in [("other", 1), ("mine", 1), ("mine", 3)] {
+        let mut cluster = Cluster::new(Config::majority(nodes(3)));
+        let leader = cluster.elect();
+        cluster.run(MS * 400);
+        cluster.isolate(leader);
+        for tag in 0..proposed {
+            cluster.propose(leader, tag, "mine");
+        }
+        let slot = cluster.nodes[&leader].applied_upto.next();
+        assert_eq!(cluster.engine(leader).status().role, Role::Leader);
+        let value = Value::Batch([Bytes::copy_from_slice(value.as_bytes())].into_iter().collect());
+        let from = nodes(3).find(|node| *node != leader).unwrap();
+        let message =
+            Message::Chosen(Chosen { commit: slot, entries: [(slot, value)].into_iter().collect() });
+        cluster.step(leader, Input::Message { from, message });
+        let status = cluster.engine(leader).status();
+        assert_eq!((status.role, status.commit), (Role::Follower, slot));
+    }
 }

@@ -213,3 +213,23 @@ fn leading_again_cannot_lose_what_was_accepted_before() {
         }
     }
 }
+
+/// A base whose payload is gone still says which snapshot the journal builds on.
+#[test]
+fn a_damaged_base_still_asks_for_its_snapshot() {
+    let config = Arc::new(Config::majority([1, 2, 3].map(NodeId)));
+    let mut durable = Durable::bootstrap((*config).clone());
+    let base = Record::Base {
+        slot: Slot(9),
+        promised: Lead::default(),
+        faulty_from: None,
+        promise_lost: false,
+        config: Arc::clone(&config),
+    };
+    let mut label = Vec::new();
+    base.label(&mut label);
+    durable.damaged(&Record::decode_label(&label).unwrap());
+    assert_eq!(durable.base(), Slot(9));
+    durable.snapshot(Slot(9), config);
+    assert_eq!(durable.base(), Slot(9));
+}

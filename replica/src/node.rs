@@ -483,9 +483,11 @@ fn replay(
             group.positions.recovered(lsn, &record);
             group.durable.replay(record);
         }
-        Recovered::PayloadLost { group, label, .. } => {
+        Recovered::PayloadLost { group, label, lsn, .. } => {
             let Some(group) = recovering.get_mut(&GroupId(group)) else { return Ok(()) };
-            group.durable.damaged(&Record::decode_label(&label)?);
+            let label = Record::decode_label(&label)?;
+            group.positions.recovered_label(lsn, &label);
+            group.durable.damaged(&label);
         }
         // Which groups had records there is not known, nor which slots: a vote may be lost for any slot that is not
         // known to be committed, an earlier vote may have been replaced.

@@ -66,8 +66,10 @@ impl Outbox {
                     return Ok(());
                 }
             }
-            // The task goes on, or meets the socket's error.
-            *idle = None;
+            // The task goes on, or meets the socket's error; while there is no idle socket, it is at work.
+            if idle.take().is_none() {
+                return Ok(());
+            }
         }
         self.ready.notify_one();
         Ok(())
@@ -119,7 +121,11 @@ impl Outbox {
                 match socket.try_write(&writing) {
                     Ok(0) => return Err(Error::from(ErrorKind::WriteZero)),
                     Ok(written) => writing.advance(written),
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => socket.writable().await?,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => tokio::select! {
+                        writable = socket.writable() => writable?,
+                        // Perhaps the outbox was closed.
+                        () = self.ready.notified() => if self.is_closed() { return Ok(()) },
+                    },
                     Err(error) => return Err(error),
                 }
             }

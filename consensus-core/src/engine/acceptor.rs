@@ -271,6 +271,15 @@ impl Engine {
             Some(entry) => (entry.value.as_ref() == Some(&value), entry.is_vote() && entry.value.is_none()),
             None => (false, false),
         };
+        // Somebody else has committed another value than this leader proposed, or one that only this leader could: it is
+        // deposed, and followers must not take their votes for it as committed (C3).
+        let deposed = match &self.state {
+            State::Leader(leader) => self.leads_at(slot) && (!known || slot >= leader.first_own),
+            State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => false,
+        };
+        if deposed {
+            self.resign(self.clock);
+        }
         if !known {
             self.record_chosen(slot, value);
         }

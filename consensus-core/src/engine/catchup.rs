@@ -44,10 +44,12 @@ impl Engine {
             self.log.known_commit = commit;
             self.catchup.source = Some(from);
         }
-        // What this node has not proposed, a newer leader has: one that it has not heard of yet.
-        if matches!(&self.state, State::Leader(leader) if self.log.known_commit >= leader.next) {
-            self.become_follower(None);
-            self.await_election(now);
+        // Phase 1 found all that was chosen before. From there on only this leader commits, or a newer one, which it has
+        // not heard of yet.
+        let ahead = self.log.known_commit > self.log.commit;
+        if matches!(&self.state, State::Leader(leader) if ahead && self.log.known_commit >= leader.first_own)
+        {
+            self.resign(now);
         }
         if self.log.commit >= self.log.known_commit {
             self.catchup.fetch_at = None;
@@ -171,6 +173,10 @@ impl Engine {
     ) {
         if slot <= self.log.commit {
             return;
+        }
+        // Whether what it holds is what this leader proposed cannot be seen.
+        if self.leads_at(slot) {
+            self.resign(now);
         }
         self.log.install(slot);
         self.configs.install(slot, config.clone());

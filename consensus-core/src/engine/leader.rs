@@ -27,7 +27,7 @@ use crate::{
 pub(super) struct Leader {
     pub(super) lead: Lead,
     /// The own no-op is at this slot; once it is committed, so is everything before this leadership.
-    first_own: Slot,
+    pub(super) first_own: Slot,
     /// That no-op is committed.
     pub(super) ready: bool,
     /// The next slot to propose at.
@@ -287,6 +287,11 @@ impl Engine {
         self.note_commit(now, liveness, recovery.source, recovery.commit);
         self.fortify(now, liveness);
         self.check_quorum(now, liveness);
+    }
+
+    /// Whether this node leads, and the slot is one of those that it proposed at: not of the gap below.
+    pub(super) fn leads_at(&self, slot: Slot) -> bool {
+        matches!(&self.state, State::Leader(leader) if slot > leader.gap_upto)
     }
 
     /// Votes for a value at the next slot, which proposes it.

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use consensus_core::{Record, Slot};
+use consensus_core::{Record, RecordKind, RecordLabel, Slot};
 use journal::{Lsn, Ticket};
 
 #[derive(Debug, Default)]
@@ -42,6 +42,17 @@ impl LogPositions {
         }
         if let Record::Base { slot, .. } = record {
             self.base = (*slot, lsn);
+        }
+        self.last = lsn;
+    }
+
+    /// What is left of a record found at restart. It stays until what it says is written again, or is below the base.
+    pub(crate) fn recovered_label(&mut self, lsn: Lsn, label: &RecordLabel) {
+        match label.kind {
+            RecordKind::Vote | RecordKind::Revote | RecordKind::Chosen => {
+                self.batches.push_back(Batch { ticket: Ticket(0), max_slot: label.slot, from: lsn });
+            }
+            RecordKind::Promised | RecordKind::Base | RecordKind::Faulty | RecordKind::Healed => {}
         }
         self.last = lsn;
     }
@@ -131,6 +142,18 @@ mod tests {
             promise_lost: false,
             config: Arc::new(Config::majority([NodeId(1)])),
         }
+    }
+
+    #[test]
+    fn what_is_left_of_a_vote_is_needed_until_the_base_has_passed_it() {
+        let mut positions = LogPositions::default();
+        positions.recovered(Lsn(3), &base(1));
+        let mut label = Vec::new();
+        vote(2).label(&mut label);
+        positions.recovered_label(Lsn(1), &Record::decode_label(&label).unwrap());
+        assert_eq!(positions.floor(), Some(Lsn(1)));
+        positions.recovered(Lsn(4), &base(2));
+        assert_eq!(positions.floor(), Some(Lsn(4)));
     }
 
     #[test]

@@ -28,7 +28,7 @@ use keyspace::{
     Command, Effects, Keyspace, LeaseEffect, LeaseId, Query, Reply, RevisionEvents, SessionId, SessionLookup,
 };
 use parking_lot::Mutex;
-use tokio::time::{Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::{debug, error, info};
 
 use self::clients::{Clients, Enrolled, PendingRead, Reading, Subject, Waiter};
@@ -253,20 +253,21 @@ pub(crate) struct Group {
 #[derive(Default)]
 struct Timer {
     sleep: Option<Pin<Box<Sleep>>>,
-    /// When it ends; none while it has nothing to wait for.
-    at: Option<Mono>,
+    /// When it ends, on the runtime's clock, which stands still while the machine sleeps; none while it has nothing to
+    /// wait for.
+    at: Option<Instant>,
 }
 
 impl Timer {
     /// Returns at `deadline` or before.
     async fn wait(&mut self, deadline: Option<Mono>) {
-        if let Some(deadline) = deadline.filter(|deadline| self.at.is_none_or(|at| *deadline < at)) {
-            let instant = clock::instant(clock::now(), deadline);
+        let due = deadline.map(|deadline| clock::instant(clock::now(), deadline));
+        if let Some(due) = due.filter(|due| self.at.is_none_or(|at| *due < at)) {
             match &mut self.sleep {
-                Some(sleep) => sleep.as_mut().reset(instant),
-                None => self.sleep = Some(Box::pin(sleep_until(instant))),
+                Some(sleep) => sleep.as_mut().reset(due),
+                None => self.sleep = Some(Box::pin(sleep_until(due))),
             }
-            self.at = Some(deadline);
+            self.at = Some(due);
         }
         match &mut self.sleep {
             Some(sleep) if self.at.is_some() => sleep.await,
