@@ -455,3 +455,33 @@ fn a_data_directory_has_one_owner() {
     let flat = RealDisk::open(dir.path()).unwrap().create("../x").unwrap_err();
     assert_eq!(flat.kind(), io::ErrorKind::InvalidInput);
 }
+
+/// Whole pages take another way to the disk than parts of pages; both are read the same.
+#[test]
+fn whole_pages_and_parts_of_them_mix() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = RealDisk::open(dir.path()).unwrap();
+    let mut file = disk.create("mixed").unwrap();
+    file.allocate(64 << 10).unwrap();
+    let mut expected = vec![0; 64 << 10];
+    let mut write = |file: &mut <RealDisk as Disk>::File, offset: usize, lens: &[usize]| {
+        let bytes: Vec<Vec<u8>> = lens.iter().map(|len| payload((offset + len) as u64, *len)).collect();
+        let pieces: Vec<IoSlice<'_>> = bytes.iter().map(|piece| IoSlice::new(piece)).collect();
+        file.write_vectored_at(&pieces, offset as u64).unwrap();
+        let bytes = bytes.concat();
+        expected[offset..offset + bytes.len()].copy_from_slice(&bytes);
+        let mut read = vec![1; expected.len()];
+        file.read_at(&mut read, 0).unwrap();
+        assert!(read == expected, "after {lens:?} at {offset}");
+    };
+    write(&mut file, 4096, &[1, 4000, 95, 0, 4096]);
+    write(&mut file, 5000, &[10]);
+    write(&mut file, 4096, &[4096]);
+    write(&mut file, 100, &[8000]);
+    write(&mut file, 0, &[32 << 10, 16 << 10]);
+    file.sync_data().unwrap();
+    drop(file);
+    let mut read = vec![1; expected.len()];
+    disk.open("mixed").unwrap().read_at(&mut read, 0).unwrap();
+    assert!(read == expected);
+}
