@@ -19,13 +19,14 @@ use api::gaios::link::v1::{self as wire, request, response};
 use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use prost::Message as _;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_stream::StreamExt as _;
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
+use tokio_util::io::InspectReader;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -133,7 +134,13 @@ impl Link {
         identity: Identity,
         events: mpsc::UnboundedSender<LinkEvent>,
     ) -> Arc<Link> {
-        let link = Arc::new(Link {
+        let link = Arc::new(Link::new(address));
+        tokio::spawn(Arc::clone(&link).run(identity, events));
+        link
+    }
+
+    fn new(address: String) -> Link {
+        Link {
             address,
             up: AtomicU32::new(0),
             state: Mutex::new(State {
@@ -146,9 +153,7 @@ impl Link {
             filled: Notify::new(),
             heard_ms: AtomicU64::new(0),
             born: Instant::now(),
-        });
-        tokio::spawn(Arc::clone(&link).run(identity, events));
-        link
+        }
     }
 
     pub(crate) fn address(&self) -> &str {
@@ -363,11 +368,13 @@ impl Link {
 
     async fn read_frames(
         self: Arc<Self>,
-        socket: OwnedReadHalf,
+        socket: impl AsyncRead + Unpin + Send + 'static,
         events: mpsc::UnboundedSender<LinkEvent>,
     ) -> io::Error {
         let codec = LengthDelimitedCodec::builder().max_frame_length(FRAME_BYTES_MAX).new_codec();
-        let socket = Listening { link: Arc::clone(&self), socket };
+        // Every byte is a sign of life: a large frame may take long on a slow line.
+        let listening = Arc::clone(&self);
+        let socket = InspectReader::new(socket, move |_: &[u8]| listening.heard());
         let mut frames = FramedRead::with_capacity(socket, codec, READ_BYTES);
         let mut answered = Vec::new();
         while let Some(frame) = frames.next().await {
@@ -448,27 +455,6 @@ impl Link {
 
     fn heard(&self) {
         self.heard_ms.store(self.born.elapsed().as_millis() as u64, Ordering::Relaxed);
-    }
-}
-
-/// The node's side of the connection. Every byte is a sign of life: a large frame may take long on a slow line.
-struct Listening {
-    link: Arc<Link>,
-    socket: OwnedReadHalf,
-}
-
-impl AsyncRead for Listening {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let polled = Pin::new(&mut self.socket).poll_read(cx, buffer);
-        if buffer.filled().len() > before {
-            self.link.heard();
-        }
-        polled
     }
 }
 
@@ -553,5 +539,32 @@ impl Drop for FeedCall {
         if waiter.is_some() {
             self.link.tell(self.group, self.id, request::Kind::WatchClose(wire::WatchClose {}));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::advance;
+
+    /// A frame that is on its way shows that the node lives, however long it takes.
+    #[tokio::test(start_paused = true)]
+    async fn every_byte_of_a_slow_frame_is_a_sign_of_life() {
+        let link = Arc::new(Link::new(String::new()));
+        let (near, mut far) = tokio::io::duplex(64);
+        let (events, _) = mpsc::unbounded_channel();
+        let reading = tokio::spawn(Arc::clone(&link).read_frames(near, events));
+        // The beginning of a frame of a megabyte, which is not nearly there at the end.
+        for bytes in std::iter::once(&[0, 16, 0, 0][..]).chain([&[0][..]; 100]) {
+            advance(PROBE_AFTER).await;
+            far.write_all(bytes).await.unwrap();
+            let mut turns = 0..100;
+            while link.silent_for() > Duration::ZERO {
+                assert!(turns.next().is_some() && !reading.is_finished(), "what came is heard");
+                tokio::task::yield_now().await;
+            }
+        }
+        advance(PROBE_TIMEOUT).await;
+        assert_eq!(link.silent_for(), PROBE_TIMEOUT, "silence is still told");
     }
 }

@@ -53,8 +53,6 @@ pub(crate) struct Faults {
     pub(crate) silent: Vec<u32>,
     /// These nodes are cut off from the others: watches there hear of nothing new.
     pub(crate) cut_off: Vec<u32>,
-    /// Frames of more than a megabyte take this long, as on a slow line.
-    pub(crate) large_frames_take: Option<Duration>,
     /// So many writes are refused as too many.
     pub(crate) overloaded: u32,
     /// Leaders name nobody when they refuse.
@@ -393,16 +391,8 @@ impl Serving {
                 }
                 let responses = std::mem::take(&mut batch);
                 let frame = wire::NodeFrame { responses };
-                let encoded = framed(&frame);
-                let slow = faults.lock().large_frames_take.filter(|_| encoded.len() > 1 << 20);
-                let pieces = if slow.is_some() { 50 } else { 1 };
-                for piece in encoded.chunks(encoded.len().div_ceil(pieces)) {
-                    if write.write_all(piece).await.is_err() {
-                        return;
-                    }
-                    if let Some(slow) = slow {
-                        tokio::time::sleep(slow / 50).await;
-                    }
+                if write.write_all(&framed(&frame)).await.is_err() {
+                    return;
                 }
                 // A copy of an answer; watch frames are never repeated by a node.
                 let answers = frame.responses.iter().filter(|response| {
