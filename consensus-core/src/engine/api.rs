@@ -65,7 +65,7 @@ pub enum Input {
     },
     /// The hand-over that [`Event::SnapshotNeeded`] asked for broke, or is over: if the peer still lags, because the log
     /// moved on meanwhile or it had no use for what it was sent, it is asked for again.
-    SnapshotFailed {
+    SnapshotEnded {
         /// To whom.
         to: NodeId,
     },

@@ -524,7 +524,7 @@ impl Engine {
         liveness.disk_ok(self.options.node) && self.reaches(now, liveness, |reached| config.is_q2(reached))
     }
 
-    pub(super) fn handle_snapshot_failed(&mut self, now: Mono, to: NodeId) {
+    pub(super) fn handle_snapshot_ended(&mut self, now: Mono, to: NodeId) {
         let State::Leader(leader) = &mut self.state else { return };
         if let Some(peer) = leader.peer(to) {
             peer.snapshot = None;

@@ -162,7 +162,7 @@ impl Engine {
             Input::SnapshotInstalled { slot, config } => {
                 self.handle_snapshot_installed(now, liveness, slot, config)
             }
-            Input::SnapshotFailed { to } => self.handle_snapshot_failed(now, to),
+            Input::SnapshotEnded { to } => self.handle_snapshot_ended(now, to),
             Input::Transfer { to } => self.handle_transfer(now, to),
             Input::Timeout => self.handle_timeout(now, liveness),
         }

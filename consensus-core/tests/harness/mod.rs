@@ -631,7 +631,7 @@ impl Cluster {
             if works(from) && works(to) && linked && taken {
                 self.hand_over_snapshot(from, to);
             } else {
-                self.step(from, Input::SnapshotFailed { to });
+                self.step(from, Input::SnapshotEnded { to });
             }
         }
     }

@@ -423,7 +423,7 @@ impl Group {
             // Also when it arrived: the log may have moved on meanwhile, or the peer had no use for it.
             GroupEvent::SnapshotSent { to } => {
                 self.snapshotting.sent(to);
-                self.step(Input::SnapshotFailed { to });
+                self.step(Input::SnapshotEnded { to });
             }
             GroupEvent::SnapshotWanted { floor } => self.on_snapshot_wanted(floor),
         }

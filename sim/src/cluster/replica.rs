@@ -275,7 +275,7 @@ impl Replica {
                 trace!(env, "n{} g{} snapshot to n{} arrived: {arrived}", node.index + 1, self.group, to.0);
                 if self.sending.get(&to) == Some(&number) {
                     self.sending.remove(&to);
-                    self.step(process, env, now, Input::SnapshotFailed { to });
+                    self.step(process, env, now, Input::SnapshotEnded { to });
                 }
             }
             GroupInput::SnapshotWanted => self.wanted = true,
