@@ -10,9 +10,10 @@ use api::etcdserverpb as pb;
 use pb::kv_client::KvClient;
 use pb::maintenance_client::MaintenanceClient;
 use tempfile::TempDir;
+use tokio::time::timeout;
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
 
+use crate::connection::Connection;
 use crate::{BenchError, Target};
 
 const MEMBERS: usize = 3;
@@ -137,24 +138,35 @@ fn free_ports(count: usize) -> std::io::Result<Vec<u16>> {
     listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }
 
-async fn connect(url: &str) -> Result<Channel, Status> {
-    let endpoint: Endpoint =
-        Channel::from_shared(url.to_owned()).map_err(|e| Status::internal(e.to_string()))?;
-    let endpoint = endpoint.timeout(Duration::from_secs(5));
-    endpoint.connect().await.map_err(|error| Status::unavailable(error.to_string()))
+async fn connect(url: &str) -> Result<Connection, Status> {
+    let uri = url.parse().map_err(|error| Status::internal(format!("{url}: {error}")))?;
+    Connection::open(&uri).await.map_err(|error| Status::unavailable(error.to_string()))
+}
+
+async fn in_time<T>(asking: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    match timeout(Duration::from_secs(5), asking).await {
+        Ok(answer) => answer,
+        Err(_) => Err(Status::deadline_exceeded("no answer within 5 s")),
+    }
 }
 
 async fn answers(url: &str) -> Result<(), Status> {
-    let mut client = KvClient::new(connect(url).await?);
-    client.put(pb::PutRequest { key: "gaios-bench".into(), ..Default::default() }).await?;
-    client.range(pb::RangeRequest { key: "gaios-bench".into(), ..Default::default() }).await?;
-    Ok(())
+    in_time(async {
+        let mut client = KvClient::new(connect(url).await?);
+        client.put(pb::PutRequest { key: "gaios-bench".into(), ..Default::default() }).await?;
+        client.range(pb::RangeRequest { key: "gaios-bench".into(), ..Default::default() }).await?;
+        Ok(())
+    })
+    .await
 }
 
 /// What a server says of itself.
 pub(crate) async fn status(url: &str) -> Result<pb::StatusResponse, Status> {
-    let mut client = MaintenanceClient::new(connect(url).await?);
-    client.status(pb::StatusRequest {}).await.map(tonic::Response::into_inner)
+    in_time(async {
+        let mut client = MaintenanceClient::new(connect(url).await?);
+        client.status(pb::StatusRequest {}).await.map(tonic::Response::into_inner)
+    })
+    .await
 }
 
 #[cfg(test)]

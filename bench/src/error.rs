@@ -13,8 +13,8 @@ pub enum BenchError {
     Connect {
         /// URL of the server.
         endpoint: String,
-        /// What the transport said.
-        source: tonic::transport::Error,
+        /// What the system said.
+        source: io::Error,
     },
     /// A request which prepares the measurement failed.
     #[error("{doing}: {status}")]

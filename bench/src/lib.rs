@@ -9,6 +9,7 @@
 
 mod cluster;
 mod compare;
+mod connection;
 mod error;
 mod flags;
 mod histogram;

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use api::etcdserverpb as pb;
+use http::Uri;
 use pb::kv_client::KvClient;
 use tokio::task::JoinSet;
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
 
 use super::endpoint;
+use crate::connection::Connection;
 use crate::recorder::{Opening, Recorder, Window};
 use crate::{BenchError, Plan, Target};
 
@@ -34,11 +35,11 @@ pub(super) async fn run(
 
 /// Opens `count` connections, never more than `at_once` at a time.
 async fn visit_all(
-    endpoints: &[Endpoint],
+    endpoints: &[Uri],
     count: usize,
     at_once: usize,
     recorder: &Arc<Recorder>,
-) -> Result<Vec<Channel>, BenchError> {
+) -> Result<Vec<Connection>, BenchError> {
     let mut open = Vec::with_capacity(count);
     let mut tasks = JoinSet::new();
     for index in 0..count {
@@ -53,26 +54,26 @@ async fn visit_all(
     Ok(open)
 }
 
-async fn finished(tasks: &mut JoinSet<Option<Channel>>) -> Result<Option<Channel>, BenchError> {
+async fn finished(tasks: &mut JoinSet<Option<Connection>>) -> Result<Option<Connection>, BenchError> {
     match tasks.join_next().await {
         Some(joined) => joined.map_err(|error| BenchError::Server(format!("open a connection: {error}"))),
         None => Ok(None),
     }
 }
 
-async fn visit(endpoint: Endpoint, recorder: Arc<Recorder>) -> Option<Channel> {
+async fn visit(endpoint: Uri, recorder: Arc<Recorder>) -> Option<Connection> {
     let started = Instant::now();
-    let connected = endpoint.connect().await.map_err(|error| Status::unavailable(error.to_string()));
+    let opened = Connection::open(&endpoint).await.map_err(|error| Status::unavailable(error.to_string()));
     let read = async {
-        let channel = connected?;
+        let connection = opened?;
         let request = pb::RangeRequest { key: "gaios-bench".into(), ..Default::default() };
-        KvClient::new(channel.clone()).range(request).await?;
-        Ok(channel)
+        KvClient::new(connection.clone()).range(request).await?;
+        Ok(connection)
     };
     match read.await {
-        Ok(channel) => {
+        Ok(connection) => {
             recorder.completed(started.elapsed());
-            Some(channel)
+            Some(connection)
         }
         Err(status) => {
             recorder.failed(&status);

@@ -4,18 +4,19 @@ use std::sync::Arc;
 
 use api::etcdserverpb as pb;
 use bytes::Bytes;
+use http::Uri;
 use pb::kv_client::KvClient;
 use tokio::task::JoinSet;
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
 
 use super::closed_loop::{self, Caller};
 use super::{Random, connect, endpoint, keys, value};
+use crate::connection::Connection;
 use crate::recorder::{Recorder, Window};
 use crate::{BenchError, Plan, Target, Workload};
 
 struct Putter {
-    client: KvClient<Channel>,
+    client: KvClient<Connection>,
     keys: Arc<[Bytes]>,
     value: Bytes,
     random: Random,
@@ -38,9 +39,9 @@ pub(super) async fn puts(
     recorder: &Arc<Recorder>,
 ) -> Result<(Window, usize), BenchError> {
     let (keys, value) = (keys(plan.keys), value(plan.value_size));
-    let channels = connect(target, plan.connections).await?;
+    let connections = connect(target, plan.connections).await?;
     let caller = |index: usize| Putter {
-        client: KvClient::new(channels[index % channels.len()].clone()),
+        client: KvClient::new(connections[index % connections.len()].clone()),
         keys: Arc::clone(&keys),
         value: value.clone(),
         random: Random::new(index),
@@ -49,7 +50,7 @@ pub(super) async fn puts(
 }
 
 struct Getter {
-    client: KvClient<Channel>,
+    client: KvClient<Connection>,
     keys: Arc<[Bytes]>,
     serializable: bool,
     random: Random,
@@ -71,10 +72,10 @@ pub(super) async fn gets(
     recorder: &Arc<Recorder>,
 ) -> Result<(Window, usize), BenchError> {
     let keys = keys(plan.keys);
-    let channels = connect(target, plan.connections).await?;
-    fill(plan, &channels, &keys).await?;
+    let connections = connect(target, plan.connections).await?;
+    fill(plan, &connections, &keys).await?;
     let caller = |index: usize| Getter {
-        client: KvClient::new(channels[index % channels.len()].clone()),
+        client: KvClient::new(connections[index % connections.len()].clone()),
         keys: Arc::clone(&keys),
         serializable: plan.workload == Workload::SerializableGet,
         random: Random::new(index),
@@ -83,11 +84,11 @@ pub(super) async fn gets(
 }
 
 /// Puts every key once.
-async fn fill(plan: &Plan, channels: &[Channel], keys: &Arc<[Bytes]>) -> Result<(), BenchError> {
+async fn fill(plan: &Plan, connections: &[Connection], keys: &Arc<[Bytes]>) -> Result<(), BenchError> {
     const PARALLEL: usize = 64;
     let mut tasks: JoinSet<Result<(), Status>> = JoinSet::new();
     for part in 0..PARALLEL.min(keys.len()) {
-        let mut client = KvClient::new(channels[part % channels.len()].clone());
+        let mut client = KvClient::new(connections[part % connections.len()].clone());
         let (keys, value) = (Arc::clone(keys), value(plan.value_size));
         tasks.spawn(async move {
             for key in keys.iter().skip(part).step_by(PARALLEL) {
@@ -105,7 +106,7 @@ async fn fill(plan: &Plan, channels: &[Channel], keys: &Arc<[Bytes]>) -> Result<
 
 /// The way a controller updates an object.
 struct Comparer {
-    client: KvClient<Channel>,
+    client: KvClient<Connection>,
     key: Bytes,
     value: Bytes,
     /// The mod_revision last seen; 0 is that of a key that does not exist.
@@ -159,9 +160,9 @@ pub(super) async fn compare_and_puts(
     recorder: &Arc<Recorder>,
 ) -> Result<(Window, usize), BenchError> {
     let (keys, value) = (keys(plan.keys), value(plan.value_size));
-    let channels = connect(target, plan.connections).await?;
+    let connections = connect(target, plan.connections).await?;
     let caller = |index: usize| Comparer {
-        client: KvClient::new(channels[index % channels.len()].clone()),
+        client: KvClient::new(connections[index % connections.len()].clone()),
         key: keys[index % keys.len()].clone(),
         value: value.clone(),
         mod_revision: 0,
@@ -172,7 +173,7 @@ pub(super) async fn compare_and_puts(
 
 /// A client that lives for one request.
 struct Visitor {
-    endpoint: Endpoint,
+    endpoint: Uri,
     keys: Arc<[Bytes]>,
     value: Bytes,
     random: Random,
@@ -180,11 +181,11 @@ struct Visitor {
 
 impl Caller for Visitor {
     async fn call(&mut self) -> Result<(), Status> {
-        let channel =
-            self.endpoint.connect().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let connection = Connection::open(&self.endpoint).await;
+        let connection = connection.map_err(|error| Status::unavailable(error.to_string()))?;
         let key = self.random.pick(&self.keys).clone();
-        // Dropping the last handle of the channel closes the connection.
-        KvClient::new(channel).put(put_request(key, self.value.clone())).await.map(drop)
+        // Dropping the last clone closes it.
+        KvClient::new(connection).put(put_request(key, self.value.clone())).await.map(drop)
     }
 }
 

@@ -6,11 +6,11 @@ use api::etcdserverpb as pb;
 use pb::lease_client::LeaseClient;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use super::closed_loop::{self, Caller};
 use super::connect;
+use crate::connection::Connection;
 use crate::recorder::{Recorder, Window};
 use crate::{BenchError, Plan, Target};
 
@@ -18,7 +18,7 @@ use crate::{BenchError, Plan, Target};
 const TTL: i64 = 7200;
 
 struct Granter {
-    client: LeaseClient<Channel>,
+    client: LeaseClient<Connection>,
 }
 
 impl Caller for Granter {
@@ -28,7 +28,7 @@ impl Caller for Granter {
     }
 }
 
-async fn grant(client: &mut LeaseClient<Channel>) -> Result<i64, Status> {
+async fn grant(client: &mut LeaseClient<Connection>) -> Result<i64, Status> {
     let granted = client.lease_grant(pb::LeaseGrantRequest { ttl: TTL, id: 0 }).await?.into_inner();
     if granted.error.is_empty() { Ok(granted.id) } else { Err(Status::internal(granted.error)) }
 }
@@ -38,9 +38,9 @@ pub(super) async fn grants(
     target: &Target,
     recorder: &Arc<Recorder>,
 ) -> Result<(Window, usize), BenchError> {
-    let channels = connect(target, plan.connections).await?;
+    let connections = connect(target, plan.connections).await?;
     let caller =
-        |index: usize| Granter { client: LeaseClient::new(channels[index % channels.len()].clone()) };
+        |index: usize| Granter { client: LeaseClient::new(connections[index % connections.len()].clone()) };
     closed_loop::run(plan, target, recorder, (0..plan.callers).map(caller).collect()).await
 }
 
@@ -69,11 +69,11 @@ pub(super) async fn keep_alives(
     target: &Target,
     recorder: &Arc<Recorder>,
 ) -> Result<(Window, usize), BenchError> {
-    let channels = connect(target, plan.connections).await?;
+    let connections = connect(target, plan.connections).await?;
     let mut callers = Vec::with_capacity(plan.callers);
     let mut ids = Vec::with_capacity(plan.callers);
-    for channel in channels.iter().cycle().take(plan.callers) {
-        let mut client = LeaseClient::new(channel.clone());
+    for connection in connections.iter().cycle().take(plan.callers) {
+        let mut client = LeaseClient::new(connection.clone());
         let id = grant(&mut client).await.map_err(BenchError::prepare("grant a lease"))?;
         let (requests, receiver) = mpsc::channel(1);
         // A server may hold the response headers back until it has something to answer.
@@ -87,8 +87,8 @@ pub(super) async fn keep_alives(
     }
     let result = closed_loop::run(plan, target, recorder, callers).await;
     // The next measurement shall not find them.
-    for (channel, id) in channels.iter().cycle().zip(ids) {
-        let revoked = LeaseClient::new(channel.clone()).lease_revoke(pb::LeaseRevokeRequest { id }).await;
+    for (connection, id) in connections.iter().cycle().zip(ids) {
+        let revoked = LeaseClient::new(connection.clone()).lease_revoke(pb::LeaseRevokeRequest { id }).await;
         revoked.map_err(BenchError::prepare("revoke a lease"))?;
     }
     result

@@ -9,8 +9,9 @@ mod watch;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use tonic::transport::{Channel, Endpoint};
+use http::Uri;
 
+use crate::connection::Connection;
 use crate::recorder::Recorder;
 use crate::{BenchError, Plan, Report, Target, Workload};
 
@@ -30,18 +31,18 @@ pub async fn run(plan: &Plan, target: &Target) -> Result<Report, BenchError> {
     Ok(Report::new(plan, target, &recorder, window, unanswered))
 }
 
-fn endpoint(url: &str) -> Result<Endpoint, BenchError> {
-    Channel::from_shared(url.to_owned()).map_err(|error| BenchError::Flags(vec![format!("{url}: {error}")]))
+fn endpoint(url: &str) -> Result<Uri, BenchError> {
+    url.parse().map_err(|error| BenchError::Flags(vec![format!("{url}: {error}")]))
 }
 
 /// Opens `count` connections, spread over the endpoints.
-async fn connect(target: &Target, count: usize) -> Result<Vec<Channel>, BenchError> {
-    let mut channels = Vec::with_capacity(count);
+async fn connect(target: &Target, count: usize) -> Result<Vec<Connection>, BenchError> {
+    let mut connections = Vec::with_capacity(count);
     for url in target.endpoints.iter().cycle().take(count) {
-        let channel = endpoint(url)?.connect().await;
-        channels.push(channel.map_err(|source| BenchError::Connect { endpoint: url.clone(), source })?);
+        let connection = Connection::open(&endpoint(url)?).await;
+        connections.push(connection.map_err(|source| BenchError::Connect { endpoint: url.clone(), source })?);
     }
-    Ok(channels)
+    Ok(connections)
 }
 
 /// `count` keys of equal length in one allocation.

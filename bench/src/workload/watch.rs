@@ -15,10 +15,10 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
 use super::kv::put_request;
 use super::{connect, value};
+use crate::connection::Connection;
 use crate::recorder::{Recorder, Window};
 use crate::{BenchError, Plan, Target};
 
@@ -56,13 +56,13 @@ pub(super) async fn run(
         delivered_wanted: AtomicU64::new(u64::MAX),
         complete: Notify::new(),
     });
-    let channels = connect(target, plan.connections).await?;
+    let connections = connect(target, plan.connections).await?;
     let mut watchers = JoinSet::new();
-    for stream in open_streams(plan, &channels, &key).await? {
+    for stream in open_streams(plan, &connections, &key).await? {
         watchers.spawn(watch(stream, Arc::clone(&round)));
     }
-    let writer_channel = connect(target, 1).await?.remove(0);
-    let write = write(plan, KvClient::new(writer_channel), key, &round);
+    let writer_connection = connect(target, 1).await?.remove(0);
+    let write = write(plan, KvClient::new(writer_connection), key, &round);
     let measure = async {
         let window = recorder.window(plan, &target.pids).await;
         // Lets the writer see that it is over.
@@ -84,14 +84,14 @@ pub(super) async fn run(
 
 async fn open_streams(
     plan: &Plan,
-    channels: &[Channel],
+    connections: &[Connection],
     key: &Bytes,
 ) -> Result<Vec<WatchStream>, BenchError> {
     let mut opening = JoinSet::new();
     let streams = plan.watchers.div_ceil(plan.watches_per_stream);
     for index in 0..streams {
         let watches = plan.watches_per_stream.min(plan.watchers - index * plan.watches_per_stream);
-        opening.spawn(open_stream(channels[index % channels.len()].clone(), key.clone(), watches));
+        opening.spawn(open_stream(connections[index % connections.len()].clone(), key.clone(), watches));
     }
     let mut opened = Vec::with_capacity(streams);
     while let Some(joined) = opening.join_next().await {
@@ -101,7 +101,7 @@ async fn open_streams(
 }
 
 /// Opens a stream with some watches and waits until the server has made them all.
-async fn open_stream(channel: Channel, key: Bytes, watches: usize) -> Result<WatchStream, BenchError> {
+async fn open_stream(connection: Connection, key: Bytes, watches: usize) -> Result<WatchStream, BenchError> {
     let create = pb::WatchCreateRequest { key, ..Default::default() };
     let create = pb::watch_request::RequestUnion::CreateRequest(create);
     let create = pb::WatchRequest { request_union: Some(create) };
@@ -111,7 +111,7 @@ async fn open_stream(channel: Channel, key: Bytes, watches: usize) -> Result<Wat
         let sent = requests.send(create.clone()).await;
         sent.map_err(|_| BenchError::Server("a watch stream was not opened".to_owned()))?;
     }
-    let responses = WatchClient::new(channel).watch(ReceiverStream::new(receiver)).await;
+    let responses = WatchClient::new(connection).watch(ReceiverStream::new(receiver)).await;
     let mut responses = responses.map_err(BenchError::prepare("open a watch"))?.into_inner();
     let mut created = 0;
     while created < watches {
@@ -160,7 +160,7 @@ impl Round {
 /// Puts the key round after round; a server that loses an event fails the measurement.
 async fn write(
     plan: &Plan,
-    mut client: KvClient<Channel>,
+    mut client: KvClient<Connection>,
     key: Bytes,
     round: &Round,
 ) -> Result<(), BenchError> {
