@@ -53,7 +53,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let cluster = Dev::cluster(&addresses);
     let gateway = Dev::gateway(dev.listen, loopback, &cluster);
     start_log(&config::Log { level: config::LogLevel::Warn, ..gateway.log.clone() });
-    runtime(cores())?.block_on(async {
+    runtime(cores().div_ceil(2))?.block_on(async {
         let mut nodes = Vec::new();
         for ((id, listener), address) in (1..).zip(listeners).zip(&addresses) {
             let replica = dev.replica(id, *address, loopback, &cluster);
