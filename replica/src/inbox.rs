@@ -45,6 +45,11 @@ impl<T> Inbox<T> {
         self.ready.notify_one();
     }
 
+    /// Hands in an event that can wait until there is another one.
+    pub(crate) fn push_quietly(&self, event: T) {
+        self.queue.lock().events.push(event);
+    }
+
     /// Returns once there may be something to take.
     pub(crate) async fn wait(&self) {
         self.ready.notified().await;
@@ -74,6 +79,19 @@ mod tests {
         let mut events = Vec::new();
         inbox.take(&mut events);
         assert_eq!(events, [1]);
+    }
+
+    #[tokio::test]
+    async fn an_event_pushed_quietly_waits_for_another() {
+        let inbox = Inbox::new(10);
+        inbox.push_quietly(1);
+        let mut woken = std::pin::pin!(inbox.wait());
+        assert!(futures::poll!(&mut woken).is_pending());
+        inbox.push_always(2);
+        woken.await;
+        let mut events = Vec::new();
+        inbox.take(&mut events);
+        assert_eq!(events, [1, 2]);
     }
 
     #[test]

@@ -198,6 +198,13 @@ impl Engine {
         [state, self.catchup.deadline(), recall].into_iter().flatten().min()
     }
 
+    /// Whether [`Input::Persisted`] may lead to something: a leader counts its own votes, a candidate its own promise, and
+    /// a replica whose disk forgot something waits to be whole again. For others it may wait for the next input.
+    #[must_use]
+    pub fn awaits_persisted(&self) -> bool {
+        !matches!(self.state, State::Follower(_)) || self.recall.is_some()
+    }
+
     /// The hot path for reads: the read point, if this node leads under a valid leader lease at `now`, which was
     /// sampled after the read was taken up. Serve the read once everything up to the slot is applied.
     #[must_use]

@@ -99,6 +99,8 @@ struct Gate {
     durable: PersistSeq,
     /// In the order of their records.
     held: VecDeque<Send>,
+    /// The engine has something to do once its records are durable.
+    awaited: bool,
 }
 
 impl GroupHandle {
@@ -106,9 +108,18 @@ impl GroupHandle {
         GroupHandle { id, inbox: Inbox::new(INBOX_BYTES), gate: Mutex::default() }
     }
 
+    /// Sends a message that waits for no record; false if it does.
+    fn send_ungated(&self, peers: &Peers, send: &Send) -> bool {
+        let ungated = send.gate == PersistSeq(0);
+        if ungated && let Some(peer) = peers.get(&send.to) {
+            peer.send_group(self.id, &send.message);
+        }
+        ungated
+    }
+
     /// Sends a message once its records are durable.
-    fn send(&self, peers: &Peers, send: Send) {
-        if send.gate > PersistSeq(0) {
+    fn send_gated(&self, peers: &Peers, send: Send) {
+        {
             let mut gate = self.gate.lock();
             if send.gate > gate.durable {
                 gate.held.push_back(send);
@@ -123,7 +134,7 @@ impl GroupHandle {
     /// Records up to `upto` are durable, the last one at `lsn`. What waited for them leaves at once, from the journal's
     /// own thread; the group's task hears of it after that.
     pub(crate) fn handle_durable(&self, peers: &Peers, upto: PersistSeq, lsn: Lsn) {
-        {
+        let awaited = {
             let mut gate = self.gate.lock();
             gate.durable = upto;
             while gate.held.front().is_some_and(|send| send.gate <= upto)
@@ -133,8 +144,14 @@ impl GroupHandle {
                     peer.send_group(self.id, &send.message);
                 }
             }
+            gate.awaited
+        };
+        let persisted = GroupEvent::Persisted { upto, lsn };
+        if awaited {
+            self.inbox.push_always(persisted);
+        } else {
+            self.inbox.push_quietly(persisted);
         }
-        self.inbox.push_always(GroupEvent::Persisted { upto, lsn });
     }
 }
 
@@ -674,9 +691,12 @@ impl Group {
                 self.out = out;
                 return;
             }
+            // What waits for no record leaves before the journal's thread is woken, which may take this core: the way
+            // over the other replicas' disks is the longer one.
+            out.sends.retain(|send| !self.handle.send_ungated(&self.shared.peers, send));
             self.persist(&mut out.records);
             for send in out.sends.drain(..) {
-                self.handle.send(&self.shared.peers, send);
+                self.handle.send_gated(&self.shared.peers, send);
             }
             self.apply(&mut out.committed);
             // Rejections before the change of role that caused them: these have certainly not entered the log.
@@ -695,6 +715,8 @@ impl Group {
 
     fn persist(&mut self, records: &mut Vec<(PersistSeq, Record)>) {
         let Some((last, _)) = records.last() else { return };
+        // Before the journal has them. What comes to wait for records later on has some of its own.
+        self.handle.gate.lock().awaited = self.engine.awaits_persisted();
         let ticket = Ticket(last.0);
         let mut batch = Vec::with_capacity(records.len());
         for (_, record) in records.drain(..) {

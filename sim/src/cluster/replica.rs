@@ -41,6 +41,10 @@ pub(crate) struct Replica {
     pub(crate) machine: Machine,
     held: VecDeque<(PersistSeq, NodeId, Message)>,
     durable: PersistSeq,
+    /// The engine had something to do once its records are durable, when the last ones went to the journal.
+    awaited: bool,
+    /// Durable, and not told to the engine yet.
+    unheard: Option<PersistSeq>,
     positions: Positions,
     pub(crate) inbox: VecDeque<GroupInput>,
     pub(crate) turn_at: Option<Time>,
@@ -110,6 +114,8 @@ impl Replica {
             machine,
             held: VecDeque::new(),
             durable: PersistSeq(0),
+            awaited: false,
+            unheard: None,
             positions,
             inbox: VecDeque::new(),
             turn_at: None,
@@ -211,6 +217,9 @@ impl Replica {
     }
 
     fn step(&mut self, process: &Process, env: &mut Env, now: Mono, input: Input) {
+        if let Some(upto) = self.unheard.take() {
+            self.step(process, env, now, Input::Persisted(upto));
+        }
         trace!(env, "n{} g{} step {input:?}", process.liveness.node().0, self.group);
         self.engine.step(now, &process.liveness, input);
         self.engine.check_invariants();
@@ -237,7 +246,12 @@ impl Replica {
                 }
             },
             GroupInput::Persisted { upto, lsn } => {
-                self.step(process, env, now, Input::Persisted(upto));
+                if self.awaited {
+                    self.unheard = None;
+                    self.step(process, env, now, Input::Persisted(upto));
+                } else {
+                    self.unheard = Some(upto);
+                }
                 self.durable = upto;
                 while let Some((_, to, message)) = self.held.pop_front_if(|(gate, ..)| *gate <= upto) {
                     env.send(node.index, process.incarnation, self.group, to, message);
@@ -384,6 +398,9 @@ impl Replica {
     /// Does what the engine wants done.
     fn carry_out(&mut self, process: &mut Process, node: &mut Node, env: &mut Env, mut out: Output) {
         let group = self.group;
+        if !out.records.is_empty() {
+            self.awaited = self.engine.awaits_persisted();
+        }
         if !process.hand_in(node, env, group, &mut out.records, &mut self.logged, &mut self.positions) {
             out.records.clear();
             let now = node.now(env);
