@@ -176,11 +176,12 @@ fn representative(rounds: &[Report], disturbance_max: f64) -> Option<usize> {
 impl fmt::Display for Comparison {
     /// Markdown.
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Environment { cpu, cores, kernel, load_average_1min, fdatasync_p50_us } = &self.environment;
+        let Environment { cpu, cores, kernel, load_average_1min, fdatasync_p50_us, floor_p50_us } =
+            &self.environment;
         writeln!(
             out,
-            "Machine: {cpu}, {cores} cores, Linux {kernel}; one fdatasync {fdatasync_p50_us:.0} µs; load average \
-             before the run {load_average_1min}."
+            "Machine: {cpu}, {cores} cores, Linux {kernel}; one fdatasync {fdatasync_p50_us:.0} µs, a bare chain of client, \
+             gateway and three durable copies {floor_p50_us:.0} µs; load average before the run {load_average_1min}."
         )?;
         for System { label, version, endpoints, pids } in &self.systems {
             let version = if version.is_empty() { "(no version told)" } else { version };

@@ -12,6 +12,7 @@ mod compare;
 mod connection;
 mod error;
 mod flags;
+mod floor;
 mod histogram;
 mod plan;
 mod process;

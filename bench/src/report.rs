@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use crate::floor::floor;
 use crate::process::CpuTime;
 use crate::recorder::{Recorder, Window};
 use crate::{BenchError, Histogram, Plan, ProcessUse, Target, Workload};
@@ -219,6 +220,9 @@ pub struct Environment {
     pub load_average_1min: String,
     /// Median time in microseconds to append 512 bytes to a file in the data directory and `fdatasync` it.
     pub fdatasync_p50_us: f64,
+    /// Median time in microseconds of one durable write through a bare chain of client, gateway, leader and two followers,
+    /// all on this machine and with their copies in the data directory: what a put with one caller cannot be faster than.
+    pub floor_p50_us: f64,
 }
 
 impl Environment {
@@ -235,8 +239,13 @@ impl Environment {
             kernel: version.trim().to_owned(),
             load_average_1min: load.split(' ').next().unwrap_or_default().to_owned(),
             fdatasync_p50_us: fdatasync_p50_us(data_dir).map_err(BenchError::io("probe the disk"))?,
+            floor_p50_us: floor_p50_us(data_dir).map_err(BenchError::io("probe the machine"))?,
         })
     }
+}
+
+fn floor_p50_us(data_dir: &Path) -> std::io::Result<f64> {
+    Ok(Latency::of(&floor(data_dir)?).p50_us)
 }
 
 fn fdatasync_p50_us(data_dir: &Path) -> std::io::Result<f64> {
