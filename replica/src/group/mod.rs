@@ -99,7 +99,7 @@ struct Gate {
     durable: PersistSeq,
     /// In the order of their records.
     held: VecDeque<Send>,
-    /// The engine has something to do once its records are durable.
+    /// The group has something to do once its records are durable.
     awaited: bool,
 }
 
@@ -715,8 +715,10 @@ impl Group {
 
     fn persist(&mut self, records: &mut Vec<(PersistSeq, Record)>) {
         let Some((last, _)) = records.last() else { return };
-        // Before the journal has them. What comes to wait for records later on has some of its own.
-        self.handle.gate.lock().awaited = self.engine.awaits_persisted();
+        // Before the journal has them. What comes to wait for records later on has some of its own. With a base, the
+        // journal may let go of older records.
+        let has_base = records.iter().any(|(_, record)| matches!(record, Record::Base { .. }));
+        self.handle.gate.lock().awaited = has_base || self.engine.awaits_persisted();
         let ticket = Ticket(last.0);
         let mut batch = Vec::with_capacity(records.len());
         for (_, record) in records.drain(..) {

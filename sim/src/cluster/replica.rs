@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use consensus_core::{
     Config, Engine, Event, Input, Liveness, LivenessEvent, Mono, NodeId, Output, PersistSeq, ReadMode,
-    ReadOutcome, Rejection, Role, Slot, Tag, Value,
+    ReadOutcome, Record, Rejection, Role, Slot, Tag, Value,
 };
 use consensus_core::{Lead, Message};
 use journal::{Lsn, SimDisk, SnapshotWriter};
@@ -41,7 +41,7 @@ pub(crate) struct Replica {
     pub(crate) machine: Machine,
     held: VecDeque<(PersistSeq, NodeId, Message)>,
     durable: PersistSeq,
-    /// The engine had something to do once its records are durable, when the last ones went to the journal.
+    /// The group had something to do once its records are durable, when the last ones went to the journal.
     awaited: bool,
     /// Durable, and not told to the engine yet.
     unheard: Option<PersistSeq>,
@@ -399,7 +399,8 @@ impl Replica {
     fn carry_out(&mut self, process: &mut Process, node: &mut Node, env: &mut Env, mut out: Output) {
         let group = self.group;
         if !out.records.is_empty() {
-            self.awaited = self.engine.awaits_persisted();
+            let has_base = out.records.iter().any(|(_, record)| matches!(record, Record::Base { .. }));
+            self.awaited = has_base || self.engine.awaits_persisted();
         }
         if !process.hand_in(node, env, group, &mut out.records, &mut self.logged, &mut self.positions) {
             out.records.clear();
