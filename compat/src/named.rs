@@ -294,6 +294,13 @@ pub(crate) fn all() -> Vec<Named> {
             let compact = Step::Compact { revision: Rev::Base(2), physical: false };
             vec![put(b"a", b"1"), put(b"a", b"2"), put(b"a", b"3"), compact, from_base, Step::Settle]
         }),
+        named("the event at the compacted revision has no previous value, whatever others still hold", {
+            let from = |start| Step::Watch(WatchStep { prev_kv: true, ..WatchStep::of(b"\0", b"\0", start) });
+            let compact = Step::Compact { revision: Rev::Base(2), physical: false };
+            let puts = [put(b"a", b"1"), put(b"a", b"2"), put(b"a", b"3")];
+            let rest = [compact, from(Rev::Base(2)), from(Rev::Base(3)), Step::Settle];
+            puts.into_iter().chain(rest).collect()
+        }),
         named("watch ids", {
             let with_id = |id, key: &'static [u8]| {
                 Step::Watch(WatchStep { id, ..WatchStep::of(key, b"", Rev::Exactly(0)) })

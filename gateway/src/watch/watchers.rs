@@ -169,8 +169,8 @@ enum State {
         /// First revision not sent.
         next: i64,
     },
-    /// Further behind: reads history.
-    CatchingUp { next: i64, history: Subscription },
+    /// Further behind: reads history, beyond `beyond` and then until the window has the rest.
+    CatchingUp { next: i64, beyond: i64, history: Subscription },
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -467,6 +467,9 @@ impl<F: Feeds> Watchers<F> {
                 let head = pb::WatchResponse { watch_id: watcher.id, created: true, ..Default::default() };
                 let (id, cancelled) = (watcher.id, watcher.cancelled);
                 let is_compacted = watcher.start != 0 && watcher.start < compact_revision;
+                // The value before its first event is compacted, but may still lie in the window.
+                let needs_history =
+                    watcher.prev_kv && watcher.start != 0 && watcher.start == compact_revision;
                 self.handle_revision(revision, term);
                 if cancelled {
                     self.remove(key);
@@ -477,6 +480,9 @@ impl<F: Feeds> Watchers<F> {
                     self.remember_compacted(id);
                     self.out.push_back(compacted(id, compact_revision, term));
                 } else {
+                    if needs_history {
+                        self.read_history(key, next, compact_revision);
+                    }
                     self.queue(key);
                 }
                 Frame { head, revision, term, ..Frame::default() }
@@ -506,6 +512,14 @@ impl<F: Feeds> Watchers<F> {
         Some(frame)
     }
 
+    /// Lets a watcher go on with what the group remembers from `next` on.
+    fn read_history(&mut self, key: u64, next: i64, beyond: i64) {
+        if let Some(watcher) = self.watchers.get_mut(&key) {
+            let history = self.feeds.history(&watcher.range, watcher.prev_kv, next, &self.inbox, key);
+            watcher.state = State::CatchingUp { next, beyond, history };
+        }
+    }
+
     fn look_at_live(&mut self, key: u64, next: i64) -> Step {
         let Some(watcher) = self.watchers.get_mut(&key) else { return Step::Nothing };
         let feed = watcher.shared.feed.state();
@@ -532,9 +546,7 @@ impl<F: Feeds> Watchers<F> {
         let Some(log) = feed.log() else { return Step::Nothing };
         if next <= log.floor() {
             drop(feed);
-            let (range, prev_kv) = (watcher.range.clone(), watcher.prev_kv);
-            let history = self.feeds.history(&range, prev_kv, next, &self.inbox, key);
-            watcher.state = State::CatchingUp { next, history };
+            self.read_history(key, next, 0);
             return Step::Again;
         }
         let mut entries = log.from(next);
@@ -551,7 +563,9 @@ impl<F: Feeds> Watchers<F> {
 
     fn look_at_history(&mut self, key: u64, next: i64) -> Step {
         let Some(watcher) = self.watchers.get_mut(&key) else { return Step::Nothing };
-        let State::CatchingUp { next: position, history } = &mut watcher.state else { return Step::Again };
+        let State::CatchingUp { next: position, beyond, history } = &mut watcher.state else {
+            return Step::Again;
+        };
         let source = Arc::clone(&history.feed);
         let feed = source.state();
         let bundled = feed.log().and_then(|log| {
@@ -582,7 +596,7 @@ impl<F: Feeds> Watchers<F> {
         let next = feed.log().map_or(next, |log| next.max(log.upto() + 1));
         *position = next;
         drop(feed);
-        let caught_up = {
+        let caught_up = next > *beyond && {
             let shared = watcher.shared.feed.state();
             shared.end().is_some() || shared.log().is_some_and(|log| log.floor() < next)
         };
@@ -1068,6 +1082,32 @@ mod tests {
             "3 is the oldest that can be read"
         );
         assert_eq!(watchers.len(), 2);
+    }
+
+    #[test]
+    fn the_value_before_the_compacted_revision_is_not_told_from_the_window() {
+        let (mut watchers, feeds) = watchers(1 << 20);
+        create(&mut watchers, on("a"));
+        let feed = feeds.feed(0);
+        opened(&feed, 1);
+        events(&feed, &[2, 3, 4], 4);
+        told(&mut watchers);
+        for start_revision in [3, 4] {
+            create(&mut watchers, pb::WatchCreateRequest { start_revision, prev_kv: true, ..on("a") });
+        }
+        synced(&feed, 4);
+        assert_eq!(told(&mut watchers), ["created 1 @4", "created 2 @4", "1 events 2 @4"]);
+        let histories: Vec<i64> = feeds.0.lock()[1..].iter().map(|(_, start)| *start).collect();
+        assert_eq!(histories, [3]);
+        let history = feeds.feed(1);
+        history.handle_item(FeedItem::Opened { revision: 4, start: 3, term: 2 });
+        assert_eq!(told(&mut watchers), [] as [String; 0], "although the window has both");
+        events(&history, &[3], 4);
+        assert_eq!(
+            told(&mut watchers),
+            ["1 events 1 @4", "1 events 1 @4"],
+            "3 from the history, 4 from the window"
+        );
     }
 
     #[test]
