@@ -2,15 +2,15 @@
 //! one of the [`GroupEvent`]s, steps the engine, and carries out what comes of it. Nothing else touches either.
 
 mod clients;
+mod handle;
 mod log_positions;
 mod replies;
 mod snapshotting;
 #[cfg(test)]
 mod tests;
+mod timer;
 mod watches;
 
-use std::collections::VecDeque;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,30 +20,30 @@ use api::gaios::link::v1::request::Kind as RequestKind;
 use api::gaios::link::v1::response::Kind;
 use bytes::{Bytes, BytesMut};
 use consensus_core::{
-    Config, Durable, Engine, Event, GroupId, Input, LivenessEvent, Message, Mono, NodeId, Options, Output,
-    PersistSeq, ReadMode, ReadOutcome, Record, Rejection, Role, Send, Slot, Tag, Value,
+    Config, Durable, Engine, Event, Input, Message, Mono, NodeId, Options, Output, PersistSeq, ReadMode,
+    ReadOutcome, Record, Rejection, Role, Slot, Tag, Value,
 };
 use journal::{Lsn, Ticket};
 use keyspace::{
     Command, Effects, Keyspace, LeaseEffect, LeaseId, Query, Reply, RevisionEvents, SessionId, SessionLookup,
 };
-use parking_lot::Mutex;
-use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::{debug, error, info};
+
+pub(crate) use self::handle::{GroupEvent, GroupHandle};
+pub(crate) use self::log_positions::LogPositions;
+pub(crate) use self::snapshotting::{decode_meta, encode_meta, load};
 
 use self::clients::{Clients, Enrolled, PendingRead, Reading, Subject, Waiter};
 use self::replies::Replies;
 use self::snapshotting::Snapshotting;
+use self::timer::Timer;
 use self::watches::Watches;
 use crate::clock;
-use crate::inbox::Inbox;
 use crate::lease_clock::{LeaseClock, Renewal};
 use crate::link::Link;
 use crate::metrics::GroupMetrics;
-use crate::node::{Peers, Shared};
+use crate::node::Shared;
 
-/// Bytes of requests and peers' messages that may wait for a group.
-const INBOX_BYTES: usize = 64 << 20;
 /// Leases removed or checkpointed in one proposal.
 const LEASES_PER_PROPOSAL: usize = 1000;
 /// After this long the group makes proposals about leases again that the engine had no room for.
@@ -54,106 +54,6 @@ const SWEEP_PER_TURN: usize = 256;
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a replica without a state asks its peers for one.
 const SNAPSHOT_REQUEST_EVERY: Duration = Duration::from_secs(1);
-
-/// Everything that can happen to a group.
-#[derive(Debug)]
-pub(crate) enum GroupEvent {
-    /// A peer's replica sent a message.
-    Peer { from: NodeId, message: Message },
-    /// A gateway sent requests.
-    Requests { link: Arc<Link>, requests: Vec<wire::Request> },
-    /// A gateway's link is gone, and its watches with it.
-    LinkClosed(u64),
-    /// Records up to this number are durable; the last one lies at `lsn`.
-    Persisted { upto: PersistSeq, lsn: Lsn },
-    /// The journal is fenced.
-    PersistFailed,
-    /// A peer lives, or not any more.
-    Liveness(LivenessEvent),
-    /// The snapshot's file takes more slices, is finished, or has failed.
-    SnapshotProgress(snapshotting::Progress),
-    /// A peer's snapshot is durable here; the state it holds replaces ours.
-    SnapshotReceived { slot: Slot, config: Arc<Config>, state: Box<Keyspace> },
-    /// A peer has lost its own snapshot and cannot start without one.
-    SnapshotRequested { by: NodeId, at_least: Slot },
-    /// The own snapshot of this slot cannot be read any more.
-    SnapshotLost { slot: Slot },
-    /// The hand-over of a snapshot is over, however it went.
-    SnapshotSent { to: NodeId },
-    /// The journal wants the group to let go of old segments, which it keeps by its floor.
-    SnapshotWanted { floor: Lsn },
-}
-
-/// The way to a group's task.
-#[derive(Debug)]
-pub(crate) struct GroupHandle {
-    pub(crate) id: GroupId,
-    pub(crate) inbox: Inbox<GroupEvent>,
-    gate: Mutex<Gate>,
-}
-
-/// Where messages wait for their records to be durable (persist before send).
-#[derive(Debug, Default)]
-struct Gate {
-    /// Records up to this number are durable.
-    durable: PersistSeq,
-    /// In the order of their records.
-    held: VecDeque<Send>,
-    /// The group has something to do once its records are durable.
-    awaited: bool,
-}
-
-impl GroupHandle {
-    pub(crate) fn new(id: GroupId) -> Self {
-        GroupHandle { id, inbox: Inbox::new(INBOX_BYTES), gate: Mutex::default() }
-    }
-
-    /// Sends a message that waits for no record; false if it does.
-    fn send_ungated(&self, peers: &Peers, send: &Send) -> bool {
-        let ungated = send.gate == PersistSeq(0);
-        if ungated && let Some(peer) = peers.get(&send.to) {
-            peer.send_group(self.id, &send.message);
-        }
-        ungated
-    }
-
-    /// Sends a message once its records are durable.
-    fn send_gated(&self, peers: &Peers, send: Send) {
-        {
-            let mut gate = self.gate.lock();
-            if send.gate > gate.durable {
-                gate.held.push_back(send);
-                return;
-            }
-        }
-        if let Some(peer) = peers.get(&send.to) {
-            peer.send_group(self.id, &send.message);
-        }
-    }
-
-    /// Records up to `upto` are durable, the last one at `lsn`. What waited for them leaves at once, from the journal's
-    /// own thread; the group's task hears of it after that.
-    pub(crate) fn handle_durable(&self, peers: &Peers, upto: PersistSeq, lsn: Lsn) {
-        let awaited = {
-            let mut gate = self.gate.lock();
-            gate.durable = upto;
-            while gate.held.front().is_some_and(|send| send.gate <= upto)
-                && let Some(send) = gate.held.pop_front()
-            {
-                if let Some(peer) = peers.get(&send.to) {
-                    peer.send_group(self.id, &send.message);
-                }
-            }
-            gate.awaited
-        };
-        let persisted = GroupEvent::Persisted { upto, lsn };
-        if awaited {
-            self.inbox.push_always(persisted);
-        } else {
-            self.inbox.push_quietly(persisted);
-        }
-    }
-}
 
 /// What recovery found of a group.
 pub(crate) struct GroupStart {
@@ -229,9 +129,6 @@ async fn obtain_snapshot(
     }
 }
 
-pub(crate) use self::log_positions::LogPositions;
-pub(crate) use self::snapshotting::{decode_meta, encode_meta, load};
-
 pub(crate) struct Group {
     shared: Arc<Shared>,
     handle: Arc<GroupHandle>,
@@ -263,35 +160,6 @@ pub(crate) struct Group {
     metrics: GroupMetrics,
     stopping: Option<Mono>,
     timer: Timer,
-}
-
-/// Wakes the group at its deadline, or before. Setting a timer earlier costs a system call, and deadlines come and go with
-/// every entry, so it is left alone as long as it is not late.
-#[derive(Default)]
-struct Timer {
-    sleep: Option<Pin<Box<Sleep>>>,
-    /// When it ends, on the runtime's clock, which stands still while the machine sleeps; none while it has nothing to
-    /// wait for.
-    at: Option<Instant>,
-}
-
-impl Timer {
-    /// Returns at `deadline` or before.
-    async fn wait(&mut self, deadline: Option<Mono>) {
-        let due = deadline.map(|deadline| clock::instant(clock::now(), deadline));
-        if let Some(due) = due.filter(|due| self.at.is_none_or(|at| *due < at)) {
-            match &mut self.sleep {
-                Some(sleep) => sleep.as_mut().reset(due),
-                None => self.sleep = Some(Box::pin(sleep_until(due))),
-            }
-            self.at = Some(due);
-        }
-        match &mut self.sleep {
-            Some(sleep) if self.at.is_some() => sleep.await,
-            Some(_) | None => std::future::pending().await,
-        }
-        self.at = None;
-    }
 }
 
 impl Group {
@@ -718,7 +586,7 @@ impl Group {
         // Before the journal has them. What comes to wait for records later on has some of its own. With a base, the
         // journal may let go of older records.
         let has_base = records.iter().any(|(_, record)| matches!(record, Record::Base { .. }));
-        self.handle.gate.lock().awaited = has_base || self.engine.awaits_persisted();
+        self.handle.expect_durable(has_base || self.engine.awaits_persisted());
         let ticket = Ticket(last.0);
         let mut batch = Vec::with_capacity(records.len());
         for (_, record) in records.drain(..) {

@@ -4,6 +4,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::panic::AssertUnwindSafe;
 use std::process::Command as Process;
 
+use consensus_core::GroupId;
 use futures::FutureExt as _;
 use tempfile::TempDir;
 use tokio::time::timeout;

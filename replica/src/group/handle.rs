@@ -1,0 +1,124 @@
+//! The way to a group's task: what can happen to it, and where its messages wait for its records.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use api::gaios::link::v1 as wire;
+use consensus_core::{Config, GroupId, LivenessEvent, Message, NodeId, PersistSeq, Send, Slot};
+use journal::Lsn;
+use keyspace::Keyspace;
+use parking_lot::Mutex;
+
+use super::snapshotting::Progress;
+use crate::inbox::Inbox;
+use crate::link::Link;
+use crate::node::Peers;
+
+/// Bytes of requests and peers' messages that may wait for a group.
+const INBOX_BYTES: usize = 64 << 20;
+
+/// Everything that can happen to a group.
+#[derive(Debug)]
+pub(crate) enum GroupEvent {
+    /// A peer's replica sent a message.
+    Peer { from: NodeId, message: Message },
+    /// A gateway sent requests.
+    Requests { link: Arc<Link>, requests: Vec<wire::Request> },
+    /// A gateway's link is gone, and its watches with it.
+    LinkClosed(u64),
+    /// Records up to this number are durable; the last one lies at `lsn`.
+    Persisted { upto: PersistSeq, lsn: Lsn },
+    /// The journal is fenced.
+    PersistFailed,
+    /// A peer lives, or not any more.
+    Liveness(LivenessEvent),
+    /// The snapshot's file takes more slices, is finished, or has failed.
+    SnapshotProgress(Progress),
+    /// A peer's snapshot is durable here; the state it holds replaces ours.
+    SnapshotReceived { slot: Slot, config: Arc<Config>, state: Box<Keyspace> },
+    /// A peer has lost its own snapshot and cannot start without one.
+    SnapshotRequested { by: NodeId, at_least: Slot },
+    /// The own snapshot of this slot cannot be read any more.
+    SnapshotLost { slot: Slot },
+    /// The hand-over of a snapshot is over, however it went.
+    SnapshotSent { to: NodeId },
+    /// The journal wants the group to let go of old segments, which it keeps by its floor.
+    SnapshotWanted { floor: Lsn },
+}
+
+/// The way to a group's task.
+#[derive(Debug)]
+pub(crate) struct GroupHandle {
+    pub(crate) id: GroupId,
+    pub(crate) inbox: Inbox<GroupEvent>,
+    gate: Mutex<Gate>,
+}
+
+/// Where messages wait for their records to be durable (persist before send).
+#[derive(Debug, Default)]
+struct Gate {
+    /// Records up to this number are durable.
+    durable: PersistSeq,
+    /// In the order of their records.
+    held: VecDeque<Send>,
+    /// The group has something to do once its records are durable.
+    awaited: bool,
+}
+
+impl GroupHandle {
+    pub(crate) fn new(id: GroupId) -> Self {
+        GroupHandle { id, inbox: Inbox::new(INBOX_BYTES), gate: Mutex::default() }
+    }
+
+    /// Sends a message that waits for no record; false if it does.
+    pub(super) fn send_ungated(&self, peers: &Peers, send: &Send) -> bool {
+        let ungated = send.gate == PersistSeq(0);
+        if ungated && let Some(peer) = peers.get(&send.to) {
+            peer.send_group(self.id, &send.message);
+        }
+        ungated
+    }
+
+    /// Sends a message once its records are durable.
+    pub(super) fn send_gated(&self, peers: &Peers, send: Send) {
+        {
+            let mut gate = self.gate.lock();
+            if send.gate > gate.durable {
+                gate.held.push_back(send);
+                return;
+            }
+        }
+        if let Some(peer) = peers.get(&send.to) {
+            peer.send_group(self.id, &send.message);
+        }
+    }
+
+    /// Records are about to go to the journal. Unless something waits for them, the group is not woken when they are
+    /// durable; it hears of it with the next event.
+    pub(super) fn expect_durable(&self, awaited: bool) {
+        self.gate.lock().awaited = awaited;
+    }
+
+    /// Records up to `upto` are durable, the last one at `lsn`. What waited for them leaves at once, from the journal's
+    /// own thread; the group's task hears of it after that.
+    pub(crate) fn handle_durable(&self, peers: &Peers, upto: PersistSeq, lsn: Lsn) {
+        let awaited = {
+            let mut gate = self.gate.lock();
+            gate.durable = upto;
+            while gate.held.front().is_some_and(|send| send.gate <= upto)
+                && let Some(send) = gate.held.pop_front()
+            {
+                if let Some(peer) = peers.get(&send.to) {
+                    peer.send_group(self.id, &send.message);
+                }
+            }
+            gate.awaited
+        };
+        let persisted = GroupEvent::Persisted { upto, lsn };
+        if awaited {
+            self.inbox.push_always(persisted);
+        } else {
+            self.inbox.push_quietly(persisted);
+        }
+    }
+}
