@@ -18,6 +18,8 @@ use tonic::codegen::Service;
 /// What a server may send before it is read: 2 MiB a stream, 5 MiB a connection.
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 5 << 20;
+/// Streams that are opened before the server has said how many it takes.
+const STREAMS_UNTIL_TOLD: usize = 100;
 
 /// Dropping the last clone, and the last response, closes it.
 #[derive(Debug, Clone)]
@@ -31,12 +33,14 @@ impl Connection {
     pub(crate) async fn open(uri: &Uri) -> io::Result<Connection> {
         let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "not of the form http://host:port");
         let authority = uri.authority().ok_or_else(invalid)?.clone();
-        let stream =
-            TcpStream::connect((authority.host(), authority.port_u16().ok_or_else(invalid)?)).await?;
+        // An IPv6 address stands in brackets.
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        let stream = TcpStream::connect((host, authority.port_u16().ok_or_else(invalid)?)).await?;
         stream.set_nodelay(true)?;
         let (requests, connection) = Builder::new()
             .initial_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .initial_max_send_streams(STREAMS_UNTIL_TOLD)
             .enable_push(false)
             .handshake(stream)
             .await

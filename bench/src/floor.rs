@@ -9,15 +9,17 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::OFlags;
 
 use crate::Histogram;
 
+/// Requests measured, unless the machine is too slow for so many.
 const ROUNDS: u32 = 2000;
 const WARMUP: u32 = 200;
+const TIME_MAX: Duration = Duration::from_secs(5);
 /// A request with a value of 256 bytes, and what it takes to tell where it belongs.
 const REQUEST_BYTES: usize = 320;
 const ANSWER_BYTES: usize = 32;
@@ -57,12 +59,14 @@ pub(crate) fn floor(data_dir: &Path) -> io::Result<Histogram> {
 /// The client: one request at a time.
 fn ask(mut gateway: TcpStream, histogram: &Histogram) -> io::Result<()> {
     let (mut request, mut answer) = ([1; REQUEST_BYTES], [0; ANSWER_BYTES]);
-    for round in 0..WARMUP + ROUNDS {
+    let began = Instant::now();
+    for round in (0..WARMUP + ROUNDS).take_while(|_| began.elapsed() < TIME_MAX) {
         request[..4].copy_from_slice(&round.to_le_bytes());
         let started = Instant::now();
         gateway.write_all(&request)?;
         gateway.read_exact(&mut answer)?;
-        if round >= WARMUP {
+        // On a machine that is too slow for the warm-up there is nothing to warm.
+        if round >= WARMUP || began.elapsed() >= TIME_MAX / 2 {
             histogram.record(started.elapsed());
         }
     }
@@ -196,7 +200,7 @@ mod tests {
     fn every_round_is_answered_and_nothing_is_left() {
         let dir = tempfile::tempdir().unwrap();
         let histogram = floor(dir.path()).unwrap();
-        assert_eq!(histogram.count(), u64::from(ROUNDS));
+        assert!((1..=u64::from(ROUNDS + WARMUP)).contains(&histogram.count()));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -71,7 +71,8 @@ async fn run(flags: &RunFlags) -> Outcome<()> {
 async fn compare(flags: &CompareFlags) -> Outcome<()> {
     let (cases, mut targets) = flags.checked()?;
     let data_dir = flags.data_dir.clone().unwrap_or_else(env::temp_dir);
-    let environment = Environment::probe(&data_dir)?;
+    let probed = data_dir.clone();
+    let environment = tokio::task::spawn_blocking(move || Environment::probe(&probed)).await??;
     let etcd = match &flags.etcd {
         Some(binary) => Some(EtcdCluster::start(binary, &data_dir).await?),
         None => None,

@@ -169,8 +169,8 @@ pub enum Role {
     Learner,
 }
 
-/// What the shell must do, in this order: append `records` to the journal, send what waits for nothing, apply, answer.
-/// Sends with a gate go once the gate is durable.
+/// What the shell must do: send what waits for nothing, and append `records` to the journal, in either order; then apply,
+/// and answer. Sends with a gate go once the gate is durable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Output {
     /// To append to the journal in this order.

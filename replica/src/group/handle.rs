@@ -61,8 +61,8 @@ struct Gate {
     durable: PersistSeq,
     /// In the order of their records.
     held: VecDeque<Send>,
-    /// The group has something to do once its records are durable.
-    awaited: bool,
+    /// The group has something to do once this one is durable.
+    awaited: PersistSeq,
 }
 
 impl GroupHandle {
@@ -93,10 +93,10 @@ impl GroupHandle {
         }
     }
 
-    /// Records are about to go to the journal. Unless something waits for them, the group is not woken when they are
-    /// durable; it hears of it with the next event.
-    pub(super) fn expect_durable(&self, awaited: bool) {
-        self.gate.lock().awaited = awaited;
+    /// The group wants to hear at once when the record that will be written under this number is durable. Of others it
+    /// hears with the next event.
+    pub(super) fn await_durable(&self, seq: PersistSeq) {
+        self.gate.lock().awaited = seq;
     }
 
     /// Records up to `upto` are durable, the last one at `lsn`. What waited for them leaves at once, from the journal's
@@ -104,6 +104,7 @@ impl GroupHandle {
     pub(crate) fn handle_durable(&self, peers: &Peers, upto: PersistSeq, lsn: Lsn) {
         let awaited = {
             let mut gate = self.gate.lock();
+            let awaited = gate.durable < gate.awaited;
             gate.durable = upto;
             while gate.held.front().is_some_and(|send| send.gate <= upto)
                 && let Some(send) = gate.held.pop_front()
@@ -112,7 +113,7 @@ impl GroupHandle {
                     peer.send_group(self.id, &send.message);
                 }
             }
-            gate.awaited
+            awaited
         };
         let persisted = GroupEvent::Persisted { upto, lsn };
         if awaited {
@@ -120,5 +121,28 @@ impl GroupHandle {
         } else {
             self.inbox.push_quietly(persisted);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::poll;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_group_hears_at_once_only_of_what_it_waits_for() {
+        let (handle, peers) = (GroupHandle::new(GroupId(1)), Peers::new());
+        let mut woken = Box::pin(handle.inbox.wait());
+        handle.handle_durable(&peers, PersistSeq(1), Lsn(1));
+        assert!(poll!(&mut woken).is_pending());
+        handle.await_durable(PersistSeq(3));
+        handle.handle_durable(&peers, PersistSeq(3), Lsn(3));
+        woken.await;
+        handle.handle_durable(&peers, PersistSeq(4), Lsn(4));
+        assert!(poll!(&mut Box::pin(handle.inbox.wait())).is_pending());
+        let mut events = Vec::new();
+        handle.inbox.take(&mut events);
+        assert_eq!(events.len(), 3, "the quiet ones wait for the next turn");
     }
 }

@@ -586,7 +586,9 @@ impl Group {
         // Before the journal has them. What comes to wait for records later on has some of its own. With a base, the
         // journal may let go of older records.
         let has_base = records.iter().any(|(_, record)| matches!(record, Record::Base { .. }));
-        self.handle.expect_durable(has_base || self.engine.awaits_persisted());
+        if has_base || self.engine.awaits_persisted() {
+            self.handle.await_durable(*last);
+        }
         let ticket = Ticket(last.0);
         let mut batch = Vec::with_capacity(records.len());
         for (_, record) in records.drain(..) {

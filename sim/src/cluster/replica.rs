@@ -41,10 +41,10 @@ pub(crate) struct Replica {
     pub(crate) machine: Machine,
     held: VecDeque<(PersistSeq, NodeId, Message)>,
     durable: PersistSeq,
-    /// The group had something to do once its records are durable, when the last ones went to the journal.
-    awaited: bool,
-    /// Durable, and not told to the engine yet.
-    unheard: Option<PersistSeq>,
+    /// The group has something to do once this one is durable.
+    awaited: PersistSeq,
+    /// Batches that are durable, and that the group has not heard of yet.
+    unheard: VecDeque<(PersistSeq, Lsn)>,
     positions: Positions,
     pub(crate) inbox: VecDeque<GroupInput>,
     pub(crate) turn_at: Option<Time>,
@@ -114,8 +114,8 @@ impl Replica {
             machine,
             held: VecDeque::new(),
             durable: PersistSeq(0),
-            awaited: false,
-            unheard: None,
+            awaited: PersistSeq(0),
+            unheard: VecDeque::new(),
             positions,
             inbox: VecDeque::new(),
             turn_at: None,
@@ -169,6 +169,7 @@ impl Replica {
         }
         let now = node.now(env);
         if is_due(self.engine.next_deadline(), now) {
+            self.hear(process, node, env, now);
             self.step(process, env, now, Input::Timeout);
             if is_due(self.engine.next_deadline(), now) {
                 let deadline = self.engine.next_deadline();
@@ -217,9 +218,6 @@ impl Replica {
     }
 
     fn step(&mut self, process: &Process, env: &mut Env, now: Mono, input: Input) {
-        if let Some(upto) = self.unheard.take() {
-            self.step(process, env, now, Input::Persisted(upto));
-        }
         trace!(env, "n{} g{} step {input:?}", process.liveness.node().0, self.group);
         self.engine.step(now, &process.liveness, input);
         self.engine.check_invariants();
@@ -234,6 +232,9 @@ impl Replica {
         committed: Slot,
         input: GroupInput,
     ) {
+        if !matches!(input, GroupInput::Persisted { .. }) {
+            self.hear(process, node, env, now);
+        }
         match input {
             GroupInput::Peer { from, message } => {
                 self.step(process, env, now, Input::Message { from, message })
@@ -246,18 +247,14 @@ impl Replica {
                 }
             },
             GroupInput::Persisted { upto, lsn } => {
-                if self.awaited {
-                    self.unheard = None;
-                    self.step(process, env, now, Input::Persisted(upto));
-                } else {
-                    self.unheard = Some(upto);
-                }
+                let awaited = self.durable < self.awaited;
                 self.durable = upto;
+                self.unheard.push_back((upto, lsn));
+                if awaited {
+                    self.hear(process, node, env, now);
+                }
                 while let Some((_, to, message)) = self.held.pop_front_if(|(gate, ..)| *gate <= upto) {
                     env.send(node.index, process.incarnation, self.group, to, message);
-                }
-                if let Some(floor) = self.positions.persisted(upto, lsn) {
-                    process.set_floor(node, self.group, floor);
                 }
             }
             GroupInput::PersistFailed => self.step(process, env, now, Input::PersistFailed),
@@ -294,6 +291,16 @@ impl Replica {
             }
             GroupInput::SnapshotWanted => self.wanted = true,
             GroupInput::Transfer { to } => self.step(process, env, now, Input::Transfer { to }),
+        }
+    }
+
+    /// Takes note of what has become durable.
+    fn hear(&mut self, process: &mut Process, node: &mut Node, env: &mut Env, now: Mono) {
+        while let Some((upto, lsn)) = self.unheard.pop_front() {
+            self.step(process, env, now, Input::Persisted(upto));
+            if let Some(floor) = self.positions.persisted(upto, lsn) {
+                process.set_floor(node, self.group, floor);
+            }
         }
     }
 
@@ -398,9 +405,11 @@ impl Replica {
     /// Does what the engine wants done.
     fn carry_out(&mut self, process: &mut Process, node: &mut Node, env: &mut Env, mut out: Output) {
         let group = self.group;
-        if !out.records.is_empty() {
+        if let Some((last, _)) = out.records.last() {
             let has_base = out.records.iter().any(|(_, record)| matches!(record, Record::Base { .. }));
-            self.awaited = has_base || self.engine.awaits_persisted();
+            if has_base || self.engine.awaits_persisted() {
+                self.awaited = *last;
+            }
         }
         if !process.hand_in(node, env, group, &mut out.records, &mut self.logged, &mut self.positions) {
             out.records.clear();
