@@ -53,6 +53,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let cluster = Dev::cluster(&addresses);
     let gateway = Dev::gateway(dev.listen, loopback, &cluster);
     start_log(&config::Log { level: config::LogLevel::Warn, ..gateway.log.clone() });
+    // As for a replica: four roles on all cores wake each other for nothing, and the journals need some.
     runtime(cores().div_ceil(2))?.block_on(async {
         let mut nodes = Vec::new();
         for ((id, listener), address) in (1..).zip(listeners).zip(&addresses) {

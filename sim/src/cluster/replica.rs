@@ -1,5 +1,6 @@
 //! One group's replica on a node: what a real node's group task does with its engine and its state machine, in the
-//! same order.
+//! same order. (There, messages that wait for no record leave before the turn's records are handed in; here a turn takes
+//! no time, and nobody can tell.)
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

@@ -1,0 +1,378 @@
+//! Watchers over feeds of which the test says what they bring.
+
+use parking_lot::Mutex;
+
+use super::*;
+use crate::domain::FeedItem;
+use crate::watch::feed::Pace;
+use crate::watch::log::tests::revision;
+
+/// Feeds without anything behind them: the test says what they bring.
+#[derive(Clone, Default)]
+struct Fake(Arc<Mutex<Vec<Opened>>>);
+
+/// A feed and the start that was asked for.
+type Opened = (Arc<SharedFeed>, i64);
+
+impl Fake {
+    fn open(&self, range: &KeyRange, pace: Pace, start: i64, inbox: &Arc<Inbox>, key: u64) -> Subscription {
+        let feed = Arc::new(SharedFeed::new(range.clone(), false, pace));
+        self.0.lock().push((Arc::clone(&feed), start));
+        subscribe(feed, inbox, key)
+    }
+
+    fn feed(&self, index: usize) -> Arc<SharedFeed> {
+        Arc::clone(&self.0.lock()[index].0)
+    }
+}
+
+fn subscribe(feed: Arc<SharedFeed>, inbox: &Arc<Inbox>, key: u64) -> Subscription {
+    let subscriber = feed.subscribe(inbox, key);
+    Subscription::new(feed, move |feed| {
+        feed.unsubscribe(subscriber);
+    })
+}
+
+impl Feeds for Fake {
+    fn shared(&self, range: &KeyRange, _prev_kv: bool, inbox: &Arc<Inbox>, key: u64) -> (Subscription, u64) {
+        let known = self
+            .0
+            .lock()
+            .iter()
+            .map(|(feed, _)| Arc::clone(feed))
+            .find(|feed| feed.range == *range && feed.state().end().is_none());
+        match known {
+            Some(feed) => {
+                let token = feed.sync(inbox, key);
+                (subscribe(feed, inbox, key), token)
+            }
+            None => (self.open(range, Pace::Shared, 0, inbox, key), SharedFeed::OPENING),
+        }
+    }
+
+    fn history(
+        &self,
+        range: &KeyRange,
+        _prev_kv: bool,
+        start: i64,
+        inbox: &Arc<Inbox>,
+        key: u64,
+    ) -> Subscription {
+        self.open(range, Pace::History, start, inbox, key)
+    }
+}
+
+fn watchers(fragment_bytes: usize) -> (Watchers<Fake>, Fake) {
+    let feeds = Fake::default();
+    (Watchers::new(feeds.clone(), WatchOptions { fragment_bytes }), feeds)
+}
+
+fn create(watchers: &mut Watchers<Fake>, create: pb::WatchCreateRequest) {
+    watchers.handle_request(pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) });
+}
+
+fn on(key: &str) -> pb::WatchCreateRequest {
+    pb::WatchCreateRequest { key: key.to_owned().into(), ..Default::default() }
+}
+
+fn progress(watchers: &mut Watchers<Fake>) {
+    let request = RequestUnion::ProgressRequest(pb::WatchProgressRequest {});
+    watchers.handle_request(pb::WatchRequest { request_union: Some(request) });
+}
+
+fn opened(feed: &SharedFeed, revision: i64) {
+    feed.handle_item(FeedItem::Opened { revision, start: revision + 1, term: 2 });
+}
+
+fn events(feed: &SharedFeed, numbers: &[i64], newest: i64) {
+    feed.handle_item(FeedItem::Events {
+        revisions: numbers.iter().map(|number| revision(*number, &["a"])).collect(),
+        upto: *numbers.last().unwrap(),
+        revision: newest,
+        term: 2,
+        bytes: 10,
+    });
+}
+
+fn synced(feed: &SharedFeed, revision: i64) {
+    let token = feed.state().take_upstream().sync.expect("a sync is wanted");
+    feed.handle_item(FeedItem::Synced { token, revision, compact_revision: 3, term: 2 });
+}
+
+/// A watcher whose feed holds the revisions 2, 3 and 4.
+fn with_window() -> (Watchers<Fake>, Fake, Arc<SharedFeed>) {
+    let (mut watchers, feeds) = watchers(1 << 20);
+    create(&mut watchers, on("a"));
+    let feed = feeds.feed(0);
+    opened(&feed, 1);
+    events(&feed, &[2, 3, 4], 4);
+    told(&mut watchers);
+    (watchers, feeds, feed)
+}
+
+/// What a client would see of all frames there are, one word each.
+fn told(watchers: &mut Watchers<Fake>) -> Vec<String> {
+    let mut told = Vec::new();
+    while let Some(frame) = watchers.next_frame() {
+        let id = frame.head.watch_id;
+        let what = if frame.head.created && frame.head.canceled {
+            format!("refused {id}")
+        } else if frame.head.created {
+            format!("created {id}")
+        } else if frame.head.canceled {
+            format!("canceled {id} compacted {}", frame.head.compact_revision)
+        } else if frame.event_count == 0 {
+            format!("progress {id}")
+        } else {
+            let part = if frame.head.fragment { "part of " } else { "" };
+            format!("{part}{} events {id}", frame.event_count)
+        };
+        told.push(format!("{what} @{}", frame.revision));
+    }
+    told
+}
+
+#[test]
+fn created_comes_first_and_in_order() {
+    let (mut watchers, feeds) = watchers(1 << 20);
+    create(&mut watchers, on("a"));
+    create(&mut watchers, on("b"));
+    create(&mut watchers, pb::WatchCreateRequest { start_revision: -1, ..on("c") });
+    create(&mut watchers, on("d"));
+    // The later feeds open first.
+    opened(&feeds.feed(2), 9);
+    opened(&feeds.feed(1), 8);
+    events(&feeds.feed(1), &[9], 9);
+    assert_eq!(told(&mut watchers), [] as [String; 0]);
+    opened(&feeds.feed(0), 7);
+    assert_eq!(
+        told(&mut watchers),
+        ["created 0 @7", "created 1 @8", "refused -1 @8", "1 events 1 @9", "created 2 @9"]
+    );
+}
+
+#[test]
+fn a_watcher_that_joins_starts_where_the_store_is() {
+    let (mut watchers, feeds) = watchers(1 << 20);
+    create(&mut watchers, on("a"));
+    let feed = feeds.feed(0);
+    opened(&feed, 4);
+    told(&mut watchers);
+    create(&mut watchers, on("a"));
+    create(&mut watchers, pb::WatchCreateRequest { start_revision: 6, ..on("a") });
+    events(&feed, &[5, 6], 6);
+    synced(&feed, 6);
+    assert_eq!(
+        told(&mut watchers),
+        ["created 1 @6", "1 events 0 @5", "created 2 @6", "1 events 0 @6", "1 events 2 @6"],
+        "the second starts after 6, the third at 6, which the window still holds"
+    );
+    assert_eq!(feeds.0.lock().len(), 1, "one feed for all");
+}
+
+#[test]
+fn a_start_in_the_past_reads_history_and_then_joins() {
+    let (mut watchers, feeds) = watchers(1 << 20);
+    create(&mut watchers, pb::WatchCreateRequest { start_revision: 2, ..on("a") });
+    let shared = feeds.feed(0);
+    opened(&shared, 5);
+    assert_eq!(told(&mut watchers), ["created 0 @5"]);
+    let history = feeds.feed(1);
+    assert_eq!(feeds.0.lock()[1].1, 2, "from the revision wanted");
+    history.handle_item(FeedItem::Opened { revision: 5, start: 2, term: 2 });
+    events(&history, &[2, 3], 5);
+    assert_eq!(told(&mut watchers), ["2 events 0 @5"], "bundled, at the store's revision");
+    events(&shared, &[6], 6);
+    assert_eq!(told(&mut watchers), [] as [String; 0], "not before its turn");
+    events(&history, &[5], 5);
+    assert_eq!(told(&mut watchers), ["1 events 0 @5", "1 events 0 @6"]);
+    assert!(history.state().take_upstream().close, "history is not needed any more");
+    assert!(!shared.state().take_upstream().close);
+}
+
+#[test]
+fn history_that_is_gone_cancels() {
+    let (mut watchers, feeds) = watchers(1 << 20);
+    create(&mut watchers, pb::WatchCreateRequest { start_revision: 2, ..on("a") });
+    opened(&feeds.feed(0), 5);
+    told(&mut watchers);
+    feeds.feed(1).handle_item(FeedItem::Compacted { compact_revision: 4 });
+    assert_eq!(told(&mut watchers), ["canceled 0 compacted 4 @0"]);
+    assert_eq!(watchers.len(), 0);
+    assert!(feeds.feed(0).state().take_upstream().close, "nobody is left");
+}
+
+#[test]
+fn the_id_of_a_compacted_watch_is_taken_until_the_client_cancels_it() {
+    let (mut watchers, feeds) = watchers(1 << 20);
+    create(&mut watchers, pb::WatchCreateRequest { start_revision: 2, watch_id: 1, ..on("a") });
+    opened(&feeds.feed(0), 5);
+    told(&mut watchers);
+    feeds.feed(1).handle_item(FeedItem::Compacted { compact_revision: 4 });
+    assert_eq!(told(&mut watchers), ["canceled 1 compacted 4 @0"]);
+    create(&mut watchers, pb::WatchCreateRequest { watch_id: 1, ..on("b") });
+    assert_eq!(told(&mut watchers), ["refused -1 @5"]);
+    assert_eq!(watchers.len(), 0);
+    assert_eq!((watchers.free_id(), watchers.free_id()), (0, 2));
+    watchers.cancel(1);
+    assert_eq!(told(&mut watchers), ["canceled 1 compacted 0 @5"]);
+    watchers.cancel(1);
+    assert_eq!(told(&mut watchers), [] as [String; 0], "nobody has the id");
+}
+
+#[test]
+fn a_compacted_start_is_cancelled_although_the_window_holds_it() {
+    let (mut watchers, _, feed) = with_window();
+    for start_revision in [2, 3] {
+        create(&mut watchers, pb::WatchCreateRequest { start_revision, ..on("a") });
+    }
+    synced(&feed, 4);
+    assert_eq!(
+        told(&mut watchers)[..3],
+        ["created 1 @4", "canceled 1 compacted 3 @0", "created 2 @4"],
+        "3 is the oldest that can be read"
+    );
+    assert_eq!(watchers.len(), 2);
+}
+
+#[test]
+fn the_value_before_the_compacted_revision_is_not_told_from_the_window() {
+    let (mut watchers, feeds, feed) = with_window();
+    for start_revision in [3, 4] {
+        create(&mut watchers, pb::WatchCreateRequest { start_revision, prev_kv: true, ..on("a") });
+    }
+    synced(&feed, 4);
+    assert_eq!(told(&mut watchers), ["created 1 @4", "created 2 @4", "1 events 2 @4"]);
+    let histories: Vec<i64> = feeds.0.lock()[1..].iter().map(|(_, start)| *start).collect();
+    assert_eq!(histories, [3]);
+    let history = feeds.feed(1);
+    history.handle_item(FeedItem::Opened { revision: 4, start: 3, term: 2 });
+    assert_eq!(told(&mut watchers), [] as [String; 0], "although the window has both");
+    events(&history, &[3], 4);
+    assert_eq!(
+        told(&mut watchers),
+        ["1 events 1 @4", "1 events 1 @4"],
+        "3 from the history, 4 from the window"
+    );
+}
+
+#[test]
+fn a_feed_that_lost_its_place_cancels_only_those_who_needed_it() {
+    let (mut watchers, feeds) = watchers(1 << 20);
+    create(&mut watchers, on("a"));
+    create(&mut watchers, pb::WatchCreateRequest { start_revision: 50, ..on("a") });
+    opened(&feeds.feed(0), 5);
+    synced(&feeds.feed(0), 5);
+    assert_eq!(told(&mut watchers), ["created 0 @5", "created 1 @5"]);
+    feeds.feed(0).handle_item(FeedItem::Compacted { compact_revision: 20 });
+    assert_eq!(told(&mut watchers), ["canceled 0 compacted 20 @0"]);
+    let next = feeds.feed(1);
+    opened(&next, 30);
+    events(&next, &[31, 50], 50);
+    assert_eq!(told(&mut watchers), ["1 events 1 @50"]);
+}
+
+#[test]
+fn progress_waits_for_every_watcher_and_every_event() {
+    let (mut watchers, feeds) = watchers(1 << 20);
+    create(&mut watchers, on("a"));
+    create(&mut watchers, on("b"));
+    let (a, b) = (feeds.feed(0), feeds.feed(1));
+    opened(&a, 4);
+    opened(&b, 4);
+    told(&mut watchers);
+    progress(&mut watchers);
+    synced(&a, 7);
+    assert_eq!(told(&mut watchers), [] as [String; 0], "b is not synced");
+    events(&b, &[5], 6);
+    synced(&b, 6);
+    assert_eq!(told(&mut watchers), ["1 events 1 @5", "progress -1 @6"], "the lower of the two");
+    // A watcher of the future cannot be spoken for.
+    create(&mut watchers, pb::WatchCreateRequest { start_revision: 100, ..on("a") });
+    synced(&a, 8);
+    assert_eq!(told(&mut watchers), ["created 2 @8"]);
+    progress(&mut watchers);
+    synced(&a, 9);
+    synced(&b, 9);
+    assert_eq!(told(&mut watchers), [] as [String; 0]);
+}
+
+#[test]
+fn ticks_tell_quiet_watchers_only() {
+    let (mut watchers, feeds) = watchers(1 << 20);
+    create(&mut watchers, pb::WatchCreateRequest { progress_notify: true, ..on("a") });
+    create(&mut watchers, on("a"));
+    let feed = feeds.feed(0);
+    opened(&feed, 4);
+    synced(&feed, 4);
+    events(&feed, &[5], 5);
+    assert_eq!(told(&mut watchers).len(), 4);
+    watchers.handle_tick();
+    assert!(feed.state().take_upstream().sync.is_none(), "it was sent an event");
+    watchers.handle_tick();
+    synced(&feed, 8);
+    assert_eq!(told(&mut watchers), ["progress 0 @8"]);
+}
+
+#[test]
+fn a_cancel_before_creation_is_answered_after_it() {
+    let (mut watchers, feeds) = watchers(1 << 20);
+    create(&mut watchers, on("a"));
+    let cancel = RequestUnion::CancelRequest(pb::WatchCancelRequest { watch_id: 0 });
+    watchers.handle_request(pb::WatchRequest { request_union: Some(cancel) });
+    assert_eq!(told(&mut watchers), [] as [String; 0]);
+    opened(&feeds.feed(0), 4);
+    assert_eq!(told(&mut watchers), ["created 0 @4", "canceled 0 compacted 0 @4"]);
+    assert_eq!(watchers.len(), 0);
+}
+
+#[test]
+fn large_responses_are_cut_between_events() {
+    let (mut watchers, feeds) = watchers(50);
+    create(&mut watchers, pb::WatchCreateRequest { fragment: true, ..on("a") });
+    create(&mut watchers, on("a"));
+    let feed = feeds.feed(0);
+    opened(&feed, 4);
+    synced(&feed, 4);
+    told(&mut watchers);
+    let revisions = vec![revision(5, &["a", "b", "c", "d", "e"])];
+    feed.handle_item(FeedItem::Events { revisions, upto: 5, revision: 5, term: 2, bytes: 10 });
+    assert_eq!(
+        told(&mut watchers),
+        ["part of 3 events 0 @5", "2 events 0 @5", "5 events 1 @5"],
+        "the parts follow each other"
+    );
+}
+
+#[test]
+fn a_watcher_that_falls_out_of_the_window_reads_history() {
+    let (mut watchers, feeds) = watchers(1 << 20);
+    create(&mut watchers, on("a"));
+    let shared = feeds.feed(0);
+    opened(&shared, 1);
+    told(&mut watchers);
+    // 40 revisions of 40 KiB: more than the window.
+    for number in 2..42 {
+        let mut large = revision(number, &["a"]);
+        let mut event = large.events[0].clone();
+        event.kv.value = vec![0; 40 << 10].into();
+        large.events = [event].into();
+        shared.handle_item(FeedItem::Events {
+            revisions: vec![large],
+            upto: number,
+            revision: number,
+            term: 2,
+            bytes: 40 << 10,
+        });
+    }
+    assert_eq!(told(&mut watchers), [] as [String; 0]);
+    assert_eq!(feeds.0.lock()[1].1, 2, "history from where it was");
+    let floor = shared.state().log().unwrap().floor();
+    let history = feeds.feed(1);
+    history.handle_item(FeedItem::Opened { revision: 41, start: 2, term: 2 });
+    let numbers: Vec<i64> = (2..=floor).collect();
+    events(&history, &numbers, 41);
+    let told = told(&mut watchers);
+    assert_eq!(told[0], format!("{} events 0 @41", floor - 1));
+    assert_eq!(told.len() as i64, 1 + 41 - floor, "the rest comes from the window");
+}
