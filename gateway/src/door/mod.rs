@@ -13,6 +13,7 @@ mod kv;
 mod lease;
 mod maintenance;
 pub(crate) mod methods;
+mod outlet;
 mod serve;
 mod watch;
 

@@ -2,21 +2,17 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use prometheus::IntCounter;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use super::{Door, Front};
+use super::{Door, Front, outlet};
 use crate::backoff::random_u32;
 use crate::domain::Domain;
 
@@ -108,18 +104,15 @@ async fn serve_connection<D: Domain>(
         debug!(%error, "cannot set TCP_NODELAY");
     }
     door.metrics.connections.inc();
-    let stream = Counting {
-        stream,
-        received: door.metrics.received_bytes.clone(),
-        sent: door.metrics.sent_bytes.clone(),
-    };
-    let mut connection = Box::pin(builder.serve_connection(TokioIo::new(stream), front));
+    let (socket, mut outlet) =
+        outlet::pair(stream, door.metrics.received_bytes.clone(), door.metrics.sent_bytes.clone());
+    let mut connection = Box::pin(builder.serve_connection(TokioIo::new(socket), front));
     let served = tokio::select! {
-        served = connection.as_mut() => served,
+        served = outlet.serve(connection.as_mut()) => served,
         () = goaway.cancelled() => {
             let spread = GOAWAY_SPREAD.mul_f64(f64::from(random_u32()) / f64::from(u32::MAX));
             let early = tokio::select! {
-                served = connection.as_mut() => Some(served),
+                served = outlet.serve(connection.as_mut()) => Some(served),
                 () = tokio::time::sleep(spread) => None,
                 () = closing.cancelled() => None,
             };
@@ -128,7 +121,7 @@ async fn serve_connection<D: Domain>(
                 None => {
                     connection.as_mut().graceful_shutdown();
                     tokio::select! {
-                        served = connection.as_mut() => served,
+                        served = outlet.serve(connection.as_mut()) => served,
                         () = closing.cancelled() => Ok(()),
                     }
                 }
@@ -138,63 +131,6 @@ async fn serve_connection<D: Domain>(
     door.metrics.connections.dec();
     if let Err(error) = served {
         debug!(%error, "connection ended");
-    }
-}
-
-/// A connection whose bytes are counted.
-struct Counting {
-    stream: TcpStream,
-    received: IntCounter,
-    sent: IntCounter,
-}
-
-impl AsyncRead for Counting {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        self.received.inc_by((buffer.filled().len() - before) as u64);
-        polled
-    }
-}
-
-impl Counting {
-    fn count(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(bytes)) = polled {
-            self.sent.inc_by(bytes as u64);
-        }
-        polled
-    }
-}
-
-impl AsyncWrite for Counting {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.count(polled)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
-        self.count(polled)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
