@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 /// When so much is gathered, it is written before more is taken.
 const GATHERED_BYTES_MAX: usize = 64 << 10;
 /// A larger buffer is given back when it is empty: most connections are idle, and there are many.
-const KEPT_BYTES_MAX: usize = 512;
+const KEPT_BYTES_MAX: usize = 4 << 10;
 
 /// The socket as the library sees it.
 pub(super) struct Socket(Arc<Mutex<State>>);
@@ -143,6 +143,8 @@ impl AsyncWrite for Socket {
     ) -> Poll<io::Result<usize>> {
         let mut state = self.0.lock();
         let room = ready!(state.poll_room(cx))?;
+        let offered = pieces.iter().map(|piece| piece.len()).sum::<usize>();
+        state.gathered.reserve(offered.min(room));
         let mut taken = 0;
         for piece in pieces {
             let part = &piece[..piece.len().min(room - taken)];
