@@ -50,7 +50,8 @@ impl<D: Domain> StreamingService<pb::WatchRequest> for Service<D> {
 
     fn call(&mut self, request: tonic::Request<Streaming<pb::WatchRequest>>) -> Answering {
         let end = StreamEnd::new(&self.0, request.metadata());
-        let stream = WatchStream::new(Arc::clone(&self.0), request.into_inner(), end);
+        // In a box, because it moves with every response.
+        let stream = Box::new(WatchStream::new(Arc::clone(&self.0), request.into_inner(), end));
         let responses = futures::stream::unfold(stream, |mut stream| async move {
             let item = stream.next().await?;
             Some((item, stream))
