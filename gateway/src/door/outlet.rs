@@ -1,9 +1,10 @@
 //! A client's socket that is written to once per turn of its connection.
 //!
-//! The HTTP/2 library makes a system call, and with it a packet, of every frame of 256 bytes or more; and the runtime
-//! polls a connection right after each request's task that has something for it, which makes a write of every answer and
-//! every event. So what the library writes is gathered here. It leaves when the connection has been polled and whatever
-//! else was ready to run has run, for that may be other requests of the same connection. There is no timer.
+//! The HTTP/2 library ends a write with each message whose frame carries 256 bytes or more, and the runtime polls a
+//! connection right after each request's task that has something for it, which makes a write of every answer and every
+//! event. So what the library writes is gathered here, and leaves when the connection has been polled. Where it pays, it
+//! does not leave before what else is ready to run on this thread has run, for that may be other requests of the same
+//! connection. There is no timer.
 
 use std::error::Error;
 use std::future::{Future, poll_fn};
@@ -12,7 +13,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf as _, BytesMut};
 use parking_lot::Mutex;
 use prometheus::IntCounter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -22,6 +22,9 @@ use tokio::net::TcpStream;
 const GATHERED_BYTES_MAX: usize = 64 << 10;
 /// A larger buffer is given back when it is empty: most connections are idle, and there are many.
 const KEPT_BYTES_MAX: usize = 4 << 10;
+/// At least one of so many turns lets others run first, to see whether it pays again. Where it does not, as with one
+/// request at a time, it may wake another thread for nothing.
+const TURNS_PER_TRIAL_MAX: u32 = 16;
 
 /// The socket as the library sees it.
 pub(super) struct Socket(Arc<Mutex<State>>);
@@ -29,22 +32,28 @@ pub(super) struct Socket(Arc<Mutex<State>>);
 /// The socket as the task sees it that polls the library.
 pub(super) struct Outlet {
     state: Arc<Mutex<State>>,
-    /// Others had their chance to add to what is gathered.
-    yielded: bool,
+    /// What was gathered when others were let run first, if they were in the last turn.
+    yielded_at: Option<usize>,
+    /// Turns until others are let run first.
+    turns_to_trial: u32,
+    /// How many these were: one more each time when nothing was added meanwhile.
+    turns_per_trial: u32,
 }
 
 /// Never contended: both sides belong to one task.
 struct State {
     stream: TcpStream,
-    gathered: BytesMut,
+    gathered: Vec<u8>,
+    /// Bytes of `gathered` that have left.
+    written: usize,
     received: IntCounter,
     sent: IntCounter,
 }
 
 /// Both sides of a client's socket, whose bytes are counted.
 pub(super) fn pair(stream: TcpStream, received: IntCounter, sent: IntCounter) -> (Socket, Outlet) {
-    let state = Arc::new(Mutex::new(State { stream, gathered: BytesMut::new(), received, sent }));
-    (Socket(Arc::clone(&state)), Outlet { state, yielded: false })
+    let state = Arc::new(Mutex::new(State { stream, gathered: Vec::new(), written: 0, received, sent }));
+    (Socket(Arc::clone(&state)), Outlet { state, yielded_at: None, turns_to_trial: 0, turns_per_trial: 1 })
 }
 
 impl Outlet {
@@ -61,28 +70,41 @@ impl Outlet {
         E: Into<Box<dyn Error + Send + Sync>>,
     {
         poll_fn(|cx| match connection.as_mut().poll(cx) {
-            Poll::Ready(served) => {
-                // Where the library ends without a shutdown, as after a request that is none, its last words are still
-                // here. It would not have waited for a socket that does not take them.
-                let _ = self.state.lock().poll_write_out(cx);
-                Poll::Ready(served.map_err(Into::into))
-            }
+            Poll::Ready(served) => Poll::Ready(served.map_err(Into::into)),
             Poll::Pending => self.poll_end_of_turn(cx).map(|error| Err(error.into())),
         })
         .await
     }
 
+    /// Writes what is left once the connection is served: the library believes that it has left.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub(super) async fn drain(&self) -> io::Result<()> {
+        poll_fn(|cx| self.state.lock().poll_write_out(cx)).await
+    }
+
     /// Ready with the socket's error.
     fn poll_end_of_turn(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let mut state = self.state.lock();
-        if state.gathered.is_empty() {
+        let gathered = state.gathered.len();
+        if gathered == 0 {
             return Poll::Pending;
         }
-        self.yielded = !self.yielded;
-        if self.yielded {
-            // A task that wakes itself goes to the end of the queue.
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
+        match self.yielded_at.take() {
+            Some(before) => {
+                let paid = gathered > before;
+                self.turns_per_trial =
+                    if paid { 1 } else { TURNS_PER_TRIAL_MAX.min(self.turns_per_trial + 1) };
+                self.turns_to_trial = self.turns_per_trial - 1;
+            }
+            None if self.turns_to_trial > 0 => self.turns_to_trial -= 1,
+            None => {
+                self.yielded_at = Some(gathered);
+                // A task that wakes itself goes to the end of the queue.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
         }
         match state.poll_write_out(cx) {
             Poll::Ready(Err(error)) => Poll::Ready(error),
@@ -94,21 +116,25 @@ impl Outlet {
 impl State {
     /// Writes all there is.
     fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.gathered.is_empty() {
-            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.gathered))?;
+        while self.written < self.gathered.len() {
+            let rest = &self.gathered[self.written..];
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, rest))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.sent.inc_by(written as u64);
-            self.gathered.advance(written);
+            self.written += written;
         }
+        self.written = 0;
         if self.gathered.capacity() > KEPT_BYTES_MAX {
-            self.gathered = BytesMut::new();
+            self.gathered = Vec::new();
+        } else {
+            self.gathered.clear();
         }
         Poll::Ready(Ok(()))
     }
 
-    /// Ready when at least one more byte may be gathered; with the number of those that may.
+    /// Ready with the number of bytes that may be gathered, which is not 0.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.gathered.len() >= GATHERED_BYTES_MAX {
             ready!(self.poll_write_out(cx))?;
@@ -172,8 +198,6 @@ impl AsyncWrite for Socket {
 
 #[cfg(test)]
 mod tests {
-    use std::io::ErrorKind::WouldBlock;
-
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
     use tokio::task::yield_now;
@@ -188,87 +212,115 @@ mod tests {
         (client, socket, outlet)
     }
 
+    impl Socket {
+        fn gathered(&self) -> usize {
+            self.0.lock().gathered.len()
+        }
+
+        /// What one turn writes.
+        async fn say(&mut self, words: &[u8]) -> io::Result<()> {
+            self.write_all(words).await?;
+            self.flush().await
+        }
+
+        /// Waits for the turn in which all has left.
+        async fn silence(&self) {
+            while self.gathered() > 0 {
+                yield_now().await;
+            }
+        }
+    }
+
+    /// Byte `n` of a long text.
+    fn letter(n: usize) -> u8 {
+        (n % 251) as u8
+    }
+
     #[tokio::test]
-    async fn what_is_written_leaves_when_others_have_run() {
+    async fn what_others_add_leaves_in_the_same_piece() {
         let (mut client, mut socket, mut outlet) = connected().await;
         let connection = async {
-            socket.write_all(b"one").await?;
-            socket.flush().await?;
-            assert_eq!(outlet_len(&socket), 3);
+            socket.say(b"one").await?;
             yield_now().await;
-            // This turn is one in which something was added, as by another request.
-            socket.write_all(b"two").await?;
-            socket.flush().await?;
-            assert_eq!(outlet_len(&socket), 6, "nothing has left");
+            socket.say(b"two").await?;
+            assert_eq!(socket.gathered(), 6, "nothing has left");
             yield_now().await;
-            assert_eq!(outlet_len(&socket), 0, "all has left");
+            assert_eq!(socket.gathered(), 0, "all has left");
             io::Result::Ok(())
         };
         outlet.serve(std::pin::pin!(connection)).await.unwrap();
-        let mut bytes = [0; 6];
-        assert_eq!(client.read(&mut bytes).await.unwrap(), 6, "in one piece");
-        assert_eq!(&bytes, b"onetwo");
+        assert_eq!(outlet.turns_per_trial, 1);
+        let mut bytes = [0; 10];
+        assert_eq!(client.read(&mut bytes).await.unwrap(), 6);
+        assert_eq!(&bytes[..6], b"onetwo");
     }
 
-    fn outlet_len(socket: &Socket) -> usize {
-        socket.0.lock().gathered.len()
+    #[tokio::test]
+    async fn where_nobody_adds_anything_most_turns_write_at_once() {
+        let (_client, mut socket, mut outlet) = connected().await;
+        let mut at_once = 0;
+        let connection = async {
+            for _ in 0..500 {
+                socket.say(b"alone").await?;
+                yield_now().await;
+                at_once += u32::from(socket.gathered() == 0);
+                socket.silence().await;
+            }
+            io::Result::Ok(())
+        };
+        outlet.serve(std::pin::pin!(connection)).await.unwrap();
+        assert_eq!(outlet.turns_per_trial, TURNS_PER_TRIAL_MAX);
+        assert!((450..500).contains(&at_once), "{at_once}");
+    }
+
+    #[tokio::test]
+    async fn only_small_buffers_are_kept() {
+        let (mut client, mut socket, mut outlet) = connected().await;
+        let connection = async {
+            for words in [&[1; 100][..], &[2; 20_000]] {
+                socket.say(words).await?;
+                socket.silence().await;
+                let kept = socket.0.lock().gathered.capacity();
+                assert_eq!(kept > 0, words.len() == 100, "{kept} after {}", words.len());
+            }
+            io::Result::Ok(())
+        };
+        outlet.serve(std::pin::pin!(connection)).await.unwrap();
+        client.read_exact(&mut [0; 20_100]).await.unwrap();
     }
 
     #[tokio::test]
     async fn a_client_that_does_not_read_stops_its_connection_and_loses_nothing() {
         const BYTES: usize = 32 << 20;
-        let (client, mut socket, mut outlet) = connected().await;
-        let mut written = 0;
-        let connection = async {
-            while written < BYTES {
-                let piece: Vec<u8> = (written..written + 10_007).map(|n| (n % 251) as u8).collect();
-                socket.write_all(&piece).await?;
-                written += piece.len();
-                assert!(outlet_len(&socket) <= GATHERED_BYTES_MAX);
-            }
-            socket.shutdown().await
-        };
-        let mut connection = std::pin::pin!(connection);
-        let mut received = Vec::new();
-        let read = async {
-            // The kernel's buffers are full, and so is ours, when the other side makes no progress any more.
-            loop {
-                client.readable().await.unwrap();
-                let mut chunk = vec![0; 1 << 20];
-                match client.try_read(&mut chunk) {
-                    Ok(0) => break,
-                    Ok(read) => received.extend_from_slice(&chunk[..read]),
-                    Err(error) => assert_eq!(error.kind(), WouldBlock),
-                }
-            }
-        };
-        // Alone the connection does not come to its end.
-        for _ in 0..10_000 {
-            tokio::select! {
-                biased;
-                _ = outlet.serve(connection.as_mut()) => panic!("32 MiB are taken by nobody"),
-                () = yield_now() => {}
-            }
-        }
-        let (served, ()) = tokio::join!(outlet.serve(connection.as_mut()), read);
-        served.unwrap();
-        assert!(received.len() >= BYTES);
-        assert!(received.iter().enumerate().all(|(n, byte)| *byte == (n % 251) as u8));
-    }
-
-    #[tokio::test]
-    async fn the_end_takes_the_rest_along() {
         for in_order in [true, false] {
             let (mut client, mut socket, mut outlet) = connected().await;
             let connection = async move {
-                socket.write_all(b"farewell").await?;
-                if in_order { socket.shutdown().await } else { Err(io::Error::other("no request")) }
+                let mut written = 0;
+                while written < BYTES {
+                    let piece: Vec<u8> = (written..written + 8192).map(letter).collect();
+                    socket.say(&piece).await?;
+                    written += piece.len();
+                    assert!(socket.gathered() <= GATHERED_BYTES_MAX);
+                }
+                if in_order { socket.shutdown().await } else { Err(io::Error::other("no farewell")) }
             };
-            assert_eq!(outlet.serve(Box::pin(connection).as_mut()).await.is_ok(), in_order);
-            drop(outlet);
-            let mut bytes = Vec::new();
-            client.read_to_end(&mut bytes).await.unwrap();
-            assert_eq!(bytes, b"farewell");
+            let mut connection = Box::pin(connection);
+            for _ in 0..10_000 {
+                tokio::select! {
+                    biased;
+                    _ = outlet.serve(connection.as_mut()) => panic!("32 MiB are taken by nobody"),
+                    () = yield_now() => {}
+                }
+            }
+            let serve = async {
+                assert_eq!(outlet.serve(connection.as_mut()).await.is_ok(), in_order);
+                outlet.drain().await.unwrap();
+                drop((connection, outlet));
+            };
+            let mut received = Vec::with_capacity(BYTES);
+            let ((), read) = tokio::join!(serve, client.read_to_end(&mut received));
+            assert_eq!(read.unwrap(), BYTES);
+            assert!(received.iter().enumerate().all(|(n, byte)| *byte == letter(n)));
         }
     }
 }

@@ -22,6 +22,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Requests that a client may take back before we have looked at them. The library's default of 20 closes the connection
 /// of a client that gives up some dozens of requests at once, as one does whose context ends; etcd bears it.
 const RESETS_MAX: usize = 4096;
+/// A client that has not taken the rest of its last answer after this long does not get it.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// A client that does not finish the head of an HTTP/1.1 request loses its connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// After an error of `accept` that is not the client's, for example too many open files.
@@ -128,6 +130,13 @@ async fn serve_connection<D: Domain>(
             }
         }
     };
+    // The library has ended, and may have left something behind.
+    tokio::select! {
+        biased;
+        _ = outlet.drain() => {}
+        () = closing.cancelled() => {}
+        () = tokio::time::sleep(DRAIN_TIMEOUT) => {}
+    }
     door.metrics.connections.dec();
     if let Err(error) = served {
         debug!(%error, "connection ended");
