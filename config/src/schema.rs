@@ -33,6 +33,9 @@ section! {
         snapshot: Snapshot = default("{}");
         /// Keys and values a group may hold before writes are refused with etcd's `database space exceeded`.
         quota_bytes: Size = default("2GiB") ["1MiB" to "1TiB"];
+        /// Threads that do the work, beside the journal's; without it, half as many as there are cores for this process. More
+        /// wake each other for little: half of the work is the kernel's.
+        threads: u32 = optional ["1" to "1024"];
         /// What is logged, to standard error.
         log: Log = default("{}");
     }
@@ -59,6 +62,9 @@ section! {
         cluster: Cluster = required;
         /// Connections kept open to each node, however many clients there are.
         links_per_node: u32 = default("1") ["1" to "64"];
+        /// Threads that do the work; without it, half as many as there are cores for this process. Set it to all cores where
+        /// the gateway has them for itself and needs them: it then serves more, at a higher price for each request.
+        threads: u32 = optional ["1" to "1024"];
         /// Bounds on what clients may ask.
         limits: Limits = default("{}");
         /// How often a watch that asked for progress notices gets one while nothing happens.

@@ -10,7 +10,7 @@ use gateway::Gateway;
 use replica::Node;
 
 use super::{
-    Failure, bind, cores, gateway as gateway_role, replica as replica_role, runtime, start_log, stop_signal,
+    Failure, bind, gateway as gateway_role, replica as replica_role, runtime, start_log, stop_signal,
 };
 
 /// How long the cluster may take to elect its leader before a hint is printed.
@@ -53,8 +53,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let cluster = Dev::cluster(&addresses);
     let gateway = Dev::gateway(dev.listen, loopback, &cluster);
     start_log(&config::Log { level: config::LogLevel::Warn, ..gateway.log.clone() });
-    // As for a replica: four roles on all cores wake each other for nothing, and the journals need some.
-    runtime(cores().div_ceil(2))?.block_on(async {
+    runtime(None)?.block_on(async {
         let mut nodes = Vec::new();
         for ((id, listener), address) in (1..).zip(listeners).zip(&addresses) {
             let replica = dev.replica(id, *address, loopback, &cluster);

@@ -6,12 +6,12 @@ use config::{ClientUrl, Gateway as Config};
 use gateway::door::{DoorOptions, Member, member_id};
 use gateway::{Gateway, GatewayOptions};
 
-use super::{Failure, cores, runtime, start_log, stop_signal};
+use super::{Failure, runtime, start_log, stop_signal};
 
 pub(crate) fn run(file: &Path) -> Result<(), Failure> {
     let config = Config::load(file)?;
     start_log(&config.log);
-    runtime(cores())?.block_on(async {
+    runtime(config.threads)?.block_on(async {
         let gateway = Gateway::start(options(&config)).await.map_err(|error| {
             format!(
                 "cannot listen on `listen` {} or `admin_listen` {}: {error}",

@@ -8,15 +8,14 @@ use config::Replica;
 use consensus_core::{GroupId, NodeId, Timing};
 use replica::{Node, NodeOptions};
 
-use super::{Failure, admin, bind, cores, runtime, start_log, stop_signal};
+use super::{Failure, admin, bind, runtime, start_log, stop_signal};
 
 pub(crate) fn run(file: &Path) -> Result<(), Failure> {
     let config = Replica::load(file)?;
     start_log(&config.log);
     let listener = bind(config.listen, "`listen`")?;
     let admin_listener = bind(config.admin_listen, "`admin_listen`")?;
-    // A group is one task, and the journal and the kernel need cores too: more threads would wake each other for nothing.
-    runtime(cores().div_ceil(2))?.block_on(async {
+    runtime(config.threads)?.block_on(async {
         let node = Node::start(options(&config, listener)?).await?;
         let admin = admin::serve(admin_listener, node.health())?;
         stop_signal().await?;
