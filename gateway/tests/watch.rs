@@ -536,6 +536,24 @@ async fn a_client_that_has_said_all_goes_on_hearing() {
     assert_eq!(mod_revisions(&response), [revision]);
 }
 
+/// Beyond some number of unanswered requests the stream reads no more of them for a while.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_requests_than_may_wait_are_all_answered() {
+    let cluster = TestCluster::start(1).await;
+    let gateway = cluster.gateway().await;
+    let mut stream = Stream::open(&gateway).await;
+    for _ in 0..3000 {
+        stream.create(on("a"));
+    }
+    for id in 0..3000 {
+        let created = stream.next().await;
+        assert_eq!((created.watch_id, created.created), (id, true));
+    }
+    stream.send(RequestUnion::CancelRequest(pb::WatchCancelRequest { watch_id: 7 }));
+    let canceled = stream.next().await;
+    assert_eq!((canceled.watch_id, canceled.canceled), (7, true));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn draining_ends_streams_so_that_clients_resume_elsewhere() {
     let cluster = TestCluster::start(1).await;

@@ -3,11 +3,13 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use ::http::{Request, Response};
 use api::etcdserverpb as pb;
 use bytes::BufMut as _;
 use futures::Stream;
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use http_body::Body as HttpBody;
 use prost::Message as _;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
@@ -50,113 +52,98 @@ impl<D: Domain> StreamingService<pb::WatchRequest> for Service<D> {
 
     fn call(&mut self, request: tonic::Request<Streaming<pb::WatchRequest>>) -> Answering {
         let end = StreamEnd::new(&self.0, request.metadata());
-        // In a box, because it moves with every response.
-        let stream = Box::new(WatchStream::new(Arc::clone(&self.0), request.into_inner(), end));
-        let responses = futures::stream::unfold(stream, |mut stream| async move {
-            let item = stream.next().await?;
-            Some((item, stream))
-        });
-        Box::pin(std::future::ready(Ok(tonic::Response::new(Box::pin(responses) as Responses))))
+        let stream = WatchStream::new(Arc::clone(&self.0), request.into_inner(), end);
+        Box::pin(std::future::ready(Ok(tonic::Response::new(Box::pin(stream) as Responses))))
     }
 }
 
 /// A client's stream.
 struct WatchStream<D: Domain> {
     door: Arc<Door<D>>,
-    /// None once the client has sent its last request; what it asked for goes on.
-    requests: Option<Streaming<pb::WatchRequest>>,
     watchers: Watchers<Arc<Hub<D>>>,
-    end: StreamEnd,
-    /// There as long as a watcher wants to be told of progress.
-    ticks: Option<Interval>,
+    /// What else there is to wait for. Each is looked at only when it has woken the stream, which costs nothing where
+    /// all that happens is events.
+    others: FuturesUnordered<Pin<Box<dyn Future<Output = Woken> + Send>>>,
+    /// The client's requests, while nobody waits for the next one.
+    requests: Option<Streaming<pb::WatchRequest>>,
+    /// Ticks come as long as a watcher wants to be told of progress.
+    ticking: bool,
     counted: usize,
     ended: bool,
 }
 
 enum Woken {
-    Request(Result<Option<pb::WatchRequest>, Status>),
+    /// None: the client has sent its last request; what it asked for goes on.
+    Request(Result<Option<pb::WatchRequest>, Status>, Streaming<pb::WatchRequest>),
     End(Status),
-    Inbox,
-    Tick,
+    Tick(Interval),
 }
 
 impl<D: Domain> WatchStream<D> {
-    fn new(door: Arc<Door<D>>, requests: Streaming<pb::WatchRequest>, end: StreamEnd) -> WatchStream<D> {
+    fn new(door: Arc<Door<D>>, requests: Streaming<pb::WatchRequest>, mut end: StreamEnd) -> WatchStream<D> {
         door.metrics.watch_streams.inc();
         let options = WatchOptions { fragment_bytes: door.options.message_bytes_max() };
         let watchers = Watchers::new(Arc::clone(&door.hub), options);
-        WatchStream { door, requests: Some(requests), watchers, end, ticks: None, counted: 0, ended: false }
+        let mut stream = WatchStream {
+            door,
+            watchers,
+            others: FuturesUnordered::new(),
+            requests: Some(requests),
+            ticking: false,
+            counted: 0,
+            ended: false,
+        };
+        stream.wait_for(async move { Woken::End(end.ended().await) });
+        stream
     }
 
-    /// The next response. None ends the stream.
-    async fn next(&mut self) -> Option<Result<Encoded, Status>> {
-        if self.ended {
-            return None;
-        }
-        loop {
-            let frame = self.watchers.next_frame();
-            self.count();
-            if let Some(frame) = frame {
-                self.door.metrics.events.inc_by(frame.event_count as u64);
-                return Some(Ok(self.encoded(frame)));
-            }
-            match self.wake().await {
-                Woken::Request(Ok(Some(request))) => {
-                    let (revision, term) = self.door.seen();
-                    self.watchers.handle_revision(revision, term);
-                    self.watchers.handle_request(request);
-                    self.set_ticks();
-                }
-                Woken::Request(Ok(None)) => self.requests = None,
-                Woken::Request(Err(status)) => {
-                    self.ended = true;
-                    return Some(Err(in_the_words_of_grpc_go(status)));
-                }
-                Woken::End(status) => {
-                    self.ended = true;
-                    return Some(Err(status));
-                }
-                Woken::Inbox => {}
-                Woken::Tick => self.watchers.handle_tick(),
-            }
+    fn wait_for(&mut self, other: impl Future<Output = Woken> + Send + 'static) {
+        self.others.push(Box::pin(other));
+    }
+
+    /// Waits for the next request, unless too much is unanswered. Responses that leave change that, nothing else does.
+    fn read_on(&mut self) {
+        if !self.watchers.is_congested()
+            && let Some(mut requests) = self.requests.take()
+        {
+            self.wait_for(async move { Woken::Request(requests.message().await, requests) });
         }
     }
 
-    async fn wake(&mut self) -> Woken {
-        let congested = self.watchers.is_congested();
-        let request = async {
-            match &mut self.requests {
-                Some(requests) if !congested => requests.message().await,
-                Some(_) | None => std::future::pending().await,
+    /// Takes in what happened beside events. An error ends the stream.
+    fn handle(&mut self, woken: Woken) -> Result<(), Status> {
+        match woken {
+            Woken::Request(Ok(Some(request)), requests) => {
+                self.requests = Some(requests);
+                let (revision, term) = self.door.seen();
+                self.watchers.handle_revision(revision, term);
+                self.watchers.handle_request(request);
+                self.start_ticks();
             }
-        };
-        let tick = async {
-            match &mut self.ticks {
-                Some(ticks) => ticks.tick().await,
-                None => std::future::pending().await,
+            Woken::Request(Ok(None), _) => {}
+            Woken::Request(Err(status), _) => return Err(in_the_words_of_grpc_go(status)),
+            Woken::End(status) => return Err(status),
+            Woken::Tick(ticks) => {
+                self.watchers.handle_tick();
+                self.ticking = self.watchers.wants_ticks();
+                if self.ticking {
+                    self.wait_for(next_tick(ticks));
+                }
             }
-        };
-        tokio::select! {
-            biased;
-            status = self.end.ended() => Woken::End(status),
-            request = request => Woken::Request(request),
-            () = self.watchers.inbox().filled.notified() => Woken::Inbox,
-            _ = tick => Woken::Tick,
         }
+        Ok(())
     }
 
     /// Starts the ticks when the first watcher wants them; up to a tenth later than the interval, so that streams do
     /// not tick together.
-    fn set_ticks(&mut self) {
-        let wanted = self.watchers.wants_ticks();
-        if wanted && self.ticks.is_none() {
+    fn start_ticks(&mut self) {
+        if !self.ticking && self.watchers.wants_ticks() {
             let interval = self.door.options.progress_interval;
             let jitter = interval.mul_f64(0.1 * f64::from(random_u32()) / f64::from(u32::MAX));
             let mut ticks = interval_at(Instant::now() + interval + jitter, interval + jitter);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            self.ticks = Some(ticks);
-        } else if !wanted {
-            self.ticks = None;
+            self.ticking = true;
+            self.wait_for(next_tick(ticks));
         }
     }
 
@@ -170,6 +157,42 @@ impl<D: Domain> WatchStream<D> {
         if now != self.counted {
             self.door.metrics.watchers.add(now as i64 - self.counted as i64);
             self.counted = now;
+        }
+    }
+}
+
+async fn next_tick(mut ticks: Interval) -> Woken {
+    ticks.tick().await;
+    Woken::Tick(ticks)
+}
+
+impl<D: Domain> Stream for WatchStream<D> {
+    type Item = Result<Encoded, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let stream = self.get_mut();
+        if stream.ended {
+            return Poll::Ready(None);
+        }
+        loop {
+            stream.read_on();
+            // Before the events, which may be there whenever one looks.
+            if let Poll::Ready(Some(woken)) = stream.others.poll_next_unpin(cx) {
+                if let Err(status) = stream.handle(woken) {
+                    stream.ended = true;
+                    return Poll::Ready(Some(Err(status)));
+                }
+                continue;
+            }
+            let frame = stream.watchers.next_frame();
+            stream.count();
+            if let Some(frame) = frame {
+                stream.door.metrics.events.inc_by(frame.event_count as u64);
+                return Poll::Ready(Some(Ok(stream.encoded(frame))));
+            }
+            if stream.watchers.inbox().poll_filled(cx).is_pending() {
+                return Poll::Pending;
+            }
         }
     }
 }

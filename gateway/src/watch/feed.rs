@@ -6,7 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
+use futures::task::AtomicWaker;
 use keyspace::KeyRange;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
@@ -300,11 +302,39 @@ impl SharedFeed {
     }
 }
 
-/// Which watchers of a client's stream have something to look at.
+/// Which watchers of a client's stream have something to look at. Read by that stream alone.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
-    ready: Mutex<BTreeSet<u64>>,
-    pub(crate) filled: Notify,
+    ready: Mutex<Marked>,
+    reader: AtomicWaker,
+}
+
+/// Keys of watchers. The first has its own place, so that a stream of one watcher, as most are, needs no memory for each
+/// event.
+#[derive(Debug, Default)]
+pub(crate) struct Marked {
+    first: Option<u64>,
+    more: BTreeSet<u64>,
+}
+
+impl Marked {
+    fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
+    fn insert(&mut self, watcher: u64) {
+        match self.first {
+            None => self.first = Some(watcher),
+            Some(first) if first == watcher => {}
+            Some(_) => {
+                self.more.insert(watcher);
+            }
+        }
+    }
+
+    pub(crate) fn into_iter(self) -> impl Iterator<Item = u64> {
+        self.first.into_iter().chain(self.more)
+    }
 }
 
 impl Inbox {
@@ -314,17 +344,27 @@ impl Inbox {
         ready.insert(watcher);
         drop(ready);
         if was_empty {
-            self.filled.notify_one();
+            self.reader.wake();
         }
     }
 
-    pub(crate) fn take(&self) -> BTreeSet<u64> {
+    pub(crate) fn take(&self) -> Marked {
         std::mem::take(&mut self.ready.lock())
+    }
+
+    /// Ready when a watcher is marked. Wakes the last one who asked.
+    pub(crate) fn poll_filled(&self, cx: &mut Context<'_>) -> Poll<()> {
+        // Registered first: a mark that comes in between is either seen below or wakes.
+        self.reader.register(cx.waker());
+        if self.ready.lock().is_empty() { Poll::Pending } else { Poll::Ready(()) }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Wake, Waker};
+
     use super::*;
     use crate::watch::log::tests::revision;
 
@@ -336,6 +376,35 @@ mod tests {
             term: 2,
             bytes,
         }
+    }
+
+    /// Counts how often it is woken.
+    #[derive(Default)]
+    struct Reader(AtomicUsize);
+
+    impl Wake for Reader {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn an_inbox_wakes_its_reader_once_for_all_that_is_marked() {
+        let inbox = Inbox::default();
+        let reader = Arc::new(Reader::default());
+        let waker = Waker::from(Arc::clone(&reader));
+        let mut cx = Context::from_waker(&waker);
+        assert!(inbox.poll_filled(&mut cx).is_pending());
+        for watcher in [5, 7, 5, 6, 7] {
+            inbox.mark(watcher);
+        }
+        assert_eq!(reader.0.load(Ordering::Relaxed), 1);
+        assert!(inbox.poll_filled(&mut cx).is_ready());
+        assert_eq!(inbox.take().into_iter().collect::<Vec<_>>(), [5, 6, 7]);
+        assert!(inbox.poll_filled(&mut cx).is_pending());
+        inbox.mark(7);
+        assert_eq!(reader.0.load(Ordering::Relaxed), 2);
+        assert_eq!(inbox.take().into_iter().collect::<Vec<_>>(), [7]);
     }
 
     #[test]

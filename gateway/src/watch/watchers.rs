@@ -281,7 +281,7 @@ impl<F: Feeds> Watchers<F> {
             if let Some(frame) = self.out.pop_front() {
                 return Some(frame);
             }
-            for key in self.inbox.take() {
+            for key in self.inbox.take().into_iter() {
                 self.queue(key);
             }
             let Some(key) = self.ready.pop_front() else {
