@@ -42,6 +42,7 @@ where
 
 struct Service<D>(Arc<Door<D>>);
 
+type Requests = Box<Streaming<pb::WatchRequest>>;
 type Responses = Pin<Box<dyn Stream<Item = Result<Encoded, Status>> + Send>>;
 type Answering = Pin<Box<dyn Future<Output = Result<tonic::Response<Responses>, Status>> + Send>>;
 
@@ -65,7 +66,7 @@ struct WatchStream<D: Domain> {
     /// all that happens is events.
     others: FuturesUnordered<Pin<Box<dyn Future<Output = Woken> + Send>>>,
     /// The client's requests, while nobody waits for the next one.
-    requests: Option<Streaming<pb::WatchRequest>>,
+    requests: Option<Requests>,
     /// Ticks come as long as a watcher wants to be told of progress.
     ticking: bool,
     counted: usize,
@@ -74,7 +75,7 @@ struct WatchStream<D: Domain> {
 
 enum Woken {
     /// None: the client has sent its last request; what it asked for goes on.
-    Request(Result<Option<pb::WatchRequest>, Status>, Streaming<pb::WatchRequest>),
+    Request(Result<Option<pb::WatchRequest>, Status>, Requests),
     End(Status),
     Tick(Interval),
 }
@@ -88,7 +89,7 @@ impl<D: Domain> WatchStream<D> {
             door,
             watchers,
             others: FuturesUnordered::new(),
-            requests: Some(requests),
+            requests: Some(Box::new(requests)),
             ticking: false,
             counted: 0,
             ended: false,
