@@ -24,8 +24,12 @@ pub struct Answer {
 pub enum Consistency {
     /// It sees every write that was acknowledged before it began.
     Linearizable,
-    /// Any replica may answer, perhaps with old data, also without a leader.
-    Serializable,
+    /// Any replica may answer, perhaps with old data, also without a leader; but one that is behind revision `seen`, which
+    /// has been shown to clients, waits a moment to catch up.
+    Serializable {
+        /// 0 if none has been.
+        seen: i64,
+    },
 }
 
 /// A lease after an attempt to renew it.

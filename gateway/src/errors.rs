@@ -12,6 +12,8 @@ pub enum Failure {
     Refused(keyspace::Error),
     /// The request is larger than the limit.
     TooLarge,
+    /// The answer is larger than can be sent.
+    AnswerTooLarge,
     /// The deadline passed; no reason is known.
     TimedOut,
     /// The deadline passed after a leader was lost or could not be found.
@@ -47,9 +49,11 @@ impl Failure {
     /// Whether the request may be sent again.
     pub fn retry_class(&self) -> RetryClass {
         match self {
-            Failure::Refused(_) | Failure::TooLarge | Failure::SpansShards | Failure::Internal(_) => {
-                RetryClass::Never
-            }
+            Failure::Refused(_)
+            | Failure::TooLarge
+            | Failure::AnswerTooLarge
+            | Failure::SpansShards
+            | Failure::Internal(_) => RetryClass::Never,
             Failure::Overloaded | Failure::NoLeader | Failure::NoDisk | Failure::Stopping => RetryClass::Safe,
             Failure::TimedOut | Failure::TimedOutLeaderFailed | Failure::TimedOutConnectionLost => {
                 RetryClass::OutcomeUnknown
@@ -86,6 +90,8 @@ pub fn code_and_text(failure: &Failure) -> (Code, &'static str) {
     match failure {
         Failure::Refused(error) => refusal(*error),
         Failure::TooLarge => (Code::InvalidArgument, "etcdserver: request is too large"),
+        // As grpc-go says it of an answer beyond its own limit, but for the numbers.
+        Failure::AnswerTooLarge => (Code::ResourceExhausted, "grpc: trying to send message larger than max"),
         Failure::TimedOut => (Code::Unavailable, "etcdserver: request timed out"),
         Failure::TimedOutLeaderFailed => {
             (Code::Unavailable, "etcdserver: request timed out, possibly due to previous leader failure")

@@ -68,6 +68,7 @@ impl Attempts {
             }
             Why::Overloaded => self.give(Failure::Overloaded),
             Why::NoDisk => self.give(Failure::NoDisk),
+            Why::AnswerTooLarge => self.give(Failure::AnswerTooLarge),
             Why::Malformed | Why::Unspecified => {
                 self.give(Failure::Internal("a node could not read the request"))
             }

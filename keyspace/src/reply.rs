@@ -92,6 +92,54 @@ impl Reply {
             | Reply::Done { revision } => *revision,
         }
     }
+
+    /// Whether the keys and values in it take more than `bytes`. Looks no further than it must.
+    pub fn holds_more_than(&self, bytes: usize) -> bool {
+        let mut left = Some(bytes);
+        match self {
+            Reply::Range(reply) => take_all(&mut left, &reply.kvs),
+            Reply::Put(reply) => take_all(&mut left, &reply.prev_kv),
+            Reply::DeleteRange(reply) => take_all(&mut left, &reply.prev_kvs),
+            Reply::Txn(reply) => take_txn(&mut left, reply),
+            Reply::LeaseTimeToLive(reply) => {
+                let lengths = reply.keys.iter().map(Bytes::len).sum();
+                left = left.and_then(|left| left.checked_sub(lengths));
+            }
+            Reply::Leases { leases, .. } => {
+                left = left.and_then(|left| left.checked_sub(size_of_val(leases.as_slice())));
+            }
+            Reply::HashKv(_)
+            | Reply::Status(_)
+            | Reply::Compacted { .. }
+            | Reply::LeaseGranted { .. }
+            | Reply::LeaseRevoked { .. }
+            | Reply::Alarms { .. }
+            | Reply::SessionOpened { .. }
+            | Reply::Done { .. } => {}
+        }
+        left.is_none()
+    }
+}
+
+/// Takes what keys and values hold off the bytes that are left, until none are.
+fn take_all<'a>(left: &mut Option<usize>, kvs: impl IntoIterator<Item = &'a KeyValue>) {
+    for kv in kvs {
+        *left = left.and_then(|left| left.checked_sub(kv.key.len() + kv.value.len()));
+        if left.is_none() {
+            return;
+        }
+    }
+}
+
+fn take_txn(left: &mut Option<usize>, reply: &TxnReply) {
+    for response in &reply.responses {
+        match response {
+            TxnOpReply::Range(reply) => take_all(left, &reply.kvs),
+            TxnOpReply::Put(reply) => take_all(left, &reply.prev_kv),
+            TxnOpReply::DeleteRange(reply) => take_all(left, &reply.prev_kvs),
+            TxnOpReply::Txn(reply) => take_txn(left, reply),
+        }
+    }
 }
 
 /// Keys read.
@@ -201,4 +249,29 @@ pub struct StatusReply {
     pub leases: u64,
     /// How many sessions are open.
     pub sessions: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(values: &[usize]) -> RangeReply {
+        let kv = |length: &usize| KeyValue { value: vec![0; *length].into(), ..KeyValue::default() };
+        RangeReply { revision: Revision(1), kvs: values.iter().map(kv).collect(), more: false, count: 0 }
+    }
+
+    #[test]
+    fn a_reply_knows_whether_it_is_large() {
+        assert!(Reply::Range(range(&[40, 61])).holds_more_than(100));
+        assert!(!Reply::Range(range(&[40, 60])).holds_more_than(100));
+        let nested = TxnReply {
+            revision: Revision(1),
+            succeeded: true,
+            responses: vec![TxnOpReply::Range(range(&[60]))],
+        };
+        let responses = vec![TxnOpReply::Txn(nested), TxnOpReply::Range(range(&[41]))];
+        let txn = Reply::Txn(TxnReply { revision: Revision(1), succeeded: true, responses });
+        assert!(txn.holds_more_than(100));
+        assert!(!txn.holds_more_than(101));
+    }
 }

@@ -4,13 +4,14 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::refused::Why;
 use api::gaios::link::v1::response::Kind;
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use futures::StreamExt;
+use keyspace::Outcome;
 use prost::Message as _;
 use tokio::io::AsyncRead;
 use tokio::net::TcpStream;
@@ -26,9 +27,13 @@ use consensus_core::{GroupId, NodeId};
 /// Version of the protocol in `link.proto`.
 const VERSION: u32 = 1;
 
-/// Bytes of answers that may wait for a gateway before its link is cut. Gateways bound what they ask for, watches by
-/// credit; one that lets this much pile up does not read.
-const OUTBOX_BYTES: usize = 64 << 20;
+/// Bytes of answers that may wait for a gateway before its link is cut. Queries are answered while there is room, watches
+/// are bounded by credit, and what else there is to say is small.
+const OUTBOX_BYTES: usize = 1 << 30;
+/// No further query is answered while more than this waits: as much as a gateway takes in some milliseconds.
+const ROOM_BYTES: usize = 8 << 20;
+/// The largest answer. A gateway accepts frames of 512 MiB.
+const ANSWER_BYTES_MAX: usize = (512 << 20) - 1024;
 
 static NEXT_LINK: AtomicU64 = AtomicU64::new(1);
 
@@ -38,9 +43,53 @@ pub(crate) struct Link {
     /// Unique in this process.
     pub(crate) id: u64,
     outbox: Outbox,
+    /// Large answers being encoded.
+    large: AtomicUsize,
 }
 
 impl Link {
+    fn new() -> Link {
+        Link {
+            id: NEXT_LINK.fetch_add(1, Ordering::Relaxed),
+            outbox: Outbox::new(OUTBOX_BYTES, ROOM_BYTES),
+            large: AtomicUsize::new(0),
+        }
+    }
+
+    /// Whether another query should be answered now.
+    pub(crate) fn has_room(&self) -> bool {
+        self.large.load(Ordering::Acquire) == 0 && self.outbox.has_room()
+    }
+
+    /// A large answer is being made: there is no room until [`Link::end_large`].
+    pub(crate) fn begin_large(&self) {
+        self.large.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// See [`Link::begin_large`].
+    pub(crate) fn end_large(&self) {
+        self.large.fetch_sub(1, Ordering::Release);
+    }
+
+    /// Encodes and sends a large answer to request `id`; takes its time. One that no gateway would accept is refused.
+    pub(crate) fn send_large(&self, id: u64, term: u64, outcome: &Outcome) {
+        let mut encoded = BytesMut::new();
+        keyspace::encode_outcome(outcome, &mut encoded);
+        let response = if encoded.len() > ANSWER_BYTES_MAX {
+            refusal(id, term, Why::AnswerTooLarge, None)
+        } else {
+            wire::Response { id, term, kind: Some(Kind::Reply(encoded.freeze())) }
+        };
+        let frame = wire::NodeFrame { responses: vec![response] };
+        let length = frame.encoded_len();
+        let mut bytes = BytesMut::with_capacity(4 + length);
+        bytes.put_u32(u32::try_from(length).expect("answers are bounded"));
+        frame.encode(&mut bytes).expect("a BytesMut grows as needed");
+        if self.outbox.push_large(bytes.freeze()).is_err() {
+            self.outbox.close();
+        }
+    }
+
     /// Sends answers as one frame. A gateway that is gone, or does not read, loses its link; it asks again elsewhere.
     pub(crate) fn send(&self, responses: Vec<wire::Response>) {
         if responses.is_empty() {
@@ -55,11 +104,16 @@ impl Link {
         }
     }
 
+    /// Whether a large answer is being made.
+    #[cfg(test)]
+    pub(crate) fn is_encoding(&self) -> bool {
+        self.large.load(Ordering::Acquire) > 0
+    }
+
     /// A link without a socket.
     #[cfg(test)]
     pub(crate) fn unconnected() -> Arc<Link> {
-        let id = NEXT_LINK.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Link { id, outbox: Outbox::new(OUTBOX_BYTES) })
+        Arc::new(Link::new())
     }
 
     /// What waits for the socket.
@@ -104,11 +158,19 @@ pub(crate) async fn accept(shared: Arc<Shared>, mut stream: TcpStream, first: By
         warn!(%from, gateway = hello.name, refused, "refused a gateway");
         return;
     }
-    let link =
-        Arc::new(Link { id: NEXT_LINK.fetch_add(1, Ordering::Relaxed), outbox: Outbox::new(OUTBOX_BYTES) });
+    let link = Arc::new(Link::new());
     info!(%from, gateway = hello.name, link = link.id, "gateway linked");
     let (read, write) = stream.into_split();
+    let tell_room = async {
+        loop {
+            link.outbox.drained().await;
+            for group in shared.groups() {
+                group.inbox.push_always(GroupEvent::LinkDrained);
+            }
+        }
+    };
     let reason = tokio::select! {
+        reason = tell_room => reason,
         result = link.outbox.run(write) => match result {
             Ok(()) => "it does not read its answers".to_owned(),
             Err(error) => error.to_string(),

@@ -1,12 +1,14 @@
 //! The way out to a socket. A frame leaves at once, written by whoever pushes it, while the socket takes what it is
 //! given. Once it does not, frames gather in one buffer, and a task writes them as the socket allows. There is no timer.
+//! Large frames are not copied there: each waits as it is, behind the small ones that came before the task took it up.
 
+use std::collections::VecDeque;
 use std::io::{Error, ErrorKind, Result as IoResult};
 use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use bytes::{Buf, BufMut, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::Notify;
@@ -23,11 +25,18 @@ pub(crate) struct Outbox {
     closed: AtomicBool,
     /// Bytes that may wait for the socket.
     limit: usize,
+    /// Bytes that no socket has taken yet.
+    waiting: AtomicUsize,
+    /// Up to so many of them there is room for more.
+    room: usize,
+    /// There is room again.
+    drained: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
     buffer: BytesMut,
+    large: VecDeque<Bytes>,
     /// The socket, while it has taken all there was.
     idle: Option<Arc<OwnedWriteHalf>>,
 }
@@ -37,8 +46,27 @@ struct State {
 pub(crate) struct NotSent;
 
 impl Outbox {
-    pub(crate) fn new(limit: usize) -> Self {
-        Outbox { state: Mutex::default(), ready: Notify::new(), closed: AtomicBool::new(false), limit }
+    /// Refuses frames while more than `limit` bytes wait; `room` is a hint for those who can wait with theirs.
+    pub(crate) fn new(limit: usize, room: usize) -> Self {
+        Outbox {
+            state: Mutex::default(),
+            ready: Notify::new(),
+            closed: AtomicBool::new(false),
+            limit,
+            waiting: AtomicUsize::new(0),
+            room,
+            drained: Notify::new(),
+        }
+    }
+
+    /// Whether little enough waits for the socket.
+    pub(crate) fn has_room(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) <= self.room
+    }
+
+    /// Returns after there is room again.
+    pub(crate) async fn drained(&self) {
+        self.drained.notified().await;
     }
 
     /// Sends one frame: a 4-byte big-endian length and what `encode` writes.
@@ -48,20 +76,25 @@ impl Outbox {
         }
         {
             let mut state = self.state.lock();
-            let State { buffer, idle } = &mut *state;
+            let State { buffer, idle, .. } = &mut *state;
             let start = buffer.len();
-            if start > self.limit {
+            if self.waiting.load(Ordering::Relaxed) > self.limit {
                 return Err(NotSent);
             }
             buffer.put_u32(0);
             encode(buffer);
-            let length = u32::try_from(buffer.len() - start - 4).expect("a frame is bounded far below 4 GiB");
+            let Ok(length) = u32::try_from(buffer.len() - start - 4) else {
+                buffer.truncate(start);
+                return Err(NotSent);
+            };
             buffer[start..start + 4].copy_from_slice(&length.to_be_bytes());
+            self.waiting.fetch_add(buffer.len() - start, Ordering::Relaxed);
             if let Some(socket) = idle
                 && buffer.len() <= DIRECT_BYTES_MAX
                 && let Ok(written) = socket.try_write(buffer)
             {
                 buffer.advance(written);
+                self.written(written);
                 if buffer.is_empty() {
                     return Ok(());
                 }
@@ -75,10 +108,40 @@ impl Outbox {
         Ok(())
     }
 
+    /// Sends one large frame, which begins with its length.
+    pub(crate) fn push_large(&self, frame: Bytes) -> Result<(), NotSent> {
+        if self.is_closed() || self.waiting.load(Ordering::Relaxed) > self.limit {
+            return Err(NotSent);
+        }
+        self.waiting.fetch_add(frame.len(), Ordering::Relaxed);
+        {
+            let mut state = self.state.lock();
+            state.large.push_back(frame);
+            if state.idle.take().is_none() {
+                return Ok(());
+            }
+        }
+        self.ready.notify_one();
+        Ok(())
+    }
+
+    /// The socket has taken so many bytes.
+    fn written(&self, bytes: usize) {
+        let before = self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+        if before > self.room && before - bytes <= self.room {
+            self.drained.notify_one();
+        }
+    }
+
     /// The frames that wait.
     #[cfg(test)]
     pub(crate) fn take(&self) -> Vec<BytesMut> {
-        let mut waiting = mem::take(&mut self.state.lock().buffer);
+        let mut state = self.state.lock();
+        let mut waiting = mem::take(&mut state.buffer);
+        for large in mem::take(&mut state.large) {
+            waiting.extend_from_slice(&large);
+        }
+        self.written(waiting.len());
         let mut frames = Vec::new();
         while waiting.has_remaining() {
             let length = waiting.get_u32() as usize;
@@ -103,36 +166,51 @@ impl Outbox {
         let socket = Arc::new(socket);
         let mut writing = BytesMut::new();
         loop {
-            {
+            let large = {
                 let mut state = self.state.lock();
                 if self.is_closed() {
                     return Ok(());
                 }
                 mem::swap(&mut state.buffer, &mut writing);
-                if writing.is_empty() {
+                let large = if writing.is_empty() { state.large.pop_front() } else { None };
+                if writing.is_empty() && large.is_none() {
                     state.idle = Some(Arc::clone(&socket));
                 }
+                large
+            };
+            let has_large = large.is_some();
+            if let Some(frame) = large {
+                self.write(&socket, frame).await?;
             }
-            if writing.is_empty() {
+            if writing.is_empty() && !has_large {
                 self.ready.notified().await;
                 continue;
             }
-            while !writing.is_empty() {
-                match socket.try_write(&writing) {
-                    Ok(0) => return Err(Error::from(ErrorKind::WriteZero)),
-                    Ok(written) => writing.advance(written),
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => tokio::select! {
-                        writable = socket.writable() => writable?,
-                        // Perhaps the outbox was closed.
-                        () = self.ready.notified() => if self.is_closed() { return Ok(()) },
-                    },
-                    Err(error) => return Err(error),
-                }
-            }
+            self.write(&socket, &mut writing).await?;
             if writing.capacity() > KEEP_BYTES {
                 writing = BytesMut::new();
             }
         }
+    }
+
+    /// Writes everything, unless the outbox is closed before.
+    async fn write(&self, socket: &OwnedWriteHalf, mut bytes: impl Buf) -> IoResult<()> {
+        while bytes.has_remaining() && !self.is_closed() {
+            match socket.try_write(bytes.chunk()) {
+                Ok(0) => return Err(Error::from(ErrorKind::WriteZero)),
+                Ok(written) => {
+                    bytes.advance(written);
+                    self.written(written);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => tokio::select! {
+                    writable = socket.writable() => writable?,
+                    // Perhaps the outbox was closed.
+                    () = self.ready.notified() => {}
+                },
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -150,7 +228,7 @@ mod tests {
 
     #[tokio::test]
     async fn frames_arrive_in_order_with_their_lengths() {
-        let outbox = Outbox::new(100);
+        let outbox = Outbox::new(100, 100);
         outbox.push(|b| b.extend_from_slice(b"one")).unwrap();
         outbox.push(|b| b.extend_from_slice(b"three")).unwrap();
         let (mut near, far) = connected().await;
@@ -174,7 +252,7 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_is_lost_or_torn_when_the_socket_is_slow() {
-        let outbox = Outbox::new(1 << 30);
+        let outbox = Outbox::new(1 << 30, 1 << 30);
         let (near, far) = connected().await;
         let mut near = tokio::io::BufReader::new(near);
         let push = async {
@@ -205,9 +283,40 @@ mod tests {
         written.unwrap();
     }
 
+    #[tokio::test]
+    async fn large_frames_take_up_room_until_they_have_left() {
+        let outbox = Outbox::new(1 << 30, 1000);
+        let (mut near, far) = connected().await;
+        for number in 0..3_u8 {
+            let mut frame = BytesMut::new();
+            frame.put_u32(5_000_000);
+            frame.put_bytes(number, 5_000_000);
+            outbox.push_large(frame.freeze()).unwrap();
+        }
+        outbox.push(|b| b.extend_from_slice(b"small")).unwrap();
+        assert!(!outbox.has_room());
+        let read = async {
+            let mut numbers = Vec::new();
+            for _ in 0..4 {
+                let length = near.read_u32().await.unwrap() as usize;
+                let mut bytes = vec![0; length];
+                near.read_exact(&mut bytes).await.unwrap();
+                assert!(length == 5 || bytes.iter().all(|byte| *byte == bytes[0]), "torn");
+                numbers.push(bytes[0]);
+            }
+            outbox.drained().await;
+            assert!(outbox.has_room());
+            outbox.close();
+            numbers
+        };
+        let (written, numbers) = tokio::join!(outbox.run(far), read);
+        written.unwrap();
+        assert_eq!(numbers, [b's', 0, 1, 2], "small frames go first");
+    }
+
     #[test]
     fn a_peer_that_does_not_read_is_noticed() {
-        let outbox = Outbox::new(4);
+        let outbox = Outbox::new(4, 4);
         outbox.push(|b| b.extend_from_slice(b"12345")).unwrap();
         assert_eq!(outbox.push(|b| b.extend_from_slice(b"6")), Err(NotSent));
     }

@@ -194,7 +194,7 @@ async fn run(shared: &Arc<Shared>, peer: &Arc<Peer>, stream: TcpStream) {
     info!(peer = peer.id.0, "link up");
     let (read, write) = stream.into_split();
     let read = Patient::new(read, silence(&shared.timing));
-    let outbox = Arc::new(Outbox::new(OUTBOX_BYTES));
+    let outbox = Arc::new(Outbox::new(OUTBOX_BYTES, OUTBOX_BYTES));
     peer.attach(&outbox);
     let reason = tokio::select! {
         result = outbox.run(write) => match result {

@@ -243,19 +243,22 @@ impl Group {
         let waiting_max = shared.options.waiting_max;
         let replicas = match consistency {
             Consistency::Linearizable => Vec::new(),
-            Consistency::Serializable => shared.replicas(self),
+            Consistency::Serializable { .. } => shared.replicas(self),
         };
         let target = || match consistency {
             Consistency::Linearizable => self.leader_link(shared),
-            Consistency::Serializable => shared.links.to_any(&replicas),
+            Consistency::Serializable { .. } => shared.links.to_any(&replicas),
+        };
+        let (serializable, at_least) = match consistency {
+            Consistency::Linearizable => (false, 0),
+            Consistency::Serializable { seen } => (true, seen),
         };
         loop {
             let Some((node, link)) = target() else {
                 self.wait(|| target().is_some(), waiting_max).await?;
                 continue;
             };
-            let serializable = consistency == Consistency::Serializable;
-            let kind = request::Kind::Read(wire::Read { query: query.clone(), serializable });
+            let kind = request::Kind::Read(wire::Read { query: query.clone(), serializable, at_least });
             let next = match link.call(self.id, kind, query.len()) {
                 Ok(call) => match self.judge(node, call.await, attempts) {
                     Judged::Answer(answer) => return Ok(answer),
@@ -368,7 +371,7 @@ impl Group {
                 }
                 changed
             }
-            Why::Unspecified | Why::Overloaded | Why::NoDisk | Why::Malformed => false,
+            Why::Unspecified | Why::Overloaded | Why::NoDisk | Why::Malformed | Why::AnswerTooLarge => false,
         };
         let leader_named = self.state().route.leader().is_some();
         attempts.handle_refused(refused.why(), changed && leader_named)

@@ -8,7 +8,6 @@ use http_body_util::Full;
 use keyspace::{KeyRange, Query, RangeRequest};
 use tonic::body::Body;
 
-use super::kv::consistency;
 use super::{ADVERTISED_CLUSTER_VERSION, ADVERTISED_STORAGE_VERSION, ADVERTISED_VERSION, Door};
 use crate::domain::Domain;
 use crate::errors::{Failure, code_and_text};
@@ -177,7 +176,7 @@ async fn read<D: Domain>(door: &Door<D>, serializable: bool) -> Result<(), Strin
     request.keys_only = true;
     request.limit = 1;
     request.serializable = serializable;
-    let answered = door.domain.read(Query::Range(request), consistency(serializable)).await;
+    let answered = door.domain.read(Query::Range(request), door.consistency(serializable, 0)).await;
     answered.map(|_| ()).map_err(|failure| text(&failure))
 }
 

@@ -28,17 +28,23 @@ impl<D: Domain> Door<D> {
         Ok(())
     }
 
+    /// Clients of one gateway are like those of one member of etcd: they read what they wrote, and do not see time run
+    /// backwards, serializable or not. A client that asks for a revision has seen it, too, perhaps elsewhere.
+    pub(super) fn consistency(&self, serializable: bool, revision: i64) -> Consistency {
+        if serializable {
+            Consistency::Serializable { seen: self.seen().0.max(revision) }
+        } else {
+            Consistency::Linearizable
+        }
+    }
+
     async fn range(&self, request: RangeRequest) -> Result<pb::RangeResponse, Failure> {
-        let consistency = consistency(request.serializable);
+        let consistency = self.consistency(request.serializable, request.revision);
         let answer = self.domain.read(Query::Range(request), consistency).await?;
         let Reply::Range(reply) = answer.reply else { return Err(MISMATCH) };
         let header = self.header(reply.revision.0, answer.term);
         Ok(convert::range_reply(reply, header))
     }
-}
-
-pub(super) fn consistency(serializable: bool) -> Consistency {
-    if serializable { Consistency::Serializable } else { Consistency::Linearizable }
 }
 
 #[tonic::async_trait]
@@ -108,7 +114,7 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
         let txn = convert::txn(request);
         check::txn(&txn, self.0.options.txn_ops_max).map_err(Failure::from)?;
         let answer = if txn.is_read_only() {
-            let consistency = consistency(txn.is_serializable());
+            let consistency = self.0.consistency(txn.is_serializable(), 0);
             self.0.domain.read(Query::Txn(txn), consistency).await?
         } else {
             size?;

@@ -26,6 +26,8 @@ pub(crate) enum GroupEvent {
     Requests { link: Arc<Link>, requests: Vec<wire::Request> },
     /// A gateway's link is gone, and its watches with it.
     LinkClosed(u64),
+    /// A link has room for answers again.
+    LinkDrained,
     /// Records up to this number are durable; the last one lies at `lsn`.
     Persisted { upto: PersistSeq, lsn: Lsn },
     /// The journal is fenced.

@@ -4,6 +4,7 @@
 mod clients;
 mod handle;
 mod log_positions;
+mod queries;
 mod replies;
 mod snapshotting;
 #[cfg(test)]
@@ -25,7 +26,8 @@ use consensus_core::{
 };
 use journal::{Lsn, Ticket};
 use keyspace::{
-    Command, Effects, Keyspace, LeaseEffect, LeaseId, Query, Reply, RevisionEvents, SessionId, SessionLookup,
+    Command, Effects, Keyspace, LeaseEffect, LeaseId, Outcome, Query, Reply, Revision, RevisionEvents,
+    SessionId, SessionLookup,
 };
 use tracing::{debug, error, info};
 
@@ -34,6 +36,7 @@ pub(crate) use self::log_positions::LogPositions;
 pub(crate) use self::snapshotting::{decode_meta, encode_meta, load};
 
 use self::clients::{Clients, Enrolled, PendingRead, Reading, Subject, Waiter};
+use self::queries::{Admitted, Queries};
 use self::replies::Replies;
 use self::snapshotting::Snapshotting;
 use self::timer::Timer;
@@ -48,6 +51,10 @@ use crate::node::Shared;
 const LEASES_PER_PROPOSAL: usize = 1000;
 /// After this long the group makes proposals about leases again that the engine had no room for.
 const PROPOSE_AGAIN_AFTER: Duration = Duration::from_millis(100);
+/// Queries are answered for this long before the group turns to other work.
+const QUERIES_PER_TURN: Duration = Duration::from_millis(2);
+/// Keys and values of an answer, in bytes, from which it is encoded elsewhere.
+const LARGE_BYTES: usize = 256 << 10;
 /// Records of garbage freed before the group turns to other work.
 const SWEEP_PER_TURN: usize = 256;
 /// How long a stopping leader waits for its successor.
@@ -116,6 +123,7 @@ async fn obtain_snapshot(
                 GroupEvent::SnapshotReceived { .. }
                 | GroupEvent::Peer { .. }
                 | GroupEvent::LinkClosed(_)
+                | GroupEvent::LinkDrained
                 | GroupEvent::Persisted { .. }
                 | GroupEvent::PersistFailed
                 | GroupEvent::Liveness(_)
@@ -138,6 +146,7 @@ pub(crate) struct Group {
     clients: Clients,
     /// Linearizable reads of this turn that need a read point from the engine.
     asking: Vec<PendingRead>,
+    queries: Queries,
     watches: Watches,
     leases: LeaseClock,
     /// Keep-alives that wait for the log: some of their leases have ended and are not removed yet, or are given less
@@ -178,6 +187,7 @@ impl Group {
             applied,
             clients: Clients::default(),
             asking: Vec::new(),
+            queries: Queries::default(),
             watches: Watches::default(),
             leases: LeaseClock::default(),
             parked: Vec::new(),
@@ -235,7 +245,7 @@ impl Group {
 
     fn deadline(&self) -> Option<Mono> {
         let leases = if self.leading { self.leases.next_deadline() } else { None };
-        [self.engine.next_deadline(), leases, self.propose_again_at, self.stopping]
+        [self.engine.next_deadline(), leases, self.propose_again_at, self.queries.deadline(), self.stopping]
             .into_iter()
             .flatten()
             .min()
@@ -244,7 +254,10 @@ impl Group {
     /// Work that goes on without any event.
     fn has_work(&self) -> bool {
         let asks = !self.asking.is_empty();
-        asks || self.watches.has_work() || self.snapshotting.wants_slice() || self.may_sweep()
+        asks || self.queries.has_next()
+            || self.watches.has_work()
+            || self.snapshotting.wants_slice()
+            || self.may_sweep()
     }
 
     /// A snapshot under way may need what would be freed.
@@ -266,6 +279,7 @@ impl Group {
         self.carry_out();
         self.propose_due_leases();
         self.carry_out();
+        self.answer_queries();
         self.watches.serve_behind(&self.state, &mut self.replies);
         self.continue_snapshot();
         if self.may_sweep() {
@@ -293,9 +307,12 @@ impl Group {
             GroupEvent::LinkClosed(link) => {
                 self.clients.link_closed(link);
                 self.asking.retain(|read| read.waiter.link.id != link);
+                self.queries.close_link(link);
                 self.watches.close_link(link);
                 self.parked.retain(|(waiter, _)| waiter.link.id != link);
             }
+            // The turn goes on with what waited for it.
+            GroupEvent::LinkDrained => {}
             GroupEvent::Persisted { upto, lsn } => self.on_persisted(upto, lsn),
             GroupEvent::PersistFailed => self.step(Input::PersistFailed),
             GroupEvent::Liveness(event) => self.step(Input::from(event)),
@@ -335,7 +352,15 @@ impl Group {
             Some(RequestKind::Write(write)) => self.on_write(link, id, write),
             Some(RequestKind::OpenSession(open)) => self.on_open_session(link, id, &open.nonce),
             Some(RequestKind::Read(read)) => match Query::decode(read.query) {
-                Ok(query) if read.serializable => self.answer_query(link, id, &query),
+                Ok(query) if read.serializable => {
+                    let query = Admitted { request: id, query, linearizable: false };
+                    let at_least = Revision(read.at_least);
+                    if at_least <= self.state.revision() {
+                        self.queries.admit(link, query);
+                    } else {
+                        self.queries.admit_at(clock::now(), at_least, link, query);
+                    }
+                }
                 Ok(query) => self.on_read(link, id, Reading::Query(query)),
                 Err(_) => self.replies.refuse(link, id, Why::Malformed),
             },
@@ -454,7 +479,10 @@ impl Group {
     fn serve(&mut self, read: PendingRead) {
         let PendingRead { waiter, reading } = read;
         match reading {
-            Reading::Query(query) => self.answer_query(&waiter.link, waiter.request, &query),
+            Reading::Query(query) => {
+                let query = Admitted { request: waiter.request, query, linearizable: true };
+                self.queries.admit(&waiter.link, query);
+            }
             Reading::KeepAlive(leases) => self.keep_alive(waiter, leases),
             Reading::WatchOpen(open) => {
                 self.watches.open(&waiter.link, waiter.request, open, &self.state, &mut self.replies);
@@ -465,7 +493,25 @@ impl Group {
         }
     }
 
-    fn answer_query(&mut self, link: &Arc<Link>, id: u64, query: &Query) {
+    /// Answers queries for a while, as links have room.
+    fn answer_queries(&mut self) {
+        let began = clock::now();
+        self.queries.handle_revision(began, self.state.revision());
+        while let Some((link, query)) = self.queries.next() {
+            self.answer_query(&link, &query);
+            if clock::now().since(began) > QUERIES_PER_TURN {
+                break;
+            }
+        }
+    }
+
+    fn answer_query(&mut self, link: &Arc<Link>, query: &Admitted) {
+        let (id, query, linearizable) = (query.request, &query.query, query.linearizable);
+        let about_leases = matches!(query, Query::LeaseTimeToLive { .. } | Query::Leases);
+        if about_leases && linearizable && !self.leading {
+            self.replies.refuse(link, id, Why::NotLeader);
+            return;
+        }
         let mut outcome = self.state.query(query);
         // The state machine has no clock; what remains of a lease only its leader knows.
         if self.leading {
@@ -479,7 +525,24 @@ impl Group {
                 Ok(_) | Err(_) => {}
             }
         }
-        self.replies.outcome(link, id, &outcome);
+        self.answer(link, id, &outcome);
+    }
+
+    /// Answers a request. What is large is encoded elsewhere: it would stop the group, and on a small machine the node.
+    fn answer(&mut self, link: &Arc<Link>, id: u64, outcome: &Outcome) {
+        if !outcome.as_ref().is_ok_and(|reply| reply.holds_more_than(LARGE_BYTES)) {
+            self.replies.outcome(link, id, outcome);
+            return;
+        }
+        link.begin_large();
+        let (link, handle, term) = (Arc::clone(link), Arc::clone(&self.handle), self.replies.term);
+        // Keys and values are shared, not copied.
+        let outcome = outcome.clone();
+        tokio::task::spawn_blocking(move || {
+            link.send_large(id, term, &outcome);
+            link.end_large();
+            handle.inbox.push_always(GroupEvent::LinkDrained);
+        });
     }
 
     fn keep_alive(&mut self, waiter: Waiter, leases: Vec<i64>) {
@@ -657,7 +720,7 @@ impl Group {
                         let opened = wire::SessionOpened { session: session.0 };
                         self.replies.add(&waiter.link, waiter.request, Kind::SessionOpened(opened));
                     }
-                    outcome => self.replies.outcome(&waiter.link, waiter.request, outcome),
+                    outcome => self.answer(&waiter.link, waiter.request, outcome),
                 }
             }
         }

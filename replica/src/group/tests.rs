@@ -105,6 +105,57 @@ fn who_does_not_lead_names_no_other_reason() {
     assert_eq!(unwritable(leads, false, !full, !crowded), None);
 }
 
+fn put(key: &'static str, value: Vec<u8>) -> keyspace::Op {
+    keyspace::Op::Put(keyspace::Put::new(key, value))
+}
+
+fn range(key: &'static str, serializable: bool, at_least: i64) -> RequestKind {
+    let query = Query::Range(keyspace::RangeRequest::new(keyspace::KeyRange::single(key)));
+    let mut encoded = BytesMut::new();
+    query.encode(&mut encoded);
+    RequestKind::Read(wire::Read { query: encoded.freeze(), serializable, at_least })
+}
+
+#[tokio::test]
+async fn large_answers_wait_until_their_gateway_takes_them_and_hold_up_nobody() {
+    let mut rig = Rig::leader().await;
+    rig.write(put("large", vec![0; 5 << 20])).await;
+    rig.write(put("small", vec![0; 5])).await;
+    let (greedy, modest) = (Link::unconnected(), Link::unconnected());
+    rig.turn((1..=10).map(|id| request(&greedy, id, range("large", id % 2 == 0, 0))));
+    rig.turn([request(&modest, 1, range("small", false, 0))]);
+    assert_eq!(modest.take_sent().len(), 1);
+    rig.until("two large answers fill the room", |group| !greedy.has_room() && !group.queries.has_next())
+        .await;
+    let mut answered = 0;
+    while answered < 10 {
+        rig.until("there is room or work", |_| !greedy.is_encoding()).await;
+        let taken = greedy.take_sent().len();
+        assert!(taken <= 2, "{taken} at once");
+        answered += taken;
+        rig.turn([GroupEvent::LinkDrained]);
+    }
+}
+
+#[tokio::test]
+async fn a_serializable_read_waits_for_what_its_gateway_has_shown() {
+    let mut rig = Rig::leader().await;
+    rig.write(put("a", Vec::new())).await;
+    let link = Link::unconnected();
+    let next = rig.group.state.revision().0 + 1;
+    rig.turn([request(&link, 1, range("a", true, next))]);
+    assert!(link.take_sent().is_empty());
+    rig.write(put("a", Vec::new())).await;
+    let revision = |answer| {
+        let Kind::Reply(reply) = answer else { panic!("{answer:?}") };
+        keyspace::decode_outcome(reply).unwrap().unwrap().revision().0
+    };
+    assert_eq!(revision(rig.answer(&link).await), next);
+    // Not for ever: what is not here may be lost with those who had it.
+    rig.turn([request(&link, 2, range("a", true, i64::MAX))]);
+    assert_eq!(revision(rig.answer(&link).await), next);
+}
+
 #[tokio::test]
 async fn an_idle_group_lets_go_of_the_journal() {
     let mut rig = Rig::leader().await;
