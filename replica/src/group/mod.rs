@@ -59,6 +59,8 @@ const LARGE_BYTES: usize = 256 << 10;
 const SWEEP_PER_TURN: usize = 256;
 /// How long a stopping leader waits for its successor.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(1);
+/// A leader whose disk is full tries this often to find a successor that has room.
+const HANDOVER_EVERY: Duration = Duration::from_secs(5);
 /// How often a replica without a state asks its peers for one.
 const SNAPSHOT_REQUEST_EVERY: Duration = Duration::from_secs(1);
 
@@ -168,6 +170,8 @@ pub(crate) struct Group {
     label: Vec<u8>,
     metrics: GroupMetrics,
     stopping: Option<Mono>,
+    /// Whom the leader of a full disk asked last to take over, and when it may ask the next one.
+    relieved_by: Option<(NodeId, Mono)>,
     timer: Timer,
 }
 
@@ -202,6 +206,7 @@ impl Group {
             label: Vec::new(),
             metrics,
             stopping: None,
+            relieved_by: None,
             timer: Timer::default(),
         }
     }
@@ -276,6 +281,7 @@ impl Group {
             self.step(Input::Timeout);
         }
         self.stop_in_order(now);
+        self.seek_relief(now);
         self.carry_out();
         self.propose_due_leases();
         self.carry_out();
@@ -924,6 +930,27 @@ impl Group {
         }
     }
 
+    /// A leader whose disk is full can accept no write, but another may: followers need not all have room.
+    fn seek_relief(&mut self, now: Mono) {
+        if !(self.leading && self.stopping.is_none() && self.shared.journal.is_full()) {
+            return;
+        }
+        if self.relieved_by.is_some_and(|(_, until)| now < until) {
+            return;
+        }
+        let last = self.relieved_by.map_or(self.shared.id, |(last, _)| last);
+        let config = self.engine.status().config;
+        let others = {
+            let liveness = self.shared.liveness.read();
+            let others = config.voters.iter().filter(|voter| *voter != self.shared.id);
+            others.filter(|voter| liveness.is_up(now, *voter)).collect::<Vec<_>>()
+        };
+        let Some(to) = next_after(last, &others) else { return };
+        info!(group = self.handle.id.0, to = to.0, "the disk is full: handing leadership over");
+        self.relieved_by = Some((to, now.after(HANDOVER_EVERY)));
+        self.step(Input::Transfer { to });
+    }
+
     fn is_done(&self) -> bool {
         match self.stopping {
             None => false,
@@ -934,6 +961,11 @@ impl Group {
     fn publish(&mut self) {
         self.metrics.publish(&self.engine.status(), self.applied, self.watches.len());
     }
+}
+
+/// The next one in turn: nothing is known of their disks.
+fn next_after(last: NodeId, others: &[NodeId]) -> Option<NodeId> {
+    others.iter().find(|voter| **voter > last).or(others.first()).copied()
 }
 
 /// Why nothing can be written here. Who does not lead says so first, whatever its disk is like: another one leads, and

@@ -116,6 +116,15 @@ fn range(key: &'static str, serializable: bool, at_least: i64) -> RequestKind {
     RequestKind::Read(wire::Read { query: encoded.freeze(), serializable, at_least })
 }
 
+#[test]
+fn a_leader_without_room_asks_the_others_in_turn() {
+    let others = [NodeId(1), NodeId(4), NodeId(6)];
+    assert_eq!(next_after(NodeId(3), &others), Some(NodeId(4)));
+    assert_eq!(next_after(NodeId(4), &others), Some(NodeId(6)));
+    assert_eq!(next_after(NodeId(6), &others), Some(NodeId(1)));
+    assert_eq!(next_after(NodeId(3), &[]), None);
+}
+
 #[tokio::test]
 async fn large_answers_wait_until_their_gateway_takes_them_and_hold_up_nobody() {
     let mut rig = Rig::leader().await;
