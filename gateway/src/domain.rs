@@ -60,7 +60,7 @@ pub struct DomainStatus {
     pub compact_revision: i64,
     /// Bytes held.
     pub size_bytes: u64,
-    /// Bytes held by what a read at the latest revision can see.
+    /// Bytes held without what is free for reuse: etcd's `dbSizeInUse`.
     pub size_in_use_bytes: u64,
     /// The quota on `size_bytes`.
     pub quota_bytes: u64,

@@ -300,11 +300,6 @@ impl Keyspace {
         self.mvcc.size_bytes() + self.leases.size_bytes()
     }
 
-    /// The part of [`Keyspace::size_bytes`] that a read at the latest revision can see; the rest is history.
-    pub fn size_in_use_bytes(&self) -> u64 {
-        self.mvcc.size_in_use_bytes() + self.leases.size_bytes()
-    }
-
     /// Sizes and positions.
     pub fn status(&self) -> StatusReply {
         StatusReply {
@@ -312,7 +307,7 @@ impl Keyspace {
             compact_revision: self.compact_revision(),
             applied: self.applied,
             size_bytes: self.size_bytes(),
-            size_in_use_bytes: self.size_in_use_bytes(),
+            size_in_use_bytes: self.size_bytes(),
             quota_bytes: self.limits.quota_bytes,
             keys: self.mvcc.keys(),
             leases: self.leases.len() as u64,

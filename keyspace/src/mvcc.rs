@@ -459,8 +459,6 @@ struct Totals {
     kept: Weight,
     /// How many keys exist at the latest revision.
     live_keys: u64,
-    /// The cost of what they hold.
-    live_bytes: u64,
 }
 
 /// The keys and their history.
@@ -527,11 +525,6 @@ impl Mvcc {
     /// The cost of all kept records.
     pub(crate) fn size_bytes(&self) -> u64 {
         self.totals.kept.bytes
-    }
-
-    /// The cost of the records that a read at the latest revision can see.
-    pub(crate) fn size_in_use_bytes(&self) -> u64 {
-        self.totals.live_bytes
     }
 
     /// The hash of all kept records.
@@ -742,10 +735,7 @@ impl Mvcc {
                 versions_from_compact += usize::from(record.revision() >= self.compact_revision);
                 before = Some(record);
             }
-            if let Some(kv) = versions.last().value() {
-                totals.live_keys += 1;
-                totals.live_bytes += quota::record_cost_bytes(kv.key.len(), kv.value.len());
-            }
+            totals.live_keys += u64::from(versions.last().value().is_some());
         }
         assert_eq!(totals, self.totals, "the totals are those of the records");
         let mut position = None;
@@ -853,10 +843,7 @@ fn account(log: &mut Log, totals: &mut Totals, last: Option<&Record>, record: &A
     sums.written = sums.written.wrapping_add(record.hash);
     totals.kept = totals.kept.plus(weight);
     match record.kind {
-        EventKind::Put => {
-            totals.live_keys += 1;
-            totals.live_bytes += weight.bytes;
-        }
+        EventKind::Put => totals.live_keys += 1,
         EventKind::Delete => sums.tombstones = sums.tombstones.plus(weight),
     }
     if let Some(last) = last {
@@ -865,7 +852,6 @@ fn account(log: &mut Log, totals: &mut Totals, last: Option<&Record>, record: &A
         match last.kind {
             EventKind::Put => {
                 totals.live_keys -= 1;
-                totals.live_bytes -= old.bytes;
                 sums.superseded = sums.superseded.plus(old);
             }
             // A tombstone goes away when its own revision is passed, which is no later than when a newer version is

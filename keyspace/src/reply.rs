@@ -239,7 +239,7 @@ pub struct StatusReply {
     pub applied: u64,
     /// Bytes held, by the logical size of the data.
     pub size_bytes: u64,
-    /// Bytes held by what a read at the latest revision can see. At most `size_bytes`.
+    /// What etcd's database holds without its free pages, history included. Nothing here is free: equal to `size_bytes`.
     pub size_in_use_bytes: u64,
     /// The quota; `size_bytes` may not grow beyond it.
     pub quota_bytes: u64,

@@ -130,7 +130,7 @@ proptest! {
         prop_assert_eq!(state.revision().0, model.revision);
         prop_assert_eq!(state.compact_revision().0, model.compacted);
         prop_assert_eq!(state.size_bytes(), model.size_bytes());
-        prop_assert_eq!(state.size_in_use_bytes(), model.size_in_use_bytes());
+        prop_assert_eq!(state.status().size_in_use_bytes, model.size_bytes());
         for read in reads {
             let reply = state.query(&Query::Range(read.clone()));
             prop_assert_eq!(reply, model.range(&read, model.revision).map(Reply::Range));

@@ -332,12 +332,6 @@ impl Model {
         records.sum::<usize>() as u64 + 64 * self.leases.len() as u64
     }
 
-    pub(crate) fn size_in_use_bytes(&self) -> u64 {
-        let live = self.read(&KeyRange::all(), i64::MAX);
-        live.iter().map(|kv| 256 + kv.key.len() + kv.value.len()).sum::<usize>() as u64
-            + 64 * self.leases.len() as u64
-    }
-
     pub(crate) fn lease_keys(&self, id: i64) -> Vec<Bytes> {
         let live = self.read(&KeyRange::all(), i64::MAX);
         live.into_iter().filter(|kv| kv.lease.0 == id).map(|kv| kv.key).collect()
