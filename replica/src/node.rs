@@ -121,7 +121,7 @@ pub(crate) struct Shared {
 /// A running node.
 #[derive(Debug)]
 pub struct Node {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     address: SocketAddr,
     groups: TaskTracker,
     others: TaskTracker,

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +37,9 @@ const SILENCE_MIN: Duration = Duration::from_secs(2);
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// A link that lives so long is a good one. A peer that does not know this node ends it at once.
+const SETTLED_AFTER: Duration = Duration::from_secs(1);
 
 /// Another node, as seen from here.
 #[derive(Debug)]
@@ -89,25 +93,79 @@ impl Peer {
     }
 }
 
+/// Why an attempt to link made no link.
+#[derive(Debug)]
+enum NoLink {
+    Unreachable(io::Error),
+    /// Reached, and what is there does not want us, or we do not want it.
+    Refused(String),
+}
+
+impl NoLink {
+    /// The error may vary while a peer cannot be reached; a refusal is told by its reason.
+    fn is_same(&self, other: &NoLink) -> bool {
+        match (self, other) {
+            (NoLink::Unreachable(_), NoLink::Unreachable(_)) => true,
+            (NoLink::Refused(one), NoLink::Refused(other)) => one == other,
+            (NoLink::Unreachable(_), NoLink::Refused(_)) | (NoLink::Refused(_), NoLink::Unreachable(_)) => {
+                false
+            }
+        }
+    }
+}
+
+/// What the dialler knows from its attempts since the last good link.
+struct Redial {
+    backoff: Duration,
+    /// What was told of the outage.
+    told: Option<NoLink>,
+}
+
+impl Redial {
+    fn new() -> Redial {
+        Redial { backoff: BACKOFF_FIRST, told: None }
+    }
+
+    /// A link has proved good. Returns whether this ends an outage that was told.
+    fn settled(&mut self) -> bool {
+        self.backoff = BACKOFF_FIRST;
+        self.told.take().is_some()
+    }
+
+    /// Whether `why` is to be told; then it counts as told.
+    fn is_news(&mut self, why: NoLink) -> bool {
+        let news = !self.told.as_ref().is_some_and(|told| told.is_same(&why));
+        self.told = Some(why);
+        news
+    }
+
+    /// Longest pause before the next attempt.
+    fn next_pause(&mut self) -> Duration {
+        let pause = self.backoff;
+        self.backoff = (pause * 2).min(BACKOFF_MAX);
+        pause
+    }
+}
+
 /// Keeps the link to a peer that this node dials, until the node stops.
 pub(crate) async fn dial(shared: Arc<Shared>, peer: Arc<Peer>) {
-    let mut backoff = BACKOFF_FIRST;
+    let mut redial = Redial::new();
     while !shared.stopped.is_cancelled() {
         let linked = tokio::select! {
             () = shared.stopped.cancelled() => return,
-            linked = dial_once(&shared, &peer) => linked,
+            linked = dial_once(&shared, &peer, &mut redial) => linked,
         };
-        match linked {
-            Ok(()) => backoff = BACKOFF_FIRST,
-            Err(error) => {
-                if error.kind() == io::ErrorKind::ConnectionRefused {
-                    shared.peer_process_gone(peer.id);
-                }
-                debug!(peer = peer.id.0, address = peer.address, %error, "no link");
-            }
+        if shared.stopped.is_cancelled() {
+            return;
         }
-        let pause = backoff.mul_f64(shared.jitter());
-        backoff = (backoff * 2).min(BACKOFF_MAX);
+        if let Err(why) = linked {
+            if matches!(&why, NoLink::Unreachable(error) if error.kind() == io::ErrorKind::ConnectionRefused)
+            {
+                shared.peer_process_gone(peer.id);
+            }
+            tell(&peer, why, &mut redial);
+        }
+        let pause = redial.next_pause().mul_f64(shared.jitter());
         tokio::select! {
             () = shared.stopped.cancelled() => return,
             () = tokio::time::sleep(pause) => {}
@@ -115,10 +173,45 @@ pub(crate) async fn dial(shared: Arc<Shared>, peer: Arc<Peer>) {
     }
 }
 
-async fn dial_once(shared: &Arc<Shared>, peer: &Arc<Peer>) -> io::Result<()> {
-    let mut stream = connect(&peer.address).await?;
-    exchange_hello(shared, &mut stream, Purpose::Link, peer.id).await?;
-    run(shared, peer, stream).await;
+/// Once per outage, and again when its reason changes.
+fn tell(peer: &Peer, why: NoLink, redial: &mut Redial) {
+    let (what, error) = match &why {
+        NoLink::Unreachable(error) => {
+            ("cannot reach a peer: if it is up, check the addresses in the configuration", error.to_string())
+        }
+        NoLink::Refused(reason) => ("no link with what answers at a peer's address", reason.clone()),
+    };
+    if redial.is_news(why) {
+        warn!(peer = peer.id.0, address = peer.address, error, "{what}");
+    } else {
+        debug!(peer = peer.id.0, address = peer.address, error, "{what}");
+    }
+}
+
+/// Links, and serves the link until it ends; an error if there was none, or none that lasted.
+async fn dial_once(shared: &Arc<Shared>, peer: &Arc<Peer>, redial: &mut Redial) -> Result<(), NoLink> {
+    let mut stream = connect(&peer.address).await.map_err(NoLink::Unreachable)?;
+    exchange_hello(shared, &mut stream, Purpose::Link, peer.id)
+        .await
+        .map_err(|error| NoLink::Refused(error.to_string()))?;
+    // In an outage, links that come and go would fill the log.
+    if redial.told.is_none() {
+        info!(peer = peer.id.0, "link up");
+    }
+    let mut link = pin!(run(shared, peer, stream));
+    tokio::select! {
+        reason = link.as_mut() => {
+            return Err(NoLink::Refused(format!(
+                "the link ended at once ({reason}): check that this node is in the peer's configuration"
+            )));
+        }
+        () = tokio::time::sleep(SETTLED_AFTER) => {}
+    }
+    if redial.settled() {
+        info!(peer = peer.id.0, address = peer.address, "linked again");
+    }
+    let reason = link.await;
+    info!(peer = peer.id.0, reason, "link down");
     Ok(())
 }
 
@@ -176,7 +269,9 @@ pub(crate) async fn accept(shared: Arc<Shared>, mut stream: TcpStream, first: By
     };
     match hello.purpose {
         Purpose::Link => {
-            run(&shared, &peer, stream).await;
+            info!(peer = peer.id.0, "link up");
+            let reason = run(&shared, &peer, stream).await;
+            info!(peer = peer.id.0, reason, "link down");
             // The dialler is the one who knows at once whether the other process is gone; here a probe has to tell.
             if !shared.stopped.is_cancelled()
                 && let Err(error) = connect(&peer.address).await
@@ -189,9 +284,8 @@ pub(crate) async fn accept(shared: Arc<Shared>, mut stream: TcpStream, first: By
     }
 }
 
-/// Serves an established link until either side ends it.
-async fn run(shared: &Arc<Shared>, peer: &Arc<Peer>, stream: TcpStream) {
-    info!(peer = peer.id.0, "link up");
+/// Serves an established link until either side ends it; returns why it ended.
+async fn run(shared: &Arc<Shared>, peer: &Arc<Peer>, stream: TcpStream) -> String {
     let (read, write) = stream.into_split();
     let read = Patient::new(read, silence(&shared.timing));
     let outbox = Arc::new(Outbox::new(OUTBOX_BYTES, OUTBOX_BYTES));
@@ -208,7 +302,7 @@ async fn run(shared: &Arc<Shared>, peer: &Arc<Peer>, stream: TcpStream) {
         () = shared.stopped.cancelled() => "stopping".to_owned(),
     };
     peer.detach(&outbox);
-    info!(peer = peer.id.0, reason, "link down");
+    reason
 }
 
 fn silence(timing: &Timing) -> Duration {
@@ -296,6 +390,63 @@ mod tests {
         let again = timeout(PATIENCE, answer_and_fall_silent(&listener)).await.expect("it dials again");
         drop((silent, again));
         node.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_hangs_up_at_once_has_refused_and_is_not_dialled_faster_for_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let dir = tempfile::tempdir().unwrap();
+        let node =
+            Node::start(options(NodeId(1), &[(NodeId(2), address.clone())], dir.path())).await.unwrap();
+        let shared = Arc::clone(&node.shared);
+        // The node with the higher id dials; this one does so here only.
+        let peer = Arc::new(Peer::new(NodeId(2), address));
+        let mut redial = Redial::new();
+        for attempt in 0..3 {
+            let hang_up = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let hello = PeerHello::decode(&read_frame(&mut stream, 1024).await.unwrap()).unwrap();
+                let answer = PeerHello { from: hello.to, to: hello.from, ..hello };
+                write_hello(&mut stream, &answer).await.unwrap();
+            };
+            let (ended, ()) = tokio::join!(dial_once(&shared, &peer, &mut redial), hang_up);
+            let why = ended.unwrap_err();
+            assert!(
+                matches!(&why, NoLink::Refused(reason) if reason.contains("closed by the peer")),
+                "{why:?}"
+            );
+            assert_eq!(redial.is_news(why), attempt == 0, "told once");
+            assert_eq!(redial.next_pause(), BACKOFF_FIRST * 2_u32.pow(attempt));
+        }
+        node.stop().await;
+    }
+
+    #[test]
+    fn an_outage_is_told_once_and_again_when_its_reason_changes() {
+        let unreachable = |kind: io::ErrorKind| NoLink::Unreachable(kind.into());
+        let refused = |reason: &str| NoLink::Refused(reason.to_owned());
+        let mut redial = Redial::new();
+        assert!(!redial.settled(), "the first link ends no outage");
+        let attempts = [
+            (unreachable(io::ErrorKind::ConnectionRefused), true),
+            (unreachable(io::ErrorKind::ConnectionRefused), false),
+            (unreachable(io::ErrorKind::TimedOut), false),
+            (refused("another cluster"), true),
+            (refused("another cluster"), false),
+            (refused("another node"), true),
+            (unreachable(io::ErrorKind::TimedOut), true),
+        ];
+        for (why, news) in attempts {
+            let shown = format!("{why:?}");
+            assert_eq!(redial.is_news(why), news, "{shown}");
+            redial.next_pause();
+        }
+        assert_eq!(redial.next_pause(), BACKOFF_MAX);
+        assert!(redial.settled());
+        assert!(!redial.settled());
+        assert_eq!(redial.next_pause(), BACKOFF_FIRST);
+        assert!(redial.is_news(unreachable(io::ErrorKind::TimedOut)), "the next outage is told again");
     }
 
     #[test]
