@@ -99,17 +99,18 @@ impl RealDisk {
             rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
                 .map_err(|e| Error::io("open data directory", &shown, e.into()))?;
         let lock_path = path.join(LOCK_FILE);
+        let shown = lock_path.display().to_string();
         let lock = File::options()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
             .open(&lock_path)
-            .map_err(|e| Error::io("open lock file", LOCK_FILE, e))?;
+            .map_err(|e| Error::io("open lock file", &shown, e))?;
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Err(Error::Locked { dir: path }),
-            Err(e) => return Err(Error::io("lock", LOCK_FILE, e.into())),
+            Err(e) => return Err(Error::io("lock", &shown, e.into())),
         }
         Ok(RealDisk { inner: Arc::new(RealDir { path, dir: File::from(dir), _lock: lock }) })
     }

@@ -18,11 +18,11 @@ pub enum Error {
         source: io::Error,
     },
     /// The disk is full. Nothing of the batch counts; it stays staged, and a later flush writes it once space returns.
-    #[error(
-        "the disk is full: {needed_bytes} bytes are needed for the next segment of the journal, {available_bytes} are available"
-    )]
+    #[error("the disk is full: {needed_bytes} bytes are needed for {file}, {available_bytes} are available")]
     Full {
-        /// Size of the segment that could not be made.
+        /// What did not fit: a file, by its name in the data directory.
+        file: String,
+        /// What was asked for: all of a segment, or as much of another file as was being written.
         needed_bytes: u64,
         /// What the file system said it has left.
         available_bytes: u64,

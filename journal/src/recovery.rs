@@ -215,7 +215,9 @@ impl fmt::Display for Damage {
                 )
             }
             DamageKind::DescriptorLost { first, end, groups } => {
-                write!(f, "batches that had been acknowledged are unreadable; ")?;
+                if !is_leap(*first, *end) {
+                    write!(f, "batches that had been acknowledged are unreadable; ")?;
+                }
                 write_lost(f, *first, *end, groups)
             }
             DamageKind::DescriptorRepaired { batch } => {
@@ -227,7 +229,7 @@ impl fmt::Display for Damage {
             DamageKind::HeaderDamaged => {
                 write!(
                     f,
-                    "the segment's header is damaged; its batches identify themselves, nothing is lost by this"
+                    "the segment's header is damaged; batches are read without it, and those that cannot be are told apart"
                 )
             }
             DamageKind::SegmentMissing { last_segment, first, end, groups } => {
@@ -246,11 +248,25 @@ impl fmt::Display for Damage {
     }
 }
 
+/// Whether the positions between were skipped because the end of the log is lost, now or at an earlier restart. No run of
+/// segments has room for so many records.
+fn is_leap(first: Lsn, end: Lsn) -> bool {
+    end.0.saturating_sub(first.0) >= LEAP
+}
+
 fn write_lost(f: &mut fmt::Formatter<'_>, first: Lsn, end: Lsn, groups: &[(u64, Lsn)]) -> fmt::Result {
     if first == end {
         return write!(f, "they held no records");
     }
-    write!(f, "records from position {first} up to {end} are lost; ")?;
+    if is_leap(first, end) {
+        write!(
+            f,
+            "the end of the log was here: records from position {first} on may be lost, nobody can say how many; \
+             new ones begin at {end}, which none had reached; "
+        )?;
+    } else {
+        write!(f, "records from position {first} up to {end} are lost; ")?;
+    }
     write!(f, "{} groups had records before, and any group may have lost some here", groups.len())
 }
 

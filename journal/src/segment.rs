@@ -96,8 +96,11 @@ impl<F: DiskFile> Making<F> {
     /// Makes the file and reserves all of its space, so that a full disk shows here and not in the middle of a batch.
     pub(crate) fn begin<D: Disk<File = F>>(disk: &D, id: u64, bytes: u64) -> Result<Making<F>, Error> {
         let name = format!("{MAKING_PREFIX}{id:016x}");
-        let full =
-            || Error::Full { needed_bytes: bytes, available_bytes: disk.available_bytes().unwrap_or(0) };
+        let full = || Error::Full {
+            file: segment_name(id),
+            needed_bytes: bytes,
+            available_bytes: disk.available_bytes().unwrap_or(0),
+        };
         // Asking first leaves a full disk alone; an answer we cannot get is left to the allocation.
         if disk.available_bytes().is_ok_and(|available| available < bytes) {
             return Err(full());
@@ -175,7 +178,7 @@ pub(crate) fn grow<F: DiskFile>(ready: &mut Ready<F>, bytes: u64, identity: Iden
     let name = segment_name(ready.id);
     ready.file.allocate(bytes).map_err(|e| {
         if is_full(&e) {
-            Error::Full { needed_bytes: bytes - ready.bytes, available_bytes: 0 }
+            Error::Full { file: name.clone(), needed_bytes: bytes - ready.bytes, available_bytes: 0 }
         } else {
             Error::io("allocate", &name, e)
         }
@@ -215,7 +218,11 @@ fn zero_fill<F: DiskFile>(file: &mut F, name: &str, mut from: u64, to: u64) -> R
 /// An error of a write: a full disk apart from the others. Copy-on-write file systems may find no room for blocks
 /// that had been allocated.
 pub(crate) fn write_error(action: &'static str, name: &str, needed_bytes: u64, e: io::Error) -> Error {
-    if is_full(&e) { Error::Full { needed_bytes, available_bytes: 0 } } else { Error::io(action, name, e) }
+    if is_full(&e) {
+        Error::Full { file: name.to_owned(), needed_bytes, available_bytes: 0 }
+    } else {
+        Error::io(action, name, e)
+    }
 }
 
 /// Quotas count as a full disk.

@@ -229,7 +229,7 @@ impl<D: Disk> SnapshotWriter<D> {
         self.file.write_vectored_at(&pieces, self.at).map_err(|e| {
             if is_full(&e) {
                 let available_bytes = self.disk.available_bytes().unwrap_or(0);
-                Error::Full { needed_bytes: len, available_bytes }
+                Error::Full { file: self.making.clone(), needed_bytes: len, available_bytes }
             } else {
                 Error::io("write", &self.making, e)
             }

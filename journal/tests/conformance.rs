@@ -443,6 +443,23 @@ fn snapshots_are_whole_or_refused() {
 }
 
 #[test]
+fn a_disk_too_full_for_a_snapshot_names_the_snapshot() {
+    let id = SnapshotId { group: 3, slot: 1 };
+    let mut writer = SnapshotWriter::create(SimDisk::new(64 << 10), IDENTITY, id, b"").unwrap();
+    let error = writer.slice(&[7; 100 << 10]).unwrap_err();
+    assert!(error.is_retryable() && error.to_string().contains("for making-snapshot-"), "{error}");
+}
+
+#[test]
+fn a_lock_that_cannot_be_opened_is_told_with_its_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let lock = dir.path().join("lock");
+    std::fs::create_dir(&lock).unwrap();
+    let error = RealDisk::open(dir.path()).unwrap_err();
+    assert!(error.to_string().contains(&lock.display().to_string()), "{error}");
+}
+
+#[test]
 fn a_data_directory_has_one_owner() {
     let dir = tempfile::tempdir().unwrap();
     let first = RealDisk::open(dir.path()).unwrap();

@@ -306,6 +306,10 @@ fn a_missing_newest_segment_is_noticed_and_its_positions_are_not_reused() {
     let end = Lsn(survivors as u64 + 1 + journal::recovery::LEAP);
     assert_eq!(recovered[survivors..], [Recovered::Gap { first: Lsn(survivors as u64 + 1), end }]);
     assert!(matches!(only(&report).kind, DamageKind::SegmentMissing { .. }));
+    let first = survivors + 1;
+    let told = only(&report).to_string();
+    assert!(told.contains(&format!("records from position {first} on may be lost")), "{told}");
+    assert!(told.contains(&format!("new ones begin at {end}")), "{told}");
     assert_eq!(journal.head(), end);
     // The loss stays visible after the log went on.
     let after = append(&mut journal, 5, 5, 5);
@@ -314,6 +318,24 @@ fn a_missing_newest_segment_is_noticed_and_its_positions_are_not_reused() {
     assert_eq!(again[..=survivors], recovered);
     assert_eq!(again[survivors + 1..], [as_recovered(&after)]);
     assert!(report.lost_anything());
+}
+
+/// What is said of the header agrees with what is said of the records, wherever the segment stood.
+#[test]
+fn an_emptied_segment_is_told_without_comfort() {
+    let (_, _, segments) = long_log();
+    for id in [1, 2, segments[13]] {
+        let (disk, ..) = long_log();
+        assert!(disk.cut(&segment(id), 0));
+        let (_, report, _) = open(disk, options()).unwrap();
+        let told: Vec<String> = report.damage.iter().map(ToString::to_string).collect();
+        let told = told.join("\n");
+        assert!(report.lost_anything() && told.contains("the segment's header is damaged"), "{told}");
+        assert!(!told.contains("nothing is lost"), "{told}");
+        let lost = if id == segments[13] { "on may be lost" } else { "are lost" };
+        assert!(told.contains(lost), "{told}");
+        assert_eq!(told.contains("had been acknowledged are unreadable"), id != segments[13], "{told}");
+    }
 }
 
 #[test]
@@ -526,9 +548,10 @@ fn a_full_disk_is_found_early_and_appends_go_on_when_space_returns() {
         commit(&mut journal).unwrap();
         match journal.maintain() {
             Ok(_) => {}
-            Err(Error::Full { needed_bytes, available_bytes }) => {
-                assert_eq!((needed_bytes, available_bytes), (64 << 10, 2 << 10));
-            }
+            Err(error @ Error::Full { .. }) => assert_eq!(
+                error.to_string(),
+                "the disk is full: 65536 bytes are needed for segment-0000000000000003, 2048 are available"
+            ),
             Err(error) => panic!("{error}"),
         }
     }
