@@ -238,6 +238,29 @@ async fn http_endpoints() {
     assert_eq!(get(&gateway, "/livez").await.0, 200);
 }
 
+/// The clock leaps to whatever is waited for next, so the client waits for no wall time.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_open_loses_its_connection() {
+    let cluster = TestCluster::start(1).await;
+    let gateway = cluster.gateway().await;
+    let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    for part in ["", "P", &preface[..23]] {
+        let mut stream = TcpStream::connect(gateway.address()).await.unwrap();
+        stream.write_all(part.as_bytes()).await.unwrap();
+        let closed = tokio::time::timeout(Duration::from_secs(60), stream.read_u8()).await;
+        let error = closed.expect("it is closed in time").unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof, "closed after {part:?}");
+    }
+    // The preface and empty settings: the server says its own, and the connection stays.
+    let mut stream = TcpStream::connect(gateway.address()).await.unwrap();
+    stream.write_all(preface.as_bytes()).await.unwrap();
+    stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+    let silent_for = tokio::time::timeout(Duration::from_secs(600), async {
+        while stream.read(&mut [0; 100]).await.unwrap() > 0 {}
+    });
+    assert!(silent_for.await.is_err(), "an open connection stays");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_of_another_cluster_are_refused() {
     let cluster = TestCluster::start(1).await;

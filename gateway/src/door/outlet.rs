@@ -9,7 +9,7 @@
 use std::error::Error;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -25,6 +25,8 @@ const KEPT_BYTES_MAX: usize = 4 << 10;
 /// At least one of so many turns lets others run first, to see whether it pays again. Where it does not, as with one
 /// request at a time, it may wake another thread for nothing.
 const TURNS_PER_TRIAL_MAX: u32 = 16;
+/// What a client of HTTP/2 says first.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The socket as the library sees it.
 pub(super) struct Socket(Arc<Mutex<State>>);
@@ -46,13 +48,17 @@ struct State {
     gathered: Vec<u8>,
     /// Bytes of `gathered` that have left.
     written: usize,
+    /// How much of [`PREFACE`] was received, while nothing shows yet which protocol the client speaks.
+    undecided: Option<usize>,
     received: IntCounter,
     sent: IntCounter,
 }
 
 /// Both sides of a client's socket, whose bytes are counted.
 pub(super) fn pair(stream: TcpStream, received: IntCounter, sent: IntCounter) -> (Socket, Outlet) {
-    let state = Arc::new(Mutex::new(State { stream, gathered: Vec::new(), written: 0, received, sent }));
+    let undecided = Some(0);
+    let state = State { stream, gathered: Vec::new(), written: 0, undecided, received, sent };
+    let state = Arc::new(Mutex::new(state));
     (Socket(Arc::clone(&state)), Outlet { state, yielded_at: None, turns_to_trial: 0, turns_per_trial: 1 })
 }
 
@@ -72,6 +78,26 @@ impl Outlet {
         poll_fn(|cx| match connection.as_mut().poll(cx) {
             Poll::Ready(served) => Poll::Ready(served.map_err(Into::into)),
             Poll::Pending => self.poll_end_of_turn(cx).map(|error| Err(error.into())),
+        })
+        .await
+    }
+
+    /// Serves `connection` until it ends, or until the client has shown which protocol it speaks (`None`): till then the
+    /// library has no time limits.
+    pub(super) async fn open<C, E>(
+        &mut self,
+        connection: Pin<&mut C>,
+    ) -> Option<Result<(), Box<dyn Error + Send + Sync>>>
+    where
+        C: Future<Output = Result<(), E>>,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let state = Arc::clone(&self.state);
+        let mut serving = pin!(self.serve(connection));
+        poll_fn(|cx| match serving.as_mut().poll(cx) {
+            Poll::Ready(served) => Poll::Ready(Some(served)),
+            Poll::Pending if state.lock().undecided.is_none() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
         })
         .await
     }
@@ -114,6 +140,15 @@ impl Outlet {
 }
 
 impl State {
+    /// Looks at what was received first.
+    fn decide(&mut self, bytes: &[u8]) {
+        if let Some(known) = self.undecided {
+            let rest = &PREFACE[known..];
+            let is_part = bytes.len() < rest.len() && rest.starts_with(bytes);
+            self.undecided = is_part.then_some(known + bytes.len());
+        }
+    }
+
     /// Writes all there is.
     fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.written < self.gathered.len() {
@@ -152,7 +187,9 @@ impl AsyncRead for Socket {
         let mut state = self.0.lock();
         let before = buffer.filled().len();
         let polled = Pin::new(&mut state.stream).poll_read(cx, buffer);
-        state.received.inc_by((buffer.filled().len() - before) as u64);
+        let bytes = &buffer.filled()[before..];
+        state.received.inc_by(bytes.len() as u64);
+        state.decide(bytes);
         polled
     }
 }

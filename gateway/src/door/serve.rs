@@ -24,7 +24,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 const RESETS_MAX: usize = 4096;
 /// A client that has not taken the rest of its last answer after this long does not get it.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
-/// A client that does not finish the head of an HTTP/1.1 request loses its connection.
+/// A client that does not finish the head of an HTTP/1.1 request, or the preface of HTTP/2, loses its connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// After an error of `accept` that is not the client's, for example too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -109,26 +109,34 @@ async fn serve_connection<D: Domain>(
     let (socket, mut outlet) =
         outlet::pair(stream, door.metrics.received_bytes.clone(), door.metrics.sent_bytes.clone());
     let mut connection = Box::pin(builder.serve_connection(TokioIo::new(socket), front));
-    let served = tokio::select! {
-        served = outlet.serve(connection.as_mut()) => served,
-        () = goaway.cancelled() => {
-            let spread = GOAWAY_SPREAD.mul_f64(f64::from(random_u32()) / f64::from(u32::MAX));
-            let early = tokio::select! {
-                served = outlet.serve(connection.as_mut()) => Some(served),
-                () = tokio::time::sleep(spread) => None,
-                () = closing.cancelled() => None,
-            };
-            match early {
-                Some(served) => served,
-                None => {
-                    connection.as_mut().graceful_shutdown();
-                    tokio::select! {
-                        served = outlet.serve(connection.as_mut()) => served,
-                        () = closing.cancelled() => Ok(()),
+    let unopened = tokio::select! {
+        served = outlet.open(connection.as_mut()) => served,
+        () = goaway.cancelled() => None,
+        () = tokio::time::sleep(HEAD_TIMEOUT) => Some(Err("the client did not say which protocol it speaks".into())),
+    };
+    let served = match unopened {
+        Some(served) => served,
+        None => tokio::select! {
+            served = outlet.serve(connection.as_mut()) => served,
+            () = goaway.cancelled() => {
+                let spread = GOAWAY_SPREAD.mul_f64(f64::from(random_u32()) / f64::from(u32::MAX));
+                let early = tokio::select! {
+                    served = outlet.serve(connection.as_mut()) => Some(served),
+                    () = tokio::time::sleep(spread) => None,
+                    () = closing.cancelled() => None,
+                };
+                match early {
+                    Some(served) => served,
+                    None => {
+                        connection.as_mut().graceful_shutdown();
+                        tokio::select! {
+                            served = outlet.serve(connection.as_mut()) => served,
+                            () = closing.cancelled() => Ok(()),
+                        }
                     }
                 }
             }
-        }
+        },
     };
     // The library has ended, and may have left something behind.
     tokio::select! {
