@@ -22,6 +22,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Requests that a client may take back before we have looked at them. The library's default of 20 closes the connection
 /// of a client that gives up some dozens of requests at once, as one does whose context ends; etcd bears it.
 const RESETS_MAX: usize = 4096;
+/// Metadata of a request. The library refuses more than 16 KiB by default, and etcd 16 MiB; this bounds what a request may
+/// cost before anything looks at it, and long tokens fit.
+const METADATA_BYTES_MAX: u32 = 1 << 20;
 /// A client that has not taken the rest of its last answer after this long does not get it.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// A client that does not finish the head of an HTTP/1.1 request, or the preface of HTTP/2, loses its connection.
@@ -63,6 +66,7 @@ pub(crate) fn serve<D: Domain>(
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(door.options.concurrent_streams_max)
+        .max_header_list_size(METADATA_BYTES_MAX)
         .max_pending_accept_reset_streams(RESETS_MAX)
         .keep_alive_interval(PING_AFTER)
         .keep_alive_timeout(PING_TIMEOUT);
