@@ -11,6 +11,7 @@ use api::etcdserverpb::cluster_client::ClusterClient;
 use api::etcdserverpb::kv_client::KvClient;
 use api::etcdserverpb::lease_client::LeaseClient;
 use api::etcdserverpb::maintenance_client::MaintenanceClient;
+use api::etcdserverpb::watch_client::WatchClient;
 use api::grpc::health::v1 as health;
 use gateway::Gateway;
 use gateway::door::Member;
@@ -19,6 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_stream::StreamExt as _;
 use tonic::Code;
+use tonic::codec::CompressionEncoding;
 
 /// One HTTP/1.1 request; the status line's code, and the body.
 async fn http(address: std::net::SocketAddr, method: &str, path: &str) -> (u16, String) {
@@ -247,6 +249,30 @@ async fn long_metadata_is_taken() {
     let mut request = tonic::Request::new(pb::RangeRequest { key: "k".into(), ..Default::default() });
     request.metadata_mut().insert("token", "x".repeat(100_000).parse().unwrap());
     client.range(request).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn compressed_requests_are_taken_up_to_the_size_of_others() {
+    let cluster = TestCluster::start(1).await;
+    let gateway = cluster.gateway().await;
+    let channel = connect(&gateway).await;
+    let mut watch = WatchClient::new(channel.clone()).send_compressed(CompressionEncoding::Gzip);
+    let create = pb::WatchCreateRequest { key: "k".into(), ..Default::default() };
+    let create = pb::watch_request::RequestUnion::CreateRequest(create);
+    let requests = tokio_stream::iter([pb::WatchRequest { request_union: Some(create) }]);
+    let requests = requests.chain(tokio_stream::pending());
+    let mut events = watch.watch(requests).await.unwrap().into_inner();
+    assert!(events.message().await.unwrap().unwrap().created);
+
+    let mut kv = KvClient::new(channel).send_compressed(CompressionEncoding::Gzip);
+    let put =
+        |bytes| pb::PutRequest { key: "k".into(), value: vec![b'v'; bytes].into(), ..Default::default() };
+    kv.put(put(100_000)).await.unwrap();
+    let told = events.message().await.unwrap().unwrap();
+    assert_eq!(told.events[0].kv.as_ref().unwrap().value.len(), 100_000);
+    // 16 KiB on the wire.
+    let status = kv.put(put(16 << 20)).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
 }
 
 /// The clock leaps to whatever is waited for next, so the client waits for no wall time.

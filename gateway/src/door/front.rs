@@ -13,6 +13,7 @@ use api::grpc::health::v1::health_server::HealthServer;
 use http_body::Body as HttpBody;
 use hyper::body::Incoming;
 use tonic::body::Body;
+use tonic::codec::CompressionEncoding;
 use tonic::{Code, Status};
 use tower_service::Service as _;
 
@@ -24,6 +25,10 @@ use super::maintenance::Maintenance;
 use super::{Door, http, methods, watch};
 use crate::domain::Domain;
 use crate::errors::{INVALID_CLIENT_API_VERSION, NO_LEADER, status};
+
+/// Taken from clients as etcd takes it, and bounded by its decompressed size. Answers go uncompressed: that is allowed, and
+/// costs nothing.
+pub(super) const COMPRESSION: CompressionEncoding = CompressionEncoding::Gzip;
 
 type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
@@ -54,14 +59,20 @@ impl<D: Domain> Front<D> {
         let services = Services {
             kv: pb::kv_server::KvServer::new(Kv(Arc::clone(&door)))
                 .max_decoding_message_size(limit)
-                .max_encoding_message_size(usize::MAX),
+                .max_encoding_message_size(usize::MAX)
+                .accept_compressed(COMPRESSION),
             lease: pb::lease_server::LeaseServer::new(Lease(Arc::clone(&door)))
-                .max_decoding_message_size(limit),
+                .max_decoding_message_size(limit)
+                .accept_compressed(COMPRESSION),
             cluster: pb::cluster_server::ClusterServer::new(Cluster(Arc::clone(&door)))
-                .max_decoding_message_size(limit),
+                .max_decoding_message_size(limit)
+                .accept_compressed(COMPRESSION),
             maintenance: pb::maintenance_server::MaintenanceServer::new(Maintenance(Arc::clone(&door)))
-                .max_decoding_message_size(limit),
-            health: HealthServer::new(Health(Arc::clone(&door))).max_decoding_message_size(limit),
+                .max_decoding_message_size(limit)
+                .accept_compressed(COMPRESSION),
+            health: HealthServer::new(Health(Arc::clone(&door)))
+                .max_decoding_message_size(limit)
+                .accept_compressed(COMPRESSION),
             door,
         };
         Front { services: Arc::new(services), http_only: false }

@@ -18,7 +18,7 @@ use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder
 use tonic::server::{Grpc, StreamingService};
 use tonic::{Status, Streaming};
 
-use super::front::sizes_of_too_large;
+use super::front::{COMPRESSION, sizes_of_too_large};
 use super::{Door, StreamEnd};
 use crate::backoff::random_u32;
 use crate::domain::Domain;
@@ -36,7 +36,8 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
 {
     let mut grpc = Grpc::new(WatchCodec)
-        .apply_max_message_size_config(Some(door.options.message_bytes_max()), Some(usize::MAX));
+        .apply_max_message_size_config(Some(door.options.message_bytes_max()), Some(usize::MAX))
+        .accept_compressed(COMPRESSION);
     grpc.streaming(Service(Arc::clone(door)), request).await
 }
 
