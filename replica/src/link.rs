@@ -27,8 +27,8 @@ use consensus_core::{GroupId, NodeId};
 /// Version of the protocol in `link.proto`.
 const VERSION: u32 = 1;
 
-/// Bytes of answers that may wait for a gateway before its link is cut. Queries are answered while there is room, watches
-/// are bounded by credit, and what else there is to say is small.
+/// Bytes of answers that may wait for a gateway before its link is cut. Queries are answered and large answers made while
+/// there is room, watches are bounded by credit, and what else there is to say is small.
 const OUTBOX_BYTES: usize = 1 << 30;
 /// No further query is answered while more than this waits: as much as a gateway takes in some milliseconds.
 const ROOM_BYTES: usize = 8 << 20;
@@ -68,7 +68,10 @@ impl Link {
 
     /// See [`Link::begin_large`].
     pub(crate) fn end_large(&self) {
-        self.large.fetch_sub(1, Ordering::Release);
+        if self.large.fetch_sub(1, Ordering::Release) == 1 {
+            // Other groups may have waited for this, too.
+            self.outbox.tell_drained();
+        }
     }
 
     /// Encodes and sends a large answer to request `id`; takes its time. One that no gateway would accept is refused.

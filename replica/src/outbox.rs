@@ -64,6 +64,11 @@ impl Outbox {
         self.waiting.load(Ordering::Relaxed) <= self.room
     }
 
+    /// Makes [`Outbox::drained`] return.
+    pub(crate) fn tell_drained(&self) {
+        self.drained.notify_one();
+    }
+
     /// Returns after there is room again.
     pub(crate) async fn drained(&self) {
         self.drained.notified().await;
@@ -172,21 +177,21 @@ impl Outbox {
                     return Ok(());
                 }
                 mem::swap(&mut state.buffer, &mut writing);
-                let large = if writing.is_empty() { state.large.pop_front() } else { None };
+                // One each time, however many small ones there are.
+                let large = state.large.pop_front();
                 if writing.is_empty() && large.is_none() {
                     state.idle = Some(Arc::clone(&socket));
                 }
                 large
             };
-            let has_large = large.is_some();
-            if let Some(frame) = large {
-                self.write(&socket, frame).await?;
-            }
-            if writing.is_empty() && !has_large {
+            if writing.is_empty() && large.is_none() {
                 self.ready.notified().await;
                 continue;
             }
             self.write(&socket, &mut writing).await?;
+            if let Some(frame) = large {
+                self.write(&socket, frame).await?;
+            }
             if writing.capacity() > KEEP_BYTES {
                 writing = BytesMut::new();
             }

@@ -201,9 +201,8 @@ async fn dial_once(shared: &Arc<Shared>, peer: &Arc<Peer>, redial: &mut Redial) 
     let mut link = pin!(run(shared, peer, stream));
     tokio::select! {
         reason = link.as_mut() => {
-            return Err(NoLink::Refused(format!(
-                "the link ended at once ({reason}): check that this node is in the peer's configuration"
-            )));
+            let hint = "check that this node is in the peer's configuration";
+            return Err(NoLink::Refused(format!("the link ended at once ({reason}): unless it was just stopped, {hint}")));
         }
         () = tokio::time::sleep(SETTLED_AFTER) => {}
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use api::etcdserverpb as pb;
-use keyspace::{Op, Query, RangeRequest, Reply, SortOrder, SortTarget, check};
+use keyspace::{Op, Query, RangeRequest, Reply, SortOrder, SortTarget, Txn, TxnOp, check};
 use tokio_stream::Once;
 use tonic::{Request, Response, Status};
 
@@ -45,6 +45,16 @@ impl<D: Domain> Door<D> {
         let header = self.header(reply.revision.0, answer.term);
         Ok(convert::range_reply(reply, header))
     }
+}
+
+/// The newest revision that a transaction's ranges ask for; 0 if they ask for none.
+fn newest_revision(txn: &Txn) -> i64 {
+    let of = |op: &TxnOp| match op {
+        TxnOp::Range(range) => range.revision,
+        TxnOp::Txn(txn) => newest_revision(txn),
+        TxnOp::Put(_) | TxnOp::DeleteRange(_) | TxnOp::Empty => 0,
+    };
+    txn.success.iter().chain(&txn.failure).map(of).max().unwrap_or(0)
 }
 
 #[tonic::async_trait]
@@ -114,7 +124,7 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
         let txn = convert::txn(request);
         check::txn(&txn, self.0.options.txn_ops_max).map_err(Failure::from)?;
         let answer = if txn.is_read_only() {
-            let consistency = self.0.consistency(txn.is_serializable(), 0);
+            let consistency = self.0.consistency(txn.is_serializable(), newest_revision(&txn));
             self.0.domain.read(Query::Txn(txn), consistency).await?
         } else {
             size?;

@@ -29,7 +29,11 @@ pub(super) enum Subject {
 /// What a waiting read will do once it may.
 #[derive(Debug)]
 pub(super) enum Reading {
-    Query(Query),
+    Query {
+        query: Query,
+        /// Its size as it was sent.
+        bytes: usize,
+    },
     KeepAlive(Vec<i64>),
     WatchOpen(api::gaios::link::v1::WatchOpen),
     /// How far this watch has come.

@@ -36,7 +36,7 @@ pub(crate) use self::log_positions::LogPositions;
 pub(crate) use self::snapshotting::{decode_meta, encode_meta, load};
 
 use self::clients::{Clients, Enrolled, PendingRead, Reading, Subject, Waiter};
-use self::queries::{Admitted, Queries};
+use self::queries::{Admitted, Asked, Queries};
 use self::replies::Replies;
 use self::snapshotting::Snapshotting;
 use self::timer::Timer;
@@ -59,8 +59,10 @@ const LARGE_BYTES: usize = 256 << 10;
 const SWEEP_PER_TURN: usize = 256;
 /// How long a stopping leader waits for its successor.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(1);
-/// A leader whose disk is full tries this often to find a successor that has room.
-const HANDOVER_EVERY: Duration = Duration::from_secs(5);
+/// How long a leader whose disk is full, and whose predecessor's was too, or who found no successor, waits until it tries
+/// (again); doubles up to the second time. While all disks are full the group needs a leader that stays: leases begin anew
+/// under each.
+const RELIEF_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
 /// How often a replica without a state asks its peers for one.
 const SNAPSHOT_REQUEST_EVERY: Duration = Duration::from_secs(1);
 
@@ -170,8 +172,8 @@ pub(crate) struct Group {
     label: Vec<u8>,
     metrics: GroupMetrics,
     stopping: Option<Mono>,
-    /// Whom the leader of a full disk asked last to take over, and when it may ask the next one.
-    relieved_by: Option<(NodeId, Mono)>,
+    /// For a leader whose disk is full.
+    relief: Option<Relief>,
     timer: Timer,
 }
 
@@ -206,7 +208,7 @@ impl Group {
             label: Vec::new(),
             metrics,
             stopping: None,
-            relieved_by: None,
+            relief: None,
             timer: Timer::default(),
         }
     }
@@ -357,19 +359,7 @@ impl Group {
         match request.kind {
             Some(RequestKind::Write(write)) => self.on_write(link, id, write),
             Some(RequestKind::OpenSession(open)) => self.on_open_session(link, id, &open.nonce),
-            Some(RequestKind::Read(read)) => match Query::decode(read.query) {
-                Ok(query) if read.serializable => {
-                    let query = Admitted { request: id, query, linearizable: false };
-                    let at_least = Revision(read.at_least);
-                    if at_least <= self.state.revision() {
-                        self.queries.admit(link, query);
-                    } else {
-                        self.queries.admit_at(clock::now(), at_least, link, query);
-                    }
-                }
-                Ok(query) => self.on_read(link, id, Reading::Query(query)),
-                Err(_) => self.replies.refuse(link, id, Why::Malformed),
-            },
+            Some(RequestKind::Read(read)) => self.on_query(link, id, read),
             Some(RequestKind::KeepAlive(keep)) => self.on_read(link, id, Reading::KeepAlive(keep.leases)),
             Some(RequestKind::Status(_)) => self.on_status(link, id),
             Some(RequestKind::WatchOpen(open)) if open.linearizable => {
@@ -385,11 +375,34 @@ impl Group {
         }
     }
 
+    fn on_query(&mut self, link: &Arc<Link>, id: u64, read: wire::Read) {
+        let bytes = read.query.len();
+        let Ok(query) = Query::decode(read.query) else {
+            self.replies.refuse(link, id, Why::Malformed);
+            return;
+        };
+        if !read.serializable {
+            self.on_read(link, id, Reading::Query { query, bytes });
+            return;
+        }
+        let query = Admitted { request: id, asked: Asked::Query { query, bytes, linearizable: false } };
+        let at_least = Revision(read.at_least);
+        let admitted = if at_least <= self.state.revision() {
+            self.queries.admit(link, query)
+        } else {
+            self.queries.admit_at(clock::now(), at_least, link, query)
+        };
+        if admitted.is_err() {
+            self.replies.refuse(link, id, Why::Overloaded);
+        }
+    }
+
     fn on_write(&mut self, link: &Arc<Link>, id: u64, write: wire::Write) {
         let (session, seq) = (SessionId(write.session), write.seq);
         match self.state.has_result(session, seq) {
             SessionLookup::Applied(outcome) => {
-                self.replies.outcome(link, id, outcome);
+                let outcome = outcome.clone();
+                self.answer(link, id, &outcome);
                 return;
             }
             // The rest is decided at apply, in log order, the same on every replica.
@@ -485,9 +498,12 @@ impl Group {
     fn serve(&mut self, read: PendingRead) {
         let PendingRead { waiter, reading } = read;
         match reading {
-            Reading::Query(query) => {
-                let query = Admitted { request: waiter.request, query, linearizable: true };
-                self.queries.admit(&waiter.link, query);
+            Reading::Query { query, bytes } => {
+                let asked = Asked::Query { query, bytes, linearizable: true };
+                let query = Admitted { request: waiter.request, asked };
+                if self.queries.admit(&waiter.link, query).is_err() {
+                    self.replies.refuse(&waiter.link, waiter.request, Why::Overloaded);
+                }
             }
             Reading::KeepAlive(leases) => self.keep_alive(waiter, leases),
             Reading::WatchOpen(open) => {
@@ -502,17 +518,24 @@ impl Group {
     /// Answers queries for a while, as links have room.
     fn answer_queries(&mut self) {
         let began = clock::now();
-        self.queries.handle_revision(began, self.state.revision());
-        while let Some((link, query)) = self.queries.next() {
-            self.answer_query(&link, &query);
+        let replies = &mut self.replies;
+        self.queries.handle_revision(began, self.state.revision(), |link, request| {
+            replies.refuse(link, request, Why::Overloaded);
+        });
+        while let Some((link, Admitted { request, asked })) = self.queries.next() {
+            match asked {
+                Asked::Query { query, linearizable, .. } => {
+                    self.answer_query(&link, request, &query, linearizable);
+                }
+                Asked::Outcome(outcome) => self.answer(&link, request, &outcome),
+            }
             if clock::now().since(began) > QUERIES_PER_TURN {
                 break;
             }
         }
     }
 
-    fn answer_query(&mut self, link: &Arc<Link>, query: &Admitted) {
-        let (id, query, linearizable) = (query.request, &query.query, query.linearizable);
+    fn answer_query(&mut self, link: &Arc<Link>, id: u64, query: &Query, linearizable: bool) {
         let about_leases = matches!(query, Query::LeaseTimeToLive { .. } | Query::Leases);
         if about_leases && linearizable && !self.leading {
             self.replies.refuse(link, id, Why::NotLeader);
@@ -534,10 +557,17 @@ impl Group {
         self.answer(link, id, &outcome);
     }
 
-    /// Answers a request. What is large is encoded elsewhere: it would stop the group, and on a small machine the node.
+    /// Answers a request. What is large is encoded elsewhere, since it would stop the group, and on a small machine the
+    /// node; one at a time for each link.
     fn answer(&mut self, link: &Arc<Link>, id: u64, outcome: &Outcome) {
         if !outcome.as_ref().is_ok_and(|reply| reply.holds_more_than(LARGE_BYTES)) {
             self.replies.outcome(link, id, outcome);
+            return;
+        }
+        if !link.has_room() {
+            let asked = Asked::Outcome(outcome.clone());
+            let admitted = self.queries.admit(link, Admitted { request: id, asked });
+            assert!(admitted.is_ok(), "outcomes are always admitted");
             return;
         }
         link.begin_large();
@@ -848,6 +878,10 @@ impl Group {
             }
             Event::LeadershipReady => {
                 self.leading = true;
+                if self.shared.journal.is_full() {
+                    let asked = self.relief.map_or(self.shared.id, |relief| relief.asked);
+                    self.relief = Some(Relief::next(self.relief, asked, clock::now()));
+                }
                 let grace = self.shared.timing.election;
                 let leases =
                     self.state.leases().map(|lease| (lease.id, lease.granted_ttl_s, lease.remaining_s));
@@ -932,13 +966,14 @@ impl Group {
 
     /// A leader whose disk is full can accept no write, but another may: followers need not all have room.
     fn seek_relief(&mut self, now: Mono) {
-        if !(self.leading && self.stopping.is_none() && self.shared.journal.is_full()) {
+        if !self.shared.journal.is_full() {
+            self.relief = None;
             return;
         }
-        if self.relieved_by.is_some_and(|(_, until)| now < until) {
+        if !self.leading || self.stopping.is_some() || self.relief.is_some_and(|relief| now < relief.at) {
             return;
         }
-        let last = self.relieved_by.map_or(self.shared.id, |(last, _)| last);
+        let last = self.relief.map_or(self.shared.id, |relief| relief.asked);
         let config = self.engine.status().config;
         let others = {
             let liveness = self.shared.liveness.read();
@@ -947,7 +982,7 @@ impl Group {
         };
         let Some(to) = next_after(last, &others) else { return };
         info!(group = self.handle.id.0, to = to.0, "the disk is full: handing leadership over");
-        self.relieved_by = Some((to, now.after(HANDOVER_EVERY)));
+        self.relief = Some(Relief::next(self.relief, to, now));
         self.step(Input::Transfer { to });
     }
 
@@ -960,6 +995,24 @@ impl Group {
 
     fn publish(&mut self) {
         self.metrics.publish(&self.engine.status(), self.applied, self.watches.len());
+    }
+}
+
+/// A leader whose disk is full looks for one that has room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Relief {
+    /// Who was asked last to take over.
+    asked: NodeId,
+    /// When the next one may be asked.
+    at: Mono,
+    pause: Duration,
+}
+
+impl Relief {
+    fn next(before: Option<Relief>, asked: NodeId, now: Mono) -> Relief {
+        let (first, max) = RELIEF_PAUSE;
+        let pause = before.map_or(first, |before| (before.pause * 2).min(max));
+        Relief { asked, at: now.after(pause), pause }
     }
 }
 

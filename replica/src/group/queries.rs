@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consensus_core::Mono;
-use keyspace::{Query, Revision};
+use keyspace::{Outcome, Query, Revision};
 
 use crate::link::Link;
 
@@ -18,19 +18,56 @@ use crate::link::Link;
 /// entry, or after two milliseconds; one that is further behind answers with what it has.
 const BEHIND_MAX: Duration = Duration::from_millis(100);
 
+/// What may wait for one link, in bytes of queries and as much again for each. Beyond, queries are refused: a gateway that
+/// takes no answers could otherwise fill the memory with questions.
+const LINK_BYTES_MAX: usize = 16 << 20;
+const QUERY_BYTES: usize = 512;
+
 /// A query that may be answered.
 #[derive(Debug)]
 pub(super) struct Admitted {
     pub(super) request: u64,
-    pub(super) query: Query,
-    /// It was admitted by the leader, and may ask what only that one knows.
-    pub(super) linearizable: bool,
+    pub(super) asked: Asked,
+}
+
+#[derive(Debug)]
+pub(super) enum Asked {
+    Query {
+        query: Query,
+        /// Its size as it was sent.
+        bytes: usize,
+        /// It was admitted by the leader, and may ask what only that one knows.
+        linearizable: bool,
+    },
+    /// Carried out already; the answer is large.
+    Outcome(Outcome),
+}
+
+/// The query was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TooMany;
+
+impl Admitted {
+    fn cost_bytes(&self) -> usize {
+        match &self.asked {
+            Asked::Query { bytes, .. } => bytes + QUERY_BYTES,
+            // Its writer waits for it, and sends nothing else under that number.
+            Asked::Outcome(_) => 0,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Waiting {
+    link: Arc<Link>,
+    queries: VecDeque<Admitted>,
+    bytes: usize,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Queries {
     /// By link, in the order of their admission.
-    admitted: BTreeMap<u64, (Arc<Link>, VecDeque<Admitted>)>,
+    admitted: BTreeMap<u64, Waiting>,
     /// The link that was served last.
     served_last: u64,
     /// Those that wait for a revision, under it and a number of their own.
@@ -38,37 +75,67 @@ pub(super) struct Queries {
     /// When they stop waiting, in order; some may have stopped before.
     patience: VecDeque<(Mono, (Revision, u64))>,
     next_behind: u64,
+    behind_bytes: usize,
 }
 
 impl Queries {
-    pub(super) fn admit(&mut self, link: &Arc<Link>, query: Admitted) {
-        let waiting = self.admitted.entry(link.id).or_insert_with(|| (Arc::clone(link), VecDeque::new()));
-        waiting.1.push_back(query);
+    /// Does not take the query when too many wait for this link.
+    pub(super) fn admit(&mut self, link: &Arc<Link>, query: Admitted) -> Result<(), TooMany> {
+        let empty = || Waiting { link: Arc::clone(link), queries: VecDeque::new(), bytes: 0 };
+        let waiting = self.admitted.entry(link.id).or_insert_with(empty);
+        let cost = query.cost_bytes();
+        if cost > 0 && waiting.bytes > LINK_BYTES_MAX {
+            return Err(TooMany);
+        }
+        waiting.bytes += cost;
+        waiting.queries.push_back(query);
+        Ok(())
     }
 
     /// As [`Queries::admit`], but not before the state is at `revision`, or some time has passed.
-    pub(super) fn admit_at(&mut self, now: Mono, revision: Revision, link: &Arc<Link>, query: Admitted) {
+    pub(super) fn admit_at(
+        &mut self,
+        now: Mono,
+        revision: Revision,
+        link: &Arc<Link>,
+        query: Admitted,
+    ) -> Result<(), TooMany> {
+        if self.behind_bytes > LINK_BYTES_MAX {
+            return Err(TooMany);
+        }
+        self.behind_bytes += query.cost_bytes();
         let key = (revision, self.next_behind);
         self.next_behind += 1;
         self.behind.insert(key, (Arc::clone(link), query));
         self.patience.push_back((now.after(BEHIND_MAX), key));
+        Ok(())
     }
 
-    /// The state is at `revision`.
-    pub(super) fn handle_revision(&mut self, now: Mono, revision: Revision) {
+    /// The state is at `revision`. Those whose link has too many waiting by now go to `refused`.
+    pub(super) fn handle_revision(
+        &mut self,
+        now: Mono,
+        revision: Revision,
+        mut refused: impl FnMut(&Arc<Link>, u64),
+    ) {
+        let mut caught_up = Vec::new();
         while let Some(first) = self.behind.first_entry()
             && first.key().0 <= revision
         {
-            let (link, query) = first.remove();
-            self.admit(&link, query);
+            caught_up.push(first.remove());
         }
         while let Some((until, key)) = self.patience.front()
             && (*until <= now || !self.behind.contains_key(key))
         {
-            if let Some((link, query)) = self.behind.remove(key) {
-                self.admit(&link, query);
-            }
+            caught_up.extend(self.behind.remove(key));
             self.patience.pop_front();
+        }
+        for (link, query) in caught_up {
+            self.behind_bytes -= query.cost_bytes();
+            let request = query.request;
+            if self.admit(&link, query).is_err() {
+                refused(&link, request);
+            }
         }
     }
 
@@ -79,27 +146,32 @@ impl Queries {
 
     /// Whether [`Queries::next`] has one.
     pub(super) fn has_next(&self) -> bool {
-        self.admitted.values().any(|(link, _)| link.has_room())
+        self.admitted.values().any(|waiting| waiting.link.has_room())
     }
 
     /// The next one whose link has room for its answer; links take turns.
     pub(super) fn next(&mut self) -> Option<(Arc<Link>, Admitted)> {
         let later = (Bound::Excluded(self.served_last), Bound::Unbounded);
-        let with_room = |(_, (link, _)): &(&u64, &(Arc<Link>, VecDeque<Admitted>))| link.has_room();
+        let with_room = |(_, waiting): &(&u64, &Waiting)| waiting.link.has_room();
         let id = *self.admitted.range(later).chain(&self.admitted).find(with_room)?.0;
-        let (link, queries) = self.admitted.get_mut(&id)?;
-        let link = Arc::clone(link);
-        let next = queries.pop_front();
-        if queries.is_empty() {
+        let waiting = self.admitted.get_mut(&id)?;
+        let link = Arc::clone(&waiting.link);
+        let next = waiting.queries.pop_front()?;
+        waiting.bytes -= next.cost_bytes();
+        if waiting.queries.is_empty() {
             self.admitted.remove(&id);
         }
         self.served_last = id;
-        next.map(|query| (link, query))
+        Some((link, next))
     }
 
     pub(super) fn close_link(&mut self, id: u64) {
         self.admitted.remove(&id);
-        self.behind.retain(|_, (link, _)| link.id != id);
+        self.behind.retain(|_, (link, query)| {
+            let stays = link.id != id;
+            self.behind_bytes -= if stays { 0 } else { query.cost_bytes() };
+            stays
+        });
     }
 }
 
@@ -111,11 +183,36 @@ mod tests {
 
     fn query(request: u64) -> Admitted {
         let query = Query::Range(RangeRequest::new(KeyRange::single("a")));
-        Admitted { request, query, linearizable: false }
+        Admitted { request, asked: Asked::Query { query, bytes: 1 << 20, linearizable: false } }
     }
 
     fn next(queries: &mut Queries) -> Option<u64> {
         queries.next().map(|(_, query)| query.request)
+    }
+
+    fn nobody(_: &Arc<Link>, request: u64) {
+        panic!("{request} was refused");
+    }
+
+    #[test]
+    fn what_waits_for_a_link_is_bounded_but_for_answers_to_writes() {
+        let mut queries = Queries::default();
+        let link = Link::unconnected();
+        let mut request = 0;
+        while queries.admit(&link, query(request)).is_ok() {
+            request += 1;
+        }
+        assert_eq!(request, 16);
+        let done = Ok(keyspace::Reply::Done { revision: Revision(1) });
+        queries.admit(&link, Admitted { request, asked: Asked::Outcome(done) }).unwrap();
+        assert_eq!(next(&mut queries), Some(0));
+        queries.admit(&link, query(18)).unwrap();
+        assert!(queries.admit(&link, query(19)).is_err());
+        let refused = queries.admit_at(Mono(1), Revision(2), &link, query(20));
+        refused.unwrap();
+        let mut refused = Vec::new();
+        queries.handle_revision(Mono(1), Revision(2), |_, request| refused.push(request));
+        assert_eq!(refused, [20]);
     }
 
     #[test]
@@ -123,7 +220,7 @@ mod tests {
         let mut queries = Queries::default();
         let links = [Link::unconnected(), Link::unconnected()];
         for (link, request) in [(0, 1), (0, 2), (0, 3), (1, 11), (1, 12)] {
-            queries.admit(&links[link], query(request));
+            queries.admit(&links[link], query(request)).unwrap();
         }
         let order: Vec<_> = std::iter::from_fn(|| next(&mut queries)).collect();
         assert_eq!(order, [1, 11, 2, 12, 3]);
@@ -135,13 +232,13 @@ mod tests {
         let mut queries = Queries::default();
         let links = [Link::unconnected(), Link::unconnected()];
         links[0].begin_large();
-        queries.admit(&links[0], query(1));
-        queries.admit(&links[1], query(11));
+        queries.admit(&links[0], query(1)).unwrap();
+        queries.admit(&links[1], query(11)).unwrap();
         assert_eq!(next(&mut queries), Some(11));
         assert_eq!((queries.has_next(), next(&mut queries)), (false, None));
         links[0].end_large();
         assert_eq!(next(&mut queries), Some(1));
-        queries.admit(&links[0], query(2));
+        queries.admit(&links[0], query(2)).unwrap();
         queries.close_link(links[0].id);
         assert_eq!(next(&mut queries), None);
     }
@@ -152,15 +249,16 @@ mod tests {
         let link = Link::unconnected();
         let start = Mono(1000);
         for (request, revision) in [(1, 7), (2, 5), (3, 9)] {
-            queries.admit_at(start, Revision(revision), &link, query(request));
+            queries.admit_at(start, Revision(revision), &link, query(request)).unwrap();
         }
-        queries.handle_revision(start, Revision(4));
+        queries.handle_revision(start, Revision(4), nobody);
         assert_eq!(next(&mut queries), None);
-        queries.handle_revision(start, Revision(7));
+        queries.handle_revision(start, Revision(7), nobody);
         assert_eq!((next(&mut queries), next(&mut queries), next(&mut queries)), (Some(2), Some(1), None));
         let end = queries.deadline().unwrap();
         assert_eq!(end, start.after(BEHIND_MAX));
-        queries.handle_revision(end, Revision(8));
+        queries.handle_revision(end, Revision(8), nobody);
+        assert_eq!(queries.behind_bytes, 0);
         assert_eq!((next(&mut queries), queries.deadline()), (Some(3), None));
     }
 }

@@ -123,6 +123,11 @@ fn a_leader_without_room_asks_the_others_in_turn() {
     assert_eq!(next_after(NodeId(4), &others), Some(NodeId(6)));
     assert_eq!(next_after(NodeId(6), &others), Some(NodeId(1)));
     assert_eq!(next_after(NodeId(3), &[]), None);
+    // Ever more rarely: perhaps nobody has room.
+    let first = Relief::next(None, NodeId(4), Mono(7));
+    assert_eq!((first.asked, first.at), (NodeId(4), Mono(7).after(RELIEF_PAUSE.0)));
+    let later = (0..20).fold(first, |before, _| Relief::next(Some(before), NodeId(6), Mono(9)));
+    assert_eq!(later.at, Mono(9).after(RELIEF_PAUSE.1));
 }
 
 #[tokio::test]
