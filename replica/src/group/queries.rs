@@ -1,4 +1,4 @@
-//! Queries that may be answered, until their turn comes.
+//! Queries that may be answered, until their turn comes, and large answers to writes, until their link has room.
 //!
 //! Answers may be large and many, and a group's task is one. So queries get a share of each turn, and a link gets
 //! answers only while it has room for them: a gateway that asks for more than it takes waits, with nothing made for it.
@@ -18,9 +18,10 @@ use crate::link::Link;
 /// entry, or after two milliseconds; one that is further behind answers with what it has.
 const BEHIND_MAX: Duration = Duration::from_millis(100);
 
-/// What may wait for one link, in bytes of queries and as much again for each. Beyond, queries are refused: a gateway that
-/// takes no answers could otherwise fill the memory with questions.
+/// What may wait for one link's room, and for all links together for a revision: the queries' bytes, and [`QUERY_BYTES`] for
+/// each. Beyond, queries are refused: a gateway that takes no answers could otherwise fill the memory with questions.
 const LINK_BYTES_MAX: usize = 16 << 20;
+/// What a query takes beside its own bytes.
 const QUERY_BYTES: usize = 512;
 
 /// A query that may be answered.
