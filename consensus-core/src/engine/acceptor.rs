@@ -33,15 +33,18 @@ pub(super) struct Acceptor {
 }
 
 impl Acceptor {
-    pub(super) fn new(promised: Lead, log: &Log) -> Acceptor {
-        Acceptor {
+    pub(super) fn new(promised: Lead, log: &Log, options: &Options) -> Acceptor {
+        let mut acceptor = Acceptor {
             promised,
             upto: log.commit,
             upto_staged: Staged::RECOVERED,
             acknowledge: false,
             granted: NodeSet::new(),
             grants: BTreeMap::new(),
-        }
+        };
+        // The leader may still be there and wait for what this node had voted for.
+        acceptor.advance(log, options);
+        acceptor
     }
 
     pub(super) fn promised(&self) -> Lead {
