@@ -6,7 +6,8 @@
 //! as values. Every message in [`Output::sends`] names the [`PersistSeq`] that has to be durable before it may leave.
 //!
 //! One [`Engine`] per group and node; one [`Liveness`] per node, which says of all groups at once which peers live,
-//! which nodes this one supports, and which support it. An idle group sends nothing and has no timer.
+//! which nodes this one supports, and which support it. An idle group sends nothing and has no timer. A node whose data
+//! directory is new is a [`Newcomer`] first.
 
 mod codec;
 mod config;
@@ -14,6 +15,7 @@ mod engine;
 mod liveness;
 pub mod message;
 mod mutant;
+mod newcomer;
 mod options;
 mod record;
 mod types;
@@ -25,6 +27,7 @@ pub use liveness::{Liveness, LivenessEvent, LivenessOutput};
 pub use message::{LivenessMessage, Message};
 #[cfg(feature = "mutants")]
 pub use mutant::Mutant;
+pub use newcomer::{Newcomer, Place, Standing};
 pub use options::{Options, Timing};
 pub use record::{Durable, Record, RecordKind, RecordLabel};
 pub use types::{Ballot, Epoch, GroupId, Kind, Lead, Mono, NodeId, PersistSeq, Slot, Tag, Value, Vote};

@@ -55,12 +55,16 @@ pub enum Mutant {
     PromiseLostVotes,
     /// A damaged node counts as whole after any Accepted, without hearing how far the leader had proposed.
     HealedTooSoon,
+    /// A newcomer takes its place when a quorum, itself counted, has answered.
+    NewcomerAsksQuorum,
+    /// A newcomer founds a cluster, whatever others say.
+    NewcomerAlwaysFounds,
 }
 
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 25] = [
+    pub const ALL: [Mutant; 27] = [
         Mutant::PromiseUngated,
         Mutant::AcceptedUngated,
         Mutant::OwnVoteUngated,
@@ -86,6 +90,8 @@ impl Mutant {
         Mutant::ReadIndexUnconfirmed,
         Mutant::PromiseLostVotes,
         Mutant::HealedTooSoon,
+        Mutant::NewcomerAsksQuorum,
+        Mutant::NewcomerAlwaysFounds,
     ];
 }
 

@@ -459,6 +459,12 @@ impl Durable {
         self.base.max(self.presupposed)
     }
 
+    /// Whether the journal holds nothing of the group.
+    #[must_use]
+    pub fn is_newborn(&self) -> bool {
+        self.newborn
+    }
+
     /// Whether there is a configuration, so that an engine can start.
     #[must_use]
     pub fn is_usable(&self) -> bool {

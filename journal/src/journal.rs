@@ -18,6 +18,7 @@ use crate::{
     },
     recovery::{self, Recovered, Report, SEGMENT_BYTES_MAX},
     segment::{self, Kind, Making, Ready, Segment, segment_name, spare_name},
+    superblock,
 };
 
 /// Position of a record: dense, from 1, growing for ever, across segments and restarts.
@@ -694,7 +695,10 @@ fn must_exist(options: &Options, files: &Files) -> Result<(), Error> {
     Err(Error::Corrupt {
         file: segment_name(1),
         offset: 0,
-        what: "the journal was made before, and none of its segments is left: replace this member".to_owned(),
+        what: format!(
+            "the journal was made before, and none of its segments is left; {}",
+            superblock::EMPTY_IT
+        ),
     })
 }
 

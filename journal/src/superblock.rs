@@ -5,18 +5,21 @@
 //! | offset | bytes | field |
 //! |---|---|---|
 //! | 0 | 8 | `GAIOSSUP` |
-//! | 8 | 4 | crc32c of bytes 12 to 63 |
+//! | 8 | 4 | crc32c of bytes 12 to 4095 |
 //! | 12 | 4 | format version |
 //! | 16 | 8 | sequence: grows with every change |
 //! | 24 | 8 | cluster |
 //! | 32 | 8 | node |
 //! | 40 | 8 | salt |
 //! | 48 | 8 | incarnation |
-//! | 56 | 8 | flags; bit 0: the journal was made |
+//! | 56 | 8 | flags; 1: the journal was made; 2: the node has its place; 4: it returned without its memory |
+//! | 64 | 8 | mark |
+//! | 72 | 8 | length of the roll |
+//! | 80 | 16 each | the roll: node, mark |
 //!
 //! A change is written to `a` and synced, then to `b` and synced, and has happened when both are. So at any moment one
 //! copy is whole, and a single damaged copy never takes back a change that has happened. With both copies damaged the
-//! node cannot know what it promised, and must be replaced under a new id.
+//! node cannot know what it promised. It has to begin with an empty directory, and the other nodes tell it what it needs.
 
 use crate::{
     disk::{Disk, DiskFile},
@@ -26,15 +29,26 @@ use crate::{
 };
 
 const MAGIC: [u8; 8] = *b"GAIOSSUP";
-const VERSION: u32 = 1;
-const USED_BYTES: usize = 64;
+const VERSION: u32 = 2;
+/// It knew neither marks nor places: whoever had a directory took part. The rest of its block was zero.
+const FIRST_VERSION: u32 = 1;
+const FIRST_VERSION_BYTES: usize = 64;
 const BLOCK_BYTES: usize = 4096;
 const FLAG_JOURNAL_MADE: u64 = 1;
+const FLAG_PLACED: u64 = 2;
+const FLAG_RETURNED: u64 = 4;
+const ROLL_AT: usize = 80;
+/// Longest roll that is kept.
+const ROLL_MAX: usize = (BLOCK_BYTES - ROLL_AT) / 16;
 /// In the order of writing.
 const COPIES: [&str; 2] = ["superblock-a", "superblock-b"];
 
+/// What an operator can do for a node whose directory is of no more use.
+pub(crate) const EMPTY_IT: &str =
+    "empty its data directory: it begins anew with what the other nodes know, once all of them are up";
+
 /// What a node must never forget.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     /// Who it is.
     pub identity: Identity,
@@ -42,6 +56,15 @@ pub struct Facts {
     pub incarnation: u64,
     /// The journal has been made: a start that finds none has lost it.
     pub journal_made: bool,
+    /// A random number drawn when the directory was made, by which other nodes tell it from a later one.
+    pub mark: u64,
+    /// The node has taken its place in the cluster.
+    pub placed: bool,
+    /// It did so without its memory, and groups without a record in the journal have lost what they had.
+    pub returned: bool,
+    /// Nodes that had no place either when this one took its own, and the marks of their directories. Whoever is not
+    /// among the first 251 is taken for one that returns, which is safe.
+    pub roll: Vec<(u64, u64)>,
 }
 
 /// The node's facts on disk.
@@ -58,8 +81,8 @@ impl<D: Disk> Superblock<D> {
     /// written anew from the good one.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] when no copy is whole, or none is there beside a journal: the node must be replaced under a
-    /// new id. [`Error::Version`], [`Error::Io`].
+    /// [`Error::Corrupt`] when no copy is whole, or none is there beside a journal: the directory must be emptied.
+    /// [`Error::Version`], [`Error::Io`].
     pub fn open(disk: D) -> Result<Option<Superblock<D>>, Error> {
         let names = disk.list().map_err(|e| Error::io("list", "the data directory", e))?;
         if COPIES.iter().all(|copy| !names.iter().any(|name| name == copy)) {
@@ -92,17 +115,17 @@ impl<D: Disk> Superblock<D> {
         Ok(Some(superblock))
     }
 
-    /// Writes the first facts of a new node (incarnation 0, no journal).
+    /// Writes the first facts of a new node (incarnation 0, no journal, no place).
     ///
     /// # Errors
     /// [`Error::Corrupt`] when there are some already; [`Error::Io`], [`Error::Full`].
-    pub fn create(disk: D, identity: Identity) -> Result<Superblock<D>, Error> {
+    pub fn create(disk: D, identity: Identity, mark: u64) -> Result<Superblock<D>, Error> {
         let names = disk.list().map_err(|e| Error::io("list", "the data directory", e))?;
         if let Some(copy) = COPIES.iter().find(|copy| names.iter().any(|name| name == *copy)) {
             let what = "the node has been set up before".to_owned();
             return Err(Error::Corrupt { file: (*copy).to_owned(), offset: 0, what });
         }
-        let facts = Facts { identity, ..Facts::default() };
+        let facts = Facts { identity, mark, ..Facts::default() };
         let mut superblock = Superblock { disk, sequence: 0, facts, damaged: None };
         superblock.store()?;
         Ok(superblock)
@@ -142,6 +165,29 @@ impl<D: Disk> Superblock<D> {
         self.store()
     }
 
+    /// Notes, durably, that the node has taken its place, with this roll. One that returns without its memory begins a life
+    /// under the number given.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: the node must not take part.
+    pub fn take_place(&mut self, mut roll: Vec<(u64, u64)>, returned_as: Option<u64>) -> Result<(), Error> {
+        roll.truncate(ROLL_MAX);
+        self.facts.roll = roll;
+        self.facts.placed = true;
+        self.facts.returned = returned_as.is_some();
+        self.facts.incarnation = self.facts.incarnation.max(returned_as.unwrap_or_default());
+        self.store()
+    }
+
+    /// Notes, durably, that what a returned node has lost stands in the journal of every group.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn settle(&mut self) -> Result<(), Error> {
+        self.facts.returned = false;
+        self.store()
+    }
+
     fn store(&mut self) -> Result<(), Error> {
         self.sequence += 1;
         let block = encode(self.sequence, &self.facts);
@@ -177,47 +223,89 @@ impl<D: Disk> Superblock<D> {
 }
 
 fn corrupt(what: &str) -> Error {
-    let what = format!("{what}: the node cannot know what it promised, replace it under a new id");
+    let what = format!("{what}: the node cannot know what it promised; {EMPTY_IT}");
     Error::Corrupt { file: COPIES[0].to_owned(), offset: 0, what }
 }
 
 /// `None` when the copy is missing, unreadable or damaged.
 fn read_copy<D: Disk>(disk: &D, copy: &str) -> Result<Option<(u64, Facts)>, Error> {
     let Ok(file) = disk.open(copy) else { return Ok(None) };
-    let mut block = [0; USED_BYTES];
+    let mut block = [0; BLOCK_BYTES];
     match file.read_at(&mut block, 0) {
-        Ok(USED_BYTES) => decode(&block, copy),
+        Ok(BLOCK_BYTES) => decode(&block, copy),
         Ok(_) | Err(_) => Ok(None),
     }
 }
 
 fn encode(sequence: u64, facts: &Facts) -> Vec<u8> {
-    let Facts { identity: Identity { cluster, node, salt }, incarnation, journal_made } = *facts;
-    let flags = if journal_made { FLAG_JOURNAL_MADE } else { 0 };
+    let Facts { identity, incarnation, journal_made, mark, placed, returned, roll } = facts;
+    let flag = |set: bool, flag: u64| if set { flag } else { 0 };
+    let flags =
+        flag(*journal_made, FLAG_JOURNAL_MADE) | flag(*placed, FLAG_PLACED) | flag(*returned, FLAG_RETURNED);
+    let Identity { cluster, node, salt } = *identity;
     let mut out = Vec::with_capacity(BLOCK_BYTES);
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&[0; 4]);
     out.extend_from_slice(&VERSION.to_le_bytes());
-    for field in [sequence, cluster, node, salt, incarnation, flags] {
+    for field in [sequence, cluster, node, salt, *incarnation, flags, *mark, roll.len() as u64] {
         out.extend_from_slice(&field.to_le_bytes());
     }
-    let crc = crc32c::crc32c(&out[12..USED_BYTES]);
-    out[8..12].copy_from_slice(&crc.to_le_bytes());
+    for field in roll.iter().flat_map(|(node, mark)| [node, mark]) {
+        out.extend_from_slice(&field.to_le_bytes());
+    }
     out.resize(BLOCK_BYTES, 0);
+    let crc = crc32c::crc32c(&out[12..]);
+    out[8..12].copy_from_slice(&crc.to_le_bytes());
     out
 }
 
-fn decode(block: &[u8; USED_BYTES], copy: &str) -> Result<Option<(u64, Facts)>, Error> {
+fn decode(block: &[u8; BLOCK_BYTES], copy: &str) -> Result<Option<(u64, Facts)>, Error> {
     let u32_at = |at: usize| block[at..at + 4].iter().rev().fold(0, |n, byte| n << 8 | u32::from(*byte));
     let u64_at = |at: usize| block[at..at + 8].iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte));
-    if block[..8] != MAGIC || u32_at(8) != crc32c::crc32c(&block[12..]) {
+    if block[..8] != MAGIC {
         return Ok(None);
     }
     let found = u32_at(12);
-    if found != VERSION {
+    let checked = if found == FIRST_VERSION { FIRST_VERSION_BYTES } else { BLOCK_BYTES };
+    if u32_at(8) != crc32c::crc32c(&block[12..checked]) {
+        return Ok(None);
+    }
+    if found != VERSION && found != FIRST_VERSION {
         return Err(Error::Version { file: copy.to_owned(), offset: 12, found, supported: VERSION });
     }
-    let identity = Identity { cluster: u64_at(24), node: u64_at(32), salt: u64_at(40) };
-    let journal_made = u64_at(56) & FLAG_JOURNAL_MADE != 0;
-    Ok(Some((u64_at(16), Facts { identity, incarnation: u64_at(48), journal_made })))
+    let flags = u64_at(56);
+    let roll = usize::try_from(u64_at(72)).unwrap_or(ROLL_MAX).min(ROLL_MAX);
+    let facts = Facts {
+        identity: Identity { cluster: u64_at(24), node: u64_at(32), salt: u64_at(40) },
+        incarnation: u64_at(48),
+        journal_made: flags & FLAG_JOURNAL_MADE != 0,
+        mark: u64_at(64),
+        placed: flags & FLAG_PLACED != 0 || found == FIRST_VERSION,
+        returned: flags & FLAG_RETURNED != 0,
+        roll: (0..roll).map(|n| (u64_at(ROLL_AT + 16 * n), u64_at(ROLL_AT + 16 * n + 8))).collect(),
+    };
+    Ok(Some((u64_at(16), facts)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_a_directory_of_the_first_version_has_a_place() {
+        let facts = Facts { incarnation: 3, journal_made: true, ..Facts::default() };
+        let mut block: [u8; BLOCK_BYTES] = encode(9, &facts).try_into().unwrap();
+        block[12..16].copy_from_slice(&1_u32.to_le_bytes());
+        let crc = crc32c::crc32c(&block[12..64]);
+        block[8..12].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(decode(&block, "a").unwrap(), Some((9, Facts { placed: true, ..facts })));
+    }
+
+    #[test]
+    fn a_roll_fills_the_block_and_no_more() {
+        let roll: Vec<(u64, u64)> = (0..ROLL_MAX as u64).map(|node| (node, !node)).collect();
+        let facts = Facts { placed: true, roll, ..Facts::default() };
+        let block: [u8; BLOCK_BYTES] = encode(1, &facts).try_into().unwrap();
+        assert_eq!(decode(&block, "a").unwrap(), Some((1, facts)));
+    }
 }

@@ -326,11 +326,16 @@ fn a_journal_that_must_exist_is_not_made_anew() {
 fn the_superblock_survives_one_damaged_copy() {
     on_both(|disk| {
         assert!(Superblock::open(disk()).unwrap().is_none());
-        let mut superblock = Superblock::create(disk(), IDENTITY).unwrap();
+        let mut superblock = Superblock::create(disk(), IDENTITY, 77).unwrap();
         assert_eq!(superblock.begin_incarnation().unwrap(), 1);
         superblock.journal_made().unwrap();
-        assert!(matches!(Superblock::create(disk(), IDENTITY), Err(Error::Corrupt { .. })));
-        let facts = Facts { identity: IDENTITY, incarnation: 1, journal_made: true };
+        assert!(matches!(Superblock::create(disk(), IDENTITY, 78), Err(Error::Corrupt { .. })));
+        let begun =
+            Facts { identity: IDENTITY, incarnation: 1, journal_made: true, mark: 77, ..Facts::default() };
+        assert_eq!(*Superblock::open(disk()).unwrap().unwrap().facts(), begun);
+        let roll = vec![(2, u64::MAX), (3, 7)];
+        superblock.take_place(roll.clone(), Some(1000)).unwrap();
+        let facts = Facts { incarnation: 1000, placed: true, returned: true, roll, ..begun };
         for copy in ["superblock-a", "superblock-b"] {
             disk().open(copy).unwrap().write_at(b"x", 50).unwrap();
             let superblock = Superblock::open(disk()).unwrap().unwrap();
@@ -340,6 +345,10 @@ fn the_superblock_survives_one_damaged_copy() {
             disk().remove(copy).unwrap();
             assert_eq!(*Superblock::open(disk()).unwrap().unwrap().facts(), facts);
         }
+        superblock = Superblock::open(disk()).unwrap().unwrap();
+        superblock.settle().unwrap();
+        let settled = Facts { returned: false, ..facts };
+        assert_eq!(*Superblock::open(disk()).unwrap().unwrap().facts(), settled);
         for copy in ["superblock-a", "superblock-b"] {
             disk().open(copy).unwrap().write_at(b"x", 50).unwrap();
         }

@@ -1,6 +1,6 @@
 //! The node's clock: CLOCK_BOOTTIME, which goes on while the machine sleeps, so that no lease outlives its time.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use consensus_core::Mono;
 use rustix::time::{ClockId, clock_gettime};
@@ -19,4 +19,9 @@ pub(crate) fn now() -> Mono {
 /// whoever wakes up asks [`now`] again.
 pub(crate) fn instant(now: Mono, deadline: Mono) -> Instant {
     Instant::now() + deadline.since(now) + Duration::from_micros(1)
+}
+
+/// The calendar's time; 0 before 1970. Nothing may rely on it alone.
+pub(crate) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }

@@ -12,6 +12,7 @@ mod inbox;
 mod lease_clock;
 mod link;
 mod metrics;
+mod newcomer;
 mod node;
 mod outbox;
 mod patience;

@@ -20,8 +20,9 @@ pub(crate) struct Metrics {
     has_leader: IntGaugeVec,
     applied_slot: IntGaugeVec,
     commit_slot: IntGaugeVec,
+    healing: IntGaugeVec,
     watches: IntGaugeVec,
-    with_leader: Arc<Mutex<BTreeMap<GroupId, bool>>>,
+    ready: Arc<Mutex<BTreeMap<GroupId, bool>>>,
 }
 
 impl Metrics {
@@ -63,8 +64,13 @@ impl Metrics {
                 "gaios_group_commit_slot",
                 "The last slot known to be committed",
             ),
+            healing: by_group(
+                &registry,
+                "gaios_group_healing",
+                "1 where this node may have forgotten votes and has not made up for them yet",
+            ),
             watches: by_group(&registry, "gaios_group_watches", "Watches that gateways hold here"),
-            with_leader: Arc::default(),
+            ready: Arc::default(),
             registry,
         }
     }
@@ -80,9 +86,9 @@ impl Metrics {
         self.fsync_seconds.observe(sync.as_secs_f64());
     }
 
-    /// How many groups of this node know their leader.
-    pub(crate) fn groups_with_leader(&self) -> usize {
-        self.with_leader.lock().values().filter(|known| **known).count()
+    /// How many groups of this node know their leader and have nothing to make up for.
+    pub(crate) fn groups_ready(&self) -> usize {
+        self.ready.lock().values().filter(|ready| **ready).count()
     }
 
     pub(crate) fn of_group(&self, group: GroupId) -> GroupMetrics {
@@ -93,9 +99,10 @@ impl Metrics {
             has_leader: self.has_leader.with_label_values(&[&label]),
             applied_slot: self.applied_slot.with_label_values(&[&label]),
             commit_slot: self.commit_slot.with_label_values(&[&label]),
+            healing: self.healing.with_label_values(&[&label]),
             watches: self.watches.with_label_values(&[&label]),
-            with_leader: Arc::clone(&self.with_leader),
-            knew_leader: None,
+            ready: Arc::clone(&self.ready),
+            was_ready: None,
         }
     }
 }
@@ -108,9 +115,10 @@ pub(crate) struct GroupMetrics {
     has_leader: prometheus::IntGauge,
     applied_slot: prometheus::IntGauge,
     commit_slot: prometheus::IntGauge,
+    healing: prometheus::IntGauge,
     watches: prometheus::IntGauge,
-    with_leader: Arc<Mutex<BTreeMap<GroupId, bool>>>,
-    knew_leader: Option<bool>,
+    ready: Arc<Mutex<BTreeMap<GroupId, bool>>>,
+    was_ready: Option<bool>,
 }
 
 impl GroupMetrics {
@@ -120,9 +128,12 @@ impl GroupMetrics {
         self.applied_slot.set(i64::try_from(applied.0).unwrap_or(i64::MAX));
         self.commit_slot.set(i64::try_from(status.commit.0).unwrap_or(i64::MAX));
         self.watches.set(i64::try_from(watches).unwrap_or(i64::MAX));
-        if self.knew_leader != Some(status.leader.is_some()) {
-            self.knew_leader = Some(status.leader.is_some());
-            self.with_leader.lock().insert(self.group, status.leader.is_some());
+        let healing = status.promise_lost || status.faulty_from.is_some();
+        self.healing.set(i64::from(healing));
+        let ready = status.leader.is_some() && !healing;
+        if self.was_ready != Some(ready) {
+            self.was_ready = Some(ready);
+            self.ready.lock().insert(self.group, ready);
         }
     }
 }

@@ -11,9 +11,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use consensus_core::{
     Config, Durable, GroupId, Liveness, LivenessMessage, LivenessOutput, Message, Mono, NodeId, Options,
-    PersistSeq, Record, Slot, Timing,
+    PersistSeq, Place, Record, Slot, Standing, Timing,
 };
-use journal::{Identity, Journal, RealDisk, Recovered, Superblock, Writer};
+use journal::Recovered as Found;
+use journal::{Identity, Journal, RealDisk, Superblock, Writer};
 use keyspace::Limits;
 use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
@@ -30,6 +31,7 @@ use crate::essential;
 use crate::group::{self, GroupEvent, GroupHandle, GroupStart, LogPositions};
 use crate::link;
 use crate::metrics::Metrics;
+use crate::newcomer::{Seat, take_place};
 use crate::peer::{self, HANDSHAKE_TIMEOUT, Peer};
 use crate::wire;
 
@@ -98,6 +100,7 @@ pub(crate) struct Shared {
     pub(crate) cluster: u64,
     pub(crate) timing: Timing,
     pub(crate) identity: Identity,
+    pub(crate) seat: Seat,
     pub(crate) disk: RealDisk,
     pub(crate) journal: Writer<RealDisk>,
     pub(crate) liveness: RwLock<Liveness>,
@@ -139,22 +142,21 @@ impl Node {
             .local_addr()
             .map_err(|source| StartError::Io { action: "read the listening address", source })?;
         let name = options.name.clone();
-        let (shared, starts) = tokio::task::spawn_blocking(move || recover(options))
+        let recovered = tokio::task::spawn_blocking(move || recover(options))
             .await
             .map_err(|error| StartError::Io { action: "recover", source: io::Error::other(error) })??;
+        let shared = Arc::clone(&recovered.shared);
         let groups = TaskTracker::new();
         let others = TaskTracker::new();
-        for (handle, start) in starts {
-            groups.spawn(essential::task("a group", group::run(Arc::clone(&shared), handle, start)));
-        }
-        groups.close();
-        others.spawn(essential::task("the heartbeats", keep_liveness(Arc::clone(&shared))));
-        for peer in shared.peers.values().filter(|peer| peer.id < shared.id) {
-            let dial = peer::dial(Arc::clone(&shared), Arc::clone(peer));
-            others.spawn(essential::task("the link to a peer", dial));
-        }
         let accept = accept(Arc::clone(&shared), listener, others.clone());
         let accepting = tokio::spawn(essential::task("the listener", accept));
+        if shared.seat.is_taken() {
+            take_part(&shared, recovered.starts, &groups, &others);
+        } else {
+            let newcomer = come_new(recovered, groups.clone(), others.clone());
+            groups.spawn(essential::task("the newcomer", newcomer));
+        }
+        groups.close();
         info!(node = shared.id.0, name, %address, groups = shared.groups.len(), "node up");
         Ok(Node { shared, address, groups, others, accepting })
     }
@@ -177,6 +179,8 @@ impl Node {
         self.groups.wait().await;
         self.shared.stopped.cancel();
         self.accepting.abort();
+        // The port is free once the task is gone.
+        let _ = self.accepting.await;
         self.others.close();
         self.others.wait().await;
         info!(node = self.shared.id.0, "node stopped");
@@ -196,16 +200,68 @@ impl Health {
         self.shared.metrics.registry()
     }
 
-    /// Whether the node takes part: every group knows a leader, the journal takes records, and it is not stopping.
-    #[must_use]
-    pub fn is_ready(&self) -> bool {
-        self.shared.metrics.groups_with_leader() == self.shared.groups.len()
-            && !self.shared.journal.is_full()
-            && !self.shared.stopping.is_cancelled()
+    /// Whether the node takes part in full. Whoever stops nodes one after the other waits for this.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn check(&self) -> Result<(), &'static str> {
+        if !self.shared.seat.is_taken() {
+            return Err("the data directory is new, and not every other node has answered this one yet");
+        }
+        if self.shared.metrics.groups_ready() < self.shared.groups.len() {
+            return Err("a group knows no leader, or makes up for what the disk has lost");
+        }
+        if self.shared.journal.is_full() {
+            return Err("the disk is full");
+        }
+        if self.shared.stopping.is_cancelled() {
+            return Err("stopping");
+        }
+        Ok(())
+    }
+}
+
+/// A newcomer takes its place, and then takes part.
+async fn come_new(recovered: Recovered, groups: TaskTracker, others: TaskTracker) {
+    let Recovered { shared, mut starts, superblock } = recovered;
+    let Some(place) = take_place(&shared, superblock).await else { return };
+    if let Place::Returned { incarnation } = place {
+        let peers = shared.peers.keys().copied();
+        *shared.liveness.write() = Liveness::new(shared.id, peers, incarnation, shared.timing, clock::now());
+        for (_, start) in &mut starts {
+            start.durable.lost_all();
+        }
+    }
+    take_part(&shared, starts, &groups, &others);
+}
+
+fn take_part(shared: &Arc<Shared>, starts: Starts, groups: &TaskTracker, others: &TaskTracker) {
+    for (handle, start) in starts {
+        groups.spawn(essential::task("a group", group::run(Arc::clone(shared), handle, start)));
+    }
+    others.spawn(essential::task("the heartbeats", keep_liveness(Arc::clone(shared))));
+    for peer in shared.peers.values().filter(|peer| peer.id < shared.id) {
+        let dial = peer::dial(Arc::clone(shared), Arc::clone(peer));
+        others.spawn(essential::task("the link to a peer", dial));
     }
 }
 
 impl Shared {
+    /// The life that this node is in.
+    pub(crate) fn incarnation(&self) -> u64 {
+        self.liveness.read().incarnation()
+    }
+
+    /// The newest life of `peer` that was heard; 0 for none.
+    pub(crate) fn incarnation_heard(&self, peer: NodeId) -> u64 {
+        self.liveness.read().incarnation_of(peer)
+    }
+
+    /// What this node says of itself to `other`.
+    pub(crate) fn standing(&self, other: NodeId) -> Standing {
+        self.seat.standing(other, self.incarnation_heard(other))
+    }
+
     pub(crate) fn group(&self, id: GroupId) -> Option<&Arc<GroupHandle>> {
         self.groups.get(&id)
     }
@@ -289,8 +345,15 @@ fn listen(options: &NodeOptions) -> Result<TcpListener, StartError> {
 /// What starts, each with its handle.
 type Starts = Vec<(Arc<GroupHandle>, GroupStart)>;
 
+/// What was found in the data directory, and what was made of it.
+pub(crate) struct Recovered {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) starts: Starts,
+    superblock: Superblock<RealDisk>,
+}
+
 /// Reads the data directory. Blocking.
-pub(crate) fn recover(options: NodeOptions) -> Result<(Arc<Shared>, Starts), StartError> {
+pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
     let random = RandomState::new();
     let disk = RealDisk::open(&options.data_dir)?;
     // A process that was killed while it took or received a snapshot left a part of it, which may be large.
@@ -323,7 +386,7 @@ pub(crate) fn recover(options: NodeOptions) -> Result<(Arc<Shared>, Starts), Sta
         ..journal::Options::default()
     };
     let (mut journal, report) = Journal::open(disk.clone(), journal_options, &mut |found| {
-        if let Recovered::Record { group, .. } | Recovered::PayloadLost { group, .. } = &found
+        if let Found::Record { group, .. } | Found::PayloadLost { group, .. } = &found
             && !recovering.contains_key(&GroupId(*group))
         {
             strangers.insert(*group);
@@ -356,6 +419,9 @@ pub(crate) fn recover(options: NodeOptions) -> Result<(Arc<Shared>, Starts), Sta
     }
     if !superblock.facts().journal_made {
         superblock.journal_made()?;
+    }
+    if superblock.facts().returned {
+        forget(&mut superblock, &mut recovering)?;
     }
 
     let loaded = load_snapshots(&disk, identity)?;
@@ -406,6 +472,7 @@ pub(crate) fn recover(options: NodeOptions) -> Result<(Arc<Shared>, Starts), Sta
         cluster: options.cluster,
         timing: options.timing,
         identity,
+        seat: Seat::new(superblock.facts()),
         disk,
         journal: writer,
         liveness: RwLock::new(Liveness::new(
@@ -427,7 +494,20 @@ pub(crate) fn recover(options: NodeOptions) -> Result<(Arc<Shared>, Starts), Sta
         liveness_out: Mutex::new(LivenessOutput::default()),
         random,
     };
-    Ok((Arc::new(shared), starts))
+    Ok(Recovered { shared: Arc::new(shared), starts, superblock })
+}
+
+/// A returned node whose process ended before the journal held what was lost of every group.
+fn forget(
+    superblock: &mut Superblock<RealDisk>,
+    recovering: &mut BTreeMap<GroupId, Recovering>,
+) -> Result<(), journal::Error> {
+    let mut unwritten = recovering.values_mut().filter(|group| group.durable.is_newborn()).peekable();
+    if unwritten.peek().is_none() {
+        return superblock.settle();
+    }
+    unwritten.for_each(|group| group.durable.lost_all());
+    Ok(())
 }
 
 struct Recovering {
@@ -450,7 +530,7 @@ fn open_superblock(
                 node: u64::from(options.id.0),
                 salt: random.hash_one("salt"),
             };
-            Superblock::create(disk.clone(), identity)?
+            Superblock::create(disk.clone(), identity, random.hash_one("mark"))?
         }
     };
     let identity = superblock.facts().identity;
@@ -467,10 +547,10 @@ fn open_superblock(
 
 fn replay(
     recovering: &mut BTreeMap<GroupId, Recovering>,
-    found: Recovered,
+    found: Found,
 ) -> Result<(), consensus_core::DecodeError> {
     match found {
-        Recovered::Record { group, lsn, label, payload } => {
+        Found::Record { group, lsn, label, payload } => {
             let Some(group) = recovering.get_mut(&GroupId(group)) else { return Ok(()) };
             let record = Record::decode(&label, payload)?;
             if let Record::Vote { slot, .. }
@@ -483,7 +563,7 @@ fn replay(
             group.positions.recovered(lsn, &record);
             group.durable.replay(record);
         }
-        Recovered::PayloadLost { group, label, lsn, .. } => {
+        Found::PayloadLost { group, label, lsn, .. } => {
             let Some(group) = recovering.get_mut(&GroupId(group)) else { return Ok(()) };
             let label = Record::decode_label(&label)?;
             group.positions.recovered_label(lsn, &label);
@@ -491,7 +571,7 @@ fn replay(
         }
         // Which groups had records there is not known, nor which slots: a vote may be lost for any slot that is not
         // known to be committed, an earlier vote may have been replaced.
-        Recovered::Gap { .. } => {
+        Found::Gap { .. } => {
             for group in recovering.values_mut() {
                 group.durable.lost_all();
             }
@@ -603,7 +683,7 @@ async fn serve(shared: Arc<Shared>, mut stream: TcpStream, from: SocketAddr) {
     }
     if wire::is_peer_hello(&first) {
         peer::accept(shared, stream, first, from).await;
-    } else {
+    } else if timeout(HANDSHAKE_TIMEOUT, shared.seat.taken()).await.is_ok() {
         link::accept(shared, stream, first, from).await;
     }
 }

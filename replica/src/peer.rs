@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use consensus_core::{GroupId, LivenessMessage, Message, NodeId, Slot, Timing};
+use consensus_core::{GroupId, LivenessMessage, Message, NodeId, Slot, Standing, Timing};
 use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -95,34 +95,34 @@ impl Peer {
 
 /// Why an attempt to link made no link.
 #[derive(Debug)]
-enum NoLink {
+pub(crate) enum NoLink {
     Unreachable(io::Error),
     /// Reached, and what is there does not want us, or we do not want it.
     Refused(String),
+    /// It has no place in the cluster yet, and may be waiting for this very node.
+    Newcomer,
 }
 
 impl NoLink {
     /// The error may vary while a peer cannot be reached; a refusal is told by its reason.
     fn is_same(&self, other: &NoLink) -> bool {
         match (self, other) {
-            (NoLink::Unreachable(_), NoLink::Unreachable(_)) => true,
+            (NoLink::Unreachable(_), NoLink::Unreachable(_)) | (NoLink::Newcomer, NoLink::Newcomer) => true,
             (NoLink::Refused(one), NoLink::Refused(other)) => one == other,
-            (NoLink::Unreachable(_), NoLink::Refused(_)) | (NoLink::Refused(_), NoLink::Unreachable(_)) => {
-                false
-            }
+            (NoLink::Unreachable(_) | NoLink::Refused(_) | NoLink::Newcomer, _) => false,
         }
     }
 }
 
 /// What the dialler knows from its attempts since the last good link.
-struct Redial {
+pub(crate) struct Redial {
     backoff: Duration,
     /// What was told of the outage.
     told: Option<NoLink>,
 }
 
 impl Redial {
-    fn new() -> Redial {
+    pub(crate) fn new() -> Redial {
         Redial { backoff: BACKOFF_FIRST, told: None }
     }
 
@@ -139,8 +139,28 @@ impl Redial {
         news
     }
 
+    /// Once per outage, and again when its reason changes.
+    pub(crate) fn tell(&mut self, peer: &Peer, why: NoLink) {
+        let (what, error) = match &why {
+            NoLink::Unreachable(error) => (
+                "cannot reach a peer: if it is up, check the addresses in the configuration",
+                error.to_string(),
+            ),
+            NoLink::Refused(reason) => ("no link with what answers at a peer's address", reason.clone()),
+            NoLink::Newcomer => {
+                debug!(peer = peer.id.0, address = peer.address, "the peer has no place in the cluster yet");
+                return;
+            }
+        };
+        if self.is_news(why) {
+            warn!(peer = peer.id.0, address = peer.address, error, "{what}");
+        } else {
+            debug!(peer = peer.id.0, address = peer.address, error, "{what}");
+        }
+    }
+
     /// Longest pause before the next attempt.
-    fn next_pause(&mut self) -> Duration {
+    pub(crate) fn next_pause(&mut self) -> Duration {
         let pause = self.backoff;
         self.backoff = (pause * 2).min(BACKOFF_MAX);
         pause
@@ -163,7 +183,7 @@ pub(crate) async fn dial(shared: Arc<Shared>, peer: Arc<Peer>) {
             {
                 shared.peer_process_gone(peer.id);
             }
-            tell(&peer, why, &mut redial);
+            redial.tell(&peer, why);
         }
         let pause = redial.next_pause().mul_f64(shared.jitter());
         tokio::select! {
@@ -173,27 +193,13 @@ pub(crate) async fn dial(shared: Arc<Shared>, peer: Arc<Peer>) {
     }
 }
 
-/// Once per outage, and again when its reason changes.
-fn tell(peer: &Peer, why: NoLink, redial: &mut Redial) {
-    let (what, error) = match &why {
-        NoLink::Unreachable(error) => {
-            ("cannot reach a peer: if it is up, check the addresses in the configuration", error.to_string())
-        }
-        NoLink::Refused(reason) => ("no link with what answers at a peer's address", reason.clone()),
-    };
-    if redial.is_news(why) {
-        warn!(peer = peer.id.0, address = peer.address, error, "{what}");
-    } else {
-        debug!(peer = peer.id.0, address = peer.address, error, "{what}");
-    }
-}
-
 /// Links, and serves the link until it ends; an error if there was none, or none that lasted.
 async fn dial_once(shared: &Arc<Shared>, peer: &Arc<Peer>, redial: &mut Redial) -> Result<(), NoLink> {
     let mut stream = connect(&peer.address).await.map_err(NoLink::Unreachable)?;
-    exchange_hello(shared, &mut stream, Purpose::Link, peer.id)
-        .await
-        .map_err(|error| NoLink::Refused(error.to_string()))?;
+    let standing = exchange_hello(shared, &mut stream, Purpose::Link, peer.id).await.map_err(refused)?;
+    if matches!(standing, Standing::Newcomer { .. }) {
+        return Err(NoLink::Newcomer);
+    }
     // In an outage, links that come and go would fill the log.
     if redial.told.is_none() {
         info!(peer = peer.id.0, "link up");
@@ -214,6 +220,16 @@ async fn dial_once(shared: &Arc<Shared>, peer: &Arc<Peer>, redial: &mut Redial) 
     Ok(())
 }
 
+/// A newcomer asks who it is.
+pub(crate) async fn ask_once(shared: &Shared, peer: &Peer) -> Result<Standing, NoLink> {
+    let mut stream = connect(&peer.address).await.map_err(NoLink::Unreachable)?;
+    exchange_hello(shared, &mut stream, Purpose::Ask, peer.id).await.map_err(refused)
+}
+
+fn refused(error: io::Error) -> NoLink {
+    NoLink::Refused(error.to_string())
+}
+
 pub(crate) async fn connect(address: &str) -> io::Result<TcpStream> {
     let stream = timeout(HANDSHAKE_TIMEOUT, TcpStream::connect(address)).await??;
     stream.set_nodelay(true)?;
@@ -226,9 +242,8 @@ pub(crate) async fn exchange_hello(
     stream: &mut TcpStream,
     purpose: Purpose,
     to: NodeId,
-) -> io::Result<()> {
-    let hello = PeerHello { purpose, cluster: shared.cluster, from: shared.id, to };
-    write_hello(stream, &hello).await?;
+) -> io::Result<Standing> {
+    write_hello(stream, &hello(shared, purpose, to)).await?;
     let answer = timeout(HANDSHAKE_TIMEOUT, read_frame(stream, 1024)).await??;
     let answer = PeerHello::decode(&answer).map_err(io::Error::other)?;
     if answer.cluster != shared.cluster || answer.from != to {
@@ -237,36 +252,81 @@ pub(crate) async fn exchange_hello(
             to.0, shared.cluster, answer.from.0, answer.cluster
         )));
     }
-    Ok(())
+    if let Some((node, heard)) = old_copy(shared, purpose, &answer) {
+        return Err(io::Error::other(format!(
+            "node {} is in life {}, and life {heard} of it has been heard: it was started with an old copy of its data \
+             directory, or twice. Stop it, empty its data directory, and start it again",
+            node.0,
+            if node == shared.id { shared.incarnation() } else { answer.incarnation }
+        )));
+    }
+    Ok(answer.standing)
+}
+
+fn hello(shared: &Shared, purpose: Purpose, to: NodeId) -> PeerHello {
+    PeerHello {
+        purpose,
+        cluster: shared.cluster,
+        from: shared.id,
+        to,
+        incarnation: shared.incarnation(),
+        standing: shared.standing(to),
+    }
+}
+
+/// A node of which a later life was heard than the one it is in, and that life. What it promised and voted for since is
+/// not in its directory.
+fn old_copy(shared: &Shared, purpose: Purpose, other: &PeerHello) -> Option<(NodeId, u64)> {
+    // A newcomer's life gets its number with its place.
+    let is_newcomer = |standing: &Standing| matches!(standing, Standing::Newcomer { .. });
+    if purpose == Purpose::Ask || is_newcomer(&other.standing) || !shared.seat.is_taken() {
+        return None;
+    }
+    let heard_here = shared.incarnation_heard(other.from);
+    match other.standing {
+        Standing::Placed { incarnation_heard, .. } if incarnation_heard > shared.incarnation() => {
+            Some((shared.id, incarnation_heard))
+        }
+        Standing::Placed { .. } | Standing::Newcomer { .. } => {
+            (heard_here > other.incarnation).then_some((other.from, heard_here))
+        }
+    }
 }
 
 /// The answering half: checks the hello that opened the connection, and says who we are.
 pub(crate) async fn accept(shared: Arc<Shared>, mut stream: TcpStream, first: Bytes, from: SocketAddr) {
-    let hello = match PeerHello::decode(&first) {
-        Ok(hello) => hello,
+    let asked = match PeerHello::decode(&first) {
+        Ok(asked) => asked,
         Err(error) => {
             warn!(%from, %error, "refused a connection");
             return;
         }
     };
-    let answer =
-        PeerHello { purpose: hello.purpose, cluster: shared.cluster, from: shared.id, to: hello.from };
+    let answer = hello(&shared, asked.purpose, asked.from);
     if write_hello(&mut stream, &answer).await.is_err() {
         return;
     }
-    if hello.cluster != shared.cluster || hello.to != shared.id {
+    if asked.cluster != shared.cluster || asked.to != shared.id {
         warn!(
             %from,
             "refused node {} of cluster {:x}, which looks for node {}: check the addresses in its configuration",
-            hello.from.0, hello.cluster, hello.to.0
+            asked.from.0, asked.cluster, asked.to.0
         );
         return;
     }
-    let Some(peer) = shared.peers.get(&hello.from).cloned() else {
-        warn!(%from, "refused node {}, which is not in this node's configuration", hello.from.0);
+    let Some(peer) = shared.peers.get(&asked.from).cloned() else {
+        warn!(%from, "refused node {}, which is not in this node's configuration", asked.from.0);
         return;
     };
-    match hello.purpose {
+    let newcomer = [answer.standing, asked.standing]
+        .iter()
+        .any(|standing| matches!(standing, Standing::Newcomer { .. }));
+    if newcomer || old_copy(&shared, asked.purpose, &asked).is_some() {
+        // Both know why, and the dialler tells.
+        return;
+    }
+    match asked.purpose {
+        Purpose::Ask => {}
         Purpose::Link => {
             info!(peer = peer.id.0, "link up");
             let reason = run(&shared, &peer, stream).await;
@@ -366,15 +426,16 @@ pub(crate) async fn read_frame(stream: &mut (impl AsyncRead + Unpin), max: usize
 mod tests {
     use super::*;
     use crate::node::Node;
-    use crate::testing::{CLUSTER, PATIENCE, options};
+    use crate::testing::{CLUSTER, PATIENCE, options, take_place};
     use tokio::net::TcpListener;
 
     /// The other end of a link: takes the hello, answers it, and says no more.
     async fn answer_and_fall_silent(listener: &TcpListener) -> TcpStream {
         let (mut stream, _) = listener.accept().await.unwrap();
         let hello = PeerHello::decode(&read_frame(&mut stream, 1024).await.unwrap()).unwrap();
-        assert_eq!((hello.from, hello.to), (NodeId(2), NodeId(1)));
-        let answer = PeerHello { purpose: hello.purpose, cluster: CLUSTER, from: NodeId(1), to: hello.from };
+        assert_eq!((hello.cluster, hello.from, hello.to), (CLUSTER, NodeId(2), NodeId(1)));
+        let standing = Standing::Placed { known_as: None, incarnation_heard: 0 };
+        let answer = PeerHello { from: NodeId(1), to: hello.from, incarnation: 1, standing, ..hello };
         write_hello(&mut stream, &answer).await.unwrap();
         stream
     }
@@ -384,6 +445,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let dir = tempfile::tempdir().unwrap();
+        take_place(NodeId(2), dir.path());
         let node = Node::start(options(NodeId(2), &[(NodeId(1), address)], dir.path())).await.unwrap();
         let silent = answer_and_fall_silent(&listener).await;
         let again = timeout(PATIENCE, answer_and_fall_silent(&listener)).await.expect("it dials again");
@@ -396,6 +458,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let dir = tempfile::tempdir().unwrap();
+        take_place(NodeId(1), dir.path());
         let node =
             Node::start(options(NodeId(1), &[(NodeId(2), address.clone())], dir.path())).await.unwrap();
         let shared = Arc::clone(&node.shared);
@@ -418,6 +481,45 @@ mod tests {
             assert_eq!(redial.is_news(why), attempt == 0, "told once");
             assert_eq!(redial.next_pause(), BACKOFF_FIRST * 2_u32.pow(attempt));
         }
+        node.stop().await;
+    }
+
+    #[tokio::test]
+    async fn no_link_is_made_with_an_old_copy_of_a_node() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let dir = tempfile::tempdir().unwrap();
+        take_place(NodeId(1), dir.path());
+        let node =
+            Node::start(options(NodeId(1), &[(NodeId(2), address.clone())], dir.path())).await.unwrap();
+        let shared = Arc::clone(&node.shared);
+        let peer = Arc::new(Peer::new(NodeId(2), address));
+        let answer = async |incarnation_heard| {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let hello = PeerHello::decode(&read_frame(&mut stream, 1024).await.unwrap()).unwrap();
+            let standing = Standing::Placed { known_as: None, incarnation_heard };
+            let answer = PeerHello { from: hello.to, to: hello.from, incarnation: 5, standing, ..hello };
+            write_hello(&mut stream, &answer).await.unwrap();
+        };
+        let mut redial = Redial::new();
+        let (ended, ()) = tokio::join!(dial_once(&shared, &peer, &mut redial), answer(2));
+        let old = |why: &NoLink, who: &str| match why {
+            NoLink::Refused(reason) => reason.contains("old copy") && reason.contains(who),
+            NoLink::Unreachable(_) | NoLink::Newcomer => false,
+        };
+        let why = ended.unwrap_err();
+        assert!(old(&why, "node 1 is in life 1, and life 2"), "{why:?}");
+        let heartbeat = LivenessMessage::Heartbeat(consensus_core::message::Heartbeat {
+            epoch: consensus_core::Epoch { incarnation: 6, count: 1 },
+            sent_at: consensus_core::Mono(0),
+            receiver_incarnation: 1,
+            wants_support: true,
+            hears: Vec::new(),
+        });
+        shared.on_liveness(NodeId(2), heartbeat);
+        let (ended, ()) = tokio::join!(dial_once(&shared, &peer, &mut redial), answer(1));
+        let why = ended.unwrap_err();
+        assert!(old(&why, "node 2 is in life 5, and life 6"), "{why:?}");
         node.stop().await;
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use consensus_core::{GroupId, NodeId, Timing};
+use journal::{Identity, RealDisk, Superblock};
 
 use crate::node::NodeOptions;
 
@@ -19,6 +20,23 @@ pub(crate) fn options(id: NodeId, others: &[(NodeId, String)], dir: &Path) -> No
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut nodes = others.to_vec();
     nodes.push((id, listener.local_addr().unwrap().to_string()));
+    one_of(nodes, id, listener, dir)
+}
+
+/// The directory of a node that has taken its place.
+pub(crate) fn take_place(id: NodeId, dir: &Path) {
+    let identity = Identity { cluster: CLUSTER, node: u64::from(id.0), salt: 1 };
+    let mut superblock = Superblock::create(RealDisk::open(dir).unwrap(), identity, 1).unwrap();
+    superblock.take_place(Vec::new(), None).unwrap();
+}
+
+/// One of these nodes, which are all voters of group 1.
+pub(crate) fn one_of(
+    nodes: Vec<(NodeId, String)>,
+    id: NodeId,
+    listener: TcpListener,
+    dir: &Path,
+) -> NodeOptions {
     let voters = nodes.iter().map(|(node, _)| *node).collect();
     NodeOptions {
         id,

@@ -15,14 +15,15 @@
 //! Integers are little-endian. Numbers are never reused.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use consensus_core::{Config, GroupId, LivenessMessage, Message, NodeId, Slot};
+use consensus_core::{Config, GroupId, LivenessMessage, Message, NodeId, Slot, Standing};
 use thiserror::Error;
 
 /// The largest frame either side accepts: an entry of the engine's batch limit, or one request above it, and headers.
 pub(crate) const FRAME_BYTES_MAX: usize = 64 << 20;
 
 const MAGIC: &[u8; 11] = b"\0gaios-peer";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+const HELLO_BYTES: usize = 1 + 4 * 8 + 2 * 4 + 2 + 8;
 
 const LIVENESS: u8 = 1;
 const GROUP: u8 = 2;
@@ -39,6 +40,8 @@ pub(crate) enum Purpose {
     Link,
     /// One snapshot of one group, on a connection of its own so that it delays nobody's heartbeats.
     Snapshot(GroupId),
+    /// A newcomer asks who it is; the answer to the hello is all it wants.
+    Ask,
 }
 
 /// Who speaks, and to whom he believes to speak.
@@ -48,6 +51,10 @@ pub(crate) struct PeerHello {
     pub(crate) cluster: u64,
     pub(crate) from: NodeId,
     pub(crate) to: NodeId,
+    /// The speaker's life.
+    pub(crate) incarnation: u64,
+    /// What the speaker is, and what it knows of the one spoken to.
+    pub(crate) standing: Standing,
 }
 
 /// A frame after the hello.
@@ -88,12 +95,22 @@ impl PeerHello {
         let (purpose, group) = match self.purpose {
             Purpose::Link => (0, GroupId(0)),
             Purpose::Snapshot(group) => (1, group),
+            Purpose::Ask => (2, GroupId(0)),
         };
         out.put_u8(purpose);
         out.put_u64_le(group.0);
         out.put_u64_le(self.cluster);
         out.put_u32_le(self.from.0);
         out.put_u32_le(self.to.0);
+        out.put_u64_le(self.incarnation);
+        let (standing, mark, heard) = match self.standing {
+            Standing::Newcomer { mark } => (0, Some(mark), 0),
+            Standing::Placed { known_as, incarnation_heard } => (1, known_as, incarnation_heard),
+        };
+        out.put_u8(standing);
+        out.put_u8(u8::from(mark.is_some()));
+        out.put_u64_le(mark.unwrap_or_default());
+        out.put_u64_le(heard);
     }
 
     pub(crate) fn decode(mut frame: &[u8]) -> Result<PeerHello, WireError> {
@@ -105,21 +122,30 @@ impl PeerHello {
         if version != VERSION {
             return Err(WireError::Version(version));
         }
-        if frame.len() < 25 {
+        if frame.len() < HELLO_BYTES {
             return Err(WireError::Short);
         }
         let purpose = frame.get_u8();
         let group = GroupId(frame.get_u64_le());
-        Ok(PeerHello {
-            purpose: match purpose {
-                0 => Purpose::Link,
-                1 => Purpose::Snapshot(group),
-                other => return Err(WireError::Kind(other)),
-            },
-            cluster: frame.get_u64_le(),
-            from: NodeId(frame.get_u32_le()),
-            to: NodeId(frame.get_u32_le()),
-        })
+        let purpose = match purpose {
+            0 => Purpose::Link,
+            1 => Purpose::Snapshot(group),
+            2 => Purpose::Ask,
+            other => return Err(WireError::Kind(other)),
+        };
+        let cluster = frame.get_u64_le();
+        let from = NodeId(frame.get_u32_le());
+        let to = NodeId(frame.get_u32_le());
+        let incarnation = frame.get_u64_le();
+        let (standing, has_mark, mark, incarnation_heard) =
+            (frame.get_u8(), frame.get_u8(), frame.get_u64_le(), frame.get_u64_le());
+        let standing = match (standing, has_mark) {
+            (0, 1) => Standing::Newcomer { mark },
+            (1, 0) => Standing::Placed { known_as: None, incarnation_heard },
+            (1, 1) => Standing::Placed { known_as: Some(mark), incarnation_heard },
+            (other, _) => return Err(WireError::Kind(other)),
+        };
+        Ok(PeerHello { purpose, cluster, from, to, incarnation, standing })
     }
 }
 
@@ -197,8 +223,15 @@ mod tests {
 
     #[test]
     fn a_hello_survives_the_trip_and_is_no_protobuf() {
-        for purpose in [Purpose::Link, Purpose::Snapshot(GroupId(7))] {
-            let hello = PeerHello { purpose, cluster: 9, from: NodeId(1), to: NodeId(3) };
+        let purposes = [Purpose::Link, Purpose::Snapshot(GroupId(7)), Purpose::Ask];
+        let standings = [
+            Standing::Newcomer { mark: 3 },
+            Standing::Placed { known_as: Some(5), incarnation_heard: 2 },
+            Standing::Placed { known_as: None, incarnation_heard: 2 },
+        ];
+        for (purpose, standing) in purposes.into_iter().zip(standings) {
+            let (from, to) = (NodeId(1), NodeId(3));
+            let hello = PeerHello { purpose, cluster: 9, from, to, incarnation: 4, standing };
             let mut bytes = BytesMut::new();
             hello.encode(&mut bytes);
             assert!(is_peer_hello(&bytes));

@@ -59,10 +59,10 @@ fn answer(health: &Health, request: &Request<Incoming>) -> Response<Full<Bytes>>
             }
         }
         "/livez" => text(StatusCode::OK, "ok\n"),
-        "/readyz" if health.is_ready() => text(StatusCode::OK, "ok\n"),
-        "/readyz" => {
-            text(StatusCode::SERVICE_UNAVAILABLE, "not ready: a group knows no leader, or the disk is full\n")
-        }
+        "/readyz" => match health.check() {
+            Ok(()) => text(StatusCode::OK, "ok\n"),
+            Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
+        },
         _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
     }
 }

@@ -14,10 +14,12 @@ mod processes;
 
 use std::time::{Duration, Instant};
 
+use client::Client;
 use clients::Clients;
 use processes::Cluster;
 use rustix::process::Signal;
 use sim::linear::revisions::{self, Verdict};
+use sim::model;
 
 const WRITERS: u64 = 6;
 const WATCHERS: u64 = 2;
@@ -49,6 +51,45 @@ async fn what_clients_see_stays_explainable_while_processes_die() {
     }
 }
 
+/// The newest writes are on two disks. One of them is lost, the other is down: the third and the emptied one are a quorum
+/// of nodes that know nothing of those writes, and may not take themselves for a cluster.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_emptied_node_and_one_that_is_behind_forget_nothing() {
+    let mut cluster = Cluster::start(3, 1);
+    let mut client = Client::connect(&cluster.endpoints()).await.unwrap();
+    let key = b"kept".to_vec();
+    let put = model::PutRequest { key: key.clone(), value: b"behind".to_vec(), ..Default::default() };
+    client.put(put.clone()).await.expect("all are up");
+    cluster.replicas[2].kill();
+    let put = model::PutRequest { value: b"newest".to_vec(), ..put };
+    while client.put(put.clone()).await.is_none() {}
+    cluster.replicas[0].kill();
+    cluster.replicas[1].kill();
+
+    cluster.replicas[1].empty();
+    cluster.replicas[1].start();
+    cluster.replicas[2].start();
+    // Ten elections' time. The gateway answers reads for which there is no leader with errors.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(5) {
+        let ready = cluster.replicas[1..].iter().filter_map(|replica| replica.get("/readyz"));
+        assert!(ready.into_iter().all(|(status, _)| status != 200), "{}", cluster.logs());
+        tokio::task::yield_now().await;
+    }
+    cluster.replicas[0].start();
+    cluster.wait_until_ready();
+    let range = model::KeyRange::single(key);
+    let read =
+        client.range(model::RangeRequest { range, ..Default::default() }).await.expect("all are ready");
+    assert_eq!(read.kvs.len(), 1, "{}", cluster.logs());
+    assert_eq!(read.kvs[0].value, b"newest", "{}", cluster.logs());
+
+    // All three hold everything again: it is there without the one that had kept it.
+    cluster.replicas[0].kill();
+    let put = model::PutRequest { value: b"more".to_vec(), ..put };
+    while client.put(put.clone()).await.is_none() {}
+}
+
 async fn faults(cluster: &mut Cluster, clients: &mut Clients) {
     clients.each_acknowledged(ROUND).await;
 
@@ -69,6 +110,15 @@ async fn faults(cluster: &mut Cluster, clients: &mut Clients) {
     clients.each_acknowledged(ROUND).await;
     cluster.replicas[follower].start();
     cluster.replicas[follower].wait_until_ready();
+
+    // A follower loses its disk.
+    let follower = (cluster.leader() + 1) % cluster.replicas.len();
+    cluster.replicas[follower].kill();
+    clients.each_acknowledged(1).await;
+    cluster.replicas[follower].empty();
+    cluster.replicas[follower].start();
+    cluster.replicas[follower].wait_until_ready();
+    clients.each_acknowledged(ROUND).await;
 
     // kill -9 of a gateway.
     cluster.gateways[0].kill();

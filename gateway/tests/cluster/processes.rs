@@ -29,6 +29,8 @@ pub(crate) struct Process {
     role: &'static str,
     config: PathBuf,
     log: PathBuf,
+    /// Where a replica keeps everything.
+    data: Option<PathBuf>,
     /// Peers and gateways (of a replica), or clients (of a gateway) connect here.
     pub(crate) listen: SocketAddr,
     admin: SocketAddr,
@@ -56,7 +58,8 @@ impl Cluster {
                  snapshot: {{min_journal_bytes: 1MiB}}\njournal: {{segment_bytes: 1MiB}}\n{cluster}",
                 data.display()
             );
-            let process = result.process(format!("replica-{id}"), "replica", listen, admin, &text);
+            let mut process = result.process(format!("replica-{id}"), "replica", listen, admin, &text);
+            process.data = Some(data);
             result.replicas.push(process);
         }
         for index in 0..gateways {
@@ -129,7 +132,7 @@ impl Cluster {
         let config = self.dir.path().join(format!("{name}.yaml"));
         fs::write(&config, text).unwrap();
         let log = self.dir.path().join(format!("{name}.log"));
-        Process { name, role, config, log, listen, admin, child: None }
+        Process { name, role, config, log, data: None, listen, admin, child: None }
     }
 }
 
@@ -154,6 +157,12 @@ impl Process {
         let mut child = self.child.take().unwrap_or_else(|| panic!("{} does not run", self.name));
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// Removes the data directory of a replica that does not run.
+    pub(crate) fn empty(&self) {
+        assert!(!self.is_running(), "{} uses its directory", self.name);
+        fs::remove_dir_all(self.data.as_ref().expect("gateways have no data")).unwrap();
     }
 
     /// SIGTERM, and waits for the end. Returns whether it ended well.

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::disk_watch::DiskNews;
-use crate::node::{self, Node, StartError};
+use crate::node::{self, Node, Recovered, StartError};
 use crate::testing::{PATIENCE, options};
 
 struct Rig {
@@ -23,7 +23,8 @@ impl Rig {
     /// The one replica of its group, which leads.
     async fn leader() -> Rig {
         let dir = tempfile::tempdir().unwrap();
-        let (shared, mut starts) = node::recover(options(NodeId(1), &[], dir.path())).unwrap();
+        let Recovered { shared, mut starts, .. } =
+            node::recover(options(NodeId(1), &[], dir.path())).unwrap();
         let (handle, start) = starts.remove(0);
         let mut rig = Rig { group: Group::new(shared, handle, start), dir: Arc::new(dir) };
         rig.until("it leads", |group| group.leading && group.state.limits() == group.shared.limits).await;

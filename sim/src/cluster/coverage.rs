@@ -53,6 +53,12 @@ marks! {
     SnapshotInstalled,
     /// The hand-over of a snapshot broke.
     SnapshotBroken,
+    /// A node took its place among the first.
+    Founded,
+    /// A node that had lost its whole disk took its place again.
+    Returned,
+    /// A newcomer waited for somebody's answer.
+    NewcomerWaited,
     /// Recovery discarded an unfinished batch.
     TornTail,
     /// Recovery found payloads lost.

@@ -23,6 +23,8 @@ pub(crate) enum Event {
     Node { node: usize, life: Option<u64>, event: Box<NodeEvent> },
     /// The node's process starts.
     Start { node: usize },
+    /// The process, in this life without a place, asks the others who it is.
+    Ask { node: usize, life: u64 },
     /// The process ends: killed, or with its machine.
     Stop { node: usize, life: u64, power: bool },
     /// A client hears from a node.

@@ -1,13 +1,13 @@
 //! A node: a disk, a clock, and at times a process, which does what a real node's process does. The journal, the
 //! superblock, the snapshot files, the liveness and the engines are the real ones.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use consensus_core::{
     Config, Durable, Engine, GroupId, Liveness, LivenessEvent, LivenessMessage, LivenessOutput, Message,
-    Mono, NodeId, Options, PersistSeq, Record, Slot,
+    Mono, Newcomer, NodeId, Options, PersistSeq, Place, Record, Slot, Standing,
 };
 use journal::sim::CrashChoice;
 use journal::{
@@ -117,12 +117,17 @@ pub(crate) struct Node {
     /// Counts starts, to recognise events for a former process.
     pub(crate) life: u64,
     pub(crate) process: Option<Box<Process>>,
+    /// In place of the process, while it has no place in the cluster.
+    pub(crate) newcomer: Option<(Newcomer, Superblock<SimDisk>)>,
     /// Places of the disk to damage before the next start.
     pub(crate) damage_due: u32,
     pub(crate) damaged: bool,
     /// It cannot start from what its disk holds.
     pub(crate) lost: bool,
-    incarnation: u64,
+    /// Of all its lives.
+    incarnations: BTreeSet<u64>,
+    /// How often it has lost its whole disk.
+    emptied: u64,
     log: WrittenLog,
 }
 
@@ -150,6 +155,8 @@ pub(crate) struct Process {
     liveness_out: LivenessOutput,
     journal: Journal<SimDisk>,
     identity: Identity,
+    /// The newcomers it met as one of them, and their marks.
+    roll: Vec<(u64, u64)>,
     pub(crate) replicas: Vec<Option<Box<Replica>>>,
     /// Handed to the journal and not yet durable.
     handed: VecDeque<(usize, PersistSeq, Lsn)>,
@@ -179,10 +186,12 @@ impl Node {
             disk: SimDisk::new(CAPACITY),
             life: 0,
             process: None,
+            newcomer: None,
             damage_due: 0,
             damaged: false,
             lost: false,
-            incarnation: 0,
+            incarnations: BTreeSet::new(),
+            emptied: 0,
             log: WrittenLog::default(),
         }
     }
@@ -198,7 +207,7 @@ impl Node {
 
     /// Power goes out, or only the process ends.
     pub(crate) fn stop(&mut self, env: &mut Env, power: bool) {
-        if self.process.take().is_none() {
+        if self.process.take().is_none() & self.newcomer.take().is_none() {
             return;
         }
         trace!(env, "n{} stops, power {power}", self.index + 1);
@@ -223,16 +232,100 @@ impl Node {
         }
     }
 
+    /// The disk is replaced by an empty one.
+    pub(crate) fn empty(&mut self, env: &mut Env) {
+        self.disk = SimDisk::new(CAPACITY);
+        self.log = WrittenLog::default();
+        (self.damaged, self.lost) = (true, false);
+        self.emptied += 1;
+        for truth in &mut env.truths {
+            truth.emptied(self.index);
+        }
+    }
+
     /// The process starts: recovery through the real code.
     pub(crate) fn start(&mut self, env: &mut Env) {
-        if self.process.is_some() || self.lost {
+        if self.process.is_some() || self.newcomer.is_some() || self.lost {
             return;
         }
         self.life += 1;
         for _ in 0..std::mem::take(&mut self.damage_due) {
             self.damage(env);
         }
-        match self.recover(env) {
+        let superblock = match self.open_superblock(env) {
+            Ok(superblock) => superblock,
+            Err(error) => return self.cannot_start(env, &error),
+        };
+        if superblock.facts().placed {
+            return self.begin(env, superblock);
+        }
+        let others = (0..env.profile.nodes).filter(|other| *other != self.index).map(id);
+        #[cfg_attr(not(feature = "mutants"), expect(unused_mut, reason = "a mutant is set here"))]
+        let mut newcomer = Newcomer::new(superblock.facts().mark, others);
+        #[cfg(feature = "mutants")]
+        {
+            newcomer.mutant = env.mutant;
+        }
+        self.newcomer = Some((newcomer, superblock));
+        env.after(0, Event::Ask { node: self.index, life: self.life });
+    }
+
+    fn open_superblock(&mut self, env: &mut Env) -> Result<Superblock<SimDisk>, journal::Error> {
+        let mut superblock = match Superblock::open(self.disk.clone())? {
+            Some(superblock) => superblock,
+            None => {
+                let salt = env.seed_for(self.index, 0xffff, 0);
+                let identity = Identity { cluster: CLUSTER, node: u64::from(id(self.index).0), salt };
+                let mark = env.seed_for(self.index, 0xfffe, self.emptied);
+                Superblock::create(self.disk.clone(), identity, mark)?
+            }
+        };
+        superblock.begin_incarnation()?;
+        Ok(superblock)
+    }
+
+    /// What it says to a newcomer; `None` while it says nothing.
+    pub(crate) fn standing(&self, asking: NodeId) -> Option<Standing> {
+        if let Some((newcomer, _)) = &self.newcomer {
+            return Some(Standing::Newcomer { mark: newcomer.mark() });
+        }
+        let process = self.process.as_ref().filter(|process| !process.paused)?;
+        let known = process.roll.iter().find(|(node, _)| *node == u64::from(asking.0));
+        Some(Standing::Placed {
+            known_as: known.map(|(_, mark)| *mark),
+            incarnation_heard: process.liveness.incarnation_of(asking),
+        })
+    }
+
+    /// The newcomer has some answers. Returns whether it has a place now.
+    pub(crate) fn try_take_place(&mut self, env: &mut Env) -> bool {
+        // Here nodes start again within milliseconds.
+        let seconds = 1_000_000 + env.now / MILLI;
+        let Some(place) = self.newcomer.as_ref().and_then(|(newcomer, _)| newcomer.place(seconds)) else {
+            return false;
+        };
+        let Some((newcomer, mut superblock)) = self.newcomer.take() else { return false };
+        trace!(env, "n{} takes its place: {place:?}", self.index + 1);
+        let roll = newcomer.roll().map(|(node, mark)| (u64::from(node.0), mark)).collect();
+        let returned_as = match place {
+            Place::Founder => {
+                env.mark(Mark::Founded);
+                None
+            }
+            Place::Returned { incarnation } => {
+                env.mark(Mark::Returned);
+                Some(incarnation)
+            }
+        };
+        match superblock.take_place(roll, returned_as) {
+            Ok(()) => self.begin(env, superblock),
+            Err(error) => self.cannot_start(env, &error),
+        }
+        true
+    }
+
+    fn begin(&mut self, env: &mut Env, superblock: Superblock<SimDisk>) {
+        match self.recover(env, superblock) {
             Ok(process) => {
                 self.process = Some(Box::new(process));
                 for peer in 0..env.profile.nodes {
@@ -245,15 +338,19 @@ impl Node {
                     }
                 });
             }
-            Err(journal::Error::Full { .. }) => {
-                let node = self.index;
-                env.after(200 * MILLI, Event::Start { node });
-            }
-            Err(error) if self.damaged => {
-                trace!(env, "n{} cannot start: {error}", self.index + 1);
-                self.lost = true;
-            }
-            Err(error) => env.fail("recovery", format!("node {} cannot start: {error}", self.index + 1)),
+            Err(error) => self.cannot_start(env, &error),
+        }
+    }
+
+    fn cannot_start(&mut self, env: &mut Env, error: &journal::Error) {
+        if matches!(error, journal::Error::Full { .. }) {
+            let node = self.index;
+            env.after(200 * MILLI, Event::Start { node });
+        } else if self.damaged {
+            trace!(env, "n{} cannot start: {error}", self.index + 1);
+            self.lost = true;
+        } else {
+            env.fail("recovery", format!("node {} cannot start: {error}", self.index + 1));
         }
     }
 
@@ -318,24 +415,16 @@ impl Node {
         opened.is_ok() && shown
     }
 
-    fn recover(&mut self, env: &mut Env) -> Result<Process, journal::Error> {
+    fn recover(
+        &mut self,
+        env: &mut Env,
+        mut superblock: Superblock<SimDisk>,
+    ) -> Result<Process, journal::Error> {
         let index = self.index;
-        let mut superblock = match Superblock::open(self.disk.clone())? {
-            Some(superblock) => superblock,
-            None => {
-                let salt = env.seed_for(index, 0xffff, 0);
-                let identity = Identity { cluster: CLUSTER, node: u64::from(id(index).0), salt };
-                Superblock::create(self.disk.clone(), identity)?
-            }
-        };
-        let incarnation = superblock.begin_incarnation()?;
-        if incarnation <= self.incarnation {
-            env.fail(
-                "I8",
-                format!("node {}: life {incarnation} follows life {}", index + 1, self.incarnation),
-            );
+        let incarnation = superblock.facts().incarnation;
+        if !self.incarnations.insert(incarnation) {
+            env.fail("I8", format!("node {}: a second life has number {incarnation}", index + 1));
         }
-        self.incarnation = incarnation;
         let identity = superblock.facts().identity;
 
         let options = journal_options(env, identity, superblock.facts().journal_made);
@@ -359,6 +448,10 @@ impl Node {
         }
         for recovered in found {
             self.replay(env, &mut recovering, recovered);
+        }
+        if superblock.facts().returned {
+            let groups = recovering.values_mut().map(|(durable, _)| durable);
+            groups.filter(|durable| durable.is_newborn()).for_each(Durable::lost_all);
         }
 
         let now = self.now(env);
@@ -413,6 +506,7 @@ impl Node {
             liveness_out: LivenessOutput::default(),
             journal,
             identity,
+            roll: superblock.facts().roll.clone(),
             replicas,
             handed: VecDeque::new(),
             facts: VecDeque::new(),

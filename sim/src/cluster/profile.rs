@@ -37,12 +37,14 @@ pub(crate) enum Fault {
     WriteError,
     DiskFull,
     Damage,
+    /// A node loses its whole disk.
+    Empty,
     Transfer,
     Snapshot,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Fault; 23] = [
+    pub(crate) const ALL: [Fault; 24] = [
         Fault::Kill,
         Fault::PowerCut,
         Fault::AllPowerCut,
@@ -64,6 +66,7 @@ impl Fault {
         Fault::WriteError,
         Fault::DiskFull,
         Fault::Damage,
+        Fault::Empty,
         Fault::Transfer,
         Fault::Snapshot,
     ];
@@ -245,6 +248,7 @@ fn needs_peers(fault: Fault) -> bool {
         | Fault::WriteError
         | Fault::DiskFull
         | Fault::Damage
+        | Fault::Empty
         | Fault::Snapshot => false,
     }
 }

@@ -325,6 +325,13 @@ impl GroupTruth {
         }
     }
 
+    /// The node has lost its whole disk.
+    pub(crate) fn emptied(&mut self, node: usize) {
+        let truth = self.nodes.entry(node).or_default();
+        truth.base = Slot(0);
+        truth.durable_chosen.clear();
+    }
+
     /// A slot above `applied` that may hold a chosen value which no disk has any more: so many voted that a quorum may
     /// have agreed, and all of them lost power before the value, and after its label, was on their disks. Nobody can
     /// tell this from the loss of an acknowledged write, so the group waits for an operator. `absent` are nodes that do

@@ -135,6 +135,11 @@ impl World {
         match event {
             Event::Node { node, life, event } => self.nodes[node].handle(env, life, *event),
             Event::Start { node } => self.nodes[node].start(env),
+            Event::Ask { node, life } => {
+                if self.nodes[node].life == life {
+                    self.ask(node);
+                }
+            }
             Event::Stop { node, life, power } => {
                 if self.nodes[node].life == life {
                     self.nodes[node].stop(env, power);
@@ -158,6 +163,26 @@ impl World {
             Event::EndFull { node } => self.nodes[node].disk.set_capacity(1 << 30),
             Event::Heal => self.heal(),
             Event::Settled => self.check_settled(),
+        }
+    }
+
+    /// A newcomer asks everybody who has not answered, and takes its place or asks again later.
+    fn ask(&mut self, node: usize) {
+        let Some((newcomer, _)) = &self.nodes[node].newcomer else { return };
+        let missing: Vec<usize> = newcomer.missing().map(index).collect();
+        for other in missing {
+            let open = self.env.net.is_open(node, other) && self.env.net.is_open(other, node);
+            if let Some(standing) = self.nodes[other].standing(id(node)).filter(|_| open)
+                && let Some((newcomer, _)) = &mut self.nodes[node].newcomer
+            {
+                newcomer.answered(id(other), standing);
+            }
+        }
+        let env = &mut self.env;
+        if !self.nodes[node].try_take_place(env) {
+            env.mark(Mark::NewcomerWaited);
+            let again = env.rng.around(50 * MILLI);
+            env.after(again, Event::Ask { node, life: self.nodes[node].life });
         }
     }
 
@@ -355,6 +380,12 @@ impl World {
                     self.crash(node, power);
                 }
             }
+            Fault::Empty => {
+                if env.profile.damageable >> node & 1 == 1 {
+                    self.crash(node, true);
+                    self.nodes[node].empty(&mut self.env);
+                }
+            }
             Fault::Transfer => {
                 if let Some(leader) = self.leader_of(group) {
                     let members: Vec<NodeId> = self.env.truths[group].config().members().collect();
@@ -427,6 +458,10 @@ impl World {
             node.disk.fail_syncs(0);
             node.disk.fail_writes(0);
             node.damage_due = 0;
+            // The operator does as the message says.
+            if node.lost {
+                node.empty(env);
+            }
             // What still sleeps, or waits for a disk, ends here.
             if node.process.as_ref().is_some_and(|process| process.fenced || process.paused) {
                 node.stop(env, false);

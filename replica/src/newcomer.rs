@@ -1,0 +1,257 @@
+//! A node whose data directory is new asks all others who it is, and takes no part before: see
+//! [`consensus_core::Newcomer`]. While it asks, it answers others who ask, and nobody else.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use consensus_core::{Newcomer, NodeId, Place, Standing};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use journal::{RealDisk, Superblock};
+use tokio::sync::SetOnce;
+use tracing::{error, info, warn};
+
+use crate::clock;
+use crate::node::Shared;
+use crate::peer::{Peer, Redial, ask_once};
+
+/// Others that are started together with this one answer within milliseconds; of those that take longer a word is said.
+const SAY_AFTER: Duration = Duration::from_secs(3);
+/// Until the disk is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Whether this node has taken its place, and what it says to newcomers.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    mark: u64,
+    /// The marks of those that were newcomers with it; set once the place is taken, durably.
+    roll: SetOnce<Vec<(u64, u64)>>,
+}
+
+impl Seat {
+    /// As the superblock says.
+    pub(crate) fn new(facts: &journal::Facts) -> Seat {
+        let roll = facts.placed.then(|| facts.roll.clone());
+        Seat { mark: facts.mark, roll: SetOnce::new_with(roll) }
+    }
+
+    pub(crate) fn is_taken(&self) -> bool {
+        self.roll.initialized()
+    }
+
+    /// Returns once the place is taken.
+    pub(crate) async fn taken(&self) {
+        self.roll.wait().await;
+    }
+
+    /// What this node says of itself to `other`, of which it heard this life last.
+    pub(crate) fn standing(&self, other: NodeId, incarnation_heard: u64) -> Standing {
+        match self.roll.get() {
+            None => Standing::Newcomer { mark: self.mark },
+            Some(roll) => {
+                let known = roll.iter().find(|(node, _)| *node == u64::from(other.0));
+                Standing::Placed { known_as: known.map(|(_, mark)| *mark), incarnation_heard }
+            }
+        }
+    }
+}
+
+/// Takes the place that the answers of all others give this node, durably. `None` when the node stops first.
+pub(crate) async fn take_place(shared: &Arc<Shared>, mut superblock: Superblock<RealDisk>) -> Option<Place> {
+    let mut newcomer = Newcomer::new(superblock.facts().mark, shared.peers.keys().copied());
+    let place = tokio::select! {
+        place = ask_all(shared, &mut newcomer) => place,
+        () = shared.stopping.cancelled() => return None,
+    };
+    let returned_as = match place {
+        Place::Founder => {
+            info!(node = shared.id.0, "all nodes of the cluster have met: it begins");
+            None
+        }
+        Place::Returned { incarnation } => {
+            warn!(
+                node = shared.id.0,
+                "the data directory is new, the cluster is not: this node learns from the others what it may have promised \
+                 and voted for, and votes again when it holds what they have"
+            );
+            Some(incarnation)
+        }
+    };
+    let roll: Vec<(u64, u64)> = newcomer.roll().map(|(node, mark)| (u64::from(node.0), mark)).collect();
+    loop {
+        let entries = roll.clone();
+        let stored = tokio::task::spawn_blocking(move || {
+            let stored = superblock.take_place(entries, returned_as);
+            (superblock, stored)
+        });
+        match stored.await {
+            Ok((_, Ok(()))) => break,
+            Ok((unchanged, Err(error))) => {
+                error!(node = shared.id.0, %error, "cannot write down its place: this node takes no part until it can");
+                superblock = unchanged;
+            }
+            // The runtime ends.
+            Err(_) => return None,
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RETRY_AFTER) => {}
+            () = shared.stopping.cancelled() => return None,
+        }
+    }
+    // Nobody else sets it.
+    let _ = shared.seat.roll.set(roll);
+    Some(place)
+}
+
+async fn ask_all(shared: &Arc<Shared>, newcomer: &mut Newcomer) -> Place {
+    let mut asking: FuturesUnordered<_> = shared.peers.values().map(|peer| ask(shared, peer)).collect();
+    let mut said = false;
+    loop {
+        if let Some(place) = newcomer.place(clock::unix_seconds()) {
+            return place;
+        }
+        tokio::select! {
+            Some((node, standing)) = asking.next() => newcomer.answered(node, standing),
+            () = tokio::time::sleep(SAY_AFTER), if !said => {
+                said = true;
+                let missing: Vec<u32> = newcomer.missing().map(|node| node.0).collect();
+                warn!(
+                    node = shared.id.0,
+                    ?missing,
+                    "the data directory is new: before this node takes part, every other node must have answered it once"
+                );
+            }
+        }
+    }
+}
+
+/// Asks until there is an answer.
+async fn ask(shared: &Shared, peer: &Peer) -> (NodeId, Standing) {
+    let mut redial = Redial::new();
+    loop {
+        match ask_once(shared, peer).await {
+            Ok(standing) => return (peer.id, standing),
+            Err(why) => redial.tell(peer, why),
+        }
+        tokio::time::sleep(redial.next_pause().mul_f64(shared.jitter())).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use tempfile::TempDir;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::node::Node;
+    use crate::testing::{PATIENCE, one_of};
+
+    /// Long enough for newcomers to ask each other many times.
+    const MANY_QUESTIONS: Duration = Duration::from_millis(300);
+
+    /// Three nodes, which may run or not.
+    struct Scene {
+        dirs: [TempDir; 3],
+        addresses: Vec<(NodeId, String)>,
+        /// Keep the ports until their nodes start.
+        listeners: Vec<Option<TcpListener>>,
+    }
+
+    impl Scene {
+        fn new() -> Scene {
+            let listeners: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+            let addresses = listeners.iter().map(|listener| listener.local_addr().unwrap().to_string());
+            Scene {
+                dirs: [(); 3].map(|()| tempfile::tempdir().unwrap()),
+                addresses: (1..).map(NodeId).zip(addresses).collect(),
+                listeners: listeners.into_iter().map(Some).collect(),
+            }
+        }
+
+        async fn start(&mut self, index: usize) -> Node {
+            let (id, address) = self.addresses[index].clone();
+            let listener = self.listeners[index].take();
+            let listener = listener.unwrap_or_else(|| TcpListener::bind(address).unwrap());
+            let dir = self.dirs[index].path();
+            Node::start(one_of(self.addresses.clone(), id, listener, dir)).await.unwrap()
+        }
+
+        fn empty(&mut self, index: usize) {
+            self.dirs[index] = tempfile::tempdir().unwrap();
+        }
+
+        fn facts(&self, index: usize) -> journal::Facts {
+            let superblock = Superblock::open(RealDisk::open(self.dirs[index].path()).unwrap()).unwrap();
+            superblock.expect("it has started before").facts().clone()
+        }
+    }
+
+    async fn is_placed(node: &Node) {
+        timeout(PATIENCE, node.shared.seat.taken()).await.expect("it takes its place");
+    }
+
+    async fn is_not_placed(node: &Node) {
+        timeout(MANY_QUESTIONS, node.shared.seat.taken())
+            .await
+            .expect_err("nobody but all can give it a place");
+        node.health().check().unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn a_cluster_begins_when_all_its_nodes_have_met() {
+        let mut scene = Scene::new();
+        let mut nodes = vec![scene.start(0).await, scene.start(1).await];
+        is_not_placed(&nodes[0]).await;
+        nodes.push(scene.start(2).await);
+        for node in &nodes {
+            is_placed(node).await;
+        }
+        for node in nodes {
+            node.stop().await;
+        }
+        for index in 0..3 {
+            let facts = scene.facts(index);
+            assert!(facts.placed && !facts.returned && facts.incarnation == 1, "{facts:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_emptied_node_waits_for_all_and_begins_as_one_that_has_forgotten_everything() {
+        let mut scene = Scene::new();
+        let nodes = [scene.start(0).await, scene.start(1).await, scene.start(2).await];
+        for node in &nodes {
+            is_placed(node).await;
+        }
+        for node in nodes {
+            node.stop().await;
+        }
+        scene.empty(1);
+        let (two, three) = (scene.start(1).await, scene.start(2).await);
+        is_placed(&three).await;
+        is_not_placed(&two).await;
+        // It waits as it began, also after a restart.
+        two.stop().await;
+        let two = scene.start(1).await;
+        is_not_placed(&two).await;
+        let one = scene.start(0).await;
+        is_placed(&two).await;
+        for node in [one, two, three] {
+            node.stop().await;
+        }
+        let facts = scene.facts(1);
+        assert!(facts.placed && facts.returned && facts.incarnation > 1_000_000_000, "{facts:?}");
+        // What it lost stands in its journal by now.
+        scene.start(1).await.stop().await;
+        let facts = scene.facts(1);
+        assert!(facts.placed && !facts.returned, "{facts:?}");
+    }
+
+    #[tokio::test]
+    async fn a_newcomer_stops_when_asked_to() {
+        let mut scene = Scene::new();
+        let node = scene.start(0).await;
+        timeout(PATIENCE, node.stop()).await.expect("it waits for nobody");
+    }
+}
