@@ -3,12 +3,17 @@
 //! A write may be tried again only under its number, or when no earlier attempt can have been applied. Reads may
 //! always be tried again. Whatever happens, the caller's deadline ends it.
 
+use std::time::Duration;
+
 use api::gaios::link::v1::refused::Why;
 
 use crate::errors::Failure;
 
 /// Redirects that are followed at once before a pause: more of them mean that replicas disagree.
 const REDIRECTS_MAX: u32 = 3;
+
+/// The longest first pause before a node that is overloaded is asked again; doubles up to the second time.
+const EASE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
 
 /// Whether a request changes anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +31,8 @@ pub struct Attempts {
     /// Some attempt may have been applied.
     maybe_applied: bool,
     redirects: u32,
+    /// How often a node was overloaded.
+    overloads: u32,
     cause: Cause,
 }
 
@@ -35,6 +42,7 @@ enum Cause {
     Slow,
     NoLeader,
     LinkLost,
+    Overloaded,
 }
 
 /// What comes next.
@@ -46,6 +54,8 @@ pub enum Next {
     Wait,
     /// Pause for some milliseconds, then as `Wait`.
     Pause,
+    /// Pause for [`Attempts::ease`], then as `Wait`.
+    Ease,
     /// Take a new number of a new session, then as `Wait`.
     Renumber,
     /// Tell the caller.
@@ -55,7 +65,7 @@ pub enum Next {
 impl Attempts {
     /// Nothing tried yet.
     pub fn new(kind: Kind) -> Attempts {
-        Attempts { kind, maybe_applied: false, redirects: 0, cause: Cause::Slow }
+        Attempts { kind, maybe_applied: false, redirects: 0, overloads: 0, cause: Cause::Slow }
     }
 
     /// The node refused.
@@ -66,7 +76,11 @@ impl Attempts {
                 self.maybe_applied = true;
                 self.elsewhere(guess_changed)
             }
-            Why::Overloaded => self.give(Failure::Overloaded),
+            Why::Overloaded => {
+                self.overloads += 1;
+                self.cause = Cause::Overloaded;
+                Next::Ease
+            }
             Why::NoDisk => self.give(Failure::NoDisk),
             Why::AnswerTooLarge => self.give(Failure::AnswerTooLarge),
             Why::Malformed | Why::Unspecified => {
@@ -99,7 +113,21 @@ impl Attempts {
             Cause::Slow => Failure::TimedOut,
             Cause::NoLeader => Failure::TimedOutLeaderFailed,
             Cause::LinkLost => Failure::TimedOutConnectionLost,
+            Cause::Overloaded if self.maybe_applied => Failure::TimedOut,
+            Cause::Overloaded => Failure::Overloaded,
         }
+    }
+
+    /// How long an overloaded node is left alone, by a random number: longer each time.
+    pub fn ease(&self, random: u32) -> Duration {
+        let ceiling =
+            EASE.0.saturating_mul(1_u32.checked_shl(self.overloads - 1).unwrap_or(u32::MAX)).min(EASE.1);
+        ceiling.mul_f64(f64::from(random) / f64::from(u32::MAX))
+    }
+
+    /// Whether some attempt may have been applied: then no refusal is certain.
+    pub fn maybe_applied(&self) -> bool {
+        self.maybe_applied
     }
 
     /// A definite refusal is only definite if nothing was applied by an earlier attempt.
@@ -131,8 +159,10 @@ mod tests {
     fn a_write_that_may_be_applied_is_never_renumbered_or_refused() {
         let mut attempts = Attempts::new(Kind::Write);
         assert_eq!(attempts.handle_refused(Why::OutcomeUnknown, false), Next::Wait);
-        assert_eq!(attempts.handle_refused(Why::Overloaded, false), Next::Pause);
+        assert_eq!(attempts.handle_refused(Why::NoDisk, false), Next::Pause);
         assert_eq!(attempts.handle_session_expired(), Next::Give(Failure::TimedOutLeaderFailed));
+        assert_eq!(attempts.handle_refused(Why::Overloaded, false), Next::Ease);
+        assert_eq!(attempts.timed_out(), Failure::TimedOut);
     }
 
     #[test]
@@ -140,7 +170,21 @@ mod tests {
         let mut attempts = Attempts::new(Kind::Write);
         assert_eq!(attempts.handle_refused(Why::NotLeader, true), Next::Again);
         assert_eq!(attempts.handle_session_expired(), Next::Renumber);
-        assert_eq!(attempts.handle_refused(Why::Overloaded, false), Next::Give(Failure::Overloaded));
+        assert_eq!(attempts.handle_refused(Why::NoDisk, false), Next::Give(Failure::NoDisk));
+    }
+
+    #[test]
+    fn an_overloaded_node_is_asked_again_ever_more_rarely_until_the_deadline() {
+        let mut attempts = Attempts::new(Kind::Write);
+        let mut pauses = Vec::new();
+        for _ in 0..40 {
+            assert_eq!(attempts.handle_refused(Why::Overloaded, false), Next::Ease);
+            assert_eq!(attempts.ease(0), Duration::ZERO);
+            pauses.push(attempts.ease(u32::MAX).as_millis());
+        }
+        assert_eq!(pauses[..8], [5, 10, 20, 40, 80, 160, 320, 500]);
+        assert!(pauses[8..].iter().all(|pause| *pause == 500));
+        assert_eq!(attempts.timed_out(), Failure::Overloaded);
     }
 
     #[test]

@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use api::etcdserverpb as pb;
 use api::etcdserverpb::kv_client::KvClient;
 use api::etcdserverpb::{compare, request_op, response_op};
@@ -295,13 +297,16 @@ async fn without_a_leader_requests_time_out_as_etcds_do() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn overload_is_told_in_etcds_words() {
+async fn an_overloaded_node_is_asked_again_and_told_of_in_etcds_words_if_it_stays_so() {
     let cluster = TestCluster::start(1).await;
-    let gateway = cluster.gateway().await;
+    let gateway = cluster.gateway_with(|options| options.request_timeout = Duration::from_secs(1)).await;
     let mut client = KvClient::new(connect(&gateway).await);
-    cluster.faults.lock().overloaded = 1;
+    cluster.faults.lock().overloaded = 3;
+    client.put(put("k", "0")).await.unwrap();
+    cluster.faults.lock().overloaded = u32::MAX;
     let status = client.put(put("k", "0")).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::Unknown, "etcdserver: too many requests"));
+    cluster.faults.lock().overloaded = 0;
     client.put(put("k", "0")).await.unwrap();
 }
 

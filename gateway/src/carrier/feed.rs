@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::gaios::link::v1::{self as wire, refused::Why, response::Kind};
+use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::debug;
@@ -163,8 +164,11 @@ impl LinkFeed {
             Some(Kind::WatchEvents(events)) => {
                 let bytes = events.revisions.len();
                 self.credit = self.credit.saturating_sub(bytes as i64);
-                let mut revisions = keyspace::RevisionEvents::decode_all(events.revisions)
-                    .map_err(|_| "events cannot be read")?;
+                // Keys and values are parts of what they are decoded from. They may be kept for long, and the link's frame,
+                // with answers to anybody, may not.
+                let own = Bytes::copy_from_slice(&events.revisions);
+                let mut revisions =
+                    keyspace::RevisionEvents::decode_all(own).map_err(|_| "events cannot be read")?;
                 revisions.retain(|events| events.revision.0 >= self.position);
                 self.position = self.position.max(events.upto.saturating_add(1));
                 Ok(Some(FeedItem::Events {

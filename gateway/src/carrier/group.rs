@@ -168,6 +168,13 @@ impl Group {
                 Next::Again => {}
                 Next::Wait => self.wait(|| self.can_write(shared), shared.options.waiting_max).await?,
                 Next::Pause => pause().await,
+                Next::Ease => {
+                    if !attempts.maybe_applied() {
+                        // Others need not wait for its number meanwhile.
+                        held = None;
+                    }
+                    shared.ease(attempts, bytes).await?;
+                }
                 Next::Renumber => held = None,
                 Next::Give(failure) => return Err(failure),
             }
@@ -274,6 +281,7 @@ impl Group {
                 Next::Wait if serializable => pause().await,
                 Next::Wait => self.wait(|| target().is_some(), waiting_max).await?,
                 Next::Pause | Next::Renumber => pause().await,
+                Next::Ease => shared.ease(attempts, query.len()).await?,
                 Next::Give(failure) => return Err(failure),
             }
         }
@@ -379,7 +387,7 @@ impl Group {
 
     /// Waits until `ready` holds. Bounded in number here, in time by the caller's deadline.
     pub(super) async fn wait(&self, ready: impl Fn() -> bool, waiting_max: usize) -> Result<(), Failure> {
-        let _counted = Counted::new(&self.waiting, waiting_max)?;
+        let _counted = Counted::new(&self.waiting, 1, waiting_max)?;
         let mut news = self.news.subscribe();
         while !ready() {
             self.work.notify_one();

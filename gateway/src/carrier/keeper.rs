@@ -226,6 +226,7 @@ async fn renew(
         match next {
             Next::Give(failure) => return Err(failure),
             Next::Again => {}
+            Next::Ease => shared.ease(attempts, bytes).await?,
             Next::Wait | Next::Pause | Next::Renumber => {
                 tokio::time::sleep(Duration::from_millis(u64::from(random_u32() % 20) + 1)).await;
             }

@@ -22,15 +22,20 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::backoff::random_u32;
 use crate::domain::{Answer, Consistency, Domain, DomainStatus, FeedSpec, Kept};
 use crate::errors::Failure;
 use crate::link::{Identity, LinkEvent};
+use crate::retry::Attempts;
 
 use group::Group;
 use links::Links;
 use topology::Topology;
 
 pub use feed::LinkFeed;
+
+/// Bytes of requests that may wait for nodes to be less busy.
+const EASING_BYTES_MAX: usize = 256 << 20;
 
 /// How a carrier reaches its nodes.
 #[derive(Clone, Debug)]
@@ -64,6 +69,8 @@ pub(crate) struct Shared {
     groups: ArcSwap<Vec<Arc<Group>>>,
     /// Requests that wait for the first shard map.
     waiting: AtomicUsize,
+    /// Bytes of requests that wait for a node to be less busy.
+    easing: AtomicUsize,
     cluster: Arc<AtomicU64>,
     leader_known: watch::Sender<bool>,
     /// Bumped with each topology.
@@ -89,6 +96,7 @@ impl Carrier {
             topology: ArcSwapOption::empty(),
             groups: ArcSwap::default(),
             waiting: AtomicUsize::new(0),
+            easing: AtomicUsize::new(0),
             cluster,
             leader_known: watch::Sender::new(false),
             topology_news: watch::Sender::new(0),
@@ -212,7 +220,7 @@ impl Shared {
         if let Some(group) = self.group_now(&ranges) {
             return group;
         }
-        let _counted = Counted::new(&self.waiting, self.options.waiting_max)?;
+        let _counted = Counted::new(&self.waiting, 1, self.options.waiting_max)?;
         let mut news = self.topology_news.subscribe();
         loop {
             if let Some(group) = self.group_now(&ranges) {
@@ -226,6 +234,19 @@ impl Shared {
         }
     }
 
+    /// Leaves an overloaded node alone for a moment, before a request of so many bytes goes to it again.
+    ///
+    /// # Errors
+    /// Too much waits like this, and no attempt of the request can have been applied.
+    async fn ease(&self, attempts: &Attempts, bytes: usize) -> Result<(), Failure> {
+        let counted = Counted::new(&self.easing, bytes, EASING_BYTES_MAX);
+        if !attempts.maybe_applied() && counted.is_err() {
+            return Err(Failure::Overloaded);
+        }
+        tokio::time::sleep(attempts.ease(random_u32())).await;
+        Ok(())
+    }
+
     fn replicas(&self, group: &Group) -> Vec<u32> {
         self.topology.load().as_ref().map_or_else(Vec::new, |topology| topology.replicas(group.id()))
     }
@@ -235,20 +256,20 @@ impl Shared {
     }
 }
 
-/// One of a bounded number.
-struct Counted<'a>(&'a AtomicUsize);
+/// A part of a bounded number.
+struct Counted<'a>(&'a AtomicUsize, usize);
 
 impl<'a> Counted<'a> {
-    fn new(count: &'a AtomicUsize, max: usize) -> Result<Counted<'a>, Failure> {
-        let before = count.fetch_add(1, Ordering::Relaxed);
-        let counted = Counted(count);
-        if before >= max { Err(Failure::Overloaded) } else { Ok(counted) }
+    fn new(count: &'a AtomicUsize, part: usize, max: usize) -> Result<Counted<'a>, Failure> {
+        let before = count.fetch_add(part, Ordering::Relaxed);
+        let counted = Counted(count, part);
+        if before.saturating_add(part) > max { Err(Failure::Overloaded) } else { Ok(counted) }
     }
 }
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(self.1, Ordering::Relaxed);
     }
 }
 

@@ -90,6 +90,23 @@ async fn an_emptied_node_and_one_that_is_behind_forget_nothing() {
     while client.put(put.clone()).await.is_none() {}
 }
 
+/// More at once than a group takes into its queue: it refuses the rest, and the gateway asks again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_large_writes_at_once_are_all_answered() {
+    let cluster = Cluster::start(3, 1);
+    let client = Client::connect(&cluster.endpoints()).await.unwrap();
+    let mut writes = tokio::task::JoinSet::new();
+    for n in 0..64 {
+        let mut client = client.clone();
+        let key = format!("large-{n}").into_bytes();
+        let request = model::PutRequest { key, value: vec![b'x'; 1 << 20], ..Default::default() };
+        writes.spawn(async move { client.put(request).await });
+    }
+    let answers = writes.join_all().await;
+    let revisions: std::collections::BTreeSet<_> = answers.iter().flatten().map(|put| put.revision).collect();
+    assert_eq!(revisions.len(), 64, "{}", cluster.logs());
+}
+
 async fn faults(cluster: &mut Cluster, clients: &mut Clients) {
     clients.each_acknowledged(ROUND).await;
 
