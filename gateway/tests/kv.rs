@@ -277,6 +277,26 @@ async fn a_lost_session_is_opened_again() {
     assert_eq!(cluster.revision(), before + 1, "applied once");
 }
 
+/// Whatever such a node acknowledged would be on its disk alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_configuration_names_only_itself_is_not_used() {
+    let mut cluster = TestCluster::start(3).await;
+    cluster.stop(3);
+    let gateway = cluster.gateway_with(|options| options.request_timeout = Duration::from_millis(500)).await;
+    let mut client = KvClient::new(connect(&gateway).await);
+    client.put(put("k", "0")).await.unwrap();
+    cluster.faults.lock().alone = Some(3);
+    cluster.restart(3).await;
+    cluster.elect(3);
+    let revision = cluster.revision();
+    for _ in 0..4 {
+        client.put(put("k", "1")).await.unwrap_err();
+    }
+    assert_eq!(cluster.revision(), revision);
+    cluster.elect(2);
+    client.put(put("k", "2")).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_leader_requests_time_out_as_etcds_do() {
     let cluster = TestCluster::start(3).await;

@@ -302,6 +302,11 @@ pub(crate) async fn accept(shared: Arc<Shared>, mut stream: TcpStream, first: By
             return;
         }
     };
+    if asked.purpose == Purpose::Ask && !shared.peers.contains_key(&asked.from) {
+        // What this node is means nothing to one that it does not belong together with.
+        warn!(%from, "refused to tell node {}, which is not in this node's configuration, who it is", asked.from.0);
+        return;
+    }
     let answer = hello(&shared, asked.purpose, asked.from);
     if write_hello(&mut stream, &answer).await.is_err() {
         return;

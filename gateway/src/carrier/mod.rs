@@ -135,15 +135,22 @@ impl Shared {
                         warn!(node, cluster, "a node of another cluster");
                         continue;
                     }
+                    if let Err(error) = self.learn(shard_map) {
+                        warn!(node, address = link.address(), error, "this node is not used");
+                        continue;
+                    }
                     self.links.handle_up(node, &link);
-                    self.learn(shard_map);
                     self.each_group(Group::handle_links_changed);
                 }
                 Some(LinkEvent::Down { node }) => {
                     self.links.handle_down();
                     self.each_group(|group| group.handle_link_down(node));
                 }
-                Some(LinkEvent::ShardMap(map)) => self.learn(map),
+                Some(LinkEvent::ShardMap(map)) => {
+                    if let Err(error) = self.learn(map) {
+                        warn!(error, "a shard map is not used");
+                    }
+                }
                 None => return,
             }
         }
@@ -165,16 +172,22 @@ impl Shared {
     }
 
     /// Takes in a shard map if it is newer than the known one.
-    fn learn(self: &Arc<Self>, encoded: Bytes) {
-        let topology = match Topology::decode(encoded) {
-            Ok(topology) => topology,
-            Err(error) => {
-                warn!(%error, "a node sent a shard map that cannot be read");
-                return;
-            }
-        };
-        if self.topology.load().as_ref().is_some_and(|known| known.epoch() >= topology.epoch()) {
-            return;
+    ///
+    /// # Errors
+    /// One that cannot be right: whoever sent it may carry other groups than it says, or with other voters.
+    fn learn(self: &Arc<Self>, encoded: Bytes) -> Result<(), String> {
+        let topology =
+            Topology::decode(encoded).map_err(|error| format!("its shard map cannot be read: {error}"))?;
+        if let Some(known) = self.topology.load().as_ref()
+            && known.epoch() >= topology.epoch()
+        {
+            return if known.contradicts(&topology) {
+                Err("its configuration names other groups, or other nodes for them, than that of the first node which \
+                     answered: make `cluster` the same on all nodes"
+                    .to_owned())
+            } else {
+                Ok(())
+            };
         }
         info!(epoch = topology.epoch(), "new shard map");
         for (node, address) in topology.nodes() {
@@ -192,6 +205,7 @@ impl Shared {
         self.groups.store(Arc::new(groups));
         self.topology.store(Some(Arc::new(topology)));
         self.topology_news.send_modify(|news| *news += 1);
+        Ok(())
     }
 
     /// The group that owns all of `ranges`, which are only asked for if it is not the only one. None before the first

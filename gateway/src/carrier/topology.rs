@@ -21,6 +21,12 @@ impl Topology {
         self.0.epoch().0
     }
 
+    /// Whether both cannot be true at the same epoch. Addresses are not compared: they change one node after the other.
+    pub(crate) fn contradicts(&self, other: &Topology) -> bool {
+        self.epoch() == other.epoch()
+            && (self.0.shards() != other.0.shards() || self.0.groups() != other.0.groups())
+    }
+
     /// The groups that own shards.
     pub(crate) fn groups(&self) -> impl Iterator<Item = u64> {
         self.0.shards().iter().map(|shard| shard.group.0)
@@ -103,6 +109,22 @@ mod tests {
         assert_eq!(topology.only_group(), None);
         let (low, high) = (KeyRange::single("a"), KeyRange::single("z"));
         assert_eq!(topology.group_of(&[low, high]), Err(Failure::SpansShards));
+    }
+
+    #[test]
+    fn maps_of_one_epoch_may_differ_in_addresses_only() {
+        let change = |epoch, node, address: &str| {
+            let nodes = BTreeMap::from([(shard_map::NodeId(node), address.to_owned())]);
+            let map = ShardMap::single_group(GroupId(5), nodes).unwrap();
+            let (shards, groups, nodes) = (map.shards().to_vec(), map.groups().clone(), map.nodes().clone());
+            Topology(ShardMap::new(Epoch(epoch), shards, groups, nodes).unwrap())
+        };
+        let map = change(1, 1, "a:1");
+        assert!(!map.contradicts(&change(1, 1, "b:2")));
+        assert!(map.contradicts(&change(1, 2, "a:1")));
+        assert!(!map.contradicts(&change(2, 2, "a:1")), "a later one may say anything");
+        assert!(!change(3, 1, "a:1").contradicts(&change(3, 1, "a:1")));
+        assert!(change(3, 1, "a:1").contradicts(&topology()), "other shards");
     }
 
     #[test]

@@ -57,6 +57,8 @@ pub(crate) struct Faults {
     pub(crate) overloaded: u32,
     /// Leaders name nobody when they refuse.
     pub(crate) no_hints: bool,
+    /// This node names only itself as the group's replica.
+    pub(crate) alone: Option<u32>,
 }
 
 struct Core {
@@ -118,11 +120,7 @@ impl TestCluster {
     }
 
     fn shard_map(&self) -> Bytes {
-        let nodes = self.nodes.iter().map(|node| (NodeId(node.id.into()), node.address.to_string()));
-        let map = ShardMap::single_group(GroupId(GROUP), nodes.collect()).unwrap();
-        let mut encoded = BytesMut::new();
-        map.encode(&mut encoded);
-        encoded.freeze()
+        shard_map(self.nodes.iter().map(|node| (node.id, node.address.to_string())))
     }
 
     fn serve(&mut self, index: usize, listener: TcpListener) {
@@ -335,6 +333,15 @@ impl Core {
     }
 }
 
+/// All of them vote.
+fn shard_map(nodes: impl IntoIterator<Item = (u32, String)>) -> Bytes {
+    let nodes = nodes.into_iter().map(|(node, address)| (NodeId(node.into()), address));
+    let map = ShardMap::single_group(GroupId(GROUP), nodes.collect()).unwrap();
+    let mut encoded = BytesMut::new();
+    map.encode(&mut encoded);
+    encoded.freeze()
+}
+
 #[derive(Clone)]
 struct Serving {
     node: u32,
@@ -355,12 +362,15 @@ impl Serving {
         let Some(Ok(hello)) = frames.next().await else { return };
         let hello = wire::Hello::decode(hello.freeze()).unwrap();
         let refused = hello.cluster_id != 0 && hello.cluster_id != CLUSTER;
+        let alone = self.faults.lock().alone == Some(self.node);
+        let shard_map =
+            if alone { shard_map([(self.node, "127.0.0.1:1".to_owned())]) } else { self.shard_map.clone() };
         let welcome = wire::Welcome {
             version: 1,
             cluster_id: CLUSTER,
             node_id: self.node,
             refused: if refused { "a stranger".to_owned() } else { String::new() },
-            shard_map: self.shard_map.clone(),
+            shard_map,
         };
         if write.write_all(&framed(&welcome)).await.is_err() || refused {
             return;
