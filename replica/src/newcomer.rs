@@ -1,10 +1,11 @@
 //! A node whose data directory is new asks all others who it is, and takes no part before: see
 //! [`consensus_core::Newcomer`]. While it asks, it answers others who ask, and nobody else.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use consensus_core::{Newcomer, NodeId, Place, Standing};
+use consensus_core::{GroupId, Newcomer, NodeId, Place, Standing};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use journal::{RealDisk, Superblock};
@@ -54,6 +55,18 @@ impl Seat {
             }
         }
     }
+}
+
+/// A number for the groups of a cluster and their first voters, by which nodes see that they agree on them (FNV-1a).
+pub(crate) fn digest(groups: &[(GroupId, Vec<NodeId>)]) -> u64 {
+    let mut sorted: Vec<(GroupId, BTreeSet<NodeId>)> =
+        groups.iter().map(|(group, voters)| (*group, voters.iter().copied().collect())).collect();
+    sorted.sort();
+    let numbers = sorted.iter().flat_map(|(group, voters)| {
+        [group.0, voters.len() as u64].into_iter().chain(voters.iter().map(|voter| u64::from(voter.0)))
+    });
+    let bytes = numbers.flat_map(u64::to_le_bytes);
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Takes the place that the answers of all others give this node, durably. `None` when the node stops first.
@@ -246,6 +259,35 @@ mod tests {
         scene.start(1).await.stop().await;
         let facts = scene.facts(1);
         assert!(facts.placed && !facts.returned, "{facts:?}");
+    }
+
+    #[tokio::test]
+    async fn nodes_that_name_other_voters_found_nothing_together() {
+        let mut scene = Scene::new();
+        let (one, two) = (scene.start(0).await, scene.start(1).await);
+        let [(_, address), ..] = &scene.addresses[2..] else { unreachable!("there are three") };
+        let listener = scene.listeners[2].take().unwrap();
+        assert_eq!(listener.local_addr().unwrap().to_string(), *address);
+        let mut odd = one_of(scene.addresses.clone(), NodeId(3), listener, scene.dirs[2].path());
+        odd.groups[0].1.pop();
+        let three = Node::start(odd).await.unwrap();
+        for node in [&one, &three] {
+            is_not_placed(node).await;
+        }
+        for node in [one, two, three] {
+            node.stop().await;
+        }
+    }
+
+    #[test]
+    fn the_order_of_groups_and_voters_is_nothing_to_agree_on() {
+        let group = |id, voters: &[u32]| (GroupId(id), voters.iter().copied().map(NodeId).collect::<Vec<_>>());
+        let all = digest(&[group(1, &[1, 2]), group(2, &[3])]);
+        assert_eq!(all, digest(&[group(2, &[3]), group(1, &[2, 1])]));
+        assert_ne!(all, digest(&[group(1, &[1, 2, 3]), group(2, &[3])]));
+        assert_ne!(all, digest(&[group(1, &[1]), group(2, &[2, 3])]));
+        assert_ne!(all, digest(&[group(1, &[1, 2])]));
+        assert_eq!(digest(&[group(1, &[1])]), 10_028_924_121_191_548_612, "part of the protocol between nodes");
     }
 
     #[tokio::test]

@@ -31,7 +31,7 @@ use crate::essential;
 use crate::group::{self, GroupEvent, GroupHandle, GroupStart, LogPositions};
 use crate::link;
 use crate::metrics::Metrics;
-use crate::newcomer::{Seat, take_place};
+use crate::newcomer::{Seat, digest, take_place};
 use crate::peer::{self, HANDSHAKE_TIMEOUT, Peer};
 use crate::wire;
 
@@ -49,7 +49,7 @@ pub struct NodeOptions {
     pub cluster: u64,
     /// Every node of the cluster and the address its peers reach it at, this node included.
     pub nodes: Vec<(NodeId, String)>,
-    /// The groups that have a replica here, with their first voters.
+    /// The groups of the cluster, with their first voters. Those that this node is one of have a replica here.
     pub groups: Vec<(GroupId, Vec<NodeId>)>,
     /// Where peers and gateways connect to.
     pub listener: std::net::TcpListener,
@@ -116,6 +116,8 @@ pub(crate) struct Shared {
     /// The groups have stopped: connections end.
     pub(crate) stopped: CancellationToken,
     groups: Arc<BTreeMap<GroupId, Arc<GroupHandle>>>,
+    /// Of all groups of the cluster and their first voters, as configured.
+    pub(crate) groups_digest: u64,
     /// Reused by whoever steps the liveness.
     liveness_out: Mutex<LivenessOutput>,
     random: RandomState,
@@ -363,7 +365,7 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
     let identity = superblock.facts().identity;
 
     let mut recovering: BTreeMap<GroupId, Recovering> = BTreeMap::new();
-    for (id, voters) in &options.groups {
+    for (id, voters) in options.groups.iter().filter(|(_, voters)| voters.contains(&options.id)) {
         let config = Config::majority(voters.iter().copied());
         config.check().map_err(|error| {
             StartError::Config(format!("group {}: its voters make no configuration: {error}", id.0))
@@ -491,6 +493,7 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
         stopping: CancellationToken::new(),
         stopped: CancellationToken::new(),
         groups,
+        groups_digest: digest(&options.groups),
         liveness_out: Mutex::new(LivenessOutput::default()),
         random,
     };

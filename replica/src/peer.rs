@@ -252,6 +252,12 @@ pub(crate) async fn exchange_hello(
             to.0, shared.cluster, answer.from.0, answer.cluster
         )));
     }
+    if purpose == Purpose::Ask && answer.groups != shared.groups_digest {
+        return Err(io::Error::other(format!(
+            "node {} has other groups in its configuration, or other voters for them: make `cluster` the same on all nodes",
+            to.0
+        )));
+    }
     if let Some((node, heard)) = old_copy(shared, purpose, &answer) {
         return Err(io::Error::other(format!(
             "node {} is in life {}, and life {heard} of it has been heard: it was started with an old copy of its data \
@@ -271,6 +277,7 @@ fn hello(shared: &Shared, purpose: Purpose, to: NodeId) -> PeerHello {
         to,
         incarnation: shared.incarnation(),
         standing: shared.standing(to),
+        groups: shared.groups_digest,
     }
 }
 

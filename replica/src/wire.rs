@@ -23,7 +23,7 @@ pub(crate) const FRAME_BYTES_MAX: usize = 64 << 20;
 
 const MAGIC: &[u8; 11] = b"\0gaios-peer";
 const VERSION: u8 = 2;
-const HELLO_BYTES: usize = 1 + 4 * 8 + 2 * 4 + 2 + 8;
+const HELLO_BYTES: usize = 1 + 6 * 8 + 2 * 4 + 2;
 
 const LIVENESS: u8 = 1;
 const GROUP: u8 = 2;
@@ -55,6 +55,8 @@ pub(crate) struct PeerHello {
     pub(crate) incarnation: u64,
     /// What the speaker is, and what it knows of the one spoken to.
     pub(crate) standing: Standing,
+    /// Digest of the groups in the speaker's configuration and their first voters.
+    pub(crate) groups: u64,
 }
 
 /// A frame after the hello.
@@ -111,6 +113,7 @@ impl PeerHello {
         out.put_u8(u8::from(mark.is_some()));
         out.put_u64_le(mark.unwrap_or_default());
         out.put_u64_le(heard);
+        out.put_u64_le(self.groups);
     }
 
     pub(crate) fn decode(mut frame: &[u8]) -> Result<PeerHello, WireError> {
@@ -145,7 +148,8 @@ impl PeerHello {
             (1, 1) => Standing::Placed { known_as: Some(mark), incarnation_heard },
             (other, _) => return Err(WireError::Kind(other)),
         };
-        Ok(PeerHello { purpose, cluster, from, to, incarnation, standing })
+        let groups = frame.get_u64_le();
+        Ok(PeerHello { purpose, cluster, from, to, incarnation, standing, groups })
     }
 }
 
@@ -231,7 +235,7 @@ mod tests {
         ];
         for (purpose, standing) in purposes.into_iter().zip(standings) {
             let (from, to) = (NodeId(1), NodeId(3));
-            let hello = PeerHello { purpose, cluster: 9, from, to, incarnation: 4, standing };
+            let hello = PeerHello { purpose, cluster: 9, from, to, incarnation: 4, standing, groups: 8 };
             let mut bytes = BytesMut::new();
             hello.encode(&mut bytes);
             assert!(is_peer_hello(&bytes));

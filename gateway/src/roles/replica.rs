@@ -39,7 +39,6 @@ pub(crate) fn options(config: &Replica, listener: TcpListener) -> Result<NodeOpt
         groups: cluster
             .groups_or_default()
             .iter()
-            .filter(|group| group.voters.contains(&config.node))
             .map(|group| (GroupId(group.id), ids(&group.voters)))
             .collect(),
         listener,
