@@ -593,9 +593,11 @@ mod tests {
             lead().prop_map(|lead| Message::Handoff(Handoff { lead })),
             lead().prop_map(|lead| Message::Resigned(Resigned { lead })),
             any::<u64>().prop_map(|incarnation| Message::Recall(Recall { incarnation })),
-            (any::<u64>(), lead(), prop::option::of(slot())).prop_map(|(incarnation, promised, proposed)| {
-                Message::Recalled(Recalled { incarnation, promised, proposed })
-            }),
+            (any::<u64>(), prop::option::of(lead()), prop::option::of(slot())).prop_map(
+                |(incarnation, promised, proposed)| {
+                    Message::Recalled(Recalled { incarnation, promised, proposed })
+                }
+            ),
         ]
     }
 

@@ -249,8 +249,8 @@ pub struct Recall {
 pub struct Recalled {
     /// Echoed.
     pub incarnation: u64,
-    /// The highest promise given here.
-    pub promised: Lead,
+    /// The highest promise given here; `None` from one that may have forgotten it, too.
+    pub promised: Option<Lead>,
     /// When the answerer leads at `promised`: the last slot it has proposed at.
     pub proposed: Option<Slot>,
 }
@@ -327,7 +327,7 @@ impl Message {
             Message::Handoff(m) => lead(m.lead),
             Message::Resigned(m) => lead(m.lead),
             Message::Recall(_) => true,
-            Message::Recalled(m) => lead(m.promised) && m.proposed.is_none_or(slot),
+            Message::Recalled(m) => m.promised.is_none_or(lead) && m.proposed.is_none_or(slot),
         }
     }
 }

@@ -63,6 +63,9 @@ pub enum Place {
 /// More starts of a node than can have passed without one of the others hearing of the last.
 const INCARNATIONS_UNHEARD_MAX: u64 = 1000;
 
+/// Larger numbers are not believed: there must be room for all lives to come, and for the rounds that each takes.
+const INCARNATION_MAX: u64 = 1 << 40;
+
 /// A node without a place.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Newcomer {
@@ -104,11 +107,11 @@ impl Newcomer {
         self.answers.iter().filter(|(_, answer)| answer.is_none()).map(|(node, _)| *node)
     }
 
-    /// The place to take; `None` while an answer is missing. The time numbers the life of one who returns: it may have
-    /// returned before, with nobody left who has heard of it. Should the clock have gone back since, the others' word
-    /// still keeps what they remember apart.
+    /// The place to take; `None` while an answer is missing. The time, in any unit that starts of a node do not outrun,
+    /// numbers the life of one who returns: it may have returned before, with nobody left who has heard of it. Should the
+    /// clock have gone back since, the others' word still keeps what they remember apart.
     #[must_use]
-    pub fn place(&self, unix_seconds: u64) -> Option<Place> {
+    pub fn place(&self, calendar: u64) -> Option<Place> {
         let missing = self.missing().count();
         if missing > 0 && !(mutant!(self, NewcomerAsksQuorum) && missing <= self.answers.len() / 2) {
             return None;
@@ -121,7 +124,7 @@ impl Newcomer {
                 Standing::Placed { known_as, incarnation_heard } => {
                     // A founder has not said a word before. One that has is an old copy of its directory.
                     founder &= known_as == Some(self.mark) && incarnation_heard == 0;
-                    heard = heard.max(incarnation_heard);
+                    heard = heard.max(incarnation_heard.min(INCARNATION_MAX));
                 }
             }
         }
@@ -129,7 +132,7 @@ impl Newcomer {
             return Some(Place::Founder);
         }
         Some(Place::Returned {
-            incarnation: heard.saturating_add(INCARNATIONS_UNHEARD_MAX).max(unix_seconds),
+            incarnation: (heard + INCARNATIONS_UNHEARD_MAX).max(calendar.min(INCARNATION_MAX)),
         })
     }
 

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use consensus_core::message::Accept;
+use consensus_core::message::{Accept, Accepted, Chosen, Commit, Recalled};
 use consensus_core::{
-    Ballot, Config, Durable, Engine, GroupId, Input, Lead, Liveness, Message, Mono, NodeId, Options, Output,
-    Record, Slot, Status, Timing, Value,
+    Ballot, Config, Durable, Engine, Event, GroupId, Input, Lead, Liveness, Message, Mono, NodeId, Options,
+    Output, Record, Slot, Status, Timing, Value,
 };
 
 const ME: NodeId = NodeId(1);
@@ -53,7 +53,11 @@ fn healed(upto: u64) -> Record {
 
 /// The engine after this replay, with what it says at once.
 fn recover(met: impl IntoIterator<Item = Met>, snapshot: u64) -> (Engine, Output) {
-    let mut durable = Durable::bootstrap(config());
+    recover_in(config(), met, snapshot)
+}
+
+fn recover_in(config: Config, met: impl IntoIterator<Item = Met>, snapshot: u64) -> (Engine, Output) {
+    let mut durable = Durable::bootstrap(config.clone());
     for met in met {
         match met {
             Whole(record) => durable.replay(record),
@@ -66,7 +70,7 @@ fn recover(met: impl IntoIterator<Item = Met>, snapshot: u64) -> (Engine, Output
         }
     }
     if snapshot > 0 {
-        durable.snapshot(Slot(snapshot), Arc::new(config()));
+        durable.snapshot(Slot(snapshot), Arc::new(config));
     }
     let mut engine = Engine::new(Options::new(GroupId(1), ME, 0), durable, Mono(0));
     engine.check_invariants();
@@ -252,12 +256,59 @@ fn votes_that_a_restart_found_are_acknowledged_again() {
     engine.step(Mono(0), &liveness, Input::Message { from: NodeId(2), message: Message::Accept(again) });
     engine.poll(&mut out);
     assert!(out.records.is_empty(), "nothing is voted twice: {:?}", out.records);
-    let upto: Vec<Slot> = out
-        .sends
+    assert_eq!(accepted(&out).map(|accepted| accepted.upto), Some(Slot(2)));
+}
+
+fn accepted(out: &Output) -> Option<&Accepted> {
+    out.sends
         .iter()
-        .filter_map(
-            |send| if let Message::Accepted(accepted) = &send.message { Some(accepted.upto) } else { None },
-        )
-        .collect();
-    assert_eq!(upto, [Slot(2)]);
+        .rev()
+        .find_map(|send| if let Message::Accepted(accepted) = &send.message { Some(accepted) } else { None })
+}
+
+/// A vote speaks for whoever may hold a lease from this node (C2), also when no proposal has come since the start.
+#[test]
+fn an_acknowledgement_after_a_restart_names_all_who_may_hold_a_lease() {
+    let (mut engine, _) = recover([Whole(base(0)), Whole(vote(2, 5, 0, "b"))], 0);
+    let liveness = Liveness::new(ME, [1, 2, 3].map(NodeId), 2, Timing::default(), Mono(0));
+    assert!(liveness.quarantined(Mono(0)));
+    let mut out = Output::default();
+    let mut hear = |message| {
+        engine.step(Mono(0), &liveness, Input::Message { from: NodeId(2), message });
+        engine.poll(&mut out);
+    };
+    hear(Message::Commit(Commit { lead: lead(5), commit: Slot(1) }));
+    hear(Message::Chosen(Chosen { commit: Slot(1), entries: [(Slot(1), batch("a"))].into_iter().collect() }));
+    let accepted = accepted(&out).expect("it has news for its leader");
+    assert_eq!(accepted.upto, Slot(2));
+    assert_eq!(accepted.grants, [1, 2, 3].into_iter().map(NodeId).collect());
+}
+
+/// Whether a node of a cluster of `voters` that has lost everything knows what it may promise, once the others have
+/// answered: these have lost it too.
+fn restores(voters: u32, forgetful: &[u32]) -> (bool, bool) {
+    let nodes = || (1..=voters).map(NodeId);
+    let (mut engine, _) = recover_in(Config::majority(nodes()), [Gap], 0);
+    let mut liveness = Liveness::new(ME, nodes(), 7, Timing::default(), Mono(0));
+    liveness.tick(Mono(0));
+    let mut out = Output::default();
+    // It asks, under the number of its life.
+    engine.step(Mono(0), &liveness, Input::Timeout);
+    for node in nodes().skip(1) {
+        let promised = (!forgetful.contains(&node.0)).then(|| lead(5));
+        let recalled = Recalled { incarnation: 7, promised, proposed: None };
+        engine.step(Mono(0), &liveness, Input::Message { from: node, message: Message::Recalled(recalled) });
+    }
+    engine.poll(&mut out);
+    let told = out.events.iter().any(|event| matches!(event, Event::TooManyForgot { .. }));
+    (!engine.status().promise_lost, told)
+}
+
+#[test]
+fn a_promise_is_restored_unless_a_quorum_may_have_forgotten_it() {
+    assert_eq!(restores(3, &[]), (true, false));
+    assert_eq!(restores(3, &[2]), (false, true));
+    assert_eq!(restores(5, &[3]), (true, false));
+    assert_eq!(restores(5, &[3, 4]), (false, true));
+    assert_eq!(restores(2, &[]), (true, false));
 }

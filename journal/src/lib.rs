@@ -125,7 +125,7 @@ pub use journal::{Identity, Journal, Lsn, Options, Stats};
 pub use recovery::{Cause, Damage, DamageKind, LostRecord, Recovered, Report, TornTail};
 pub use sim::SimDisk;
 pub use snapshot::{Snapshot, SnapshotId, SnapshotReader, SnapshotWriter};
-pub use superblock::{Facts, Superblock};
+pub use superblock::{EMPTY_IT, Facts, Superblock};
 pub use writer::{BACKLOG_BYTES_CROWDED, Batch, Event, Record, Ticket, Writer, WriterStats};
 
 /// Longest label of a record, in bytes.

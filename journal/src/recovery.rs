@@ -328,8 +328,9 @@ pub(crate) fn recover<D: Disk>(
                 file: segment_name(cut.map_or(ids[0], |(id, _)| id)),
                 offset: 0,
                 what: format!(
-                    "{what}not one batch can be read in the {} segments of the journal: replace this member",
-                    ids.len()
+                    "{what}not one batch can be read in the {} segments of the journal; {}",
+                    ids.len(),
+                    crate::superblock::EMPTY_IT
                 ),
             });
         }

@@ -12,7 +12,7 @@
 //! | 32 | 8 | node |
 //! | 40 | 8 | salt |
 //! | 48 | 8 | incarnation |
-//! | 56 | 8 | flags; 1: the journal was made; 2: the node has its place; 4: it returned without its memory |
+//! | 56 | 8 | flags; 1: the journal was made; 2: the node has its place; 4: it returned without its memory; 8: it is an old copy |
 //! | 64 | 8 | mark |
 //! | 72 | 8 | length of the roll |
 //! | 80 | 16 each | the roll: node, mark |
@@ -37,6 +37,7 @@ const BLOCK_BYTES: usize = 4096;
 const FLAG_JOURNAL_MADE: u64 = 1;
 const FLAG_PLACED: u64 = 2;
 const FLAG_RETURNED: u64 = 4;
+const FLAG_REVOKED: u64 = 8;
 const ROLL_AT: usize = 80;
 /// Longest roll that is kept.
 const ROLL_MAX: usize = (BLOCK_BYTES - ROLL_AT) / 16;
@@ -44,7 +45,7 @@ const ROLL_MAX: usize = (BLOCK_BYTES - ROLL_AT) / 16;
 const COPIES: [&str; 2] = ["superblock-a", "superblock-b"];
 
 /// What an operator can do for a node whose directory is of no more use.
-pub(crate) const EMPTY_IT: &str =
+pub const EMPTY_IT: &str =
     "empty its data directory: it begins anew with what the other nodes know, once all of them are up";
 
 /// What a node must never forget.
@@ -62,6 +63,8 @@ pub struct Facts {
     pub placed: bool,
     /// It did so without its memory, and groups without a record in the journal have lost what they had.
     pub returned: bool,
+    /// Others have heard of a later life of this node than any in this directory: it has forgotten what it did since.
+    pub revoked: bool,
     /// Nodes that had no place either when this one took its own, and the marks of their directories. Whoever is not
     /// among the first 251 is taken for one that returns, which is safe.
     pub roll: Vec<(u64, u64)>,
@@ -188,6 +191,15 @@ impl<D: Disk> Superblock<D> {
         self.store()
     }
 
+    /// Notes, durably, that the directory is an old copy and may not be used any more.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn revoke(&mut self) -> Result<(), Error> {
+        self.facts.revoked = true;
+        self.store()
+    }
+
     fn store(&mut self) -> Result<(), Error> {
         self.sequence += 1;
         let block = encode(self.sequence, &self.facts);
@@ -238,10 +250,12 @@ fn read_copy<D: Disk>(disk: &D, copy: &str) -> Result<Option<(u64, Facts)>, Erro
 }
 
 fn encode(sequence: u64, facts: &Facts) -> Vec<u8> {
-    let Facts { identity, incarnation, journal_made, mark, placed, returned, roll } = facts;
+    let Facts { identity, incarnation, journal_made, mark, placed, returned, revoked, roll } = facts;
     let flag = |set: bool, flag: u64| if set { flag } else { 0 };
-    let flags =
-        flag(*journal_made, FLAG_JOURNAL_MADE) | flag(*placed, FLAG_PLACED) | flag(*returned, FLAG_RETURNED);
+    let flags = flag(*journal_made, FLAG_JOURNAL_MADE)
+        | flag(*placed, FLAG_PLACED)
+        | flag(*returned, FLAG_RETURNED)
+        | flag(*revoked, FLAG_REVOKED);
     let Identity { cluster, node, salt } = *identity;
     let mut out = Vec::with_capacity(BLOCK_BYTES);
     out.extend_from_slice(&MAGIC);
@@ -274,16 +288,21 @@ fn decode(block: &[u8; BLOCK_BYTES], copy: &str) -> Result<Option<(u64, Facts)>,
         return Err(Error::Version { file: copy.to_owned(), offset: 12, found, supported: VERSION });
     }
     let flags = u64_at(56);
-    let roll = usize::try_from(u64_at(72)).unwrap_or(ROLL_MAX).min(ROLL_MAX);
-    let facts = Facts {
+    let mut facts = Facts {
         identity: Identity { cluster: u64_at(24), node: u64_at(32), salt: u64_at(40) },
         incarnation: u64_at(48),
         journal_made: flags & FLAG_JOURNAL_MADE != 0,
-        mark: u64_at(64),
-        placed: flags & FLAG_PLACED != 0 || found == FIRST_VERSION,
-        returned: flags & FLAG_RETURNED != 0,
-        roll: (0..roll).map(|n| (u64_at(ROLL_AT + 16 * n), u64_at(ROLL_AT + 16 * n + 8))).collect(),
+        placed: true,
+        ..Facts::default()
     };
+    if found == VERSION {
+        let roll = usize::try_from(u64_at(72)).unwrap_or(ROLL_MAX).min(ROLL_MAX);
+        facts.mark = u64_at(64);
+        facts.placed = flags & FLAG_PLACED != 0;
+        facts.returned = flags & FLAG_RETURNED != 0;
+        facts.revoked = flags & FLAG_REVOKED != 0;
+        facts.roll = (0..roll).map(|n| (u64_at(ROLL_AT + 16 * n), u64_at(ROLL_AT + 16 * n + 8))).collect();
+    }
     Ok(Some((u64_at(16), facts)))
 }
 
@@ -294,7 +313,9 @@ mod tests {
     #[test]
     fn who_has_a_directory_of_the_first_version_has_a_place() {
         let facts = Facts { incarnation: 3, journal_made: true, ..Facts::default() };
-        let mut block: [u8; BLOCK_BYTES] = encode(9, &facts).try_into().unwrap();
+        // What is behind its checksum counts for nothing.
+        let mut block: [u8; BLOCK_BYTES] =
+            encode(9, &Facts { mark: 5, roll: vec![(1, 2)], ..facts.clone() }).try_into().unwrap();
         block[12..16].copy_from_slice(&1_u32.to_le_bytes());
         let crc = crc32c::crc32c(&block[12..64]);
         block[8..12].copy_from_slice(&crc.to_le_bytes());

@@ -21,7 +21,9 @@ pub(crate) fn instant(now: Mono, deadline: Mono) -> Instant {
     Instant::now() + deadline.since(now) + Duration::from_micros(1)
 }
 
-/// The calendar's time; 0 before 1970. Nothing may rely on it alone.
-pub(crate) fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs())
+/// The calendar's time in sixteenths of a second since 2025; 0 before. Nothing may rely on it alone.
+pub(crate) fn calendar() -> u64 {
+    const START_OF_2025: Duration = Duration::from_secs(1_735_689_600);
+    let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + START_OF_2025);
+    time.map_or(0, |time| time.as_secs() * 16 + u64::from(time.subsec_millis()) * 16 / 1000)
 }

@@ -3,37 +3,47 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use consensus_core::{GroupId, Newcomer, NodeId, Place, Standing};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use journal::{RealDisk, Superblock};
+use parking_lot::Mutex;
 use tokio::sync::SetOnce;
-use tracing::{error, info, warn};
+use tokio::time::interval;
+use tracing::{debug, error, info, warn};
 
 use crate::clock;
 use crate::node::Shared;
 use crate::peer::{Peer, Redial, ask_once};
 
 /// Others that are started together with this one answer within milliseconds; of those that take longer a word is said.
-const SAY_AFTER: Duration = Duration::from_secs(3);
+const SAY_EVERY: Duration = Duration::from_secs(10);
 /// Until the disk is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Whether this node has taken its place, and what it says to newcomers.
+/// What the superblock says of this node's place in the cluster, and what is said of it to newcomers.
 #[derive(Debug)]
 pub(crate) struct Seat {
+    superblock: Arc<Mutex<Superblock<RealDisk>>>,
     mark: u64,
     /// The marks of those that were newcomers with it; set once the place is taken, durably.
     roll: SetOnce<Vec<(u64, u64)>>,
+    revoked: AtomicBool,
 }
 
 impl Seat {
-    /// As the superblock says.
-    pub(crate) fn new(facts: &journal::Facts) -> Seat {
+    pub(crate) fn new(superblock: Superblock<RealDisk>) -> Seat {
+        let facts = superblock.facts();
         let roll = facts.placed.then(|| facts.roll.clone());
-        Seat { mark: facts.mark, roll: SetOnce::new_with(roll) }
+        Seat {
+            mark: facts.mark,
+            roll: SetOnce::new_with(roll),
+            revoked: AtomicBool::new(false),
+            superblock: Arc::new(Mutex::new(superblock)),
+        }
     }
 
     pub(crate) fn is_taken(&self) -> bool {
@@ -43,6 +53,12 @@ impl Seat {
     /// Returns once the place is taken.
     pub(crate) async fn taken(&self) {
         self.roll.wait().await;
+    }
+
+    /// From now on it is said to be taken: it is durable, and the node knows its life.
+    pub(crate) fn take(&self, roll: Vec<(u64, u64)>) {
+        // Nobody else sets it.
+        let _ = self.roll.set(roll);
     }
 
     /// What this node says of itself to `other`, of which it heard this life last.
@@ -55,6 +71,39 @@ impl Seat {
             }
         }
     }
+
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Relaxed)
+    }
+
+    /// The directory is an old copy, for ever. Returns whether that is news.
+    pub(crate) fn revoke(&self) -> bool {
+        let news = !self.revoked.swap(true, Ordering::Relaxed);
+        if news {
+            let superblock = Arc::clone(&self.superblock);
+            // Until it is written, the node takes no part all the same; after a restart it would learn it again.
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = superblock.lock().revoke() {
+                    error!(%error, "cannot write down that this data directory is an old copy: do not start with it again");
+                }
+            });
+        }
+        news
+    }
+
+    /// What was lost of the groups stands in the journal. Blocking.
+    fn settle(&self) {
+        if let Err(error) = self.superblock.lock().settle() {
+            warn!(%error, "cannot write down that the journal holds what was lost: the next start tries again");
+        }
+    }
+}
+
+/// The place that a newcomer has taken.
+pub(crate) struct Taken {
+    /// Its life, of one that has returned.
+    pub(crate) returned_as: Option<u64>,
+    pub(crate) roll: Vec<(u64, u64)>,
 }
 
 /// A number for the groups of a cluster and their first voters, by which nodes see that they agree on them (FNV-1a).
@@ -69,9 +118,9 @@ pub(crate) fn digest(groups: &[(GroupId, Vec<NodeId>)]) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// Takes the place that the answers of all others give this node, durably. `None` when the node stops first.
-pub(crate) async fn take_place(shared: &Arc<Shared>, mut superblock: Superblock<RealDisk>) -> Option<Place> {
-    let mut newcomer = Newcomer::new(superblock.facts().mark, shared.peers.keys().copied());
+/// Makes the place durable that the answers of all others give this node. `None` when the node stops first.
+pub(crate) async fn take_place(shared: &Arc<Shared>) -> Option<Taken> {
+    let mut newcomer = Newcomer::new(shared.seat.mark, shared.peers.keys().copied());
     let place = tokio::select! {
         place = ask_all(shared, &mut newcomer) => place,
         () = shared.stopping.cancelled() => return None,
@@ -91,17 +140,22 @@ pub(crate) async fn take_place(shared: &Arc<Shared>, mut superblock: Superblock<
         }
     };
     let roll: Vec<(u64, u64)> = newcomer.roll().map(|(node, mark)| (u64::from(node.0), mark)).collect();
+    let mut told = false;
     loop {
-        let entries = roll.clone();
+        let (superblock, entries) = (Arc::clone(&shared.seat.superblock), roll.clone());
         let stored = tokio::task::spawn_blocking(move || {
-            let stored = superblock.take_place(entries, returned_as);
-            (superblock, stored)
+            let mut superblock = superblock.lock();
+            superblock.take_place(entries, returned_as)?;
+            Ok::<_, journal::Error>(superblock.facts().incarnation)
         });
         match stored.await {
-            Ok((_, Ok(()))) => break,
-            Ok((unchanged, Err(error))) => {
+            Ok(Ok(incarnation)) => {
+                return Some(Taken { returned_as: returned_as.map(|_| incarnation), roll });
+            }
+            Ok(Err(error)) if told => debug!(node = shared.id.0, %error, "cannot write down its place"),
+            Ok(Err(error)) => {
+                told = true;
                 error!(node = shared.id.0, %error, "cannot write down its place: this node takes no part until it can");
-                superblock = unchanged;
             }
             // The runtime ends.
             Err(_) => return None,
@@ -111,22 +165,31 @@ pub(crate) async fn take_place(shared: &Arc<Shared>, mut superblock: Superblock<
             () = shared.stopping.cancelled() => return None,
         }
     }
-    // Nobody else sets it.
-    let _ = shared.seat.roll.set(roll);
-    Some(place)
+}
+
+/// Notes that a returned node's journal holds what was lost of all its groups, once it does.
+pub(crate) async fn settle(shared: Arc<Shared>) {
+    while !shared.groups().all(|group| group.has_written()) {
+        tokio::select! {
+            () = tokio::time::sleep(RETRY_AFTER) => {}
+            () = shared.stopping.cancelled() => return,
+        }
+    }
+    let settling = Arc::clone(&shared);
+    let _ = tokio::task::spawn_blocking(move || settling.seat.settle()).await;
 }
 
 async fn ask_all(shared: &Arc<Shared>, newcomer: &mut Newcomer) -> Place {
     let mut asking: FuturesUnordered<_> = shared.peers.values().map(|peer| ask(shared, peer)).collect();
-    let mut said = false;
+    let mut say = interval(SAY_EVERY);
+    say.tick().await;
     loop {
-        if let Some(place) = newcomer.place(clock::unix_seconds()) {
+        if let Some(place) = newcomer.place(clock::calendar()) {
             return place;
         }
         tokio::select! {
             Some((node, standing)) = asking.next() => newcomer.answered(node, standing),
-            () = tokio::time::sleep(SAY_AFTER), if !said => {
-                said = true;
+            _ = say.tick() => {
                 let missing: Vec<u32> = newcomer.missing().map(|node| node.0).collect();
                 warn!(
                     node = shared.id.0,
@@ -254,7 +317,7 @@ mod tests {
             node.stop().await;
         }
         let facts = scene.facts(1);
-        assert!(facts.placed && facts.returned && facts.incarnation > 1_000_000_000, "{facts:?}");
+        assert!(facts.placed && facts.incarnation > 1_000, "{facts:?}");
         // What it lost stands in its journal by now.
         scene.start(1).await.stop().await;
         let facts = scene.facts(1);
@@ -281,13 +344,18 @@ mod tests {
 
     #[test]
     fn the_order_of_groups_and_voters_is_nothing_to_agree_on() {
-        let group = |id, voters: &[u32]| (GroupId(id), voters.iter().copied().map(NodeId).collect::<Vec<_>>());
+        let group =
+            |id, voters: &[u32]| (GroupId(id), voters.iter().copied().map(NodeId).collect::<Vec<_>>());
         let all = digest(&[group(1, &[1, 2]), group(2, &[3])]);
         assert_eq!(all, digest(&[group(2, &[3]), group(1, &[2, 1])]));
         assert_ne!(all, digest(&[group(1, &[1, 2, 3]), group(2, &[3])]));
         assert_ne!(all, digest(&[group(1, &[1]), group(2, &[2, 3])]));
         assert_ne!(all, digest(&[group(1, &[1, 2])]));
-        assert_eq!(digest(&[group(1, &[1])]), 10_028_924_121_191_548_612, "part of the protocol between nodes");
+        assert_eq!(
+            digest(&[group(1, &[1])]),
+            10_028_924_121_191_548_612,
+            "part of the protocol between nodes"
+        );
     }
 
     #[tokio::test]

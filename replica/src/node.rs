@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use consensus_core::{
     Config, Durable, GroupId, Liveness, LivenessMessage, LivenessOutput, Message, Mono, NodeId, Options,
-    PersistSeq, Place, Record, Slot, Standing, Timing,
+    PersistSeq, Record, Slot, Standing, Timing,
 };
 use journal::Recovered as Found;
 use journal::{Identity, Journal, RealDisk, Superblock, Writer};
@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::clock;
 use crate::disk_watch::{DiskNews, DiskWatch};
@@ -31,12 +31,15 @@ use crate::essential;
 use crate::group::{self, GroupEvent, GroupHandle, GroupStart, LogPositions};
 use crate::link;
 use crate::metrics::Metrics;
-use crate::newcomer::{Seat, digest, take_place};
+use crate::newcomer::{Seat, digest, settle, take_place};
 use crate::peer::{self, HANDSHAKE_TIMEOUT, Peer};
 use crate::wire;
 
 /// The largest first frame of a connection.
 const FIRST_FRAME_BYTES: usize = 4096;
+
+/// Strangers that a word is said of.
+const STRANGERS_TOLD_MAX: usize = 100;
 
 /// What a node is started with.
 #[derive(Debug)]
@@ -116,6 +119,10 @@ pub(crate) struct Shared {
     /// The groups have stopped: connections end.
     pub(crate) stopped: CancellationToken,
     groups: Arc<BTreeMap<GroupId, Arc<GroupHandle>>>,
+    /// A random number of this process; not 0.
+    pub(crate) nonce: u64,
+    /// Nodes that wanted something, are not in the configuration, and have been told of.
+    strangers_told: Mutex<BTreeSet<NodeId>>,
     /// Of all groups of the cluster and their first voters, as configured.
     pub(crate) groups_digest: u64,
     /// Reused by whoever steps the liveness.
@@ -207,6 +214,9 @@ impl Health {
     /// # Errors
     /// What is missing.
     pub fn check(&self) -> Result<(), &'static str> {
+        if self.shared.seat.is_revoked() {
+            return Err("the data directory is an old copy, or this node runs twice: see the log");
+        }
         if !self.shared.seat.is_taken() {
             return Err("the data directory is new, and not every other node has answered this one yet");
         }
@@ -225,15 +235,17 @@ impl Health {
 
 /// A newcomer takes its place, and then takes part.
 async fn come_new(recovered: Recovered, groups: TaskTracker, others: TaskTracker) {
-    let Recovered { shared, mut starts, superblock } = recovered;
-    let Some(place) = take_place(&shared, superblock).await else { return };
-    if let Place::Returned { incarnation } = place {
+    let Recovered { shared, mut starts } = recovered;
+    let Some(taken) = take_place(&shared).await else { return };
+    if let Some(incarnation) = taken.returned_as {
         let peers = shared.peers.keys().copied();
         *shared.liveness.write() = Liveness::new(shared.id, peers, incarnation, shared.timing, clock::now());
         for (_, start) in &mut starts {
             start.durable.lost_all();
         }
+        others.spawn(settle(Arc::clone(&shared)));
     }
+    shared.seat.take(taken.roll);
     take_part(&shared, starts, &groups, &others);
 }
 
@@ -257,6 +269,31 @@ impl Shared {
     /// The newest life of `peer` that was heard; 0 for none.
     pub(crate) fn incarnation_heard(&self, peer: NodeId) -> u64 {
         self.liveness.read().incarnation_of(peer)
+    }
+
+    /// Somebody came who is not in the configuration: told once.
+    pub(crate) fn tell_stranger(&self, node: NodeId, from: SocketAddr) {
+        let mut told = self.strangers_told.lock();
+        if told.len() < STRANGERS_TOLD_MAX && told.insert(node) {
+            warn!(%from, "refused node {}, which is not in this node's configuration", node.0);
+        }
+    }
+
+    /// Others have heard of a later life of this node: what it did since is not in its directory. It takes no part any more,
+    /// with anybody, and cannot be started with this directory again.
+    pub(crate) fn revoke(&self, heard: u64) {
+        if self.seat.revoke() {
+            error!(
+                node = self.id.0,
+                life = self.incarnation(),
+                heard,
+                "this data directory is an old copy, or this node runs twice: a later life of it has been heard. {}",
+                journal::EMPTY_IT
+            );
+            // Connections end before the groups do, so that nothing more is said.
+            self.stopped.cancel();
+            self.stopping.cancel();
+        }
     }
 
     /// What this node says of itself to `other`.
@@ -351,7 +388,6 @@ type Starts = Vec<(Arc<GroupHandle>, GroupStart)>;
 pub(crate) struct Recovered {
     pub(crate) shared: Arc<Shared>,
     pub(crate) starts: Starts,
-    superblock: Superblock<RealDisk>,
 }
 
 /// Reads the data directory. Blocking.
@@ -361,6 +397,13 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
     // A process that was killed while it took or received a snapshot left a part of it, which may be large.
     journal::Snapshot::remove_unfinished(&disk)?;
     let mut superblock = open_superblock(&disk, &options, &random)?;
+    if superblock.facts().revoked {
+        return Err(StartError::Config(format!(
+            "the data directory {} is an old copy of this node's, or the node ran twice: others have heard a later life of it; {}",
+            options.data_dir.display(),
+            journal::EMPTY_IT
+        )));
+    }
     let incarnation = superblock.begin_incarnation()?;
     let identity = superblock.facts().identity;
 
@@ -474,7 +517,7 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
         cluster: options.cluster,
         timing: options.timing,
         identity,
-        seat: Seat::new(superblock.facts()),
+        seat: Seat::new(superblock),
         disk,
         journal: writer,
         liveness: RwLock::new(Liveness::new(
@@ -493,11 +536,13 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
         stopping: CancellationToken::new(),
         stopped: CancellationToken::new(),
         groups,
+        nonce: random.hash_one("process") | 1,
+        strangers_told: Mutex::default(),
         groups_digest: digest(&options.groups),
         liveness_out: Mutex::new(LivenessOutput::default()),
         random,
     };
-    Ok(Recovered { shared: Arc::new(shared), starts, superblock })
+    Ok(Recovered { shared: Arc::new(shared), starts })
 }
 
 /// A returned node whose process ended before the journal held what was lost of every group.
@@ -632,7 +677,7 @@ fn on_journal_event(
             }
         }
         journal::Event::Fenced(error) => {
-            tracing::error!(%error, "the journal has failed: this node takes no part until it is restarted");
+            error!(%error, "the journal has failed: this node takes no part until it is restarted");
             for group in groups.values() {
                 group.inbox.push_always(GroupEvent::PersistFailed);
             }
@@ -686,7 +731,13 @@ async fn serve(shared: Arc<Shared>, mut stream: TcpStream, from: SocketAddr) {
     }
     if wire::is_peer_hello(&first) {
         peer::accept(shared, stream, first, from).await;
-    } else if timeout(HANDSHAKE_TIMEOUT, shared.seat.taken()).await.is_ok() {
-        link::accept(shared, stream, first, from).await;
+    } else {
+        let taken = tokio::select! {
+            taken = timeout(HANDSHAKE_TIMEOUT, shared.seat.taken()) => taken.is_ok(),
+            () = shared.stopped.cancelled() => false,
+        };
+        if taken {
+            link::accept(shared, stream, first, from).await;
+        }
     }
 }

@@ -49,11 +49,22 @@ pub(crate) struct Peer {
     pub(crate) address: String,
     /// The connection's way out; `None` while there is none.
     outbox: Mutex<Option<Arc<Outbox>>>,
+    /// The life and the process that a link was made with last.
+    linked_with: Mutex<Option<(u64, u64)>>,
 }
 
 impl Peer {
     pub(crate) fn new(id: NodeId, address: String) -> Self {
-        Peer { id, address, outbox: Mutex::new(None) }
+        Peer { id, address, outbox: Mutex::new(None), linked_with: Mutex::new(None) }
+    }
+
+    fn is_linked(&self) -> bool {
+        self.outbox.lock().is_some()
+    }
+
+    /// The process in this life that a link was made with; 0 for none.
+    fn process_in(&self, incarnation: u64) -> u64 {
+        self.linked_with.lock().filter(|(life, _)| *life == incarnation).map_or(0, |(_, nonce)| nonce)
     }
 
     pub(crate) fn send_liveness(&self, message: &LivenessMessage) {
@@ -179,8 +190,13 @@ pub(crate) async fn dial(shared: Arc<Shared>, peer: Arc<Peer>) {
             return;
         }
         if let Err(why) = linked {
-            if matches!(&why, NoLink::Unreachable(error) if error.kind() == io::ErrorKind::ConnectionRefused)
-            {
+            // A newcomer's former process is as gone as one whose port refuses.
+            let gone = match &why {
+                NoLink::Unreachable(error) => error.kind() == io::ErrorKind::ConnectionRefused,
+                NoLink::Newcomer => true,
+                NoLink::Refused(_) => false,
+            };
+            if gone {
                 shared.peer_process_gone(peer.id);
             }
             redial.tell(&peer, why);
@@ -196,10 +212,11 @@ pub(crate) async fn dial(shared: Arc<Shared>, peer: Arc<Peer>) {
 /// Links, and serves the link until it ends; an error if there was none, or none that lasted.
 async fn dial_once(shared: &Arc<Shared>, peer: &Arc<Peer>, redial: &mut Redial) -> Result<(), NoLink> {
     let mut stream = connect(&peer.address).await.map_err(NoLink::Unreachable)?;
-    let standing = exchange_hello(shared, &mut stream, Purpose::Link, peer.id).await.map_err(refused)?;
-    if matches!(standing, Standing::Newcomer { .. }) {
+    let answer = exchange_hello(shared, &mut stream, Purpose::Link, peer.id).await.map_err(refused)?;
+    if matches!(answer.standing, Standing::Newcomer { .. }) {
         return Err(NoLink::Newcomer);
     }
+    *peer.linked_with.lock() = Some((answer.incarnation, answer.nonce));
     // In an outage, links that come and go would fill the log.
     if redial.told.is_none() {
         info!(peer = peer.id.0, "link up");
@@ -223,7 +240,13 @@ async fn dial_once(shared: &Arc<Shared>, peer: &Arc<Peer>, redial: &mut Redial) 
 /// A newcomer asks who it is.
 pub(crate) async fn ask_once(shared: &Shared, peer: &Peer) -> Result<Standing, NoLink> {
     let mut stream = connect(&peer.address).await.map_err(NoLink::Unreachable)?;
-    exchange_hello(shared, &mut stream, Purpose::Ask, peer.id).await.map_err(refused)
+    let answer = exchange_hello(shared, &mut stream, Purpose::Ask, peer.id).await.map_err(refused)?;
+    if answer.taken {
+        let taken =
+            "it is linked with another process of this node: stop that one, or give this one another id";
+        return Err(NoLink::Refused(taken.to_owned()));
+    }
+    Ok(answer.standing)
 }
 
 fn refused(error: io::Error) -> NoLink {
@@ -242,7 +265,7 @@ pub(crate) async fn exchange_hello(
     stream: &mut TcpStream,
     purpose: Purpose,
     to: NodeId,
-) -> io::Result<Standing> {
+) -> io::Result<PeerHello> {
     write_hello(stream, &hello(shared, purpose, to)).await?;
     let answer = timeout(HANDSHAKE_TIMEOUT, read_frame(stream, 1024)).await??;
     let answer = PeerHello::decode(&answer).map_err(io::Error::other)?;
@@ -258,46 +281,55 @@ pub(crate) async fn exchange_hello(
             to.0
         )));
     }
-    if let Some((node, heard)) = old_copy(shared, purpose, &answer) {
-        return Err(io::Error::other(format!(
-            "node {} is in life {}, and life {heard} of it has been heard: it was started with an old copy of its data \
-             directory, or twice. Stop it, empty its data directory, and start it again",
-            node.0,
-            if node == shared.id { shared.incarnation() } else { answer.incarnation }
-        )));
+    if let Some(old) = old_copy(shared, purpose, &answer) {
+        return Err(io::Error::other(old));
     }
-    Ok(answer.standing)
+    Ok(answer)
 }
 
 fn hello(shared: &Shared, purpose: Purpose, to: NodeId) -> PeerHello {
+    // First, since a place comes with a life of its own.
+    let standing = shared.standing(to);
+    let peer = shared.peers.get(&to);
     PeerHello {
         purpose,
         cluster: shared.cluster,
         from: shared.id,
         to,
         incarnation: shared.incarnation(),
-        standing: shared.standing(to),
+        nonce: shared.nonce,
+        nonce_heard: peer.map_or(0, |peer| peer.process_in(shared.incarnation_heard(to))),
+        taken: purpose == Purpose::Ask && peer.is_some_and(|peer| peer.is_linked()),
+        standing,
         groups: shared.groups_digest,
     }
 }
 
-/// A node of which a later life was heard than the one it is in, and that life. What it promised and voted for since is
-/// not in its directory.
-fn old_copy(shared: &Shared, purpose: Purpose, other: &PeerHello) -> Option<(NodeId, u64)> {
+/// That one of the two is in an earlier life than one which was heard: what it promised and voted for since is not in its
+/// directory. If it is this node, it takes no part from here on.
+fn old_copy(shared: &Shared, purpose: Purpose, other: &PeerHello) -> Option<String> {
     // A newcomer's life gets its number with its place.
-    let is_newcomer = |standing: &Standing| matches!(standing, Standing::Newcomer { .. });
-    if purpose == Purpose::Ask || is_newcomer(&other.standing) || !shared.seat.is_taken() {
+    let Standing::Placed { incarnation_heard, .. } = other.standing else { return None };
+    if purpose == Purpose::Ask || !shared.seat.is_taken() {
         return None;
     }
-    let heard_here = shared.incarnation_heard(other.from);
-    match other.standing {
-        Standing::Placed { incarnation_heard, .. } if incarnation_heard > shared.incarnation() => {
-            Some((shared.id, incarnation_heard))
-        }
-        Standing::Placed { .. } | Standing::Newcomer { .. } => {
-            (heard_here > other.incarnation).then_some((other.from, heard_here))
-        }
+    let other_process = |heard: u64, own: u64| heard != 0 && heard != own;
+    let own = shared.incarnation();
+    if incarnation_heard > own || incarnation_heard == own && other_process(other.nonce_heard, shared.nonce) {
+        shared.revoke(incarnation_heard);
+        return Some(
+            "this node was started with an old copy of its data directory, or runs twice".to_owned(),
+        );
     }
+    let heard = shared.incarnation_heard(other.from);
+    let known = shared.peers.get(&other.from).map_or(0, |peer| peer.process_in(other.incarnation));
+    (heard > other.incarnation || other_process(known, other.nonce)).then(|| {
+        format!(
+            "node {} is in life {}, and another process in life {heard} of it has been heard: it was started with an old \
+             copy of its data directory, or runs twice",
+            other.from.0, other.incarnation
+        )
+    })
 }
 
 /// The answering half: checks the hello that opened the connection, and says who we are.
@@ -311,7 +343,7 @@ pub(crate) async fn accept(shared: Arc<Shared>, mut stream: TcpStream, first: By
     };
     if asked.purpose == Purpose::Ask && !shared.peers.contains_key(&asked.from) {
         // What this node is means nothing to one that it does not belong together with.
-        warn!(%from, "refused to tell node {}, which is not in this node's configuration, who it is", asked.from.0);
+        shared.tell_stranger(asked.from, from);
         return;
     }
     let answer = hello(&shared, asked.purpose, asked.from);
@@ -327,7 +359,7 @@ pub(crate) async fn accept(shared: Arc<Shared>, mut stream: TcpStream, first: By
         return;
     }
     let Some(peer) = shared.peers.get(&asked.from).cloned() else {
-        warn!(%from, "refused node {}, which is not in this node's configuration", asked.from.0);
+        shared.tell_stranger(asked.from, from);
         return;
     };
     let newcomer = [answer.standing, asked.standing]
@@ -340,6 +372,7 @@ pub(crate) async fn accept(shared: Arc<Shared>, mut stream: TcpStream, first: By
     match asked.purpose {
         Purpose::Ask => {}
         Purpose::Link => {
+            *peer.linked_with.lock() = Some((asked.incarnation, asked.nonce));
             info!(peer = peer.id.0, "link up");
             let reason = run(&shared, &peer, stream).await;
             info!(peer = peer.id.0, reason, "link down");
@@ -437,7 +470,7 @@ pub(crate) async fn read_frame(stream: &mut (impl AsyncRead + Unpin), max: usize
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::Node;
+    use crate::node::{Node, StartError};
     use crate::testing::{CLUSTER, PATIENCE, options, take_place};
     use tokio::net::TcpListener;
 
@@ -447,7 +480,8 @@ mod tests {
         let hello = PeerHello::decode(&read_frame(&mut stream, 1024).await.unwrap()).unwrap();
         assert_eq!((hello.cluster, hello.from, hello.to), (CLUSTER, NodeId(2), NodeId(1)));
         let standing = Standing::Placed { known_as: None, incarnation_heard: 0 };
-        let answer = PeerHello { from: NodeId(1), to: hello.from, incarnation: 1, standing, ..hello };
+        let answer =
+            PeerHello { from: NodeId(1), to: hello.from, incarnation: 1, nonce: 1, standing, ..hello };
         write_hello(&mut stream, &answer).await.unwrap();
         stream
     }
@@ -506,21 +540,19 @@ mod tests {
             Node::start(options(NodeId(1), &[(NodeId(2), address.clone())], dir.path())).await.unwrap();
         let shared = Arc::clone(&node.shared);
         let peer = Arc::new(Peer::new(NodeId(2), address));
-        let answer = async |incarnation_heard| {
+        let answer = async |incarnation, nonce, incarnation_heard, nonce_heard| {
             let (mut stream, _) = listener.accept().await.unwrap();
             let hello = PeerHello::decode(&read_frame(&mut stream, 1024).await.unwrap()).unwrap();
             let standing = Standing::Placed { known_as: None, incarnation_heard };
-            let answer = PeerHello { from: hello.to, to: hello.from, incarnation: 5, standing, ..hello };
+            let (from, to) = (hello.to, hello.from);
+            let answer = PeerHello { from, to, incarnation, nonce, nonce_heard, standing, ..hello };
             write_hello(&mut stream, &answer).await.unwrap();
         };
         let mut redial = Redial::new();
-        let (ended, ()) = tokio::join!(dial_once(&shared, &peer, &mut redial), answer(2));
         let old = |why: &NoLink, who: &str| match why {
             NoLink::Refused(reason) => reason.contains("old copy") && reason.contains(who),
             NoLink::Unreachable(_) | NoLink::Newcomer => false,
         };
-        let why = ended.unwrap_err();
-        assert!(old(&why, "node 1 is in life 1, and life 2"), "{why:?}");
         let heartbeat = LivenessMessage::Heartbeat(consensus_core::message::Heartbeat {
             epoch: consensus_core::Epoch { incarnation: 6, count: 1 },
             sent_at: consensus_core::Mono(0),
@@ -529,10 +561,34 @@ mod tests {
             hears: Vec::new(),
         });
         shared.on_liveness(NodeId(2), heartbeat);
-        let (ended, ()) = tokio::join!(dial_once(&shared, &peer, &mut redial), answer(1));
+        let (ended, ()) = tokio::join!(dial_once(&shared, &peer, &mut redial), answer(5, 7, 1, 0));
         let why = ended.unwrap_err();
-        assert!(old(&why, "node 2 is in life 5, and life 6"), "{why:?}");
+        assert!(old(&why, "node 2 is in life 5, and another process in life 6"), "{why:?}");
+
+        // In the same life, but another process.
+        let known = shared.peers.get(&NodeId(2)).unwrap();
+        *known.linked_with.lock() = Some((6, 7));
+        let (ended, ()) = tokio::join!(dial_once(&shared, &peer, &mut redial), answer(6, 8, 1, 0));
+        let why = ended.unwrap_err();
+        assert!(old(&why, "node 2 is in life 6, and another process in life 6"), "{why:?}");
+        assert!(!shared.seat.is_revoked());
+
+        // It is this node which is in life 1 twice.
+        let (ended, ()) = tokio::join!(dial_once(&shared, &peer, &mut redial), answer(6, 7, 1, 8));
+        let why = ended.unwrap_err();
+        assert!(old(&why, "this node"), "{why:?}");
+        assert!(node.health().check().unwrap_err().contains("old copy"));
         node.stop().await;
+        drop(shared);
+        // It is in use until that is written down.
+        let again = loop {
+            let again = Node::start(options(NodeId(1), &[], dir.path())).await;
+            if !matches!(again, Err(StartError::Journal(journal::Error::Locked { .. }))) {
+                break again;
+            }
+            tokio::task::yield_now().await;
+        };
+        assert!(matches!(&again, Err(StartError::Config(why)) if why.contains("old copy")), "{again:?}");
     }
 
     #[test]

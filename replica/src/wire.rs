@@ -23,7 +23,7 @@ pub(crate) const FRAME_BYTES_MAX: usize = 64 << 20;
 
 const MAGIC: &[u8; 11] = b"\0gaios-peer";
 const VERSION: u8 = 2;
-const HELLO_BYTES: usize = 1 + 6 * 8 + 2 * 4 + 2;
+const HELLO_BYTES: usize = 1 + 8 * 8 + 2 * 4 + 3;
 
 const LIVENESS: u8 = 1;
 const GROUP: u8 = 2;
@@ -51,8 +51,13 @@ pub(crate) struct PeerHello {
     pub(crate) cluster: u64,
     pub(crate) from: NodeId,
     pub(crate) to: NodeId,
-    /// The speaker's life.
+    /// The speaker's life, and a random number of its process: two processes in one life are one too many.
     pub(crate) incarnation: u64,
+    pub(crate) nonce: u64,
+    /// The random number of the one spoken to, as far as it is known; 0 for not.
+    pub(crate) nonce_heard: u64,
+    /// The speaker is linked with another process of the one spoken to.
+    pub(crate) taken: bool,
     /// What the speaker is, and what it knows of the one spoken to.
     pub(crate) standing: Standing,
     /// Digest of the groups in the speaker's configuration and their first voters.
@@ -105,6 +110,9 @@ impl PeerHello {
         out.put_u32_le(self.from.0);
         out.put_u32_le(self.to.0);
         out.put_u64_le(self.incarnation);
+        out.put_u64_le(self.nonce);
+        out.put_u64_le(self.nonce_heard);
+        out.put_u8(u8::from(self.taken));
         let (standing, mark, heard) = match self.standing {
             Standing::Newcomer { mark } => (0, Some(mark), 0),
             Standing::Placed { known_as, incarnation_heard } => (1, known_as, incarnation_heard),
@@ -139,7 +147,8 @@ impl PeerHello {
         let cluster = frame.get_u64_le();
         let from = NodeId(frame.get_u32_le());
         let to = NodeId(frame.get_u32_le());
-        let incarnation = frame.get_u64_le();
+        let (incarnation, nonce, nonce_heard) = (frame.get_u64_le(), frame.get_u64_le(), frame.get_u64_le());
+        let taken = frame.get_u8() != 0;
         let (standing, has_mark, mark, incarnation_heard) =
             (frame.get_u8(), frame.get_u8(), frame.get_u64_le(), frame.get_u64_le());
         let standing = match (standing, has_mark) {
@@ -149,7 +158,7 @@ impl PeerHello {
             (other, _) => return Err(WireError::Kind(other)),
         };
         let groups = frame.get_u64_le();
-        Ok(PeerHello { purpose, cluster, from, to, incarnation, standing, groups })
+        Ok(PeerHello { purpose, cluster, from, to, incarnation, nonce, nonce_heard, taken, standing, groups })
     }
 }
 
@@ -235,7 +244,20 @@ mod tests {
         ];
         for (purpose, standing) in purposes.into_iter().zip(standings) {
             let (from, to) = (NodeId(1), NodeId(3));
-            let hello = PeerHello { purpose, cluster: 9, from, to, incarnation: 4, standing, groups: 8 };
+            let rest = (5, 6, standing == Standing::Newcomer { mark: 3 });
+            let (nonce, nonce_heard, taken) = rest;
+            let hello = PeerHello {
+                purpose,
+                cluster: 9,
+                from,
+                to,
+                incarnation: 4,
+                nonce,
+                nonce_heard,
+                taken,
+                standing,
+                groups: 8,
+            };
             let mut bytes = BytesMut::new();
             hello.encode(&mut bytes);
             assert!(is_peer_hello(&bytes));

@@ -8,7 +8,7 @@ use super::{Engine, State};
 use crate::message::{Accept, Accepted, Commit, Nack, Prepare, Promise};
 use crate::mutant::mutant;
 use crate::{
-    Ballot, Epoch, Event, Lead, Liveness, Mono, NodeId, NodeSet, Options, Record, Slot, Value, Vote,
+    Ballot, Config, Epoch, Event, Lead, Liveness, Mono, NodeId, NodeSet, Options, Record, Slot, Value, Vote,
 };
 
 /// Committed values travel inside a promise up to this size; beyond, the candidate fetches them.
@@ -25,7 +25,7 @@ pub(super) struct Acceptor {
     pub(super) upto_staged: Staged,
     /// The leader waits for an answer.
     acknowledge: bool,
-    /// Who holds leases from this node; sampled when the last vote was staged.
+    /// Who holds leases from this node; sampled when the last vote was staged. After a start, whoever might.
     granted: NodeSet,
     /// Whom this node fortified, and under which epoch of its support for them. Forgotten by a restart, which
     /// quarantine makes up for.
@@ -33,13 +33,13 @@ pub(super) struct Acceptor {
 }
 
 impl Acceptor {
-    pub(super) fn new(promised: Lead, log: &Log, options: &Options) -> Acceptor {
+    pub(super) fn new(promised: Lead, log: &Log, config: &Config, options: &Options) -> Acceptor {
         let mut acceptor = Acceptor {
             promised,
             upto: log.commit,
             upto_staged: Staged::RECOVERED,
             acknowledge: false,
-            granted: NodeSet::new(),
+            granted: config.lease_eligible.clone(),
             grants: BTreeMap::new(),
         };
         // The leader may still be there and wait for what this node had voted for.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::{Config, Lead, Message, NodeId, PersistSeq, Record, Slot, Tag, Value};
+use crate::{Config, Lead, Message, NodeId, NodeSet, PersistSeq, Record, Slot, Tag, Value};
 
 /// How a read may be confirmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -154,6 +154,11 @@ pub enum Event {
     },
     /// Everything the disk may have forgotten is made up for.
     Healed,
+    /// This node waits until it knows what it promised, and cannot: all of these have forgotten what they did.
+    TooManyForgot {
+        /// This node included.
+        nodes: NodeSet,
+    },
 }
 
 /// What a node is to its group.

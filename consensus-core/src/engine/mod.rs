@@ -112,7 +112,7 @@ impl Engine {
         }
         let recall = faulty_from.map(|from| Recall::new(from, durable.promise_lost, now));
         let mut rng = Rng::new(options.seed ^ (u64::from(options.node.0) << 32) ^ options.group.0);
-        let acceptor = Acceptor::new(durable.promised, &log, &options);
+        let acceptor = Acceptor::new(durable.promised, &log, configs.active(), &options);
         let follower = Follower::at_start(&options, &configs, &mut rng, now);
         let role =
             if configs.active().voters.contains(options.node) { Role::Follower } else { Role::Learner };

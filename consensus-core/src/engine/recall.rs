@@ -5,6 +5,9 @@
 //! its own promise durable before it asked, so its node knows b' today. This node therefore acts as no acceptor at all
 //! until every other member has told what it has promised; the highest of these is not below anything forgotten, but
 //! for candidacies of its own that nobody heard of. It promises more than any of them, so that none is used twice.
+//! Some of the others may have forgotten theirs as well, as long as all who have are no phase-1 quorum: then whoever came
+//! to lead with a forgotten promise asked one that knows of it, and whoever did not can do no more, since its own node has
+//! forgotten that it ran.
 //!
 //! **Forgotten votes.** Until they are made up for, promises declare them, and the candidate does not count this node
 //! in phase 1 for any slot from there on. "No vote" would be a lie that could cost a chosen value.
@@ -22,12 +25,12 @@ use std::collections::BTreeMap;
 use super::{Engine, State};
 use crate::message::{Recall as RecallMessage, Recalled};
 use crate::mutant::mutant;
-use crate::{Event, Lead, Liveness, Mono, NodeId, Record, Slot};
+use crate::{Event, Lead, Liveness, Mono, NodeId, NodeSet, Record, Slot};
 
 /// More candidacies of this node in one life than can be forgotten without anybody else having heard of the last: each
 /// took a round of pre-votes and tens of milliseconds. Taken once for each life, since what a former life promised after
 /// it had forgotten something, and then forgot again, nobody need have heard of either.
-const FORGOTTEN_ROUNDS_MAX: u64 = 1 << 20;
+const FORGOTTEN_ROUNDS_MAX: u64 = 1 << 10;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Recall {
@@ -35,8 +38,10 @@ pub(super) struct Recall {
     pub(super) faulty_from: Slot,
     /// A promise may have been forgotten.
     pub(super) promise_lost: bool,
-    /// What every other member has promised; kept while `promise_lost`.
-    answers: BTreeMap<NodeId, Lead>,
+    /// What every other member has promised, if it knows; kept while `promise_lost`.
+    answers: BTreeMap<NodeId, Option<Lead>>,
+    /// It was told that too many have forgotten what they promised.
+    told_too_many: bool,
     /// The leader at this leadership has proposed up to this slot.
     proposed: Option<(Lead, Slot)>,
     ask_at: Mono,
@@ -50,6 +55,7 @@ impl Recall {
             faulty_from,
             promise_lost,
             answers: BTreeMap::new(),
+            told_too_many: false,
             proposed: None,
             ask_at: now,
             incarnation: 0,
@@ -69,8 +75,11 @@ impl Engine {
         let leader = self.acceptor.promised().node;
         let ask = RecallMessage { incarnation: recall.incarnation };
         for node in self.configs.active().members().filter(|node| *node != self.options.node) {
-            let wanted =
-                if recall.promise_lost { !recall.answers.contains_key(&node) } else { node == leader };
+            let wanted = if recall.promise_lost {
+                recall.answers.get(&node).is_none_or(Option::is_none)
+            } else {
+                node == leader
+            };
             if wanted && liveness.is_up(now, node) {
                 self.outbox.send_now(node, ask.clone());
             }
@@ -78,9 +87,10 @@ impl Engine {
         self.restore_when_all_answered();
     }
 
-    /// Anybody whose own promise is certain answers.
     pub(super) fn handle_recall(&mut self, from: NodeId, message: &RecallMessage) {
+        let incarnation = message.incarnation;
         if self.promise_lost() {
+            self.outbox.send_now(from, Recalled { incarnation, promised: None, proposed: None });
             return;
         }
         let promised = self.acceptor.promised();
@@ -88,7 +98,7 @@ impl Engine {
             State::Leader(leader) if leader.lead == promised => Some(Slot(leader.next.0 - 1)),
             State::Leader(_) | State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => None,
         };
-        self.outbox.send_now(from, Recalled { incarnation: message.incarnation, promised, proposed });
+        self.outbox.send_now(from, Recalled { incarnation, promised: Some(promised), proposed });
     }
 
     pub(super) fn handle_recalled(&mut self, from: NodeId, message: &Recalled) {
@@ -99,21 +109,31 @@ impl Engine {
         if recall.promise_lost {
             recall.answers.insert(from, message.promised);
         }
-        if let Some(proposed) = message.proposed.filter(|_| message.promised.node == from)
-            && recall.proposed.is_none_or(|(lead, _)| message.promised > lead)
+        if let Some(promised) = message.promised.filter(|promised| promised.node == from)
+            && let Some(proposed) = message.proposed
+            && recall.proposed.is_none_or(|(lead, _)| promised > lead)
         {
-            recall.proposed = Some((message.promised, proposed));
+            recall.proposed = Some((promised, proposed));
         }
         self.restore_when_all_answered();
         self.try_heal();
     }
 
-    /// Restores the promise once every other member has answered.
+    /// Restores the promise once every other member has answered, and enough of them know what they promised.
     fn restore_when_all_answered(&mut self) {
         let Some(recall) = self.recall.as_mut().filter(|recall| recall.promise_lost) else { return };
         let config = self.configs.active();
-        if config.members().all(|node| node == self.options.node || recall.answers.contains_key(&node)) {
-            let answered = recall.answers.values().copied().max().unwrap_or_default();
+        let own = self.options.node;
+        if config.members().all(|node| node == own || recall.answers.contains_key(&node)) {
+            let others = recall.answers.iter().filter(|(_, answer)| answer.is_none()).map(|(node, _)| *node);
+            let forgetful: NodeSet = others.chain([own]).collect();
+            if forgetful.len() > 1 && config.is_q1(&forgetful) {
+                if !std::mem::replace(&mut recall.told_too_many, true) {
+                    self.outbox.event(Event::TooManyForgot { nodes: forgetful });
+                }
+                return;
+            }
+            let answered = recall.answers.values().flatten().copied().max().unwrap_or_default();
             recall.promise_lost = false;
             // What this node promised to its own candidacies nobody else may know, and none may be used again.
             let forgotten = FORGOTTEN_ROUNDS_MAX.saturating_mul(recall.incarnation.max(1));

@@ -388,9 +388,10 @@ impl Cluster {
                     self.lines.push(format!("{}: {event:?}", id.0));
                     node.liveness.disk_failed(self.now);
                 }
-                Event::TransferAborted { .. } | Event::PayloadRepaired { .. } | Event::Healed => {
-                    self.lines.push(format!("{}: {event:?}", id.0))
-                }
+                Event::TransferAborted { .. }
+                | Event::PayloadRepaired { .. }
+                | Event::Healed
+                | Event::TooManyForgot { .. } => self.lines.push(format!("{}: {event:?}", id.0)),
             }
         }
     }
@@ -776,7 +777,7 @@ pub fn show_message(message: &Message) -> String {
         Message::Recall(_) => write!(line, "Recall"),
         Message::Recalled(m) => {
             let proposed = m.proposed.map_or(String::new(), |slot| format!(" proposed={}", slot.0));
-            write!(line, "Recalled promised={}{proposed}", show_lead(m.promised))
+            write!(line, "Recalled promised={}{proposed}", m.promised.map_or("unknown".to_owned(), show_lead))
         }
     }
     .expect("writing to a string works");

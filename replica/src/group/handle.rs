@@ -72,6 +72,11 @@ impl GroupHandle {
         GroupHandle { id, inbox: Inbox::new(INBOX_BYTES), gate: Mutex::default() }
     }
 
+    /// Whether some record of this life is durable.
+    pub(crate) fn has_written(&self) -> bool {
+        self.gate.lock().durable > PersistSeq(0)
+    }
+
     /// Sends a message that waits for no record; false if it does.
     pub(super) fn send_ungated(&self, peers: &Peers, send: &Send) -> bool {
         let ungated = send.gate == PersistSeq(0);

@@ -904,6 +904,14 @@ impl Group {
             Event::Healed => {
                 info!(group = self.handle.id.0, "everything the disk may have forgotten is made up for")
             }
+            Event::TooManyForgot { nodes } => {
+                error!(
+                    group = self.handle.id.0,
+                    %nodes,
+                    "these nodes have all lost their disks or directories: what the group had acknowledged may be lost. If \
+                     one of them still has its directory, put it back; if there is nothing to keep, empty those of all nodes"
+                );
+            }
             Event::TransferAborted { to } => {
                 info!(group = self.handle.id.0, to = to.0, "leadership was not handed over");
             }

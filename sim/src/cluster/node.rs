@@ -16,7 +16,7 @@ use journal::{
 };
 
 use super::clients::Request;
-use super::clock::{Clock, MILLI, SECOND, Time};
+use super::clock::{Clock, MICRO, MILLI, SECOND, Time};
 use super::coverage::Mark;
 use super::env::{After, Env, Event, trace};
 use super::machine::Machine;
@@ -300,8 +300,8 @@ impl Node {
     /// The newcomer has some answers. Returns whether it has a place now.
     pub(crate) fn try_take_place(&mut self, env: &mut Env) -> bool {
         // Here nodes start again within milliseconds.
-        let seconds = 1_000_000 + env.now / MILLI;
-        let Some(place) = self.newcomer.as_ref().and_then(|(newcomer, _)| newcomer.place(seconds)) else {
+        let calendar = 1_000_000 + env.now / (10 * MICRO);
+        let Some(place) = self.newcomer.as_ref().and_then(|(newcomer, _)| newcomer.place(calendar)) else {
             return false;
         };
         let Some((newcomer, mut superblock)) = self.newcomer.take() else { return false };

@@ -550,6 +550,9 @@ impl Replica {
             Event::TransferAborted { .. } => env.mark(Mark::TransferAborted),
             Event::PayloadRepaired { .. } => env.mark(Mark::PayloadRepaired),
             Event::Healed => env.mark(Mark::Healed),
+            Event::TooManyForgot { nodes } => {
+                env.fail("recovery", format!("{nodes} have lost more than the seed may take from them"));
+            }
         }
     }
 

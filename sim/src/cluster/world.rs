@@ -97,11 +97,13 @@ impl World {
             let at = env.rng.below(300 * MILLI);
             env.at(at, Event::Start { node });
         }
+        // Some clusters are founded amid trouble.
+        let first_fault = env.rng.pick(&[0, SECOND, SECOND, SECOND]);
         let clients = Clients::new(&mut env);
         let heal_at = env.profile.heal_at;
         env.at(heal_at, Event::Heal);
         if !env.profile.faults.is_empty() {
-            env.at(SECOND, Event::Fault);
+            env.at(first_fault, Event::Fault);
         }
         World { env, nodes, clients, deadline: Time::MAX, done: false }
     }
@@ -525,6 +527,10 @@ impl World {
             let Some(replica) = process.and_then(|process| process.replicas[group].as_ref()) else {
                 return Some(format!("node {} is down", member + 1));
             };
+            let status = replica.engine.status();
+            if status.promise_lost || status.faulty_from.is_some() {
+                return Some(format!("node {} has not made up for what it lost", member + 1));
+            }
             let applied = replica.machine.applied;
             if applied != truth.commit() {
                 return Some(format!("node {} has applied {applied:?} of {:?}", member + 1, truth.commit()));
