@@ -42,7 +42,9 @@ impl Route {
     pub fn handle_denied(&mut self, node: NodeId, term: u64, hint: NodeId) -> bool {
         let before = self.leader;
         self.denied = Some(Leader { node, term });
-        if self.leader.is_some_and(|known| known.node == node && known.term <= term) {
+        // Whatever round it is in: one that has lost its disk has forgotten how far it was. Should it be late news of a time
+        // before it led, asking again costs little.
+        if self.leader.is_some_and(|known| known.node == node) {
             self.leader = None;
         }
         if hint != 0 && hint != node {
@@ -100,6 +102,15 @@ mod tests {
         assert_eq!(route.leader(), None);
         assert!(!route.handle_said(4, 1), "a replica that has not heard yet");
         assert!(route.handle_said(5, 1), "elected again");
+    }
+
+    #[test]
+    fn a_leader_that_has_forgotten_its_rounds_is_not_believed_in_any_more() {
+        let mut route = Route::default();
+        route.handle_led(1, 7);
+        assert!(route.handle_denied(1, 2, 0));
+        assert_eq!(route.leader(), None);
+        assert!(route.handle_said(8, 3));
     }
 
     #[test]
