@@ -188,8 +188,8 @@ wire_struct! {
     Chosen { commit, entries }
     Handoff { lead }
     Resigned { lead }
-    Recall { incarnation }
-    Recalled { incarnation, promised, proposed }
+    Recall { incarnation, question }
+    Recalled { incarnation, question, promised, proposed }
     Heartbeat { epoch, sent_at, receiver_incarnation, wants_support, hears }
     HeartbeatAck { sent_at, incarnation, epoch, granted, required }
 }
@@ -592,10 +592,11 @@ mod tests {
             (slot(), entries()).prop_map(|(commit, entries)| Message::Chosen(Chosen { commit, entries })),
             lead().prop_map(|lead| Message::Handoff(Handoff { lead })),
             lead().prop_map(|lead| Message::Resigned(Resigned { lead })),
-            any::<u64>().prop_map(|incarnation| Message::Recall(Recall { incarnation })),
-            (any::<u64>(), prop::option::of(lead()), prop::option::of(slot())).prop_map(
-                |(incarnation, promised, proposed)| {
-                    Message::Recalled(Recalled { incarnation, promised, proposed })
+            any::<[u64; 2]>()
+                .prop_map(|[incarnation, question]| Message::Recall(Recall { incarnation, question })),
+            (any::<[u64; 2]>(), prop::option::of(lead()), prop::option::of(slot())).prop_map(
+                |([incarnation, question], promised, proposed)| {
+                    Message::Recalled(Recalled { incarnation, question, promised, proposed })
                 }
             ),
         ]

@@ -242,6 +242,8 @@ pub struct Resigned {
 pub struct Recall {
     /// The asker's incarnation, so that an answer from before its restart is known as such.
     pub incarnation: u64,
+    /// Counts its questions: answers to older ones count no more.
+    pub question: u64,
 }
 
 /// Member → who asked [`Recall`].
@@ -249,6 +251,8 @@ pub struct Recall {
 pub struct Recalled {
     /// Echoed.
     pub incarnation: u64,
+    /// Echoed.
+    pub question: u64,
     /// The highest promise given here; `None` from one that may have forgotten it, too.
     pub promised: Option<Lead>,
     /// When the answerer leads at `promised`: the last slot it has proposed at.

@@ -63,8 +63,10 @@ pub enum Place {
 /// More starts of a node than can have passed without one of the others hearing of the last.
 const INCARNATIONS_UNHEARD_MAX: u64 = 1000;
 
-/// Larger numbers are not believed: there must be room for all lives to come, and for the rounds that each takes.
-const INCARNATION_MAX: u64 = 1 << 40;
+/// Larger numbers are not believed: there must be room for all lives to come, and for the rounds that each takes. What a
+/// clock says is believed less than what others have heard, which must be exceeded.
+const CALENDAR_MAX: u64 = 1 << 40;
+const HEARD_MAX: u64 = 1 << 44;
 
 /// A node without a place.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -124,7 +126,7 @@ impl Newcomer {
                 Standing::Placed { known_as, incarnation_heard } => {
                     // A founder has not said a word before. One that has is an old copy of its directory.
                     founder &= known_as == Some(self.mark) && incarnation_heard == 0;
-                    heard = heard.max(incarnation_heard.min(INCARNATION_MAX));
+                    heard = heard.max(incarnation_heard.min(HEARD_MAX));
                 }
             }
         }
@@ -132,7 +134,7 @@ impl Newcomer {
             return Some(Place::Founder);
         }
         Some(Place::Returned {
-            incarnation: (heard + INCARNATIONS_UNHEARD_MAX).max(calendar.min(INCARNATION_MAX)),
+            incarnation: (heard + INCARNATIONS_UNHEARD_MAX).max(calendar.min(CALENDAR_MAX)),
         })
     }
 

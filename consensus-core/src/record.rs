@@ -459,6 +459,12 @@ impl Durable {
         self.base.max(self.presupposed)
     }
 
+    /// The configuration that governs the slots above the base.
+    #[must_use]
+    pub fn config(&self) -> Option<&Config> {
+        self.config.as_deref()
+    }
+
     /// Whether the journal holds nothing of the group.
     #[must_use]
     pub fn is_newborn(&self) -> bool {

@@ -294,10 +294,16 @@ fn restores(voters: u32, forgetful: &[u32]) -> (bool, bool) {
     let mut out = Output::default();
     // It asks, under the number of its life.
     engine.step(Mono(0), &liveness, Input::Timeout);
-    for node in nodes().skip(1) {
-        let promised = (!forgetful.contains(&node.0)).then(|| lead(5));
-        let recalled = Recalled { incarnation: 7, promised, proposed: None };
-        engine.step(Mono(0), &liveness, Input::Message { from: node, message: Message::Recalled(recalled) });
+    // Who has forgotten answers first; whatever the others say is asked for anew after that.
+    let all: Vec<NodeId> = nodes().skip(1).collect();
+    for question in 0..=forgetful.len() as u64 {
+        for node in &all {
+            let promised = (!forgetful.contains(&node.0)).then(|| lead(5));
+            let recalled = Recalled { incarnation: 7, question, promised, proposed: None };
+            let message = Message::Recalled(recalled);
+            engine.step(Mono(0), &liveness, Input::Message { from: *node, message });
+        }
+        assert!(question == forgetful.len() as u64 || engine.status().promise_lost, "it asks once more");
     }
     engine.poll(&mut out);
     let told = out.events.iter().any(|event| matches!(event, Event::TooManyForgot { .. }));

@@ -33,6 +33,8 @@ pub struct Attempts {
     redirects: u32,
     /// How often a node was overloaded.
     overloads: u32,
+    /// An attempt is under way: what becomes of it is not known.
+    sent: bool,
     cause: Cause,
 }
 
@@ -65,11 +67,17 @@ pub enum Next {
 impl Attempts {
     /// Nothing tried yet.
     pub fn new(kind: Kind) -> Attempts {
-        Attempts { kind, maybe_applied: false, redirects: 0, overloads: 0, cause: Cause::Slow }
+        Attempts { kind, maybe_applied: false, redirects: 0, overloads: 0, sent: false, cause: Cause::Slow }
+    }
+
+    /// An attempt has been handed to a link.
+    pub fn handle_sent(&mut self) {
+        self.sent = true;
     }
 
     /// The node refused.
     pub fn handle_refused(&mut self, why: Why, guess_changed: bool) -> Next {
+        self.sent = false;
         match why {
             Why::NotLeader | Why::NoGroup | Why::Stopping => self.elsewhere(guess_changed),
             Why::OutcomeUnknown => {
@@ -91,6 +99,7 @@ impl Attempts {
 
     /// The link broke before an answer came.
     pub fn handle_lost(&mut self) -> Next {
+        self.sent = false;
         self.maybe_applied = true;
         self.cause = Cause::LinkLost;
         Next::Wait
@@ -104,6 +113,7 @@ impl Attempts {
 
     /// The session of this attempt is gone, so the attempt itself was not applied.
     pub fn handle_session_expired(&mut self) -> Next {
+        self.sent = false;
         if self.maybe_applied { Next::Give(self.timed_out()) } else { Next::Renumber }
     }
 
@@ -113,7 +123,7 @@ impl Attempts {
             Cause::Slow => Failure::TimedOut,
             Cause::NoLeader => Failure::TimedOutLeaderFailed,
             Cause::LinkLost => Failure::TimedOutConnectionLost,
-            Cause::Overloaded if self.maybe_applied => Failure::TimedOut,
+            Cause::Overloaded if self.maybe_applied() => Failure::TimedOut,
             Cause::Overloaded => Failure::Overloaded,
         }
     }
@@ -127,7 +137,7 @@ impl Attempts {
 
     /// Whether some attempt may have been applied: then no refusal is certain.
     pub fn maybe_applied(&self) -> bool {
-        self.maybe_applied
+        self.maybe_applied || self.sent
     }
 
     /// A definite refusal is only definite if nothing was applied by an earlier attempt.
@@ -184,6 +194,11 @@ mod tests {
         }
         assert_eq!(pauses[..8], [5, 10, 20, 40, 80, 160, 320, 500]);
         assert!(pauses[8..].iter().all(|pause| *pause == 500));
+        assert_eq!(attempts.timed_out(), Failure::Overloaded);
+        // The deadline may come while the next attempt waits for its answer.
+        attempts.handle_sent();
+        assert_eq!(attempts.timed_out(), Failure::TimedOut);
+        attempts.handle_refused(Why::Overloaded, false);
         assert_eq!(attempts.timed_out(), Failure::Overloaded);
     }
 

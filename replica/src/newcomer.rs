@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use consensus_core::{GroupId, Newcomer, NodeId, Place, Standing};
 use futures::StreamExt;
+use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 use journal::{RealDisk, Superblock};
 use parking_lot::Mutex;
@@ -21,6 +22,8 @@ use crate::peer::{Peer, Redial, ask_once};
 
 /// Others that are started together with this one answer within milliseconds; of those that take longer a word is said.
 const SAY_EVERY: Duration = Duration::from_secs(10);
+/// Until all are asked again, at most, when one who had answered did not do so a second time.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// Until the disk is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -70,6 +73,11 @@ impl Seat {
                 Standing::Placed { known_as: known.map(|(_, mark)| *mark), incarnation_heard }
             }
         }
+    }
+
+    /// Whether it is not noted yet that the journal holds what was lost of all groups.
+    pub(crate) fn is_unsettled(&self) -> bool {
+        self.superblock.lock().facts().returned
     }
 
     pub(crate) fn is_revoked(&self) -> bool {
@@ -179,14 +187,31 @@ pub(crate) async fn settle(shared: Arc<Shared>) {
     let _ = tokio::task::spawn_blocking(move || settling.seat.settle()).await;
 }
 
+/// Asks until all have answered, and then all once more: what was said long ago may not be true any more.
 async fn ask_all(shared: &Arc<Shared>, newcomer: &mut Newcomer) -> Place {
-    let mut asking: FuturesUnordered<_> = shared.peers.values().map(|peer| ask(shared, peer)).collect();
-    let mut say = interval(SAY_EVERY);
-    say.tick().await;
+    let empty = newcomer.clone();
     loop {
+        newcomer.clone_from(&empty);
+        ask_each(shared, newcomer).await;
+        newcomer.clone_from(&empty);
+        let asked_again = join_all(shared.peers.values().map(|peer| ask_once(shared, peer))).await;
+        for (peer, answer) in shared.peers.keys().zip(asked_again) {
+            if let Ok(standing) = answer {
+                newcomer.answered(*peer, standing);
+            }
+        }
         if let Some(place) = newcomer.place(clock::calendar()) {
             return place;
         }
+        tokio::time::sleep(ASK_AGAIN_AFTER.mul_f64(shared.jitter())).await;
+    }
+}
+
+async fn ask_each(shared: &Arc<Shared>, newcomer: &mut Newcomer) {
+    let mut asking: FuturesUnordered<_> = shared.peers.values().map(|peer| ask(shared, peer)).collect();
+    let mut say = interval(SAY_EVERY);
+    say.tick().await;
+    while newcomer.missing().next().is_some() {
         tokio::select! {
             Some((node, standing)) = asking.next() => newcomer.answered(node, standing),
             _ = say.tick() => {
@@ -194,7 +219,7 @@ async fn ask_all(shared: &Arc<Shared>, newcomer: &mut Newcomer) -> Place {
                 warn!(
                     node = shared.id.0,
                     ?missing,
-                    "the data directory is new: before this node takes part, every other node must have answered it once"
+                    "the data directory is new: before this node takes part, every other node must have answered it"
                 );
             }
         }
@@ -221,7 +246,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::node::Node;
+    use crate::node::{Node, StartError};
     use crate::testing::{PATIENCE, one_of};
 
     /// Long enough for newcomers to ask each other many times.
@@ -340,6 +365,30 @@ mod tests {
         for node in [one, two, three] {
             node.stop().await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_node_that_began_alone_does_not_join_others_later() {
+        let mut scene = Scene::new();
+        let (id, address) = scene.addresses[1].clone();
+        let listener = scene.listeners[1].take().unwrap();
+        let alone = one_of(vec![(id, address)], id, listener, scene.dirs[1].path());
+        let node = Node::start(alone).await.unwrap();
+        is_placed(&node).await;
+        let wrote = async {
+            while !node.shared.groups().all(|group| group.has_written()) {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, wrote).await.expect("its first record");
+        node.stop().await;
+        let (id, address) = scene.addresses[1].clone();
+        let listener = TcpListener::bind(address).unwrap();
+        let others = Node::start(one_of(scene.addresses.clone(), id, listener, scene.dirs[1].path())).await;
+        assert!(
+            matches!(&others, Err(StartError::Config(why)) if why.contains("began with the voters {2}")),
+            "{others:?}"
+        );
     }
 
     #[test]

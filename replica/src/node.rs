@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use consensus_core::{
-    Config, Durable, GroupId, Liveness, LivenessMessage, LivenessOutput, Message, Mono, NodeId, Options,
-    PersistSeq, Record, Slot, Standing, Timing,
+    Config, Durable, GroupId, Liveness, LivenessMessage, LivenessOutput, Message, Mono, NodeId, NodeSet,
+    Options, PersistSeq, Record, Slot, Standing, Timing,
 };
 use journal::Recovered as Found;
 use journal::{Identity, Journal, RealDisk, Superblock, Writer};
@@ -161,6 +161,9 @@ impl Node {
         let accepting = tokio::spawn(essential::task("the listener", accept));
         if shared.seat.is_taken() {
             take_part(&shared, recovered.starts, &groups, &others);
+            if shared.seat.is_unsettled() {
+                others.spawn(settle(Arc::clone(&shared)));
+            }
         } else {
             let newcomer = come_new(recovered, groups.clone(), others.clone());
             groups.spawn(essential::task("the newcomer", newcomer));
@@ -266,9 +269,10 @@ impl Shared {
         self.liveness.read().incarnation()
     }
 
-    /// The newest life of `peer` that was heard; 0 for none.
+    /// The newest life of `peer` that was heard, or that a link was made with; 0 for none.
     pub(crate) fn incarnation_heard(&self, peer: NodeId) -> u64 {
-        self.liveness.read().incarnation_of(peer)
+        let linked = self.peers.get(&peer).map_or(0, |peer| peer.life_linked_with());
+        self.liveness.read().incarnation_of(peer).max(linked)
     }
 
     /// Somebody came who is not in the configuration: told once.
@@ -486,6 +490,7 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
                 Err(error) => warn!(group = id.0, slot = slot.0, %error, "a snapshot cannot be used"),
             }
         }
+        same_voters(&options, id, &found.durable)?;
         if let Some(floor) = found.positions.floor() {
             journal.set_floor(id.0, floor);
         }
@@ -543,6 +548,23 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
         random,
     };
     Ok(Recovered { shared: Arc::new(shared), starts })
+}
+
+/// The voters of a group are those it began with, as long as there is no way to change them. A node that began alone, say,
+/// is its own quorum, whatever its configuration says now.
+fn same_voters(options: &NodeOptions, id: GroupId, durable: &Durable) -> Result<(), StartError> {
+    let configured = options.groups.iter().find(|(group, _)| *group == id);
+    let configured: NodeSet = configured.into_iter().flat_map(|(_, voters)| voters.iter().copied()).collect();
+    match durable.config() {
+        Some(config) if config.voters != configured => Err(StartError::Config(format!(
+            "group {} began with the voters {} on this node, the configuration says {configured}: put it back as it was, or \
+             {}",
+            id.0,
+            config.voters,
+            journal::EMPTY_IT
+        ))),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// A returned node whose process ended before the journal held what was lost of every group.
@@ -707,7 +729,11 @@ async fn keep_liveness(shared: Arc<Shared>) {
 
 async fn accept(shared: Arc<Shared>, listener: TcpListener, connections: TaskTracker) {
     loop {
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shared.stopped.cancelled() => return,
+        };
+        match accepted {
             Ok((stream, from)) => {
                 connections.spawn(serve(Arc::clone(&shared), stream, from));
             }

@@ -62,6 +62,10 @@ impl Peer {
         self.outbox.lock().is_some()
     }
 
+    pub(crate) fn life_linked_with(&self) -> u64 {
+        self.linked_with.lock().map_or(0, |(life, _)| life)
+    }
+
     /// The process in this life that a link was made with; 0 for none.
     fn process_in(&self, incarnation: u64) -> u64 {
         self.linked_with.lock().filter(|(life, _)| *life == incarnation).map_or(0, |(_, nonce)| nonce)
@@ -325,9 +329,11 @@ fn old_copy(shared: &Shared, purpose: Purpose, other: &PeerHello) -> Option<Stri
     let known = shared.peers.get(&other.from).map_or(0, |peer| peer.process_in(other.incarnation));
     (heard > other.incarnation || other_process(known, other.nonce)).then(|| {
         format!(
-            "node {} is in life {}, and another process in life {heard} of it has been heard: it was started with an old \
-             copy of its data directory, or runs twice",
-            other.from.0, other.incarnation
+            "node {} is in life {}, and another process in life {} of it has been heard: it was started with an old copy of \
+             its data directory, or runs twice",
+            other.from.0,
+            other.incarnation,
+            heard.max(other.incarnation)
         )
     })
 }
@@ -572,6 +578,12 @@ mod tests {
         let why = ended.unwrap_err();
         assert!(old(&why, "node 2 is in life 6, and another process in life 6"), "{why:?}");
         assert!(!shared.seat.is_revoked());
+
+        // A life that has linked, and has not been heard yet, may not be given out again.
+        *known.linked_with.lock() = Some((9, 7));
+        let heard = Standing::Placed { known_as: None, incarnation_heard: 9 };
+        assert_eq!(shared.standing(NodeId(2)), heard);
+        *known.linked_with.lock() = Some((6, 7));
 
         // It is this node which is in life 1 twice.
         let (ended, ()) = tokio::join!(dial_once(&shared, &peer, &mut redial), answer(6, 7, 1, 8));

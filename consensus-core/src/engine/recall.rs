@@ -7,7 +7,8 @@
 //! for candidacies of its own that nobody heard of. It promises more than any of them, so that none is used twice.
 //! Some of the others may have forgotten theirs as well, as long as all who have are no phase-1 quorum: then whoever came
 //! to lead with a forgotten promise asked one that knows of it, and whoever did not can do no more, since its own node has
-//! forgotten that it ran.
+//! forgotten that it ran. What the others know must be told after that: each one more that has forgotten begins the
+//! question anew.
 //!
 //! **Forgotten votes.** Until they are made up for, promises declare them, and the candidate does not count this node
 //! in phase 1 for any slot from there on. "No vote" would be a lie that could cost a chosen value.
@@ -45,8 +46,9 @@ pub(super) struct Recall {
     /// The leader at this leadership has proposed up to this slot.
     proposed: Option<(Lead, Slot)>,
     ask_at: Mono,
-    /// The life that asks, once known.
+    /// The life that asks, once known, and which of its questions this is.
     incarnation: u64,
+    question: u64,
 }
 
 impl Recall {
@@ -59,6 +61,7 @@ impl Recall {
             proposed: None,
             ask_at: now,
             incarnation: 0,
+            question: 0,
         }
     }
 
@@ -73,7 +76,7 @@ impl Engine {
         recall.incarnation = liveness.incarnation();
         recall.ask_at = now.after(self.options.timing.retransmit * 2);
         let leader = self.acceptor.promised().node;
-        let ask = RecallMessage { incarnation: recall.incarnation };
+        let ask = RecallMessage { incarnation: recall.incarnation, question: recall.question };
         for node in self.configs.active().members().filter(|node| *node != self.options.node) {
             let wanted = if recall.promise_lost {
                 recall.answers.get(&node).is_none_or(Option::is_none)
@@ -88,9 +91,9 @@ impl Engine {
     }
 
     pub(super) fn handle_recall(&mut self, from: NodeId, message: &RecallMessage) {
-        let incarnation = message.incarnation;
+        let RecallMessage { incarnation, question } = *message;
         if self.promise_lost() {
-            self.outbox.send_now(from, Recalled { incarnation, promised: None, proposed: None });
+            self.outbox.send_now(from, Recalled { incarnation, question, promised: None, proposed: None });
             return;
         }
         let promised = self.acceptor.promised();
@@ -98,16 +101,21 @@ impl Engine {
             State::Leader(leader) if leader.lead == promised => Some(Slot(leader.next.0 - 1)),
             State::Leader(_) | State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => None,
         };
-        self.outbox.send_now(from, Recalled { incarnation, promised: Some(promised), proposed });
+        self.outbox.send_now(from, Recalled { incarnation, question, promised: Some(promised), proposed });
     }
 
     pub(super) fn handle_recalled(&mut self, from: NodeId, message: &Recalled) {
-        let Some(recall) = self.recall.as_mut().filter(|recall| recall.incarnation == message.incarnation)
-        else {
-            return;
+        let current = |recall: &&mut Recall| {
+            (recall.incarnation, recall.question) == (message.incarnation, message.question)
         };
+        let Some(recall) = self.recall.as_mut().filter(current) else { return };
         if recall.promise_lost {
-            recall.answers.insert(from, message.promised);
+            let before = recall.answers.insert(from, message.promised);
+            if message.promised.is_none() && before != Some(None) {
+                recall.answers.retain(|_, answer| answer.is_none());
+                recall.question += 1;
+                recall.ask_at = self.clock;
+            }
         }
         if let Some(promised) = message.promised.filter(|promised| promised.node == from)
             && let Some(proposed) = message.proposed

@@ -132,7 +132,7 @@ impl Group {
             let Ready { node, link, number, ack_upto } = match ready {
                 Some(ready) => ready,
                 None => {
-                    self.wait(|| self.can_write(shared), shared.options.waiting_max).await?;
+                    self.wait_to_write(shared, attempts).await?;
                     continue;
                 }
             };
@@ -144,7 +144,8 @@ impl Group {
                 seq: number.seq,
                 command: encoded,
             });
-            let next = match link.call(self.id, kind, bytes) {
+            let called = link.call(self.id, kind, bytes).inspect(|_| attempts.handle_sent());
+            let next = match called {
                 Ok(call) => match self.judge(node, call.await, attempts) {
                     Judged::Answer(answer) => return Ok(answer),
                     Judged::Refused(keyspace::Error::SessionExpired) => {
@@ -166,7 +167,7 @@ impl Group {
             };
             match next {
                 Next::Again => {}
-                Next::Wait => self.wait(|| self.can_write(shared), shared.options.waiting_max).await?,
+                Next::Wait => self.wait_to_write(shared, attempts).await?,
                 Next::Pause => pause().await,
                 Next::Ease => {
                     if !attempts.maybe_applied() {
@@ -179,6 +180,12 @@ impl Group {
                 Next::Give(failure) => return Err(failure),
             }
         }
+    }
+
+    /// Waits for a leader and a session. A write that may have been applied always finds room to wait.
+    async fn wait_to_write(&self, shared: &Shared, attempts: &Attempts) -> Result<(), Failure> {
+        let max = if attempts.maybe_applied() { usize::MAX } else { shared.options.waiting_max };
+        self.wait(|| self.can_write(shared), max).await
     }
 
     /// The leader's link and a number, if both can be had. Waits while the session's window is full.

@@ -20,7 +20,7 @@ use keyspace::{KeyRange, LeaseId, Op, Query, TxnOp};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::backoff::random_u32;
 use crate::domain::{Answer, Consistency, Domain, DomainStatus, FeedSpec, Kept};
@@ -135,22 +135,31 @@ impl Shared {
                         warn!(node, cluster, "a node of another cluster");
                         continue;
                     }
-                    if let Err(error) = self.learn(shard_map) {
-                        warn!(node, address = link.address(), error, "this node is not used");
-                        continue;
-                    }
+                    let newer = match self.read(shard_map) {
+                        Ok(newer) => newer,
+                        Err(error) => {
+                            let address = link.address();
+                            let hint = "if it is the right one, restart this gateway";
+                            error!(node, address, error, "this node is not used; {hint}");
+                            continue;
+                        }
+                    };
+                    // First, so that the map's address for it is not dialled as well.
                     self.links.handle_up(node, &link);
+                    if let Some(topology) = newer {
+                        self.learn(topology);
+                    }
                     self.each_group(Group::handle_links_changed);
                 }
                 Some(LinkEvent::Down { node }) => {
                     self.links.handle_down();
                     self.each_group(|group| group.handle_link_down(node));
                 }
-                Some(LinkEvent::ShardMap(map)) => {
-                    if let Err(error) = self.learn(map) {
-                        warn!(error, "a shard map is not used");
-                    }
-                }
+                Some(LinkEvent::ShardMap(map)) => match self.read(map) {
+                    Ok(Some(topology)) => self.learn(topology),
+                    Ok(None) => {}
+                    Err(error) => warn!(error, "a shard map is not used"),
+                },
                 None => return,
             }
         }
@@ -171,24 +180,26 @@ impl Shared {
         }
     }
 
-    /// Takes in a shard map if it is newer than the known one.
+    /// Reads a shard map; `None` if it is no newer than the known one.
     ///
     /// # Errors
     /// One that cannot be right: whoever sent it may carry other groups than it says, or with other voters.
-    fn learn(self: &Arc<Self>, encoded: Bytes) -> Result<(), String> {
+    fn read(&self, encoded: Bytes) -> Result<Option<Topology>, String> {
         let topology =
             Topology::decode(encoded).map_err(|error| format!("its shard map cannot be read: {error}"))?;
-        if let Some(known) = self.topology.load().as_ref()
-            && known.epoch() >= topology.epoch()
-        {
-            return if known.contradicts(&topology) {
+        match self.topology.load().as_ref() {
+            Some(known) if known.contradicts(&topology) => {
                 Err("its configuration names other groups, or other nodes for them, than that of the first node which \
                      answered: make `cluster` the same on all nodes"
                     .to_owned())
-            } else {
-                Ok(())
-            };
+            }
+            Some(known) if known.epoch() >= topology.epoch() => Ok(None),
+            Some(_) | None => Ok(Some(topology)),
         }
+    }
+
+    /// Takes in a newer shard map.
+    fn learn(self: &Arc<Self>, topology: Topology) {
         info!(epoch = topology.epoch(), "new shard map");
         for (node, address) in topology.nodes() {
             self.links.dial_node(node, address);
@@ -205,7 +216,6 @@ impl Shared {
         self.groups.store(Arc::new(groups));
         self.topology.store(Some(Arc::new(topology)));
         self.topology_news.send_modify(|news| *news += 1);
-        Ok(())
     }
 
     /// The group that owns all of `ranges`, which are only asked for if it is not the only one. None before the first
