@@ -269,7 +269,8 @@ impl End<'_> {
 
     /// JSON has leases as numbers, text as hexadecimal.
     fn lease_name(&self, id: &Value) -> String {
-        let hex = format!("{:x}", id.as_i64().unwrap_or_default());
+        // With leading zeros, as etcdctl writes them: one id in sixteen begins with one.
+        let hex = format!("{:016x}", id.as_i64().unwrap_or_default());
         match self.leases.iter().position(|lease| *lease == hex) {
             Some(number) => format!("$L{number}"),
             None => "a new lease".to_owned(),
