@@ -19,7 +19,8 @@
 //! Why this is enough: whatever this node voted for in a former directory, another node voted for as well, and had its
 //! place by then; a mark on its roll is older than its place, and this directory is younger. An answer stays good while the
 //! newcomer waits: who answered without a place had not voted, and what it votes for later this node has no part in
-//! before it has its own place.
+//! before it has its own place. Unless its volume was not mounted, or a second process had its name: whoever drives this
+//! asks all once more at the end.
 //!
 //! Who returns starts as one that may have forgotten everything ([`crate::Durable::lost_all`]): it neither votes nor
 //! promises until it has learned what the others promised, and declares its votes forgotten until they are made up for.

@@ -187,7 +187,8 @@ pub(crate) async fn settle(shared: Arc<Shared>) {
     let _ = tokio::task::spawn_blocking(move || settling.seat.settle()).await;
 }
 
-/// Asks until all have answered, and then all once more: what was said long ago may not be true any more.
+/// Asks until all have answered, and then all once more: a volume may have been mounted since, or a process of this node's
+/// name have linked.
 async fn ask_all(shared: &Arc<Shared>, newcomer: &mut Newcomer) -> Place {
     let empty = newcomer.clone();
     loop {
