@@ -14,6 +14,7 @@ mod value;
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{fmt, fs, io};
 
 pub use dev::Dev;
@@ -21,6 +22,7 @@ use document::Content;
 pub use problem::{Place, Problem, Problems};
 pub use reference::reference;
 pub use schema::{Cluster, Gateway, Group, Journal, Limits, Log, Member, Node, Replica, Snapshot, Timing};
+use value::Scalar;
 pub use value::{ClientUrl, HostPort, LogFormat, LogLevel, Name, Role, Size};
 
 /// Larger files are refused: a configuration of thousands of nodes is still below it.
@@ -101,6 +103,14 @@ impl Gateway {
         let text = read_file(path)?;
         Ok(Self::parse(&path.display().to_string(), &text)?)
     }
+}
+
+/// Reads a duration as files have them, for flags.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    Scalar::parse(text)
 }
 
 /// Why a file gave no configuration.

@@ -109,6 +109,7 @@ mod tests {
                 kind if kind.starts_with("a host") => "host:1",
                 kind if kind.starts_with("a URL") => "'http://host:1'",
                 kind if kind.starts_with("a whole number") => "1",
+                kind if kind.starts_with("a duration") => "1s",
                 kind if field.name == "role" && kind.contains("replica") => "ROLE",
                 _ => "name",
             };

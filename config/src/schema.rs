@@ -36,6 +36,11 @@ section! {
         /// Threads that do the work, beside the journal's; without it, half as many as there are cores for this process. More
         /// wake each other for little: half of the work is the kernel's.
         threads: u32 = optional ["1" to "1024"];
+        /// The longest time that a sleeping core of this machine may take to wake up while there is work, and some 20 ms after:
+        /// asked of Linux by `/dev/cpu_dma_latency`, which only root may do by default. With `0us` idle cores poll: on a
+        /// virtual machine that gives up idle cores at once a single write takes a third less time, and the machine the power,
+        /// or the credit, of busy cores. `10us` keeps physical cores from deep sleep. Without it, cores sleep as they like.
+        core_wake_latency_max: Duration = optional ["0us" to "1s"];
         /// What is logged, to standard error.
         log: Log = default("{}");
     }
@@ -65,6 +70,8 @@ section! {
         /// Threads that do the work; without it, half as many as there are cores for this process. Set it to all cores where
         /// the gateway has them for itself and needs them: it then serves more, at a higher price for each request.
         threads: u32 = optional ["1" to "1024"];
+        /// As for a replica: the longest time that a sleeping core of this machine may take to wake up while there is work.
+        core_wake_latency_max: Duration = optional ["0us" to "1s"];
         /// Bounds on what clients may ask.
         limits: Limits = default("{}");
         /// How often a watch that asked for progress notices gets one while nothing happens.

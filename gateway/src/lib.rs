@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
+use awake::Awake;
 use tokio::net::TcpListener;
 use tokio::sync::watch as news;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
@@ -67,6 +68,8 @@ pub struct GatewayOptions {
     pub drain: Duration,
     /// Limits and times of the doors.
     pub door: DoorOptions,
+    /// Told of work.
+    pub awake: Awake,
 }
 
 impl GatewayOptions {
@@ -85,6 +88,7 @@ impl GatewayOptions {
             waiting_max: 10_000,
             drain: Duration::from_secs(10),
             door: DoorOptions::default(),
+            awake: Awake::never(),
         }
     }
 }
@@ -112,6 +116,7 @@ impl Gateway {
             links_per_node: options.links_per_node,
             request_timeout: options.request_timeout,
             waiting_max: options.waiting_max,
+            awake: options.awake,
         }));
         let (name, region) = (options.name.clone(), options.region.clone());
         let serving = Serving::start(

@@ -196,6 +196,7 @@ async fn read_frames(shared: &Shared, link: &Arc<Link>, read: impl AsyncRead + U
     while let Some(frame) = frames.next().await {
         let frame = frame?.freeze();
         let frame_bytes = frame.len();
+        shared.awake.work();
         let frame = wire::GatewayFrame::decode(frame).map_err(io::Error::other)?;
         for batch in frame.groups {
             hand_in(shared, link, batch, frame_bytes);

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use awake::Awake;
 use bytes::Bytes;
 use consensus_core::{
     Config, Durable, GroupId, Liveness, LivenessMessage, LivenessOutput, Message, Mono, NodeId, NodeSet,
@@ -70,6 +71,8 @@ pub struct NodeOptions {
     pub quota_bytes: u64,
     /// The shard map that gateways are given.
     pub shard_map: Bytes,
+    /// Told of work.
+    pub awake: Awake,
 }
 
 /// Why a node could not start.
@@ -109,6 +112,8 @@ pub(crate) struct Shared {
     pub(crate) liveness: RwLock<Liveness>,
     pub(crate) peers: Arc<Peers>,
     pub(crate) shard_map: Bytes,
+    /// Told of requests of gateways and messages of groups; heartbeats are no work.
+    pub(crate) awake: Awake,
     pub(crate) snapshot_least_bytes: u64,
     pub(crate) snapshot_slice_bytes: usize,
     /// What this node would set as leader.
@@ -314,6 +319,7 @@ impl Shared {
     }
 
     pub(crate) fn on_group_message(&self, from: NodeId, group: GroupId, message: Message, bytes: usize) {
+        self.awake.work();
         if let Some(group) = self.group(group) {
             // A message dropped here is one lost on the way: the engine repeats what matters.
             let _ = group.inbox.push(GroupEvent::Peer { from, message }, bytes);
@@ -534,6 +540,7 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
         )),
         peers,
         shard_map: options.shard_map,
+        awake: options.awake,
         snapshot_least_bytes: options.snapshot_least_bytes,
         snapshot_slice_bytes: options.snapshot_slice_bytes,
         limits: Limits { quota_bytes: options.quota_bytes, ..Limits::default() },

@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
+use awake::Awake;
 use bytes::Bytes;
 use consensus_core::{GroupId, NodeId, Timing};
 use journal::{Identity, RealDisk, Superblock};
@@ -51,6 +52,7 @@ pub(crate) fn one_of(
         snapshot_least_bytes: 1 << 20,
         snapshot_slice_bytes: 64 << 10,
         quota_bytes: 1 << 30,
+        awake: Awake::never(),
         shard_map: Bytes::new(),
     }
 }

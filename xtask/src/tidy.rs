@@ -16,14 +16,15 @@ const BANNED_BY_CLIPPY: &[&str] = &["consensus-core", "keyspace", "shard-map"];
 /// docs/architecture.md with it.
 const ARROWS: &[(&str, &[&str])] = &[
     ("api", &[]),
+    ("awake", &[]),
     ("bench", &["api"]),
     ("compat", &["api"]),
     ("config", &[]),
     ("consensus-core", &[]),
-    ("gateway", &["api", "config", "consensus-core", "keyspace", "replica", "shard-map"]),
+    ("gateway", &["api", "awake", "config", "consensus-core", "keyspace", "replica", "shard-map"]),
     ("journal", &[]),
     ("keyspace", &[]),
-    ("replica", &["api", "config", "consensus-core", "journal", "keyspace", "shard-map"]),
+    ("replica", &["api", "awake", "config", "consensus-core", "journal", "keyspace", "shard-map"]),
     ("shard-map", &[]),
     ("sim", &["consensus-core", "journal", "keyspace", "shard-map"]),
     ("xtask", &["config"]),

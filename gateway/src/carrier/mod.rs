@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use awake::Awake;
 use bytes::{Bytes, BytesMut};
 use keyspace::{KeyRange, LeaseId, Op, Query, TxnOp};
 use tokio::sync::{mpsc, watch};
@@ -52,6 +53,8 @@ pub struct CarrierOptions {
     pub request_timeout: Duration,
     /// Requests of one group that may wait for a leader.
     pub waiting_max: usize,
+    /// Told of work.
+    pub awake: Awake,
 }
 
 /// See the module.
@@ -83,8 +86,12 @@ impl Carrier {
     pub fn start(options: CarrierOptions) -> Carrier {
         let stop = CancellationToken::new();
         let cluster = Arc::new(AtomicU64::new(options.cluster_id.unwrap_or(0)));
-        let identity =
-            Identity { name: options.name.clone(), cluster: Arc::clone(&cluster), stop: stop.clone() };
+        let identity = Identity {
+            name: options.name.clone(),
+            cluster: Arc::clone(&cluster),
+            stop: stop.clone(),
+            awake: options.awake.clone(),
+        };
         let (sender, events) = mpsc::unbounded_channel();
         let links = Links::new(identity, sender, options.links_per_node.max(1));
         for address in &options.nodes {

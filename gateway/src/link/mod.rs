@@ -16,6 +16,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use api::gaios::link::v1::{self as wire, request, response};
+use awake::Awake;
 use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use prost::Message as _;
@@ -75,6 +76,7 @@ pub(crate) enum LinkEvent {
 #[derive(Debug)]
 pub(crate) struct Link {
     address: String,
+    awake: Awake,
     /// The node at the other end while the connection is up, else 0. A copy of `State::node`, to be read without
     /// the lock.
     up: AtomicU32,
@@ -125,6 +127,8 @@ pub(crate) struct Identity {
     /// 0 while it is not known.
     pub(crate) cluster: Arc<AtomicU64>,
     pub(crate) stop: CancellationToken,
+    /// Told of what comes and goes.
+    pub(crate) awake: Awake,
 }
 
 impl Link {
@@ -134,14 +138,15 @@ impl Link {
         identity: Identity,
         events: mpsc::UnboundedSender<LinkEvent>,
     ) -> Arc<Link> {
-        let link = Arc::new(Link::new(address));
+        let link = Arc::new(Link::new(address, identity.awake.clone()));
         tokio::spawn(Arc::clone(&link).run(identity, events));
         link
     }
 
-    fn new(address: String) -> Link {
+    fn new(address: String, awake: Awake) -> Link {
         Link {
             address,
+            awake,
             up: AtomicU32::new(0),
             state: Mutex::new(State {
                 node: None,
@@ -211,6 +216,7 @@ impl Link {
     }
 
     fn submit(&self, group: u64, kind: request::Kind, bytes: usize, waiter: Waiter) -> Result<u64, NotSent> {
+        self.awake.work();
         let mut state = self.state.lock();
         if state.node.is_none() {
             return Err(NotSent::Down);
@@ -386,6 +392,7 @@ impl Link {
                 Ok(frame) => frame,
                 Err(error) => return io::Error::other(error),
             };
+            self.awake.work();
             self.hand_out(frame, &mut answered, &events);
         }
         io::ErrorKind::UnexpectedEof.into()
@@ -550,7 +557,7 @@ mod tests {
     /// A frame that is on its way shows that the node lives, however long it takes.
     #[tokio::test(start_paused = true)]
     async fn every_byte_of_a_slow_frame_is_a_sign_of_life() {
-        let link = Arc::new(Link::new(String::new()));
+        let link = Arc::new(Link::new(String::new(), Awake::never()));
         let (near, mut far) = tokio::io::duplex(64);
         let (events, _) = mpsc::unbounded_channel();
         let reading = tokio::spawn(Arc::clone(&link).read_frames(near, events));

@@ -10,7 +10,7 @@ use gateway::Gateway;
 use replica::Node;
 
 use super::{
-    Failure, bind, gateway as gateway_role, replica as replica_role, runtime, start_log, stop_signal,
+    Failure, awake, bind, gateway as gateway_role, replica as replica_role, runtime, start_log, stop_signal,
 };
 
 /// How long the cluster may take to elect its leader before a hint is printed.
@@ -30,6 +30,9 @@ pub(crate) struct Args {
     /// Consensus groups.
     #[arg(long, value_name = "N", default_value_t = Dev::default().groups, value_parser = clap::value_parser!(u32).range(1..))]
     groups: u32,
+    /// See `core_wake_latency_max` in docs/configuration.md, such as 0us.
+    #[arg(long, value_name = "TIME", value_parser = config::duration)]
+    core_wake_latency_max: Option<Duration>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
@@ -46,6 +49,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         replicas: args.replicas,
         groups: args.groups,
     };
+    let awake = awake(args.core_wake_latency_max)?;
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let listeners =
         (0..dev.replicas).map(|_| bind(loopback, "a port of this machine")).collect::<Result<Vec<_>, _>>()?;
@@ -57,10 +61,11 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         let mut nodes = Vec::new();
         for ((id, listener), address) in (1..).zip(listeners).zip(&addresses) {
             let replica = dev.replica(id, *address, loopback, &cluster);
-            nodes.push(Node::start(replica_role::options(&replica, listener)?).await?);
+            nodes.push(Node::start(replica_role::options(&replica, listener, awake.clone())?).await?);
         }
         // The port may have been left to the kernel, so members are told by the gateway itself.
-        let options = gateway::GatewayOptions { members: Vec::new(), ..gateway_role::options(&gateway) };
+        let options =
+            gateway::GatewayOptions { members: Vec::new(), awake, ..gateway_role::options(&gateway) };
         let gateway = Gateway::start(options).await.map_err(|error| {
             format!("cannot listen on {}: {error}; choose another address with --listen", dev.listen)
         })?;

@@ -6,13 +6,14 @@ use config::{ClientUrl, Gateway as Config};
 use gateway::door::{DoorOptions, Member, member_id};
 use gateway::{Gateway, GatewayOptions};
 
-use super::{Failure, runtime, start_log, stop_signal};
+use super::{Failure, awake, runtime, start_log, stop_signal};
 
 pub(crate) fn run(file: &Path) -> Result<(), Failure> {
     let config = Config::load(file)?;
     start_log(&config.log);
+    let options = GatewayOptions { awake: awake(config.core_wake_latency_max)?, ..options(&config) };
     runtime(config.threads)?.block_on(async {
-        let gateway = Gateway::start(options(&config)).await.map_err(|error| {
+        let gateway = Gateway::start(options).await.map_err(|error| {
             format!(
                 "cannot listen on `listen` {} or `admin_listen` {}: {error}",
                 config.listen, config.admin_listen

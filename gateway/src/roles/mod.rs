@@ -11,7 +11,9 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::time::Duration;
 
+use awake::Awake;
 use bytes::Bytes;
 use config::{Config, Log, LogFormat};
 use shard_map::{Epoch, Group, GroupId, NodeId, Role, Shard, ShardMap};
@@ -49,6 +51,15 @@ fn runtime(threads: Option<u32>) -> Result<Runtime, Failure> {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let threads = threads.map_or(cores.div_ceil(2), |threads| threads as usize);
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?)
+}
+
+/// As `core_wake_latency_max` says.
+fn awake(latency_max: Option<Duration>) -> Result<Awake, Failure> {
+    let Some(latency_max) = latency_max else { return Ok(Awake::never()) };
+    Awake::while_working(latency_max).map_err(|error| {
+        let fix = "let this process write to it, or leave out `core_wake_latency_max`";
+        format!("cannot ask for awake cores by {}: {error}; {fix}", awake::DEVICE).into()
+    })
 }
 
 fn start_log(log: &Log) {

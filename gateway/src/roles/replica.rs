@@ -3,20 +3,22 @@
 use std::net::TcpListener;
 use std::path::Path;
 
+use awake::Awake;
 use bytes::BytesMut;
 use config::Replica;
 use consensus_core::{GroupId, NodeId, Timing};
 use replica::{Node, NodeOptions};
 
-use super::{Failure, admin, bind, runtime, start_log, stop_signal};
+use super::{Failure, admin, awake, bind, runtime, start_log, stop_signal};
 
 pub(crate) fn run(file: &Path) -> Result<(), Failure> {
     let config = Replica::load(file)?;
     start_log(&config.log);
+    let awake = awake(config.core_wake_latency_max)?;
     let listener = bind(config.listen, "`listen`")?;
     let admin_listener = bind(config.admin_listen, "`admin_listen`")?;
     runtime(config.threads)?.block_on(async {
-        let node = Node::start(options(&config, listener)?).await?;
+        let node = Node::start(options(&config, listener, awake)?).await?;
         let admin = admin::serve(admin_listener, node.health())?;
         stop_signal().await?;
         node.stop().await;
@@ -26,7 +28,7 @@ pub(crate) fn run(file: &Path) -> Result<(), Failure> {
 }
 
 /// What the node of this configuration is started with.
-pub(crate) fn options(config: &Replica, listener: TcpListener) -> Result<NodeOptions, Failure> {
+pub(crate) fn options(config: &Replica, listener: TcpListener, awake: Awake) -> Result<NodeOptions, Failure> {
     let cluster = &config.cluster;
     let mut shard_map = BytesMut::new();
     super::shard_map(cluster)?.encode(&mut shard_map);
@@ -54,5 +56,6 @@ pub(crate) fn options(config: &Replica, listener: TcpListener) -> Result<NodeOpt
         snapshot_slice_bytes: usize::try_from(config.snapshot.chunk_bytes.bytes())?,
         quota_bytes: config.quota_bytes.bytes(),
         shard_map: shard_map.freeze(),
+        awake,
     })
 }
