@@ -319,6 +319,32 @@ mod tests {
         assert_eq!(numbers, [b's', 0, 1, 2], "small frames go first");
     }
 
+    #[tokio::test]
+    async fn small_frames_that_do_not_end_keep_no_large_one_back() {
+        // More than a socket takes at once, so that further small ones wait whenever it has taken all there were.
+        let outbox = Outbox::new(1 << 30, 32 << 20);
+        let (mut near, far) = connected().await;
+        outbox.push_large(Bytes::from_static(b"\0\0\0\x01L")).unwrap();
+        let push = async {
+            while !outbox.is_closed() {
+                while outbox.has_room() && outbox.push(|b| b.put_bytes(b's', 50_000)).is_ok() {}
+                tokio::task::yield_now().await;
+            }
+        };
+        let read = async {
+            let mut small = 0..3000;
+            let mut frame = Vec::new();
+            while frame != b"L" {
+                assert!(small.next().is_some(), "the large one waits for ever");
+                frame.resize(near.read_u32().await.unwrap() as usize, 0);
+                near.read_exact(&mut frame).await.unwrap();
+            }
+            outbox.close();
+        };
+        let ((), written, ()) = tokio::join!(push, outbox.run(far), read);
+        written.unwrap();
+    }
+
     #[test]
     fn a_peer_that_does_not_read_is_noticed() {
         let outbox = Outbox::new(4, 4);

@@ -3,9 +3,11 @@
 
 mod clients;
 mod handle;
+mod handover;
 mod log_positions;
 mod queries;
 mod replies;
+mod requests;
 mod snapshotting;
 #[cfg(test)]
 mod tests;
@@ -17,33 +19,29 @@ use std::time::Duration;
 
 use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::refused::Why;
-use api::gaios::link::v1::request::Kind as RequestKind;
 use api::gaios::link::v1::response::Kind;
 use bytes::{Bytes, BytesMut};
 use consensus_core::{
-    Config, Durable, Engine, Event, Input, Message, Mono, NodeId, Options, Output, PersistSeq, ReadMode,
-    ReadOutcome, Record, Rejection, Role, Slot, Tag, Value,
+    Config, Durable, Engine, Event, Input, Message, Mono, NodeId, Options, Output, PersistSeq, ReadOutcome,
+    Record, Rejection, Role, Slot, Tag, Value,
 };
 use journal::{Lsn, Ticket};
-use keyspace::{
-    Command, Effects, Keyspace, LeaseEffect, LeaseId, Outcome, Query, Reply, Revision, RevisionEvents,
-    SessionId, SessionLookup,
-};
+use keyspace::{Command, Effects, Keyspace, LeaseEffect, Reply, RevisionEvents};
 use tracing::{debug, error, info};
 
 pub(crate) use self::handle::{GroupEvent, GroupHandle};
 pub(crate) use self::log_positions::LogPositions;
 pub(crate) use self::snapshotting::{decode_meta, encode_meta, load};
 
-use self::clients::{Clients, Enrolled, PendingRead, Reading, Subject, Waiter};
-use self::queries::{Admitted, Asked, Queries};
+use self::clients::{Clients, PendingRead, Reading, Subject, Waiter};
+use self::handover::Relief;
+use self::queries::Queries;
 use self::replies::Replies;
 use self::snapshotting::Snapshotting;
 use self::timer::Timer;
 use self::watches::Watches;
 use crate::clock;
-use crate::lease_clock::{LeaseClock, Renewal};
-use crate::link::Link;
+use crate::lease_clock::LeaseClock;
 use crate::metrics::GroupMetrics;
 use crate::node::Shared;
 
@@ -51,18 +49,8 @@ use crate::node::Shared;
 const LEASES_PER_PROPOSAL: usize = 1000;
 /// After this long the group makes proposals about leases again that the engine had no room for.
 const PROPOSE_AGAIN_AFTER: Duration = Duration::from_millis(100);
-/// Queries are answered for this long before the group turns to other work.
-const QUERIES_PER_TURN: Duration = Duration::from_millis(2);
-/// Keys and values of an answer, in bytes, from which it is encoded elsewhere.
-const LARGE_BYTES: usize = 256 << 10;
 /// Records of garbage freed before the group turns to other work.
 const SWEEP_PER_TURN: usize = 256;
-/// How long a stopping leader waits for its successor.
-const HANDOVER_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a leader whose disk is full, and whose predecessor's was too, or who found no successor, waits until it tries
-/// (again); doubles up to the second time. While all disks are full the group needs a leader that stays: leases begin anew
-/// under each.
-const RELIEF_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
 /// How often a replica without a state asks its peers for one.
 const SNAPSHOT_REQUEST_EVERY: Duration = Duration::from_secs(1);
 
@@ -351,300 +339,6 @@ impl Group {
         self.step(Input::Persisted(upto));
         if let Some(floor) = self.positions.persisted(Ticket(upto.0), lsn) {
             self.shared.journal.set_floor(self.handle.id.0, floor);
-        }
-    }
-
-    fn on_request(&mut self, link: &Arc<Link>, request: wire::Request) {
-        let id = request.id;
-        match request.kind {
-            Some(RequestKind::Write(write)) => self.on_write(link, id, write),
-            Some(RequestKind::OpenSession(open)) => self.on_open_session(link, id, &open.nonce),
-            Some(RequestKind::Read(read)) => self.on_query(link, id, read),
-            Some(RequestKind::KeepAlive(keep)) => self.on_read(link, id, Reading::KeepAlive(keep.leases)),
-            Some(RequestKind::Status(_)) => self.on_status(link, id),
-            Some(RequestKind::WatchOpen(open)) if open.linearizable => {
-                self.on_read(link, id, Reading::WatchOpen(open));
-            }
-            Some(RequestKind::WatchOpen(open)) => {
-                self.watches.open(link, id, open, &self.state, &mut self.replies);
-            }
-            Some(RequestKind::WatchCredit(credit)) => self.watches.add_credit(link.id, id, credit.bytes),
-            Some(RequestKind::WatchSync(sync)) => self.on_read(link, id, Reading::WatchSync(sync.watch)),
-            Some(RequestKind::WatchClose(_)) => self.watches.close(link.id, id),
-            None => self.replies.refuse(link, id, Why::Malformed),
-        }
-    }
-
-    fn on_query(&mut self, link: &Arc<Link>, id: u64, read: wire::Read) {
-        let bytes = read.query.len();
-        let Ok(query) = Query::decode(read.query) else {
-            self.replies.refuse(link, id, Why::Malformed);
-            return;
-        };
-        if !read.serializable {
-            self.on_read(link, id, Reading::Query { query, bytes });
-            return;
-        }
-        let query = Admitted { request: id, asked: Asked::Query { query, bytes, linearizable: false } };
-        let at_least = Revision(read.at_least);
-        let admitted = if at_least <= self.state.revision() {
-            self.queries.admit(link, query)
-        } else {
-            self.queries.admit_at(clock::now(), at_least, link, query)
-        };
-        if admitted.is_err() {
-            self.replies.refuse(link, id, Why::Overloaded);
-        }
-    }
-
-    fn on_write(&mut self, link: &Arc<Link>, id: u64, write: wire::Write) {
-        let (session, seq) = (SessionId(write.session), write.seq);
-        match self.state.has_result(session, seq) {
-            SessionLookup::Applied(outcome) => {
-                let outcome = outcome.clone();
-                self.answer(link, id, &outcome);
-                return;
-            }
-            // The rest is decided at apply, in log order, the same on every replica.
-            SessionLookup::Expired
-            | SessionLookup::Forgotten
-            | SessionLookup::New
-            | SessionLookup::BeyondWindow => {}
-        }
-        if !self.may_write(link, id) {
-            return;
-        }
-        // Nothing enters the log that a replica could not read back.
-        match Command::decode(write.command.clone()) {
-            Ok(Command::Write { session: of, seq: number, .. }) if of == session && number == seq => {}
-            Ok(
-                Command::Write { .. }
-                | Command::OpenSession { .. }
-                | Command::CloseSession(_)
-                | Command::ExpireLeases(_)
-                | Command::CheckpointLeases(_)
-                | Command::SetLimits(_),
-            )
-            | Err(_) => {
-                self.replies.refuse(link, id, Why::Malformed);
-                return;
-            }
-        }
-        self.propose(
-            Subject::Write(session, seq),
-            Waiter { link: Arc::clone(link), request: id },
-            write.command,
-        );
-    }
-
-    fn on_open_session(&mut self, link: &Arc<Link>, id: u64, nonce: &[u8]) {
-        let Ok(nonce) = <[u8; 16]>::try_from(nonce) else {
-            self.replies.refuse(link, id, Why::Malformed);
-            return;
-        };
-        if !self.may_write(link, id) {
-            return;
-        }
-        let nonce = u128::from_le_bytes(nonce);
-        let command = encode(&Command::OpenSession { nonce });
-        let waiter = Waiter { link: Arc::clone(link), request: id };
-        self.propose(Subject::OpenSession(nonce), waiter, command);
-    }
-
-    /// Refuses what could not be written here, before it costs a proposal.
-    fn may_write(&mut self, link: &Arc<Link>, id: u64) -> bool {
-        let journal = &self.shared.journal;
-        let why = unwritable(self.elected, self.stopping.is_some(), journal.is_full(), journal.is_crowded());
-        if let Some(why) = why {
-            self.replies.refuse(link, id, why);
-        }
-        why.is_none()
-    }
-
-    fn propose(&mut self, subject: Subject, waiter: Waiter, command: Bytes) {
-        match self.clients.enrol(subject, waiter) {
-            Enrolled::Propose(tag) => self.step(Input::Propose { tag, command }),
-            Enrolled::UnderWay => {}
-        }
-    }
-
-    fn propose_internal(&mut self, command: &Command) {
-        let tag = self.clients.internal();
-        self.step(Input::Propose { tag, command: encode(command) });
-    }
-
-    fn on_read(&mut self, link: &Arc<Link>, id: u64, reading: Reading) {
-        let read = PendingRead { waiter: Waiter { link: Arc::clone(link), request: id }, reading };
-        let point = {
-            let now = clock::now();
-            self.engine.lease_read(now, &self.shared.liveness.read())
-        };
-        match point {
-            Some(point) if point <= self.applied => self.serve(read),
-            Some(point) => self.clients.wait_for_apply(point, vec![read]),
-            None => self.asking.push(read),
-        }
-    }
-
-    /// One question for all reads of the turn that the leader lease does not cover.
-    fn ask_for_read_point(&mut self) {
-        if !self.asking.is_empty() {
-            let reads = std::mem::take(&mut self.asking);
-            let tag = self.clients.wait_for_point(reads);
-            self.step(Input::Read { tag, mode: ReadMode::Lease });
-        }
-    }
-
-    fn serve(&mut self, read: PendingRead) {
-        let PendingRead { waiter, reading } = read;
-        match reading {
-            Reading::Query { query, bytes } => {
-                let asked = Asked::Query { query, bytes, linearizable: true };
-                let query = Admitted { request: waiter.request, asked };
-                if self.queries.admit(&waiter.link, query).is_err() {
-                    self.replies.refuse(&waiter.link, waiter.request, Why::Overloaded);
-                }
-            }
-            Reading::KeepAlive(leases) => self.keep_alive(waiter, leases),
-            Reading::WatchOpen(open) => {
-                self.watches.open(&waiter.link, waiter.request, open, &self.state, &mut self.replies);
-            }
-            Reading::WatchSync(watch) => {
-                self.watches.sync(&waiter.link, waiter.request, watch, &self.state, &mut self.replies);
-            }
-        }
-    }
-
-    /// Answers queries for a while, as links have room.
-    fn answer_queries(&mut self) {
-        let began = clock::now();
-        let replies = &mut self.replies;
-        self.queries.handle_revision(began, self.state.revision(), |link, request| {
-            replies.refuse(link, request, Why::Overloaded);
-        });
-        while let Some((link, Admitted { request, asked })) = self.queries.next() {
-            match asked {
-                Asked::Query { query, linearizable, .. } => {
-                    self.answer_query(&link, request, &query, linearizable);
-                }
-                Asked::Outcome(outcome) => self.answer(&link, request, &outcome),
-            }
-            if clock::now().since(began) > QUERIES_PER_TURN {
-                break;
-            }
-        }
-    }
-
-    fn answer_query(&mut self, link: &Arc<Link>, id: u64, query: &Query, linearizable: bool) {
-        let about_leases = matches!(query, Query::LeaseTimeToLive { .. } | Query::Leases);
-        if about_leases && linearizable && !self.leading {
-            self.replies.refuse(link, id, Why::NotLeader);
-            return;
-        }
-        let mut outcome = self.state.query(query);
-        // The state machine has no clock; what remains of a lease only its leader knows.
-        if self.leading {
-            match &mut outcome {
-                Ok(Reply::LeaseTimeToLive(reply)) => {
-                    if let Some(remaining) = self.leases.remaining(clock::now(), reply.id) {
-                        reply.ttl = remaining;
-                    }
-                }
-                Ok(Reply::Leases { leases, .. }) => *leases = self.leases.by_end(),
-                Ok(_) | Err(_) => {}
-            }
-        }
-        self.answer(link, id, &outcome);
-    }
-
-    /// Answers a request. What is large is encoded elsewhere, since it would stop the group, and on a small machine the
-    /// node; one at a time for each link.
-    fn answer(&mut self, link: &Arc<Link>, id: u64, outcome: &Outcome) {
-        if !outcome.as_ref().is_ok_and(|reply| reply.holds_more_than(LARGE_BYTES)) {
-            self.replies.outcome(link, id, outcome);
-            return;
-        }
-        if !link.has_room() {
-            let asked = Asked::Outcome(outcome.clone());
-            let admitted = self.queries.admit(link, Admitted { request: id, asked });
-            assert!(admitted.is_ok(), "outcomes are always admitted");
-            return;
-        }
-        link.begin_large();
-        let (link, handle, term) = (Arc::clone(link), Arc::clone(&self.handle), self.replies.term);
-        // Keys and values are shared, not copied.
-        let outcome = outcome.clone();
-        tokio::task::spawn_blocking(move || {
-            link.send_large(id, term, &outcome);
-            link.end_large();
-            handle.inbox.push_always(GroupEvent::LinkDrained);
-        });
-    }
-
-    fn keep_alive(&mut self, waiter: Waiter, leases: Vec<i64>) {
-        if !self.leading {
-            self.replies.refuse(&waiter.link, waiter.request, Why::NotLeader);
-            return;
-        }
-        let now = clock::now();
-        let revision = self.state.revision().0;
-        let mut kept = Vec::with_capacity(leases.len());
-        let mut reset = Vec::new();
-        let mut must_wait = false;
-        for &lease in &leases {
-            let id = LeaseId(lease);
-            let ttl = match self.leases.renew(now, id) {
-                Renewal::Renewed { ttl_seconds } => ttl_seconds,
-                Renewal::Missing => 0,
-                Renewal::Resetting { propose } => {
-                    if propose {
-                        reset.push((id, 0));
-                    }
-                    must_wait = true;
-                    continue;
-                }
-                // The others are renewed meanwhile.
-                Renewal::Ending => {
-                    must_wait = true;
-                    continue;
-                }
-            };
-            kept.push(wire::KeptLease { id: lease, ttl });
-        }
-        if !reset.is_empty() {
-            self.propose_internal(&Command::CheckpointLeases(reset));
-        }
-        if must_wait {
-            // By then the time of the others has run on, so all are renewed once more.
-            self.parked.push((waiter, leases));
-            return;
-        }
-        let kept = wire::KeptAlive { leases: kept, revision };
-        self.replies.add(&waiter.link, waiter.request, Kind::KeptAlive(kept));
-    }
-
-    fn on_status(&mut self, link: &Arc<Link>, id: u64) {
-        let status = self.status_reply();
-        self.replies.add(link, id, Kind::Status(status));
-    }
-
-    fn status_reply(&self) -> wire::StatusReply {
-        let engine = self.engine.status();
-        let state = self.state.status();
-        wire::StatusReply {
-            node: self.shared.id.0,
-            leader: engine.leader.map_or(0, |leader| leader.0),
-            commit_slot: engine.commit.0,
-            applied_slot: self.applied.0,
-            revision: state.revision.0,
-            compact_revision: state.compact_revision.0,
-            size_bytes: state.size_bytes,
-            size_in_use_bytes: state.size_in_use_bytes,
-            quota_bytes: state.quota_bytes,
-            no_space_alarm: self.state.has_alarm(keyspace::AlarmKind::NoSpace),
-            corrupt_alarm: self.state.has_alarm(keyspace::AlarmKind::Corrupt),
-            learner: engine.role == Role::Learner,
-            digest: self.state.digest(),
         }
     }
 
@@ -952,96 +646,8 @@ impl Group {
         }
     }
 
-    /// When the node wants to stop: a leader hands over first, so that nobody waits for an election.
-    fn stop_in_order(&mut self, now: Mono) {
-        if self.stopping.is_some() || !self.shared.stopping.is_cancelled() {
-            return;
-        }
-        let status = self.engine.status();
-        let successor = {
-            let liveness = self.shared.liveness.read();
-            let voters = status.config.voters.iter().filter(|voter| *voter != self.shared.id);
-            voters.into_iter().find(|voter| liveness.is_up(now, *voter))
-        };
-        match successor {
-            Some(to) if status.role == Role::Leader => {
-                self.stopping = Some(now.after(HANDOVER_TIMEOUT));
-                self.step(Input::Transfer { to });
-            }
-            Some(_) | None => self.stopping = Some(now),
-        }
-    }
-
-    /// A leader whose disk is full can accept no write, but another may: followers need not all have room.
-    fn seek_relief(&mut self, now: Mono) {
-        if !self.shared.journal.is_full() {
-            self.relief = None;
-            return;
-        }
-        if !self.leading || self.stopping.is_some() || self.relief.is_some_and(|relief| now < relief.at) {
-            return;
-        }
-        let last = self.relief.map_or(self.shared.id, |relief| relief.asked);
-        let config = self.engine.status().config;
-        let others = {
-            let liveness = self.shared.liveness.read();
-            let others = config.voters.iter().filter(|voter| *voter != self.shared.id);
-            others.filter(|voter| liveness.is_up(now, *voter)).collect::<Vec<_>>()
-        };
-        let Some(to) = next_after(last, &others) else { return };
-        info!(group = self.handle.id.0, to = to.0, "the disk is full: handing leadership over");
-        self.relief = Some(Relief::next(self.relief, to, now));
-        self.step(Input::Transfer { to });
-    }
-
-    fn is_done(&self) -> bool {
-        match self.stopping {
-            None => false,
-            Some(deadline) => self.engine.status().role != Role::Leader || clock::now() >= deadline,
-        }
-    }
-
     fn publish(&mut self) {
         self.metrics.publish(&self.engine.status(), self.applied, self.watches.len());
-    }
-}
-
-/// A leader whose disk is full looks for one that has room.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Relief {
-    /// Who was asked last to take over.
-    asked: NodeId,
-    /// When the next one may be asked.
-    at: Mono,
-    pause: Duration,
-}
-
-impl Relief {
-    fn next(before: Option<Relief>, asked: NodeId, now: Mono) -> Relief {
-        let (first, max) = RELIEF_PAUSE;
-        let pause = before.map_or(first, |before| (before.pause * 2).min(max));
-        Relief { asked, at: now.after(pause), pause }
-    }
-}
-
-/// The next one in turn: nothing is known of their disks.
-fn next_after(last: NodeId, others: &[NodeId]) -> Option<NodeId> {
-    others.iter().find(|voter| **voter > last).or(others.first()).copied()
-}
-
-/// Why nothing can be written here. Who does not lead says so first, whatever its disk is like: another one leads, and
-/// the gateway must go there.
-fn unwritable(leads: bool, stopping: bool, full: bool, crowded: bool) -> Option<Why> {
-    if stopping {
-        Some(Why::Stopping)
-    } else if !leads {
-        Some(Why::NotLeader)
-    } else if full {
-        Some(Why::NoDisk)
-    } else if crowded {
-        Some(Why::Overloaded)
-    } else {
-        None
     }
 }
 

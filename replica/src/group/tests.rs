@@ -4,13 +4,17 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::panic::AssertUnwindSafe;
 use std::process::Command as Process;
 
+use api::gaios::link::v1::request::Kind as RequestKind;
 use consensus_core::GroupId;
 use futures::FutureExt as _;
+use keyspace::{LeaseId, Query, SessionId};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
+use super::clients::Enrolled;
 use super::*;
 use crate::disk_watch::DiskNews;
+use crate::link::Link;
 use crate::node::{self, Node, Recovered, StartError};
 use crate::testing::{PATIENCE, options};
 
@@ -97,15 +101,6 @@ fn refusals(link: &Link) -> Vec<(u64, Why, u32)> {
         .collect()
 }
 
-#[test]
-fn who_does_not_lead_names_no_other_reason() {
-    let (leads, full, crowded) = (true, true, true);
-    assert_eq!(unwritable(!leads, false, full, crowded), Some(Why::NotLeader));
-    assert_eq!(unwritable(leads, false, full, crowded), Some(Why::NoDisk));
-    assert_eq!(unwritable(leads, false, !full, crowded), Some(Why::Overloaded));
-    assert_eq!(unwritable(leads, false, !full, !crowded), None);
-}
-
 fn put(key: &'static str, value: Vec<u8>) -> keyspace::Op {
     keyspace::Op::Put(keyspace::Put::new(key, value))
 }
@@ -115,20 +110,6 @@ fn range(key: &'static str, serializable: bool, at_least: i64) -> RequestKind {
     let mut encoded = BytesMut::new();
     query.encode(&mut encoded);
     RequestKind::Read(wire::Read { query: encoded.freeze(), serializable, at_least })
-}
-
-#[test]
-fn a_leader_without_room_asks_the_others_in_turn() {
-    let others = [NodeId(1), NodeId(4), NodeId(6)];
-    assert_eq!(next_after(NodeId(3), &others), Some(NodeId(4)));
-    assert_eq!(next_after(NodeId(4), &others), Some(NodeId(6)));
-    assert_eq!(next_after(NodeId(6), &others), Some(NodeId(1)));
-    assert_eq!(next_after(NodeId(3), &[]), None);
-    // Ever more rarely: perhaps nobody has room.
-    let first = Relief::next(None, NodeId(4), Mono(7));
-    assert_eq!((first.asked, first.at), (NodeId(4), Mono(7).after(RELIEF_PAUSE.0)));
-    let later = (0..20).fold(first, |before, _| Relief::next(Some(before), NodeId(6), Mono(9)));
-    assert_eq!(later.at, Mono(9).after(RELIEF_PAUSE.1));
 }
 
 #[tokio::test]
