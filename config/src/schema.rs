@@ -38,7 +38,7 @@ section! {
         threads: u32 = optional ["1" to "1024"];
         /// The longest time that a sleeping core of this machine may take to wake up while there is work, and some 20 ms after:
         /// asked of Linux by `/dev/cpu_dma_latency`, which only root may do by default. With `0us` idle cores poll: on a
-        /// virtual machine that gives up idle cores at once a single write takes a third less time, and the machine the power,
+        /// virtual machine that gives up idle cores at once a single write takes a quarter less time, and the machine the power,
         /// or the credit, of busy cores. `10us` keeps physical cores from deep sleep. Without it, cores sleep as they like.
         core_wake_latency_max: Duration = optional ["0us" to "1s"];
         /// What is logged, to standard error.
