@@ -2,6 +2,7 @@
 //! id, and redialled with full-jitter back-off. What cannot be sent is dropped: the engine repeats what matters.
 
 use std::io;
+use std::mem;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -114,6 +115,8 @@ pub(crate) enum NoLink {
     Unreachable(io::Error),
     /// Reached, and what is there does not want us, or we do not want it.
     Refused(String),
+    /// Ended before it had proved good: whoever does not know us does that, and whoever was about to stop.
+    Brief(String),
     /// It has no place in the cluster yet, and may be waiting for this very node.
     Newcomer,
 }
@@ -124,7 +127,8 @@ impl NoLink {
         match (self, other) {
             (NoLink::Unreachable(_), NoLink::Unreachable(_)) | (NoLink::Newcomer, NoLink::Newcomer) => true,
             (NoLink::Refused(one), NoLink::Refused(other)) => one == other,
-            (NoLink::Unreachable(_) | NoLink::Refused(_) | NoLink::Newcomer, _) => false,
+            (NoLink::Brief(one), NoLink::Brief(other)) => one == other,
+            (NoLink::Unreachable(_) | NoLink::Refused(_) | NoLink::Brief(_) | NoLink::Newcomer, _) => false,
         }
     }
 }
@@ -134,21 +138,28 @@ pub(crate) struct Redial {
     backoff: Duration,
     /// What was told of the outage.
     told: Option<NoLink>,
+    /// A link was brief.
+    brief_before: bool,
 }
 
 impl Redial {
     pub(crate) fn new() -> Redial {
-        Redial { backoff: BACKOFF_FIRST, told: None }
+        Redial { backoff: BACKOFF_FIRST, told: None, brief_before: false }
     }
 
     /// A link has proved good. Returns whether this ends an outage that was told.
     fn settled(&mut self) -> bool {
         self.backoff = BACKOFF_FIRST;
+        self.brief_before = false;
         self.told.take().is_some()
     }
 
     /// Whether `why` is to be told; then it counts as told.
     fn is_news(&mut self, why: NoLink) -> bool {
+        // One is what an ordinary restart of the peer looks like.
+        if matches!(why, NoLink::Brief(_)) && !mem::replace(&mut self.brief_before, true) {
+            return false;
+        }
         let news = !self.told.as_ref().is_some_and(|told| told.is_same(&why));
         self.told = Some(why);
         news
@@ -161,7 +172,9 @@ impl Redial {
                 "cannot reach a peer: if it is up, check the addresses in the configuration",
                 error.to_string(),
             ),
-            NoLink::Refused(reason) => ("no link with what answers at a peer's address", reason.clone()),
+            NoLink::Refused(reason) | NoLink::Brief(reason) => {
+                ("no link with what answers at a peer's address", reason.clone())
+            }
             NoLink::Newcomer => {
                 debug!(peer = peer.id.0, address = peer.address, "the peer has no place in the cluster yet");
                 return;
@@ -198,7 +211,7 @@ pub(crate) async fn dial(shared: Arc<Shared>, peer: Arc<Peer>) {
             let gone = match &why {
                 NoLink::Unreachable(error) => error.kind() == io::ErrorKind::ConnectionRefused,
                 NoLink::Newcomer => true,
-                NoLink::Refused(_) => false,
+                NoLink::Refused(_) | NoLink::Brief(_) => false,
             };
             if gone {
                 shared.peer_process_gone(peer.id);
@@ -228,8 +241,9 @@ async fn dial_once(shared: &Arc<Shared>, peer: &Arc<Peer>, redial: &mut Redial) 
     let mut link = pin!(run(shared, peer, stream));
     tokio::select! {
         reason = link.as_mut() => {
-            let hint = "check that this node is in the peer's configuration";
-            return Err(NoLink::Refused(format!("the link ended at once ({reason}): unless it was just stopped, {hint}")));
+            return Err(NoLink::Brief(format!(
+                "links end at once ({reason}): check that this node is in the peer's configuration"
+            )));
         }
         () = tokio::time::sleep(SETTLED_AFTER) => {}
     }
@@ -480,16 +494,23 @@ mod tests {
     use crate::testing::{CLUSTER, PATIENCE, options, take_place};
     use tokio::net::TcpListener;
 
-    /// The other end of a link: takes the hello, answers it, and says no more.
-    async fn answer_and_fall_silent(listener: &TcpListener) -> TcpStream {
+    /// The other end of a link: takes the hello, and answers it.
+    async fn answer(listener: &TcpListener, answer: impl FnOnce(PeerHello) -> PeerHello) -> TcpStream {
         let (mut stream, _) = listener.accept().await.unwrap();
         let hello = PeerHello::decode(&read_frame(&mut stream, 1024).await.unwrap()).unwrap();
-        assert_eq!((hello.cluster, hello.from, hello.to), (CLUSTER, NodeId(2), NodeId(1)));
-        let standing = Standing::Placed { known_as: None, incarnation_heard: 0 };
-        let answer =
-            PeerHello { from: NodeId(1), to: hello.from, incarnation: 1, nonce: 1, standing, ..hello };
+        let answer = PeerHello { from: hello.to, to: hello.from, ..answer(hello) };
         write_hello(&mut stream, &answer).await.unwrap();
         stream
+    }
+
+    /// Says no more after its hello.
+    async fn answer_and_fall_silent(listener: &TcpListener) -> TcpStream {
+        answer(listener, |hello| {
+            assert_eq!((hello.cluster, hello.from, hello.to), (CLUSTER, NodeId(2), NodeId(1)));
+            let standing = Standing::Placed { known_as: None, incarnation_heard: 0 };
+            PeerHello { incarnation: 1, nonce: 1, standing, ..hello }
+        })
+        .await
     }
 
     #[tokio::test]
@@ -516,21 +537,16 @@ mod tests {
         let shared = Arc::clone(&node.shared);
         // The node with the higher id dials; this one does so here only.
         let peer = Arc::new(Peer::new(NodeId(2), address));
+        let hang_up = async || drop(answer(&listener, |hello| hello).await);
         let mut redial = Redial::new();
         for attempt in 0..3 {
-            let hang_up = async {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let hello = PeerHello::decode(&read_frame(&mut stream, 1024).await.unwrap()).unwrap();
-                let answer = PeerHello { from: hello.to, to: hello.from, ..hello };
-                write_hello(&mut stream, &answer).await.unwrap();
-            };
-            let (ended, ()) = tokio::join!(dial_once(&shared, &peer, &mut redial), hang_up);
+            let (ended, ()) = tokio::join!(dial_once(&shared, &peer, &mut redial), hang_up());
             let why = ended.unwrap_err();
             assert!(
-                matches!(&why, NoLink::Refused(reason) if reason.contains("closed by the peer")),
+                matches!(&why, NoLink::Brief(reason) if reason.contains("closed by the peer")),
                 "{why:?}"
             );
-            assert_eq!(redial.is_news(why), attempt == 0, "told once");
+            assert_eq!(redial.is_news(why), attempt == 1, "told once, if it was not the only one");
             assert_eq!(redial.next_pause(), BACKOFF_FIRST * 2_u32.pow(attempt));
         }
         node.stop().await;
@@ -547,17 +563,14 @@ mod tests {
         let shared = Arc::clone(&node.shared);
         let peer = Arc::new(Peer::new(NodeId(2), address));
         let answer = async |incarnation, nonce, incarnation_heard, nonce_heard| {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let hello = PeerHello::decode(&read_frame(&mut stream, 1024).await.unwrap()).unwrap();
             let standing = Standing::Placed { known_as: None, incarnation_heard };
-            let (from, to) = (hello.to, hello.from);
-            let answer = PeerHello { from, to, incarnation, nonce, nonce_heard, standing, ..hello };
-            write_hello(&mut stream, &answer).await.unwrap();
+            let as_it_is = |hello| PeerHello { incarnation, nonce, nonce_heard, standing, ..hello };
+            drop(answer(&listener, as_it_is).await);
         };
         let mut redial = Redial::new();
         let old = |why: &NoLink, who: &str| match why {
             NoLink::Refused(reason) => reason.contains("old copy") && reason.contains(who),
-            NoLink::Unreachable(_) | NoLink::Newcomer => false,
+            NoLink::Unreachable(_) | NoLink::Brief(_) | NoLink::Newcomer => false,
         };
         let heartbeat = LivenessMessage::Heartbeat(consensus_core::message::Heartbeat {
             epoch: consensus_core::Epoch { incarnation: 6, count: 1 },
@@ -607,6 +620,7 @@ mod tests {
     fn an_outage_is_told_once_and_again_when_its_reason_changes() {
         let unreachable = |kind: io::ErrorKind| NoLink::Unreachable(kind.into());
         let refused = |reason: &str| NoLink::Refused(reason.to_owned());
+        let brief = || NoLink::Brief("closed by the peer".to_owned());
         let mut redial = Redial::new();
         assert!(!redial.settled(), "the first link ends no outage");
         let attempts = [
@@ -617,6 +631,11 @@ mod tests {
             (refused("another cluster"), false),
             (refused("another node"), true),
             (unreachable(io::ErrorKind::TimedOut), true),
+            // As when the peer stops and starts.
+            (brief(), false),
+            (unreachable(io::ErrorKind::TimedOut), false),
+            (brief(), true),
+            (brief(), false),
         ];
         for (why, news) in attempts {
             let shown = format!("{why:?}");
@@ -626,6 +645,8 @@ mod tests {
         assert_eq!(redial.next_pause(), BACKOFF_MAX);
         assert!(redial.settled());
         assert!(!redial.settled());
+        assert!(!redial.is_news(brief()), "the peer may be stopping");
+        assert!(!redial.settled(), "nothing was told");
         assert_eq!(redial.next_pause(), BACKOFF_FIRST);
         assert!(redial.is_news(unreachable(io::ErrorKind::TimedOut)), "the next outage is told again");
     }
