@@ -3,8 +3,9 @@
 //! A request passes half a dozen processes and disks, and each may find its core asleep: waking one up takes a microsecond on one
 //! machine and 50 on another, as deep as its cores sleep and whether they belong to a hypervisor. Linux lets a process say how long
 //! that may take at most (PM QoS, `Documentation/power/pm_qos_interface.rst` in the kernel's source): a number of microseconds
-//! written to `/dev/cpu_dma_latency` holds for all cores of the machine until another is written, or the file is closed. With 0,
-//! idle cores poll.
+//! written to `/dev/cpu_dma_latency` holds for all cores of the machine until another is written, or the file is closed; of several
+//! processes the least counts. The kernel goes by what its idle driver says of each state, which need not be what a hypervisor
+//! makes of it; with 0, idle cores poll, where that is a state there is.
 //!
 //! Awake cores take power, and on shared hosts time from others. So the wish is held while there is work and for [`LINGER`]
 //! after it, and only by who was told to.
@@ -21,8 +22,7 @@ use std::time::Duration;
 /// Where the wish is written, as four bytes in the machine's own order.
 pub const DEVICE: &str = "/dev/cpu_dma_latency";
 
-/// The wish outlives the last work by one to two of these. A client that sends one request after the other is quicker; the seldom
-/// heartbeats of an idle cluster are no work.
+/// The wish outlives the last work by one to two of these. A client that sends one request after the other is quicker.
 const LINGER: Duration = Duration::from_millis(20);
 
 /// No wish, in microseconds: the kernel's `PM_QOS_CPU_LATENCY_DEFAULT_VALUE`.
@@ -90,12 +90,10 @@ struct News {
     end: AtomicBool,
 }
 
-/// Writes the wish when work begins and takes it back when it has ended. A write that fails is one that has no effect: a hint
-/// that is lost costs some speed, and nobody waits for it. Closing the device takes everything back.
+/// Writes the wish when work begins and takes it back when it has ended. When a write fails there are no more wishes: closing the
+/// device takes back what was wished, and a hint that is lost costs some speed only.
 fn keep(mut device: impl Write, latency_max: i32, news: &News) {
-    let mut wish = |latency: i32| {
-        let _ = device.write_all(&latency.to_ne_bytes());
-    };
+    let mut wish = |latency: i32| device.write_all(&latency.to_ne_bytes()).is_ok();
     loop {
         while !news.work.swap(false, Ordering::Acquire) {
             if news.end.load(Ordering::Acquire) {
@@ -103,7 +101,9 @@ fn keep(mut device: impl Write, latency_max: i32, news: &News) {
             }
             thread::park();
         }
-        wish(latency_max);
+        if !wish(latency_max) {
+            return;
+        }
         loop {
             // Not parked: that would be woken by the next work, to do nothing.
             thread::sleep(LINGER);
@@ -111,7 +111,9 @@ fn keep(mut device: impl Write, latency_max: i32, news: &News) {
                 break;
             }
         }
-        wish(ANY);
+        if !wish(ANY) {
+            return;
+        }
     }
 }
 
@@ -122,6 +124,12 @@ mod tests {
 
     use super::*;
 
+    fn device() -> (UnixStream, UnixStream) {
+        let (written, device) = UnixStream::pair().expect("two sockets");
+        device.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+        (written, device)
+    }
+
     fn next(device: &mut UnixStream) -> i32 {
         let mut bytes = [0; 4];
         device.read_exact(&mut bytes).expect("a wish");
@@ -130,11 +138,10 @@ mod tests {
 
     #[test]
     fn the_wish_is_held_while_there_is_work_and_taken_back_after_it() {
-        let (written, mut device) = UnixStream::pair().expect("two sockets");
+        let (written, mut device) = device();
         let awake = Awake::by(written, Duration::from_micros(3)).expect("a thread");
-        for _ in 0..2 {
-            awake.work();
-            awake.clone().work();
+        for told in [awake.clone(), awake.clone()] {
+            told.work();
             assert_eq!(next(&mut device), 3);
             assert_eq!(next(&mut device), ANY);
         }
@@ -148,7 +155,7 @@ mod tests {
 
     #[test]
     fn without_work_nothing_is_wished() {
-        let (written, mut device) = UnixStream::pair().expect("two sockets");
+        let (written, mut device) = device();
         drop(Awake::by(written, Duration::ZERO).expect("a thread"));
         let mut wished = Vec::new();
         device.read_to_end(&mut wished).expect("the device is closed");
@@ -158,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_wish_too_long_for_the_kernel_is_none() {
-        let (written, mut device) = UnixStream::pair().expect("two sockets");
+        let (written, mut device) = device();
         let awake = Awake::by(written, Duration::MAX).expect("a thread");
         awake.work();
         assert_eq!(next(&mut device), ANY);

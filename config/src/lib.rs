@@ -105,12 +105,16 @@ impl Gateway {
     }
 }
 
-/// Reads a duration as files have them, for flags.
+/// Reads the field of that name, for a flag.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    Scalar::parse(text)
+pub fn core_wake_latency_max(text: &str) -> Result<Duration, String> {
+    let latency = Duration::parse(text)?;
+    if latency > Duration::from_secs(1) {
+        return Err("is at most 1s".to_owned());
+    }
+    Ok(latency)
 }
 
 /// Why a file gave no configuration.

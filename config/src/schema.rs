@@ -36,10 +36,12 @@ section! {
         /// Threads that do the work, beside the journal's; without it, half as many as there are cores for this process. More
         /// wake each other for little: half of the work is the kernel's.
         threads: u32 = optional ["1" to "1024"];
-        /// The longest time that a sleeping core of this machine may take to wake up while there is work, and some 20 ms after:
-        /// asked of Linux by `/dev/cpu_dma_latency`, which only root may do by default. With `0us` idle cores poll: on a
-        /// virtual machine that gives up idle cores at once a single write takes a quarter less time, and the machine the power,
-        /// or the credit, of busy cores. `10us` keeps physical cores from deep sleep. Without it, cores sleep as they like.
+        /// The longest time that a sleeping core of this machine may take to wake up while there is work, and 20 to 40 ms after:
+        /// asked of Linux by `/dev/cpu_dma_latency`, which only root may write to by default; the process does not start without.
+        /// With `0us` idle cores poll. Where a virtual machine gives up idle cores at once, a client whose writes follow each
+        /// other waits about a quarter less for each; the machine then takes the power, or uses up the CPU credit, of busy cores.
+        /// Other values are of use on physical machines: `10us` keeps cores from deep sleep. Without it, cores sleep as they
+        /// like.
         core_wake_latency_max: Duration = optional ["0us" to "1s"];
         /// What is logged, to standard error.
         log: Log = default("{}");

@@ -196,8 +196,10 @@ async fn read_frames(shared: &Shared, link: &Arc<Link>, read: impl AsyncRead + U
     while let Some(frame) = frames.next().await {
         let frame = frame?.freeze();
         let frame_bytes = frame.len();
-        shared.awake.work();
         let frame = wire::GatewayFrame::decode(frame).map_err(io::Error::other)?;
+        if frame.groups.iter().any(|batch| batch.requests.iter().any(is_of_a_client)) {
+            shared.awake.work();
+        }
         for batch in frame.groups {
             hand_in(shared, link, batch, frame_bytes);
         }
@@ -220,6 +222,22 @@ fn hand_in(shared: &Shared, link: &Arc<Link>, batch: wire::GroupRequests, frame_
     // What nobody is told the loss of must not be lost; it is small, and each is bounded by an earlier watch.
     if !rest.is_empty() {
         group.inbox.push_always(GroupEvent::Requests { link: Arc::clone(link), requests: rest });
+    }
+}
+
+/// What gateways ask of their own accord they ask over and over, also when there is no client.
+fn is_of_a_client(request: &wire::Request) -> bool {
+    use wire::request::Kind;
+    match &request.kind {
+        Some(Kind::Write(_) | Kind::Read(_) | Kind::KeepAlive(_) | Kind::WatchOpen(_)) => true,
+        Some(
+            Kind::OpenSession(_)
+            | Kind::Status(_)
+            | Kind::WatchCredit(_)
+            | Kind::WatchSync(_)
+            | Kind::WatchClose(_),
+        )
+        | None => false,
     }
 }
 

@@ -216,7 +216,6 @@ impl Link {
     }
 
     fn submit(&self, group: u64, kind: request::Kind, bytes: usize, waiter: Waiter) -> Result<u64, NotSent> {
-        self.awake.work();
         let mut state = self.state.lock();
         if state.node.is_none() {
             return Err(NotSent::Down);
@@ -225,6 +224,7 @@ impl Link {
             return Err(NotSent::Full);
         }
         let is_feed = matches!(waiter, Waiter::Feed { .. });
+        let is_work = is_for_a_client(&kind);
         let id = state.waiting.insert(waiter);
         let was_empty = state.batch.is_empty();
         if state.batch.push(group, wire::Request { id, kind: Some(kind) }, bytes).is_err() {
@@ -235,6 +235,9 @@ impl Link {
         drop(state);
         if was_empty {
             self.filled.notify_one();
+        }
+        if is_work {
+            self.awake.work();
         }
         Ok(id)
     }
@@ -392,7 +395,9 @@ impl Link {
                 Ok(frame) => frame,
                 Err(error) => return io::Error::other(error),
             };
-            self.awake.work();
+            if frame.responses.iter().any(brings_news) {
+                self.awake.work();
+            }
             self.hand_out(frame, &mut answered, &events);
         }
         io::ErrorKind::UnexpectedEof.into()
@@ -546,6 +551,36 @@ impl Drop for FeedCall {
         if waiter.is_some() {
             self.link.tell(self.group, self.id, request::Kind::WatchClose(wire::WatchClose {}));
         }
+    }
+}
+
+/// The gateway asks for the rest of its own accord, over and over, also when it has no client.
+fn is_for_a_client(kind: &request::Kind) -> bool {
+    use request::Kind;
+    match kind {
+        Kind::Write(_) | Kind::Read(_) | Kind::KeepAlive(_) | Kind::WatchOpen(_) => true,
+        Kind::OpenSession(_)
+        | Kind::Status(_)
+        | Kind::WatchCredit(_)
+        | Kind::WatchSync(_)
+        | Kind::WatchClose(_) => false,
+    }
+}
+
+/// Whether a client waits for it.
+fn brings_news(response: &wire::Response) -> bool {
+    use response::Kind;
+    match &response.kind {
+        Some(Kind::Reply(_) | Kind::KeptAlive(_) | Kind::WatchOpened(_) | Kind::WatchEvents(_)) => true,
+        Some(
+            Kind::Refused(_)
+            | Kind::SessionOpened(_)
+            | Kind::Status(_)
+            | Kind::WatchCanceled(_)
+            | Kind::WatchSynced(_)
+            | Kind::ShardMap(_),
+        )
+        | None => false,
     }
 }
 

@@ -31,7 +31,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = Dev::default().groups, value_parser = clap::value_parser!(u32).range(1..))]
     groups: u32,
     /// See `core_wake_latency_max` in docs/configuration.md, such as 0us.
-    #[arg(long, value_name = "TIME", value_parser = config::duration)]
+    #[arg(long, value_name = "TIME", value_parser = config::core_wake_latency_max)]
     core_wake_latency_max: Option<Duration>,
 }
 
@@ -49,7 +49,6 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         replicas: args.replicas,
         groups: args.groups,
     };
-    let awake = awake(args.core_wake_latency_max)?;
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let listeners =
         (0..dev.replicas).map(|_| bind(loopback, "a port of this machine")).collect::<Result<Vec<_>, _>>()?;
@@ -57,6 +56,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let cluster = Dev::cluster(&addresses);
     let gateway = Dev::gateway(dev.listen, loopback, &cluster);
     start_log(&config::Log { level: config::LogLevel::Warn, ..gateway.log.clone() });
+    let awake = awake(args.core_wake_latency_max)?;
     runtime(None)?.block_on(async {
         let mut nodes = Vec::new();
         for ((id, listener), address) in (1..).zip(listeners).zip(&addresses) {

@@ -20,6 +20,9 @@ use shard_map::{Epoch, Group, GroupId, NodeId, Role, Shard, ShardMap};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
+/// What the kernel lets idle cores sleep by, or `none`.
+const IDLE_DRIVER: &str = "/sys/devices/system/cpu/cpuidle/current_driver";
+
 /// A failure to start or run, in words for the operator.
 pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 
@@ -53,9 +56,12 @@ fn runtime(threads: Option<u32>) -> Result<Runtime, Failure> {
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?)
 }
 
-/// As `core_wake_latency_max` says.
+/// As `core_wake_latency_max` says. The log must run.
 fn awake(latency_max: Option<Duration>) -> Result<Awake, Failure> {
     let Some(latency_max) = latency_max else { return Ok(Awake::never()) };
+    if std::fs::read_to_string(IDLE_DRIVER).is_ok_and(|driver| driver.trim() == "none") {
+        tracing::warn!("this kernel has no driver for idle cores, so `core_wake_latency_max` has no effect");
+    }
     Awake::while_working(latency_max).map_err(|error| {
         let fix = "let this process write to it, or leave out `core_wake_latency_max`";
         format!("cannot ask for awake cores by {}: {error}; {fix}", awake::DEVICE).into()
