@@ -459,6 +459,7 @@ pub(crate) fn all() -> Vec<Named> {
                 range(b"\0", b"\0"),
                 Step::Expire { key: Bytes::from_static(b"short") },
                 range(b"\0", b"\0"),
+                Step::Expire { key: Bytes::new() },
                 Step::Settle,
             ]
         }),

@@ -242,6 +242,10 @@ impl Side {
         };
         let put = self.call(step, Call::Put(self.put(&put))).await?;
         let mut text = granted.text + &put.text;
+        if put.verdict != OK {
+            // Nothing was written, so nothing goes.
+            return Ok(Outcome { text, verdict: put.verdict });
+        }
         let written = self.now;
         if let Some(reference) = &mut self.reference {
             let gone = |event: &api::mvccpb::Event| {
