@@ -29,7 +29,7 @@ const LINGER: Duration = Duration::from_millis(20);
 const ANY: i32 = 2_000_000_000;
 
 /// Told of work by whoever has some. Clones share the wish; it ends with the last of them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Awake(Option<Arc<Keeper>>);
 
 impl Awake {

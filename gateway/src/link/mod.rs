@@ -127,7 +127,7 @@ pub(crate) struct Identity {
     /// 0 while it is not known.
     pub(crate) cluster: Arc<AtomicU64>,
     pub(crate) stop: CancellationToken,
-    /// Told of what comes and goes.
+    /// Told of what comes for clients. What goes needs no word: whoever asks often is answered as often.
     pub(crate) awake: Awake,
 }
 
@@ -224,7 +224,6 @@ impl Link {
             return Err(NotSent::Full);
         }
         let is_feed = matches!(waiter, Waiter::Feed { .. });
-        let is_work = is_for_a_client(&kind);
         let id = state.waiting.insert(waiter);
         let was_empty = state.batch.is_empty();
         if state.batch.push(group, wire::Request { id, kind: Some(kind) }, bytes).is_err() {
@@ -235,9 +234,6 @@ impl Link {
         drop(state);
         if was_empty {
             self.filled.notify_one();
-        }
-        if is_work {
-            self.awake.work();
         }
         Ok(id)
     }
@@ -554,20 +550,7 @@ impl Drop for FeedCall {
     }
 }
 
-/// The gateway asks for the rest of its own accord, over and over, also when it has no client.
-fn is_for_a_client(kind: &request::Kind) -> bool {
-    use request::Kind;
-    match kind {
-        Kind::Write(_) | Kind::Read(_) | Kind::KeepAlive(_) | Kind::WatchOpen(_) => true,
-        Kind::OpenSession(_)
-        | Kind::Status(_)
-        | Kind::WatchCredit(_)
-        | Kind::WatchSync(_)
-        | Kind::WatchClose(_) => false,
-    }
-}
-
-/// Whether a client waits for it.
+/// Whether a client waits for it. What answers the gateway itself comes over and over, also when it has no client.
 fn brings_news(response: &wire::Response) -> bool {
     use response::Kind;
     match &response.kind {
