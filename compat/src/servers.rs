@@ -100,7 +100,7 @@ fn place(name: &str) -> Result<(PathBuf, fs::File), Problem> {
 /// Starts a one-member etcd on free ports, without fsync: what it keeps is thrown away.
 pub(crate) async fn start_etcd(program: &Path) -> Result<Server, Problem> {
     let (data_dir, log) = place("etcd")?;
-    let (client, peer) = (free_port()?, free_port()?);
+    let [client, peer] = free_ports()?;
     let (url, peer_url) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
     let mut command = Command::new(program);
     command.arg("--data-dir").arg(data_dir.join("data"));
@@ -146,10 +146,17 @@ pub(crate) async fn start_gaios(program: &Path, listen: &str) -> Result<Server, 
     Ok(server)
 }
 
-/// A port that was free a moment ago.
-fn free_port() -> Result<u16, Problem> {
-    let listener = TcpListener::bind("127.0.0.1:0").map_err(|error| format!("find a free port: {error}"))?;
-    listener.local_addr().map(|address| address.port()).map_err(|error| format!("find a free port: {error}"))
+/// Ports that were free a moment ago, drawn together so that they differ.
+fn free_ports<const COUNT: usize>() -> Result<[u16; COUNT], Problem> {
+    let failed = |error| format!("find a free port: {error}");
+    let mut ports = [0; COUNT];
+    let mut listeners = Vec::new();
+    for port in &mut ports {
+        let listener = TcpListener::bind("127.0.0.1:0").map_err(failed)?;
+        *port = listener.local_addr().map_err(failed)?.port();
+        listeners.push(listener);
+    }
+    Ok(ports)
 }
 
 async fn wait_until_ready(server: &mut Server, path: &str) -> Result<(), Problem> {

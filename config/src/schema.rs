@@ -1,6 +1,6 @@
 //! Every field there is. Add one here, give it to the code that uses it, then run `cargo xtask docs`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -231,6 +231,7 @@ impl Cluster {
 fn check_replica(replica: &Replica, fields: &Fields<'_>, problems: &mut Vec<Problem>) -> Option<()> {
     let before = problems.len();
     check_role(replica.role, Role::Replica, fields, problems);
+    check_doors(replica.listen, replica.admin_listen, fields, problems);
     if !replica.cluster.nodes.iter().any(|node| node.id == replica.node) {
         let known = list(replica.cluster.nodes.iter().map(|node| node.id));
         fields.note(
@@ -245,6 +246,7 @@ fn check_replica(replica: &Replica, fields: &Fields<'_>, problems: &mut Vec<Prob
 fn check_gateway(gateway: &Gateway, fields: &Fields<'_>, problems: &mut Vec<Problem>) -> Option<()> {
     let before = problems.len();
     check_role(gateway.role, Role::Gateway, fields, problems);
+    check_doors(gateway.listen, gateway.admin_listen, fields, problems);
     if gateway.advertise_client_urls.is_empty() {
         fields.note("advertise_client_urls", "needs at least one URL", problems);
     }
@@ -263,6 +265,24 @@ fn check_role(written: Role, right: Role, fields: &Fields<'_>, problems: &mut Ve
     if written != right {
         let message = format!("is `{}`, but this process is a {}", written.as_str(), right.as_str());
         fields.note("role", message, problems);
+    }
+}
+
+/// A port that the kernel chooses, 0, is never one that is taken.
+fn check_doors(
+    listen: SocketAddr,
+    admin_listen: SocketAddr,
+    fields: &Fields<'_>,
+    problems: &mut Vec<Problem>,
+) {
+    let same_port = listen.port() == admin_listen.port() && listen.port() != 0;
+    // `::` stands for all addresses, of both families; 0.0.0.0 for those of IPv4.
+    let within =
+        |ip: IpAddr, all: IpAddr| ip == all || all.is_unspecified() && (all.is_ipv6() || ip.is_ipv4());
+    let (ip, admin_ip) = (listen.ip(), admin_listen.ip());
+    if same_port && (within(ip, admin_ip) || within(admin_ip, ip)) {
+        let message = format!("is {admin_listen}, which `listen`, {listen}, takes already");
+        fields.note("admin_listen", message, problems);
     }
 }
 

@@ -114,6 +114,13 @@ f.yaml:5:9: timing.support: is 700ms, but must be at least 900ms, three times ti
 ",
     );
     check(
+        &replica("listen: 0.0.0.0:80\nadmin_listen: 127.0.0.1:80"),
+        "f.yaml:6:15: admin_listen: is 127.0.0.1:80, which `listen`, 0.0.0.0:80, takes already",
+    );
+    for other in ["'[::1]:80'", "127.0.0.1:81", "127.0.0.1:0"] {
+        Replica::parse("f.yaml", &replica(&format!("listen: 0.0.0.0:80\nadmin_listen: {other}"))).unwrap();
+    }
+    check(
         "role: replica\nnode: 3\ndata_dir: d\ncluster: {name: c, nodes: [{id: 1, address: 'a:1'}]}",
         "f.yaml:2:7: node: 3 is not one of cluster.nodes, which are 1",
     );

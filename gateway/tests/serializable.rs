@@ -13,7 +13,6 @@ use api::etcdserverpb::kv_client::KvClient;
 #[tokio::test]
 async fn a_client_reads_what_it_has_seen_whichever_replica_answers() {
     let cluster = processes::Cluster::start(3, 1);
-    cluster.wait_until_ready();
     let mut client = KvClient::connect(cluster.endpoints().remove(0)).await.unwrap();
     for round in 0..200 {
         let value = format!("{round}").into_bytes();

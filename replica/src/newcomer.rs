@@ -263,7 +263,8 @@ mod tests {
 
     impl Scene {
         fn new() -> Scene {
-            let listeners: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+            // Connections of tests begin at 127.0.0.1: none takes the port of a node that is stopped for a while.
+            let listeners: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.2:0").unwrap()).collect();
             let addresses = listeners.iter().map(|listener| listener.local_addr().unwrap().to_string());
             Scene {
                 dirs: [(); 3].map(|()| tempfile::tempdir().unwrap()),

@@ -15,6 +15,9 @@ use tempfile::TempDir;
 /// Longest time that anything may take to come about.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Pause between two looks at a process.
+const ASK_AGAIN: Duration = Duration::from_millis(10);
+
 /// Clusters of this test process.
 static CLUSTERS: AtomicU32 = AtomicU32::new(0);
 
@@ -40,8 +43,9 @@ pub(crate) struct Process {
 impl Cluster {
     pub(crate) fn start(replicas: usize, gateways: usize) -> Cluster {
         let dir = tempfile::tempdir().unwrap();
-        let ip = own_address();
-        let listens: Vec<_> = (0..replicas).map(|_| free_port(ip)).collect();
+        let mut addresses = free_addresses(2 * (replicas + gateways)).into_iter();
+        let mut free_address = || addresses.next().expect("two for each process were drawn");
+        let listens: Vec<_> = (0..replicas).map(|_| free_address()).collect();
         let nodes: String = listens
             .iter()
             .enumerate()
@@ -51,7 +55,7 @@ impl Cluster {
         let mut result = Cluster { dir, replicas: Vec::new(), gateways: Vec::new() };
         for (index, listen) in listens.into_iter().enumerate() {
             let id = index + 1;
-            let admin = free_port(ip);
+            let admin = free_address();
             let data = result.dir.path().join(format!("data-{id}"));
             let text = format!(
                 "role: replica\nnode: {id}\ndata_dir: {}\nlisten: {listen}\nadmin_listen: {admin}\n\
@@ -63,7 +67,7 @@ impl Cluster {
             result.replicas.push(process);
         }
         for index in 0..gateways {
-            let (listen, admin) = (free_port(ip), free_port(ip));
+            let (listen, admin) = (free_address(), free_address());
             let name = format!("gateway-{}", index + 1);
             let text = format!(
                 "role: gateway\nname: {name}\nlisten: {listen}\nadmin_listen: {admin}\n\
@@ -79,8 +83,8 @@ impl Cluster {
         result
     }
 
-    pub(crate) fn wait_until_ready(&self) {
-        for process in self.replicas.iter().chain(&self.gateways) {
+    pub(crate) fn wait_until_ready(&mut self) {
+        for process in self.replicas.iter_mut().chain(&mut self.gateways) {
             process.wait_until_ready();
         }
     }
@@ -112,12 +116,7 @@ impl Cluster {
         self.replicas
             .iter()
             .chain(&self.gateways)
-            .map(|process| {
-                let text = fs::read_to_string(&process.log).unwrap_or_default();
-                let tail: Vec<_> = text.lines().rev().take(60).collect();
-                let tail: Vec<_> = tail.into_iter().rev().collect();
-                format!("--- {}\n{}\n", process.name, tail.join("\n"))
-            })
+            .map(|process| format!("--- {}\n{}\n", process.name, process.log_tail()))
             .collect()
     }
 
@@ -181,10 +180,30 @@ impl Process {
         self.child.is_some()
     }
 
-    pub(crate) fn wait_until_ready(&self) {
-        wait_for(&format!("{} to be ready", self.name), || {
-            self.get("/readyz").filter(|(status, _)| *status == 200)
-        });
+    /// Waits until it is ready. Fails at once if it has ended.
+    pub(crate) fn wait_until_ready(&mut self) {
+        let begun = Instant::now();
+        loop {
+            let answer = self.get("/readyz");
+            if answer.as_ref().is_some_and(|(status, _)| *status == 200) {
+                return;
+            }
+            let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
+            assert!(
+                ended.is_none() && begun.elapsed() < PATIENCE,
+                "{} is not ready after {:?}: {answer:?}, ended: {ended:?}\n{}",
+                self.name,
+                begun.elapsed(),
+                self.log_tail()
+            );
+            std::thread::park_timeout(ASK_AGAIN);
+        }
+    }
+
+    fn log_tail(&self) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let tail: Vec<_> = text.lines().rev().take(60).collect();
+        tail.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
     /// GET on the admin port: status and body. Waits as long as the process takes, within reason.
@@ -226,18 +245,21 @@ pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
             return answer;
         }
         assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
-        std::thread::park_timeout(Duration::from_millis(10));
+        std::thread::park_timeout(ASK_AGAIN);
     }
 }
 
-/// An address in 127.0.0.0/8 that no other test uses, so that a port which was free stays free.
-fn own_address() -> Ipv4Addr {
-    let number = std::process::id().wrapping_mul(31).wrapping_add(CLUSTERS.fetch_add(1, Ordering::Relaxed));
-    let [_, a, b, c] = number.to_be_bytes();
-    // Never 127.0.0.1, where others live.
-    Ipv4Addr::new(127, 64 | (a & 63), b, c | 2)
+/// Addresses that were free a moment ago, drawn together so that they differ. Nothing else takes one of them before its
+/// process does: they are on an IP address of this cluster's own, and no connection begins at it (Linux lets those to
+/// 127.0.0.0/8 begin at 127.0.0.1).
+fn free_addresses(count: usize) -> Vec<SocketAddr> {
+    let ip = own_ip(std::process::id(), CLUSTERS.fetch_add(1, Ordering::Relaxed));
+    let listeners: Vec<_> =
+        (0..count).map(|_| TcpListener::bind(SocketAddrV4::new(ip, 0)).unwrap()).collect();
+    listeners.iter().map(|listener| listener.local_addr().unwrap()).collect()
 }
 
-fn free_port(ip: Ipv4Addr) -> SocketAddr {
-    TcpListener::bind(SocketAddrV4::new(ip, 0)).unwrap().local_addr().unwrap()
+/// In 127.64.0.0/10: 18 bits of the process, 4 of the cluster in it.
+fn own_ip(process: u32, cluster: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(0x7f40_0000 | (process & 0x3_ffff) << 4 | cluster & 0xf)
 }

@@ -108,7 +108,8 @@ impl TestCluster {
         let mut cluster = TestCluster { core, faults, nodes: Vec::new() };
         let mut listeners = Vec::new();
         for id in 1..=count {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            // Connections of tests begin at 127.0.0.1: none takes the port of a node that is stopped for a while.
+            let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
             let address = listener.local_addr().unwrap();
             cluster.nodes.push(TestNode { id, address, running: None, cut: watch::Sender::new(0) });
             listeners.push(listener);
