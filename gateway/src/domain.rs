@@ -70,6 +70,15 @@ pub struct DomainStatus {
     pub corrupt_alarm: bool,
 }
 
+/// Connections to nodes that are up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkCounts {
+    /// With the node itself.
+    pub straight: usize,
+    /// That another node passes on, since this one is not reached otherwise.
+    pub by_detour: usize,
+}
+
 /// Which events a feed carries, and from where on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FeedSpec {
@@ -165,6 +174,9 @@ pub trait Domain: Send + Sync + 'static {
 
     /// Opens a feed. Does not wait; the feed reports.
     fn feed(&self, spec: FeedSpec) -> Self::Feed;
+
+    /// Connections to nodes.
+    fn links(&self) -> LinkCounts;
 
     /// The cluster's id; 0 while it is not known.
     fn cluster_id(&self) -> u64;

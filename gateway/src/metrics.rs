@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 use tonic::Code;
 
-use crate::domain::DomainStatus;
+use crate::domain::{DomainStatus, LinkCounts};
 use crate::door::methods::{Flow, METHODS};
 use crate::door::{ADVERTISED_CLUSTER_VERSION, ADVERTISED_VERSION};
 
@@ -52,6 +52,8 @@ pub(crate) struct Metrics {
     pub(crate) watchers: IntGauge,
     pub(crate) watch_streams: IntGauge,
     pub(crate) upstreams: IntGauge,
+    straight_links: IntGauge,
+    detours: IntGauge,
     pub(crate) events: IntCounter,
     applied: IntGauge,
     committed: IntGauge,
@@ -184,6 +186,11 @@ impl Metrics {
             watchers: gauge("etcd_debugging_mvcc_watcher_total", "Total number of watchers."),
             watch_streams: gauge("etcd_debugging_mvcc_watch_stream_total", "Total number of watch streams."),
             upstreams: gauge("gaios_gateway_watch_upstreams", "Feeds that carry the watches of clients."),
+            straight_links: gauge("gaios_gateway_links", "Connections to nodes, without detours."),
+            detours: gauge(
+                "gaios_gateway_detours",
+                "Connections to nodes that another node passes on, since they are not reached otherwise.",
+            ),
             events: counter(
                 "etcd_debugging_mvcc_events_total",
                 "Total number of events sent by this gateway.",
@@ -246,6 +253,12 @@ impl Metrics {
         self.size_in_use.set(signed(status.size_in_use_bytes));
         self.revision.set(status.revision);
         self.compact_revision.set(status.compact_revision);
+    }
+
+    /// Takes in how nodes are reached.
+    pub(crate) fn set_links(&self, links: LinkCounts) {
+        self.straight_links.set(links.straight as i64);
+        self.detours.set(links.by_detour as i64);
     }
 
     /// In Prometheus' text format.

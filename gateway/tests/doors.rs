@@ -221,7 +221,13 @@ async fn http_endpoints() {
     assert!(body.starts_with("[+]data_corruption ok\n[+]serializable_read ok\n"), "{body}");
     assert!(body.ends_with("ok\n"), "{body}");
     let (_, body) = get(&gateway, "/metrics").await;
-    for name in ["etcd_server_has_leader 1", "grpc_server_handled_total", "process_resident_memory_bytes"] {
+    let names = [
+        "etcd_server_has_leader 1",
+        "grpc_server_handled_total",
+        "process_resident_memory_bytes",
+        "gaios_gateway_detours 0",
+    ];
+    for name in names {
         assert!(body.contains(name), "{name} is in\n{body}");
     }
     let admin = gateway.admin_address().unwrap();

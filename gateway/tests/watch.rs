@@ -369,6 +369,31 @@ async fn a_first_watch_finds_the_leader_wherever_it_is() {
     }
 }
 
+/// Other gateways may well reach it, so nobody else takes the lead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_cannot_reach_the_leader_makes_a_detour() {
+    let cluster = TestCluster::start(3).await;
+    cluster.faults.lock().parted = vec![1];
+    let gateway = cluster.gateway().await;
+    let mut writer = Writer::new(&gateway).await;
+    let mut stream = Stream::open(&gateway).await;
+    stream.watch(on("a")).await;
+    assert!(cluster.seen("detour") > 0);
+    let mut expected = vec![writer.put("a", "by a detour").await];
+
+    // It is left for the straight way, and taken again.
+    let straight = cluster.seen("straight");
+    cluster.faults.lock().parted.clear();
+    cluster.wait_until(|cluster| cluster.seen("straight") > straight).await;
+    expected.push(writer.put("a", "straight").await);
+    let detours = cluster.seen("detour");
+    cluster.faults.lock().parted = vec![1];
+    cluster.cut_links(1);
+    expected.push(writer.put("a", "by a detour").await);
+    assert!(cluster.seen("detour") > detours);
+    assert_eq!(stream.until(expected[2]).await, expected);
+}
+
 /// As after SIGSTOP: the links are up, nothing comes, and nothing is owed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn watches_leave_a_replica_that_is_silent() {

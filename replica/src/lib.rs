@@ -5,6 +5,7 @@
 //! decides itself is little: when a lease's time is over, when a snapshot is due, which watch is sent history.
 
 mod clock;
+mod detour;
 mod disk_watch;
 mod essential;
 mod group;

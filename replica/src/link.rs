@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio_util::codec::FramedRead;
 use tracing::{debug, info, warn};
 
+use crate::detour;
 use crate::group::GroupEvent;
 use crate::node::Shared;
 use crate::outbox::Outbox;
@@ -142,6 +143,10 @@ pub(crate) async fn accept(shared: Arc<Shared>, mut stream: TcpStream, first: By
         warn!(%from, "refused a connection: its first frame is neither a gateway's nor a node's hello");
         return;
     };
+    if hello.to != 0 && NodeId(hello.to) != shared.id {
+        detour::pass_on(&shared, stream, hello, from).await;
+        return;
+    }
     let refused = if hello.cluster_id != 0 && hello.cluster_id != shared.cluster {
         format!("this is cluster {:x}, not {:x}", shared.cluster, hello.cluster_id)
     } else {

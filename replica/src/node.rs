@@ -20,6 +20,7 @@ use keyspace::Limits;
 use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::clock;
+use crate::detour::DETOURS_MAX;
 use crate::disk_watch::{DiskNews, DiskWatch};
 use crate::essential;
 use crate::group::{self, GroupEvent, GroupHandle, GroupStart, LogPositions};
@@ -128,6 +130,8 @@ pub(crate) struct Shared {
     pub(crate) nonce: u64,
     /// Nodes that wanted something, are not in the configuration, and have been told of.
     strangers_told: Mutex<BTreeSet<NodeId>>,
+    /// Connections of gateways that may be passed on besides those that are.
+    pub(crate) detours: Semaphore,
     /// Of all groups of the cluster and their first voters, as configured.
     pub(crate) groups_digest: u64,
     /// Reused by whoever steps the liveness.
@@ -550,6 +554,7 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
         groups,
         nonce: random.hash_one("process") | 1,
         strangers_told: Mutex::default(),
+        detours: Semaphore::new(DETOURS_MAX),
         groups_digest: digest(&options.groups),
         liveness_out: Mutex::new(LivenessOutput::default()),
         random,

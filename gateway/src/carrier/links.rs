@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use crate::domain::LinkCounts;
 use crate::link::{Identity, Link, LinkEvent};
 use crate::router::NodeId;
 
@@ -50,6 +51,7 @@ impl Links {
 
     /// Starts the links to a node of the shard map, unless it is reached already, perhaps by another address.
     pub(crate) fn dial_node(&self, node: NodeId, address: &str) {
+        self.identity.detours.learn(address, node);
         if self.up.load().iter().all(|(up, _)| *up != node) {
             self.dial(address);
         }
@@ -77,6 +79,10 @@ impl Links {
         let links: Vec<_> = links.collect();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) % links.len().max(1);
         links.get(turn).map(|(_, link)| Arc::clone(link))
+    }
+
+    pub(crate) fn count(&self) -> LinkCounts {
+        self.identity.detours.count()
     }
 
     /// A link to any of the nodes, in turn.

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::backoff::random_u32;
-use crate::domain::{Answer, Consistency, Domain, DomainStatus, FeedSpec, Kept};
+use crate::domain::{Answer, Consistency, Domain, DomainStatus, FeedSpec, Kept, LinkCounts};
 use crate::errors::Failure;
 use crate::link::{Identity, LinkEvent};
 use crate::retry::Attempts;
@@ -90,6 +90,7 @@ impl Carrier {
             name: options.name.clone(),
             cluster: Arc::clone(&cluster),
             stop: stop.clone(),
+            detours: Arc::default(),
             awake: options.awake.clone(),
         };
         let (sender, events) = mpsc::unbounded_channel();
@@ -335,6 +336,10 @@ impl Domain for Carrier {
 
     fn feed(&self, spec: FeedSpec) -> LinkFeed {
         LinkFeed::new(Arc::clone(&self.shared), spec)
+    }
+
+    fn links(&self) -> LinkCounts {
+        self.shared.links.count()
     }
 
     fn cluster_id(&self) -> u64 {

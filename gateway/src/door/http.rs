@@ -95,6 +95,7 @@ async fn metrics<D: Domain>(door: &Door<D>) -> Response<Body> {
     if let Ok(status) = door.domain.status().await {
         door.metrics.set_status(&status);
     }
+    door.metrics.set_links(door.domain.links());
     door.metrics.has_leader.set(i64::from(*door.leader_known.borrow()));
     respond(StatusCode::OK, METRICS_TYPE, door.metrics.text())
 }

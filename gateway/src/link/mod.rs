@@ -5,6 +5,7 @@
 //! decides what that means ([`crate::retry`]).
 
 mod batch;
+mod dial;
 mod slots;
 
 use std::future::Future;
@@ -20,25 +21,25 @@ use awake::Awake;
 use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use prost::Message as _;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWriteExt};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_stream::StreamExt as _;
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use tokio_util::io::InspectReader;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
-use crate::backoff::{Backoff, random_u32};
+use crate::backoff::random_u32;
 use crate::router::NodeId;
 
 use batch::OpenBatch;
+use dial::Reached;
 use slots::Slots;
 
-/// Version of the protocol in `link.proto`.
-const VERSION: u32 = 1;
+pub(crate) use dial::Detours;
+
 /// The largest frame accepted from a node. etcd sends answers of up to 2 GiB; the codec takes memory as announced, so
 /// the bound is lower.
 const FRAME_BYTES_MAX: usize = 512 << 20;
@@ -48,8 +49,12 @@ const READ_BYTES: usize = 64 << 10;
 const WRITE_BYTES_KEPT: usize = 1 << 20;
 /// Requests that may wait for answers on one link.
 const CALLS_MAX: usize = 100_000;
-/// From dialling to the node's welcome.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Before a lost link is dialled again, at most: a node that ends every link is not asked without end.
+const PAUSE_MAX: Duration = Duration::from_millis(20);
+/// How long a detour is kept at least, before a straight way is looked for; doubled with each that lasted for less than
+/// `DETOUR_MIN_MAX`.
+const DETOUR_MIN: Duration = Duration::from_secs(1);
+const DETOUR_MIN_MAX: Duration = Duration::from_mins(1);
 /// How often the health of a connection is looked at.
 const HEALTH_TICK: Duration = Duration::from_millis(250);
 /// A node that owes an answer and is silent for this long is asked for a sign of life.
@@ -127,6 +132,7 @@ pub(crate) struct Identity {
     /// 0 while it is not known.
     pub(crate) cluster: Arc<AtomicU64>,
     pub(crate) stop: CancellationToken,
+    pub(crate) detours: Arc<Detours>,
     /// Told of what comes for clients. What goes needs no word: whoever asks often is answered as often.
     pub(crate) awake: Awake,
 }
@@ -251,66 +257,49 @@ impl Link {
     }
 
     async fn run(self: Arc<Self>, identity: Identity, events: mpsc::UnboundedSender<LinkEvent>) {
-        let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
+        let mut next = None;
+        let mut detour_min = DETOUR_MIN;
         while !identity.stop.is_cancelled() {
-            let connected = tokio::select! {
-                () = identity.stop.cancelled() => return,
-                connected = timeout(CONNECT_TIMEOUT, self.connect(&identity)) => connected,
+            let reached = match next.take() {
+                Some(reached) => reached,
+                None => tokio::select! {
+                    () = identity.stop.cancelled() => return,
+                    reached = dial::reach(&self.address, &identity) => reached,
+                },
             };
-            let error = match connected {
-                Ok(Ok((stream, welcome))) => {
-                    backoff.reset();
-                    self.serve(stream, welcome, &identity, &events).await
-                }
-                Ok(Err(error)) => error,
-                Err(_) => io::ErrorKind::TimedOut.into(),
-            };
-            debug!(address = self.address, %error, "no link to the node");
-            tokio::select! {
-                () = identity.stop.cancelled() => return,
-                () = tokio::time::sleep(backoff.next(random_u32())) => {}
+            let (straight, begun) = (reached.by.is_none(), Instant::now());
+            next = self.serve(reached, detour_min, &identity, &events).await;
+            if straight {
+                // A way that does not last is not taken again at once.
+                let lasted = begun.elapsed() >= DETOUR_MIN_MAX;
+                detour_min = if lasted { DETOUR_MIN } else { (detour_min * 2).min(DETOUR_MIN_MAX) };
+            }
+            if next.is_none() {
+                let pause = PAUSE_MAX.mul_f64(f64::from(random_u32()) / f64::from(u32::MAX));
+                tokio::time::sleep(pause).await;
             }
         }
     }
 
-    async fn connect(&self, identity: &Identity) -> io::Result<(TcpStream, wire::Welcome)> {
-        let mut stream = TcpStream::connect(&self.address).await?;
-        stream.set_nodelay(true)?;
-        let hello = wire::Hello {
-            version: VERSION,
-            cluster_id: identity.cluster.load(Ordering::Relaxed),
-            name: identity.name.clone(),
-        };
-        let mut buffer = BytesMut::new();
-        encode_frame(&hello, &mut buffer);
-        stream.write_all(&buffer).await?;
-        let length = stream.read_u32().await? as usize;
-        if length > READ_BYTES {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the welcome is too long"));
-        }
-        let mut welcome = vec![0; length];
-        stream.read_exact(&mut welcome).await?;
-        let welcome = wire::Welcome::decode(Bytes::from(welcome)).map_err(io::Error::other)?;
-        if !welcome.refused.is_empty() {
-            warn!(address = self.address, reason = welcome.refused, "a node refused the link");
-            return Err(io::Error::other(welcome.refused));
-        }
-        if welcome.node_id == 0 {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a node without an id"));
-        }
-        Ok((stream, welcome))
-    }
-
-    /// Moves frames until the connection breaks; returns why it did.
+    /// Moves frames until the connection breaks, or a straight one takes the place of a detour, which is given back.
     async fn serve(
         self: &Arc<Self>,
-        stream: TcpStream,
-        welcome: wire::Welcome,
+        reached: Reached,
+        detour_min: Duration,
         identity: &Identity,
         events: &mpsc::UnboundedSender<LinkEvent>,
-    ) -> io::Error {
+    ) -> Option<Reached> {
+        let Reached { stream, welcome, by } = reached;
         let node = welcome.node_id;
-        info!(address = self.address, node, "linked");
+        match &by {
+            Some(by) => warn!(
+                address = self.address,
+                node, by, "linked by a detour: the node cannot be reached straight"
+            ),
+            None => info!(address = self.address, node, "linked"),
+        }
+        let straight = by.is_none();
+        identity.detours.link_up(&self.address, node, straight);
         self.heard();
         self.state.lock().node = Some(node);
         self.up.store(node, Ordering::Relaxed);
@@ -325,14 +314,16 @@ impl Link {
         let mut writer = tokio::spawn(Arc::clone(self).write_frames(write));
         let joined =
             |joined: Result<io::Error, tokio::task::JoinError>| joined.unwrap_or_else(io::Error::other);
-        let error = tokio::select! {
-            result = &mut reader => joined(result),
-            result = &mut writer => joined(result),
-            error = self.watch_health() => error,
-            () = identity.stop.cancelled() => io::ErrorKind::Interrupted.into(),
+        let ended = tokio::select! {
+            result = &mut reader => Err(joined(result)),
+            result = &mut writer => Err(joined(result)),
+            error = self.watch_health() => Err(error),
+            better = dial::leave_detour(&self.address, detour_min, identity), if !straight => Ok(better),
+            () = identity.stop.cancelled() => Err(io::ErrorKind::Interrupted.into()),
         };
         reader.abort();
         writer.abort();
+        identity.detours.link_down(&self.address, straight);
         self.up.store(0, Ordering::Relaxed);
         let lost = {
             let mut state = self.state.lock();
@@ -342,11 +333,14 @@ impl Link {
             state.probe = None;
             state.waiting.remove_where(|_| true)
         };
-        info!(address = self.address, node, %error, lost = lost.len(), "link lost");
+        match &ended {
+            Ok(_) => info!(address = self.address, node, lost = lost.len(), "the detour is over"),
+            Err(error) => info!(address = self.address, node, %error, lost = lost.len(), "link lost"),
+        }
         // The owner hears of the loss before those who waited, so that they do not try the same link again.
         let _ = events.send(LinkEvent::Down { node });
         drop(lost);
-        error
+        ended.ok()
     }
 
     async fn write_frames(self: Arc<Self>, mut socket: OwnedWriteHalf) -> io::Error {

@@ -53,6 +53,8 @@ pub(crate) struct Faults {
     pub(crate) silent: Vec<u32>,
     /// These nodes are cut off from the others: watches there hear of nothing new.
     pub(crate) cut_off: Vec<u32>,
+    /// Gateways reach these nodes by a detour only. Cut their links, too.
+    pub(crate) parted: Vec<u32>,
     /// So many writes are refused as too many.
     pub(crate) overloaded: u32,
     /// Leaders name nobody when they refuse.
@@ -68,7 +70,7 @@ struct Core {
     leader: u32,
     watches: BTreeMap<(u64, u64), Watch>,
     next_link: u64,
-    /// Requests seen, by kind.
+    /// Requests and links seen, by kind.
     seen: BTreeMap<&'static str, u64>,
     changed: watch::Sender<u64>,
 }
@@ -205,7 +207,7 @@ impl TestCluster {
         self.core.lock().keyspace.revision().0
     }
 
-    /// How many requests of a kind all nodes have seen.
+    /// How many requests of a kind, or links, all nodes have seen.
     pub(crate) fn seen(&self, kind: &str) -> u64 {
         self.core.lock().seen.get(kind).copied().unwrap_or(0)
     }
@@ -355,13 +357,25 @@ struct Serving {
 struct Cut;
 
 impl Serving {
-    async fn link(self, stream: TcpStream) {
+    async fn link(mut self, stream: TcpStream) {
         stream.set_nodelay(true).unwrap();
         let (read, mut write) = stream.into_split();
         let codec = LengthDelimitedCodec::builder().max_frame_length(64 << 20).new_codec();
         let mut frames = FramedRead::new(read, codec);
         let Some(Ok(hello)) = frames.next().await else { return };
         let hello = wire::Hello::decode(hello.freeze()).unwrap();
+        // Whom the connection is passed on to serves it.
+        let detour = ![0, self.node].contains(&hello.to);
+        if detour {
+            self.node = hello.to;
+        } else if self.faults.lock().parted.contains(&self.node) {
+            return;
+        }
+        {
+            let mut core = self.core.lock();
+            *core.seen.entry(if detour { "detour" } else { "straight" }).or_default() += 1;
+            core.changed.send_modify(|changes| *changes += 1);
+        }
         let refused = hello.cluster_id != 0 && hello.cluster_id != CLUSTER;
         let alone = self.faults.lock().alone == Some(self.node);
         let shard_map =

@@ -1,0 +1,166 @@
+//! Detours: a gateway that cannot reach a node asks another to pass its connection on. Where the network parts a gateway
+//! and the leader only, its clients are served all the same. The bytes are not looked at: both ends are as on a link of
+//! their own, and find out themselves when it breaks.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use api::gaios::link::v1 as wire;
+use consensus_core::NodeId;
+use prost::Message as _;
+use tokio::io::{BufReader, copy_buf};
+use tokio::net::TcpStream;
+use tracing::debug;
+
+use crate::node::Shared;
+use crate::patience::Patient;
+use crate::peer;
+
+/// Connections that one node passes on at a time, each with two buffers. A gateway needs one for each node it cannot reach.
+pub(crate) const DETOURS_MAX: usize = 256;
+const BUFFER_BYTES: usize = 64 << 10;
+/// A gateway that is there asks for a sign of life after ten seconds of silence.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+
+/// Connects a gateway with the node it means, until either ends it.
+pub(crate) async fn pass_on(shared: &Shared, mut gateway: TcpStream, hello: wire::Hello, from: SocketAddr) {
+    let name = hello.name.clone();
+    let to = NodeId(hello.to);
+    let Ok(_counted) = shared.detours.try_acquire() else {
+        return refuse(shared, &mut gateway, format!("{DETOURS_MAX} connections are passed on already"))
+            .await;
+    };
+    let Some(peer) = shared.peers.get(&to) else {
+        return refuse(shared, &mut gateway, format!("there is no node {} in the configuration", to.0)).await;
+    };
+    let node = tokio::select! {
+        opened = open(&peer.address, hello) => match opened {
+            Ok(node) => node,
+            Err(error) => {
+                return refuse(shared, &mut gateway, format!("cannot reach node {}: {error}", to.0)).await;
+            }
+        },
+        () = shared.stopped.cancelled() => return,
+    };
+    debug!(%from, gateway = name, to = to.0, "passing a gateway's connection on to a node");
+    let (from_gateway, mut to_gateway) = gateway.into_split();
+    let (from_node, mut to_node) = node.into_split();
+    let mut from_gateway = BufReader::with_capacity(BUFFER_BYTES, Patient::new(from_gateway, SILENCE_MAX));
+    let mut from_node = BufReader::with_capacity(BUFFER_BYTES, from_node);
+    // Neither end closes one direction alone: with the first, both are over.
+    let ended = tokio::select! {
+        copied = copy_buf(&mut from_gateway, &mut to_node) => copied,
+        copied = copy_buf(&mut from_node, &mut to_gateway) => copied,
+        () = shared.stopped.cancelled() => return,
+    };
+    let reason = ended.map_or_else(|error| error.to_string(), |_| "closed".to_owned());
+    debug!(gateway = name, to = to.0, reason, "a connection passed on has ended");
+}
+
+/// Goes no further than to the node that is meant: what answers there answers for itself.
+async fn open(address: &str, hello: wire::Hello) -> io::Result<TcpStream> {
+    let mut stream = peer::connect(address).await?;
+    peer::write_frame(&mut stream, &wire::Hello { to: 0, ..hello }.encode_to_vec()).await?;
+    Ok(stream)
+}
+
+async fn refuse(shared: &Shared, gateway: &mut TcpStream, refused: String) {
+    debug!(refused, "a connection is not passed on");
+    let welcome = wire::Welcome {
+        cluster_id: shared.cluster,
+        node_id: shared.id.0,
+        refused,
+        ..wire::Welcome::default()
+    };
+    // If it is gone, it needs no answer.
+    let _ = peer::write_frame(gateway, &welcome.encode_to_vec()).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::node::Node;
+    use crate::testing::{CLUSTER, PATIENCE, one_of, options, take_place};
+
+    /// As a gateway.
+    async fn say_hello(address: &str, to: u32) -> TcpStream {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let hello = wire::Hello { version: 1, cluster_id: CLUSTER, name: "test".to_owned(), to };
+        peer::write_frame(&mut stream, &hello.encode_to_vec()).await.unwrap();
+        stream
+    }
+
+    /// The connection and the welcome.
+    async fn link(address: &str, to: u32) -> (TcpStream, wire::Welcome) {
+        let mut stream = say_hello(address, to).await;
+        let welcome = timeout(PATIENCE, peer::read_frame(&mut stream, 4096)).await.unwrap().unwrap();
+        (stream, wire::Welcome::decode(welcome).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_passed_on_to_the_node_that_is_meant() {
+        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let nodes: Vec<_> = (1..)
+            .map(NodeId)
+            .zip(listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()))
+            .collect();
+        let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let mut started = Vec::new();
+        for ((id, listener), dir) in (1..).map(NodeId).zip(listeners).zip(&dirs) {
+            take_place(id, dir.path());
+            started.push(Node::start(one_of(nodes.clone(), id, listener, dir.path())).await.unwrap());
+        }
+        let second = nodes[1].1.as_str();
+
+        for (to, answers) in [(0, 2), (2, 2), (1, 1)] {
+            let (_, welcome) = link(second, to).await;
+            assert_eq!((welcome.node_id, welcome.refused.as_str()), (answers, ""), "to {to}");
+        }
+        let (_, welcome) = link(second, 7).await;
+        assert_eq!(welcome.refused, "there is no node 7 in the configuration");
+
+        // Requests and answers go through.
+        let (mut stream, _) = link(second, 1).await;
+        let kind = Some(wire::request::Kind::Status(wire::StatusRequest {}));
+        let requests = vec![wire::Request { id: 5, kind }];
+        let frame = wire::GatewayFrame { groups: vec![wire::GroupRequests { group: 1, requests }] };
+        peer::write_frame(&mut stream, &frame.encode_to_vec()).await.unwrap();
+        let answer = timeout(PATIENCE, peer::read_frame(&mut stream, 4096)).await.unwrap().unwrap();
+        let answer = wire::NodeFrame::decode(answer).unwrap().responses.remove(0);
+        assert_eq!(answer.id, 5);
+        let Some(wire::response::Kind::Status(status)) = answer.kind else { panic!("{answer:?}") };
+        assert_eq!(status.node, 1);
+
+        // The end of a node is the end of what was passed on to it.
+        started.remove(0).stop().await;
+        timeout(PATIENCE, peer::read_frame(&mut stream, 4096)).await.unwrap().unwrap_err();
+        let (_, welcome) = link(second, 1).await;
+        assert!(welcome.refused.starts_with("cannot reach node 1: "), "{}", welcome.refused);
+        started.remove(0).stop().await;
+    }
+
+    /// As when its process stands still: gateways try, and give up.
+    #[tokio::test]
+    async fn a_node_that_says_nothing_is_not_waited_for_when_the_gateway_is_gone() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        take_place(NodeId(1), dir.path());
+        let others = [(NodeId(2), silent.local_addr().unwrap().to_string())];
+        let node = Node::start(options(NodeId(1), &others, dir.path())).await.unwrap();
+        let gateway = say_hello(&node.address().to_string(), 2).await;
+        let (mut passed_on, _) = silent.accept().await.unwrap();
+        timeout(PATIENCE, peer::read_frame(&mut passed_on, 4096)).await.unwrap().unwrap();
+        assert_eq!(node.shared.detours.available_permits(), DETOURS_MAX - 1);
+        drop(gateway);
+        timeout(PATIENCE, peer::read_frame(&mut passed_on, 4096)).await.unwrap().unwrap_err();
+        while node.shared.detours.available_permits() < DETOURS_MAX {
+            tokio::task::yield_now().await;
+        }
+        node.stop().await;
+    }
+}
