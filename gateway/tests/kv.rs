@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use api::etcdserverpb as pb;
 use api::etcdserverpb::kv_client::KvClient;
+use api::etcdserverpb::lease_client::LeaseClient;
+use api::etcdserverpb::maintenance_client::MaintenanceClient;
 use api::etcdserverpb::{compare, request_op, response_op};
 use support::{TestCluster, connect};
 use tonic::Code;
@@ -309,6 +311,12 @@ async fn without_a_leader_requests_time_out_as_etcds_do() {
     assert_eq!(status.message(), "etcdserver: request timed out, possibly due to previous leader failure");
     let answer = client.range(pb::RangeRequest { serializable: true, ..get("k") }).await.unwrap();
     assert_eq!(answer.into_inner().count, 0);
+    // What a member of etcd knows by itself.
+    let mut leases = LeaseClient::new(connect(&gateway).await);
+    assert_eq!(leases.lease_leases(pb::LeaseLeasesRequest {}).await.unwrap().into_inner().leases.len(), 0);
+    let mut maintenance = MaintenanceClient::new(connect(&gateway).await);
+    let hash = maintenance.hash_kv(pb::HashKvRequest { revision: 0 }).await.unwrap().into_inner();
+    assert_eq!(hash.header.unwrap().revision, 1);
 
     let mut impatient = tonic::Request::new(get("k"));
     impatient.metadata_mut().insert("hasleader", "true".parse().unwrap());

@@ -38,6 +38,11 @@ impl<D: Domain> Door<D> {
         }
     }
 
+    /// For what a member of etcd answers from its own state, and so without a leader, too.
+    pub(super) fn consistency_of_a_member(&self) -> Consistency {
+        self.consistency(!*self.leader_known.borrow(), 0)
+    }
+
     async fn range(&self, request: RangeRequest) -> Result<pb::RangeResponse, Failure> {
         let consistency = self.consistency(request.serializable, request.revision);
         let answer = self.domain.read(Query::Range(request), consistency).await?;

@@ -93,7 +93,8 @@ impl<D: Domain> pb::lease_server::Lease for Lease<D> {
         &self,
         _request: Request<pb::LeaseLeasesRequest>,
     ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
-        let answer = self.0.domain.read(Query::Leases, Consistency::Linearizable).await?;
+        let consistency = self.0.consistency_of_a_member();
+        let answer = self.0.domain.read(Query::Leases, consistency).await?;
         let Reply::Leases { revision, leases } = answer.reply else { return Err(MISMATCH.into()) };
         let header = self.0.header(revision.0, answer.term);
         let leases = leases.into_iter().map(|lease| pb::LeaseStatus { id: lease.0 }).collect();

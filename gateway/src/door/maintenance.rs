@@ -102,7 +102,8 @@ impl<D: Domain> pb::maintenance_server::Maintenance for Maintenance<D> {
         request: Request<pb::HashKvRequest>,
     ) -> Result<Response<pb::HashKvResponse>, Status> {
         let revision = request.into_inner().revision;
-        let answer = self.0.domain.read(Query::HashKv { revision }, Consistency::Linearizable).await?;
+        let consistency = self.0.consistency_of_a_member();
+        let answer = self.0.domain.read(Query::HashKv { revision }, consistency).await?;
         let Reply::HashKv(reply) = answer.reply else { return Err(MISMATCH.into()) };
         Ok(Response::new(pb::HashKvResponse {
             header: self.0.header(reply.revision.0, answer.term),
