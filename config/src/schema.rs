@@ -279,7 +279,7 @@ fn check_doors(
     // `::` stands for all addresses, of both families; 0.0.0.0 for those of IPv4.
     let within =
         |ip: IpAddr, all: IpAddr| ip == all || all.is_unspecified() && (all.is_ipv6() || ip.is_ipv4());
-    let (ip, admin_ip) = (listen.ip(), admin_listen.ip());
+    let (ip, admin_ip) = (listen.ip().to_canonical(), admin_listen.ip().to_canonical());
     if same_port && (within(ip, admin_ip) || within(admin_ip, ip)) {
         let message = format!("is {admin_listen}, which `listen`, {listen}, takes already");
         fields.note("admin_listen", message, problems);

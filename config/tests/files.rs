@@ -117,6 +117,20 @@ f.yaml:5:9: timing.support: is 700ms, but must be at least 900ms, three times ti
         &replica("listen: 0.0.0.0:80\nadmin_listen: 127.0.0.1:80"),
         "f.yaml:6:15: admin_listen: is 127.0.0.1:80, which `listen`, 0.0.0.0:80, takes already",
     );
+    let gateway = |rest: &str| {
+        format!(
+            "role: gateway\nname: g\nadvertise_client_urls: ['http://g:1']\n\
+             cluster: {{name: c, nodes: [{{id: 1, address: 'a:1'}}]}}\n{rest}"
+        )
+    };
+    check(
+        &gateway("listen: 127.0.0.1:80\nadmin_listen: '[::]:80'"),
+        "f.yaml:6:15: admin_listen: is [::]:80, which `listen`, 127.0.0.1:80, takes already",
+    );
+    check(
+        &gateway("listen: 127.0.0.1:80\nadmin_listen: '[::ffff:127.0.0.1]:80'"),
+        "f.yaml:6:15: admin_listen: is [::ffff:127.0.0.1]:80, which `listen`, 127.0.0.1:80, takes already",
+    );
     for other in ["'[::1]:80'", "127.0.0.1:81", "127.0.0.1:0"] {
         Replica::parse("f.yaml", &replica(&format!("listen: 0.0.0.0:80\nadmin_listen: {other}"))).unwrap();
     }

@@ -1,6 +1,6 @@
 //! Detours: a gateway that cannot reach a node asks another to pass its connection on. Where the network parts a gateway
 //! and the leader only, its clients are served all the same. The bytes are not looked at: both ends are as on a link of
-//! their own, and find out themselves when it breaks.
+//! their own.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,19 +8,23 @@ use std::time::Duration;
 
 use api::gaios::link::v1 as wire;
 use consensus_core::NodeId;
+use parking_lot::Mutex;
 use prost::Message as _;
-use tokio::io::{BufReader, copy_buf};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader, copy_buf};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::io::InspectReader;
 use tracing::debug;
 
 use crate::node::Shared;
-use crate::patience::Patient;
 use crate::peer;
 
-/// Connections that one node passes on at a time, each with two buffers. A gateway needs one for each node it cannot reach.
+/// Connections that one node passes on at a time, each with two buffers. A gateway asks for one for each of its links to a
+/// node that it cannot reach, which is one per node by default.
 pub(crate) const DETOURS_MAX: usize = 256;
 const BUFFER_BYTES: usize = 64 << 10;
-/// A gateway that is there asks for a sign of life after ten seconds of silence.
+/// When nothing came from either side, or none of it could be handed on, for so long, one of them is gone. A gateway that
+/// hears nothing for ten seconds asks for a sign of life, and its node answers.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// Connects a gateway with the node it means, until either ends it.
@@ -34,28 +38,54 @@ pub(crate) async fn pass_on(shared: &Shared, mut gateway: TcpStream, hello: wire
     let Some(peer) = shared.peers.get(&to) else {
         return refuse(shared, &mut gateway, format!("there is no node {} in the configuration", to.0)).await;
     };
+    let mut first = [0];
     let node = tokio::select! {
-        opened = open(&peer.address, hello) => match opened {
-            Ok(node) => node,
-            Err(error) => {
-                return refuse(shared, &mut gateway, format!("cannot reach node {}: {error}", to.0)).await;
-            }
-        },
+        opened = open(&peer.address, hello) => opened,
+        // It says nothing before it is welcomed, so it has given up.
+        _ = gateway.peek(&mut first) => return,
         () = shared.stopped.cancelled() => return,
+    };
+    let node = match node {
+        Ok(node) => node,
+        Err(error) => {
+            return refuse(shared, &mut gateway, format!("cannot reach node {}: {error}", to.0)).await;
+        }
     };
     debug!(%from, gateway = name, to = to.0, "passing a gateway's connection on to a node");
-    let (from_gateway, mut to_gateway) = gateway.into_split();
-    let (from_node, mut to_node) = node.into_split();
-    let mut from_gateway = BufReader::with_capacity(BUFFER_BYTES, Patient::new(from_gateway, SILENCE_MAX));
-    let mut from_node = BufReader::with_capacity(BUFFER_BYTES, from_node);
-    // Neither end closes one direction alone: with the first, both are over.
+    shared.metrics.detours.inc();
     let ended = tokio::select! {
-        copied = copy_buf(&mut from_gateway, &mut to_node) => copied,
-        copied = copy_buf(&mut from_node, &mut to_gateway) => copied,
-        () = shared.stopped.cancelled() => return,
+        ended = carry(gateway.into_split(), node.into_split()) => ended,
+        () = shared.stopped.cancelled() => Ok(()),
     };
-    let reason = ended.map_or_else(|error| error.to_string(), |_| "closed".to_owned());
+    shared.metrics.detours.dec();
+    let reason = ended.map_or_else(|error| error.to_string(), |()| "closed".to_owned());
     debug!(gateway = name, to = to.0, reason, "a connection passed on has ended");
+}
+
+/// Copies both ways. Neither end closes one direction alone: with the first, both are over.
+async fn carry(
+    (from_gateway, mut to_gateway): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
+    (from_node, mut to_node): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
+) -> io::Result<()> {
+    // What is read was handed on before, but for a buffer.
+    let progress = Mutex::new(Instant::now());
+    let note = |_: &[u8]| *progress.lock() = Instant::now();
+    let mut from_gateway = BufReader::with_capacity(BUFFER_BYTES, InspectReader::new(from_gateway, note));
+    let mut from_node = BufReader::with_capacity(BUFFER_BYTES, InspectReader::new(from_node, note));
+    let silence = async {
+        loop {
+            let end = *progress.lock() + SILENCE_MAX;
+            if end <= Instant::now() {
+                return;
+            }
+            sleep_until(end).await;
+        }
+    };
+    tokio::select! {
+        copied = copy_buf(&mut from_gateway, &mut to_node) => copied.map(drop),
+        copied = copy_buf(&mut from_node, &mut to_gateway) => copied.map(drop),
+        () = silence => Err(io::Error::new(io::ErrorKind::TimedOut, format!("nothing went through for {SILENCE_MAX:?}"))),
+    }
 }
 
 /// Goes no further than to the node that is meant: what answers there answers for itself.
@@ -81,6 +111,7 @@ async fn refuse(shared: &Shared, gateway: &mut TcpStream, refused: String) {
 mod tests {
     use std::net::TcpListener;
 
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::time::timeout;
 
     use super::*;
@@ -104,7 +135,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_is_passed_on_to_the_node_that_is_meant() {
-        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        // Connections begin at 127.0.0.1: none takes the port of the node that is stopped.
+        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.2:0").unwrap());
         let nodes: Vec<_> = (1..)
             .map(NodeId)
             .zip(listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()))
@@ -126,6 +158,7 @@ mod tests {
 
         // Requests and answers go through.
         let (mut stream, _) = link(second, 1).await;
+        assert!(started[1].shared.metrics.detours.get() > 0);
         let kind = Some(wire::request::Kind::Status(wire::StatusRequest {}));
         let requests = vec![wire::Request { id: 5, kind }];
         let frame = wire::GatewayFrame { groups: vec![wire::GroupRequests { group: 1, requests }] };
@@ -153,14 +186,46 @@ mod tests {
         let others = [(NodeId(2), silent.local_addr().unwrap().to_string())];
         let node = Node::start(options(NodeId(1), &others, dir.path())).await.unwrap();
         let gateway = say_hello(&node.address().to_string(), 2).await;
-        let (mut passed_on, _) = silent.accept().await.unwrap();
+        let (mut passed_on, _) = timeout(PATIENCE, silent.accept()).await.unwrap().unwrap();
         timeout(PATIENCE, peer::read_frame(&mut passed_on, 4096)).await.unwrap().unwrap();
         assert_eq!(node.shared.detours.available_permits(), DETOURS_MAX - 1);
         drop(gateway);
         timeout(PATIENCE, peer::read_frame(&mut passed_on, 4096)).await.unwrap().unwrap_err();
-        while node.shared.detours.available_permits() < DETOURS_MAX {
-            tokio::task::yield_now().await;
-        }
+        let all = node.shared.detours.acquire_many(DETOURS_MAX as u32);
+        drop(timeout(PATIENCE, all).await.unwrap().unwrap());
+
+        let held = node.shared.detours.acquire_many(DETOURS_MAX as u32).await.unwrap();
+        let (_, welcome) = link(&node.address().to_string(), 2).await;
+        assert_eq!(welcome.refused, "256 connections are passed on already");
+        drop(held);
         node.stop().await;
+    }
+
+    /// The near and the far end of a connection.
+    fn connection() -> (tokio::io::DuplexStream, tokio::io::DuplexStream) {
+        tokio::io::duplex(1024)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_goes_one_way_keeps_both_up_and_silence_ends_them() {
+        let ((mut gateway, near), (far, mut node)) = (connection(), connection());
+        let begun = Instant::now();
+        let carried = tokio::spawn(carry(tokio::io::split(near), tokio::io::split(far)));
+        for _ in 0..100 {
+            tokio::time::sleep(SILENCE_MAX / 2).await;
+            node.write_all(b"event").await.unwrap();
+            gateway.read_exact(&mut [0; 5]).await.unwrap();
+        }
+        assert_eq!(carried.await.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(begun.elapsed().as_secs(), (SILENCE_MAX / 2 * 100 + SILENCE_MAX).as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_takes_nothing_is_left() {
+        let ((mut gateway, near), (far, _node)) = (connection(), connection());
+        let carried = tokio::spawn(carry(tokio::io::split(near), tokio::io::split(far)));
+        let sent = tokio::io::copy(&mut tokio::io::repeat(1), &mut gateway).await;
+        assert_eq!(sent.unwrap_err().kind(), io::ErrorKind::BrokenPipe, "nobody reads any more");
+        assert_eq!(carried.await.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 }

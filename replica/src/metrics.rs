@@ -22,6 +22,7 @@ pub(crate) struct Metrics {
     commit_slot: IntGaugeVec,
     healing: IntGaugeVec,
     watches: IntGaugeVec,
+    pub(crate) detours: IntGauge,
     ready: Arc<Mutex<BTreeMap<GroupId, bool>>>,
 }
 
@@ -70,6 +71,11 @@ impl Metrics {
                 "1 where this node may have forgotten votes and has not made up for them yet",
             ),
             watches: by_group(&registry, "gaios_group_watches", "Watches that gateways hold here"),
+            detours: gauge(
+                &registry,
+                "gaios_replica_detours",
+                "Connections of gateways that this node passes on to another",
+            ),
             ready: Arc::default(),
             registry,
         }
@@ -151,6 +157,12 @@ fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
     let counter = IntCounter::new(name, help).expect("a constant name");
     registry.register(Box::new(counter.clone())).expect("registered once per registry");
     counter
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    let gauge = IntGauge::new(name, help).expect("a constant name");
+    registry.register(Box::new(gauge.clone())).expect("registered once per registry");
+    gauge
 }
 
 fn by_group(registry: &Registry, name: &str, help: &str) -> IntGaugeVec {

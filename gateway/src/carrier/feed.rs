@@ -305,6 +305,10 @@ impl Feed for LinkFeed {
                             self.synced = Some((token, synced, term));
                         }
                     }
+                    // It knows of no such watch: the request for it was lost on the way.
+                    Some(Kind::Refused(refused)) if refused.why() == Why::Malformed => {
+                        self.leave("it has no such watch").await;
+                    }
                     Some(Kind::Refused(refused)) => {
                         self.handle_refused(term, &refused);
                         let again = Instant::now() + self.backoff.next(random_u32());

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use api::gaios::link::v1 as wire;
@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
@@ -27,8 +28,15 @@ const VERSION: u32 = 1;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The largest welcome.
 const WELCOME_BYTES_MAX: usize = 64 << 10;
-/// A node that cannot be reached for so long is looked for by a detour. A restart of its process takes less.
+/// A node that has not welcomed us for so long is looked for by a detour, if nothing is known of the ways to it.
 const DETOUR_AFTER: Duration = Duration::from_millis(500);
+/// After a straight link that fell silent a detour has this start over the straight way.
+const START: Duration = Duration::from_secs(1);
+/// A node that is reached may be recovering, or stand still, and then a detour ends at the same door. After so many
+/// attempts without a welcome something in between may let connections through and nothing else.
+const UNWELCOME_MAX: u32 = 2;
+/// How long a detour that is there waits for a straight way that is nearly there.
+const GRACE: Duration = Duration::from_millis(100);
 
 /// A connection whose other end has welcomed us.
 #[derive(Debug)]
@@ -41,7 +49,11 @@ pub(super) struct Reached {
 
 /// Who lives where, and who is reached straight: what a detour is made of.
 #[derive(Debug, Default)]
-pub(crate) struct Detours(Mutex<State>);
+pub(crate) struct Detours {
+    state: Mutex<State>,
+    /// Told of every straight link that comes up.
+    news: watch::Sender<()>,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -55,41 +67,95 @@ struct State {
 
 impl Detours {
     pub(crate) fn learn(&self, address: &str, node: NodeId) {
-        self.0.lock().residents.insert(address.to_owned(), node);
+        self.state.lock().residents.insert(address.to_owned(), node);
     }
 
     /// A link is up: straight, or by a detour.
     pub(super) fn link_up(&self, address: &str, node: NodeId, straight: bool) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         if straight {
             state.residents.insert(address.to_owned(), node);
             state.straight.push((address.to_owned(), node));
+            drop(state);
+            self.news.send_replace(());
         } else {
             state.detours += 1;
         }
     }
 
-    pub(super) fn link_down(&self, address: &str, straight: bool) {
-        let mut state = self.0.lock();
+    pub(super) fn link_down(&self, address: &str, node: NodeId, straight: bool) {
+        let mut state = self.state.lock();
         if !straight {
             state.detours -= 1;
-        } else if let Some(index) = state.straight.iter().position(|(up, _)| up == address) {
+        } else if let Some(index) =
+            state.straight.iter().position(|(up, resident)| up == address && *resident == node)
+        {
             state.straight.swap_remove(index);
         }
     }
 
     pub(crate) fn count(&self) -> LinkCounts {
-        let state = self.0.lock();
+        let state = self.state.lock();
         LinkCounts { straight: state.straight.len(), by_detour: state.detours }
     }
 
-    /// The node at `address`, and the address of another one which may pass a connection on to it, by a random number.
+    /// Returns when a node is reached straight, by whatever address.
+    pub(super) async fn until_straight(&self, node: NodeId) {
+        let mut news = self.news.subscribe();
+        while !self.state.lock().is_straight(node) {
+            if news.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The node at `address`, if it is reached nowhere straight, and the address of another one which may pass a connection
+    /// on to it, by a random number.
     fn to(&self, address: &str, random: u32) -> Option<(NodeId, String)> {
-        let state = self.0.lock();
+        let state = self.state.lock();
         let node = *state.residents.get(address)?;
-        let others: Vec<_> = state.straight.iter().filter(|(_, other)| *other != node).collect();
-        let (by, _) = others.get(random as usize % others.len().max(1))?;
+        if state.is_straight(node) {
+            return None;
+        }
+        let (by, _) = state.straight.get(random as usize % state.straight.len().max(1))?;
         Some((node, by.clone()))
+    }
+}
+
+impl State {
+    fn is_straight(&self, node: NodeId) -> bool {
+        self.straight.iter().any(|(_, reached)| *reached == node)
+    }
+}
+
+/// Which way is tried first, by how the last link ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Order {
+    straight_after: Duration,
+    detour_after: Duration,
+}
+
+impl Order {
+    /// Nothing speaks against the straight way.
+    pub(super) const STRAIGHT: Order = Order { straight_after: Duration::ZERO, detour_after: DETOUR_AFTER };
+    /// The straight way was there and carried nothing.
+    pub(super) const DETOUR: Order = Order { straight_after: START, detour_after: Duration::ZERO };
+    /// A detour was lost. Another is as good.
+    pub(super) const EITHER: Order = Order { straight_after: Duration::ZERO, detour_after: Duration::ZERO };
+}
+
+/// How the straight way goes, for the detour beside it.
+#[derive(Debug, Default)]
+struct Straight {
+    /// Connected, and not welcomed yet.
+    connected: AtomicBool,
+    /// Connections that were not welcomed.
+    unwelcome: AtomicU32,
+}
+
+impl Straight {
+    fn is_near(&self) -> bool {
+        self.connected.load(Ordering::Relaxed) && self.unwelcome.load(Ordering::Relaxed) < UNWELCOME_MAX
     }
 }
 
@@ -108,43 +174,70 @@ impl From<io::Error> for Unreached {
 }
 
 /// By whichever way it can be reached first.
-pub(super) async fn reach(address: &str, identity: &Identity) -> Reached {
+pub(super) async fn reach(address: &str, identity: &Identity, order: Order) -> Reached {
+    let straight = Straight::default();
+    let straight_way = async {
+        sleep(order.straight_after).await;
+        let backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
+        reach_straight(address, identity, backoff, &straight).await
+    };
+    let detour = async {
+        sleep(order.detour_after).await;
+        reach_by_detour(address, identity, &straight).await
+    };
     tokio::select! {
-        reached = reach_straight(address, identity, Backoff::new(Duration::from_millis(20), Duration::from_secs(1))) => {
-            reached
-        }
-        reached = reach_by_detour(address, identity) => reached,
+        reached = straight_way => reached,
+        reached = detour => reached,
     }
 }
 
 /// A straight way in place of a detour, which costs a hop and another node's work.
 pub(super) async fn leave_detour(address: &str, after: Duration, identity: &Identity) -> Reached {
     sleep(after).await;
-    reach_straight(address, identity, Backoff::new(Duration::from_secs(1), Duration::from_secs(30))).await
+    let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+    reach_straight(address, identity, backoff, &Straight::default()).await
 }
 
-async fn reach_straight(address: &str, identity: &Identity, mut backoff: Backoff) -> Reached {
+async fn reach_straight(
+    address: &str,
+    identity: &Identity,
+    mut backoff: Backoff,
+    straight: &Straight,
+) -> Reached {
     loop {
-        match within_timeout(connect(address, identity, None)).await {
+        match within_timeout(connect(address, identity, None, Some(&straight.connected))).await {
             Ok((stream, welcome)) => return Reached { stream, welcome, by: None },
             Err(Unreached::Io(error)) => debug!(address, %error, "no link to the node"),
             Err(Unreached::Refused(reason)) => warn!(address, reason, "a node refused the link"),
+        }
+        if straight.connected.swap(false, Ordering::Relaxed) {
+            straight.unwelcome.fetch_add(1, Ordering::Relaxed);
         }
         sleep(backoff.next(random_u32())).await;
     }
 }
 
-async fn reach_by_detour(address: &str, identity: &Identity) -> Reached {
+async fn reach_by_detour(address: &str, identity: &Identity, straight: &Straight) -> Reached {
+    let mut news = identity.detours.news.subscribe();
     let mut backoff = Backoff::new(DETOUR_AFTER, Duration::from_secs(5));
-    sleep(DETOUR_AFTER).await;
     loop {
-        if let Some((node, by)) = identity.detours.to(address, random_u32()) {
-            match within_timeout(connect(&by, identity, Some(node))).await {
-                Ok((stream, welcome)) => return Reached { stream, welcome, by: Some(by) },
+        let detour = identity.detours.to(address, random_u32()).filter(|_| !straight.is_near());
+        if let Some((node, by)) = detour {
+            match within_timeout(connect(&by, identity, Some(node), None)).await {
+                Ok((stream, welcome)) => {
+                    if straight.is_near() {
+                        sleep(GRACE).await;
+                    }
+                    return Reached { stream, welcome, by: Some(by) };
+                }
                 Err(error) => debug!(address, node, by, ?error, "no detour to the node"),
             }
         }
-        sleep(backoff.next(random_u32())).await;
+        tokio::select! {
+            () = sleep(backoff.next(random_u32())) => {}
+            // It may lead to this one.
+            _ = news.changed() => backoff.reset(),
+        }
     }
 }
 
@@ -160,9 +253,13 @@ async fn connect(
     address: &str,
     identity: &Identity,
     to: Option<NodeId>,
+    connected: Option<&AtomicBool>,
 ) -> Result<(TcpStream, wire::Welcome), Unreached> {
     let invalid = |what| Unreached::Io(io::Error::new(io::ErrorKind::InvalidData, what));
     let mut stream = TcpStream::connect(address).await?;
+    if let Some(connected) = connected {
+        connected.store(true, Ordering::Relaxed);
+    }
     stream.set_nodelay(true)?;
     let hello = wire::Hello {
         version: VERSION,
@@ -196,28 +293,46 @@ async fn connect(
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_detour_leads_over_another_node_that_is_reached_straight() {
+    #[tokio::test]
+    async fn a_detour_leads_over_another_node_to_one_that_is_not_reached_straight() {
         let detours = Detours::default();
         detours.learn("a:1", 1);
+        detours.learn("a:2", 1);
         detours.link_up("b:1", 2, true);
         let by = |address| (0..9).map(|random| detours.to(address, random)).collect::<Vec<_>>();
         assert!(by("a:1").iter().all(|detour| *detour == Some((1, "b:1".to_owned()))), "{:?}", by("a:1"));
-        assert!(by("b:1").iter().all(Option::is_none), "no node passes a connection on to itself");
+        assert!(by("b:1").iter().all(Option::is_none), "it is there already");
         assert!(by("c:1").iter().all(Option::is_none), "nobody knows who lives there");
         detours.link_up("c:1", 3, true);
-        detours.link_up("d:1", 1, true);
         for other in ["b:1", "c:1"] {
             assert!(by("a:1").contains(&Some((1, other.to_owned()))), "{:?}", by("a:1"));
         }
-        assert!(by("a:1").iter().flatten().all(|(_, by)| by != "d:1"), "the same node, by another address");
         detours.link_up("e:1", 5, false);
         assert!(by("a:1").iter().flatten().all(|(_, by)| by != "e:1"), "a detour leads over no other");
-        assert_eq!(detours.count(), LinkCounts { straight: 3, by_detour: 1 });
-        detours.link_down("b:1", true);
-        detours.link_down("c:1", true);
-        detours.link_down("e:1", false);
-        assert_eq!(detours.count(), LinkCounts { straight: 1, by_detour: 0 });
+        assert_eq!(detours.count(), LinkCounts { straight: 2, by_detour: 1 });
+
+        // By another address.
+        let mut straight = Box::pin(detours.until_straight(1));
+        assert!(poll_once(&mut straight).is_none());
+        detours.link_up("a:2", 1, true);
+        assert!(poll_once(&mut straight).is_some());
         assert!(by("a:1").iter().all(Option::is_none), "{:?}", by("a:1"));
+        detours.link_down("a:2", 7, true);
+        assert!(by("a:1").iter().all(Option::is_none), "that was another link");
+        detours.link_down("a:2", 1, true);
+        assert!(by("a:1").iter().all(Option::is_some));
+        detours.link_down("b:1", 2, true);
+        detours.link_down("c:1", 3, true);
+        detours.link_down("e:1", 5, false);
+        assert!(by("a:1").iter().all(Option::is_none), "{:?}", by("a:1"));
+        assert_eq!(detours.count(), LinkCounts::default());
+    }
+
+    fn poll_once<T>(future: &mut (impl Future<Output = T> + Unpin)) -> Option<T> {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        match std::pin::Pin::new(future).poll(&mut context) {
+            std::task::Poll::Ready(value) => Some(value),
+            std::task::Poll::Pending => None,
+        }
     }
 }

@@ -24,6 +24,7 @@ use prost::Message as _;
 use tokio::io::{AsyncRead, AsyncWriteExt};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_stream::StreamExt as _;
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
@@ -35,7 +36,7 @@ use crate::backoff::random_u32;
 use crate::router::NodeId;
 
 use batch::OpenBatch;
-use dial::Reached;
+use dial::{Order, Reached};
 use slots::Slots;
 
 pub(crate) use dial::Detours;
@@ -51,10 +52,11 @@ const WRITE_BYTES_KEPT: usize = 1 << 20;
 const CALLS_MAX: usize = 100_000;
 /// Before a lost link is dialled again, at most: a node that ends every link is not asked without end.
 const PAUSE_MAX: Duration = Duration::from_millis(20);
-/// How long a detour is kept at least, before a straight way is looked for; doubled with each that lasted for less than
-/// `DETOUR_MIN_MAX`.
+/// How long a detour is kept at least before a straight way is looked for. Doubled each time that a straight link falls
+/// silent before it has lasted, up to the maximum.
 const DETOUR_MIN: Duration = Duration::from_secs(1);
-const DETOUR_MIN_MAX: Duration = Duration::from_mins(1);
+const DETOUR_MIN_MAX: Duration = Duration::from_mins(10);
+const LASTING: Duration = Duration::from_mins(1);
 /// How often the health of a connection is looked at.
 const HEALTH_TICK: Duration = Duration::from_millis(250);
 /// A node that owes an answer and is silent for this long is asked for a sign of life.
@@ -257,23 +259,34 @@ impl Link {
     }
 
     async fn run(self: Arc<Self>, identity: Identity, events: mpsc::UnboundedSender<LinkEvent>) {
-        let mut next = None;
+        let mut order = Order::STRAIGHT;
         let mut detour_min = DETOUR_MIN;
+        let mut next = None;
         while !identity.stop.is_cancelled() {
             let reached = match next.take() {
                 Some(reached) => reached,
                 None => tokio::select! {
                     () = identity.stop.cancelled() => return,
-                    reached = dial::reach(&self.address, &identity) => reached,
+                    reached = dial::reach(&self.address, &identity, order) => reached,
                 },
             };
             let (straight, begun) = (reached.by.is_none(), Instant::now());
-            next = self.serve(reached, detour_min, &identity, &events).await;
-            if straight {
-                // A way that does not last is not taken again at once.
-                let lasted = begun.elapsed() >= DETOUR_MIN_MAX;
-                detour_min = if lasted { DETOUR_MIN } else { (detour_min * 2).min(DETOUR_MIN_MAX) };
+            let ended = self.serve(reached, detour_min, &identity, &events).await;
+            let lasted = begun.elapsed() >= LASTING;
+            order = match &ended {
+                Err(error) if straight && error.kind() == io::ErrorKind::TimedOut => {
+                    if !lasted {
+                        detour_min = (detour_min * 2).min(DETOUR_MIN_MAX);
+                    }
+                    Order::DETOUR
+                }
+                Err(_) if !straight => Order::EITHER,
+                Ok(_) | Err(_) => Order::STRAIGHT,
+            };
+            if straight && lasted {
+                detour_min = DETOUR_MIN;
             }
+            next = ended.ok();
             if next.is_none() {
                 let pause = PAUSE_MAX.mul_f64(f64::from(random_u32()) / f64::from(u32::MAX));
                 tokio::time::sleep(pause).await;
@@ -281,14 +294,14 @@ impl Link {
         }
     }
 
-    /// Moves frames until the connection breaks, or a straight one takes the place of a detour, which is given back.
+    /// Moves frames until the connection breaks, or a straight one can take the place of a detour.
     async fn serve(
         self: &Arc<Self>,
         reached: Reached,
         detour_min: Duration,
         identity: &Identity,
         events: &mpsc::UnboundedSender<LinkEvent>,
-    ) -> Option<Reached> {
+    ) -> io::Result<Reached> {
         let Reached { stream, welcome, by } = reached;
         let node = welcome.node_id;
         match &by {
@@ -310,20 +323,21 @@ impl Link {
             shard_map: welcome.shard_map,
         });
         let (read, write) = stream.into_split();
-        let mut reader = tokio::spawn(Arc::clone(self).read_frames(read, events.clone()));
-        let mut writer = tokio::spawn(Arc::clone(self).write_frames(write));
-        let joined =
-            |joined: Result<io::Error, tokio::task::JoinError>| joined.unwrap_or_else(io::Error::other);
+        let mut moving = JoinSet::new();
+        moving.spawn(Arc::clone(self).read_frames(read, events.clone()));
+        moving.spawn(Arc::clone(self).write_frames(write));
         let ended = tokio::select! {
-            result = &mut reader => Err(joined(result)),
-            result = &mut writer => Err(joined(result)),
+            Some(joined) = moving.join_next() => Err(joined.unwrap_or_else(io::Error::other)),
             error = self.watch_health() => Err(error),
             better = dial::leave_detour(&self.address, detour_min, identity), if !straight => Ok(better),
+            () = identity.detours.until_straight(node), if !straight => {
+                Err(io::Error::other("another link reaches the node straight"))
+            }
             () = identity.stop.cancelled() => Err(io::ErrorKind::Interrupted.into()),
         };
-        reader.abort();
-        writer.abort();
-        identity.detours.link_down(&self.address, straight);
+        // Until they have ended they might take what is meant for the next connection.
+        moving.shutdown().await;
+        identity.detours.link_down(&self.address, node, straight);
         self.up.store(0, Ordering::Relaxed);
         let lost = {
             let mut state = self.state.lock();
@@ -340,7 +354,7 @@ impl Link {
         // The owner hears of the loss before those who waited, so that they do not try the same link again.
         let _ = events.send(LinkEvent::Down { node });
         drop(lost);
-        ended.ok()
+        ended
     }
 
     async fn write_frames(self: Arc<Self>, mut socket: OwnedWriteHalf) -> io::Error {
@@ -562,28 +576,4 @@ fn brings_news(response: &wire::Response) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use tokio::time::advance;
-
-    /// A frame that is on its way shows that the node lives, however long it takes.
-    #[tokio::test(start_paused = true)]
-    async fn every_byte_of_a_slow_frame_is_a_sign_of_life() {
-        let link = Arc::new(Link::new(String::new(), Awake::never()));
-        let (near, mut far) = tokio::io::duplex(64);
-        let (events, _) = mpsc::unbounded_channel();
-        let reading = tokio::spawn(Arc::clone(&link).read_frames(near, events));
-        // The beginning of a frame of a megabyte, which is not nearly there at the end.
-        for bytes in std::iter::once(&[0, 16, 0, 0][..]).chain([&[0][..]; 100]) {
-            advance(PROBE_AFTER).await;
-            far.write_all(bytes).await.unwrap();
-            let mut turns = 0..100;
-            while link.silent_for() > Duration::ZERO {
-                assert!(turns.next().is_some() && !reading.is_finished(), "what came is heard");
-                tokio::task::yield_now().await;
-            }
-        }
-        advance(PROBE_TIMEOUT).await;
-        assert_eq!(link.silent_for(), PROBE_TIMEOUT, "silence is still told");
-    }
-}
+mod tests;

@@ -249,7 +249,7 @@ pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Addresses that were free a moment ago, drawn together so that they differ. Nothing else takes one of them before its
+/// Addresses that were free a moment ago, drawn together so that they differ. No other test takes one of them before its
 /// process does: they are on an IP address of this cluster's own, and no connection begins at it (Linux lets those to
 /// 127.0.0.0/8 begin at 127.0.0.1).
 fn free_addresses(count: usize) -> Vec<SocketAddr> {
@@ -259,7 +259,7 @@ fn free_addresses(count: usize) -> Vec<SocketAddr> {
     listeners.iter().map(|listener| listener.local_addr().unwrap()).collect()
 }
 
-/// In 127.64.0.0/10: 18 bits of the process, 4 of the cluster in it.
+/// In 127.64.0.0/10: 18 bits of the process, 4 of the cluster in it, so that a process has 16.
 fn own_ip(process: u32, cluster: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(0x7f40_0000 | (process & 0x3_ffff) << 4 | cluster & 0xf)
 }

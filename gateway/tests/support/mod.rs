@@ -55,6 +55,8 @@ pub(crate) struct Faults {
     pub(crate) cut_off: Vec<u32>,
     /// Gateways reach these nodes by a detour only. Cut their links, too.
     pub(crate) parted: Vec<u32>,
+    /// Straight links to these nodes carry nothing but the welcome.
+    pub(crate) muted: Vec<u32>,
     /// So many writes are refused as too many.
     pub(crate) overloaded: u32,
     /// Leaders name nobody when they refuse.
@@ -71,7 +73,7 @@ struct Core {
     watches: BTreeMap<(u64, u64), Watch>,
     next_link: u64,
     /// Requests and links seen, by kind.
-    seen: BTreeMap<&'static str, u64>,
+    seen: BTreeMap<String, u64>,
     changed: watch::Sender<u64>,
 }
 
@@ -264,6 +266,11 @@ pub(crate) async fn connect(gateway: &Gateway) -> Channel {
 }
 
 impl Core {
+    fn saw(&mut self, what: &str) {
+        *self.seen.entry(what.to_owned()).or_default() += 1;
+        self.changed.send_modify(|changes| *changes += 1);
+    }
+
     fn apply(&mut self, command: Command) -> Outcome {
         self.slot += 1;
         let mut effects = Effects::new();
@@ -356,6 +363,25 @@ struct Serving {
 /// The link must be cut.
 struct Cut;
 
+/// Counts the links of a way to a node, and those that are over.
+struct SeenLink {
+    core: Arc<Mutex<Core>>,
+    over: String,
+}
+
+impl SeenLink {
+    fn new(core: &Arc<Mutex<Core>>, way: &str, node: u32) -> SeenLink {
+        core.lock().saw(&format!("{way} {node}"));
+        SeenLink { core: Arc::clone(core), over: format!("{way} {node} over") }
+    }
+}
+
+impl Drop for SeenLink {
+    fn drop(&mut self) {
+        self.core.lock().saw(&self.over);
+    }
+}
+
 impl Serving {
     async fn link(mut self, stream: TcpStream) {
         stream.set_nodelay(true).unwrap();
@@ -371,11 +397,7 @@ impl Serving {
         } else if self.faults.lock().parted.contains(&self.node) {
             return;
         }
-        {
-            let mut core = self.core.lock();
-            *core.seen.entry(if detour { "detour" } else { "straight" }).or_default() += 1;
-            core.changed.send_modify(|changes| *changes += 1);
-        }
+        let _seen = SeenLink::new(&self.core, if detour { "detour" } else { "straight" }, self.node);
         let refused = hello.cluster_id != 0 && hello.cluster_id != CLUSTER;
         let alone = self.faults.lock().alone == Some(self.node);
         let shard_map =
@@ -388,6 +410,10 @@ impl Serving {
             shard_map,
         };
         if write.write_all(&framed(&welcome)).await.is_err() || refused {
+            return;
+        }
+        if !detour && self.faults.lock().muted.contains(&self.node) {
+            while frames.next().await.is_some() {}
             return;
         }
         let (out, mut responses) = mpsc::unbounded_channel();
@@ -460,7 +486,7 @@ impl Serving {
         };
         let leads = core.leader == self.node;
         let kind = request.kind.expect("gateways set a kind");
-        *core.seen.entry(name(&kind)).or_default() += 1;
+        *core.seen.entry(name(&kind).to_owned()).or_default() += 1;
         if group != GROUP {
             refuse(&core, Why::NoGroup);
             return Ok(());
