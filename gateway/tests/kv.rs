@@ -305,18 +305,20 @@ async fn without_a_leader_requests_time_out_as_etcds_do() {
     let gateway =
         cluster.gateway_with(|options| options.request_timeout = std::time::Duration::from_millis(300)).await;
     let mut client = KvClient::new(connect(&gateway).await);
+    // From here on the gateway has a session, so that its next write is sent, and refused.
+    client.put(put("k", "0")).await.unwrap();
     cluster.elect(0);
-    let status = client.put(put("k", "0")).await.unwrap_err();
+    let status = client.put(put("k", "1")).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
     assert_eq!(status.message(), "etcdserver: request timed out, possibly due to previous leader failure");
     let answer = client.range(pb::RangeRequest { serializable: true, ..get("k") }).await.unwrap();
-    assert_eq!(answer.into_inner().count, 0);
+    assert_eq!(answer.into_inner().count, 1);
     // What a member of etcd knows by itself.
     let mut leases = LeaseClient::new(connect(&gateway).await);
     assert_eq!(leases.lease_leases(pb::LeaseLeasesRequest {}).await.unwrap().into_inner().leases.len(), 0);
     let mut maintenance = MaintenanceClient::new(connect(&gateway).await);
     let hash = maintenance.hash_kv(pb::HashKvRequest { revision: 0 }).await.unwrap().into_inner();
-    assert_eq!(hash.header.unwrap().revision, 1);
+    assert_eq!(hash.header.unwrap().revision, 2);
 
     let mut impatient = tonic::Request::new(get("k"));
     impatient.metadata_mut().insert("hasleader", "true".parse().unwrap());
