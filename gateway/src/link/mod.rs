@@ -32,7 +32,7 @@ use tokio_util::io::InspectReader;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::backoff::random_u32;
+use crate::backoff::{Backoff, random_u32};
 use crate::router::NodeId;
 
 use batch::OpenBatch;
@@ -288,8 +288,7 @@ impl Link {
             }
             next = ended.ok();
             if next.is_none() {
-                let pause = PAUSE_MAX.mul_f64(f64::from(random_u32()) / f64::from(u32::MAX));
-                tokio::time::sleep(pause).await;
+                tokio::time::sleep(Backoff::new(PAUSE_MAX, PAUSE_MAX).next(random_u32())).await;
             }
         }
     }
