@@ -21,12 +21,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("compat", &["api"]),
     ("config", &[]),
     ("consensus-core", &[]),
-    ("gateway", &["api", "awake", "config", "consensus-core", "keyspace", "replica", "shard-map"]),
+    ("gateway", &["api", "awake", "config", "consensus-core", "keyspace", "replica", "shard-map", "tls"]),
     ("journal", &[]),
     ("keyspace", &[]),
-    ("replica", &["api", "awake", "config", "consensus-core", "journal", "keyspace", "shard-map"]),
+    ("replica", &["api", "awake", "config", "consensus-core", "journal", "keyspace", "shard-map", "tls"]),
     ("shard-map", &[]),
     ("sim", &["consensus-core", "journal", "keyspace", "shard-map"]),
+    ("tls", &[]),
     ("xtask", &["config"]),
 ];
 
