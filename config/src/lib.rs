@@ -6,6 +6,7 @@
 
 mod dev;
 mod document;
+mod given;
 mod problem;
 mod reference;
 mod schema;
@@ -19,6 +20,7 @@ use std::{fmt, fs, io};
 
 pub use dev::Dev;
 use document::Content;
+pub use given::Given;
 pub use problem::{Place, Problem, Problems};
 pub use reference::reference;
 pub use schema::{Cluster, Gateway, Group, Journal, Limits, Log, Member, Node, Replica, Snapshot, Timing};
@@ -43,16 +45,24 @@ impl Config {
     /// # Errors
     /// All mistakes.
     pub fn parse(file: &str, text: &str) -> Result<Self, Problems> {
+        Self::parse_with(file, text, &Given::default())
+    }
+
+    /// Checks `text` with what was given beside it.
+    ///
+    /// # Errors
+    /// All mistakes.
+    pub fn parse_with(file: &str, text: &str, given: &Given) -> Result<Self, Problems> {
         let root = parse_document(file, text)?;
         match &root.content {
             Content::Map(fields)
                 if fields.iter().any(|(key, value)| key.name == "role" && is_gateway(value)) =>
             {
-                read(file, &root).map(Self::Gateway)
+                read(file, root, given).map(Self::Gateway)
             }
             // Without a role the file is read as a replica's, which reports that among all other mistakes.
             Content::Map(_) | Content::Empty | Content::Scalar(_) | Content::List(_) => {
-                read(file, &root).map(Self::Replica)
+                read(file, root, given).map(Self::Replica)
             }
         }
     }
@@ -62,8 +72,16 @@ impl Config {
     /// # Errors
     /// The file could not be read, or all mistakes.
     pub fn load(path: &Path) -> Result<Self, LoadError> {
+        Self::load_with(path, &Given::default())
+    }
+
+    /// Reads and checks the file at `path` with what was given beside it.
+    ///
+    /// # Errors
+    /// The file could not be read, or all mistakes.
+    pub fn load_with(path: &Path, given: &Given) -> Result<Self, LoadError> {
         let text = read_file(path)?;
-        Ok(Self::parse(&path.display().to_string(), &text)?)
+        Ok(Self::parse_with(&path.display().to_string(), &text, given)?)
     }
 }
 
@@ -73,7 +91,7 @@ impl Replica {
     /// # Errors
     /// All mistakes.
     pub fn parse(file: &str, text: &str) -> Result<Self, Problems> {
-        read(file, &parse_document(file, text)?)
+        read(file, parse_document(file, text)?, &Given::default())
     }
 
     /// Reads and checks the file at `path`.
@@ -81,8 +99,16 @@ impl Replica {
     /// # Errors
     /// The file could not be read, or all mistakes.
     pub fn load(path: &Path) -> Result<Self, LoadError> {
-        let text = read_file(path)?;
-        Ok(Self::parse(&path.display().to_string(), &text)?)
+        Self::load_with(path, &Given::default())
+    }
+
+    /// Reads and checks the file at `path` with what was given beside it.
+    ///
+    /// # Errors
+    /// The file could not be read, or all mistakes.
+    pub fn load_with(path: &Path, given: &Given) -> Result<Self, LoadError> {
+        let (file, text) = (path.display().to_string(), read_file(path)?);
+        Ok(read(&file, parse_document(&file, &text)?, given)?)
     }
 }
 
@@ -92,7 +118,7 @@ impl Gateway {
     /// # Errors
     /// All mistakes.
     pub fn parse(file: &str, text: &str) -> Result<Self, Problems> {
-        read(file, &parse_document(file, text)?)
+        read(file, parse_document(file, text)?, &Given::default())
     }
 
     /// Reads and checks the file at `path`.
@@ -100,8 +126,16 @@ impl Gateway {
     /// # Errors
     /// The file could not be read, or all mistakes.
     pub fn load(path: &Path) -> Result<Self, LoadError> {
-        let text = read_file(path)?;
-        Ok(Self::parse(&path.display().to_string(), &text)?)
+        Self::load_with(path, &Given::default())
+    }
+
+    /// Reads and checks the file at `path` with what was given beside it.
+    ///
+    /// # Errors
+    /// The file could not be read, or all mistakes.
+    pub fn load_with(path: &Path, given: &Given) -> Result<Self, LoadError> {
+        let (file, text) = (path.display().to_string(), read_file(path)?);
+        Ok(read(&file, parse_document(&file, &text)?, given)?)
     }
 }
 
@@ -172,9 +206,10 @@ fn parse_document(file: &str, text: &str) -> Result<document::Node, Problems> {
     document::parse(text).map_err(|problem| Problems { file: file.to_owned(), list: vec![problem] })
 }
 
-fn read<T: table::Read>(file: &str, root: &document::Node) -> Result<T, Problems> {
+fn read<T: table::Read>(file: &str, root: document::Node, given: &Given) -> Result<T, Problems> {
     let mut list = Vec::new();
-    let value = T::read(root, "", &mut list);
+    let value = T::read(&given.over(root), "", &mut list);
+    given.explain(&mut list);
     list.sort();
     match value {
         Some(value) if list.is_empty() => Ok(value),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use config::{Config, Gateway, LoadError, Replica};
+use config::{Config, Gateway, Given, LoadError, Replica};
 use proptest::prelude::*;
 
 fn folder(name: &str) -> PathBuf {
@@ -271,4 +271,39 @@ proptest! {
         chars.splice(at..end, insert.chars());
         let _ = Config::parse("f", &chars.into_iter().collect::<String>());
     }
+}
+
+#[test]
+fn what_is_given_stands_in_place_of_the_files_fields() {
+    let file = "role: replica\ndata_dir: x\nname: from-the-file\ncluster: {name: x, nodes: [{id: 1, address: 'a:1'}, {id: 2, address: 'a:2'}]}\n";
+    let check = |node: &str, name: &str, expected: &str| {
+        let given = Given { node: Some(node.to_owned()), name: Some(name.to_owned()) };
+        let said = match Config::parse_with("f.yaml", file, &given) {
+            Ok(Config::Replica(replica)) => format!("{} {}", replica.node, replica.display_name()),
+            Ok(Config::Gateway(_)) => "a gateway".to_owned(),
+            Err(problems) => problems.to_string(),
+        };
+        assert_eq!(said, expected);
+    };
+    check("2", "pod-2", "2 pod-2");
+    check("2", "", "2 from-the-file");
+    check("", "pod", "f.yaml:1:1: node: is missing");
+    let name = "`a b` is not a name (1 to 63 letters, digits, `-`, `_`, `.`)";
+    check("1", "a b", &format!("f.yaml:3:7: name: {name} (given by --name or GAIOS_NAME)"));
+    check(
+        "3",
+        "",
+        "f.yaml:1:1: node: 3 is not one of cluster.nodes, which are 1, 2 (given by --node or GAIOS_NODE)",
+    );
+    check("two", "", "f.yaml:1:1: node: `two` is no whole number (given by --node or GAIOS_NODE)");
+    // A gateway has no such field, and says so.
+    let gateway = "role: gateway\nname: g\nadvertise_client_urls: ['http://a:1']\ncluster: {name: x, nodes: [{id: 1, address: 'a:1'}]}\n";
+    let given = Given { name: Some("pod-7".to_owned()), ..Given::default() };
+    match Config::parse_with("f.yaml", gateway, &given) {
+        Ok(Config::Gateway(gateway)) => assert_eq!(gateway.name.as_str(), "pod-7"),
+        other => panic!("{other:?}"),
+    }
+    // What is no section stays the mistake that it is.
+    let problems = Config::parse_with("f.yaml", "7", &given).unwrap_err();
+    assert!(problems.to_string().contains("is a single value"), "{problems}");
 }

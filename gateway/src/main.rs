@@ -2,7 +2,6 @@
 
 mod roles;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -20,23 +19,11 @@ enum Role {
     /// Run everything in one process, on this machine: nodes, and a gateway in front of them.
     Dev(roles::dev::Args),
     /// Run a gateway: the stateless proxy that clients connect to.
-    Gateway {
-        /// Configuration file; see docs/configuration.md.
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
-    },
+    Gateway(roles::ConfigArgs),
     /// Run a node: it keeps replicas of the groups.
-    Replica {
-        /// Configuration file; see docs/configuration.md.
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
-    },
+    Replica(roles::NodeConfigArgs),
     /// Check a configuration file, of any role, and report every mistake in it.
-    Check {
-        /// Configuration file; see docs/configuration.md.
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
-    },
+    Check(roles::NodeConfigArgs),
     /// Print the version, and the etcd version that clients are told.
     Version,
 }
@@ -44,9 +31,9 @@ enum Role {
 fn main() -> ExitCode {
     let result = match Cli::parse().role {
         Role::Dev(args) => roles::dev::run(&args),
-        Role::Gateway { config } => roles::gateway::run(&config),
-        Role::Replica { config } => roles::replica::run(&config),
-        Role::Check { config } => roles::check(&config),
+        Role::Gateway(args) => roles::gateway::run(&args.config, &args.given()),
+        Role::Replica(args) => roles::replica::run(&args.file.config, &args.given()),
+        Role::Check(args) => roles::check(&args.file.config, &args.given()),
         Role::Version => {
             println!("gaios {} (etcd API {})", env!("CARGO_PKG_VERSION"), gateway::door::ADVERTISED_VERSION);
             Ok(())

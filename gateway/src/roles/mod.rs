@@ -10,12 +10,12 @@ use std::error::Error;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use awake::Awake;
 use bytes::Bytes;
-use config::{Config, Log, LogFormat};
+use config::{Config, Given, Log, LogFormat};
 use shard_map::{Epoch, Group, GroupId, NodeId, Role, Shard, ShardMap};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,9 +26,42 @@ const IDLE_DRIVER: &str = "/sys/devices/system/cpu/cpuidle/current_driver";
 /// A failure to start or run, in words for the operator.
 pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 
+/// The configuration of a process, and what is given beside it.
+#[derive(clap::Args)]
+pub(crate) struct ConfigArgs {
+    /// Configuration file; see docs/configuration.md.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// In place of the file's `name`, for processes that share a file.
+    #[arg(long, value_name = "NAME", env = "GAIOS_NAME")]
+    name: Option<String>,
+}
+
+impl ConfigArgs {
+    pub(crate) fn given(&self) -> Given {
+        Given { name: self.name.clone(), ..Given::default() }
+    }
+}
+
+/// The same where the process may be a node.
+#[derive(clap::Args)]
+pub(crate) struct NodeConfigArgs {
+    #[command(flatten)]
+    pub(crate) file: ConfigArgs,
+    /// In place of the file's `node`, for nodes that share a file.
+    #[arg(long, value_name = "ID", env = "GAIOS_NODE")]
+    node: Option<String>,
+}
+
+impl NodeConfigArgs {
+    pub(crate) fn given(&self) -> Given {
+        Given { node: self.node.clone(), ..self.file.given() }
+    }
+}
+
 /// `gaios check`.
-pub(crate) fn check(file: &Path) -> Result<(), Failure> {
-    let role = match Config::load(file)? {
+pub(crate) fn check(file: &Path, given: &Given) -> Result<(), Failure> {
+    let role = match Config::load_with(file, given)? {
         Config::Replica(_) => "replica",
         Config::Gateway(_) => "gateway",
     };

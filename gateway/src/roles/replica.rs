@@ -5,14 +5,14 @@ use std::path::Path;
 
 use awake::Awake;
 use bytes::BytesMut;
-use config::Replica;
+use config::{Given, Replica};
 use consensus_core::{GroupId, NodeId, Timing};
 use replica::{Node, NodeOptions};
 
 use super::{Failure, admin, awake, bind, runtime, start_log, stop_signal};
 
-pub(crate) fn run(file: &Path) -> Result<(), Failure> {
-    let config = Replica::load(file)?;
+pub(crate) fn run(file: &Path, given: &Given) -> Result<(), Failure> {
+    let config = Replica::load_with(file, given)?;
     start_log(&config.log);
     let awake = awake(config.core_wake_latency_max)?;
     let listener = bind(config.listen, "`listen`")?;
