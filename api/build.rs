@@ -13,6 +13,7 @@ const PROTOS: &[&str] = &[
     "proto/link.proto",
     "proto/lock.proto",
     "proto/rpc.proto",
+    "proto/status.proto",
 ];
 
 /// Names whose plurals the snake_case rule would tear apart (`peer_ur_ls`), with what Rust shall call them.

@@ -3,12 +3,14 @@
 //!
 //! A domain speaks the types of the crate `keyspace`; it knows no protobuf and no status codes.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 
 use keyspace::{KeyRange, LeaseId, Op, Query, Reply, RevisionEvents};
 use tokio::sync::watch;
 
 use crate::errors::Failure;
+use crate::status::NodeStatus;
 
 /// A granted request.
 #[derive(Clone, Debug, PartialEq)]
@@ -174,6 +176,9 @@ pub trait Domain: Send + Sync + 'static {
 
     /// Opens a feed. Does not wait; the feed reports.
     fn feed(&self, spec: FeedSpec) -> Self::Feed;
+
+    /// What the nodes say of themselves, and which of them hold replicas of which group.
+    fn nodes(&self) -> impl Future<Output = (Vec<NodeStatus>, BTreeMap<u64, Vec<u32>>)> + Send;
 
     /// Connections to nodes.
     fn links(&self) -> LinkCounts;

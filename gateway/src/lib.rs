@@ -7,6 +7,7 @@
 //! Decisions are pure and tested alone: who leads ([`router`]), what to do after a failure ([`retry`]), under which
 //! number a write goes ([`session`]), what a client is told ([`errors`]).
 
+pub mod admin;
 mod backoff;
 pub mod carrier;
 pub mod domain;
@@ -17,6 +18,7 @@ mod metrics;
 pub mod retry;
 pub mod router;
 pub mod session;
+pub mod status;
 mod watch;
 
 use std::io;
@@ -34,7 +36,7 @@ use tracing::info;
 
 use carrier::{Carrier, CarrierOptions};
 use domain::Domain;
-use door::{Door, DoorOptions, Front, Member, Server, member_id, serve};
+use door::{Door, DoorOptions, Front, Member, Server, StatusTold, member_id, serve};
 use metrics::Metrics;
 use watch::Hub;
 
@@ -182,6 +184,7 @@ impl Serving {
         let id =
             members.iter().find(|member| member.name == name).map_or(member_id(&name), |member| member.id);
         let metrics = Metrics::new(id, &name, region);
+        let own_name = name.clone();
         let members = if members.is_empty() {
             let url = format!("http://{}", listener.local_addr()?);
             vec![Member { id, name, client_urls: vec![url.clone()], peer_urls: vec![url] }]
@@ -202,6 +205,10 @@ impl Serving {
             member_id: id,
             members,
             metrics,
+            name: own_name,
+            region: Some(region).filter(|region| !region.is_empty()).map(str::to_owned),
+            started: Instant::now(),
+            status_told: StatusTold::default(),
             seen_revision: AtomicI64::new(0),
             seen_term: AtomicU64::new(0),
             leader_known,
@@ -212,7 +219,7 @@ impl Serving {
         tokio::spawn(prime(Arc::clone(&door)));
         let front = Front::new(Arc::clone(&door));
         let client = serve(listener, front.clone(), Arc::clone(&door))?;
-        let admin = admin.map(|admin| serve(admin, front.http_only(), door)).transpose()?;
+        let admin = admin.map(|admin| serve(admin, front.admin(), door)).transpose()?;
         Ok(Serving { client, admin, draining, ending })
     }
 

@@ -2,9 +2,10 @@
 
 mod roles;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// A coordination service that speaks the etcd v3 API, built from many consensus groups behind a pool of gateways.
 #[derive(Parser)]
@@ -24,6 +25,13 @@ enum Role {
     Replica(roles::NodeConfigArgs),
     /// Check a configuration file, of any role, and report every mistake in it.
     Check(roles::NodeConfigArgs),
+    /// Ask a cluster that runs, or change something in it.
+    Ctl(roles::ctl::Args),
+    /// Print what makes a shell complete the commands and flags of this program.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
     /// Print the version, and the etcd version that clients are told.
     Version,
 }
@@ -34,6 +42,12 @@ fn main() -> ExitCode {
         Role::Gateway(args) => roles::gateway::run(&args.config, &args.given()),
         Role::Replica(args) => roles::replica::run(&args.file.config, &args.given()),
         Role::Check(args) => roles::check(&args.file.config, &args.given()),
+        Role::Ctl(args) => roles::ctl::run(&args),
+        Role::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "gaios", &mut script);
+            std::io::stdout().write_all(&script).map_err(Into::into)
+        }
         Role::Version => {
             println!("gaios {} (etcd API {})", env!("CARGO_PKG_VERSION"), gateway::door::ADVERTISED_VERSION);
             Ok(())

@@ -15,6 +15,7 @@ use api::etcdserverpb::watch_client::WatchClient;
 use api::grpc::health::v1 as health;
 use gateway::Gateway;
 use gateway::door::Member;
+use gateway::status::{Reach, Status};
 use support::{TestCluster, connect};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -232,6 +233,14 @@ async fn http_endpoints() {
     }
     let admin = gateway.admin_address().unwrap();
     assert_eq!(http(admin, "GET", "/readyz").await.0, 200);
+    assert_eq!(http(admin, "POST", "/debug/status").await.0, 403, "without the header");
+    assert_eq!(get(&gateway, "/debug/status").await.0, 404, "not where clients connect");
+    let (code, body) = http(admin, "GET", "/debug/status").await;
+    assert_eq!(code, 200);
+    let Status::Cluster(status) = serde_json::from_str(&body).unwrap() else { panic!("{body}") };
+    let nodes: Vec<_> = status.nodes.iter().map(|node| (node.id, node.reach, node.said.is_some())).collect();
+    let silent = |id| (id, Some(Reach::Straight), false);
+    assert_eq!(nodes, [silent(1), silent(2), silent(3)], "they are older than the question");
 
     cluster.elect(0);
     let (code, body) = get(&gateway, "/readyz").await;

@@ -19,6 +19,7 @@ mod outbox;
 mod patience;
 mod peer;
 mod snapshot;
+mod status;
 #[cfg(test)]
 mod testing;
 mod wire;

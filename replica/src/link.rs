@@ -20,7 +20,7 @@ use tracing::{debug, info, warn};
 
 use crate::detour;
 use crate::group::GroupEvent;
-use crate::node::Shared;
+use crate::node::{Health, Shared};
 use crate::outbox::Outbox;
 use crate::peer;
 use consensus_core::{GroupId, NodeId};
@@ -167,6 +167,7 @@ pub(crate) async fn accept(shared: Arc<Shared>, mut stream: TcpStream, first: By
         return;
     }
     let link = Arc::new(Link::new());
+    let _counted = shared.gateways.link(&hello.name);
     info!(%from, gateway = hello.name, link = link.id, "gateway linked");
     let (read, write) = stream.into_split();
     let tell_room = async {
@@ -196,7 +197,7 @@ pub(crate) async fn accept(shared: Arc<Shared>, mut stream: TcpStream, first: By
     info!(gateway = hello.name, link = link.id, reason, "gateway gone");
 }
 
-async fn read_frames(shared: &Shared, link: &Arc<Link>, read: impl AsyncRead + Unpin) -> io::Result<()> {
+async fn read_frames(shared: &Arc<Shared>, link: &Arc<Link>, read: impl AsyncRead + Unpin) -> io::Result<()> {
     let mut frames = FramedRead::with_capacity(read, peer::codec(), 64 << 10);
     while let Some(frame) = frames.next().await {
         let frame = frame?.freeze();
@@ -205,11 +206,22 @@ async fn read_frames(shared: &Shared, link: &Arc<Link>, read: impl AsyncRead + U
         if frame.groups.iter().any(|batch| batch.requests.iter().any(is_of_a_client)) {
             shared.awake.work();
         }
-        for batch in frame.groups {
+        for mut batch in frame.groups {
+            batch.requests.retain(|request| !answer_for_node(shared, link, request));
             hand_in(shared, link, batch, frame_bytes);
         }
     }
     Ok(())
+}
+
+/// Answers what is asked of the node rather than of a group. Returns whether that was it.
+fn answer_for_node(shared: &Arc<Shared>, link: &Arc<Link>, request: &wire::Request) -> bool {
+    let asked = matches!(request.kind, Some(wire::request::Kind::NodeStatus(_)));
+    if asked {
+        let kind = Some(Kind::NodeStatus(Health { shared: Arc::clone(shared) }.status()));
+        link.send(vec![wire::Response { id: request.id, term: 0, kind }]);
+    }
+    asked
 }
 
 fn hand_in(shared: &Shared, link: &Arc<Link>, batch: wire::GroupRequests, frame_bytes: usize) {
@@ -240,7 +252,8 @@ fn is_of_a_client(request: &wire::Request) -> bool {
             | Kind::Status(_)
             | Kind::WatchCredit(_)
             | Kind::WatchSync(_)
-            | Kind::WatchClose(_),
+            | Kind::WatchClose(_)
+            | Kind::NodeStatus(_),
         )
         | None => false,
     }
@@ -257,7 +270,8 @@ fn wants_answer(request: &wire::Request) -> bool {
             | Kind::KeepAlive(_)
             | Kind::Status(_)
             | Kind::WatchOpen(_)
-            | Kind::WatchSync(_),
+            | Kind::WatchSync(_)
+            | Kind::NodeStatus(_),
         )
         | None => true,
     }

@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use awake::Awake;
 use bytes::Bytes;
@@ -36,6 +36,7 @@ use crate::link;
 use crate::metrics::Metrics;
 use crate::newcomer::{Seat, digest, settle, take_place};
 use crate::peer::{self, HANDSHAKE_TIMEOUT, Peer};
+use crate::status::LinkedGateways;
 use crate::wire;
 
 /// The largest first frame of a connection.
@@ -105,6 +106,9 @@ pub(crate) type Peers = BTreeMap<NodeId, Arc<Peer>>;
 /// What all tasks of a node share.
 pub(crate) struct Shared {
     pub(crate) id: NodeId,
+    /// What operators call it.
+    pub(crate) name: String,
+    pub(crate) started: Instant,
     pub(crate) cluster: u64,
     pub(crate) timing: Timing,
     pub(crate) identity: Identity,
@@ -121,6 +125,7 @@ pub(crate) struct Shared {
     /// What this node would set as leader.
     pub(crate) limits: Limits,
     pub(crate) metrics: Metrics,
+    pub(crate) gateways: LinkedGateways,
     /// The node wishes to stop: groups hand over.
     pub(crate) stopping: CancellationToken,
     /// The groups have stopped: connections end.
@@ -211,7 +216,7 @@ impl Node {
 /// A node's view of itself, for its admin port.
 #[derive(Debug, Clone)]
 pub struct Health {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl Health {
@@ -529,6 +534,9 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
     let writer = spawn_writer(journal, Arc::clone(&groups), Arc::clone(&peers), metrics.clone())?;
     let shared = Shared {
         id: options.id,
+        name: options.name,
+        started: Instant::now(),
+        gateways: LinkedGateways::default(),
         cluster: options.cluster,
         timing: options.timing,
         identity,

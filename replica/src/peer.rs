@@ -59,7 +59,7 @@ impl Peer {
         Peer { id, address, outbox: Mutex::new(None), linked_with: Mutex::new(None) }
     }
 
-    fn is_linked(&self) -> bool {
+    pub(crate) fn is_linked(&self) -> bool {
         self.outbox.lock().is_some()
     }
 

@@ -199,7 +199,8 @@ impl LinkFeed {
                 | Kind::KeptAlive(_)
                 | Kind::Status(_)
                 | Kind::WatchSynced(_)
-                | Kind::ShardMap(_),
+                | Kind::ShardMap(_)
+                | Kind::NodeStatus(_),
             )
             | None => Err("an answer to another question"),
         }
@@ -328,7 +329,8 @@ impl Feed for LinkFeed {
                         | Kind::WatchOpened(_)
                         | Kind::WatchEvents(_)
                         | Kind::WatchCanceled(_)
-                        | Kind::ShardMap(_),
+                        | Kind::ShardMap(_)
+                        | Kind::NodeStatus(_),
                     )
                     | None => self.leave("an answer to another question").await,
                 },

@@ -358,7 +358,8 @@ impl Group {
                 | Kind::WatchEvents(_)
                 | Kind::WatchCanceled(_)
                 | Kind::WatchSynced(_)
-                | Kind::ShardMap(_),
+                | Kind::ShardMap(_)
+                | Kind::NodeStatus(_),
             )
             | None => Judged::Next(Next::Give(Failure::Internal("gaios: an answer to another question"))),
         }

@@ -162,7 +162,8 @@ async fn open_session(group: &Group, node: NodeId, link: &Arc<Link>, nonce: Byte
             | Kind::WatchEvents(_)
             | Kind::WatchCanceled(_)
             | Kind::WatchSynced(_)
-            | Kind::ShardMap(_),
+            | Kind::ShardMap(_)
+            | Kind::NodeStatus(_),
         )
         | None => false,
     }

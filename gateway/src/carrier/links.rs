@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use crate::domain::LinkCounts;
 use crate::link::{Identity, Link, LinkEvent};
 use crate::router::NodeId;
+use crate::status::Reach;
 
 #[derive(Debug)]
 pub(crate) struct Links {
@@ -79,6 +80,17 @@ impl Links {
         let links: Vec<_> = links.collect();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) % links.len().max(1);
         links.get(turn).map(|(_, link)| Arc::clone(link))
+    }
+
+    /// How a node is reached.
+    pub(crate) fn reach(&self, node: NodeId) -> Reach {
+        if self.to(node).is_none() {
+            Reach::Unreached
+        } else if self.identity.detours.is_straight(node) {
+            Reach::Straight
+        } else {
+            Reach::Detour
+        }
     }
 
     pub(crate) fn count(&self) -> LinkCounts {

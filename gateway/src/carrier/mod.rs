@@ -8,8 +8,10 @@ mod feed;
 mod group;
 mod keeper;
 mod links;
+mod nodes;
 mod topology;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -28,6 +30,7 @@ use crate::domain::{Answer, Consistency, Domain, DomainStatus, FeedSpec, Kept, L
 use crate::errors::Failure;
 use crate::link::{Identity, LinkEvent};
 use crate::retry::Attempts;
+use crate::status::NodeStatus;
 
 use group::Group;
 use links::Links;
@@ -336,6 +339,10 @@ impl Domain for Carrier {
 
     fn feed(&self, spec: FeedSpec) -> LinkFeed {
         LinkFeed::new(Arc::clone(&self.shared), spec)
+    }
+
+    async fn nodes(&self) -> (Vec<NodeStatus>, BTreeMap<u64, Vec<u32>>) {
+        self.shared.nodes().await
     }
 
     fn links(&self) -> LinkCounts {

@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -22,7 +23,7 @@ use super::health::Health;
 use super::kv::Kv;
 use super::lease::Lease;
 use super::maintenance::Maintenance;
-use super::{Door, http, methods, watch};
+use super::{Door, admin, http, methods, watch};
 use crate::domain::Domain;
 use crate::errors::{INVALID_CLIENT_API_VERSION, NO_LEADER, status};
 
@@ -35,7 +36,18 @@ type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>>
 /// The service behind a port.
 pub(crate) struct Front<D: Domain> {
     services: Arc<Services<D>>,
-    http_only: bool,
+    port: Port,
+    /// The client of the connection that is served.
+    from: Option<SocketAddr>,
+}
+
+/// What is served where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Port {
+    /// gRPC, and etcd's HTTP endpoints.
+    Clients,
+    /// The HTTP endpoints, and what only operators ask.
+    Admin,
 }
 
 struct Services<D: Domain> {
@@ -49,7 +61,7 @@ struct Services<D: Domain> {
 
 impl<D: Domain> Clone for Front<D> {
     fn clone(&self) -> Self {
-        Front { services: Arc::clone(&self.services), http_only: self.http_only }
+        Front { services: Arc::clone(&self.services), port: self.port, from: self.from }
     }
 }
 
@@ -75,12 +87,17 @@ impl<D: Domain> Front<D> {
                 .accept_compressed(COMPRESSION),
             door,
         };
-        Front { services: Arc::new(services), http_only: false }
+        Front { services: Arc::new(services), port: Port::Clients, from: None }
     }
 
-    /// The same without gRPC, for the admin port.
-    pub(crate) fn http_only(&self) -> Front<D> {
-        Front { services: Arc::clone(&self.services), http_only: true }
+    /// What the admin port serves.
+    pub(crate) fn admin(&self) -> Front<D> {
+        Front { port: Port::Admin, ..self.clone() }
+    }
+
+    /// For a connection of this client.
+    pub(crate) fn of(&self, from: SocketAddr) -> Front<D> {
+        Front { from: Some(from), ..self.clone() }
     }
 
     /// Answers any request of a client.
@@ -93,7 +110,11 @@ impl<D: Domain> Front<D> {
             .headers()
             .get(CONTENT_TYPE)
             .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-        if !is_grpc || self.http_only {
+        if self.port == Port::Admin {
+            let (services, from) = (Arc::clone(&self.services), self.from);
+            return Box::pin(async move { Ok(admin::answer(&services.door, from, request).await) });
+        }
+        if !is_grpc {
             let services = Arc::clone(&self.services);
             let (head, _) = request.into_parts();
             return Box::pin(async move { Ok(http::answer(&services.door, &head.method, &head.uri).await) });

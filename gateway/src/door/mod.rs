@@ -3,6 +3,7 @@
 //! A door validates, calls the [`Domain`], translates the error and fills the header. It holds no state of the
 //! domain's: what two doors answer can only differ by what they were told.
 
+mod admin;
 mod cluster;
 #[doc(hidden)]
 pub mod convert;
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 use api::etcdserverpb as pb;
 use tokio::sync::watch as news;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
@@ -32,6 +34,7 @@ use crate::errors::{Failure, NO_LEADER, status};
 use crate::metrics::Metrics;
 use crate::watch::Hub;
 
+pub(crate) use admin::StatusTold;
 pub(crate) use front::Front;
 pub(crate) use serve::{Server, serve};
 
@@ -109,6 +112,12 @@ pub(crate) struct Door<D> {
     pub(crate) members: Vec<Member>,
     pub(crate) hub: Arc<Hub<D>>,
     pub(crate) metrics: Metrics,
+    /// The gateway's.
+    pub(crate) name: String,
+    /// Where it stands, if that was said.
+    pub(crate) region: Option<String>,
+    pub(crate) started: Instant,
+    pub(crate) status_told: StatusTold,
     /// Whether a leader is known.
     pub(crate) leader_known: news::Receiver<bool>,
     /// True after `leaderless_max` without a leader.

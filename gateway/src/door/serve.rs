@@ -76,8 +76,8 @@ pub(crate) fn serve<D: Domain>(
                 () = accepting.cancelled() => return,
                 accepted = listener.accept() => accepted,
             };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
+            let (stream, from) = match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -87,7 +87,7 @@ pub(crate) fn serve<D: Domain>(
             let serving = serve_connection(
                 builder.clone(),
                 stream,
-                front.clone(),
+                front.of(from),
                 Arc::clone(&door),
                 goaway.clone(),
                 closing.clone(),

@@ -94,6 +94,11 @@ impl Detours {
         }
     }
 
+    /// Whether a node is reached straight, by whatever address.
+    pub(crate) fn is_straight(&self, node: NodeId) -> bool {
+        self.state.lock().is_straight(node)
+    }
+
     pub(crate) fn count(&self) -> LinkCounts {
         let state = self.state.lock();
         LinkCounts { straight: state.straight.len(), by_detour: state.detours }

@@ -568,7 +568,8 @@ fn brings_news(response: &wire::Response) -> bool {
             | Kind::Status(_)
             | Kind::WatchCanceled(_)
             | Kind::WatchSynced(_)
-            | Kind::ShardMap(_),
+            | Kind::ShardMap(_)
+            | Kind::NodeStatus(_),
         )
         | None => false,
     }

@@ -95,7 +95,7 @@ fn say(dev: &Dev, gateway: &Gateway, nodes: usize) -> Result<(), Failure> {
     writeln!(out, "gaios dev: {nodes} replicas, data in {}", dev.data_dir.display())?;
     writeln!(out, "listening on http://{address}")?;
     if let Some(admin) = gateway.admin_address() {
-        writeln!(out, "metrics on http://{admin}/metrics")?;
+        writeln!(out, "status page on http://{admin}/")?;
     }
     writeln!(out, "try: etcdctl --endpoints=http://{address} put greeting hello")?;
     out.flush()?;

@@ -1,6 +1,7 @@
 //! What each subcommand runs. A role is composed here and nowhere else.
 
 pub(crate) mod admin;
+pub(crate) mod ctl;
 pub(crate) mod dev;
 pub(crate) mod gateway;
 pub(crate) mod replica;

@@ -487,7 +487,7 @@ impl Serving {
         let leads = core.leader == self.node;
         let kind = request.kind.expect("gateways set a kind");
         *core.seen.entry(name(&kind).to_owned()).or_default() += 1;
-        if group != GROUP {
+        if group != GROUP && !matches!(kind, request::Kind::NodeStatus(_)) {
             refuse(&core, Why::NoGroup);
             return Ok(());
         }
@@ -550,6 +550,8 @@ impl Serving {
                 let kept = wire::KeptAlive { leases, revision: core.keyspace.revision().0 };
                 core.respond(out, id, response::Kind::KeptAlive(kept));
             }
+            // As a node does that is older than the question.
+            request::Kind::NodeStatus(_) => refuse(&core, Why::Malformed),
             request::Kind::Status(_) => {
                 let status = core.keyspace.status();
                 let reply = wire::StatusReply {
@@ -630,6 +632,7 @@ fn name(kind: &request::Kind) -> &'static str {
         request::Kind::WatchCredit(_) => "watch_credit",
         request::Kind::WatchSync(_) => "watch_sync",
         request::Kind::WatchClose(_) => "watch_close",
+        request::Kind::NodeStatus(_) => "node_status",
     }
 }
 

@@ -53,6 +53,8 @@ pub(crate) enum GroupEvent {
 pub(crate) struct GroupHandle {
     pub(crate) id: GroupId,
     pub(crate) inbox: Inbox<GroupEvent>,
+    /// As of the end of the last turn; none before the first. To be told without asking the task, which may be busy.
+    pub(crate) told: Mutex<Option<wire::ReplicaStatus>>,
     gate: Mutex<Gate>,
 }
 
@@ -69,7 +71,7 @@ struct Gate {
 
 impl GroupHandle {
     pub(crate) fn new(id: GroupId) -> Self {
-        GroupHandle { id, inbox: Inbox::new(INBOX_BYTES), gate: Mutex::default() }
+        GroupHandle { id, inbox: Inbox::new(INBOX_BYTES), told: Mutex::default(), gate: Mutex::default() }
     }
 
     /// Whether some record of this life is durable.

@@ -12,6 +12,7 @@ mod snapshotting;
 #[cfg(test)]
 mod tests;
 mod timer;
+mod told;
 mod watches;
 
 use std::sync::Arc;
@@ -647,7 +648,9 @@ impl Group {
     }
 
     fn publish(&mut self) {
-        self.metrics.publish(&self.engine.status(), self.applied, self.watches.len());
+        let engine = self.engine.status();
+        self.metrics.publish(&engine, self.applied, self.watches.len());
+        *self.handle.told.lock() = Some(self.told(&engine));
     }
 }
 

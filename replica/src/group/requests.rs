@@ -41,7 +41,8 @@ impl Group {
             Some(RequestKind::WatchCredit(credit)) => self.watches.add_credit(link.id, id, credit.bytes),
             Some(RequestKind::WatchSync(sync)) => self.on_read(link, id, Reading::WatchSync(sync.watch)),
             Some(RequestKind::WatchClose(_)) => self.watches.close(link.id, id),
-            None => self.replies.refuse(link, id, Why::Malformed),
+            // The link answers it.
+            Some(RequestKind::NodeStatus(_)) | None => self.replies.refuse(link, id, Why::Malformed),
         }
     }
 

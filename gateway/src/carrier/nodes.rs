@@ -1,0 +1,45 @@
+//! What the nodes say of themselves, asked of all at once.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use api::gaios::link::v1::{self as wire, request, response::Kind};
+use futures::future::join_all;
+use tokio::time::{Instant, timeout};
+
+use super::Shared;
+use crate::router::NodeId;
+use crate::status::{NodeSaid, NodeStatus};
+
+/// A node that has not answered for this long is told of without.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+
+impl Shared {
+    /// All nodes of the shard map, and which of them hold replicas of which group.
+    pub(super) async fn nodes(&self) -> (Vec<NodeStatus>, BTreeMap<u64, Vec<NodeId>>) {
+        let Some(topology) = self.topology.load_full() else { return Default::default() };
+        let nodes = join_all(topology.nodes().map(|(node, address)| self.node(node, address)));
+        let replicas = topology.groups().map(|group| (group, topology.replicas(group)));
+        (nodes.await, replicas.collect())
+    }
+
+    async fn node(&self, id: NodeId, address: &str) -> NodeStatus {
+        let asked = Instant::now();
+        let said = timeout(ANSWER_WITHIN, self.ask_node(id)).await.ok().flatten();
+        NodeStatus {
+            id,
+            address: Some(address.to_owned()),
+            reach: Some(self.links.reach(id)),
+            answer_seconds: said.is_some().then(|| asked.elapsed().as_secs_f64()),
+            said,
+        }
+    }
+
+    async fn ask_node(&self, id: NodeId) -> Option<NodeSaid> {
+        let link = self.links.to(id)?;
+        let asked = link.call(0, request::Kind::NodeStatus(wire::NodeStatusRequest {}), 0);
+        // A node of an older version refuses the question.
+        let Some(Kind::NodeStatus(said)) = asked.ok()?.await.ok()?.kind else { return None };
+        Some(said.into())
+    }
+}

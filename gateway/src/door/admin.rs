@@ -1,0 +1,77 @@
+//! A gateway's admin port: what operators ask, and the HTTP endpoints that clients have, too. Nothing of the former is
+//! served where clients connect.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::{Method, Request, Response};
+use bytes::Bytes;
+use http_body::Body as HttpBody;
+use tokio::time::Instant;
+use tonic::body::Body;
+
+use super::{Door, http};
+use crate::admin::{Answer, Asked, admit, json, not_found};
+use crate::domain::Domain;
+use crate::status::{ClusterStatus, GatewayStatus, Status};
+
+/// However many ask, the nodes are asked no more often than this.
+const STATUS_EVERY: Duration = Duration::from_millis(500);
+
+/// Answers any request to the admin port.
+pub(super) async fn answer<D: Domain, B>(
+    door: &Door<D>,
+    from: Option<SocketAddr>,
+    request: Request<B>,
+) -> Response<Body>
+where
+    B: HttpBody<Data = Bytes> + Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    match admit(from, request).await {
+        Ok(Asked::Get(uri)) => match uri.path() {
+            "/debug/status" => whole(json(&Status::Cluster((*door.status().await).clone()))),
+            _ => http::answer(door, &Method::GET, &uri).await,
+        },
+        Ok(Asked::Post(..)) => whole(not_found()),
+        Err(refused) => whole(refused),
+    }
+}
+
+fn whole(answer: Answer) -> Response<Body> {
+    answer.map(Body::new)
+}
+
+/// What was told last, and when.
+pub(crate) type StatusTold = tokio::sync::Mutex<Option<(Instant, Arc<ClusterStatus>)>>;
+
+impl<D: Domain> Door<D> {
+    /// The cluster, as this gateway sees it. Callers who come together share one answer.
+    async fn status(&self) -> Arc<ClusterStatus> {
+        let mut told = self.status_told.lock().await;
+        if let Some((at, status)) = told.as_ref()
+            && at.elapsed() < STATUS_EVERY
+        {
+            return Arc::clone(status);
+        }
+        let (nodes, replicas) = self.domain.nodes().await;
+        let own = self.own_status();
+        let status = Arc::new(ClusterStatus::new(self.domain.cluster_id(), own, nodes, &replicas));
+        *told = Some((Instant::now(), Arc::clone(&status)));
+        status
+    }
+
+    fn own_status(&self) -> GatewayStatus {
+        let count = |gauge: &prometheus::IntGauge| u64::try_from(gauge.get()).ok();
+        GatewayStatus {
+            name: self.name.clone(),
+            region: self.region.clone(),
+            version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+            uptime_seconds: Some(self.started.elapsed().as_secs_f64()),
+            connections: count(&self.metrics.connections),
+            watchers: count(&self.metrics.watchers),
+            linked_nodes: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! `gaios ctl`: what operators ask of a cluster that runs, by the admin port of one of its processes. Each subcommand has a
+//! file of its own. Data goes to standard output, and every table can be had as JSON.
+
+mod client;
+mod output;
+mod status;
+
+use super::Failure;
+use client::Admin;
+use output::Format;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The admin port to ask, a gateway's or a node's.
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "GAIOS_ADMIN",
+        default_value = "http://127.0.0.1:2378"
+    )]
+    admin: String,
+    /// How the answer is written.
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    output: Format,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Show gateways, nodes and groups, and what needs a look.
+    Status(status::Args),
+}
+
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    let admin = Admin::new(&args.admin)?;
+    match &args.command {
+        Command::Status(status) => block_on(status::run(status, &admin, args.output)),
+    }
+}
+
+/// Runs a command to its end, on this thread.
+fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+}

@@ -1,0 +1,547 @@
+//! What `/debug/status` answers, on a gateway's admin port of the whole cluster as the gateway sees it, on a node's of the
+//! node. `gaios ctl status` and the status page show it.
+//!
+//! What is not known is absent, and never zero.
+
+use std::collections::BTreeMap;
+
+use api::gaios::link::v1 as wire;
+use api::gaios::link::v1::replica_status::Role as ToldRole;
+use serde::{Deserialize, Serialize};
+
+/// The answer of any admin port.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "of", rename_all = "snake_case")]
+pub enum Status {
+    /// A gateway's.
+    Cluster(ClusterStatus),
+    /// A node's.
+    Node(NodeStatus),
+}
+
+/// A cluster, as one gateway sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// The id that clients see, in hexadecimal. Absent before the first node has answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster_id: Option<String>,
+    /// The gateway that was asked.
+    pub seen_by: String,
+    /// What needs a look, the worst first. Empty: nothing is wrong that a gateway can see.
+    pub findings: Vec<Finding>,
+    /// By name.
+    pub gateways: Vec<GatewayStatus>,
+    /// By id.
+    pub nodes: Vec<NodeStatus>,
+    /// By id.
+    pub groups: Vec<GroupStatus>,
+}
+
+/// Something that needs a look.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// How bad it is.
+    pub severity: Severity,
+    /// One sentence.
+    pub text: String,
+}
+
+/// How bad something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// Clients are refused, or will be.
+    Critical,
+    /// Clients are served, with less in reserve.
+    Warning,
+}
+
+/// A gateway. Only the one that was asked knows more of itself than its name.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GatewayStatus {
+    /// Unique in its region.
+    pub name: String,
+    /// Where it stands.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// Of the program.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Since it started, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uptime_seconds: Option<f64>,
+    /// Connections of clients.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u64>,
+    /// Watches of clients.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watchers: Option<u64>,
+    /// Nodes that say they are linked with it.
+    pub linked_nodes: Vec<u32>,
+}
+
+/// How a gateway reaches a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reach {
+    /// By a connection of its own.
+    Straight,
+    /// By another node, which passes the connection on.
+    Detour,
+    /// Not at all.
+    Unreached,
+}
+
+/// A node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its id.
+    pub id: u32,
+    /// Where gateways reach it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// How the gateway that was asked reaches it; absent in a node's own answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reach: Option<Reach>,
+    /// How long it took to answer the gateway's question, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer_seconds: Option<f64>,
+    /// What it said of itself; absent if it did not answer in time, or is too old for the question.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub said: Option<NodeSaid>,
+}
+
+/// What a node says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NodeSaid {
+    /// What operators call it.
+    pub name: String,
+    /// Of the program.
+    pub version: String,
+    /// Since its process started, in seconds.
+    pub uptime_seconds: f64,
+    /// Why it does not take part in full; absent if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_ready: Option<String>,
+    /// A replica for each group that has one there.
+    pub replicas: Vec<ReplicaStatus>,
+    /// The other nodes.
+    pub peers: Vec<PeerStatus>,
+    /// The gateways that are linked with it.
+    pub gateways: Vec<LinkedGateway>,
+    /// Its write-ahead log.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub journal: Option<JournalStatus>,
+}
+
+/// A replica, as its node tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaStatus {
+    /// Its group.
+    pub group: u64,
+    /// What it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    /// Who leads, as far as it knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leader: Option<u32>,
+    /// Round of the leadership in force: etcd's term.
+    pub term: u64,
+    /// The last slot that it knows to be committed.
+    pub commit_slot: u64,
+    /// The last slot that it has applied.
+    pub applied_slot: u64,
+    /// The newest revision there.
+    pub revision: i64,
+    /// The oldest revision that can be read; absent before the first compaction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compact_revision: Option<i64>,
+    /// Keys and values held, and their history.
+    pub size_bytes: u64,
+    /// The bound on `size_bytes`.
+    pub quota_bytes: u64,
+    /// Live keys.
+    pub keys: u64,
+    /// Leases.
+    pub leases: u64,
+    /// Sessions of gateways.
+    pub sessions: u64,
+    /// Watches that gateways hold there.
+    pub watches: u64,
+    /// Alarms raised.
+    pub alarms: Vec<Alarm>,
+    /// It may have forgotten votes, and has not made up for them yet.
+    pub healing: bool,
+    /// Its disk has failed: it takes no part until its node is restarted.
+    pub fenced: bool,
+}
+
+/// What a replica is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// It proposes.
+    Leader,
+    /// It votes.
+    Follower,
+    /// It tries to lead.
+    Candidate,
+    /// It gets the log and does not vote.
+    Learner,
+}
+
+impl Role {
+    /// As in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Leader => "leader",
+            Role::Follower => "follower",
+            Role::Candidate => "candidate",
+            Role::Learner => "learner",
+        }
+    }
+}
+
+/// etcd's alarms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Alarm {
+    /// The quota or a disk is full: writes are refused.
+    #[serde(rename = "NOSPACE")]
+    NoSpace,
+    /// Replicas differ.
+    Corrupt,
+}
+
+impl Alarm {
+    /// As in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Alarm::NoSpace => "NOSPACE",
+            Alarm::Corrupt => "CORRUPT",
+        }
+    }
+}
+
+/// Another node, as a node sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its id.
+    pub node: u32,
+    /// Where it is dialled.
+    pub address: String,
+    /// Whether there is a connection.
+    pub linked: bool,
+}
+
+/// A gateway, as a node sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkedGateway {
+    /// Its name.
+    pub name: String,
+    /// Its connections.
+    pub links: u32,
+}
+
+/// A node's write-ahead log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalStatus {
+    /// All its files.
+    pub disk_bytes: u64,
+    /// Its segments.
+    pub segments: u64,
+    /// There was no room for the next segment: writes are refused.
+    pub full: bool,
+}
+
+/// A group, put together from what its replicas say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// Its id.
+    pub id: u64,
+    /// The node that leads, as the newest round has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leader: Option<u32>,
+    /// Round of the leadership in force: etcd's term.
+    pub term: u64,
+    /// The last slot that any of its replicas knows to be committed.
+    pub commit_slot: u64,
+    /// The newest revision at any of its replicas.
+    pub revision: i64,
+    /// By node.
+    pub replicas: Vec<Member>,
+}
+
+/// A replica, as a part of its group.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its node.
+    pub node: u32,
+    /// What it is; absent where the node did not answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    /// Slots that the group has committed, and it does not know of. What is under way is among them, so a few are
+    /// nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub commit_behind: Option<u64>,
+    /// Slots that the group has committed, and it has not applied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub applied_behind: Option<u64>,
+}
+
+/// Slots that a replica may be behind before a word is said: some seconds of heavy writing.
+const BEHIND_MAX: u64 = 50_000;
+
+impl ClusterStatus {
+    /// Puts together what is known. `replicas` says which nodes hold replicas of which groups, as the shard map has it.
+    pub fn new(
+        cluster_id: u64,
+        own: GatewayStatus,
+        nodes: Vec<NodeStatus>,
+        replicas: &BTreeMap<u64, Vec<u32>>,
+    ) -> ClusterStatus {
+        let seen_by = own.name.clone();
+        let groups: Vec<_> = replicas.iter().map(|(group, on)| group_status(*group, on, &nodes)).collect();
+        let mut findings = findings(&nodes, &groups);
+        findings.sort_by_key(|finding| finding.severity);
+        ClusterStatus {
+            cluster_id: (cluster_id != 0).then(|| format!("{cluster_id:x}")),
+            seen_by,
+            findings,
+            gateways: gateways(own, &nodes),
+            nodes,
+            groups,
+        }
+    }
+}
+
+/// The gateway itself, and those that nodes tell of.
+fn gateways(own: GatewayStatus, nodes: &[NodeStatus]) -> Vec<GatewayStatus> {
+    let mut by_name = BTreeMap::from([(own.name.clone(), own)]);
+    for node in nodes {
+        for gateway in node.said.iter().flat_map(|said| &said.gateways) {
+            let known = by_name.entry(gateway.name.clone());
+            let known = known
+                .or_insert_with(|| GatewayStatus { name: gateway.name.clone(), ..GatewayStatus::default() });
+            known.linked_nodes.push(node.id);
+        }
+    }
+    by_name.into_values().collect()
+}
+
+fn group_status(id: u64, on: &[u32], nodes: &[NodeStatus]) -> GroupStatus {
+    let told = |node: u32| {
+        let node = nodes.iter().find(|known| known.id == node)?;
+        node.said.as_ref()?.replicas.iter().find(|replica| replica.group == id)
+    };
+    let known: Vec<_> = on.iter().filter_map(|node| told(*node)).collect();
+    let term = known.iter().map(|replica| replica.term).max().unwrap_or(0);
+    let commit_slot = known.iter().map(|replica| replica.commit_slot).max().unwrap_or(0);
+    let members = on.iter().map(|node| match told(*node) {
+        Some(replica) => Member {
+            node: *node,
+            role: replica.role,
+            commit_behind: Some(commit_slot.saturating_sub(replica.commit_slot)),
+            applied_behind: Some(commit_slot.saturating_sub(replica.applied_slot)),
+        },
+        None => Member { node: *node, ..Member::default() },
+    });
+    GroupStatus {
+        id,
+        leader: known.iter().filter(|replica| replica.term == term).find_map(|replica| replica.leader),
+        term,
+        commit_slot,
+        revision: known.iter().map(|replica| replica.revision).max().unwrap_or(0),
+        replicas: members.collect(),
+    }
+}
+
+fn findings(nodes: &[NodeStatus], groups: &[GroupStatus]) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let mut say = |severity, text: String| found.push(Finding { severity, text });
+    for node in nodes {
+        let id = node.id;
+        match (&node.said, node.reach) {
+            (_, Some(Reach::Unreached)) => {
+                say(Severity::Warning, format!("node {id} is not reached"));
+            }
+            (None, _) => say(Severity::Warning, format!("node {id} does not say how it is")),
+            (Some(said), reach) => {
+                if let Some(why) = &said.not_ready {
+                    say(Severity::Warning, format!("node {id} is not ready: {why}"));
+                }
+                if reach == Some(Reach::Detour) {
+                    say(Severity::Warning, format!("node {id} is reached by way of another node only"));
+                }
+                for peer in said.peers.iter().filter(|peer| !peer.linked) {
+                    say(Severity::Warning, format!("node {id} has no link with node {}", peer.node));
+                }
+            }
+        }
+        for replica in node.said.iter().flat_map(|said| &said.replicas) {
+            let group = replica.group;
+            if replica.fenced {
+                say(Severity::Warning, format!("the disk of node {id} has failed: restart the node"));
+            }
+            // All replicas know of an alarm; the leader's word is enough.
+            if replica.role == Some(Role::Leader) {
+                for alarm in &replica.alarms {
+                    let alarm = alarm.name();
+                    say(Severity::Critical, format!("the alarm {alarm} is raised in group {group}"));
+                }
+            }
+        }
+    }
+    for group in groups {
+        let id = group.id;
+        if group.leader.is_none() {
+            say(Severity::Critical, format!("group {id} has no leader"));
+        }
+        for replica in &group.replicas {
+            if let Some(behind) = replica.applied_behind.filter(|behind| *behind > BEHIND_MAX) {
+                let node = replica.node;
+                say(
+                    Severity::Warning,
+                    format!("node {node} is {behind} entries behind the others in group {id}"),
+                );
+            }
+        }
+    }
+    found
+}
+
+impl From<wire::NodeStatus> for NodeSaid {
+    fn from(told: wire::NodeStatus) -> NodeSaid {
+        NodeSaid {
+            name: told.name,
+            version: told.version,
+            uptime_seconds: told.uptime_ms as f64 / 1000.0,
+            not_ready: Some(told.not_ready).filter(|why| !why.is_empty()),
+            replicas: told.replicas.into_iter().map(ReplicaStatus::from).collect(),
+            peers: told
+                .peers
+                .into_iter()
+                .map(|peer| PeerStatus { node: peer.node, address: peer.address, linked: peer.linked })
+                .collect(),
+            gateways: told
+                .gateways
+                .into_iter()
+                .map(|gateway| LinkedGateway { name: gateway.name, links: gateway.links })
+                .collect(),
+            journal: told.journal.map(|journal| JournalStatus {
+                disk_bytes: journal.disk_bytes,
+                segments: journal.segments,
+                full: journal.full,
+            }),
+        }
+    }
+}
+
+impl From<wire::NodeStatus> for NodeStatus {
+    fn from(told: wire::NodeStatus) -> NodeStatus {
+        NodeStatus { id: told.node, said: Some(NodeSaid::from(told)), ..NodeStatus::default() }
+    }
+}
+
+impl From<wire::ReplicaStatus> for ReplicaStatus {
+    fn from(told: wire::ReplicaStatus) -> ReplicaStatus {
+        let alarms = [(told.no_space_alarm, Alarm::NoSpace), (told.corrupt_alarm, Alarm::Corrupt)];
+        ReplicaStatus {
+            group: told.group,
+            role: match told.role() {
+                ToldRole::Unspecified => None,
+                ToldRole::Leader => Some(Role::Leader),
+                ToldRole::Follower => Some(Role::Follower),
+                ToldRole::Candidate => Some(Role::Candidate),
+                ToldRole::Learner => Some(Role::Learner),
+            },
+            leader: Some(told.leader).filter(|leader| *leader != 0),
+            term: told.term,
+            commit_slot: told.commit_slot,
+            applied_slot: told.applied_slot,
+            revision: told.revision,
+            compact_revision: Some(told.compact_revision).filter(|revision| *revision >= 0),
+            size_bytes: told.size_bytes,
+            quota_bytes: told.quota_bytes,
+            keys: told.keys,
+            leases: told.leases,
+            sessions: told.sessions,
+            watches: told.watches,
+            alarms: alarms.iter().filter(|(raised, _)| *raised).map(|(_, alarm)| *alarm).collect(),
+            healing: told.healing,
+            fenced: told.fenced,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(id: u32, leader: u32, term: u64, applied: u64) -> NodeStatus {
+        let role = if id == leader { ToldRole::Leader } else { ToldRole::Follower };
+        let replica = wire::ReplicaStatus {
+            group: 1,
+            role: role.into(),
+            leader,
+            term,
+            commit_slot: applied,
+            applied_slot: applied,
+            ..wire::ReplicaStatus::default()
+        };
+        let gateways = vec![wire::LinkedGateway { name: "far".to_owned(), links: 1 }];
+        let told = wire::NodeStatus { node: id, replicas: vec![replica], gateways, ..Default::default() };
+        NodeStatus { reach: Some(Reach::Straight), ..NodeStatus::from(told) }
+    }
+
+    fn cluster(nodes: Vec<NodeStatus>) -> ClusterStatus {
+        let own = GatewayStatus { name: "near".to_owned(), ..GatewayStatus::default() };
+        ClusterStatus::new(0xca5e, own, nodes, &BTreeMap::from([(1, vec![1, 2, 3])]))
+    }
+
+    fn texts(status: &ClusterStatus) -> Vec<&str> {
+        status.findings.iter().map(|finding| finding.text.as_str()).collect()
+    }
+
+    #[test]
+    fn a_group_is_what_its_replicas_say_in_the_newest_round() {
+        let status = cluster(vec![node(1, 1, 4, 100), node(2, 2, 5, 130), node(3, 2, 5, 120)]);
+        let group = &status.groups[0];
+        assert_eq!((group.leader, group.term, group.commit_slot), (Some(2), 5, 130));
+        let behind: Vec<_> = group.replicas.iter().map(|replica| replica.applied_behind).collect();
+        assert_eq!(behind, [Some(30), Some(0), Some(10)]);
+        assert!(status.findings.is_empty());
+        let names: Vec<_> = status.gateways.iter().map(|gateway| gateway.name.as_str()).collect();
+        assert_eq!(names, ["far", "near"]);
+        assert_eq!(status.gateways[0].linked_nodes, [1, 2, 3]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_the_worst_first() {
+        let mut lost = node(1, 0, 5, 10);
+        lost.said.as_mut().unwrap().not_ready = Some("stopping".to_owned());
+        let unreached = NodeStatus { id: 2, reach: Some(Reach::Unreached), ..NodeStatus::default() };
+        let status = cluster(vec![lost, unreached, node(3, 0, 5, 100_000)]);
+        assert_eq!(
+            texts(&status),
+            [
+                "group 1 has no leader",
+                "node 1 is not ready: stopping",
+                "node 2 is not reached",
+                "node 1 is 99990 entries behind the others in group 1",
+            ]
+        );
+        assert_eq!(status.groups[0].replicas[1], Member { node: 2, ..Member::default() });
+    }
+
+    #[test]
+    fn what_is_not_known_is_absent_and_comes_back_as_it_went() {
+        let unreached = NodeStatus { id: 2, reach: Some(Reach::Unreached), ..NodeStatus::default() };
+        let status = Status::Cluster(cluster(vec![node(1, 1, 5, 10), unreached]));
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!(json["of"], "cluster");
+        assert_eq!(json["nodes"][1], serde_json::json!({ "id": 2, "reach": "unreached" }));
+        assert_eq!(json["nodes"][0]["replicas"][0]["role"], "leader");
+        assert_eq!(serde_json::from_value::<Status>(json).unwrap(), status);
+    }
+}
