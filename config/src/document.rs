@@ -46,6 +46,19 @@ impl Node {
     }
 }
 
+impl Node {
+    /// Where the field with this path stands, such as `client_tls.key_file`, or the nearest section round it.
+    pub(crate) fn place_of(&self, path: &str) -> Place {
+        let mut node = self;
+        for name in path.split('.') {
+            let Content::Map(fields) = &node.content else { break };
+            let Some((_, value)) = fields.iter().find(|(key, _)| key.name == name) else { break };
+            node = value;
+        }
+        node.place
+    }
+}
+
 /// A collection whose end has not been read.
 enum Open {
     List(Place, Vec<Node>),

@@ -23,9 +23,12 @@ use document::Content;
 pub use given::Given;
 pub use problem::{Place, Problem, Problems};
 pub use reference::reference;
-pub use schema::{Cluster, Gateway, Group, Journal, Limits, Log, Member, Node, Replica, Snapshot, Timing};
+pub use schema::{
+    ClientTls, Cluster, Gateway, Group, Journal, Limits, LinkTls, Log, Member, Node, Replica, Snapshot,
+    Timing,
+};
 use value::Scalar;
-pub use value::{ClientUrl, HostPort, LogFormat, LogLevel, Name, Role, Size};
+pub use value::{ClientAuth, ClientUrl, HostPort, LogFormat, LogLevel, Name, Role, Size, TlsVersion};
 
 /// Larger files are refused: a configuration of thousands of nodes is still below it.
 pub const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -62,7 +65,7 @@ impl Config {
             }
             // Without a role the file is read as a replica's, which reports that among all other mistakes.
             Content::Map(_) | Content::Empty | Content::Scalar(_) | Content::List(_) => {
-                read(file, root, given).map(Self::Replica)
+                read(file, root, given).map(Replica::with_own_paths).map(Self::Replica)
             }
         }
     }
@@ -83,6 +86,26 @@ impl Config {
         let text = read_file(path)?;
         Ok(Self::parse_with(&path.display().to_string(), &text, given)?)
     }
+
+    /// Reads and checks the file at `path` with what was given beside it. If there are no mistakes, `further` looks at what
+    /// fields stand for, such as files, and names those with something wrong about it: the paths of the fields, and what.
+    ///
+    /// # Errors
+    /// The file could not be read, or all mistakes.
+    pub fn load_and_look(
+        path: &Path,
+        given: &Given,
+        further: impl FnOnce(&Self) -> Vec<(String, String)>,
+    ) -> Result<Self, LoadError> {
+        let (file, text) = (path.display().to_string(), read_file(path)?);
+        let config = Self::parse_with(&file, &text, given)?;
+        let root = parse_document(&file, &text)?;
+        let found = further(&config).into_iter();
+        let mut list: Vec<Problem> =
+            found.map(|(field, what)| Problem::at(root.place_of(&field), field, what)).collect();
+        list.sort();
+        if list.is_empty() { Ok(config) } else { Err(Problems { file, list }.into()) }
+    }
 }
 
 impl Replica {
@@ -91,7 +114,7 @@ impl Replica {
     /// # Errors
     /// All mistakes.
     pub fn parse(file: &str, text: &str) -> Result<Self, Problems> {
-        read(file, parse_document(file, text)?, &Given::default())
+        read(file, parse_document(file, text)?, &Given::default()).map(Self::with_own_paths)
     }
 
     /// Reads and checks the file at `path`.
@@ -108,7 +131,7 @@ impl Replica {
     /// The file could not be read, or all mistakes.
     pub fn load_with(path: &Path, given: &Given) -> Result<Self, LoadError> {
         let (file, text) = (path.display().to_string(), read_file(path)?);
-        Ok(read(&file, parse_document(&file, &text)?, given)?)
+        Ok(read(&file, parse_document(&file, &text)?, given).map(Self::with_own_paths)?)
     }
 }
 

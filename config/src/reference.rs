@@ -109,7 +109,7 @@ mod tests {
         fn sample(field: &FieldDoc, r#type: &Type) -> String {
             let text = match kind(r#type) {
                 kind if kind.starts_with("a host") => "host:1",
-                kind if kind.starts_with("a URL") => "'http://host:1'",
+                kind if kind.starts_with("a URL") => "'https://host:1'",
                 kind if kind.starts_with("a whole number") => "1",
                 kind if kind.starts_with("a duration") => "1s",
                 kind if field.name == "role" && kind.contains("replica") => "ROLE",
@@ -119,7 +119,9 @@ mod tests {
         }
         for (role, r#type) in [("replica", Replica::TYPE), ("gateway", Gateway::TYPE)] {
             let Type::Section(section) = r#type else { panic!("a role is a section") };
-            let text = written(section).replace("ROLE", role);
+            // CAs of clients are for clients that are asked.
+            let text =
+                written(section).replace("ROLE", role).replace("client_auth: off", "client_auth: optional");
             assert!(document::parse(&text).is_ok(), "{text}");
             let result = match role {
                 "replica" => Replica::parse("all fields", &text).map(|_| ()),

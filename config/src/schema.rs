@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::problem::Problem;
 use crate::table::{Fields, section};
-use crate::value::{ClientUrl, HostPort, LogFormat, LogLevel, Name, Role, Size};
+use crate::value::{ClientAuth, ClientUrl, HostPort, LogFormat, LogLevel, Name, Role, Size, TlsVersion};
 
 section! {
     /// A node: it hosts replicas of groups, and keeps their journal and snapshots.
@@ -25,6 +25,9 @@ section! {
         admin_listen: SocketAddr = default("127.0.0.1:2381");
         /// The cluster this node belongs to.
         cluster: Cluster = required;
+        /// Certificates for gateways and other nodes; without it, whoever reaches `listen` is believed who they say they are.
+        /// `{node}` in its paths stands for this node's id.
+        link_tls: LinkTls = optional;
         /// Failure detection and leader leases; the same on all nodes.
         timing: Timing = default("{}");
         /// The write-ahead log.
@@ -67,6 +70,10 @@ section! {
         members: Vec<Member> = optional;
         /// The cluster behind this gateway.
         cluster: Cluster = required;
+        /// Certificates for clients; without it, `listen` speaks plain text, and with it, nothing but TLS.
+        client_tls: ClientTls = optional;
+        /// Certificates for nodes; without it, links are plain text.
+        link_tls: LinkTls = optional;
         /// Connections kept open to each node, however many clients there are.
         links_per_node: u32 = default("1") ["1" to "64"];
         /// Threads that do the work; without it, half as many as there are cores for this process. Set it to all cores where
@@ -114,6 +121,40 @@ section! {
         id: u64 = required ["1" to "18446744073709551615"];
         /// Ids of the nodes that vote in it: an odd number is best.
         voters: Vec<u32> = required;
+    }
+}
+
+section! {
+    /// Certificates for clients. Changes of the files are taken over within seconds, or on SIGHUP.
+    pub struct ClientTls, checked by check_client_tls {
+        /// The certificate of this gateway, valid for the names in `advertise_client_urls`, then those that link it with its CA.
+        cert_file: PathBuf = required;
+        /// The key of the certificate.
+        key_file: PathBuf = required;
+        /// CAs that sign the certificates of clients.
+        client_ca_file: PathBuf = optional;
+        /// Whether clients show a certificate. One that is shown must be good, also where it is optional.
+        client_auth: ClientAuth = default("off");
+        /// Keys of session tickets, the same at all gateways of a region, so that clients resume their sessions at any of them:
+        /// 64 hexadecimal digits a line, newest first. `gaios ctl certs tickets` makes and rotates it. Without it, each gateway
+        /// makes its own.
+        ticket_keys_file: PathBuf = optional;
+        /// The oldest version of TLS that clients may speak.
+        min_version: TlsVersion = default("1.2");
+    }
+}
+
+section! {
+    /// Certificates for links. Both sides show one, which says who its holder is in a URI of its subject alternative names:
+    /// `gaios://CLUSTER/node/ID` or `gaios://CLUSTER/gateway/NAME`. Changes of the files are taken over within seconds, or on
+    /// SIGHUP.
+    pub struct LinkTls {
+        /// The certificate of this process, then those that link it with its CA.
+        cert_file: PathBuf = required;
+        /// The key of the certificate.
+        key_file: PathBuf = required;
+        /// CAs of the cluster.
+        ca_file: PathBuf = required;
     }
 }
 
@@ -185,6 +226,20 @@ section! {
 }
 
 impl Replica {
+    /// With this node's id in the paths that ask for it.
+    pub(crate) fn with_own_paths(mut self) -> Self {
+        let id = self.node.to_string();
+        if let Some(LinkTls { cert_file, key_file, ca_file }) = &mut self.link_tls {
+            for path in [cert_file, key_file, ca_file] {
+                // What was read from a text is one.
+                if let Some(text) = path.to_str() {
+                    *path = PathBuf::from(text.replace("{node}", &id));
+                }
+            }
+        }
+        self
+    }
+
     /// The name, or what stands in for it.
     #[must_use]
     pub fn display_name(&self) -> String {
@@ -250,6 +305,10 @@ fn check_gateway(gateway: &Gateway, fields: &Fields<'_>, problems: &mut Vec<Prob
     if gateway.advertise_client_urls.is_empty() {
         fields.note("advertise_client_urls", "needs at least one URL", problems);
     }
+    let tls = gateway.client_tls.is_some();
+    let members_urls = gateway.members.iter().flatten().flat_map(|member| &member.client_urls);
+    check_schemes("advertise_client_urls", gateway.advertise_client_urls.iter(), tls, fields, problems);
+    check_schemes("members", members_urls, tls, fields, problems);
     if let Some(members) = &gateway.members {
         if let Some(name) = repeated(members.iter().map(|member| member.name.as_str())) {
             fields.note("members", format!("names `{name}` twice"), problems);
@@ -257,6 +316,44 @@ fn check_gateway(gateway: &Gateway, fields: &Fields<'_>, problems: &mut Vec<Prob
         if !members.iter().any(|member| member.name == gateway.name) {
             fields.note("members", format!("does not name this gateway, `{}`", gateway.name), problems);
         }
+    }
+    (problems.len() == before).then_some(())
+}
+
+/// Clients would speak TLS to a port that does not, or the other way.
+fn check_schemes<'a>(
+    field: &str,
+    mut urls: impl Iterator<Item = &'a ClientUrl>,
+    tls: bool,
+    fields: &Fields<'_>,
+    problems: &mut Vec<Problem>,
+) {
+    if let Some(url) = urls.find(|url| url.is_https() != tls) {
+        let message = if tls {
+            format!("has {url}, but with `client_tls` clients are served over https:// only")
+        } else {
+            format!("has {url}, but without `client_tls` clients are served over http:// only")
+        };
+        fields.note(field, message, problems);
+    }
+}
+
+fn check_client_tls(tls: &ClientTls, fields: &Fields<'_>, problems: &mut Vec<Problem>) -> Option<()> {
+    let before = problems.len();
+    match (tls.client_auth, &tls.client_ca_file) {
+        (ClientAuth::Off, Some(_)) => {
+            let message =
+                "is of no use while `client_auth` is off: say optional or required, or leave it out";
+            fields.note("client_ca_file", message, problems);
+        }
+        (ClientAuth::Optional | ClientAuth::Required, None) => {
+            let message = format!(
+                "is {}, but no `client_ca_file` says whose certificates are good",
+                tls.client_auth.as_str()
+            );
+            fields.note("client_auth", message, problems);
+        }
+        (ClientAuth::Off, None) | (ClientAuth::Optional | ClientAuth::Required, Some(_)) => {}
     }
     (problems.len() == before).then_some(())
 }

@@ -256,6 +256,12 @@ impl ClientUrl {
         Self { https: false, address }
     }
 
+    /// `https://address`.
+    #[must_use]
+    pub fn https(address: HostPort) -> Self {
+        Self { https: true, address }
+    }
+
     /// Whether clients shall use TLS.
     #[must_use]
     pub fn is_https(&self) -> bool {
@@ -329,6 +335,28 @@ choice! {
         Replica = "replica",
         /// A stateless proxy.
         Gateway = "gateway",
+    }
+}
+
+choice! {
+    /// Whether clients show certificates.
+    pub enum ClientAuth ("`off`, `optional` or `required`") {
+        /// They are not asked.
+        Off = "off",
+        /// They may.
+        Optional = "optional",
+        /// They have to.
+        Required = "required",
+    }
+}
+
+choice! {
+    /// A version of TLS.
+    pub enum TlsVersion ("`1.2` or `1.3`") {
+        /// TLS 1.2.
+        Tls12 = "1.2",
+        /// TLS 1.3.
+        Tls13 = "1.3",
     }
 }
 

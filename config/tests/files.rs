@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use config::{Config, Gateway, Given, LoadError, Replica};
+use config::{ClientAuth, Config, Gateway, Given, LoadError, Replica, TlsVersion};
 use proptest::prelude::*;
 
 fn folder(name: &str) -> PathBuf {
@@ -165,6 +165,91 @@ f.yaml:3:24: advertise_client_urls: needs at least one URL
 f.yaml:4:10: members: does not name this gateway, `g`
 ",
     );
+}
+
+#[test]
+fn settings_of_tls_fit_each_other() {
+    let gateway = |url: &str, tls: &str| {
+        format!(
+            "role: gateway\nname: g\nadvertise_client_urls: ['{url}']\n\
+             cluster: {{name: c, nodes: [{{id: 1, address: 'a:1'}}]}}\n{tls}"
+        )
+    };
+    let secure = |tls: &str| gateway("https://g:1", tls);
+    Gateway::parse("f.yaml", &secure("client_tls: {cert_file: c, key_file: k}")).unwrap();
+    let all = "client_tls: {cert_file: c, key_file: k, client_ca_file: ca, client_auth: required, min_version: 1.3, \
+               ticket_keys_file: t}\nlink_tls: {cert_file: c, key_file: k, ca_file: ca}";
+    let read = Gateway::parse("f.yaml", &secure(all)).unwrap().client_tls.unwrap();
+    assert_eq!((read.client_auth, read.min_version), (ClientAuth::Required, TlsVersion::Tls13));
+    check(&secure("client_tls:\n  cert_file: c"), "f.yaml:6:3: client_tls.key_file: is missing");
+    check(
+        &secure("client_tls:\n  cert_file: c\n  key_file: k\n  client_auth: sometimes\n  min_version: 1.1"),
+        "
+f.yaml:8:16: client_tls.client_auth: `sometimes` is not `off`, `optional` or `required`
+f.yaml:9:16: client_tls.min_version: `1.1` is not `1.2` or `1.3`
+",
+    );
+    for auth in ["optional", "required"] {
+        check(
+            &secure(&format!("client_tls:\n  cert_file: c\n  key_file: k\n  client_auth: {auth}")),
+            &format!(
+                "f.yaml:8:16: client_tls.client_auth: is {auth}, but no `client_ca_file` says whose certificates are good"
+            ),
+        );
+    }
+    check(
+        &secure("client_tls:\n  cert_file: c\n  key_file: k\n  client_ca_file: ca"),
+        "f.yaml:8:19: client_tls.client_ca_file: is of no use while `client_auth` is off: say optional or required, or \
+         leave it out",
+    );
+    check(
+        &gateway("http://g:1", "client_tls: {cert_file: c, key_file: k}\nmembers: [{name: g, client_urls: ['http://g:1']}]"),
+        "
+f.yaml:3:24: advertise_client_urls: has http://g:1, but with `client_tls` clients are served over https:// only
+f.yaml:6:10: members: has http://g:1, but with `client_tls` clients are served over https:// only
+",
+    );
+    check(
+        &secure(""),
+        "f.yaml:3:24: advertise_client_urls: has https://g:1, but without `client_tls` clients are served over http:// only",
+    );
+    check(
+        &secure("client_tls: {cert_file: c, key_file: k}\nlink_tls: {cert: c, key_file: k}"),
+        "
+f.yaml:6:11: link_tls.ca_file: is missing
+f.yaml:6:11: link_tls.cert_file: is missing
+f.yaml:6:12: link_tls.cert: is not a known field; known here are cert_file, key_file, ca_file
+",
+    );
+}
+
+#[test]
+fn nodes_may_share_a_file_with_the_paths_of_their_certificates() {
+    let text = "role: replica\nnode: 7\ndata_dir: d\ncluster: {name: c, nodes: [{id: 7, address: 'a:1'}]}\n\
+                link_tls: {cert_file: '/tls/{node}/tls.crt', key_file: '/tls/node-{node}.key', ca_file: /tls/ca.crt}";
+    let tls = Replica::parse("f.yaml", text).unwrap().link_tls.unwrap();
+    let paths = [tls.cert_file, tls.key_file, tls.ca_file].map(|path| path.display().to_string());
+    assert_eq!(paths, ["/tls/7/tls.crt", "/tls/node-7.key", "/tls/ca.crt"]);
+}
+
+#[test]
+fn what_is_found_further_is_told_with_its_place() {
+    let path = std::env::temp_dir().join(format!("gaios-config-places-{}.yaml", std::process::id()));
+    let text = "role: replica\nnode: 1\ndata_dir: d\ncluster: {name: c, nodes: [{id: 1, address: 'a:1'}]}\n";
+    std::fs::write(&path, text).unwrap();
+    let look = |config: &Config| {
+        assert!(matches!(config, Config::Replica(_)));
+        vec![
+            ("link_tls.key_file".to_owned(), "is not there".to_owned()),
+            ("cluster.name".to_owned(), "is odd".to_owned()),
+        ]
+    };
+    let Err(LoadError::Invalid(problems)) = Config::load_and_look(&path, &Given::default(), look) else {
+        panic!("problems were found")
+    };
+    let places: Vec<_> = problems.list.iter().map(ToString::to_string).collect();
+    assert_eq!(places, ["1:1: link_tls.key_file: is not there", "4:17: cluster.name: is odd"]);
+    std::fs::remove_file(path).unwrap();
 }
 
 #[test]

@@ -29,7 +29,7 @@ pub enum Role {
 #[error("`{0}` is not gaios://CLUSTER/node/ID or gaios://CLUSTER/gateway/NAME")]
 pub struct IdentityError(String);
 
-const SCHEME: &str = "gaios://";
+pub(crate) const SCHEME: &str = "gaios://";
 
 impl FromStr for Identity {
     type Err = IdentityError;

@@ -1,0 +1,112 @@
+//! What a certificate says.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use thiserror::Error;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::time::ASN1Time;
+
+use crate::identity::{Identity, IdentityError, SCHEME};
+
+/// What a certificate says, as far as anybody here asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// Whom it names, as one line.
+    pub subject: String,
+    /// DNS names and addresses it is valid for.
+    pub names: Vec<String>,
+    /// URIs it is valid for.
+    pub uris: Vec<String>,
+    /// Valid from here …
+    pub not_before: SystemTime,
+    /// … to here.
+    pub not_after: SystemTime,
+    /// Whether it may sign others.
+    pub is_ca: bool,
+}
+
+/// Why a certificate does not say who its holder is in a cluster.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum NoIdentity {
+    /// It cannot be read.
+    #[error("the certificate cannot be read")]
+    Unreadable,
+    /// There is none.
+    #[error("the certificate names no gaios:// URI")]
+    Missing,
+    /// A holder is one thing.
+    #[error("the certificate names more than one gaios:// URI")]
+    Several,
+    /// It is not one.
+    #[error(transparent)]
+    Malformed(#[from] IdentityError),
+    /// It is one of another cluster.
+    #[error("the certificate is of cluster `{0}`")]
+    OtherCluster(String),
+}
+
+impl Certificate {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// It is no certificate.
+    pub fn parse(der: &[u8]) -> Result<Certificate, NoIdentity> {
+        let (_, parsed) = X509Certificate::from_der(der).map_err(|_| NoIdentity::Unreadable)?;
+        let (mut names, mut uris) = (Vec::new(), Vec::new());
+        let alternatives = parsed.subject_alternative_name().map_err(|_| NoIdentity::Unreadable)?;
+        for name in alternatives.iter().flat_map(|extension| &extension.value.general_names) {
+            if let GeneralName::DNSName(name) = name {
+                names.push((*name).to_owned());
+            } else if let GeneralName::IPAddress(bytes) = name {
+                names.extend(address(bytes));
+            } else if let GeneralName::URI(uri) = name {
+                uris.push((*uri).to_owned());
+            }
+        }
+        Ok(Certificate {
+            subject: parsed.subject().to_string(),
+            names,
+            uris,
+            not_before: time(parsed.validity().not_before),
+            not_after: time(parsed.validity().not_after),
+            is_ca: parsed.is_ca(),
+        })
+    }
+
+    /// Who its holder is: what the one `gaios://` URI says.
+    ///
+    /// # Errors
+    /// There is not exactly one.
+    pub fn identity(&self) -> Result<Identity, NoIdentity> {
+        let mut ours = self.uris.iter().filter(|uri| uri.starts_with(SCHEME));
+        let uri = ours.next().ok_or(NoIdentity::Missing)?;
+        if ours.next().is_some() {
+            return Err(NoIdentity::Several);
+        }
+        Ok(uri.parse()?)
+    }
+}
+
+/// Who the holder of a certificate is in `cluster`.
+pub(crate) fn member(der: &[u8], cluster: &str) -> Result<Identity, NoIdentity> {
+    let identity = Certificate::parse(der)?.identity()?;
+    if identity.cluster != cluster {
+        return Err(NoIdentity::OtherCluster(identity.cluster));
+    }
+    Ok(identity)
+}
+
+fn address(bytes: &[u8]) -> Option<String> {
+    if let Ok(bytes) = <[u8; 4]>::try_from(bytes) {
+        return Some(Ipv4Addr::from(bytes).to_string());
+    }
+    <[u8; 16]>::try_from(bytes).ok().map(|bytes| Ipv6Addr::from(bytes).to_string())
+}
+
+/// What lies before 1970 is long past either way.
+fn time(asn1: ASN1Time) -> SystemTime {
+    let seconds = u64::try_from(asn1.timestamp()).unwrap_or(0);
+    UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap_or(UNIX_EPOCH)
+}
