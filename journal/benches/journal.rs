@@ -127,7 +127,7 @@ fn grouped(dir: &PathBuf, len: usize) {
                 }
             }
             Event::Synced { .. } => {}
-            Event::Full(_) => panic!("the disk is full"),
+            Event::Full(_) | Event::DescriptorsShort(_) => panic!("the disk is full"),
             Event::Fenced(error) => panic!("{error}"),
         }
     }

@@ -3,9 +3,9 @@
 //! The trait is small on purpose, so that [`crate::sim::SimDisk`] can implement it with the loss of single sectors.
 
 use std::{
-    fs::File,
+    fs::{DirBuilder, File, Permissions},
     io::{self, IoSlice},
-    os::unix::fs::FileExt,
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -15,7 +15,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::error::Error;
+use crate::error::{Error, is_out_of_descriptors};
 
 /// A node's data directory. Names are flat (no `/`). Everything that must survive a crash needs the sync of the
 /// file, and [`Disk::sync_dir`] for its name.
@@ -72,6 +72,10 @@ pub trait DiskFile {
 /// Name of the lock file of a data directory.
 pub const LOCK_FILE: &str = "lock";
 
+/// Keys and values lie in these files, so that nobody but their owner may read them, whatever the umask is.
+const DIR_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+
 /// A directory of the file system. Holds an exclusive lock on it until the last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct RealDisk {
@@ -84,35 +88,56 @@ struct RealDir {
     dir: File,
     /// Held for its lock only: the kernel drops an flock when the process ends, however it ends.
     _lock: File,
+    /// Names that were open to others.
+    exposed: Vec<String>,
 }
 
 impl RealDisk {
-    /// Opens `path`, making it when it does not exist, and locks it against other processes.
+    /// Opens `path`, making it when it does not exist, and locks it against other processes. What others than the owner
+    /// could read is closed to them.
     ///
     /// # Errors
-    /// [`Error::Locked`] when another process (or another `RealDisk` of this one) holds it; [`Error::Io`] otherwise.
+    /// [`Error::Locked`] when another process (or another `RealDisk` of this one) holds it; [`Error::Exposed`] when it is
+    /// open to others and stays so; [`Error::Io`] otherwise.
     pub fn open(path: impl AsRef<Path>) -> Result<RealDisk, Error> {
         let path = path.as_ref().to_path_buf();
         let shown = path.display().to_string();
-        std::fs::create_dir_all(&path).map_err(|e| Error::io("make data directory", &shown, e))?;
+        let made = DirBuilder::new().recursive(true).mode(DIR_MODE).create(&path);
+        made.map_err(|e| Error::io("make data directory", &shown, e))?;
+        let mut exposed = Vec::new();
+        close_to_others(&path, DIR_MODE, &mut exposed)?;
         let dir =
             rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
                 .map_err(|e| Error::io("open data directory", &shown, e.into()))?;
         let lock_path = path.join(LOCK_FILE);
-        let shown = lock_path.display().to_string();
+        let lock_shown = lock_path.display().to_string();
         let lock = File::options()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
+            .mode(FILE_MODE)
             .open(&lock_path)
-            .map_err(|e| Error::io("open lock file", &shown, e))?;
+            .map_err(|e| Error::io("open lock file", &lock_shown, e))?;
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Err(Error::Locked { dir: path }),
-            Err(e) => return Err(Error::io("lock", &shown, e.into())),
+            Err(e) => return Err(Error::io("lock", &lock_shown, e.into())),
         }
-        Ok(RealDisk { inner: Arc::new(RealDir { path, dir: File::from(dir), _lock: lock }) })
+        let list = |e| Error::io("list", &shown, e);
+        for entry in std::fs::read_dir(&path).map_err(list)? {
+            let entry = entry.map_err(list)?;
+            if entry.file_type().map_err(list)?.is_file() {
+                close_to_others(&entry.path(), FILE_MODE, &mut exposed)?;
+            }
+        }
+        Ok(RealDisk { inner: Arc::new(RealDir { path, dir: File::from(dir), _lock: lock, exposed }) })
+    }
+
+    /// What others than its owner could read until it was opened: worth a word to the operator.
+    #[must_use]
+    pub fn exposed(&self) -> &[String] {
+        &self.inner.exposed
     }
 
     /// The directory.
@@ -129,12 +154,36 @@ impl RealDisk {
     }
 }
 
+/// Gives a file or directory the mode that it should have, and notes it if it was open to others.
+fn close_to_others(path: &Path, mode: u32, exposed: &mut Vec<String>) -> Result<(), Error> {
+    let shown = path.display().to_string();
+    let metadata = std::fs::metadata(path).map_err(|e| Error::io("look at", &shown, e))?;
+    let found = metadata.permissions().mode() & 0o7777;
+    if found & 0o777 == mode {
+        return Ok(());
+    }
+    // What a volume was given besides, such as the group of new files, stays.
+    let wanted = found & 0o7000 | mode;
+    std::fs::set_permissions(path, Permissions::from_mode(wanted)).map_err(|source| Error::Exposed {
+        path: path.to_path_buf(),
+        mode: found,
+        wanted,
+        source,
+    })?;
+    if found & 0o077 != 0 {
+        exposed.push(shown);
+    }
+    Ok(())
+}
+
 impl Disk for RealDisk {
     type File = RealFile;
 
     fn create(&self, name: &str) -> io::Result<RealFile> {
         let path = self.path_of(name)?;
-        let file = File::options().read(true).write(true).create_new(true).open(&path)?;
+        let file = File::options().read(true).write(true).create_new(true).mode(FILE_MODE).open(&path)?;
+        // A umask may have taken away what the owner needs.
+        file.set_permissions(Permissions::from_mode(FILE_MODE))?;
         Ok(RealFile { file, direct: Direct::Untried(path) })
     }
 
@@ -216,6 +265,8 @@ impl RealFile {
             let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
             self.direct = match rustix::fs::open(path, flags, Mode::empty()) {
                 Ok(file) => Direct::Open { file: file.into(), buffer: Vec::new() },
+                // Later, then.
+                Err(error) if is_out_of_descriptors(&error.into()) => return Ok(false),
                 Err(_) => Direct::Unavailable,
             };
         }

@@ -2,9 +2,11 @@
 
 use std::{io, path::PathBuf};
 
+use rustix::io::Errno;
+
 use crate::journal::Identity;
 
-/// Why the journal could not do what was asked. Only [`Error::Full`] may be retried.
+/// Why the journal could not do what was asked. Only [`Error::Full`] and [`Error::NoDescriptors`] may be retried.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system refused an operation.
@@ -27,6 +29,17 @@ pub enum Error {
         /// What the file system said it has left.
         available_bytes: u64,
     },
+    /// The process or the system has no file descriptor left. That says nothing about the disk: the file was not touched,
+    /// and the same operation succeeds once others have closed some.
+    #[error("cannot {action} {file} yet: {source}")]
+    NoDescriptors {
+        /// What was attempted, as a verb phrase.
+        action: &'static str,
+        /// The file, by its name in the data directory.
+        file: String,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// A write or a sync failed earlier: what the disk holds is unknown until the process restarts and reads it.
     #[error(
         "the journal is fenced after a failed write or sync: restart the node to read back what the disk holds"
@@ -37,6 +50,22 @@ pub enum Error {
     Locked {
         /// The directory.
         dir: PathBuf,
+    },
+    /// Others than the owner may read the data, and that cannot be changed.
+    #[error(
+        "{} is open to others (mode {mode:03o}), and this process cannot change that: {source}; give it to the user that \
+         runs this process, with mode {wanted:03o}, or name a new folder in it as the data directory",
+        path.display()
+    )]
+    Exposed {
+        /// The data directory, or a file in it.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+        /// The mode that it should have.
+        wanted: u32,
+        /// The system's answer.
+        source: io::Error,
     },
     /// The files contradict each other in a way that no crash or damaged sector explains; starting would be guessing.
     #[error("{file} at offset {offset}: {what}")]
@@ -91,12 +120,22 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn io(action: &'static str, file: &str, source: io::Error) -> Error {
-        Error::Io { action, file: file.to_owned(), source }
+        let file = file.to_owned();
+        if is_out_of_descriptors(&source) {
+            Error::NoDescriptors { action, file, source }
+        } else {
+            Error::Io { action, file, source }
+        }
     }
 
     /// Whether the same operation may succeed later without a restart.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Error::Full { .. })
+        matches!(self, Error::Full { .. } | Error::NoDescriptors { .. })
     }
+}
+
+/// Of this process, or of the whole system.
+pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
+    [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }

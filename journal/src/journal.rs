@@ -303,8 +303,8 @@ impl<D: Disk> Journal<D> {
     /// [`Journal::has_staged`].
     ///
     /// # Errors
-    /// [`Error::Full`]: nothing was written, everything stays staged, and a later flush may succeed. Any other: the
-    /// journal is fenced.
+    /// [`Error::Full`], [`Error::NoDescriptors`]: nothing was written, everything stays staged, and a later flush may
+    /// succeed. Any other: the journal is fenced.
     pub fn flush(&mut self) -> Result<Lsn, Error> {
         self.guarded(|journal| {
             if journal.unsynced.is_some() {
@@ -341,8 +341,8 @@ impl<D: Disk> Journal<D> {
     /// finds a full disk while the active segment still has room.
     ///
     /// # Errors
-    /// [`Error::Full`] when the next segment has no room: appends go on while the active one has. Any other: the
-    /// journal is fenced.
+    /// [`Error::Full`] when the next segment has no room, [`Error::NoDescriptors`] when no file can be opened: appends go on
+    /// while the active one has room. Any other: the journal is fenced.
     pub fn maintain(&mut self) -> Result<bool, Error> {
         self.guarded(|journal| {
             if journal.recycle_oldest()? {
@@ -439,15 +439,15 @@ impl<D: Disk> Journal<D> {
         self.fenced
     }
 
-    /// Runs an operation on the disk. A full disk is remembered and may be tried again; any other failure leaves
-    /// unknown bytes behind, so it is the last.
+    /// Runs an operation on the disk. A full disk is remembered and may be tried again, and so may a file that could not be
+    /// opened for want of a descriptor; any other failure leaves unknown bytes behind, so it is the last.
     fn guarded<T>(&mut self, operation: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
         if self.fenced {
             return Err(Error::Fenced);
         }
         let result = operation(self);
         match &result {
-            Ok(_) => {}
+            Ok(_) | Err(Error::NoDescriptors { .. }) => {}
             Err(Error::Full { .. }) => self.full = true,
             Err(_) => self.fenced = true,
         }

@@ -17,6 +17,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use rustix::io::Errno;
+
 use crate::disk::{Disk, DiskFile};
 
 /// Size of a sector in bytes: what a crash keeps or loses as a whole.
@@ -42,6 +44,8 @@ struct State {
     inodes: BTreeMap<u64, Inode>,
     failing_syncs: u32,
     failing_writes: u32,
+    /// Files that cannot be opened or made, for want of a descriptor.
+    failing_opens: u32,
     /// Changes to the disk that still succeed.
     changes_left: Option<u64>,
     counters: Counters,
@@ -122,6 +126,7 @@ impl SimDisk {
             inodes: BTreeMap::new(),
             failing_syncs: 0,
             failing_writes: 0,
+            failing_opens: 0,
             changes_left: None,
             counters: Counters::default(),
         };
@@ -147,6 +152,7 @@ impl SimDisk {
         state.epoch += 1;
         state.failing_syncs = 0;
         state.failing_writes = 0;
+        state.failing_opens = 0;
         state.changes_left = None;
         let mut names = std::mem::take(&mut state.durable_names);
         for change in std::mem::take(&mut state.unsynced_names) {
@@ -185,6 +191,11 @@ impl SimDisk {
     /// The next `count` writes fail half-way.
     pub fn fail_writes(&self, count: u32) {
         self.lock().failing_writes = count;
+    }
+
+    /// The next `count` files cannot be opened or made: the process has no descriptor left.
+    pub fn fail_opens(&self, count: u32) {
+        self.lock().failing_opens = count;
     }
 
     /// Flips one bit (0 to 7) of a byte. Returns whether the file has that byte.
@@ -312,6 +323,16 @@ impl State {
             .sum()
     }
 
+    fn take_descriptor(&mut self) -> io::Result<()> {
+        match self.failing_opens.checked_sub(1) {
+            Some(left) => {
+                self.failing_opens = left;
+                Err(Errno::MFILE.into())
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Counts a change to the disk; fails when the process is dead.
     fn begin_change(&mut self) -> io::Result<()> {
         match &mut self.changes_left {
@@ -405,6 +426,7 @@ impl Disk for SimDisk {
         if state.names.contains_key(name) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
+        state.take_descriptor()?;
         state.begin_change()?;
         let inode = state.next_inode;
         state.next_inode += 1;
@@ -414,8 +436,9 @@ impl Disk for SimDisk {
     }
 
     fn open(&self, name: &str) -> io::Result<SimFile> {
-        let state = self.lock();
+        let mut state = self.lock();
         let inode = *state.names.get(name).ok_or(io::ErrorKind::NotFound)?;
+        state.take_descriptor()?;
         Ok(SimFile { disk: self.clone(), inode, epoch: state.epoch })
     }
 

@@ -23,7 +23,7 @@
 
 use crate::{
     disk::{Disk, DiskFile},
-    error::Error,
+    error::{Error, is_out_of_descriptors},
     journal::Identity,
     segment::{self, Kind},
 };
@@ -241,7 +241,12 @@ fn corrupt(what: &str) -> Error {
 
 /// `None` when the copy is missing, unreadable or damaged.
 fn read_copy<D: Disk>(disk: &D, copy: &str) -> Result<Option<(u64, Facts)>, Error> {
-    let Ok(file) = disk.open(copy) else { return Ok(None) };
+    let file = match disk.open(copy) {
+        Ok(file) => file,
+        // It is not to blame.
+        Err(e) if is_out_of_descriptors(&e) => return Err(Error::io("open", copy, e)),
+        Err(_) => return Ok(None),
+    };
     let mut block = [0; BLOCK_BYTES];
     match file.read_at(&mut block, 0) {
         Ok(BLOCK_BYTES) => decode(&block, copy),

@@ -5,7 +5,8 @@
 //!
 //! A full disk is not a failure of what was handed in: it stays staged in order, the thread tries again whenever
 //! something is handed in, and [`RETRY_FULL`] apart. [`Writer::is_full`] turns true earlier, when the *next* segment finds
-//! no room: there is still the rest of the active segment for what cannot be refused.
+//! no room: there is still the rest of the active segment for what cannot be refused. Neither is a file that cannot be opened
+//! because descriptors have run out: it is tried again in the same way, and nothing is refused.
 
 use std::{
     fmt, mem,
@@ -27,7 +28,8 @@ use crate::{
 
 /// Payload bytes handed in and not yet durable beyond which [`Writer::is_crowded`]: 64 MiB.
 pub const BACKLOG_BYTES_CROWDED: u64 = 64 << 20;
-/// How often a full disk is looked at again when nothing is handed in.
+/// How often a full disk is looked at again when nothing is handed in, or a file tried again for which there was no
+/// descriptor.
 pub const RETRY_FULL: Duration = Duration::from_millis(100);
 
 /// The caller's own number for a hand-in; returned when it is durable.
@@ -79,6 +81,9 @@ pub enum Event {
     },
     /// The disk became full (true), or has room again (false). While full, hand-ins wait and nothing is lost.
     Full(bool),
+    /// A file could not be opened because descriptors have run out (true), or could be again (false). What was handed in
+    /// waits, and nothing is lost.
+    DescriptorsShort(bool),
     /// A write or sync failed: nothing more will complete. The node must restart.
     Fenced(Error),
 }
@@ -135,6 +140,7 @@ where
             on_event,
             waiting: Vec::new(),
             told_full: false,
+            told_short: false,
             records: 0,
             bytes: 0,
         };
@@ -212,7 +218,7 @@ where
     /// Finishes what was handed in, ends the thread, and returns the journal.
     ///
     /// # Errors
-    /// [`Error::Fenced`], [`Error::Full`] when what was handed in could not be written.
+    /// [`Error::Fenced`], [`Error::Full`], [`Error::NoDescriptors`] when what was handed in could not be written.
     pub fn close(mut self) -> Result<Journal<D>, Error> {
         self.shared.close();
         match self.thread.take().map(JoinHandle::join) {
@@ -295,6 +301,7 @@ struct Worker<D: Disk, F> {
     /// Handed in and not yet durable, in order.
     waiting: Vec<Waiting>,
     told_full: bool,
+    told_short: bool,
     records: u64,
     bytes: u64,
 }
@@ -328,7 +335,7 @@ impl<D: Disk, F: FnMut(Event)> Worker<D, F> {
         let result = self.work();
         match result {
             Ok(()) => Ok(self.journal),
-            Err(full @ Error::Full { .. }) => Err(full),
+            Err(error) if error.is_retryable() => Err(error),
             Err(error) => {
                 self.shared.fenced.store(true, Ordering::Release);
                 (self.on_event)(Event::Fenced(error));
@@ -348,18 +355,26 @@ impl<D: Disk, F: FnMut(Event)> Worker<D, F> {
             let written = self.write();
             let blocked = match written {
                 Ok(()) => None,
-                Err(full @ Error::Full { .. }) => Some(full),
+                Err(error) if error.is_retryable() => Some(error),
                 Err(error) => return Err(error),
             };
+            let mut short = matches!(blocked, Some(Error::NoDescriptors { .. }));
             if let Next::Close = next {
                 return blocked.map_or(Ok(()), Err);
             }
             more_to_maintain = match self.journal.maintain() {
                 Ok(more) => more,
-                Err(Error::Full { .. }) => false,
+                Err(error) if error.is_retryable() => {
+                    short |= matches!(error, Error::NoDescriptors { .. });
+                    false
+                }
                 Err(error) => return Err(error),
             };
             self.tell_state();
+            if self.told_short != short {
+                self.told_short = short;
+                (self.on_event)(Event::DescriptorsShort(short));
+            }
         }
     }
 
@@ -378,7 +393,7 @@ impl<D: Disk, F: FnMut(Event)> Worker<D, F> {
                 return Next::Nothing;
             }
             queue.asleep = true;
-            if self.told_full {
+            if self.told_full || self.told_short {
                 let (guard, timeout) =
                     self.shared.woken.wait_timeout(queue, RETRY_FULL).unwrap_or_else(PoisonError::into_inner);
                 queue = guard;

@@ -42,7 +42,7 @@ fn next_completed(events: &mpsc::Receiver<Event>) -> (u64, Ticket, Lsn) {
     loop {
         match events.recv().unwrap() {
             Event::Completed { group, ticket, lsn } => return (group, ticket, lsn),
-            Event::Synced { .. } | Event::Full(_) => {}
+            Event::Synced { .. } | Event::Full(_) | Event::DescriptorsShort(_) => {}
             Event::Fenced(error) => panic!("{error}"),
         }
     }
@@ -61,7 +61,7 @@ fn concurrent_appenders_share_syncs_and_lose_nothing() {
     let writer = Writer::spawn(journal, move |event| match event {
         Event::Completed { group, ticket, lsn } => seen.lock().unwrap().push((group, ticket.0, lsn)),
         Event::Synced { records, .. } => assert!(records > 0),
-        Event::Full(_) => panic!("the disk is not full"),
+        Event::Full(_) | Event::DescriptorsShort(_) => panic!("the disk is not full"),
         Event::Fenced(error) => panic!("{error}"),
     })
     .unwrap();
@@ -179,7 +179,7 @@ fn a_failed_sync_fences_the_writer() {
                 break;
             }
             Event::Completed { .. } => panic!("nothing completes without a sync"),
-            Event::Synced { .. } | Event::Full(_) => {}
+            Event::Synced { .. } | Event::Full(_) | Event::DescriptorsShort(_) => {}
         }
     }
     assert!(writer.stats().fenced);
@@ -213,6 +213,39 @@ fn a_full_disk_is_told_and_what_waits_completes_when_space_returns() {
     let journal = writer.close().unwrap();
     assert_eq!(journal.durable(), Lsn(handed_in));
     assert!(!journal.stats().full);
+}
+
+/// What a flood of connections does to a process. The disk is well.
+#[test]
+fn without_descriptors_what_is_handed_in_waits_and_nothing_is_fenced() {
+    let disk = SimDisk::new(1 << 30);
+    let (writer, events) = spawn(disk.clone(), options());
+    writer.append(batch(1, 0, &[3000])).unwrap();
+    next_completed(&events);
+    disk.fail_opens(u32::MAX);
+    // More than the segments that are open hold.
+    for ticket in 1..200 {
+        writer.append(batch(1, ticket, &[3000])).unwrap();
+    }
+    let mut completed = 0;
+    let mut next = || match events.recv().unwrap() {
+        Event::Completed { ticket, .. } => {
+            completed = ticket.0;
+            None
+        }
+        Event::Synced { .. } => None,
+        Event::DescriptorsShort(short) => Some((short, completed)),
+        Event::Full(_) => panic!("the disk has room"),
+        Event::Fenced(error) => panic!("the disk is not to blame: {error}"),
+    };
+    let (short, completed_before) = std::iter::from_fn(|| Some(next())).flatten().next().unwrap();
+    assert!(short && completed_before < 199, "{completed_before}");
+    assert!(!writer.stats().fenced && !writer.is_full());
+
+    disk.fail_opens(0);
+    let (short, _) = std::iter::from_fn(|| Some(next())).flatten().next().unwrap();
+    assert!(!short);
+    assert_eq!(writer.close().unwrap().durable(), Lsn(200));
 }
 
 #[test]

@@ -44,7 +44,7 @@ pub(crate) async fn send(shared: Arc<Shared>, group: Arc<GroupHandle>, to: NodeI
         Ok(bytes) => info!(group = id.group, slot = id.slot, to = to.0, bytes, "snapshot sent"),
         Err(error) => {
             warn!(group = id.group, slot = id.slot, to = to.0, %error, "snapshot not sent");
-            if error.is::<journal::Error>() {
+            if error.downcast_ref::<journal::Error>().is_some_and(|error| !error.is_retryable()) {
                 group.inbox.push_always(GroupEvent::SnapshotLost { slot: Slot(id.slot) });
             }
         }
