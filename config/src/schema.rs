@@ -19,8 +19,12 @@ section! {
         name: Name = optional;
         /// Folder for the journal and the snapshots. One process at a time may use it.
         data_dir: PathBuf = required;
-        /// Where gateways and other nodes connect. They find it by this node's address in `cluster.nodes`.
-        listen: SocketAddr = default("0.0.0.0:2380");
+        /// Where gateways and other nodes connect. They find it by this node's address in `cluster.nodes`. An address that
+        /// other machines can reach needs TLS, or `insecure`.
+        listen: SocketAddr = default("127.0.0.1:2380");
+        /// Lets `listen` be an address that other machines can reach although there is no TLS. Whoever reaches it can then
+        /// read and change everything, and take part as a node: say `true` only where the network keeps all others out.
+        insecure: bool = default("false");
         /// Where metrics, health and the status page are served.
         admin_listen: SocketAddr = default("127.0.0.1:2381");
         /// The cluster this node belongs to.
@@ -246,6 +250,12 @@ impl Replica {
         self.name.as_ref().map_or_else(|| format!("node-{}", self.node), Name::to_string)
     }
 
+    /// Whether other machines can reach its port in the clear.
+    #[must_use]
+    pub fn is_exposed(&self) -> bool {
+        !self.listen.ip().to_canonical().is_loopback()
+    }
+
     /// Where others reach this node.
     #[must_use]
     pub fn address(&self) -> &HostPort {
@@ -292,6 +302,17 @@ fn check_replica(replica: &Replica, fields: &Fields<'_>, problems: &mut Vec<Prob
         fields.note(
             "node",
             format!("{} is not one of cluster.nodes, which are {known}", replica.node),
+            problems,
+        );
+    }
+    if replica.is_exposed() && !replica.insecure {
+        fields.note(
+            "listen",
+            format!(
+                "is {}, which other machines can reach, and without TLS whoever does can read and change everything: listen \
+                 on a loopback address, or say `insecure: true`",
+                replica.listen
+            ),
             problems,
         );
     }

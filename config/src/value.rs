@@ -125,6 +125,18 @@ macro_rules! integer {
 }
 integer!(u32, u64);
 
+impl Scalar for bool {
+    const KIND: &'static str = "`true` or `false`";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            _ => Err(format!("`{}` is not {}", text.escape_debug(), Self::KIND)),
+        }
+    }
+}
+
 impl Scalar for SocketAddr {
     const KIND: &'static str = "an IP address and port (0.0.0.0:2379, [::]:2379)";
 

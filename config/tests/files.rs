@@ -100,6 +100,31 @@ f.yaml:22:1: node: is written a second time; the first is on line 3
 }
 
 #[test]
+fn a_node_that_other_machines_can_reach_in_the_clear_says_so() {
+    let replica = |rest: &str| {
+        format!(
+            "role: replica\nnode: 1\ndata_dir: d\ncluster: {{name: c, nodes: [{{id: 1, address: 'a:1'}}]}}\n{rest}"
+        )
+    };
+    for exposed in ["0.0.0.0:80", "'[::]:80'", "10.0.0.1:80"] {
+        let refused =
+            Replica::parse("f.yaml", &replica(&format!("listen: {exposed}"))).unwrap_err().to_string();
+        assert!(
+            refused.contains("f.yaml:5:9: listen: is ") && refused.contains("`insecure: true`"),
+            "{refused}"
+        );
+        let text = replica(&format!("listen: {exposed}\ninsecure: true"));
+        assert!(Replica::parse("f.yaml", &text).unwrap().is_exposed());
+    }
+    for near in ["127.0.0.1:80", "127.64.0.9:80", "'[::1]:80'", "'[::ffff:127.0.0.1]:80'"] {
+        assert!(!Replica::parse("f.yaml", &replica(&format!("listen: {near}"))).unwrap().is_exposed());
+    }
+    let default = Replica::parse("f.yaml", &replica("")).unwrap();
+    assert_eq!(default.listen.to_string(), "127.0.0.1:2380");
+    assert!(!default.is_exposed());
+}
+
+#[test]
 fn relations_between_fields() {
     let replica = |rest: &str| {
         format!(
@@ -114,8 +139,8 @@ f.yaml:5:9: timing.support: is 700ms, but must be at least 900ms, three times ti
 ",
     );
     check(
-        &replica("listen: 0.0.0.0:80\nadmin_listen: 127.0.0.1:80"),
-        "f.yaml:6:15: admin_listen: is 127.0.0.1:80, which `listen`, 0.0.0.0:80, takes already",
+        &replica("insecure: true\nlisten: 0.0.0.0:80\nadmin_listen: 127.0.0.1:80"),
+        "f.yaml:7:15: admin_listen: is 127.0.0.1:80, which `listen`, 0.0.0.0:80, takes already",
     );
     let gateway = |rest: &str| {
         format!(
@@ -132,7 +157,11 @@ f.yaml:5:9: timing.support: is 700ms, but must be at least 900ms, three times ti
         "f.yaml:6:15: admin_listen: is [::ffff:127.0.0.1]:80, which `listen`, 127.0.0.1:80, takes already",
     );
     for other in ["'[::1]:80'", "127.0.0.1:81", "127.0.0.1:0"] {
-        Replica::parse("f.yaml", &replica(&format!("listen: 0.0.0.0:80\nadmin_listen: {other}"))).unwrap();
+        Replica::parse(
+            "f.yaml",
+            &replica(&format!("insecure: true\nlisten: 0.0.0.0:80\nadmin_listen: {other}")),
+        )
+        .unwrap();
     }
     check(
         "role: replica\nnode: 3\ndata_dir: d\ncluster: {name: c, nodes: [{id: 1, address: 'a:1'}]}",
