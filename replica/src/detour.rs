@@ -19,9 +19,6 @@ use tracing::debug;
 use crate::node::Shared;
 use crate::peer;
 
-/// Connections that one node passes on at a time, each with two buffers. A gateway asks for one for each of its links to a
-/// node that it cannot reach, which is one per node by default.
-pub(crate) const DETOURS_MAX: usize = 256;
 const BUFFER_BYTES: usize = 64 << 10;
 /// When nothing came from either side, or none of it could be handed on, for so long, one of them is gone. A gateway that
 /// hears nothing for ten seconds asks for a sign of life, and its node answers.
@@ -31,12 +28,11 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 pub(crate) async fn pass_on(shared: &Shared, mut gateway: TcpStream, hello: wire::Hello, from: SocketAddr) {
     let name = hello.name.clone();
     let to = NodeId(hello.to);
-    let Ok(_counted) = shared.detours.try_acquire() else {
-        return refuse(shared, &mut gateway, format!("{DETOURS_MAX} connections are passed on already"))
-            .await;
+    let Ok(_counted) = shared.door.detours.try_acquire() else {
+        return refuse(&mut gateway, "too many connections are passed on already".to_owned()).await;
     };
     let Some(peer) = shared.peers.get(&to) else {
-        return refuse(shared, &mut gateway, format!("there is no node {} in the configuration", to.0)).await;
+        return refuse(&mut gateway, format!("there is no node {} in the configuration", to.0)).await;
     };
     let mut first = [0];
     let node = tokio::select! {
@@ -48,7 +44,7 @@ pub(crate) async fn pass_on(shared: &Shared, mut gateway: TcpStream, hello: wire
     let node = match node {
         Ok(node) => node,
         Err(error) => {
-            return refuse(shared, &mut gateway, format!("cannot reach node {}: {error}", to.0)).await;
+            return refuse(&mut gateway, format!("cannot reach node {}: {error}", to.0)).await;
         }
     };
     debug!(%from, gateway = name, to = to.0, "passing a gateway's connection on to a node");
@@ -95,14 +91,9 @@ async fn open(address: &str, hello: wire::Hello) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-async fn refuse(shared: &Shared, gateway: &mut TcpStream, refused: String) {
+async fn refuse(gateway: &mut TcpStream, refused: String) {
     debug!(refused, "a connection is not passed on");
-    let welcome = wire::Welcome {
-        cluster_id: shared.cluster,
-        node_id: shared.id.0,
-        refused,
-        ..wire::Welcome::default()
-    };
+    let welcome = wire::Welcome { refused, ..wire::Welcome::default() };
     // If it is gone, it needs no answer.
     let _ = peer::write_frame(gateway, &welcome.encode_to_vec()).await;
 }
@@ -188,15 +179,13 @@ mod tests {
         let gateway = say_hello(&node.address().to_string(), 2).await;
         let (mut passed_on, _) = timeout(PATIENCE, silent.accept()).await.unwrap().unwrap();
         timeout(PATIENCE, peer::read_frame(&mut passed_on, 4096)).await.unwrap().unwrap();
-        assert_eq!(node.shared.detours.available_permits(), DETOURS_MAX - 1);
+        let all = node.shared.door.detours.available_permits() + 1;
         drop(gateway);
         timeout(PATIENCE, peer::read_frame(&mut passed_on, 4096)).await.unwrap().unwrap_err();
-        let all = node.shared.detours.acquire_many(DETOURS_MAX as u32);
-        drop(timeout(PATIENCE, all).await.unwrap().unwrap());
-
-        let held = node.shared.detours.acquire_many(DETOURS_MAX as u32).await.unwrap();
+        let held =
+            timeout(PATIENCE, node.shared.door.detours.acquire_many(all as u32)).await.unwrap().unwrap();
         let (_, welcome) = link(&node.address().to_string(), 2).await;
-        assert_eq!(welcome.refused, "256 connections are passed on already");
+        assert_eq!(welcome.refused, "too many connections are passed on already");
         drop(held);
         node.stop().await;
     }

@@ -4,9 +4,11 @@
 //! client's business: it speaks the link protocol to gateways and knows nothing of gRPC, users or etcd's texts. What it
 //! decides itself is little: when a lease's time is over, when a snapshot is due, which watch is sent history.
 
+mod admission;
 mod clock;
 mod detour;
 mod disk_watch;
+mod door;
 mod essential;
 mod group;
 mod inbox;
@@ -18,6 +20,7 @@ mod node;
 mod outbox;
 mod patience;
 mod peer;
+mod refusal;
 mod snapshot;
 mod status;
 #[cfg(test)]

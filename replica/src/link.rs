@@ -5,24 +5,28 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::refused::Why;
 use api::gaios::link::v1::response::Kind;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
 use futures::StreamExt;
 use keyspace::Outcome;
 use prost::Message as _;
 use tokio::io::AsyncRead;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_util::codec::FramedRead;
 use tracing::{debug, info, warn};
 
+use crate::admission::TooMany;
 use crate::detour;
 use crate::group::GroupEvent;
 use crate::node::{Health, Shared};
 use crate::outbox::Outbox;
-use crate::peer;
+use crate::patience::Patient;
+use crate::peer::{self, HANDSHAKE_TIMEOUT};
 use consensus_core::{GroupId, NodeId};
 
 /// Version of the protocol in `link.proto`.
@@ -35,6 +39,9 @@ const OUTBOX_BYTES: usize = 1 << 30;
 const ROOM_BYTES: usize = 8 << 20;
 /// The largest answer. A gateway accepts frames of 512 MiB.
 const ANSWER_BYTES_MAX: usize = (512 << 20) - 1024;
+
+/// A gateway that says nothing for so long is gone: it asks for a sign of life after ten seconds without one.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 static NEXT_LINK: AtomicU64 = AtomicU64::new(1);
 
@@ -137,39 +144,33 @@ pub(crate) fn refusal(id: u64, term: u64, why: Why, leader: Option<NodeId>) -> w
     wire::Response { id, term, kind: Some(Kind::Refused(refused)) }
 }
 
-/// Serves a gateway's connection, whose first frame was `first`, until either side ends it.
-pub(crate) async fn accept(shared: Arc<Shared>, mut stream: TcpStream, first: Bytes, from: SocketAddr) {
-    let Ok(hello) = wire::Hello::decode(first) else {
-        warn!(%from, "refused a connection: its first frame is neither a gateway's nor a node's hello");
-        return;
-    };
-    if hello.to != 0 && NodeId(hello.to) != shared.id {
-        detour::pass_on(&shared, stream, hello, from).await;
-        return;
-    }
-    let refused = if hello.cluster_id != 0 && hello.cluster_id != shared.cluster {
-        format!("this is cluster {:x}, not {:x}", shared.cluster, hello.cluster_id)
-    } else {
-        String::new()
-    };
-    let welcome = wire::Welcome {
-        version: hello.version.min(VERSION),
-        cluster_id: shared.cluster,
-        node_id: shared.id.0,
-        refused: refused.clone(),
-        shard_map: shared.shard_map.clone(),
-    };
-    if peer::write_frame(&mut stream, &welcome.encode_to_vec()).await.is_err() {
+/// Serves a gateway's connection until either side ends it. Without room for it, it is told so.
+pub(crate) async fn serve(
+    shared: &Arc<Shared>,
+    mut stream: TcpStream,
+    hello: wire::Hello,
+    room: Result<(), TooMany>,
+    from: SocketAddr,
+) {
+    if room.is_ok() && hello.to != 0 && NodeId(hello.to) != shared.id {
+        detour::pass_on(shared, stream, hello, from).await;
         return;
     }
-    if !refused.is_empty() {
-        warn!(%from, gateway = hello.name, refused, "refused a gateway");
+    let welcome = welcome(shared, &hello, room);
+    let encoded = welcome.encode_to_vec();
+    let answered = timeout(HANDSHAKE_TIMEOUT, peer::write_frame(&mut stream, &encoded)).await;
+    if !matches!(answered, Ok(Ok(()))) {
+        return;
+    }
+    if !welcome.refused.is_empty() {
+        warn!(%from, gateway = hello.name, refused = welcome.refused, "refused a gateway");
         return;
     }
     let link = Arc::new(Link::new());
     let _counted = shared.gateways.link(&hello.name);
     info!(%from, gateway = hello.name, link = link.id, "gateway linked");
     let (read, write) = stream.into_split();
+    let read = Patient::new(read, SILENCE_MAX);
     let tell_room = async {
         loop {
             link.outbox.drained().await;
@@ -184,7 +185,7 @@ pub(crate) async fn accept(shared: Arc<Shared>, mut stream: TcpStream, first: By
             Ok(()) => "it does not read its answers".to_owned(),
             Err(error) => error.to_string(),
         },
-        result = read_frames(&shared, &link, read) => match result {
+        result = read_frames(shared, &link, read) => match result {
             Ok(()) => "closed by the gateway".to_owned(),
             Err(error) => error.to_string(),
         },
@@ -195,6 +196,25 @@ pub(crate) async fn accept(shared: Arc<Shared>, mut stream: TcpStream, first: By
         group.inbox.push_always(GroupEvent::LinkClosed(link.id));
     }
     info!(gateway = hello.name, link = link.id, reason, "gateway gone");
+}
+
+/// A refusal tells no more than why.
+fn welcome(shared: &Shared, hello: &wire::Hello, room: Result<(), TooMany>) -> wire::Welcome {
+    let version = hello.version.min(VERSION);
+    let refused = if hello.cluster_id != 0 && hello.cluster_id != shared.cluster {
+        "this is another cluster".to_owned()
+    } else if room.is_err() {
+        "there are too many gateways".to_owned()
+    } else {
+        return wire::Welcome {
+            version,
+            cluster_id: shared.cluster,
+            node_id: shared.id.0,
+            refused: String::new(),
+            shard_map: shared.shard_map.clone(),
+        };
+    };
+    wire::Welcome { version, refused, ..wire::Welcome::default() }
 }
 
 async fn read_frames(shared: &Arc<Shared>, link: &Arc<Link>, read: impl AsyncRead + Unpin) -> io::Result<()> {

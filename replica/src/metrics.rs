@@ -6,7 +6,12 @@ use std::time::Duration;
 
 use consensus_core::{GroupId, NodeId, Role, Slot, Status};
 use parking_lot::Mutex;
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
+
+use crate::admission::Counts;
+use crate::refusal::Refusal;
 
 /// Cheap to clone: all clones count together.
 #[derive(Debug, Clone)]
@@ -23,6 +28,10 @@ pub(crate) struct Metrics {
     healing: IntGaugeVec,
     watches: IntGaugeVec,
     pub(crate) detours: IntGauge,
+    /// 1 where other machines reach the port, and nothing proves who they are.
+    pub(crate) insecure: IntGauge,
+    connections: IntGaugeVec,
+    refused: IntCounterVec,
     ready: Arc<Mutex<BTreeMap<GroupId, bool>>>,
 }
 
@@ -76,6 +85,13 @@ impl Metrics {
                 "gaios_replica_detours",
                 "Connections of gateways that this node passes on to another",
             ),
+            insecure: gauge(
+                &registry,
+                "gaios_replica_insecure",
+                "1 where other machines can reach this node's port, and nothing proves who they are",
+            ),
+            connections: connections(&registry),
+            refused: refused(&registry),
             ready: Arc::default(),
             registry,
         }
@@ -83,6 +99,19 @@ impl Metrics {
 
     pub(crate) fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    pub(crate) fn connections(&self, counts: Counts) {
+        let Counts { unproven, gateways, peers, leaving } = counts;
+        let kinds = [("unproven", unproven), ("gateway", gateways), ("peer", peers), ("leaving", leaving)];
+        for (kind, count) in kinds {
+            self.connections.with_label_values(&[kind]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// A connection was turned away, for a reason of [`Refusal::LABELS`].
+    pub(crate) fn refused(&self, reason: &str) {
+        self.refused.with_label_values(&[reason]).inc();
     }
 
     pub(crate) fn journal_synced(&self, records: u64, bytes: u64, write: Duration, sync: Duration) {
@@ -163,6 +192,29 @@ fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
     let gauge = IntGauge::new(name, help).expect("a constant name");
     registry.register(Box::new(gauge.clone())).expect("registered once per registry");
     gauge
+}
+
+fn connections(registry: &Registry) -> IntGaugeVec {
+    let options = Opts::new(
+        "gaios_replica_connections",
+        "Connections to this node's port: of gateways, of peers, of who has not proved yet who it is, and of who was told to go",
+    );
+    let gauge = IntGaugeVec::new(options, &["kind"]).expect("a constant name");
+    registry.register(Box::new(gauge.clone())).expect("registered once per registry");
+    gauge
+}
+
+fn refused(registry: &Registry) -> IntCounterVec {
+    let options = Opts::new(
+        "gaios_replica_connections_refused_total",
+        "Connections to this node's port that were turned away",
+    );
+    let counter = IntCounterVec::new(options, &["reason"]).expect("a constant name");
+    registry.register(Box::new(counter.clone())).expect("registered once per registry");
+    for reason in Refusal::LABELS {
+        counter.with_label_values(&[reason]);
+    }
+    counter
 }
 
 fn by_group(registry: &Registry, name: &str, help: &str) -> IntGaugeVec {

@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use awake::Awake;
 use bytes::Bytes;
@@ -19,31 +19,22 @@ use journal::{Identity, Journal, RealDisk, Superblock, Writer};
 use keyspace::Limits;
 use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
+use crate::admission;
 use crate::clock;
-use crate::detour::DETOURS_MAX;
 use crate::disk_watch::{DiskNews, DiskWatch};
+use crate::door::{self, Door};
 use crate::essential;
 use crate::group::{self, GroupEvent, GroupHandle, GroupStart, LogPositions};
-use crate::link;
 use crate::metrics::Metrics;
 use crate::newcomer::{Seat, digest, settle, take_place};
-use crate::peer::{self, HANDSHAKE_TIMEOUT, Peer};
+use crate::peer::{self, Peer};
 use crate::status::LinkedGateways;
-use crate::wire;
-
-/// The largest first frame of a connection.
-const FIRST_FRAME_BYTES: usize = 4096;
-
-/// Strangers that a word is said of.
-const STRANGERS_TOLD_MAX: usize = 100;
 
 /// What a node is started with.
 #[derive(Debug)]
@@ -76,6 +67,10 @@ pub struct NodeOptions {
     pub shard_map: Bytes,
     /// Told of work.
     pub awake: Awake,
+    /// Files and connections that the process may have open for this node at a time.
+    pub descriptors: usize,
+    /// Other machines can reach the listener, and nothing proves who they are: the node says so.
+    pub insecure: bool,
 }
 
 /// Why a node could not start.
@@ -133,10 +128,7 @@ pub(crate) struct Shared {
     groups: Arc<BTreeMap<GroupId, Arc<GroupHandle>>>,
     /// A random number of this process; not 0.
     pub(crate) nonce: u64,
-    /// Nodes that wanted something, are not in the configuration, and have been told of.
-    strangers_told: Mutex<BTreeSet<NodeId>>,
-    /// Connections of gateways that may be passed on besides those that are.
-    pub(crate) detours: Semaphore,
+    pub(crate) door: Arc<Door>,
     /// Of all groups of the cluster and their first voters, as configured.
     pub(crate) groups_digest: u64,
     /// Reused by whoever steps the liveness.
@@ -165,14 +157,21 @@ impl Node {
             .local_addr()
             .map_err(|source| StartError::Io { action: "read the listening address", source })?;
         let name = options.name.clone();
+        if options.insecure {
+            warn!(
+                node = options.id.0,
+                %address,
+                "this node is insecure: whoever reaches its port can read and change everything, and take part as a node"
+            );
+        }
         let recovered = tokio::task::spawn_blocking(move || recover(options))
             .await
             .map_err(|error| StartError::Io { action: "recover", source: io::Error::other(error) })??;
         let shared = Arc::clone(&recovered.shared);
         let groups = TaskTracker::new();
         let others = TaskTracker::new();
-        let accept = accept(Arc::clone(&shared), listener, others.clone());
-        let accepting = tokio::spawn(essential::task("the listener", accept));
+        let open = door::open(Arc::clone(&shared), listener, others.clone());
+        let accepting = tokio::spawn(essential::task("the listener", open));
         if shared.seat.is_taken() {
             take_part(&shared, recovered.starts, &groups, &others);
             if shared.seat.is_unsettled() {
@@ -287,14 +286,6 @@ impl Shared {
     pub(crate) fn incarnation_heard(&self, peer: NodeId) -> u64 {
         let linked = self.peers.get(&peer).map_or(0, |peer| peer.life_linked_with());
         self.liveness.read().incarnation_of(peer).max(linked)
-    }
-
-    /// Somebody came who is not in the configuration: told once.
-    pub(crate) fn tell_stranger(&self, node: NodeId, from: SocketAddr) {
-        let mut told = self.strangers_told.lock();
-        if told.len() < STRANGERS_TOLD_MAX && told.insert(node) {
-            warn!(%from, "refused node {}, which is not in this node's configuration", node.0);
-        }
     }
 
     /// Others have heard of a later life of this node: what it did since is not in its directory. It takes no part any more,
@@ -413,6 +404,12 @@ pub(crate) struct Recovered {
 pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
     let random = RandomState::new();
     let disk = RealDisk::open(&options.data_dir)?;
+    if let Some(first) = disk.exposed().first() {
+        warn!(
+            count = disk.exposed().len(),
+            first, "others than this process could read the data; they no longer can"
+        );
+    }
     // A process that was killed while it took or received a snapshot left a part of it, which may be large.
     journal::Snapshot::remove_unfinished(&disk)?;
     let mut superblock = open_superblock(&disk, &options, &random)?;
@@ -502,7 +499,11 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
                     found.durable.snapshot(slot, config);
                     snapshot = Some((slot, state));
                 }
-                Err(error) => warn!(group = id.0, slot = slot.0, %error, "a snapshot cannot be used"),
+                Err(error) => match error.downcast::<journal::Error>() {
+                    Ok(error) if error.is_retryable() => return Err((*error).into()),
+                    Ok(error) => warn!(group = id.0, slot = slot.0, %error, "a snapshot cannot be used"),
+                    Err(error) => warn!(group = id.0, slot = slot.0, %error, "a snapshot cannot be used"),
+                },
             }
         }
         same_voters(&options, id, &found.durable)?;
@@ -531,6 +532,8 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
     let peers = Arc::new(peers);
     let groups = Arc::new(handles);
     let metrics = Metrics::new(options.id, &options.name);
+    metrics.insecure.set(i64::from(options.insecure));
+    let limits = admission::Limits::new(options.descriptors, peers.len(), groups.len());
     let writer = spawn_writer(journal, Arc::clone(&groups), Arc::clone(&peers), metrics.clone())?;
     let shared = Shared {
         id: options.id,
@@ -556,13 +559,12 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
         snapshot_least_bytes: options.snapshot_least_bytes,
         snapshot_slice_bytes: options.snapshot_slice_bytes,
         limits: Limits { quota_bytes: options.quota_bytes, ..Limits::default() },
+        door: Arc::new(Door::new(limits, metrics.clone())),
         metrics,
         stopping: CancellationToken::new(),
         stopped: CancellationToken::new(),
         groups,
         nonce: random.hash_one("process") | 1,
-        strangers_told: Mutex::default(),
-        detours: Semaphore::new(DETOURS_MAX),
         groups_digest: digest(&options.groups),
         liveness_out: Mutex::new(LivenessOutput::default()),
         random,
@@ -675,6 +677,7 @@ fn load_snapshots(disk: &RealDisk, identity: Identity) -> Result<BTreeMap<GroupI
     for id in journal::Snapshot::list(disk)? {
         match journal::SnapshotReader::open(disk, identity, id) {
             Ok(_) => found.entry(GroupId(id.group)).or_default().push(Slot(id.slot)),
+            Err(error) if error.is_retryable() => return Err(error.into()),
             Err(error) => warn!(group = id.group, slot = id.slot, %error, "a snapshot cannot be used"),
         }
     }
@@ -718,6 +721,15 @@ fn on_journal_event(
                 info!("the disk has room again");
             }
         }
+        journal::Event::DescriptorsShort(short) => {
+            if short {
+                warn!(
+                    "no file can be opened for the journal, since descriptors have run out: what is written waits for one"
+                );
+            } else {
+                info!("files can be opened for the journal again");
+            }
+        }
         journal::Event::Fenced(error) => {
             error!(%error, "the journal has failed: this node takes no part until it is restarted");
             for group in groups.values() {
@@ -743,47 +755,6 @@ async fn keep_liveness(shared: Arc<Shared>) {
             if let Some(group) = shared.group(GroupId(group)) {
                 group.inbox.push_always(GroupEvent::SnapshotWanted { floor });
             }
-        }
-    }
-}
-
-async fn accept(shared: Arc<Shared>, listener: TcpListener, connections: TaskTracker) {
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = shared.stopped.cancelled() => return,
-        };
-        match accepted {
-            Ok((stream, from)) => {
-                connections.spawn(serve(Arc::clone(&shared), stream, from));
-            }
-            Err(error) => {
-                // Out of descriptors, most likely; accepting again at once would spin.
-                warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-}
-
-async fn serve(shared: Arc<Shared>, mut stream: TcpStream, from: SocketAddr) {
-    let first = tokio::select! {
-        first = timeout(HANDSHAKE_TIMEOUT, peer::read_frame(&mut stream, FIRST_FRAME_BYTES)) => first,
-        () = shared.stopped.cancelled() => return,
-    };
-    let Ok(Ok(first)) = first else { return };
-    if stream.set_nodelay(true).is_err() {
-        return;
-    }
-    if wire::is_peer_hello(&first) {
-        peer::accept(shared, stream, first, from).await;
-    } else {
-        let taken = tokio::select! {
-            taken = timeout(HANDSHAKE_TIMEOUT, shared.seat.taken()) => taken.is_ok(),
-            () = shared.stopped.cancelled() => false,
-        };
-        if taken {
-            link::accept(shared, stream, first, from).await;
         }
     }
 }

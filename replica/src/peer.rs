@@ -3,7 +3,6 @@
 
 use std::io;
 use std::mem;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,12 +15,14 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::group::GroupEvent;
 use crate::node::Shared;
 use crate::outbox::Outbox;
 use crate::patience::Patient;
+use crate::refusal::Refusal;
 use crate::wire::{self, PeerFrame, PeerHello, Purpose};
 
 /// Bytes that may wait for one peer. Beyond, messages are dropped, and repeated by the engine when it matters.
@@ -238,7 +239,8 @@ async fn dial_once(shared: &Arc<Shared>, peer: &Arc<Peer>, redial: &mut Redial) 
     if redial.told.is_none() {
         info!(peer = peer.id.0, "link up");
     }
-    let mut link = pin!(run(shared, peer, stream));
+    let kept = CancellationToken::new();
+    let mut link = pin!(run(shared, peer, stream, &kept));
     tokio::select! {
         reason = link.as_mut() => {
             return Err(NoLink::Brief(format!(
@@ -352,49 +354,51 @@ fn old_copy(shared: &Shared, purpose: Purpose, other: &PeerHello) -> Option<Stri
     })
 }
 
-/// The answering half: checks the hello that opened the connection, and says who we are.
-pub(crate) async fn accept(shared: Arc<Shared>, mut stream: TcpStream, first: Bytes, from: SocketAddr) {
-    let asked = match PeerHello::decode(&first) {
-        Ok(asked) => asked,
-        Err(error) => {
-            warn!(%from, %error, "refused a connection");
-            return;
-        }
-    };
-    if asked.purpose == Purpose::Ask && !shared.peers.contains_key(&asked.from) {
-        // What this node is means nothing to one that it does not belong together with.
-        shared.tell_stranger(asked.from, from);
-        return;
-    }
-    let answer = hello(&shared, asked.purpose, asked.from);
-    if write_hello(&mut stream, &answer).await.is_err() {
-        return;
-    }
+/// The answering half: checks the hello that opened the connection, and says who we are. `None` when that was all it wanted.
+pub(crate) async fn greet(
+    shared: &Arc<Shared>,
+    stream: &mut (impl AsyncWrite + Unpin),
+    first: &[u8],
+) -> Result<Option<(Arc<Peer>, Purpose)>, Refusal> {
+    let asked = PeerHello::decode(first).map_err(|error| Refusal::Malformed(error.to_string()))?;
+    let Some(peer) = shared.peers.get(&asked.from) else { return Err(Refusal::Stranger(asked.from)) };
+    let answer = hello(shared, asked.purpose, asked.from);
+    write_hello(stream, &answer).await.map_err(|_| Refusal::Gone)?;
     if asked.cluster != shared.cluster || asked.to != shared.id {
-        warn!(
-            %from,
-            "refused node {} of cluster {:x}, which looks for node {}: check the addresses in its configuration",
+        return Err(Refusal::Misdirected(format!(
+            "node {} of cluster {:x} looks for node {}: check the addresses in its configuration",
             asked.from.0, asked.cluster, asked.to.0
-        );
-        return;
+        )));
     }
-    let Some(peer) = shared.peers.get(&asked.from).cloned() else {
-        shared.tell_stranger(asked.from, from);
-        return;
-    };
+    // Of a newcomer both know why there is no link.
     let newcomer = [answer.standing, asked.standing]
         .iter()
         .any(|standing| matches!(standing, Standing::Newcomer { .. }));
-    if newcomer || old_copy(&shared, asked.purpose, &asked).is_some() {
-        // Both know why, and the dialler tells.
-        return;
+    if newcomer || asked.purpose == Purpose::Ask {
+        return Ok(None);
     }
-    match asked.purpose {
+    if let Some(old) = old_copy(shared, asked.purpose, &asked) {
+        return Err(Refusal::OldCopy(old));
+    }
+    if asked.purpose == Purpose::Link {
+        *peer.linked_with.lock() = Some((asked.incarnation, asked.nonce));
+    }
+    Ok(Some((Arc::clone(peer), asked.purpose)))
+}
+
+/// Serves a peer's connection after its hello, until it is dismissed at the latest.
+pub(crate) async fn serve(
+    shared: &Arc<Shared>,
+    peer: Arc<Peer>,
+    purpose: Purpose,
+    stream: TcpStream,
+    dismissed: &CancellationToken,
+) {
+    match purpose {
         Purpose::Ask => {}
         Purpose::Link => {
-            *peer.linked_with.lock() = Some((asked.incarnation, asked.nonce));
             info!(peer = peer.id.0, "link up");
-            let reason = run(&shared, &peer, stream).await;
+            let reason = run(shared, &peer, stream, dismissed).await;
             info!(peer = peer.id.0, reason, "link down");
             // The dialler is the one who knows at once whether the other process is gone; here a probe has to tell.
             if !shared.stopped.is_cancelled()
@@ -404,12 +408,20 @@ pub(crate) async fn accept(shared: Arc<Shared>, mut stream: TcpStream, first: By
                 shared.peer_process_gone(peer.id);
             }
         }
-        Purpose::Snapshot(group) => crate::snapshot::receive(shared, group, peer, stream).await,
+        Purpose::Snapshot(group) => tokio::select! {
+            () = crate::snapshot::receive(Arc::clone(shared), group, peer, stream) => {}
+            () = dismissed.cancelled() => {}
+        },
     }
 }
 
 /// Serves an established link until either side ends it; returns why it ended.
-async fn run(shared: &Arc<Shared>, peer: &Arc<Peer>, stream: TcpStream) -> String {
+async fn run(
+    shared: &Arc<Shared>,
+    peer: &Arc<Peer>,
+    stream: TcpStream,
+    dismissed: &CancellationToken,
+) -> String {
     let (read, write) = stream.into_split();
     let read = Patient::new(read, silence(&shared.timing));
     let outbox = Arc::new(Outbox::new(OUTBOX_BYTES, OUTBOX_BYTES));
@@ -423,6 +435,7 @@ async fn run(shared: &Arc<Shared>, peer: &Arc<Peer>, stream: TcpStream) -> Strin
             Ok(()) => "closed by the peer".to_owned(),
             Err(error) => error.to_string(),
         },
+        () = dismissed.cancelled() => "there are too many connections of this peer".to_owned(),
         () = shared.stopped.cancelled() => "stopping".to_owned(),
     };
     peer.detach(&outbox);
@@ -480,7 +493,8 @@ pub(crate) async fn read_frame(stream: &mut (impl AsyncRead + Unpin), max: usize
     use tokio::io::AsyncReadExt;
     let length = stream.read_u32().await? as usize;
     if length > max {
-        return Err(io::Error::other(format!("a first frame of {length} bytes: not our protocol")));
+        let what = format!("a first frame of {length} bytes: not our protocol");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
     }
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await?;

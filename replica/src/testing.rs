@@ -53,6 +53,8 @@ pub(crate) fn one_of(
         snapshot_slice_bytes: 64 << 10,
         quota_bytes: 1 << 30,
         awake: Awake::never(),
+        descriptors: 1024,
+        insecure: false,
         shard_map: Bytes::new(),
     }
 }

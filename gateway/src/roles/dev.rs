@@ -10,7 +10,8 @@ use gateway::Gateway;
 use replica::Node;
 
 use super::{
-    Failure, awake, bind, gateway as gateway_role, replica as replica_role, runtime, start_log, stop_signal,
+    Failure, awake, bind, descriptors, gateway as gateway_role, replica as replica_role, runtime, start_log,
+    stop_signal,
 };
 
 /// How long the cluster may take to elect its leader before a hint is printed.
@@ -57,11 +58,15 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let gateway = Dev::gateway(dev.listen, loopback, &cluster);
     start_log(&config::Log { level: config::LogLevel::Warn, ..gateway.log.clone() });
     let awake = awake(args.core_wake_latency_max)?;
+    // One half is the gateway's.
+    let descriptors = descriptors::raise() / 2 / listeners.len().max(1);
     runtime(None)?.block_on(async {
         let mut nodes = Vec::new();
         for ((id, listener), address) in (1..).zip(listeners).zip(&addresses) {
             let replica = dev.replica(id, *address, loopback, &cluster);
-            nodes.push(Node::start(replica_role::options(&replica, listener, awake.clone())?).await?);
+            nodes.push(
+                Node::start(replica_role::options(&replica, listener, awake.clone(), descriptors)?).await?,
+            );
         }
         // The port may have been left to the kernel, so members are told by the gateway itself.
         let options =

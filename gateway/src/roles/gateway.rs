@@ -6,11 +6,12 @@ use config::{ClientUrl, Gateway as Config, Given};
 use gateway::door::{DoorOptions, Member, member_id};
 use gateway::{Gateway, GatewayOptions};
 
-use super::{Failure, awake, runtime, start_log, stop_signal};
+use super::{Failure, awake, descriptors, runtime, start_log, stop_signal};
 
 pub(crate) fn run(file: &Path, given: &Given) -> Result<(), Failure> {
     let config = Config::load_with(file, given)?;
     start_log(&config.log);
+    descriptors::raise();
     let options = GatewayOptions { awake: awake(config.core_wake_latency_max)?, ..options(&config) };
     runtime(config.threads)?.block_on(async {
         let gateway = Gateway::start(options).await.map_err(|error| {

@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod ctl;
+pub(crate) mod descriptors;
 pub(crate) mod dev;
 pub(crate) mod gateway;
 pub(crate) mod replica;

@@ -9,16 +9,17 @@ use config::{Given, Replica};
 use consensus_core::{GroupId, NodeId, Timing};
 use replica::{Node, NodeOptions};
 
-use super::{Failure, admin, awake, bind, runtime, start_log, stop_signal};
+use super::{Failure, admin, awake, bind, descriptors, runtime, start_log, stop_signal};
 
 pub(crate) fn run(file: &Path, given: &Given) -> Result<(), Failure> {
     let config = Replica::load_with(file, given)?;
     start_log(&config.log);
+    let descriptors = descriptors::raise();
     let awake = awake(config.core_wake_latency_max)?;
     let listener = bind(config.listen, "`listen`")?;
     let admin_listener = bind(config.admin_listen, "`admin_listen`")?;
     runtime(config.threads)?.block_on(async {
-        let node = Node::start(options(&config, listener, awake)?).await?;
+        let node = Node::start(options(&config, listener, awake, descriptors)?).await?;
         let admin = admin::serve(admin_listener, node.health())?;
         stop_signal().await?;
         node.stop().await;
@@ -28,7 +29,12 @@ pub(crate) fn run(file: &Path, given: &Given) -> Result<(), Failure> {
 }
 
 /// What the node of this configuration is started with.
-pub(crate) fn options(config: &Replica, listener: TcpListener, awake: Awake) -> Result<NodeOptions, Failure> {
+pub(crate) fn options(
+    config: &Replica,
+    listener: TcpListener,
+    awake: Awake,
+    descriptors: usize,
+) -> Result<NodeOptions, Failure> {
     let cluster = &config.cluster;
     let mut shard_map = BytesMut::new();
     super::shard_map(cluster)?.encode(&mut shard_map);
@@ -57,5 +63,7 @@ pub(crate) fn options(config: &Replica, listener: TcpListener, awake: Awake) -> 
         quota_bytes: config.quota_bytes.bytes(),
         shard_map: shard_map.freeze(),
         awake,
+        descriptors,
+        insecure: config.is_exposed(),
     })
 }

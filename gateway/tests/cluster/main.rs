@@ -10,6 +10,7 @@
 #[cfg_attr(feature = "etcd-client", path = "client_etcd.rs")]
 mod client;
 mod clients;
+mod flood;
 mod processes;
 
 use std::time::{Duration, Instant};

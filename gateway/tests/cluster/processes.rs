@@ -34,6 +34,8 @@ pub(crate) struct Process {
     log: PathBuf,
     /// Where a replica keeps everything.
     data: Option<PathBuf>,
+    /// Files and connections that it may have open, if that is not what the system lets it.
+    descriptors: Option<u32>,
     /// Peers and gateways (of a replica), or clients (of a gateway) connect here.
     pub(crate) listen: SocketAddr,
     admin: SocketAddr,
@@ -42,6 +44,11 @@ pub(crate) struct Process {
 
 impl Cluster {
     pub(crate) fn start(replicas: usize, gateways: usize) -> Cluster {
+        Cluster::start_limited(replicas, gateways, None)
+    }
+
+    /// With replicas that may have so many files and connections open.
+    pub(crate) fn start_limited(replicas: usize, gateways: usize, descriptors: Option<u32>) -> Cluster {
         let dir = tempfile::tempdir().unwrap();
         let mut addresses = free_addresses(2 * (replicas + gateways)).into_iter();
         let mut free_address = || addresses.next().expect("two for each process were drawn");
@@ -64,6 +71,7 @@ impl Cluster {
             );
             let mut process = result.process(format!("replica-{id}"), "replica", listen, admin, &text);
             process.data = Some(data);
+            process.descriptors = descriptors;
             result.replicas.push(process);
         }
         for index in 0..gateways {
@@ -131,7 +139,7 @@ impl Cluster {
         let config = self.dir.path().join(format!("{name}.yaml"));
         fs::write(&config, text).unwrap();
         let log = self.dir.path().join(format!("{name}.log"));
-        Process { name, role, config, log, data: None, listen, admin, child: None }
+        Process { name, role, config, log, data: None, descriptors: None, listen, admin, child: None }
     }
 }
 
@@ -139,7 +147,15 @@ impl Process {
     pub(crate) fn start(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
-        let child = Command::new(gaios())
+        let mut command = match self.descriptors {
+            None => Command::new(gaios()),
+            Some(limit) => {
+                let mut shell = Command::new("sh");
+                shell.arg("-c").arg(format!("ulimit -n {limit}; exec \"$@\"")).arg("sh").arg(gaios());
+                shell
+            }
+        };
+        let child = command
             .arg(self.role)
             .arg("--config")
             .arg(&self.config)
