@@ -22,7 +22,9 @@ mod types;
 
 pub use codec::DecodeError;
 pub use config::{Config, ConfigError, NodeSet};
-pub use engine::{Engine, Event, Input, Output, ReadMode, ReadOutcome, Rejection, Role, Send, Status};
+pub use engine::{
+    Engine, Event, FollowerStatus, Input, Output, ReadMode, ReadOutcome, Rejection, Role, Send, Status,
+};
 pub use liveness::{Liveness, LivenessEvent, LivenessOutput};
 pub use message::{LivenessMessage, Message};
 #[cfg(feature = "mutants")]

@@ -17,6 +17,12 @@
 //! A restarted grantor has forgotten whom it supported. For [`Timing::quarantine`] it grants nothing, and its votes
 //! name everybody who might hold a lease. A holder that learns of the restart starts a new epoch.
 //!
+//! A holder that is about to stop need not let others wait for its leases to lapse: [`Liveness::retire`] gives all
+//! support back. It first stops to count on what it was given, and then says so by an epoch above, which ends the old one
+//! at the grantor. So the holder's view ends before the grantor's here, too, for any delay, loss or order of messages: a
+//! heartbeat or an answer of the old epoch that comes late is refused by the epoch. What is lost is made up for by the next
+//! heartbeat, or by the lapse.
+//!
 //! Beside the leases, heartbeats say which peers a node *reaches* (they answered it lately). With that, a follower
 //! judges for each of its groups whether the leader reaches a quorum, without a message of the group.
 
@@ -43,6 +49,8 @@ pub struct Liveness {
     disk_progress_at: Mono,
     disk_stalled: bool,
     disk_failed: bool,
+    /// This node is about to stop.
+    retiring: bool,
     heartbeat_at: Mono,
     peers: BTreeMap<NodeId, Peer>,
     sends: Vec<(NodeId, LivenessMessage)>,
@@ -60,8 +68,8 @@ struct Peer {
     up: bool,
     /// Whom it says it reaches.
     hears: Vec<NodeId>,
-    /// Its disk makes progress.
-    disk_ok: bool,
+    /// It wants support: its disk makes progress, and it is not about to stop.
+    fit: bool,
     /// When the last heartbeat that it answered was sent.
     reached_at: Option<Mono>,
     /// What the groups were told last.
@@ -83,7 +91,7 @@ pub enum LivenessEvent {
     PeerUp(NodeId),
     /// The node has been silent for [`Timing::election`], its connection broke, or it restarted.
     PeerDown(NodeId),
-    /// Something else that groups judge by: whom it reaches, its disk, whether this node reaches it, or its support for
+    /// Something else that groups judge by: whom it reaches, whether it is fit to lead, whether this node reaches it, or its support for
     /// this node. Also said of this node itself.
     PeerChanged(NodeId),
 }
@@ -127,6 +135,7 @@ impl Liveness {
             disk_progress_at: now,
             disk_stalled: false,
             disk_failed: false,
+            retiring: false,
             heartbeat_at: now,
             peers: BTreeMap::new(),
             sends: Vec::new(),
@@ -142,7 +151,7 @@ impl Liveness {
     pub fn add_peer(&mut self, peer: NodeId) {
         if peer != self.node {
             let epoch = Epoch { incarnation: self.incarnation, count: 1 };
-            self.peers.entry(peer).or_insert_with(|| Peer { epoch, disk_ok: true, ..Peer::default() });
+            self.peers.entry(peer).or_insert_with(|| Peer { epoch, fit: true, ..Peer::default() });
         }
     }
 
@@ -186,6 +195,22 @@ impl Liveness {
         self.update_disk(now);
     }
 
+    /// This node is about to stop: it gives back the support that it has, asks for none any more, and leads nothing. There
+    /// is no way back. Say it before leaderships are handed over, so that no successor waits for a lease of this node.
+    pub fn retire(&mut self, now: Mono) {
+        if std::mem::replace(&mut self.retiring, true) {
+            return;
+        }
+        self.events.push(LivenessEvent::PeerChanged(self.node));
+        let hears = self.reached();
+        for (&node, peer) in &mut self.peers {
+            // Before anybody hears of it: from here on this node holds nothing.
+            peer.epoch.count += 1;
+            peer.support_until = None;
+            self.sends.push((node, peer.heartbeat(now, false, hears.clone())));
+        }
+    }
+
     /// At [`Liveness::next_deadline`]: sends heartbeats, notices who fell silent.
     pub fn tick(&mut self, now: Mono) {
         self.update_disk(now);
@@ -201,9 +226,9 @@ impl Liveness {
         }
         if now >= self.heartbeat_at {
             self.heartbeat_at = now.after(self.timing.heartbeat);
-            let hears = self.reached();
+            let (fit, hears) = (self.is_fit(self.node), self.reached());
             for (&node, peer) in &self.peers {
-                let heartbeat = peer.heartbeat(now, !self.disk_stalled, hears.clone());
+                let heartbeat = peer.heartbeat(now, fit, hears.clone());
                 self.sends.push((node, heartbeat));
             }
         }
@@ -269,13 +294,13 @@ impl Liveness {
         self.peers.get(&peer).map_or(&[], |peer| &peer.hears)
     }
 
-    /// Whether the journal of `node` makes progress, as far as it said.
+    /// Whether `node` may lead, as far as it said: its journal makes progress, and it is not about to stop.
     #[must_use]
-    pub fn disk_ok(&self, node: NodeId) -> bool {
+    pub fn is_fit(&self, node: NodeId) -> bool {
         if node == self.node {
-            !self.disk_stalled
+            !self.disk_stalled && !self.retiring
         } else {
-            self.peers.get(&node).is_some_and(|peer| peer.disk_ok)
+            self.peers.get(&node).is_some_and(|peer| peer.fit)
         }
     }
 
@@ -308,9 +333,9 @@ impl Liveness {
             return;
         }
         Self::note_life(&mut self.events, from, peer, incarnation);
-        if peer.hears != heartbeat.hears || peer.disk_ok != heartbeat.wants_support {
+        if peer.hears != heartbeat.hears || peer.fit != heartbeat.wants_support {
             peer.hears = heartbeat.hears;
-            peer.disk_ok = heartbeat.wants_support;
+            peer.fit = heartbeat.wants_support;
             self.events.push(LivenessEvent::PeerChanged(from));
         }
         Self::note_heard(&mut self.events, from, peer, now, &self.timing);
@@ -350,7 +375,7 @@ impl Liveness {
     }
 
     fn handle_ack(&mut self, now: Mono, from: NodeId, ack: &HeartbeatAck) {
-        let mut hears = self.reached();
+        let (fit, mut hears) = (self.is_fit(self.node), self.reached());
         let Some(peer) = self.peers.get_mut(&from) else { return };
         let stale = ack.epoch.incarnation != self.incarnation || ack.incarnation < peer.incarnation;
         if stale || ack.sent_at > now {
@@ -369,7 +394,7 @@ impl Liveness {
             // Support is given to those who say that answers reach them, so this is said at once.
             hears.push(from);
             hears.sort_unstable();
-            let heartbeat = peer.heartbeat(now, !self.disk_stalled, hears.clone());
+            let heartbeat = peer.heartbeat(now, fit, hears.clone());
             self.sends.push((from, heartbeat));
         }
         if ack.granted && ack.epoch == peer.epoch {
@@ -382,7 +407,7 @@ impl Liveness {
         if ack.required > peer.epoch {
             peer.epoch = ack.required;
             peer.support_until = None;
-            let heartbeat = peer.heartbeat(now, !self.disk_stalled, hears);
+            let heartbeat = peer.heartbeat(now, fit, hears);
             self.sends.push((from, heartbeat));
         }
     }
@@ -555,7 +580,52 @@ mod tests {
         b.disk_failed(ms(301));
         run(&mut a, &mut b, 301, 1200);
         assert_eq!(a.supports(ms(1200), B), None);
-        assert!(!a.disk_ok(B) && !b.disk_ok(B) && a.is_up(ms(1200), B));
+        assert!(!a.is_fit(B) && !b.is_fit(B) && a.is_up(ms(1200), B));
+    }
+
+    #[test]
+    fn support_is_given_back_at_once_and_never_taken_up_again() {
+        let (mut a, mut b) = pair(1);
+        run(&mut a, &mut b, 0, 300);
+        let old = b.supported_by(ms(300), A).expect("supported").0;
+        // A heartbeat of the old epoch is still on its way, and so is the answer to one before.
+        b.tick(ms(400));
+        let mut late = LivenessOutput::default();
+        b.poll(&mut late);
+        let (_, heartbeat) = late.sends.remove(0);
+        a.receive(ms(401), B, heartbeat.clone());
+        let mut answers = LivenessOutput::default();
+        a.poll(&mut answers);
+
+        b.retire(ms(402));
+        assert_eq!(b.supported_by(ms(402), A), None, "the holder stops first");
+        assert_eq!(a.supports(ms(402), B), Some(old));
+        assert!(!b.is_fit(B));
+        exchange(&mut b, &mut a, ms(403));
+        assert_eq!(a.supports(ms(403), B), None, "nobody waits for the lapse");
+        assert!(a.is_up(ms(403), B) && !a.is_fit(B));
+
+        a.receive(ms(404), B, heartbeat);
+        for (_, answer) in answers.sends {
+            b.receive(ms(404), A, answer);
+        }
+        exchange(&mut a, &mut b, ms(405));
+        assert_eq!(
+            (a.supports(ms(405), B), b.supported_by(ms(405), A)),
+            (None, None),
+            "late news changes nothing"
+        );
+        run(&mut a, &mut b, 406, 2000);
+        assert_eq!((a.supports(ms(2000), B), b.supported_by(ms(2000), A)), (None, None));
+        assert!(
+            a.is_up(ms(2000), B) && a.supported_by(ms(2000), B).is_some(),
+            "it still grants, and is heard"
+        );
+
+        // Its next life begins as any other.
+        let mut b = Liveness::new(B, [A], 2, Timing::default(), ms(2001));
+        run(&mut a, &mut b, 2001, 2400);
+        assert!(a.supports(ms(2400), B).is_some() && a.is_fit(B));
     }
 
     #[test]
@@ -598,6 +668,7 @@ mod tests {
             rate_b in 995_000u64..=1_005_000,
             offset_a in 0u64..10_000_000_000,
             offset_b in 0u64..10_000_000_000,
+            retires_at in prop::option::of(0u64..3000),
             delays in prop::collection::vec((0u64..900, 0u64..900, any::<bool>(), any::<bool>()), 1..60),
         ) {
             let timing = Timing::default();
@@ -614,6 +685,7 @@ mod tests {
                 b.disk_progress(clock_b(at));
                 if a.next_deadline() <= clock_a(at) { a.tick(clock_a(at)); }
                 if b.next_deadline() <= clock_b(at) { b.tick(clock_b(at)); }
+                if retires_at == Some(step) { b.retire(clock_b(at)); }
                 let (due, rest): (Vec<_>, Vec<_>) = flights.into_iter().partition(|(when, _, _)| *when <= at);
                 flights = rest;
                 for (_, to, message) in due {

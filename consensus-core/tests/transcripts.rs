@@ -23,6 +23,7 @@
 //! | `pause A`, `resume A` | the process stands still; what arrives waits |
 //! | `snapshot A`, `install A B` | A takes a snapshot; B gets it |
 //! | `transfer A B` | A hands leadership to B |
+//! | `retire A` | A is about to stop: it gives its leases back |
 //! | `status [A]`, `flights` | what the nodes know; what is on its way |
 //! | `messages on`, `messages off` | whether messages are shown when they leave |
 
@@ -128,6 +129,7 @@ impl Runner {
             "snapshot" => self.cluster().snapshot(node(rest[0])),
             "install" => self.cluster().hand_over_snapshot(node(rest[0]), node(rest[1])),
             "transfer" => self.cluster().step(node(rest[0]), Input::Transfer { to: node(rest[1]) }),
+            "retire" => self.cluster().retire(node(rest[0])),
             "status" => self.status(rest),
             "flights" => {
                 let flights =

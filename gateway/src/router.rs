@@ -30,6 +30,15 @@ impl Route {
         self.leader
     }
 
+    /// The lowest round whose leader would be news, for whoever looks for one because this guess is of no use.
+    pub fn least_term(&self) -> u64 {
+        match (self.leader, self.denied) {
+            (Some(unreachable), _) => unreachable.term.saturating_add(1),
+            (None, Some(denied)) => denied.term,
+            (None, None) => 0,
+        }
+    }
+
     /// `node` answered, at `term`, a request that only a leader answers. Returns whether the guess changed.
     pub fn handle_led(&mut self, node: NodeId, term: u64) -> bool {
         if self.leader.is_some_and(|known| known.term > term) {

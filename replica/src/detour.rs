@@ -150,7 +150,7 @@ mod tests {
         // Requests and answers go through.
         let (mut stream, _) = link(second, 1).await;
         assert!(started[1].shared.metrics.detours.get() > 0);
-        let kind = Some(wire::request::Kind::Status(wire::StatusRequest {}));
+        let kind = Some(wire::request::Kind::Status(wire::StatusRequest::default()));
         let requests = vec![wire::Request { id: 5, kind }];
         let frame = wire::GatewayFrame { groups: vec![wire::GroupRequests { group: 1, requests }] };
         peer::write_frame(&mut stream, &frame.encode_to_vec()).await.unwrap();

@@ -1,11 +1,8 @@
 //! What a node counts. The binary exports the registry.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use consensus_core::{GroupId, NodeId, Role, Slot, Status};
-use parking_lot::Mutex;
 use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
@@ -32,7 +29,6 @@ pub(crate) struct Metrics {
     pub(crate) insecure: IntGauge,
     connections: IntGaugeVec,
     refused: IntCounterVec,
-    ready: Arc<Mutex<BTreeMap<GroupId, bool>>>,
 }
 
 impl Metrics {
@@ -92,7 +88,6 @@ impl Metrics {
             ),
             connections: connections(&registry),
             refused: refused(&registry),
-            ready: Arc::default(),
             registry,
         }
     }
@@ -121,23 +116,15 @@ impl Metrics {
         self.fsync_seconds.observe(sync.as_secs_f64());
     }
 
-    /// How many groups of this node know their leader and have nothing to make up for.
-    pub(crate) fn groups_ready(&self) -> usize {
-        self.ready.lock().values().filter(|ready| **ready).count()
-    }
-
     pub(crate) fn of_group(&self, group: GroupId) -> GroupMetrics {
         let label = group.0.to_string();
         GroupMetrics {
-            group,
             is_leader: self.is_leader.with_label_values(&[&label]),
             has_leader: self.has_leader.with_label_values(&[&label]),
             applied_slot: self.applied_slot.with_label_values(&[&label]),
             commit_slot: self.commit_slot.with_label_values(&[&label]),
             healing: self.healing.with_label_values(&[&label]),
             watches: self.watches.with_label_values(&[&label]),
-            ready: Arc::clone(&self.ready),
-            was_ready: None,
         }
     }
 }
@@ -145,15 +132,12 @@ impl Metrics {
 /// One group's gauges, looked up once.
 #[derive(Debug)]
 pub(crate) struct GroupMetrics {
-    group: GroupId,
     is_leader: prometheus::IntGauge,
     has_leader: prometheus::IntGauge,
     applied_slot: prometheus::IntGauge,
     commit_slot: prometheus::IntGauge,
     healing: prometheus::IntGauge,
     watches: prometheus::IntGauge,
-    ready: Arc<Mutex<BTreeMap<GroupId, bool>>>,
-    was_ready: Option<bool>,
 }
 
 impl GroupMetrics {
@@ -165,11 +149,6 @@ impl GroupMetrics {
         self.watches.set(i64::try_from(watches).unwrap_or(i64::MAX));
         let healing = status.promise_lost || status.faulty_from.is_some();
         self.healing.set(i64::from(healing));
-        let ready = status.leader.is_some() && !healing;
-        if self.was_ready != Some(ready) {
-            self.was_ready = Some(ready);
-            self.ready.lock().insert(self.group, ready);
-        }
     }
 }
 

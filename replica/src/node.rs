@@ -1,5 +1,6 @@
 //! A node: one data directory, one journal, one port, one link per peer, and the groups that live here.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
@@ -198,8 +199,10 @@ impl Node {
         Health { shared: Arc::clone(&self.shared) }
     }
 
-    /// Stops in order: leaders hand over, the journal finishes, connections end.
+    /// Stops in order: leases are given back, leaders hand over, the journal finishes, connections end.
     pub async fn stop(self) {
+        // Before the groups hear of it, so that it is said before any of them hands over.
+        self.shared.with_liveness(|liveness, now| liveness.retire(now));
         self.shared.stopping.cancel();
         self.groups.wait().await;
         self.shared.stopped.cancel();
@@ -225,25 +228,35 @@ impl Health {
         self.shared.metrics.registry()
     }
 
-    /// Whether the node takes part in full. Whoever stops nodes one after the other waits for this.
+    /// Whether the node takes part in full, and its groups have caught up. Whoever stops nodes one after the other waits for
+    /// this.
     ///
     /// # Errors
     /// What is missing.
-    pub fn check(&self) -> Result<(), &'static str> {
-        if self.shared.seat.is_revoked() {
-            return Err("the data directory is an old copy, or this node runs twice: see the log");
+    pub fn check(&self) -> Result<(), Cow<'static, str>> {
+        let shared = &self.shared;
+        if shared.seat.is_revoked() {
+            return Err("the data directory is an old copy, or this node runs twice: see the log".into());
         }
-        if !self.shared.seat.is_taken() {
-            return Err("the data directory is new, and not every other node has answered this one yet");
+        if shared.stopping.is_cancelled() {
+            return Err("stopping".into());
         }
-        if self.shared.metrics.groups_ready() < self.shared.groups.len() {
-            return Err("a group knows no leader, or makes up for what the disk has lost");
+        if !shared.seat.is_taken() {
+            return Err(
+                "the data directory is new, and not every other node has answered this one yet".into()
+            );
         }
-        if self.shared.journal.is_full() {
-            return Err("the disk is full");
+        for group in shared.groups() {
+            if let Some(unready) = group.unready() {
+                return Err(format!("group {} {unready}", group.id.0).into());
+            }
         }
-        if self.shared.stopping.is_cancelled() {
-            return Err("stopping");
+        // Until then a commit that counts its vote needs everybody's.
+        if shared.liveness.read().quarantined(clock::now()) {
+            return Err("leases that this node may have granted before its restart are not over".into());
+        }
+        if shared.journal.is_full() {
+            return Err("the disk is full".into());
         }
         Ok(())
     }

@@ -59,7 +59,7 @@ impl Health {
             name: shared.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: u64::try_from(shared.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            not_ready: self.check().err().map(ToString::to_string).unwrap_or_default(),
+            not_ready: self.check().err().map(String::from).unwrap_or_default(),
             replicas: shared.groups().filter_map(|group| *group.told.lock()).collect(),
             peers: shared
                 .peers

@@ -115,8 +115,17 @@ pub enum Rejection {
     Overloaded,
     /// The disk of this node failed.
     Fenced,
-    /// Leadership is being handed over; it may be tried again in a moment.
-    Transferring,
+}
+
+/// What a leader knows of another voter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FollowerStatus {
+    /// Which one.
+    pub node: NodeId,
+    /// It is heard.
+    pub up: bool,
+    /// It has acknowledged every slot up to here.
+    pub matched: Slot,
 }
 
 /// What happened, for the shell's information or action.
@@ -228,8 +237,12 @@ pub struct Status {
     pub promised: Lead,
     /// Whether this node leads and knows everything committed before it.
     pub ready: bool,
+    /// To whom this node, which leads, is handing its leadership.
+    pub successor: Option<NodeId>,
     /// Every slot up to here is committed.
     pub commit: Slot,
+    /// Every slot up to here is committed, as far as anybody has told: those above `commit` are still on their way.
+    pub known_commit: Slot,
     /// The first slot still in memory.
     pub first_kept: Slot,
     /// The highest slot with a vote or committed value.

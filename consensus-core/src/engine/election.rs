@@ -225,7 +225,7 @@ impl Engine {
         reached.insert(leader);
         liveness.is_up(now, leader)
             && [0, liveness.incarnation_of(leader)].contains(&following.incarnation)
-            && liveness.disk_ok(leader)
+            && liveness.is_fit(leader)
             && self.configs.active().is_q2(&reached)
     }
 
@@ -296,7 +296,7 @@ impl Engine {
         let config = self.configs.active().clone();
         let fit = self.is_voter()
             && !self.promise_lost()
-            && liveness.disk_ok(self.options.node)
+            && liveness.is_fit(self.options.node)
             && self.reaches(now, liveness, |reached| config.is_q1(reached));
         if !fit {
             // Not a failed attempt: nobody was asked, so there is nobody to keep out of the way of.
@@ -627,9 +627,9 @@ impl Engine {
     }
 
     /// The leader wants this node to lead: no pre-vote, since the others still hear the leader.
-    pub(super) fn handle_handoff(&mut self, now: Mono, from: NodeId, message: &Handoff) {
+    pub(super) fn handle_handoff(&mut self, now: Mono, liveness: &Liveness, from: NodeId, message: &Handoff) {
         let current = message.lead.node == from && message.lead == self.acceptor.promised();
-        if current && self.is_voter() && !self.promise_lost() {
+        if current && self.is_voter() && !self.promise_lost() && liveness.is_fit(self.options.node) {
             self.start_candidate(now, 0);
         }
     }

@@ -75,9 +75,6 @@ impl Leader {
     }
 
     pub(super) fn enqueue(&mut self, options: &Options, tag: Tag, command: Bytes) -> Result<(), Rejection> {
-        if self.is_handing_over() {
-            return Err(Rejection::Transferring);
-        }
         if self.queue_bytes + command.len() > options.queue_bytes_max && !self.queue.is_empty() {
             return Err(Rejection::Overloaded);
         }
@@ -86,9 +83,15 @@ impl Leader {
         Ok(())
     }
 
-    /// The successor may lead at any moment: leases and proposals have ended.
+    /// The successor may lead at any moment: the lease has ended, and what is proposed waits. It goes to the successor, or
+    /// is proposed here after all.
     pub(super) fn is_handing_over(&self) -> bool {
         self.transfer.is_some_and(|transfer| transfer.handed)
+    }
+
+    /// To whom leadership is being handed.
+    pub(super) fn successor(&self) -> Option<NodeId> {
+        self.transfer.map(|transfer| transfer.to)
     }
 
     pub(super) fn peer(&mut self, node: NodeId) -> Option<&mut Progress> {
@@ -503,6 +506,13 @@ impl Engine {
                 PeerChange::Other => {}
             }
         }
+        // Whoever wants this one to lead no more need not wait for one who will not.
+        if let Some(transfer) = leader
+            .transfer
+            .take_if(|transfer| transfer.to == node && (!liveness.is_up(now, node) || !liveness.is_fit(node)))
+        {
+            self.outbox.event(Event::TransferAborted { to: transfer.to });
+        }
         self.check_quorum(now, liveness);
         self.fortify(now, liveness);
         self.update_commit(now, liveness);
@@ -521,7 +531,7 @@ impl Engine {
 
     fn has_quorum(&self, now: Mono, liveness: &Liveness) -> bool {
         let config = self.configs.active();
-        liveness.disk_ok(self.options.node) && self.reaches(now, liveness, |reached| config.is_q2(reached))
+        liveness.is_fit(self.options.node) && self.reaches(now, liveness, |reached| config.is_q2(reached))
     }
 
     pub(super) fn handle_snapshot_ended(&mut self, now: Mono, to: NodeId) {
@@ -534,10 +544,10 @@ impl Engine {
         }
     }
 
-    pub(super) fn handle_transfer(&mut self, now: Mono, to: NodeId) {
-        let voter = self.configs.active().voters.contains(to);
+    pub(super) fn handle_transfer(&mut self, now: Mono, liveness: &Liveness, to: NodeId) {
+        let can_lead = self.configs.active().voters.contains(to) && liveness.is_fit(to);
         if let State::Leader(leader) = &mut self.state
-            && voter
+            && can_lead
             && leader.transfer.is_none()
             && leader.peer(to).is_some_and(|peer| peer.up)
         {

@@ -26,9 +26,10 @@ mod recall;
 mod rng;
 mod select;
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
-pub use api::{Event, Input, Output, ReadMode, ReadOutcome, Rejection, Role, Send, Status};
+pub use api::{Event, FollowerStatus, Input, Output, ReadMode, ReadOutcome, Rejection, Role, Send, Status};
 
 use crate::message::Resigned;
 use crate::mutant::mutant;
@@ -163,7 +164,7 @@ impl Engine {
                 self.handle_snapshot_installed(now, liveness, slot, config)
             }
             Input::SnapshotEnded { to } => self.handle_snapshot_ended(now, to),
-            Input::Transfer { to } => self.handle_transfer(now, to),
+            Input::Transfer { to } => self.handle_transfer(now, liveness, to),
             Input::Timeout => self.handle_timeout(now, liveness),
         }
     }
@@ -238,7 +239,9 @@ impl Engine {
             lead,
             promised: self.acceptor.promised(),
             ready: leading.is_some_and(|leader| leader.ready),
+            successor: leading.and_then(|leader| leader.successor()),
             commit: self.log.commit,
+            known_commit: self.log.known_commit.max(self.log.commit),
             first_kept: self.log.first(),
             max_voted: self.log.max_voted,
             config: self.configs.active().clone(),
@@ -250,6 +253,35 @@ impl Engine {
             queued_bytes: leading.map_or(0, |leader| leader.queue_bytes),
             inflight: leading.map_or(0, |leader| leader.inflight_slots(self.log.commit)),
         }
+    }
+
+    /// What this node, while it leads, knows of the other voters.
+    pub fn followers(&self) -> impl Iterator<Item = FollowerStatus> + '_ {
+        let leader = match &self.state {
+            State::Leader(leader) => Some(leader),
+            State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => None,
+        };
+        let voters = &self.configs.active().voters;
+        let peers = leader.into_iter().flat_map(|leader| leader.peers.iter());
+        peers.filter(|peer| voters.contains(peer.node)).map(|peer| FollowerStatus {
+            node: peer.node,
+            up: peer.up,
+            matched: peer.matched,
+        })
+    }
+
+    /// Who would lead in place of this node with the least ado: of the other voters that live and are fit to lead, the one
+    /// that lacks least. `None` also while this node does not lead.
+    #[must_use]
+    pub fn successor(&self, now: Mono, liveness: &Liveness) -> Option<NodeId> {
+        let able = |peer: &FollowerStatus| {
+            peer.up
+                && liveness.is_up(now, peer.node)
+                && liveness.is_fit(peer.node)
+                && liveness.reaches(now, peer.node)
+        };
+        let nearest = self.followers().filter(able).max_by_key(|peer| (peer.matched, Reverse(peer.node)));
+        nearest.map(|peer| peer.node)
     }
 
     /// Panics with the name of the invariant that does not hold. For tests and simulations, after every step.
@@ -283,7 +315,7 @@ impl Engine {
             Message::ReadIndexReply(message) => self.handle_read_index_reply(from, &message),
             Message::Fetch(message) => self.handle_fetch(from, &message),
             Message::Chosen(message) => self.handle_chosen(now, liveness, from, message),
-            Message::Handoff(message) => self.handle_handoff(now, from, &message),
+            Message::Handoff(message) => self.handle_handoff(now, liveness, from, &message),
             Message::Resigned(message) => self.handle_resigned(now, from, &message),
             Message::Recall(message) => self.handle_recall(from, &message),
             Message::Recalled(message) => self.handle_recalled(from, &message),

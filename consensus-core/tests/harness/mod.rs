@@ -293,6 +293,13 @@ impl Cluster {
         node.paused = false;
     }
 
+    /// The node is about to stop.
+    pub fn retire(&mut self, id: NodeId) {
+        let now = self.now;
+        self.node(id).liveness.retire(now);
+        self.work(id);
+    }
+
     pub fn step(&mut self, id: NodeId, input: Input) {
         let now = self.now;
         let node = self.node(id);

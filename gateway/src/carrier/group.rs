@@ -305,10 +305,11 @@ impl Group {
                     self.wait(|| target().is_some(), shared.options.waiting_max).await?;
                     continue;
                 };
-                let answered = match link.call(self.id, request::Kind::Status(wire::StatusRequest {}), 0) {
-                    Ok(call) => call.await,
-                    Err(NotSent::Down | NotSent::Full) => Err(Lost),
-                };
+                let answered =
+                    match link.call(self.id, request::Kind::Status(wire::StatusRequest::default()), 0) {
+                        Ok(call) => call.await,
+                        Err(NotSent::Down | NotSent::Full) => Err(Lost),
+                    };
                 if let Ok(response) = answered
                     && let Some(Kind::Status(status)) = response.kind
                 {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::{debug, info};
 
 use super::Shared;
@@ -22,6 +22,9 @@ use crate::link::{Link, Lost};
 use crate::retry::{self, Attempts, Next};
 use crate::router::NodeId;
 
+/// How long a replica may wait for a leader before it answers that it knows none: so a new one is heard of at once, and a
+/// gateway asks five times a second at most.
+const SCOUT_WAIT: Duration = Duration::from_millis(200);
 /// For an answer of every replica to "who leads".
 const SCOUT_TIMEOUT: Duration = Duration::from_millis(250);
 /// For the group to open a session.
@@ -57,7 +60,7 @@ fn lack(shared: &Shared, group: &Group) -> Lack {
 
 async fn keep_leader(shared: &Shared, group: &Group) {
     let nonce = Bytes::copy_from_slice(&random::<16>());
-    let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(100));
+    let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(20));
     loop {
         let lack = lack(shared, group);
         group.set_led(!matches!(lack, Lack::Leader));
@@ -91,30 +94,48 @@ async fn keep_leader(shared: &Shared, group: &Group) {
 
 /// Asks the replicas who leads. Ends as soon as a leader is known that can be reached and is not `suspect`.
 async fn scout(shared: &Shared, group: &Group, suspect: Option<NodeId>) {
+    let question = wire::StatusRequest {
+        wait_ms: u32::try_from(SCOUT_WAIT.as_millis()).unwrap_or(u32::MAX),
+        least_term: group.state().route.least_term(),
+    };
+    let mut news = group.news();
     let mut asked: FuturesUnordered<_> = shared
         .replicas(group)
         .into_iter()
         .filter(|node| Some(*node) != suspect)
         .filter_map(|node| {
             let link = shared.links.to(node)?;
-            let call = link.call(group.id(), request::Kind::Status(wire::StatusRequest {}), 0).ok()?;
+            let call = link.call(group.id(), request::Kind::Status(question), 0).ok()?;
             Some(async move { (node, call.await) })
         })
         .collect();
+    let any_asked = !asked.is_empty();
     let deadline = Instant::now() + SCOUT_TIMEOUT;
-    while let Ok(Some((node, answered))) = timeout_at(deadline, asked.next()).await {
-        let Ok(response) = answered else { continue };
-        let Some(Kind::Status(status)) = response.kind else { continue };
-        let changed = {
-            let mut state = group.state();
-            if status.leader == node {
-                state.route.handle_led(node, response.term)
-            } else {
-                state.route.handle_said(response.term, status.leader)
-            }
+    loop {
+        let answer = tokio::select! {
+            answer = asked.next(), if any_asked => match answer {
+                Some(answer) => Some(answer),
+                // None of them knows a leader that is news.
+                None => return,
+            },
+            // The leader's link may have come up.
+            _ = news.changed() => None,
+            () = sleep_until(deadline) => return,
         };
-        if changed {
-            debug!(group = group.id(), leader = status.leader, term = response.term, "leader found");
+        if let Some((node, Ok(response))) = answer
+            && let Some(Kind::Status(status)) = response.kind
+        {
+            let changed = {
+                let mut state = group.state();
+                if status.leader == node {
+                    state.route.handle_led(node, response.term)
+                } else {
+                    state.route.handle_said(response.term, status.leader)
+                }
+            };
+            if changed {
+                debug!(group = group.id(), leader = status.leader, term = response.term, "leader found");
+            }
         }
         let found = group.leader_link(shared);
         if found.is_some_and(|(leader, _)| Some(leader) != suspect) {

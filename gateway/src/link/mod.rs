@@ -458,7 +458,7 @@ impl Link {
             };
             if silent > patience {
                 let id = state.waiting.insert(Waiter::Probe);
-                let kind = request::Kind::Status(wire::StatusRequest {});
+                let kind = request::Kind::Status(wire::StatusRequest::default());
                 // A node without group 0 says so, which is as good an answer.
                 state.batch.push_always(0, wire::Request { id, kind: Some(kind) }, 0);
                 state.probe = Some((id, Instant::now()));

@@ -12,6 +12,7 @@ mod client;
 mod clients;
 mod flood;
 mod processes;
+mod stops;
 
 use std::time::{Duration, Instant};
 

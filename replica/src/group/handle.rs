@@ -9,6 +9,7 @@ use journal::Lsn;
 use keyspace::Keyspace;
 use parking_lot::Mutex;
 
+use super::readiness::Unready;
 use super::snapshotting::Progress;
 use crate::inbox::Inbox;
 use crate::link::Link;
@@ -56,6 +57,8 @@ pub(crate) struct GroupHandle {
     /// As of the end of the last turn; none before the first. To be told without asking the task, which may be busy.
     pub(crate) told: Mutex<Option<wire::ReplicaStatus>>,
     gate: Mutex<Gate>,
+    /// Why the replica is not to be relied on, as it said last.
+    unready: Mutex<Option<Unready>>,
 }
 
 /// Where messages wait for their records to be durable (persist before send).
@@ -71,7 +74,22 @@ struct Gate {
 
 impl GroupHandle {
     pub(crate) fn new(id: GroupId) -> Self {
-        GroupHandle { id, inbox: Inbox::new(INBOX_BYTES), told: Mutex::default(), gate: Mutex::default() }
+        GroupHandle {
+            id,
+            inbox: Inbox::new(INBOX_BYTES),
+            told: Mutex::default(),
+            gate: Mutex::default(),
+            unready: Mutex::new(Some(Unready::NoState)),
+        }
+    }
+
+    /// Why the replica is not to be relied on, if it is not.
+    pub(crate) fn unready(&self) -> Option<Unready> {
+        *self.unready.lock()
+    }
+
+    pub(super) fn set_unready(&self, unready: Option<Unready>) {
+        *self.unready.lock() = unready;
     }
 
     /// Whether some record of this life is durable.

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use consensus_core::{Input, Mono, NodeId, Role};
+use consensus_core::{Input, Mono, NodeId, Role, Status};
 use tracing::info;
 
 use super::Group;
 use crate::clock;
 
-/// How long a stopping leader waits for its successor.
+/// How long a stopping leader waits until its successor leads: some ten times as long as that takes with slow disks. Then
+/// the others elect one of their own accord, and need not wait for this node's lease.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a leader whose disk is full, and whose predecessor's was too, or who found no successor, waits until it tries
 /// (again); doubles up to the second time. While all disks are full the group needs a leader that stays: leases begin anew
@@ -16,23 +17,35 @@ const HANDOVER_TIMEOUT: Duration = Duration::from_secs(1);
 const RELIEF_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
 
 impl Group {
-    /// When the node wants to stop: a leader hands over first, so that nobody waits for an election.
+    /// When the node wants to stop: a leader hands over first, so that nobody waits for an election. The node has given its
+    /// leases back before ([`consensus_core::Liveness::retire`]), so nobody waits for those either.
     pub(super) fn stop_in_order(&mut self, now: Mono) {
         if self.stopping.is_some() || !self.shared.stopping.is_cancelled() {
             return;
         }
-        let status = self.engine.status();
-        let successor = {
-            let liveness = self.shared.liveness.read();
-            let voters = status.config.voters.iter().filter(|voter| *voter != self.shared.id);
-            voters.into_iter().find(|voter| liveness.is_up(now, *voter))
-        };
+        let led = self.engine.status().role == Role::Leader;
+        let until = if led { now.after(HANDOVER_TIMEOUT) } else { now };
+        self.stopping = Some(Stopping { led, until });
+        self.hand_over_to_another();
+    }
+
+    /// While the node wants to stop: to whoever needs least to lead. What is asked meanwhile waits in the engine, and goes to
+    /// the successor.
+    pub(super) fn hand_over_to_another(&mut self) {
+        let now = clock::now();
+        let Some(stopping) = &mut self.stopping else { return };
+        // One that began before the wish to stop is as good.
+        if self.engine.status().successor.is_some() {
+            return;
+        }
+        let successor = self.engine.successor(now, &self.shared.liveness.read());
         match successor {
-            Some(to) if status.role == Role::Leader => {
-                self.stopping = Some(now.after(HANDOVER_TIMEOUT));
+            Some(to) if now < stopping.until => {
+                info!(group = self.handle.id.0, to = to.0, "handing leadership over");
                 self.step(Input::Transfer { to });
             }
-            Some(_) | None => self.stopping = Some(now),
+            // Nobody could lead: there is nothing to wait for.
+            Some(_) | None => stopping.until = now,
         }
     }
 
@@ -61,8 +74,25 @@ impl Group {
     pub(super) fn is_done(&self) -> bool {
         match self.stopping {
             None => false,
-            Some(deadline) => self.engine.status().role != Role::Leader || clock::now() >= deadline,
+            Some(stopping) => stopping.is_over(&self.engine.status(), clock::now()),
         }
+    }
+}
+
+/// A group on a node that wants to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stopping {
+    /// This replica led when the wish came.
+    pub(super) led: bool,
+    /// It waits no longer.
+    pub(super) until: Mono,
+}
+
+impl Stopping {
+    /// One that led stays until another does: its vote may be needed for that, and gateways ask it who it is.
+    fn is_over(&self, status: &Status, now: Mono) -> bool {
+        let replaced = status.role != Role::Leader && status.leader.is_some();
+        !self.led || replaced || now >= self.until
     }
 }
 

@@ -6,8 +6,10 @@ mod handle;
 mod handover;
 mod log_positions;
 mod queries;
+mod readiness;
 mod replies;
 mod requests;
+mod seekers;
 mod snapshotting;
 #[cfg(test)]
 mod tests;
@@ -35,9 +37,11 @@ pub(crate) use self::log_positions::LogPositions;
 pub(crate) use self::snapshotting::{decode_meta, encode_meta, load};
 
 use self::clients::{Clients, PendingRead, Reading, Subject, Waiter};
-use self::handover::Relief;
+use self::handover::{Relief, Stopping};
 use self::queries::Queries;
+use self::readiness::Readiness;
 use self::replies::Replies;
+use self::seekers::Seekers;
 use self::snapshotting::Snapshotting;
 use self::timer::Timer;
 use self::watches::Watches;
@@ -156,11 +160,14 @@ pub(crate) struct Group {
     positions: LogPositions,
     snapshotting: Snapshotting,
     replies: Replies,
+    seekers: Seekers,
+    readiness: Readiness,
     out: Output,
     effects: Effects,
     label: Vec<u8>,
     metrics: GroupMetrics,
-    stopping: Option<Mono>,
+    /// The node wants to stop.
+    stopping: Option<Stopping>,
     /// For a leader whose disk is full.
     relief: Option<Relief>,
     timer: Timer,
@@ -192,6 +199,8 @@ impl Group {
             sweeping: false,
             positions: start.positions,
             replies: Replies::default(),
+            seekers: Seekers::default(),
+            readiness: Readiness::default(),
             out: Output::default(),
             effects: Effects::default(),
             label: Vec::new(),
@@ -241,10 +250,10 @@ impl Group {
 
     fn deadline(&self) -> Option<Mono> {
         let leases = if self.leading { self.leases.next_deadline() } else { None };
-        [self.engine.next_deadline(), leases, self.propose_again_at, self.queries.deadline(), self.stopping]
-            .into_iter()
-            .flatten()
-            .min()
+        let stopping = self.stopping.map(|stopping| stopping.until);
+        let waiting = [self.queries.deadline(), self.seekers.deadline()];
+        let own = [self.engine.next_deadline(), leases, self.propose_again_at, stopping];
+        own.into_iter().chain(waiting).flatten().min()
     }
 
     /// Work that goes on without any event.
@@ -276,6 +285,7 @@ impl Group {
         self.carry_out();
         self.propose_due_leases();
         self.carry_out();
+        self.answer_seekers();
         self.answer_queries();
         self.watches.serve_behind(&self.state, &mut self.replies);
         self.continue_snapshot();
@@ -305,6 +315,7 @@ impl Group {
                 self.clients.link_closed(link);
                 self.asking.retain(|read| read.waiter.link.id != link);
                 self.queries.close_link(link);
+                self.seekers.close_link(link);
                 self.watches.close_link(link);
                 self.parked.retain(|(waiter, _)| waiter.link.id != link);
             }
@@ -508,7 +519,6 @@ impl Group {
                 self.replies.leader = None;
                 Why::NotLeader
             }
-            Rejection::Transferring => Why::NotLeader,
         };
         match self.clients.rejected(tag) {
             Some(waiters) => {
@@ -609,6 +619,7 @@ impl Group {
             }
             Event::TransferAborted { to } => {
                 info!(group = self.handle.id.0, to = to.0, "leadership was not handed over");
+                self.hand_over_to_another();
             }
         }
     }
@@ -649,6 +660,7 @@ impl Group {
 
     fn publish(&mut self) {
         let engine = self.engine.status();
+        self.handle.set_unready(self.readiness.judge(&engine, self.applied));
         self.metrics.publish(&engine, self.applied, self.watches.len());
         *self.handle.told.lock() = Some(self.told(&engine));
     }

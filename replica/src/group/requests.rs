@@ -31,7 +31,7 @@ impl Group {
             Some(RequestKind::OpenSession(open)) => self.on_open_session(link, id, &open.nonce),
             Some(RequestKind::Read(read)) => self.on_query(link, id, read),
             Some(RequestKind::KeepAlive(keep)) => self.on_read(link, id, Reading::KeepAlive(keep.leases)),
-            Some(RequestKind::Status(_)) => self.on_status(link, id),
+            Some(RequestKind::Status(asked)) => self.on_status(link, id, &asked),
             Some(RequestKind::WatchOpen(open)) if open.linearizable => {
                 self.on_read(link, id, Reading::WatchOpen(open));
             }
@@ -125,7 +125,7 @@ impl Group {
     /// Refuses what could not be written here, before it costs a proposal.
     fn may_write(&mut self, link: &Arc<Link>, id: u64) -> bool {
         let journal = &self.shared.journal;
-        let why = unwritable(self.elected, self.stopping.is_some(), journal.is_full(), journal.is_crowded());
+        let why = unwritable(self.elected, journal.is_full(), journal.is_crowded());
         if let Some(why) = why {
             self.replies.refuse(link, id, why);
         }
@@ -294,9 +294,32 @@ impl Group {
         self.replies.add(&waiter.link, waiter.request, Kind::KeptAlive(kept));
     }
 
-    fn on_status(&mut self, link: &Arc<Link>, id: u64) {
+    fn on_status(&mut self, link: &Arc<Link>, id: u64, asked: &wire::StatusRequest) {
+        let waiter = Waiter { link: Arc::clone(link), request: id };
+        if let Some(waiter) = self.seekers.admit(clock::now(), self.led(), waiter, asked) {
+            self.answer_status(&waiter);
+        }
+    }
+
+    /// Tells those who look for a leader.
+    pub(super) fn answer_seekers(&mut self) {
+        if self.seekers.is_empty() {
+            return;
+        }
+        for waiter in self.seekers.take_due(clock::now(), self.led()) {
+            self.answer_status(&waiter);
+        }
+    }
+
+    fn answer_status(&mut self, waiter: &Waiter) {
         let status = self.status_reply();
-        self.replies.add(link, id, Kind::Status(status));
+        self.replies.add(&waiter.link, waiter.request, Kind::Status(status));
+    }
+
+    /// The round of the leader, if one is known.
+    fn led(&self) -> Option<u64> {
+        let status = self.engine.status();
+        status.leader.map(|_| status.lead.round)
     }
 
     pub(super) fn status_reply(&self) -> wire::StatusReply {
@@ -322,10 +345,8 @@ impl Group {
 
 /// Why nothing can be written here. Who does not lead says so first, whatever its disk is like: another one leads, and
 /// the gateway must go there.
-fn unwritable(leads: bool, stopping: bool, full: bool, crowded: bool) -> Option<Why> {
-    if stopping {
-        Some(Why::Stopping)
-    } else if !leads {
+fn unwritable(leads: bool, full: bool, crowded: bool) -> Option<Why> {
+    if !leads {
         Some(Why::NotLeader)
     } else if full {
         Some(Why::NoDisk)
@@ -343,9 +364,9 @@ mod tests {
     #[test]
     fn who_does_not_lead_names_no_other_reason() {
         let (leads, full, crowded) = (true, true, true);
-        assert_eq!(unwritable(!leads, false, full, crowded), Some(Why::NotLeader));
-        assert_eq!(unwritable(leads, false, full, crowded), Some(Why::NoDisk));
-        assert_eq!(unwritable(leads, false, !full, crowded), Some(Why::Overloaded));
-        assert_eq!(unwritable(leads, false, !full, !crowded), None);
+        assert_eq!(unwritable(!leads, full, crowded), Some(Why::NotLeader));
+        assert_eq!(unwritable(leads, full, crowded), Some(Why::NoDisk));
+        assert_eq!(unwritable(leads, !full, crowded), Some(Why::Overloaded));
+        assert_eq!(unwritable(leads, !full, !crowded), None);
     }
 }

@@ -77,6 +77,8 @@ marks! {
     ValueLostEverywhere,
     /// Leadership was handed over.
     TransferDone,
+    /// A node stopped in order: it gave its leases back, and a leader handed over.
+    Retired,
     /// A leadership transfer did not come about.
     TransferAborted,
     /// A leader sent a value again.

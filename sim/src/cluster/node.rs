@@ -81,6 +81,8 @@ pub(crate) enum NodeEvent {
         group: usize,
         to: NodeId,
     },
+    /// It is about to stop.
+    Retire,
     SnapshotWanted(usize),
     Pause(Time),
     Resume,
@@ -752,6 +754,16 @@ impl Process {
                 self.input(node, env, group, GroupInput::SnapshotSent { to: id(to), number, arrived });
             }
             NodeEvent::Transfer { group, to } => self.input(node, env, group, GroupInput::Transfer { to }),
+            NodeEvent::Retire => {
+                self.with_liveness(node, env, |liveness, now| liveness.retire(now));
+                for group in 0..self.replicas.len() {
+                    let now = node.now(env);
+                    let engine = self.replicas[group].as_ref().map(|replica| &replica.engine);
+                    if let Some(to) = engine.and_then(|engine| engine.successor(now, &self.liveness)) {
+                        self.input(node, env, group, GroupInput::Transfer { to });
+                    }
+                }
+            }
             NodeEvent::SnapshotWanted(group) => self.input(node, env, group, GroupInput::SnapshotWanted),
             NodeEvent::Pause(time) => {
                 trace!(env, "n{} paused for {} ms", node.index + 1, time / MILLI);

@@ -40,11 +40,13 @@ pub(crate) enum Fault {
     /// A node loses its whole disk.
     Empty,
     Transfer,
+    /// A leader's node stops in order: it gives its leases back and hands over, and ends soon after.
+    Retire,
     Snapshot,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Fault; 24] = [
+    pub(crate) const ALL: [Fault; 25] = [
         Fault::Kill,
         Fault::PowerCut,
         Fault::AllPowerCut,
@@ -68,6 +70,7 @@ impl Fault {
         Fault::Damage,
         Fault::Empty,
         Fault::Transfer,
+        Fault::Retire,
         Fault::Snapshot,
     ];
 }
@@ -235,7 +238,8 @@ fn needs_peers(fault: Fault) -> bool {
         | Fault::Link
         | Fault::Clog
         | Fault::Disconnect
-        | Fault::Transfer => true,
+        | Fault::Transfer
+        | Fault::Retire => true,
         Fault::Kill
         | Fault::PowerCut
         | Fault::AllPowerCut

@@ -516,7 +516,7 @@ impl Replica {
                 env.mark(Mark::Overloaded);
                 Some(node.index)
             }
-            Rejection::Fenced | Rejection::Transferring => None,
+            Rejection::Fenced => None,
         };
         for request in self.writes.remove(&(write.client, write.seq)).unwrap_or_default() {
             self.answer(node, env, &request, Answer::Refused(hint));

@@ -395,6 +395,18 @@ impl World {
                     self.tell(leader, NodeEvent::Transfer { group, to });
                 }
             }
+            Fault::Retire => {
+                let node = self.leader_of(group).unwrap_or(node);
+                let env = &mut self.env;
+                env.mark(Mark::Retired);
+                let life = self.nodes[node].life;
+                let end = env.rng.around(20 * MILLI);
+                self.tell(node, NodeEvent::Retire);
+                let env = &mut self.env;
+                env.after(end, Event::Stop { node, life, power: false });
+                let down = end + env.rng.around(300 * MILLI);
+                env.after(down, Event::Start { node });
+            }
             Fault::Snapshot => self.tell(node, NodeEvent::SnapshotWanted(group)),
         }
     }

@@ -1,0 +1,191 @@
+//! Processes that stop, in order and otherwise, under callers who wait for their answers: how long the longest of them
+//! waits, and that nobody is told of a failure. The times are printed, not judged: they are the machine's, too.
+//!
+//! With `GAIOS_STOPS=20` there are as many rounds, for a median worth writing down.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use sim::model;
+use tokio::task::JoinSet;
+
+use crate::client::Client;
+use crate::processes::{Cluster, PATIENCE};
+
+/// A request of a retrying caller that has failed for so long is lost.
+const RETRIES_MAX: Duration = Duration::from_secs(30);
+
+/// Callers that put without a pause, each a key of its own.
+struct Callers {
+    state: Arc<State>,
+    tasks: JoinSet<()>,
+}
+
+struct State {
+    begun: Instant,
+    stop: AtomicBool,
+    /// Whether a failed request is made again.
+    retry: bool,
+    answered: Vec<AtomicU64>,
+    /// The longest time between two answers of one caller, in microseconds, since it was asked for last.
+    longest_us: AtomicU64,
+    failed: AtomicU64,
+    lost: AtomicU64,
+}
+
+impl Callers {
+    async fn start(cluster: &Cluster, count: usize, retry: bool) -> Callers {
+        let state = Arc::new(State {
+            begun: Instant::now(),
+            stop: AtomicBool::new(false),
+            retry,
+            answered: (0..count).map(|_| AtomicU64::new(0)).collect(),
+            longest_us: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+        });
+        let mut tasks = JoinSet::new();
+        // Some connections, each with several callers.
+        let mut clients = Vec::new();
+        for _ in 0..count.div_ceil(8) {
+            clients.push(Client::connect(&cluster.endpoints()).await.expect("the gateways serve"));
+        }
+        for caller in 0..count {
+            tasks.spawn(Arc::clone(&state).call(caller, clients[caller % clients.len()].clone()));
+        }
+        let callers = Callers { state, tasks };
+        callers.each_answered().await;
+        callers.longest_wait();
+        callers
+    }
+
+    /// Waits until every caller has had an answer to a request that was made after this was called.
+    async fn each_answered(&self) {
+        let goals: Vec<u64> =
+            self.state.answered.iter().map(|count| count.load(Ordering::Relaxed) + 2).collect();
+        let begun = Instant::now();
+        while goals
+            .iter()
+            .zip(&self.state.answered)
+            .any(|(goal, count)| count.load(Ordering::Relaxed) < *goal)
+        {
+            assert!(begun.elapsed() < PATIENCE, "no answers for {PATIENCE:?}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// The longest that a caller has waited since this was called last.
+    fn longest_wait(&self) -> Duration {
+        Duration::from_micros(self.state.longest_us.swap(0, Ordering::Relaxed))
+    }
+
+    fn failed(&self) -> u64 {
+        self.state.failed.load(Ordering::Relaxed)
+    }
+
+    fn lost(&self) -> u64 {
+        self.state.lost.load(Ordering::Relaxed)
+    }
+
+    async fn finish(mut self) {
+        self.state.stop.store(true, Ordering::Relaxed);
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+impl State {
+    async fn call(self: Arc<Self>, caller: usize, mut client: Client) {
+        let request = model::PutRequest {
+            key: format!("stops/{caller}").into_bytes(),
+            value: b"value".to_vec(),
+            ..Default::default()
+        };
+        let mut last = self.begun.elapsed();
+        while !self.stop.load(Ordering::Relaxed) {
+            let made = Instant::now();
+            while client.put(request.clone()).await.is_none() {
+                self.failed.fetch_add(1, Ordering::Relaxed);
+                if !self.retry || made.elapsed() > RETRIES_MAX {
+                    self.lost.fetch_add(1, Ordering::Relaxed);
+                    break;
+                }
+                // A client's back-off.
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let now = self.begun.elapsed();
+            let waited = u64::try_from((now - last).as_micros()).unwrap_or(u64::MAX);
+            self.longest_us.fetch_max(waited, Ordering::Relaxed);
+            self.answered[caller].fetch_add(1, Ordering::Relaxed);
+            last = now;
+        }
+    }
+}
+
+fn rounds() -> usize {
+    std::env::var("GAIOS_STOPS").map_or(2, |rounds| rounds.parse().expect("GAIOS_STOPS is a number"))
+}
+
+fn told(what: &str, mut waits: Vec<Duration>) {
+    waits.sort_unstable();
+    let (median, longest) = (waits[waits.len() / 2], waits[waits.len() - 1]);
+    println!(
+        "{what}: the longest wait of a caller, {} times: median {median:.1?}, most {longest:.1?}",
+        waits.len()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_told_of_a_leader_that_stops_or_dies() {
+    let mut cluster = Cluster::start(3, 1);
+    let callers = Callers::start(&cluster, 16, false).await;
+    let (mut stopped, mut killed) = (Vec::new(), Vec::new());
+    for round in 0..2 * rounds() {
+        let leader = cluster.leader();
+        callers.longest_wait();
+        if round % 2 == 0 {
+            assert!(cluster.replicas[leader].terminate(), "{}", cluster.logs());
+        } else {
+            cluster.replicas[leader].kill();
+        }
+        callers.each_answered().await;
+        let waits = if round % 2 == 0 { &mut stopped } else { &mut killed };
+        waits.push(callers.longest_wait());
+        cluster.replicas[leader].start();
+        cluster.replicas[leader].wait_until_ready();
+        callers.each_answered().await;
+        assert_eq!(callers.failed(), 0, "round {round}: {}", cluster.logs());
+    }
+    callers.finish().await;
+    told("graceful stop of the leader", stopped);
+    told("kill -9 of the leader", killed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_replacement_loses_no_request_of_a_retrying_client() {
+    let mut cluster = Cluster::start(3, 2);
+    let callers = Callers::start(&cluster, 64, true).await;
+    let mut waits = Vec::new();
+    for index in 0..3 {
+        assert!(cluster.replicas[index].terminate(), "{}", cluster.logs());
+        cluster.replicas[index].start();
+        cluster.replicas[index].wait_until_ready();
+        callers.each_answered().await;
+        waits.push(callers.longest_wait());
+    }
+    println!("longest waits while nodes were replaced: {waits:.1?}");
+    waits.clear();
+    for index in 0..2 {
+        assert!(cluster.gateways[index].terminate(), "{}", cluster.logs());
+        cluster.gateways[index].start();
+        cluster.gateways[index].wait_until_ready();
+        callers.each_answered().await;
+        waits.push(callers.longest_wait());
+    }
+    println!(
+        "longest waits while gateways were replaced: {waits:.1?}, {} requests made again",
+        callers.failed()
+    );
+    assert_eq!(callers.lost(), 0, "{}", cluster.logs());
+    callers.finish().await;
+}
