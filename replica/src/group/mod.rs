@@ -7,6 +7,7 @@ mod handover;
 mod log_positions;
 mod queries;
 mod readiness;
+mod recent;
 mod replies;
 mod requests;
 mod seekers;
@@ -180,6 +181,7 @@ impl Group {
         let newest = start.snapshot.as_ref().map(|(slot, _)| *slot);
         let (applied, state) =
             start.snapshot.unwrap_or_else(|| (Slot(0), Keyspace::new(keyspace::Options::default())));
+        let watches = Watches::new(state.revision());
         Group {
             snapshotting: Snapshotting::new(newest),
             shared,
@@ -190,7 +192,7 @@ impl Group {
             clients: Clients::default(),
             asking: Vec::new(),
             queries: Queries::default(),
-            watches: Watches::default(),
+            watches,
             leases: LeaseClock::default(),
             parked: Vec::new(),
             propose_again_at: None,
@@ -647,7 +649,7 @@ impl Group {
     fn on_snapshot_received(&mut self, slot: Slot, config: Arc<Config>, state: Keyspace) {
         if slot > self.applied {
             info!(group = self.handle.id.0, slot = slot.0, "took over a peer's snapshot");
-            self.watches.on_state_replaced(self.state.revision());
+            self.watches.on_state_replaced(self.state.revision(), state.revision());
             self.state = state;
             self.applied = slot;
             self.snapshotting.replaced(slot);

@@ -272,6 +272,41 @@ async fn a_link_that_closes_takes_its_questions_along() {
     assert_eq!(rig.group.watches.len(), 0);
 }
 
+/// As after a failover: what a watch was not sent meanwhile is compacted when it arrives.
+#[tokio::test]
+async fn a_watch_that_was_in_step_elsewhere_goes_on_although_its_place_is_compacted() {
+    let mut rig = Rig::leader().await;
+    for key in ["a", "b", "a"] {
+        rig.write(put(key, vec![0])).await;
+    }
+    rig.write(keyspace::Op::Compact { revision: 4 }).await;
+    let watch = |link: &Arc<Link>, linearizable| {
+        let open = wire::WatchOpen {
+            key: Bytes::from_static(b"a"),
+            start_revision: 2,
+            credit: 1 << 20,
+            linearizable,
+            ..Default::default()
+        };
+        request(link, 1, RequestKind::WatchOpen(open))
+    };
+    let (moved, new) = (Link::unconnected(), Link::unconnected());
+    rig.turn([watch(&moved, false), watch(&new, true)]);
+    let (mut of_moved, mut of_new) = (Vec::new(), Vec::new());
+    while of_moved.len() < 2 || of_new.len() < 2 {
+        rig.turn([]);
+        of_moved.extend(moved.take_sent());
+        of_new.extend(new.take_sent());
+        tokio::task::yield_now().await;
+    }
+    let Some(Kind::WatchEvents(events)) = of_moved.remove(1).kind else { panic!("{of_moved:?}") };
+    let revisions = keyspace::RevisionEvents::decode_all(events.revisions).unwrap();
+    assert_eq!(revisions.iter().map(|events| events.revision.0).collect::<Vec<_>>(), [2, 4]);
+    // A watch that begins in the past is what compaction is there to end.
+    let Some(Kind::WatchCanceled(canceled)) = of_new.remove(1).kind else { panic!("{of_new:?}") };
+    assert_eq!(canceled.compact_revision, 4);
+}
+
 fn keep_alive(leases: &[i64]) -> RequestKind {
     RequestKind::KeepAlive(wire::KeepAlive { leases: leases.to_vec() })
 }

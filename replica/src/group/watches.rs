@@ -1,6 +1,7 @@
 //! The watches that gateways hold at this replica. A watch in step with the state gets each revision as it is applied;
 //! one that is behind reads history until it is in step again. Bytes sent are bounded by the gateway's credit: without
-//! credit a watch falls behind, keeping nothing but its position. No revision is skipped, repeated or torn.
+//! credit a watch falls behind, keeping nothing but its position. No revision is skipped, repeated or torn. A watch that
+//! was in step, here or elsewhere, goes on although its place was compacted since, as far as that is remembered.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use api::gaios::link::v1::response::Kind;
 use bytes::BytesMut;
 use keyspace::{Event, KeyRange, Keyspace, Revision, RevisionEvents, WatcherIndex};
 
+use super::recent::Recent;
 use super::replies::Replies;
 use crate::link::Link;
 
@@ -24,7 +26,7 @@ const BEHIND_PER_TURN: usize = 16;
 /// A watch: the link's id and the id the gateway chose on it.
 type WatchId = (u64, u64);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Watches {
     watches: BTreeMap<WatchId, Watch>,
     /// Watches in step, by range.
@@ -33,6 +35,7 @@ pub(super) struct Watches {
     behind: BTreeSet<WatchId>,
     /// Where the round over `behind` goes on.
     served_last: Option<WatchId>,
+    recent: Recent,
 }
 
 #[derive(Debug)]
@@ -45,11 +48,24 @@ struct Watch {
     /// Bytes that may still be sent. One page may overdraw it.
     credit: i64,
     in_step: bool,
+    /// It has been in step, here or at another replica: compaction does not end it.
+    is_settled: bool,
     /// Requests waiting for the watch to be in step.
     syncs: Vec<u64>,
 }
 
 impl Watches {
+    /// For a state at `revision`.
+    pub(super) fn new(revision: Revision) -> Watches {
+        Watches {
+            watches: BTreeMap::new(),
+            in_step: WatcherIndex::default(),
+            behind: BTreeSet::new(),
+            served_last: None,
+            recent: Recent::new(revision),
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.watches.len()
     }
@@ -80,6 +96,8 @@ impl Watches {
             next,
             credit: i64::try_from(request.credit).unwrap_or(i64::MAX),
             in_step,
+            // A gateway asks for the leader's word when it opens a watch, and not when it goes on with one.
+            is_settled: in_step || !request.linearizable,
             syncs: Vec::new(),
         };
         replies.add(
@@ -148,6 +166,7 @@ impl Watches {
         state: &Keyspace,
         replies: &mut Replies,
     ) {
+        self.recent.extend(revisions);
         if self.watches.is_empty() {
             return;
         }
@@ -200,9 +219,10 @@ impl Watches {
         }
     }
 
-    /// The state, which was at `revision`, is replaced by a snapshot's: revisions are skipped here, so every watch reads
-    /// history from there.
-    pub(super) fn on_state_replaced(&mut self, revision: Revision) {
+    /// The state, which was at `revision`, is replaced by a snapshot's, at `new`: revisions are skipped here, so every watch
+    /// reads history from there.
+    pub(super) fn on_state_replaced(&mut self, revision: Revision, new: Revision) {
+        self.recent = Recent::new(new);
         for (&id, watch) in &mut self.watches {
             if watch.in_step {
                 watch.next = watch.next.max(Revision(revision.0 + 1));
@@ -217,7 +237,13 @@ impl Watches {
         let watch = self.watches.get_mut(&id).expect("`behind` names only watches that exist");
         let revision = state.revision();
         let budget = usize::try_from(watch.credit).unwrap_or(0).clamp(1, HISTORY_BYTES);
-        match state.history(&watch.range, watch.next, budget, HISTORY_REVISIONS) {
+        let page = state.history(&watch.range, watch.next, budget, HISTORY_REVISIONS).or_else(|compacted| {
+            let remembered = watch.is_settled.then(|| {
+                self.recent.history(&watch.range, watch.next, revision, budget, HISTORY_REVISIONS)
+            });
+            remembered.flatten().ok_or(compacted)
+        });
+        match page {
             Ok(mut page) => {
                 if !page.revisions.is_empty() {
                     if !watch.prev_kv {
@@ -231,6 +257,7 @@ impl Watches {
                 watch.next = page.next.max(watch.next);
                 if watch.next > revision {
                     watch.in_step = true;
+                    watch.is_settled = true;
                     self.in_step.insert(&watch.range, id);
                     self.behind.remove(&id);
                     for sync in watch.syncs.drain(..) {
