@@ -3,6 +3,7 @@
 
 mod deny;
 mod run;
+mod third_party;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ The parts of `ci`, each also alone:
   clippy    lints, all targets, no warnings
   tidy      house rules which the compiler cannot see
   deny      licences, sources and bans of dependencies; advisories where their database can be had
+  third-party            changed copies of others' code are what was published, and our patch
   rustdoc   the documentation builds, no warnings
   sim [-- ARGS]          the simulation, optimised; without ARGS, as many seeds as CI runs
   mutants                the rules of consensus broken one by one: simulation, model and tests must notice each
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         ["clippy"] => clippy(),
         ["tidy"] => tidy::run(),
         ["deny"] => deny::run(),
+        ["third-party"] => third_party::run(),
         ["rustdoc"] => rustdoc(),
         ["sim"] => sim(&[]),
         ["sim", "--", rest @ ..] => sim(rest),
@@ -91,6 +94,7 @@ fn ci(tests: Tests) -> Result<(), Failure> {
     }
     steps.step("rustdoc", rustdoc);
     steps.step("deny", deny::run);
+    steps.step("third-party", third_party::run);
     steps.step("sim", || sim(&[]));
     steps.step("mutants", mutants);
     steps.step("compat", || compat(&[]));
