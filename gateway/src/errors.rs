@@ -82,8 +82,6 @@ pub const INVALID_CLIENT_API_VERSION: (Code, &str) =
     (Code::InvalidArgument, "etcdserver: invalid client api version");
 /// A watch stream that the server ends.
 pub const WATCH_CANCELED: (Code, &str) = (Code::Cancelled, "etcdserver: watch canceled");
-/// `cancel_reason` of a watch whose start revision is below zero.
-pub const WATCH_COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
 
 /// The table.
 pub fn code_and_text(failure: &Failure) -> (Code, &'static str) {

@@ -256,6 +256,30 @@ async fn http_endpoints() {
 }
 
 /// etcd takes 16 MiB; a token of some identity providers alone passes 16 KiB.
+/// Load balancers ask so whether a server is well, and browsers whether they may.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn options_are_answered_as_etcd_does() {
+    let cluster = TestCluster::start(1).await;
+    let gateway = cluster.gateway().await;
+    for (method, path, code) in
+        [("OPTIONS", "/", 200), ("OPTIONS", "/v3/kv/range", 200), ("GET", "/health", 200), ("GET", "/", 404)]
+    {
+        let mut stream = TcpStream::connect(gateway.address()).await.unwrap();
+        let request = format!("{method} {path} HTTP/1.0\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.split(' ').nth(1) == Some(&code.to_string()), "{method} {path}: {answer}");
+        for header in [
+            "access-control-allow-methods: POST, GET, OPTIONS, PUT, DELETE",
+            "access-control-allow-origin: *",
+            "access-control-allow-headers: accept, content-type, authorization",
+        ] {
+            assert!(answer.contains(header), "{method} {path}: {answer}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn long_metadata_is_taken() {
     let cluster = TestCluster::start(1).await;

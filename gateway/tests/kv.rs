@@ -101,7 +101,8 @@ async fn requests_are_checked_in_etcds_words() {
     check(status, Code::InvalidArgument, "etcdserver: key not found");
     let status = client.put(pb::PutRequest { lease: 77, ..put("k", "") }).await.unwrap_err();
     check(status, Code::NotFound, "etcdserver: requested lease not found");
-    let status = client.range(pb::RangeRequest { sort_order: 9, ..get("k") }).await.unwrap_err();
+    client.range(pb::RangeRequest { sort_order: 9, ..get("k") }).await.unwrap();
+    let status = client.range(pb::RangeRequest { sort_target: 9, ..get("k") }).await.unwrap_err();
     check(status, Code::InvalidArgument, "etcdserver: invalid sort option");
     let status = client.range(pb::RangeRequest { revision: 9, ..get("k") }).await.unwrap_err();
     check(status, Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision");

@@ -741,6 +741,25 @@ fn watch_misses_the_end_that_progress_promised() {
 }
 
 #[test]
+fn progress_is_below_what_another_watch_of_the_stream_was_told() {
+    let mut story = watched();
+    let first = story.watch_all();
+    let second = story.watch_all();
+    for watch in [first, second] {
+        story.history.watches[watch].shared = 7;
+    }
+    let told = story.messages(first).last().unwrap().revision;
+    let at = story.tick();
+    story.messages(second).push(WatchResponse { at, revision: told, message: WatchMessage::Progress });
+    story.expect_right();
+    // Of the second watch alone it would be right.
+    story.messages(second).truncate(2);
+    let below = WatchResponse { at, revision: told - 1, message: WatchMessage::Progress };
+    story.messages(second).push(below);
+    story.expect_wrong(ViolationKind::WatchHeader);
+}
+
+#[test]
 fn watch_misses_the_revision_after_its_creation() {
     let mut story = watched();
     story.messages(0).remove(1);

@@ -258,7 +258,7 @@ fn watch(plan: &WatchPlan, model: &Model) -> WatchStream {
     if plan.progress {
         responses.push(response(WatchMessage::Progress));
     }
-    WatchStream { client: 9, call: 0, request, responses }
+    WatchStream { client: 9, call: 0, shared: 0, request, responses }
 }
 
 /// A way to falsify an answer.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use api::etcdserverpb as pb;
 use tonic::{Request, Response, Status};
 
-use super::{Door, unsupported};
+use super::{Caller, unsupported};
 use crate::domain::Domain;
 
-pub(super) struct Cluster<D>(pub(super) Arc<Door<D>>);
+pub(super) struct Cluster<D>(pub(super) Arc<Caller<D>>);
 
 #[tonic::async_trait]
 impl<D: Domain> pb::cluster_server::Cluster for Cluster<D> {

@@ -10,12 +10,20 @@ use keyspace::{
 };
 
 pub fn range(request: pb::RangeRequest) -> RangeRequest {
+    // etcd up to 3.5 leaves the answer as it is, in the order of keys, when the order has a number without meaning; later
+    // ones refuse that.
+    let (sort_order, sort_target) = match SortOrder::from_wire(request.sort_order) {
+        SortOrder::Invalid => (SortOrder::Ascend, SortTarget::Key),
+        order @ (SortOrder::None | SortOrder::Ascend | SortOrder::Descend) => {
+            (order, SortTarget::from_wire(request.sort_target))
+        }
+    };
     RangeRequest {
         range: KeyRange::from_wire(request.key, request.range_end),
         revision: request.revision,
         limit: request.limit,
-        sort_order: SortOrder::from_wire(request.sort_order),
-        sort_target: SortTarget::from_wire(request.sort_target),
+        sort_order,
+        sort_target,
         serializable: request.serializable,
         keys_only: request.keys_only,
         count_only: request.count_only,

@@ -7,8 +7,10 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use ::http::header::CONTENT_TYPE;
-use ::http::{HeaderMap, HeaderValue, Request, Response};
+use ::http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE,
+};
+use ::http::{HeaderMap, HeaderValue, Method, Request, Response};
 use api::etcdserverpb as pb;
 use api::grpc::health::v1::health_server::HealthServer;
 use http_body::Body as HttpBody;
@@ -23,7 +25,7 @@ use super::health::Health;
 use super::kv::Kv;
 use super::lease::Lease;
 use super::maintenance::Maintenance;
-use super::{Door, admin, http, methods, watch};
+use super::{Caller, Door, admin, http, methods, watch};
 use crate::domain::Domain;
 use crate::errors::{INVALID_CLIENT_API_VERSION, NO_LEADER, status};
 
@@ -51,7 +53,7 @@ enum Port {
 }
 
 struct Services<D: Domain> {
-    door: Arc<Door<D>>,
+    caller: Arc<Caller<D>>,
     kv: pb::kv_server::KvServer<Kv<D>>,
     lease: pb::lease_server::LeaseServer<Lease<D>>,
     cluster: pb::cluster_server::ClusterServer<Cluster<D>>,
@@ -67,27 +69,7 @@ impl<D: Domain> Clone for Front<D> {
 
 impl<D: Domain> Front<D> {
     pub(crate) fn new(door: Arc<Door<D>>) -> Front<D> {
-        let limit = door.options.message_bytes_max();
-        let services = Services {
-            kv: pb::kv_server::KvServer::new(Kv(Arc::clone(&door)))
-                .max_decoding_message_size(limit)
-                .max_encoding_message_size(usize::MAX)
-                .accept_compressed(COMPRESSION),
-            lease: pb::lease_server::LeaseServer::new(Lease(Arc::clone(&door)))
-                .max_decoding_message_size(limit)
-                .accept_compressed(COMPRESSION),
-            cluster: pb::cluster_server::ClusterServer::new(Cluster(Arc::clone(&door)))
-                .max_decoding_message_size(limit)
-                .accept_compressed(COMPRESSION),
-            maintenance: pb::maintenance_server::MaintenanceServer::new(Maintenance(Arc::clone(&door)))
-                .max_decoding_message_size(limit)
-                .accept_compressed(COMPRESSION),
-            health: HealthServer::new(Health(Arc::clone(&door)))
-                .max_decoding_message_size(limit)
-                .accept_compressed(COMPRESSION),
-            door,
-        };
-        Front { services: Arc::new(services), port: Port::Clients, from: None }
+        Front { services: Arc::new(Services::new(door)), port: Port::Clients, from: None }
     }
 
     /// What the admin port serves.
@@ -95,9 +77,10 @@ impl<D: Domain> Front<D> {
         Front { port: Port::Admin, ..self.clone() }
     }
 
-    /// For a connection of this client.
+    /// For a new connection, of this client.
     pub(crate) fn of(&self, from: SocketAddr) -> Front<D> {
-        Front { from: Some(from), ..self.clone() }
+        let door = Arc::clone(self.services.caller.door());
+        Front { services: Arc::new(Services::new(door)), port: self.port, from: Some(from) }
     }
 
     /// Answers any request of a client.
@@ -112,18 +95,26 @@ impl<D: Domain> Front<D> {
             .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
         if self.port == Port::Admin {
             let (services, from) = (Arc::clone(&self.services), self.from);
-            return Box::pin(async move { Ok(admin::answer(&services.door, from, request).await) });
+            return Box::pin(async move { Ok(admin::answer(services.caller.door(), from, request).await) });
         }
         if !is_grpc {
             let services = Arc::clone(&self.services);
             let (head, _) = request.into_parts();
-            return Box::pin(async move { Ok(http::answer(&services.door, &head.method, &head.uri).await) });
+            return Box::pin(async move {
+                let door = services.caller.door();
+                let mut response = match head.method {
+                    Method::OPTIONS => Response::default(),
+                    _ => http::answer(door, &head.method, &head.uri).await,
+                };
+                allow_any_origin(response.headers_mut());
+                Ok(response)
+            });
         }
         let Some(method) = methods::find(request.uri().path()) else {
             let status = Status::unimplemented(methods::unknown(request.uri().path()));
             return Box::pin(std::future::ready(Ok(status.into_http())));
         };
-        let metrics = self.services.door.metrics.method(method);
+        let metrics = self.services.caller.metrics.method(method);
         metrics.started.inc();
         if let Err(status) = self.check_metadata(request.headers(), method) {
             metrics.handled(status.code());
@@ -139,7 +130,7 @@ impl<D: Domain> Front<D> {
             // A status in the headers is an answer without a message; otherwise the answer was made, whatever becomes
             // of it on its way.
             let code = refused_code(response.headers()).unwrap_or(Code::Ok);
-            services.door.metrics.method(method).handled(code);
+            services.caller.metrics.method(method).handled(code);
             Ok(response)
         })
     }
@@ -149,10 +140,10 @@ impl<D: Domain> Front<D> {
         if let Some(version) = headers.get("client-api-version") {
             let version = std::str::from_utf8(version.as_bytes());
             let version = version.map_err(|_| status(INVALID_CLIENT_API_VERSION))?;
-            self.services.door.metrics.client_request(methods::METHODS[method].2, version);
+            self.services.caller.metrics.client_request(methods::METHODS[method].2, version);
         }
         let requires_leader = headers.get("hasleader").is_some_and(|value| value.as_bytes() == b"true");
-        if requires_leader && !*self.services.door.leader_known.borrow() {
+        if requires_leader && !*self.services.caller.leader_known.borrow() {
             return Err(status(NO_LEADER));
         }
         Ok(())
@@ -160,6 +151,30 @@ impl<D: Domain> Front<D> {
 }
 
 impl<D: Domain> Services<D> {
+    fn new(door: Arc<Door<D>>) -> Services<D> {
+        let caller = Arc::new(Caller::new(door));
+        let limit = caller.options.message_bytes_max();
+        Services {
+            kv: pb::kv_server::KvServer::new(Kv(Arc::clone(&caller)))
+                .max_decoding_message_size(limit)
+                .max_encoding_message_size(usize::MAX)
+                .accept_compressed(COMPRESSION),
+            lease: pb::lease_server::LeaseServer::new(Lease(Arc::clone(&caller)))
+                .max_decoding_message_size(limit)
+                .accept_compressed(COMPRESSION),
+            cluster: pb::cluster_server::ClusterServer::new(Cluster(Arc::clone(&caller)))
+                .max_decoding_message_size(limit)
+                .accept_compressed(COMPRESSION),
+            maintenance: pb::maintenance_server::MaintenanceServer::new(Maintenance(Arc::clone(&caller)))
+                .max_decoding_message_size(limit)
+                .accept_compressed(COMPRESSION),
+            health: HealthServer::new(Health(Arc::clone(caller.door())))
+                .max_decoding_message_size(limit)
+                .accept_compressed(COMPRESSION),
+            caller,
+        }
+    }
+
     async fn call<B>(&self, method: usize, request: Request<B>) -> Response<Body>
     where
         B: HttpBody<Data = bytes::Bytes> + Send + 'static,
@@ -168,7 +183,7 @@ impl<D: Domain> Services<D> {
         // The generated services want `&mut self`; a clone is a reference count.
         let answered = match methods::METHODS[method] {
             ("etcdserverpb.KV", ..) => self.kv.clone().call(request).await,
-            ("etcdserverpb.Watch", ..) => Ok(watch::call(&self.door, request).await),
+            ("etcdserverpb.Watch", ..) => Ok(watch::call(&self.caller, request).await),
             ("etcdserverpb.Lease", ..) => self.lease.clone().call(request).await,
             ("etcdserverpb.Cluster", ..) => self.cluster.clone().call(request).await,
             ("etcdserverpb.Maintenance", ..) => self.maintenance.clone().call(request).await,
@@ -194,6 +209,17 @@ impl<D: Domain> hyper::service::Service<Request<Incoming>> for Front<D> {
     fn call(&self, request: Request<Incoming>) -> Answering {
         self.answer(request)
     }
+}
+
+/// What etcd says to browsers by default (`--cors=*`), in answer to anything but gRPC. It takes every OPTIONS for the
+/// question of one: load balancers ask so whether a server is well.
+fn allow_any_origin(headers: &mut HeaderMap) {
+    headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("POST, GET, OPTIONS, PUT, DELETE"));
+    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    headers.insert(
+        ACCESS_CONTROL_ALLOW_HEADERS,
+        HeaderValue::from_static("accept, content-type, authorization"),
+    );
 }
 
 /// The code of an answer that is a status alone.

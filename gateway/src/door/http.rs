@@ -9,7 +9,7 @@ use keyspace::{KeyRange, Query, RangeRequest};
 use tonic::body::Body;
 
 use super::{ADVERTISED_CLUSTER_VERSION, ADVERTISED_STORAGE_VERSION, ADVERTISED_VERSION, Door};
-use crate::domain::Domain;
+use crate::domain::{Consistency, Domain};
 use crate::errors::{Failure, code_and_text};
 
 /// The content type of Prometheus' text format.
@@ -177,7 +177,9 @@ async fn read<D: Domain>(door: &Door<D>, serializable: bool) -> Result<(), Strin
     request.keys_only = true;
     request.limit = 1;
     request.serializable = serializable;
-    let answered = door.domain.read(Query::Range(request), door.consistency(serializable, 0)).await;
+    let consistency =
+        if serializable { Consistency::Serializable { seen: 0 } } else { Consistency::Linearizable };
+    let answered = door.domain.read(Query::Range(request), consistency).await;
     answered.map(|_| ()).map_err(|failure| text(&failure))
 }
 

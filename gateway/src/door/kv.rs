@@ -7,14 +7,14 @@ use keyspace::{Op, Query, RangeRequest, Reply, SortOrder, SortTarget, Txn, TxnOp
 use tokio_stream::Once;
 use tonic::{Request, Response, Status};
 
-use super::{Door, convert};
-use crate::domain::{Consistency, Domain};
+use super::{Caller, Door, convert};
+use crate::domain::Domain;
 use crate::errors::Failure;
 
 /// What etcd's raft request adds to a client's message at most: an id, a tag and lengths.
 const RAFT_REQUEST_OVERHEAD_BYTES: usize = 18;
 
-pub(super) struct Kv<D>(pub(super) Arc<Door<D>>);
+pub(super) struct Kv<D>(pub(super) Arc<Caller<D>>);
 
 /// An answer of another kind than the question's.
 pub(super) const MISMATCH: Failure = Failure::Internal("gaios: an answer to another question");
@@ -27,22 +27,9 @@ impl<D: Domain> Door<D> {
         }
         Ok(())
     }
+}
 
-    /// Clients of one gateway are like those of one member of etcd: they read what they wrote, and do not see time run
-    /// backwards, serializable or not. A client that asks for a revision has seen it, too, perhaps elsewhere.
-    pub(super) fn consistency(&self, serializable: bool, revision: i64) -> Consistency {
-        if serializable {
-            Consistency::Serializable { seen: self.seen().0.max(revision) }
-        } else {
-            Consistency::Linearizable
-        }
-    }
-
-    /// For what a member of etcd answers from its own state, and so without a leader, too.
-    pub(super) fn consistency_of_a_member(&self) -> Consistency {
-        self.consistency(!*self.leader_known.borrow(), 0)
-    }
-
+impl<D: Domain> Caller<D> {
     async fn range(&self, request: RangeRequest) -> Result<pb::RangeResponse, Failure> {
         let consistency = self.consistency(request.serializable, request.revision);
         let answer = self.domain.read(Query::Range(request), consistency).await?;

@@ -4,17 +4,22 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use api::etcdserverpb as pb;
-use futures::Stream;
+use futures::future::BoxFuture;
+use futures::stream::FuturesOrdered;
+use futures::{FutureExt as _, Stream, StreamExt as _};
 use keyspace::{LeaseId, Op, Query, Reply, check};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::kv::MISMATCH;
-use super::{Door, StreamEnd};
+use super::{Caller, StreamEnd};
 use crate::backoff::random;
 use crate::domain::{Consistency, Domain};
 use crate::errors::Failure;
 
-pub(super) struct Lease<D>(pub(super) Arc<Door<D>>);
+/// Keep-alives of one stream that may wait for their answers. Clients send those of all their leases at once.
+const RENEWALS_MAX: usize = 4096;
+
+pub(super) struct Lease<D>(pub(super) Arc<Caller<D>>);
 
 #[tonic::async_trait]
 impl<D: Domain> pb::lease_server::Lease for Lease<D> {
@@ -49,24 +54,21 @@ impl<D: Domain> pb::lease_server::Lease for Lease<D> {
     type LeaseKeepAliveStream =
         Pin<Box<dyn Stream<Item = Result<pb::LeaseKeepAliveResponse, Status>> + Send + 'static>>;
 
-    /// One answer per request, in order: the next request is read when the answer before it is there.
+    /// One answer per request, in order. Requests are read on meanwhile, so that one batch takes those of all leases.
     async fn lease_keep_alive(
         &self,
         request: Request<Streaming<pb::LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let end = StreamEnd::new(&self.0, request.metadata());
-        let keeping = Keeping { door: Arc::clone(&self.0), requests: request.into_inner(), end };
+        let keeping = Keeping {
+            caller: Arc::clone(&self.0),
+            requests: Some(request.into_inner()),
+            renewals: FuturesOrdered::new(),
+            end,
+        };
         let answers = futures::stream::try_unfold(keeping, |mut keeping| async move {
-            let next = tokio::select! {
-                biased;
-                status = keeping.end.ended() => return Err(status),
-                next = keeping.requests.message() => next?,
-            };
-            let Some(request) = next else { return Ok(None) };
-            let kept = keeping.door.domain.keep_alive(LeaseId(request.id)).await?;
-            let header = keeping.door.header(kept.revision, kept.term);
-            let response = pb::LeaseKeepAliveResponse { header, id: request.id, ttl: kept.ttl };
-            Ok(Some((response, keeping)))
+            let answer = keeping.next().await?;
+            Ok(answer.map(|answer| (answer, keeping)))
         });
         Ok(Response::new(Box::pin(answers)))
     }
@@ -103,9 +105,44 @@ impl<D: Domain> pb::lease_server::Lease for Lease<D> {
 }
 
 struct Keeping<D> {
-    door: Arc<Door<D>>,
-    requests: Streaming<pb::LeaseKeepAliveRequest>,
+    caller: Arc<Caller<D>>,
+    /// None: the client has sent its last request.
+    requests: Option<Streaming<pb::LeaseKeepAliveRequest>>,
+    renewals: FuturesOrdered<Renewing>,
     end: StreamEnd,
+}
+
+type Renewing = BoxFuture<'static, Result<pb::LeaseKeepAliveResponse, Status>>;
+
+impl<D: Domain> Keeping<D> {
+    /// The next answer; none when the client has ended its side and everything is answered.
+    async fn next(&mut self) -> Result<Option<pb::LeaseKeepAliveResponse>, Status> {
+        let Keeping { caller, requests, renewals, end } = self;
+        while requests.is_some() || !renewals.is_empty() {
+            let has_room = renewals.len() < RENEWALS_MAX;
+            let request = async {
+                match requests {
+                    Some(requests) if has_room => requests.message().await,
+                    Some(_) | None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                status = end.ended() => return Err(status),
+                request = request => match request? {
+                    Some(request) => renewals.push_back(renew(Arc::clone(caller), request.id).boxed()),
+                    None => *requests = None,
+                },
+                Some(answer) = renewals.next() => return answer.map(Some),
+            }
+        }
+        Ok(None)
+    }
+}
+
+async fn renew<D: Domain>(caller: Arc<Caller<D>>, id: i64) -> Result<pb::LeaseKeepAliveResponse, Status> {
+    let kept = caller.domain.keep_alive(LeaseId(id)).await?;
+    Ok(pb::LeaseKeepAliveResponse { header: caller.header(kept.revision, kept.term), id, ttl: kept.ttl })
 }
 
 /// A positive id that no lease has, but for a chance of one in 2^63.

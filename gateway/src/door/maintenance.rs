@@ -8,11 +8,11 @@ use tokio_stream::Empty;
 use tonic::{Request, Response, Status};
 
 use super::kv::MISMATCH;
-use super::{ADVERTISED_STORAGE_VERSION, ADVERTISED_VERSION, Door, unsupported};
+use super::{ADVERTISED_STORAGE_VERSION, ADVERTISED_VERSION, Caller, Door, unsupported};
 use crate::domain::{Consistency, Domain};
 use crate::errors::NO_LEADER;
 
-pub(super) struct Maintenance<D>(pub(super) Arc<Door<D>>);
+pub(super) struct Maintenance<D>(pub(super) Arc<Caller<D>>);
 
 impl<D: Domain> Door<D> {
     fn alarm_member(&self, alarm: Alarm) -> pb::AlarmMember {

@@ -4,6 +4,7 @@
 //! domain's: what two doors answer can only differ by what they were told.
 
 mod admin;
+mod caller;
 mod cluster;
 #[doc(hidden)]
 pub mod convert;
@@ -35,6 +36,7 @@ use crate::metrics::Metrics;
 use crate::watch::Hub;
 
 pub(crate) use admin::StatusTold;
+pub(crate) use caller::Caller;
 pub(crate) use front::Front;
 pub(crate) use serve::{Server, serve};
 
@@ -133,7 +135,8 @@ pub(crate) struct Door<D> {
 
 impl<D: Domain> Door<D> {
     pub(crate) fn header(&self, revision: i64, term: u64) -> Option<pb::ResponseHeader> {
-        // Relaxed: a hint for answers that no read stands behind. The load spares the line a write by every answer.
+        // Relaxed: a hint for answers that no read stands behind. The load spares the line a write by every answer. Most
+        // answers have a caller: see there.
         if self.seen_revision.load(Ordering::Relaxed) < revision {
             self.seen_revision.fetch_max(revision, Ordering::Relaxed);
             self.seen_term.fetch_max(term, Ordering::Relaxed);

@@ -70,6 +70,7 @@ pub(crate) fn serve<D: Domain>(
         .max_pending_accept_reset_streams(RESETS_MAX)
         .keep_alive_interval(PING_AFTER)
         .keep_alive_timeout(PING_TIMEOUT);
+    let builder = Arc::new(builder);
     tokio::spawn(async move {
         loop {
             let accepted = tokio::select! {
@@ -85,7 +86,7 @@ pub(crate) fn serve<D: Domain>(
                 }
             };
             let serving = serve_connection(
-                builder.clone(),
+                Arc::clone(&builder),
                 stream,
                 front.of(from),
                 Arc::clone(&door),
@@ -99,7 +100,7 @@ pub(crate) fn serve<D: Domain>(
 }
 
 async fn serve_connection<D: Domain>(
-    builder: auto::Builder<TokioExecutor>,
+    builder: Arc<auto::Builder<TokioExecutor>>,
     stream: TcpStream,
     front: Front<D>,
     door: Arc<Door<D>>,

@@ -19,9 +19,9 @@ use tonic::server::{Grpc, StreamingService};
 use tonic::{Status, Streaming};
 
 use super::front::{COMPRESSION, sizes_of_too_large};
-use super::{Door, StreamEnd};
+use super::{Caller, StreamEnd};
 use crate::backoff::random_u32;
-use crate::domain::Domain;
+use crate::domain::{Domain, DomainStatus};
 use crate::watch::{Frame, Hub, WatchOptions, Watchers};
 
 /// Room for the encoder and the decoder of a stream. Most streams are idle, and there are many.
@@ -30,18 +30,18 @@ const BUFFER_BYTES: usize = 512;
 const YIELD_BYTES: usize = 32 << 10;
 
 /// Serves one watch stream.
-pub(super) async fn call<D: Domain, B>(door: &Arc<Door<D>>, request: Request<B>) -> Response<Body>
+pub(super) async fn call<D: Domain, B>(caller: &Arc<Caller<D>>, request: Request<B>) -> Response<Body>
 where
     B: HttpBody<Data = bytes::Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
 {
     let mut grpc = Grpc::new(WatchCodec)
-        .apply_max_message_size_config(Some(door.options.message_bytes_max()), Some(usize::MAX))
+        .apply_max_message_size_config(Some(caller.options.message_bytes_max()), Some(usize::MAX))
         .accept_compressed(COMPRESSION);
-    grpc.streaming(Service(Arc::clone(door)), request).await
+    grpc.streaming(Service(Arc::clone(caller)), request).await
 }
 
-struct Service<D>(Arc<Door<D>>);
+struct Service<D>(Arc<Caller<D>>);
 
 type Requests = Box<Streaming<pb::WatchRequest>>;
 type Responses = Pin<Box<dyn Stream<Item = Result<Encoded, Status>> + Send>>;
@@ -61,7 +61,7 @@ impl<D: Domain> StreamingService<pb::WatchRequest> for Service<D> {
 
 /// A client's stream.
 struct WatchStream<D: Domain> {
-    door: Arc<Door<D>>,
+    door: Arc<Caller<D>>,
     watchers: Watchers<Arc<Hub<D>>>,
     /// What else there is to wait for. Each is looked at only when it has woken the stream, which costs nothing where
     /// all that happens is events.
@@ -70,6 +70,8 @@ struct WatchStream<D: Domain> {
     requests: Option<Requests>,
     /// Ticks come as long as a watcher wants to be told of progress.
     ticking: bool,
+    /// A replica is asked where it is, for want of a leader.
+    asking: bool,
     counted: usize,
     ended: bool,
 }
@@ -79,10 +81,16 @@ enum Woken {
     Request(Result<Option<pb::WatchRequest>, Status>, Requests),
     End(Status),
     Tick(Interval),
+    /// What a replica knows.
+    Known(Option<DomainStatus>),
 }
 
 impl<D: Domain> WatchStream<D> {
-    fn new(door: Arc<Door<D>>, requests: Streaming<pb::WatchRequest>, mut end: StreamEnd) -> WatchStream<D> {
+    fn new(
+        door: Arc<Caller<D>>,
+        requests: Streaming<pb::WatchRequest>,
+        mut end: StreamEnd,
+    ) -> WatchStream<D> {
         door.metrics.watch_streams.inc();
         let options = WatchOptions { fragment_bytes: door.options.message_bytes_max() };
         let watchers = Watchers::new(Arc::clone(&door.hub), options);
@@ -92,6 +100,7 @@ impl<D: Domain> WatchStream<D> {
             others: FuturesUnordered::new(),
             requests: Some(Box::new(requests)),
             ticking: false,
+            asking: false,
             counted: 0,
             ended: false,
         };
@@ -121,10 +130,17 @@ impl<D: Domain> WatchStream<D> {
                 self.watchers.handle_revision(revision, term);
                 self.watchers.handle_request(request);
                 self.start_ticks();
+                self.ask_around();
             }
             Woken::Request(Ok(None), _) => {}
             Woken::Request(Err(status), _) => return Err(in_the_words_of_grpc_go(status)),
             Woken::End(status) => return Err(status),
+            Woken::Known(status) => {
+                self.asking = false;
+                if let Some(status) = status.filter(|_| !*self.door.leader_known.borrow()) {
+                    self.watchers.handle_leaderless(status.revision, status.compact_revision, status.term);
+                }
+            }
             Woken::Tick(ticks) => {
                 self.watchers.handle_tick();
                 self.ticking = self.watchers.wants_ticks();
@@ -134,6 +150,16 @@ impl<D: Domain> WatchStream<D> {
             }
         }
         Ok(())
+    }
+
+    /// Without a leader nobody can say from where on a new watch sees everything. etcd's members create it all the same,
+    /// from where they are.
+    fn ask_around(&mut self) {
+        if self.watchers.is_creating() && !self.asking && !*self.door.leader_known.borrow() {
+            self.asking = true;
+            let door = Arc::clone(&self.door);
+            self.wait_for(async move { Woken::Known(door.domain.status().await.ok()) });
+        }
     }
 
     /// Starts the ticks when the first watcher wants them; up to a tenth later than the interval, so that streams do
@@ -150,7 +176,7 @@ impl<D: Domain> WatchStream<D> {
     }
 
     fn encoded(&self, frame: Frame) -> Encoded {
-        let header = self.door.header(frame.revision, frame.term);
+        let header = self.door.header(frame.stamp.revision(), frame.stamp.term());
         Encoded { head: pb::WatchResponse { header, ..frame.head }, events: frame.events }
     }
 

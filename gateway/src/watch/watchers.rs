@@ -2,7 +2,10 @@
 //! the feeds bring is looked at when a frame is asked for.
 //!
 //! Order on the stream: a watcher's `created` comes first, in the order of the requests; then its events, by revision;
-//! a progress answer never before an event it speaks of.
+//! a progress answer never before an event it speaks of, and never below what the stream has told ([`headers`]).
+
+mod headers;
+mod progress;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -12,12 +15,16 @@ use api::etcdserverpb as pb;
 use api::etcdserverpb::watch_create_request::FilterType;
 use api::etcdserverpb::watch_request::RequestUnion;
 use bytes::{Bytes, BytesMut};
+use headers::{Draft, Headers, Says};
 use keyspace::{Event, EventKind, KeyRange};
 
 use super::feed::{FeedEnd, Inbox, SharedFeed};
 use super::log::{Entry, encode_event};
 use crate::door::convert;
-use crate::errors::{WATCH_COMPACTED, code_and_text};
+use crate::errors::code_and_text;
+
+pub(crate) use headers::Frame;
+use progress::Progress;
 
 /// Most revisions of history in one response, as in etcd.
 const HISTORY_REVISIONS: usize = 1000;
@@ -25,8 +32,6 @@ const HISTORY_REVISIONS: usize = 1000;
 const HISTORY_BYTES: usize = 1 << 20;
 /// A watcher that is further behind than this gets its events bundled. etcd's buffer of responses is as long.
 const LIVE_BEHIND_MAX: usize = 128;
-/// Progress requests that may wait for their answer. More are dropped, as etcd drops those it cannot answer at once.
-const PROGRESS_MAX: usize = 32;
 /// Responses and creations that may wait before the stream reads no more requests.
 const WAITING_MAX: usize = 1024;
 /// Ids of compacted watches that are remembered on a stream. A client that lets more pile up is not told of the oldest.
@@ -96,21 +101,6 @@ pub(crate) struct WatchOptions {
     pub(crate) fragment_bytes: usize,
 }
 
-/// A response whose events are encoded already, perhaps for many watchers together.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Frame {
-    /// Everything but header and events.
-    pub(crate) head: pb::WatchResponse,
-    /// For the header.
-    pub(crate) revision: i64,
-    /// For the header.
-    pub(crate) term: u64,
-    /// Elements of the field `events`, with tags and lengths.
-    pub(crate) events: Vec<Bytes>,
-    /// How many events those are.
-    pub(crate) event_count: usize,
-}
-
 /// See the module.
 pub(crate) struct Watchers<F> {
     feeds: F,
@@ -126,19 +116,21 @@ pub(crate) struct Watchers<F> {
     /// Creations without an answer, in the order of the requests.
     creating: VecDeque<Creating>,
     /// Responses that are made.
-    out: VecDeque<Frame>,
+    out: VecDeque<Draft>,
     /// Watchers to look at.
     ready: VecDeque<u64>,
     progress: VecDeque<Progress>,
-    /// The newest revision and term seen on this stream.
-    revision: i64,
-    term: u64,
+    headers: Headers,
+    /// Watchers that have something to say, and may not before the ceiling is lifted.
+    held: Vec<u64>,
+    /// How many watchers wish to be told of progress.
+    notified: usize,
 }
 
 #[derive(Debug)]
 enum Creating {
     Watcher(u64),
-    Refused(Frame),
+    Refused(Draft),
 }
 
 #[derive(Debug)]
@@ -162,8 +154,8 @@ struct Watcher {
 
 #[derive(Debug)]
 enum State {
-    /// Not announced: waits for the sync that tells where "now" is.
-    Opening { token: u64 },
+    /// Not announced: waits for the sync that tells where "now" is, unless it is known otherwise.
+    Opening { token: u64, known: Option<Known> },
     /// In step with the shared feed, or at most its window behind.
     Live {
         /// First revision not sent.
@@ -173,34 +165,30 @@ enum State {
     CatchingUp { next: i64, beyond: i64, history: Subscription },
 }
 
+/// Where a store is.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    revision: i64,
+    compact_revision: i64,
+    term: u64,
+}
+
 #[derive(Clone, Copy, Debug, Default)]
 struct Filters {
     no_put: bool,
     no_delete: bool,
 }
 
-/// A progress answer that is owed.
-struct Progress {
-    scope: Scope,
-    feeds: Vec<(Arc<SharedFeed>, u64)>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Scope {
-    /// To a `WatchProgressRequest`.
-    All,
-    /// The periodic one of a watcher.
-    One(u64),
-}
-
 /// What looking at a watcher led to.
 enum Step {
-    Frame(Frame),
+    Draft(Draft),
     /// Look again at once.
     Again,
     Nothing,
-    /// The watcher is at its end, which this frame tells.
-    End(Frame),
+    /// There is something, above the ceiling.
+    Held,
+    /// The watcher is at its end, which this response tells.
+    End(Draft),
 }
 
 impl<F: Feeds> Watchers<F> {
@@ -218,8 +206,9 @@ impl<F: Feeds> Watchers<F> {
             out: VecDeque::new(),
             ready: VecDeque::new(),
             progress: VecDeque::new(),
-            revision: 0,
-            term: 0,
+            headers: Headers::default(),
+            held: Vec::new(),
+            notified: 0,
         }
     }
 
@@ -238,15 +227,32 @@ impl<F: Feeds> Watchers<F> {
         self.out.len() + self.creating.len() >= WAITING_MAX
     }
 
+    /// Whether watches wait to be created.
+    pub(crate) fn is_creating(&self) -> bool {
+        !self.creating.is_empty()
+    }
+
+    /// There is no leader, and a replica is where it says here: watches that wait to be created begin behind that.
+    pub(crate) fn handle_leaderless(&mut self, revision: i64, compact_revision: i64, term: u64) {
+        for creating in &self.creating {
+            if let Creating::Watcher(key) = creating
+                && let Some(watcher) = self.watchers.get_mut(key)
+                && let State::Opening { known, .. } = &mut watcher.state
+            {
+                *known = Some(Known { revision, compact_revision, term });
+            }
+        }
+        self.announce_created();
+    }
+
     /// Whether [`Watchers::handle_tick`] has something to do.
     pub(crate) fn wants_ticks(&self) -> bool {
-        self.watchers.values().any(|watcher| watcher.progress_notify)
+        self.notified > 0
     }
 
     /// The store is known to be at `revision` by other means: for the headers of answers that no feed stands behind.
     pub(crate) fn handle_revision(&mut self, revision: i64, term: u64) {
-        self.revision = self.revision.max(revision);
-        self.term = self.term.max(term);
+        self.headers.handle_revision(revision, term);
     }
 
     /// Takes in a request. Empty ones are ignored, as in etcd.
@@ -254,7 +260,7 @@ impl<F: Feeds> Watchers<F> {
         match request.request_union {
             Some(RequestUnion::CreateRequest(create)) => self.create(create),
             Some(RequestUnion::CancelRequest(cancel)) => self.cancel(cancel.watch_id),
-            Some(RequestUnion::ProgressRequest(_)) => self.request_progress(Scope::All),
+            Some(RequestUnion::ProgressRequest(_)) => self.request_progress(),
             None => {}
         }
     }
@@ -269,30 +275,34 @@ impl<F: Feeds> Watchers<F> {
             }
         }
         for key in quiet {
-            if self.progress.iter().all(|progress| progress.scope != Scope::One(key)) {
-                self.request_progress(Scope::One(key));
-            }
+            self.notify_progress(key);
         }
     }
 
     /// The next response, if there is one.
     pub(crate) fn next_frame(&mut self) -> Option<Frame> {
+        let draft = self.next_draft()?;
+        Some(self.headers.stamp(draft))
+    }
+
+    fn next_draft(&mut self) -> Option<Draft> {
         loop {
-            if let Some(frame) = self.out.pop_front() {
-                return Some(frame);
+            if let Some(draft) = self.out.pop_front() {
+                return Some(draft);
             }
             for key in self.inbox.take().into_iter() {
                 self.queue(key);
             }
+            self.look_at_progress();
             let Some(key) = self.ready.pop_front() else {
                 match self.poll_progress() {
-                    Some(frame) => return Some(frame),
+                    Some(draft) => return Some(draft),
                     None if self.ready.is_empty() => return None,
                     None => continue,
                 }
             };
-            if let Some(frame) = self.look_at(key) {
-                return Some(frame);
+            if let Some(draft) = self.look_at(key) {
+                return Some(draft);
             }
         }
     }
@@ -301,8 +311,6 @@ impl<F: Feeds> Watchers<F> {
         let range = KeyRange::from_watch_wire(create.key, create.range_end);
         let reason = if range.is_empty() {
             Some("mvcc: watcher range is empty")
-        } else if create.start_revision < 0 {
-            Some(WATCH_COMPACTED)
         } else if create.watch_id != 0 && self.is_taken(create.watch_id) {
             Some("mvcc: duplicate watch ID provided on the WatchStream")
         } else {
@@ -326,6 +334,7 @@ impl<F: Feeds> Watchers<F> {
             }
         }
         self.by_id.insert(id, key);
+        self.notified += usize::from(create.progress_notify);
         self.watchers.insert(
             key,
             Watcher {
@@ -337,7 +346,7 @@ impl<F: Feeds> Watchers<F> {
                 progress_notify: create.progress_notify,
                 start: create.start_revision,
                 shared,
-                state: State::Opening { token },
+                state: State::Opening { token, known: None },
                 queued: false,
                 active: false,
                 cancelled: false,
@@ -362,8 +371,7 @@ impl<F: Feeds> Watchers<F> {
     fn cancel(&mut self, id: i64) {
         if let Some(at) = self.compacted_ids.iter().position(|compacted| *compacted == id) {
             self.compacted_ids.remove(at);
-            let frame = self.cancelled(id);
-            self.out.push_back(frame);
+            self.out.push_back(cancelled(id));
             return;
         }
         let Some(&key) = self.by_id.get(&id) else { return };
@@ -373,17 +381,12 @@ impl<F: Feeds> Watchers<F> {
             return;
         }
         self.remove(key);
-        let frame = self.cancelled(id);
-        self.out.push_back(frame);
-    }
-
-    fn cancelled(&self, id: i64) -> Frame {
-        let head = pb::WatchResponse { watch_id: id, canceled: true, ..Default::default() };
-        Frame { head, revision: self.revision, term: self.term, ..Frame::default() }
+        self.out.push_back(cancelled(id));
     }
 
     fn remove(&mut self, key: u64) {
         if let Some(watcher) = self.watchers.remove(&key) {
+            self.notified -= usize::from(watcher.progress_notify);
             self.by_id.remove(&watcher.id);
         }
     }
@@ -391,10 +394,8 @@ impl<F: Feeds> Watchers<F> {
     /// Lets the first creation that is not answered go on.
     fn announce_created(&mut self) {
         while let Some(Creating::Refused(_)) = self.creating.front() {
-            let Some(Creating::Refused(mut frame)) = self.creating.pop_front() else { return };
-            frame.revision = self.revision;
-            frame.term = self.term;
-            self.out.push_back(frame);
+            let Some(Creating::Refused(draft)) = self.creating.pop_front() else { return };
+            self.out.push_back(draft);
         }
         if let Some(Creating::Watcher(key)) = self.creating.front() {
             self.queue(*key);
@@ -409,39 +410,48 @@ impl<F: Feeds> Watchers<F> {
         }
     }
 
-    /// Looks at a watcher until it has a frame or nothing to say.
-    fn look_at(&mut self, key: u64) -> Option<Frame> {
+    /// Looks at a watcher until it has a response or nothing to say.
+    fn look_at(&mut self, key: u64) -> Option<Draft> {
         loop {
             let watcher = self.watchers.get_mut(&key)?;
             watcher.queued = false;
             let step = match watcher.state {
-                State::Opening { token } => {
-                    if !matches!(self.creating.front(), Some(Creating::Watcher(first)) if *first == key) {
+                State::Opening { token, known } => {
+                    let is_first =
+                        matches!(self.creating.front(), Some(Creating::Watcher(first)) if *first == key);
+                    if !is_first {
                         return None;
                     }
-                    return self.look_at_opening(key, token);
+                    if self.headers.ceiling().is_some() {
+                        self.held.push(key);
+                        return None;
+                    }
+                    return self.look_at_opening(key, token, known);
                 }
                 State::Live { next } => self.look_at_live(key, next),
                 State::CatchingUp { next, .. } => self.look_at_history(key, next),
             };
             match step {
-                Step::Frame(frame) => {
+                Step::Draft(draft) => {
                     if let Some(watcher) = self.watchers.get_mut(&key) {
                         watcher.active = true;
                     }
-                    self.handle_revision(frame.revision, frame.term);
                     // There may be more; others have their turn first.
                     self.queue(key);
-                    return Some(self.cut(key, frame));
+                    return Some(self.cut(key, draft));
                 }
                 Step::Again => {}
                 Step::Nothing => return None,
-                Step::End(frame) => {
+                Step::Held => {
+                    self.held.push(key);
+                    return None;
+                }
+                Step::End(draft) => {
                     self.remove(key);
-                    if frame.head.compact_revision != 0 {
-                        self.remember_compacted(frame.head.watch_id);
+                    if draft.head.compact_revision != 0 {
+                        self.remember_compacted(draft.head.watch_id);
                     }
-                    return Some(frame);
+                    return Some(draft);
                 }
             }
         }
@@ -454,27 +464,35 @@ impl<F: Feeds> Watchers<F> {
         }
     }
 
-    fn look_at_opening(&mut self, key: u64, token: u64) -> Option<Frame> {
+    fn look_at_opening(&mut self, key: u64, token: u64, known: Option<Known>) -> Option<Draft> {
         let watcher = self.watchers.get_mut(&key)?;
         let (end, synced, compact_revision, term) = {
             let feed = watcher.shared.feed.state();
-            (feed.end().cloned(), feed.synced(token), feed.compact_revision(), feed.term())
+            let (synced, compact_revision) = (feed.synced(token), feed.compact_revision());
+            match known {
+                Some(known) if synced.is_none() && feed.end().is_none() => {
+                    let compact_revision = compact_revision.max(known.compact_revision);
+                    (None, Some(known.revision), compact_revision, known.term)
+                }
+                Some(_) | None => (feed.end().cloned(), synced, compact_revision, feed.term()),
+            }
         };
-        let frame = match (synced, end) {
+        let draft = match (synced, end) {
             (Some(revision), _) => {
-                let next = if watcher.start == 0 { revision + 1 } else { watcher.start };
+                let revision = self.headers.now(revision);
+                // A start below zero is before everything, as in etcd up to 3.6.5.
+                let next = if watcher.start == 0 { revision + 1 } else { watcher.start.max(1) };
                 watcher.state = State::Live { next };
                 let head = pb::WatchResponse { watch_id: watcher.id, created: true, ..Default::default() };
-                let (id, cancelled) = (watcher.id, watcher.cancelled);
-                let is_compacted = watcher.start != 0 && watcher.start < compact_revision;
+                let (id, is_cancelled) = (watcher.id, watcher.cancelled);
+                let is_compacted =
+                    compact_revision > 0 && watcher.start != 0 && watcher.start < compact_revision;
                 // The value before its first event is compacted, but may still lie in the window.
                 let needs_history =
                     watcher.prev_kv && watcher.start != 0 && watcher.start == compact_revision;
-                self.handle_revision(revision, term);
-                if cancelled {
+                if is_cancelled {
                     self.remove(key);
-                    let frame = self.cancelled(id);
-                    self.out.push_back(frame);
+                    self.out.push_back(cancelled(id));
                 } else if is_compacted {
                     self.remove(key);
                     self.remember_compacted(id);
@@ -485,31 +503,28 @@ impl<F: Feeds> Watchers<F> {
                     }
                     self.queue(key);
                 }
-                Frame { head, revision, term, ..Frame::default() }
+                Draft::bare(head, Says::Created { revision, term })
             }
             (None, Some(FeedEnd::Compacted { .. })) => {
                 // The feed that was joined had lost its place; another begins from now.
                 let (shared, token) = self.feeds.shared(&watcher.range, watcher.prev_kv, &self.inbox, key);
                 watcher.shared = shared;
-                watcher.state = State::Opening { token };
+                watcher.state = State::Opening { token, known: None };
                 return None;
             }
             (None, Some(FeedEnd::Failed(failure))) => {
                 self.remove(key);
-                let mut frame = refused(code_and_text(&failure).1);
-                frame.revision = self.revision;
-                frame.term = self.term;
-                frame
+                refused(code_and_text(&failure).1)
             }
             (None, None) => return None,
         };
         self.creating.pop_front();
-        // What the next one gives rise to comes behind this frame and what is already made.
+        // What the next one gives rise to comes behind this response and what is already made.
         let made = std::mem::take(&mut self.out);
         self.announce_created();
         let after = std::mem::replace(&mut self.out, made);
         self.out.extend(after);
-        Some(frame)
+        Some(draft)
     }
 
     /// Lets a watcher go on with what the group remembers from `next` on.
@@ -539,7 +554,7 @@ impl<F: Feeds> Watchers<F> {
                 return Step::Nothing;
             }
             Some(FeedEnd::Failed(failure)) => {
-                return Step::End(failed(watcher.id, code_and_text(failure).1, self.revision, feed.term()));
+                return Step::End(failed(watcher.id, code_and_text(failure).1));
             }
             Some(FeedEnd::Compacted { .. }) | None => {}
         }
@@ -549,16 +564,20 @@ impl<F: Feeds> Watchers<F> {
             self.read_history(key, next, 0);
             return Step::Again;
         }
-        let mut entries = log.from(next);
-        if entries.len() > LIVE_BEHIND_MAX {
-            let (frame, next) = watcher.bundle(entries, log.revision(), feed.term());
-            watcher.state = State::Live { next };
-            return frame;
-        }
-        let Some(entry) = entries.next() else { return Step::Nothing };
-        let (frame, next) = watcher.bundle(std::iter::once(entry), entry.revision, feed.term());
+        let entries = log.from(next);
+        let is_behind = entries.len() > LIVE_BEHIND_MAX;
+        let mut allowed = entries.take_while(|entry| self.headers.allows(entry.revision)).peekable();
+        let Some(entry) = allowed.peek() else {
+            return if log.from(next).len() > 0 { Step::Held } else { Step::Nothing };
+        };
+        let (step, next) = if is_behind {
+            let revision = self.headers.under_ceiling(log.revision());
+            watcher.bundle(allowed, revision, feed.term())
+        } else {
+            watcher.bundle(std::iter::once(*entry), entry.revision, feed.term())
+        };
         watcher.state = State::Live { next };
-        frame
+        step
     }
 
     fn look_at_history(&mut self, key: u64, next: i64) -> Step {
@@ -568,28 +587,29 @@ impl<F: Feeds> Watchers<F> {
         };
         let source = Arc::clone(&history.feed);
         let feed = source.state();
-        let bundled = feed.log().and_then(|log| {
-            let entries = log.from(next);
-            (entries.len() > 0).then(|| {
-                let entries: Vec<Arc<Entry>> = entries.take(HISTORY_REVISIONS).cloned().collect();
-                (entries, log.revision(), feed.term())
-            })
-        });
-        if let Some((entries, revision, term)) = bundled {
+        if let Some(log) = feed.log()
+            && log.from(next).len() > 0
+        {
+            let allowed = log.from(next).take_while(|entry| self.headers.allows(entry.revision));
+            let entries: Vec<Arc<Entry>> = allowed.take(HISTORY_REVISIONS).cloned().collect();
+            if entries.is_empty() {
+                return Step::Held;
+            }
+            let (revision, term) = (self.headers.under_ceiling(log.revision()), feed.term());
             drop(feed);
-            let (frame, next) = watcher.bundle(entries.iter(), revision, term);
+            let (step, next) = watcher.bundle(entries.iter(), revision, term);
             if let State::CatchingUp { next: position, .. } = &mut watcher.state {
                 *position = next;
             }
             source.consumed(next - 1);
-            return frame;
+            return step;
         }
         match feed.end() {
             Some(FeedEnd::Compacted { compact_revision }) => {
                 return Step::End(compacted(watcher.id, *compact_revision, feed.term()));
             }
             Some(FeedEnd::Failed(failure)) => {
-                return Step::End(failed(watcher.id, code_and_text(failure).1, self.revision, feed.term()));
+                return Step::End(failed(watcher.id, code_and_text(failure).1));
             }
             None => {}
         }
@@ -607,25 +627,20 @@ impl<F: Feeds> Watchers<F> {
         Step::Again
     }
 
-    /// Cuts a frame that is too large, if the watcher allows it. The rest waits in `out`.
-    fn cut(&mut self, key: u64, frame: Frame) -> Frame {
+    /// Cuts a response that is too large, if the watcher allows it. The rest waits in `out`.
+    fn cut(&mut self, key: u64, draft: Draft) -> Draft {
         let limit = self.options.fragment_bytes;
-        let bytes: usize = frame.events.iter().map(Bytes::len).sum();
+        let bytes: usize = draft.events.iter().map(Bytes::len).sum();
         let fragment = self.watchers.get(&key).is_some_and(|watcher| watcher.fragment);
-        if !fragment || frame.event_count < 2 || bytes < limit {
-            return frame;
+        if !fragment || draft.event_count < 2 || bytes < limit {
+            return draft;
         }
-        let mut fragments: Vec<Frame> = Vec::new();
+        let mut fragments: Vec<Draft> = Vec::new();
         let mut room = 0;
-        for event in frame.events.iter().flat_map(each_event) {
+        for event in draft.events.iter().flat_map(each_event) {
             if event.len() > room || fragments.is_empty() {
-                let head = pb::WatchResponse { fragment: true, ..frame.head.clone() };
-                fragments.push(Frame {
-                    head,
-                    revision: frame.revision,
-                    term: frame.term,
-                    ..Frame::default()
-                });
+                let head = pb::WatchResponse { fragment: true, ..draft.head.clone() };
+                fragments.push(Draft::bare(head, draft.says));
                 room = limit;
             }
             room = room.saturating_sub(event.len());
@@ -638,108 +653,13 @@ impl<F: Feeds> Watchers<F> {
             last.head.fragment = false;
         }
         let mut fragments = fragments.into_iter();
-        let first = fragments.next().unwrap_or(frame);
+        let first = fragments.next().unwrap_or(draft);
         // Before whatever else is made: the parts of a response follow each other.
         for fragment in fragments.rev() {
             self.out.push_front(fragment);
         }
         first
     }
-
-    fn request_progress(&mut self, scope: Scope) {
-        let all = scope == Scope::All;
-        if all && self.progress.iter().filter(|progress| progress.scope == Scope::All).count() >= PROGRESS_MAX
-        {
-            return;
-        }
-        let mut feeds: Vec<(Arc<SharedFeed>, u64)> = Vec::new();
-        for (key, watcher) in &self.watchers {
-            let feed = &watcher.shared.feed;
-            let in_scope = all || scope == Scope::One(*key);
-            if in_scope && !feeds.iter().any(|(known, _)| Arc::ptr_eq(known, feed)) {
-                feeds.push((Arc::clone(feed), feed.sync(&self.inbox, *key)));
-            }
-        }
-        if !feeds.is_empty() {
-            self.progress.push_back(Progress { scope, feeds });
-        }
-    }
-
-    /// Answers the oldest progress request when every watcher it concerns has been sent everything up to one revision.
-    fn poll_progress(&mut self) -> Option<Frame> {
-        while let Some(progress) = self.progress.front() {
-            let scope = progress.scope;
-            match self.progress_of(progress) {
-                Progressed::Wait => return None,
-                Progressed::Unread(key) => {
-                    self.queue(key);
-                    return None;
-                }
-                Progressed::Drop => {
-                    self.progress.pop_front();
-                }
-                Progressed::At { revision, term } => {
-                    self.progress.pop_front();
-                    let watch_id = match scope {
-                        Scope::All => NO_WATCH,
-                        Scope::One(key) => self.watchers.get(&key).map_or(NO_WATCH, |watcher| watcher.id),
-                    };
-                    self.handle_revision(revision, term);
-                    let head = pb::WatchResponse { watch_id, ..Default::default() };
-                    return Some(Frame { head, revision, term, ..Frame::default() });
-                }
-            }
-        }
-        None
-    }
-
-    fn progress_of(&self, progress: &Progress) -> Progressed {
-        let mut at = i64::MAX;
-        let mut term = 0;
-        for (feed, token) in &progress.feeds {
-            let feed = feed.state();
-            match feed.synced(*token) {
-                Some(revision) => at = at.min(revision),
-                None if feed.end().is_some() => return Progressed::Drop,
-                // Those who watched through it are gone.
-                None if feed.is_over() => continue,
-                None => return Progressed::Wait,
-            }
-            term = feed.term().max(term);
-        }
-        let mut any = false;
-        for (key, watcher) in &self.watchers {
-            if progress.scope != Scope::All && progress.scope != Scope::One(*key) {
-                continue;
-            }
-            any = true;
-            let next = match watcher.state {
-                State::Opening { .. } | State::CatchingUp { .. } => return Progressed::Wait,
-                State::Live { next } => next,
-            };
-            if watcher.start > at {
-                return Progressed::Drop;
-            }
-            let feed = watcher.shared.feed.state();
-            let Some(log) = feed.log() else { return Progressed::Wait };
-            if next <= log.floor() || log.from(next).next().is_some_and(|entry| entry.revision <= at) {
-                return Progressed::Unread(*key);
-            }
-        }
-        if any && at < i64::MAX { Progressed::At { revision: at, term } } else { Progressed::Drop }
-    }
-}
-
-enum Progressed {
-    Wait,
-    /// This watcher has something to be sent first.
-    Unread(u64),
-    /// Cannot be answered, as in etcd.
-    Drop,
-    At {
-        revision: i64,
-        term: u64,
-    },
 }
 
 impl Watcher {
@@ -750,8 +670,8 @@ impl Watcher {
         revision: i64,
         term: u64,
     ) -> (Step, i64) {
-        let mut frame = Frame { revision, term, ..Frame::default() };
-        frame.head.watch_id = self.id;
+        let head = pb::WatchResponse { watch_id: self.id, ..Default::default() };
+        let mut draft = Draft::bare(head, Says::Events { revision, term });
         let mut bytes = 0;
         let mut next = 0;
         for entry in entries.take(HISTORY_REVISIONS) {
@@ -761,16 +681,16 @@ impl Watcher {
                 continue;
             }
             bytes += encoded.len();
-            frame.events.push(encoded);
-            frame.event_count += count;
+            draft.events.push(encoded);
+            draft.event_count += count;
             if bytes >= HISTORY_BYTES {
                 break;
             }
         }
-        if frame.event_count == 0 {
+        if draft.event_count == 0 {
             return (Step::Again, next);
         }
-        (Step::Frame(frame), next)
+        (Step::Draft(draft), next)
     }
 }
 
@@ -812,7 +732,7 @@ fn each_event(encoded: &Bytes) -> Vec<Bytes> {
     events
 }
 
-fn refused(reason: &str) -> Frame {
+fn refused(reason: &str) -> Draft {
     let head = pb::WatchResponse {
         watch_id: NO_WATCH,
         created: true,
@@ -820,23 +740,26 @@ fn refused(reason: &str) -> Frame {
         cancel_reason: reason.to_owned(),
         ..Default::default()
     };
-    Frame { head, ..Frame::default() }
+    Draft::bare(head, Says::Now)
 }
 
-/// etcd leaves the header's revision at 0 here.
-fn compacted(id: i64, compact_revision: i64, term: u64) -> Frame {
+fn cancelled(id: i64) -> Draft {
+    Draft::bare(pb::WatchResponse { watch_id: id, canceled: true, ..Default::default() }, Says::Now)
+}
+
+fn compacted(id: i64, compact_revision: i64, term: u64) -> Draft {
     let head = pb::WatchResponse { watch_id: id, canceled: true, compact_revision, ..Default::default() };
-    Frame { head, term, ..Frame::default() }
+    Draft::bare(head, Says::Nothing { term })
 }
 
-fn failed(id: i64, reason: &str, revision: i64, term: u64) -> Frame {
+fn failed(id: i64, reason: &str) -> Draft {
     let head = pb::WatchResponse {
         watch_id: id,
         canceled: true,
         cancel_reason: reason.to_owned(),
         ..Default::default()
     };
-    Frame { head, revision, term, ..Frame::default() }
+    Draft::bare(head, Says::Now)
 }
 
 #[cfg(test)]

@@ -19,10 +19,9 @@ pub(crate) struct Client {
     watch: WatchClient<Channel>,
 }
 
-/// One watch on a stream of its own.
+/// Some watches on one stream.
 pub(crate) struct Watch {
-    /// Half-closing is harmless, but clients keep their side open.
-    _requests: mpsc::Sender<pb::WatchRequest>,
+    requests: mpsc::Sender<pb::WatchRequest>,
     messages: Streaming<pb::WatchResponse>,
 }
 
@@ -74,27 +73,40 @@ impl Client {
         })
     }
 
-    pub(crate) async fn watch(&mut self, request: model::WatchRequest) -> Option<Watch> {
-        let (requests, stream) = mpsc::channel(1);
-        let create = pb::WatchCreateRequest {
-            key: request.range.key.into(),
-            range_end: request.range.range_end.into(),
-            start_revision: request.start_revision,
-            prev_kv: request.prev_kv,
-            ..Default::default()
-        };
-        let create = pb::watch_request::RequestUnion::CreateRequest(create);
-        requests.send(pb::WatchRequest { request_union: Some(create) }).await.ok()?;
+    /// Opens watches on one stream. The server numbers them as they are here.
+    pub(crate) async fn watch(&mut self, watches: &[model::WatchRequest]) -> Option<Watch> {
+        let (requests, stream) = mpsc::channel(watches.len());
+        for watch in watches.iter().cloned() {
+            let create = pb::WatchCreateRequest {
+                key: watch.range.key.into(),
+                range_end: watch.range.range_end.into(),
+                start_revision: watch.start_revision,
+                prev_kv: watch.prev_kv,
+                ..Default::default()
+            };
+            let create = pb::watch_request::RequestUnion::CreateRequest(create);
+            requests.send(pb::WatchRequest { request_union: Some(create) }).await.ok()?;
+        }
         let messages = self.watch.watch(ReceiverStream::new(stream)).await.ok()?.into_inner();
-        Some(Watch { _requests: requests, messages })
+        Some(Watch { requests, messages })
     }
 }
 
 impl Watch {
-    /// The next response: its header's revision and what it says. `None` at the end of the stream.
-    pub(crate) async fn next(&mut self) -> Option<(i64, Vec<WatchMessage>)> {
+    /// Asks how far the stream is.
+    pub(crate) async fn request_progress(&mut self) -> Option<()> {
+        let progress = pb::watch_request::RequestUnion::ProgressRequest(pb::WatchProgressRequest {});
+        self.requests.send(pb::WatchRequest { request_union: Some(progress) }).await.ok()
+    }
+
+    /// The next response: the number of its watch, its header's revision and what it says. `None` at the end of the
+    /// stream.
+    pub(crate) async fn next(&mut self) -> Option<(i64, i64, Vec<WatchMessage>)> {
         let response = self.messages.message().await.ok()??;
         let mut messages = Vec::new();
+        if !response.created && !response.canceled && response.events.is_empty() {
+            messages.push(WatchMessage::Progress);
+        }
         if response.created {
             messages.push(WatchMessage::Created);
         }
@@ -106,7 +118,7 @@ impl Watch {
             let compact_revision = response.compact_revision;
             messages.push(WatchMessage::Cancelled { compact_revision, reason: response.cancel_reason });
         }
-        Some((response.header?.revision, messages))
+        Some((response.watch_id, response.header?.revision, messages))
     }
 }
 

@@ -56,19 +56,36 @@ impl Client {
         })
     }
 
-    pub(crate) async fn watch(&mut self, request: model::WatchRequest) -> Option<Watch> {
-        let options = WatchOptions::new()
-            .with_range(request.range.range_end)
-            .with_start_revision(request.start_revision);
-        self.0.watch(request.range.key, Some(options)).await.ok().map(Watch)
+    /// Opens watches on one stream. The server numbers them as they are here.
+    pub(crate) async fn watch(&mut self, watches: &[model::WatchRequest]) -> Option<Watch> {
+        let mut stream: Option<WatchStream> = None;
+        for watch in watches.iter().cloned() {
+            let options = WatchOptions::new()
+                .with_range(watch.range.range_end)
+                .with_start_revision(watch.start_revision);
+            match &mut stream {
+                Some(stream) => stream.watch(watch.range.key, Some(options)).await.ok()?,
+                None => stream = Some(self.0.watch(watch.range.key, Some(options)).await.ok()?),
+            }
+        }
+        stream.map(Watch)
     }
 }
 
 impl Watch {
-    /// The next response: its header's revision and what it says. `None` at the end of the stream.
-    pub(crate) async fn next(&mut self) -> Option<(i64, Vec<WatchMessage>)> {
+    /// Asks how far the stream is.
+    pub(crate) async fn request_progress(&mut self) -> Option<()> {
+        self.0.request_progress().await.ok()
+    }
+
+    /// The next response: the number of its watch, its header's revision and what it says. `None` at the end of the
+    /// stream.
+    pub(crate) async fn next(&mut self) -> Option<(i64, i64, Vec<WatchMessage>)> {
         let response = self.0.message().await.ok()??;
         let mut messages = Vec::new();
+        if !response.created() && !response.canceled() && response.events().is_empty() {
+            messages.push(WatchMessage::Progress);
+        }
         if response.created() {
             messages.push(WatchMessage::Created);
         }
@@ -82,7 +99,7 @@ impl Watch {
                 reason: response.cancel_reason().to_owned(),
             });
         }
-        Some((response.header()?.revision(), messages))
+        Some((response.watch_id(), response.header()?.revision(), messages))
     }
 }
 

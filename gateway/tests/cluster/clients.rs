@@ -205,7 +205,9 @@ impl Writer {
     }
 }
 
-/// Watches everything from the first revision on, over as many connections as it takes, up to the last revision.
+/// Watches everything from the first revision on, over as many connections as it takes, up to the last revision. Some
+/// keys are watched once more on the same stream, and the stream is asked for its progress all the time, as Kubernetes
+/// does it.
 async fn watch_all(
     id: u64,
     endpoints: Vec<String>,
@@ -213,35 +215,55 @@ async fn watch_all(
     mut last: watch::Receiver<i64>,
 ) {
     // The first revision of an empty keyspace is 1, so the first write is 2.
-    let mut next = 2;
+    let mut next = [2, 2];
     let mut pace = interval(Duration::from_millis(20));
-    while next <= *last.borrow() {
+    let mut curious = interval(Duration::from_millis(5));
+    while next[0] <= *last.borrow() {
         pace.tick().await;
         let Some(mut client) = Client::connect(&endpoints).await else { continue };
-        let request = model::WatchRequest { range: prefix(), start_revision: next, ..Default::default() };
-        let stream = recorder.watch(id, request.clone());
-        let Ok(Some(mut watch)) = timeout(REQUEST_TIMEOUT, client.watch(request)).await else { continue };
+        let ranges = [prefix(), model::KeyRange::between(PREFIX, "k/2")];
+        let requests: Vec<_> = ranges
+            .into_iter()
+            .zip(next)
+            .map(|(range, start_revision)| model::WatchRequest {
+                range,
+                start_revision,
+                ..Default::default()
+            })
+            .collect();
+        let streams = recorder.watches_on_one_stream(id, &requests);
+        let Ok(Some(mut watch)) = timeout(REQUEST_TIMEOUT, client.watch(&requests)).await else { continue };
         loop {
             let message = tokio::select! {
                 message = watch.next() => message,
+                _ = curious.tick() => match watch.request_progress().await {
+                    Some(()) => continue,
+                    None => break,
+                },
                 changed = last.changed() => {
                     changed.unwrap();
-                    if next > *last.borrow() {
+                    if next[0] > *last.borrow() {
                         return;
                     }
                     continue;
                 }
             };
-            let Some((revision, messages)) = message else { break };
+            let Some((of, revision, messages)) = message else { break };
             let mut cancelled = false;
             for message in messages {
-                if let WatchMessage::Events { events, .. } = &message {
-                    next = events.last().expect("not empty").kv.mod_revision + 1;
-                }
                 cancelled |= matches!(message, WatchMessage::Cancelled { .. });
-                recorder.watched(stream, revision, message);
+                let of = usize::try_from(of).ok();
+                if let (Some(of), WatchMessage::Events { events, .. }) = (of, &message) {
+                    next[of] = events.last().expect("not empty").kv.mod_revision + 1;
+                }
+                for (number, stream) in streams.iter().enumerate() {
+                    // What is of no watch, -1, is for all.
+                    if of.is_none_or(|of| of == number) {
+                        recorder.watched(*stream, revision, message.clone());
+                    }
+                }
             }
-            if next > *last.borrow() {
+            if next[0] > *last.borrow() {
                 return;
             }
             if cancelled {

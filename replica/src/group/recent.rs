@@ -77,8 +77,7 @@ impl Recent {
 }
 
 fn bytes_of(revision: &RevisionEvents) -> usize {
-    OVERHEAD_BYTES
-        + revision.events.iter().map(|event| event.size_bytes() + OVERHEAD_BYTES).sum::<usize>()
+    OVERHEAD_BYTES + revision.events.iter().map(|event| event.size_bytes() + OVERHEAD_BYTES).sum::<usize>()
 }
 
 #[cfg(test)]

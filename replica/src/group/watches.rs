@@ -238,9 +238,9 @@ impl Watches {
         let revision = state.revision();
         let budget = usize::try_from(watch.credit).unwrap_or(0).clamp(1, HISTORY_BYTES);
         let page = state.history(&watch.range, watch.next, budget, HISTORY_REVISIONS).or_else(|compacted| {
-            let remembered = watch.is_settled.then(|| {
-                self.recent.history(&watch.range, watch.next, revision, budget, HISTORY_REVISIONS)
-            });
+            let remembered = watch
+                .is_settled
+                .then(|| self.recent.history(&watch.range, watch.next, revision, budget, HISTORY_REVISIONS));
             remembered.flatten().ok_or(compacted)
         });
         match page {

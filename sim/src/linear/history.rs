@@ -194,6 +194,9 @@ pub struct WatchStream {
     pub client: u64,
     /// When the request was sent.
     pub call: u64,
+    /// Watches with the same number, not 0, shared one stream of the protocol.
+    #[serde(default)]
+    pub shared: u64,
     /// What was asked.
     pub request: WatchRequest,
     /// What came, in order.
@@ -237,11 +240,28 @@ impl EtcdRecorder {
         self.operations.refused(id);
     }
 
-    /// To be called before a watch is opened.
+    /// To be called before a watch is opened on a stream of its own.
     pub fn watch(&self, client: u64, request: WatchRequest) -> WatchId {
         let call = self.operations.tick();
+        self.add(WatchStream { client, call, shared: 0, request, responses: Vec::new() })
+    }
+
+    /// To be called before watches are opened that share a stream.
+    pub fn watches_on_one_stream(&self, client: u64, requests: &[WatchRequest]) -> Vec<WatchId> {
+        let shared = self.operations.tick();
+        let stream = |request: &WatchRequest| WatchStream {
+            client,
+            call: shared,
+            shared,
+            request: request.clone(),
+            responses: Vec::new(),
+        };
+        requests.iter().map(|request| self.add(stream(request))).collect()
+    }
+
+    fn add(&self, stream: WatchStream) -> WatchId {
         let mut watches = self.watches();
-        watches.push(WatchStream { client, call, request, responses: Vec::new() });
+        watches.push(stream);
         WatchId(watches.len() - 1)
     }
 

@@ -72,7 +72,7 @@ impl Story {
                 responses.push(WatchResponse { at: self.tick(), revision: commit.revision, message });
             }
         }
-        self.history.watches.push(WatchStream { client: 9, call: 0, request, responses });
+        self.history.watches.push(WatchStream { client: 9, call: 0, shared: 0, request, responses });
         self.history.watches.len() - 1
     }
 

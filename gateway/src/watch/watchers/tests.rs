@@ -127,7 +127,7 @@ fn told(watchers: &mut Watchers<Fake>) -> Vec<String> {
             let part = if frame.head.fragment { "part of " } else { "" };
             format!("{part}{} events {id}", frame.event_count)
         };
-        told.push(format!("{what} @{}", frame.revision));
+        told.push(format!("{what} @{}", frame.stamp.revision()));
     }
     told
 }
@@ -137,7 +137,7 @@ fn created_comes_first_and_in_order() {
     let (mut watchers, feeds) = watchers(1 << 20);
     create(&mut watchers, on("a"));
     create(&mut watchers, on("b"));
-    create(&mut watchers, pb::WatchCreateRequest { start_revision: -1, ..on("c") });
+    create(&mut watchers, pb::WatchCreateRequest { range_end: "b".into(), ..on("c") });
     create(&mut watchers, on("d"));
     // The later feeds open first.
     opened(&feeds.feed(2), 9);
@@ -168,6 +168,38 @@ fn a_watcher_that_joins_starts_where_the_store_is() {
         "the second starts after 6, the third at 6, which the window still holds"
     );
     assert_eq!(feeds.0.lock().len(), 1, "one feed for all");
+}
+
+#[test]
+fn a_start_below_zero_is_before_everything() {
+    let (mut watchers, feeds) = watchers(1 << 20);
+    create(&mut watchers, pb::WatchCreateRequest { start_revision: -7, ..on("a") });
+    opened(&feeds.feed(0), 5);
+    assert_eq!(told(&mut watchers), ["created 0 @5"]);
+    assert_eq!(feeds.0.lock()[1].1, 1, "history from the first revision on");
+    // Once something is compacted, that is.
+    create(&mut watchers, pb::WatchCreateRequest { start_revision: -7, ..on("a") });
+    synced(&feeds.feed(0), 5);
+    assert_eq!(told(&mut watchers), ["created 1 @5", "canceled 1 compacted 3 @0"]);
+}
+
+#[test]
+fn without_a_leader_a_watch_begins_where_a_replica_is() {
+    let (mut watchers, feeds) = watchers(1 << 20);
+    create(&mut watchers, on("a"));
+    create(&mut watchers, pb::WatchCreateRequest { start_revision: 2, ..on("b") });
+    assert_eq!(told(&mut watchers), [] as [String; 0]);
+    watchers.handle_leaderless(5, 4, 2);
+    assert_eq!(told(&mut watchers), ["created 0 @5", "created 1 @5", "canceled 1 compacted 4 @0"]);
+    // When there is a leader, nothing since is missed.
+    opened(&feeds.feed(0), 8);
+    assert_eq!(told(&mut watchers), [] as [String; 0]);
+    let history = feeds.feed(2);
+    assert_eq!(feeds.0.lock()[2].1, 6);
+    history.handle_item(FeedItem::Opened { revision: 8, start: 6, term: 3 });
+    events(&history, &[7, 8], 8);
+    events(&feeds.feed(0), &[9], 9);
+    assert_eq!(told(&mut watchers), ["2 events 0 @8", "1 events 0 @9"]);
 }
 
 #[test]
@@ -295,6 +327,121 @@ fn progress_waits_for_every_watcher_and_every_event() {
     synced(&a, 9);
     synced(&b, 9);
     assert_eq!(told(&mut watchers), [] as [String; 0]);
+}
+
+#[test]
+fn progress_is_not_below_what_came_while_it_was_asked_for() {
+    let (mut watchers, feeds) = watchers(1 << 20);
+    create(&mut watchers, on("a"));
+    let feed = feeds.feed(0);
+    opened(&feed, 4);
+    told(&mut watchers);
+    progress(&mut watchers);
+    synced(&feed, 5);
+    events(&feed, &[6, 7], 7);
+    assert_eq!(told(&mut watchers), ["1 events 0 @6", "1 events 0 @7", "progress -1 @7"]);
+}
+
+#[test]
+fn events_beyond_a_progress_answer_wait_for_it() {
+    let (mut watchers, feeds) = watchers(1 << 20);
+    create(&mut watchers, on("a"));
+    create(&mut watchers, on("b"));
+    let (a, b) = (feeds.feed(0), feeds.feed(1));
+    opened(&a, 4);
+    opened(&b, 4);
+    told(&mut watchers);
+    progress(&mut watchers);
+    synced(&a, 5);
+    events(&a, &[8], 8);
+    assert_eq!(told(&mut watchers), ["1 events 0 @8"]);
+    synced(&b, 6);
+    events(&a, &[9, 11], 11);
+    assert_eq!(
+        told(&mut watchers),
+        [] as [String; 0],
+        "b may have something before 8, and 9 waits for the answer"
+    );
+    create(&mut watchers, on("a"));
+    let cancel = RequestUnion::CancelRequest(pb::WatchCancelRequest { watch_id: 7 });
+    watchers.handle_request(pb::WatchRequest { request_union: Some(cancel) });
+    watchers.handle_revision(11, 2);
+    create(&mut watchers, pb::WatchCreateRequest { range_end: "a".into(), ..on("b") });
+    synced(&a, 11);
+    assert_eq!(told(&mut watchers), [] as [String; 0], "nor is a watch announced");
+    events(&b, &[7, 10], 10);
+    synced(&b, 10);
+    assert_eq!(
+        told(&mut watchers),
+        [
+            "1 events 1 @7",
+            "progress -1 @8",
+            "1 events 0 @9",
+            "created 2 @11",
+            "refused -1 @11",
+            "1 events 1 @10",
+            "1 events 0 @11",
+        ]
+    );
+}
+
+#[test]
+fn progress_that_a_watcher_falls_behind_is_given_up_and_nothing_waits_for_it() {
+    let (mut watchers, feeds) = watchers(1 << 20);
+    create(&mut watchers, on("a"));
+    create(&mut watchers, on("b"));
+    let (a, b) = (feeds.feed(0), feeds.feed(1));
+    opened(&a, 4);
+    opened(&b, 4);
+    told(&mut watchers);
+    progress(&mut watchers);
+    synced(&a, 5);
+    events(&a, &[8], 8);
+    told(&mut watchers);
+    synced(&b, 6);
+    events(&a, &[9], 9);
+    assert_eq!(told(&mut watchers), [] as [String; 0]);
+    b.handle_item(FeedItem::Failed(crate::errors::Failure::Stopping));
+    assert_eq!(told(&mut watchers), ["canceled 1 compacted 0 @8", "1 events 0 @9"]);
+    progress(&mut watchers);
+    synced(&a, 9);
+    assert_eq!(told(&mut watchers), ["progress -1 @9"]);
+}
+
+/// A busy stream always has something else to send.
+#[test]
+fn progress_comes_although_events_never_pause() {
+    let (mut watchers, feeds) = watchers(1 << 20);
+    create(&mut watchers, on("a"));
+    let feed = feeds.feed(0);
+    opened(&feed, 4);
+    told(&mut watchers);
+    progress(&mut watchers);
+    synced(&feed, 4);
+    let mut number = 5;
+    events(&feed, &[number], number);
+    while let Some(frame) = watchers.next_frame() {
+        if frame.event_count == 0 {
+            assert_eq!(frame.stamp.revision(), number - 1);
+            return;
+        }
+        assert!(number < 20, "no answer");
+        number += 1;
+        events(&feed, &[number], number);
+    }
+}
+
+#[test]
+fn a_watch_begins_behind_what_the_stream_has_told() {
+    let (mut watchers, feeds) = watchers(1 << 20);
+    create(&mut watchers, on("a"));
+    opened(&feeds.feed(0), 4);
+    create(&mut watchers, on("b"));
+    events(&feeds.feed(0), &[5, 6, 7], 7);
+    assert_eq!(told(&mut watchers).len(), 4);
+    opened(&feeds.feed(1), 5);
+    events(&feeds.feed(1), &[8], 8);
+    assert_eq!(told(&mut watchers), ["created 1 @7", "1 events 1 @8"]);
 }
 
 #[test]

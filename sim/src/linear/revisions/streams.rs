@@ -28,7 +28,36 @@ pub(super) struct Stream<'a> {
 pub(super) fn read_all(streams: &[WatchStream]) -> (Vec<Stream<'_>>, Vec<Violation>) {
     let mut violations = Vec::new();
     let read = streams.iter().enumerate().map(|(index, stream)| Reader::read(index, stream, &mut violations));
-    (read.collect(), violations)
+    let read = read.collect();
+    check_shared(streams, &mut violations);
+    (read, violations)
+}
+
+/// Whoever shares a stream shares its progress: Kubernetes takes the revision of a progress answer for that of a list of
+/// everything it watches on the stream. So no answer is below what any watch of the stream has been told.
+fn check_shared(streams: &[WatchStream], violations: &mut Vec<Violation>) {
+    let mut shared: BTreeMap<u64, Vec<(u64, usize, &WatchResponse)>> = BTreeMap::new();
+    for (index, stream) in streams.iter().enumerate().filter(|(_, stream)| stream.shared != 0) {
+        let responses = stream.responses.iter().map(|response| (response.at, index, response));
+        shared.entry(stream.shared).or_default().extend(responses);
+    }
+    for mut responses in shared.into_values() {
+        responses.sort_by_key(|(at, ..)| *at);
+        let mut told = i64::MIN;
+        for (_, watch, response) in responses {
+            if matches!(response.message, WatchMessage::Progress) && response.revision < told {
+                let detail =
+                    format!("a progress message is below {told}, which another watch of the stream was told");
+                violations.push(Violation::of_watch(
+                    ViolationKind::WatchHeader,
+                    response.revision,
+                    watch,
+                    detail,
+                ));
+            }
+            told = told.max(response.revision);
+        }
+    }
 }
 
 /// Compares all streams with what happened.

@@ -1,0 +1,62 @@
+//! A client's connection, as the services see it: the door, and what was shown through this connection.
+//!
+//! Whoever holds on to a connection does not see time run backwards on it, even by serializable reads, as at one member of
+//! etcd. What other clients of the gateway have seen holds up no read of this one.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use api::etcdserverpb as pb;
+
+use super::Door;
+use crate::domain::{Consistency, Domain};
+
+/// See the module.
+pub(crate) struct Caller<D> {
+    door: Arc<Door<D>>,
+    /// The newest revision that an answer on this connection told.
+    seen: AtomicI64,
+}
+
+impl<D: Domain> Caller<D> {
+    pub(crate) fn new(door: Arc<Door<D>>) -> Caller<D> {
+        Caller { door, seen: AtomicI64::new(0) }
+    }
+
+    pub(crate) fn door(&self) -> &Arc<Door<D>> {
+        &self.door
+    }
+
+    /// The header of an answer to this caller.
+    pub(crate) fn header(&self, revision: i64, term: u64) -> Option<pb::ResponseHeader> {
+        // Relaxed: whatever was answered before this request came was stored before it was sent.
+        if self.seen.load(Ordering::Relaxed) < revision {
+            self.seen.fetch_max(revision, Ordering::Relaxed);
+        }
+        self.door.header(revision, term)
+    }
+
+    /// How fresh a read must be: a caller reads what it wrote, serializable or not. One that asks for a revision has seen
+    /// it, too, perhaps elsewhere.
+    pub(super) fn consistency(&self, serializable: bool, revision: i64) -> Consistency {
+        if serializable {
+            Consistency::Serializable { seen: self.seen.load(Ordering::Relaxed).max(revision) }
+        } else {
+            Consistency::Linearizable
+        }
+    }
+
+    /// For what a member of etcd answers from its own state, and so without a leader, too.
+    pub(super) fn consistency_of_a_member(&self) -> Consistency {
+        self.consistency(!*self.door.leader_known.borrow(), 0)
+    }
+}
+
+impl<D> Deref for Caller<D> {
+    type Target = Door<D>;
+
+    fn deref(&self) -> &Door<D> {
+        &self.door
+    }
+}
