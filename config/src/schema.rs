@@ -20,9 +20,9 @@ section! {
         /// Folder for the journal and the snapshots. One process at a time may use it.
         data_dir: PathBuf = required;
         /// Where gateways and other nodes connect. They find it by this node's address in `cluster.nodes`. An address that
-        /// other machines can reach needs TLS, or `insecure`.
+        /// other machines can reach needs `link_tls`, or `insecure`.
         listen: SocketAddr = default("127.0.0.1:2380");
-        /// Lets `listen` be an address that other machines can reach although there is no TLS. Whoever reaches it can then
+        /// Lets `listen` be an address that other machines can reach although there is no `link_tls`. Whoever reaches it can then
         /// read and change everything, and take part as a node: say `true` only where the network keeps all others out.
         insecure: bool = default("false");
         /// Where metrics, health and the status page are served.
@@ -253,7 +253,7 @@ impl Replica {
     /// Whether other machines can reach its port in the clear.
     #[must_use]
     pub fn is_exposed(&self) -> bool {
-        !self.listen.ip().to_canonical().is_loopback()
+        self.link_tls.is_none() && !self.listen.ip().to_canonical().is_loopback()
     }
 
     /// Where others reach this node.
@@ -305,12 +305,15 @@ fn check_replica(replica: &Replica, fields: &Fields<'_>, problems: &mut Vec<Prob
             problems,
         );
     }
+    if replica.insecure && replica.link_tls.is_some() {
+        fields.note("insecure", "is true, and there is `link_tls`: take one of the two out", problems);
+    }
     if replica.is_exposed() && !replica.insecure {
         fields.note(
             "listen",
             format!(
-                "is {}, which other machines can reach, and without TLS whoever does can read and change everything: listen \
-                 on a loopback address, or say `insecure: true`",
+                "is {}, which other machines can reach, and without `link_tls` whoever does can read and change everything: \
+                 give it certificates, listen on a loopback address, or say `insecure: true`",
                 replica.listen
             ),
             problems,

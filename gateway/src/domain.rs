@@ -73,12 +73,14 @@ pub struct DomainStatus {
 }
 
 /// Connections to nodes that are up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LinkCounts {
     /// With the node itself.
     pub straight: usize,
     /// That another node passes on, since this one is not reached otherwise.
     pub by_detour: usize,
+    /// So many times there was none, by reason: what answers is not the node, or does not want this gateway.
+    pub refused: Vec<(&'static str, u64)>,
 }
 
 /// Which events a feed carries, and from where on.

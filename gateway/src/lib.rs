@@ -60,6 +60,8 @@ pub struct GatewayOptions {
     pub cluster_id: Option<u64>,
     /// The gateways of the region, this one included, for `MemberList`. Empty: this one alone, at its listen address.
     pub members: Vec<Member>,
+    /// The certificates of links; without them, links are plain.
+    pub link_tls: Option<Arc<tls::Mutual>>,
     /// Connections per node.
     pub links_per_node: usize,
     /// Until a request is given up. etcd's is 5 s and two election timeouts.
@@ -85,6 +87,7 @@ impl GatewayOptions {
             nodes,
             cluster_id: None,
             members: Vec::new(),
+            link_tls: None,
             links_per_node: 1,
             request_timeout: Duration::from_secs(7),
             waiting_max: 10_000,
@@ -115,6 +118,7 @@ impl Gateway {
             name: options.name.clone(),
             nodes: options.nodes,
             cluster_id: options.cluster_id,
+            link_tls: options.link_tls,
             links_per_node: options.links_per_node,
             request_timeout: options.request_timeout,
             waiting_max: options.waiting_max,

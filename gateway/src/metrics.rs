@@ -54,6 +54,7 @@ pub(crate) struct Metrics {
     pub(crate) upstreams: IntGauge,
     straight_links: IntGauge,
     detours: IntGauge,
+    links_refused: IntCounterVec,
     pub(crate) events: IntCounter,
     applied: IntGauge,
     committed: IntGauge,
@@ -191,6 +192,11 @@ impl Metrics {
                 "gaios_gateway_detours",
                 "Connections to nodes that another node passes on, since they are not reached otherwise.",
             ),
+            links_refused: counters(
+                "gaios_gateway_links_refused_total",
+                "Attempts to link with a node where what answers is not the node, or does not want this gateway.",
+                &["reason"],
+            ),
             events: counter(
                 "etcd_debugging_mvcc_events_total",
                 "Total number of events sent by this gateway.",
@@ -259,6 +265,10 @@ impl Metrics {
     pub(crate) fn set_links(&self, links: LinkCounts) {
         self.straight_links.set(links.straight as i64);
         self.detours.set(links.by_detour as i64);
+        for (reason, count) in links.refused {
+            let counted = self.links_refused.with_label_values(&[reason]);
+            counted.inc_by(count.saturating_sub(counted.get()));
+        }
     }
 
     /// In Prometheus' text format.

@@ -12,10 +12,11 @@
 //! | 32 | 8 | node |
 //! | 40 | 8 | salt |
 //! | 48 | 8 | incarnation |
-//! | 56 | 8 | flags; 1: the journal was made; 2: the node has its place; 4: it returned without its memory; 8: it is an old copy |
+//! | 56 | 8 | flags; 1: the journal was made; 2: the node has its place; 4: it returned without its memory; 8: it is an old copy; 16: it may be one |
 //! | 64 | 8 | mark |
 //! | 72 | 8 | length of the roll |
 //! | 80 | 16 each | the roll: node, mark |
+//! | 4080 | 16 | where flag 16 is set, who says so: node, number of its process |
 //!
 //! A change is written to `a` and synced, then to `b` and synced, and has happened when both are. So at any moment one
 //! copy is whole, and a single damaged copy never takes back a change that has happened. With both copies damaged the
@@ -38,9 +39,11 @@ const FLAG_JOURNAL_MADE: u64 = 1;
 const FLAG_PLACED: u64 = 2;
 const FLAG_RETURNED: u64 = 4;
 const FLAG_REVOKED: u64 = 8;
+const FLAG_DOUBTED: u64 = 16;
 const ROLL_AT: usize = 80;
+const DOUBT_AT: usize = BLOCK_BYTES - 16;
 /// Longest roll that is kept.
-const ROLL_MAX: usize = (BLOCK_BYTES - ROLL_AT) / 16;
+const ROLL_MAX: usize = (DOUBT_AT - ROLL_AT) / 16;
 /// In the order of writing.
 const COPIES: [&str; 2] = ["superblock-a", "superblock-b"];
 
@@ -65,8 +68,10 @@ pub struct Facts {
     pub returned: bool,
     /// Others have heard of a later life of this node than any in this directory: it has forgotten what it did since.
     pub revoked: bool,
+    /// Another node says so, and it is not known yet whether that is true: the node, and the number of its process.
+    pub doubt: Option<(u64, u64)>,
     /// Nodes that had no place either when this one took its own, and the marks of their directories. Whoever is not
-    /// among the first 251 is taken for one that returns, which is safe.
+    /// among the first 250 is taken for one that returns, which is safe.
     pub roll: Vec<(u64, u64)>,
 }
 
@@ -191,6 +196,15 @@ impl<D: Disk> Superblock<D> {
         self.store()
     }
 
+    /// Notes, durably, who says that the directory is an old copy, or that nobody does.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn doubt(&mut self, by: Option<(u64, u64)>) -> Result<(), Error> {
+        self.facts.doubt = by;
+        self.store()
+    }
+
     /// Notes, durably, that the directory is an old copy and may not be used any more.
     ///
     /// # Errors
@@ -255,12 +269,13 @@ fn read_copy<D: Disk>(disk: &D, copy: &str) -> Result<Option<(u64, Facts)>, Erro
 }
 
 fn encode(sequence: u64, facts: &Facts) -> Vec<u8> {
-    let Facts { identity, incarnation, journal_made, mark, placed, returned, revoked, roll } = facts;
+    let Facts { identity, incarnation, journal_made, mark, placed, returned, revoked, doubt, roll } = facts;
     let flag = |set: bool, flag: u64| if set { flag } else { 0 };
     let flags = flag(*journal_made, FLAG_JOURNAL_MADE)
         | flag(*placed, FLAG_PLACED)
         | flag(*returned, FLAG_RETURNED)
-        | flag(*revoked, FLAG_REVOKED);
+        | flag(*revoked, FLAG_REVOKED)
+        | flag(doubt.is_some(), FLAG_DOUBTED);
     let Identity { cluster, node, salt } = *identity;
     let mut out = Vec::with_capacity(BLOCK_BYTES);
     out.extend_from_slice(&MAGIC);
@@ -272,7 +287,10 @@ fn encode(sequence: u64, facts: &Facts) -> Vec<u8> {
     for field in roll.iter().flat_map(|(node, mark)| [node, mark]) {
         out.extend_from_slice(&field.to_le_bytes());
     }
-    out.resize(BLOCK_BYTES, 0);
+    out.resize(DOUBT_AT, 0);
+    let (node, process) = doubt.unwrap_or_default();
+    out.extend_from_slice(&node.to_le_bytes());
+    out.extend_from_slice(&process.to_le_bytes());
     let crc = crc32c::crc32c(&out[12..]);
     out[8..12].copy_from_slice(&crc.to_le_bytes());
     out
@@ -306,6 +324,7 @@ fn decode(block: &[u8; BLOCK_BYTES], copy: &str) -> Result<Option<(u64, Facts)>,
         facts.placed = flags & FLAG_PLACED != 0;
         facts.returned = flags & FLAG_RETURNED != 0;
         facts.revoked = flags & FLAG_REVOKED != 0;
+        facts.doubt = (flags & FLAG_DOUBTED != 0).then(|| (u64_at(DOUBT_AT), u64_at(DOUBT_AT + 8)));
         facts.roll = (0..roll).map(|n| (u64_at(ROLL_AT + 16 * n), u64_at(ROLL_AT + 16 * n + 8))).collect();
     }
     Ok(Some((u64_at(16), facts)))
@@ -330,7 +349,7 @@ mod tests {
     #[test]
     fn a_roll_fills_the_block_and_no_more() {
         let roll: Vec<(u64, u64)> = (0..ROLL_MAX as u64).map(|node| (node, !node)).collect();
-        let facts = Facts { placed: true, roll, ..Facts::default() };
+        let facts = Facts { placed: true, doubt: Some((2, !2)), roll, ..Facts::default() };
         let block: [u8; BLOCK_BYTES] = encode(1, &facts).try_into().unwrap();
         assert_eq!(decode(&block, "a").unwrap(), Some((1, facts)));
     }

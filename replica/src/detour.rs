@@ -10,9 +10,10 @@ use api::gaios::link::v1 as wire;
 use consensus_core::NodeId;
 use parking_lot::Mutex;
 use prost::Message as _;
+use tls::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, BufReader, copy_buf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::io::InspectReader;
 use tracing::debug;
 
@@ -25,7 +26,10 @@ const BUFFER_BYTES: usize = 64 << 10;
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// Connects a gateway with the node it means, until either ends it.
-pub(crate) async fn pass_on(shared: &Shared, mut gateway: TcpStream, hello: wire::Hello, from: SocketAddr) {
+///
+/// With certificates the gateway makes a session of its own with the node it means, inside the one with this node, which
+/// copies what it can neither read nor forge. A welcome that tells nothing says that the way is open.
+pub(crate) async fn pass_on(shared: &Shared, mut gateway: Stream, hello: wire::Hello, from: SocketAddr) {
     let name = hello.name.clone();
     let to = NodeId(hello.to);
     let Ok(_counted) = shared.door.detours.try_acquire() else {
@@ -36,9 +40,9 @@ pub(crate) async fn pass_on(shared: &Shared, mut gateway: TcpStream, hello: wire
     };
     let mut first = [0];
     let node = tokio::select! {
-        opened = open(&peer.address, hello) => opened,
+        opened = open(&peer.address, hello, gateway.is_tls()) => opened,
         // It says nothing before it is welcomed, so it has given up.
-        _ = gateway.peek(&mut first) => return,
+        _ = gateway.socket().peek(&mut first) => return,
         () = shared.stopped.cancelled() => return,
     };
     let node = match node {
@@ -47,6 +51,13 @@ pub(crate) async fn pass_on(shared: &Shared, mut gateway: TcpStream, hello: wire
             return refuse(&mut gateway, format!("cannot reach node {}: {error}", to.0)).await;
         }
     };
+    if gateway.is_tls() {
+        let open = wire::Welcome::default().encode_to_vec();
+        let told = timeout(peer::HANDSHAKE_TIMEOUT, peer::write_frame(&mut gateway, &open)).await;
+        if !matches!(told, Ok(Ok(()))) {
+            return;
+        }
+    }
     debug!(%from, gateway = name, to = to.0, "passing a gateway's connection on to a node");
     shared.metrics.detours.inc();
     let ended = tokio::select! {
@@ -85,13 +96,16 @@ async fn carry(
 }
 
 /// Goes no further than to the node that is meant: what answers there answers for itself.
-async fn open(address: &str, hello: wire::Hello) -> io::Result<TcpStream> {
+async fn open(address: &str, hello: wire::Hello, in_a_session: bool) -> io::Result<TcpStream> {
     let mut stream = peer::connect(address).await?;
-    peer::write_frame(&mut stream, &wire::Hello { to: 0, ..hello }.encode_to_vec()).await?;
+    // In a session of its own, the gateway says that itself.
+    if !in_a_session {
+        peer::write_frame(&mut stream, &wire::Hello { to: 0, ..hello }.encode_to_vec()).await?;
+    }
     Ok(stream)
 }
 
-async fn refuse(gateway: &mut TcpStream, refused: String) {
+async fn refuse(gateway: &mut Stream, refused: String) {
     debug!(refused, "a connection is not passed on");
     let welcome = wire::Welcome { refused, ..wire::Welcome::default() };
     // If it is gone, it needs no answer.
@@ -106,8 +120,10 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::node::Node;
-    use crate::testing::{CLUSTER, PATIENCE, one_of, options, take_place};
+    use crate::node::{Node, NodeOptions};
+    use crate::testing::{CLUSTER, PATIENCE, links, one_of, options, take_place};
+    use tls::Holder;
+    use tls::make::{Authority, Validity};
 
     /// As a gateway.
     async fn say_hello(address: &str, to: u32) -> TcpStream {
@@ -166,6 +182,47 @@ mod tests {
         let (_, welcome) = link(second, 1).await;
         assert!(welcome.refused.starts_with("cannot reach node 1: "), "{}", welcome.refused);
         started.remove(0).stop().await;
+    }
+
+    /// The node that passes it on sees a session between the two others.
+    #[tokio::test]
+    async fn with_certificates_the_gateway_speaks_with_the_node_that_is_meant_and_nobody_else() {
+        let authority = Authority::new("ours", Validity::days(2)).unwrap();
+        let of = |uri: &str, holder| links(uri, holder, &authority, Validity::days(1), &[&authority]);
+        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.2:0").unwrap());
+        let nodes: Vec<_> = (1..)
+            .map(NodeId)
+            .zip(listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()))
+            .collect();
+        let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let mut started = Vec::new();
+        for ((id, listener), dir) in (1..).map(NodeId).zip(listeners).zip(&dirs) {
+            take_place(id, dir.path());
+            let tls = Some(of(&format!("gaios://harbour/node/{}", id.0), Holder::Node(id.0)));
+            let options = NodeOptions { tls, ..one_of(nodes.clone(), id, listener, dir.path()) };
+            started.push(Node::start(options).await.unwrap());
+        }
+        let gateway = of("gaios://harbour/gateway/g", Holder::Gateway);
+        let greet = async |stream: &mut Stream, to| {
+            let hello = wire::Hello { version: 1, cluster_id: CLUSTER, name: "test".to_owned(), to };
+            peer::write_frame(stream, &hello.encode_to_vec()).await.unwrap();
+            let welcome = timeout(PATIENCE, peer::read_frame(stream, 4096)).await.unwrap().unwrap();
+            wire::Welcome::decode(welcome).unwrap()
+        };
+        let (mut outer, holder) =
+            gateway.connect(TcpStream::connect(&nodes[1].1).await.unwrap()).await.unwrap();
+        assert_eq!(holder.role, tls::Role::Node(2));
+        assert_eq!(greet(&mut outer, 1).await, wire::Welcome::default(), "the way is open");
+        let (mut inner, holder) = gateway.connect(outer).await.unwrap();
+        assert_eq!(holder.role, tls::Role::Node(1));
+        let welcome = greet(&mut inner, 0).await;
+        assert_eq!((welcome.node_id, welcome.refused.as_str()), (1, ""));
+
+        let (mut outer, _) = gateway.connect(TcpStream::connect(&nodes[1].1).await.unwrap()).await.unwrap();
+        assert_eq!(greet(&mut outer, 7).await.refused, "there is no node 7 in the configuration");
+        for node in started {
+            node.stop().await;
+        }
     }
 
     /// As when its process stands still: gateways try, and give up.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use api::gaios::link::v1 as wire;
 use parking_lot::Mutex;
 use prost::Message as _;
+use tls::Stream;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
@@ -19,6 +20,7 @@ use tracing::warn;
 
 use crate::admission::{Admission, Arrival, Limits, Role, Source, Ticket, TooMany};
 use crate::clock;
+use crate::hello;
 use crate::link;
 use crate::metrics::Metrics;
 use crate::node::Shared;
@@ -167,37 +169,50 @@ enum Greeted {
     Answered,
 }
 
-async fn serve(shared: &Arc<Shared>, mut stream: TcpStream, guest: &Guest) {
+async fn serve(shared: &Arc<Shared>, stream: TcpStream, guest: &Guest) {
     let greeted = tokio::select! {
-        greeted = timeout(HANDSHAKE_TIMEOUT, greet(shared, &mut stream)) => greeted.unwrap_or(Err(Refusal::Slow)),
+        greeted = timeout(HANDSHAKE_TIMEOUT, greet(shared, stream)) => greeted.unwrap_or(Err(Refusal::Slow)),
         () = guest.dismissed.cancelled() => Err(Refusal::Displaced),
         () = shared.stopped.cancelled() => return,
     };
     match greeted {
-        Ok(Greeted::Peer(peer, purpose)) => {
+        Ok((stream, Greeted::Peer(peer, purpose))) => {
             // Peers are never too many.
             let _ = guest.prove(Role::Peer(peer.id));
             peer::serve(shared, peer, purpose, stream, &guest.dismissed).await;
         }
-        Ok(Greeted::Gateway(hello)) => {
+        Ok((stream, Greeted::Gateway(hello))) => {
             let room = guest.prove(Role::Gateway);
             if room.is_err() {
                 guest.refuse(&Refusal::TooManyGateways);
             }
             link::serve(shared, stream, hello, room, guest.from).await;
         }
-        Ok(Greeted::Answered) => {}
+        Ok((_, Greeted::Answered)) => {}
         Err(refusal) => guest.refuse(&refusal),
     }
 }
 
 /// The handshake, all of it: until it is over, the connection is an unproven one.
-async fn greet(shared: &Arc<Shared>, stream: &mut TcpStream) -> Result<Greeted, Refusal> {
-    stream.set_nodelay(true).map_err(|_| Refusal::Gone)?;
-    let first = peer::read_frame(stream, FIRST_FRAME_BYTES).await.map_err(Refusal::of_first_frame)?;
+async fn greet(shared: &Arc<Shared>, socket: TcpStream) -> Result<(Stream, Greeted), Refusal> {
+    socket.set_nodelay(true).map_err(|_| Refusal::Gone)?;
+    let (mut stream, holder) = match &shared.tls {
+        None => (Stream::from(socket), None),
+        Some(tls) => {
+            let (stream, holder) = tls.accept(socket).await.map_err(Refusal::Tls)?;
+            (stream, Some(holder))
+        }
+    };
+    let first = peer::read_frame(&mut stream, FIRST_FRAME_BYTES).await.map_err(Refusal::of_first_frame)?;
     if is_peer_hello(&first) {
-        let asked = peer::greet(shared, stream, &first).await?;
-        return Ok(asked.map_or(Greeted::Answered, |(peer, purpose)| Greeted::Peer(peer, purpose)));
+        let asked = hello::answer(shared, &mut stream, &first, holder.as_ref()).await?;
+        let greeted = asked.map_or(Greeted::Answered, |(peer, purpose)| Greeted::Peer(peer, purpose));
+        return Ok((stream, greeted));
+    }
+    if let Some(holder) = holder
+        && !matches!(holder.role, tls::Role::Gateway(_))
+    {
+        return Err(Refusal::WrongHolder(format!("{holder} speaks as a gateway")));
     }
     let hello = wire::Hello::decode(first)
         .map_err(|_| Refusal::Malformed("neither a gateway's nor a node's".to_owned()))?;
@@ -205,7 +220,10 @@ async fn greet(shared: &Arc<Shared>, stream: &mut TcpStream) -> Result<Greeted, 
         return Err(Refusal::Malformed(format!("a name of {} bytes", hello.name.len())));
     }
     shared.seat.taken().await;
-    Ok(Greeted::Gateway(hello))
+    if shared.seat.is_aside() {
+        return Err(Refusal::Aside);
+    }
+    Ok((stream, Greeted::Gateway(hello)))
 }
 
 #[cfg(test)]
@@ -216,8 +234,11 @@ mod tests {
 
     use super::*;
     use crate::node::Node;
-    use crate::testing::{CLUSTER, PATIENCE, options, take_place};
-    use consensus_core::NodeId;
+    use crate::testing::{CLUSTER, PATIENCE, links, metric, options, take_place};
+    use crate::wire::PeerHello;
+    use consensus_core::{NodeId, Standing};
+    use tls::Holder;
+    use tls::make::{Authority, Validity};
 
     async fn start(dir: &std::path::Path, descriptors: usize) -> Node {
         take_place(NodeId(1), dir);
@@ -232,13 +253,6 @@ mod tests {
         peer::write_frame(&mut stream, &hello.encode_to_vec()).await.unwrap();
         let welcome = timeout(PATIENCE, peer::read_frame(&mut stream, 4096)).await.unwrap().unwrap();
         (stream, wire::Welcome::decode(welcome).unwrap())
-    }
-
-    fn metric(node: &Node, line: &str) -> f64 {
-        let families = node.health().metrics().gather();
-        let text = prometheus::TextEncoder::new().encode_to_string(&families).unwrap();
-        let value = text.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' ')?.parse().ok());
-        value.unwrap_or_else(|| panic!("no {line} in\n{text}"))
     }
 
     /// As the flood has a thousand connections, and the node eight for those that say nothing.
@@ -319,6 +333,92 @@ mod tests {
             assert!(said.is_empty(), "{said:?}");
             let malformed = metric(&node, "gaios_replica_connections_refused_total{reason=\"malformed\"}");
             assert_eq!(malformed, index as f64 + 1.0);
+        }
+        node.stop().await;
+    }
+
+    /// What a caller is told who says this first, in the clear or with a certificate.
+    async fn told(node: &Node, tls: Option<&tls::Mutual>, first: &[u8]) -> Vec<u8> {
+        let mut stream = Stream::from(TcpStream::connect(node.address()).await.unwrap());
+        if let Some(tls) = tls {
+            match tls.connect(stream).await {
+                Ok((secured, _)) => stream = secured,
+                Err(_) => return Vec::new(),
+            }
+        }
+        let mut said = Vec::new();
+        if peer::write_frame(&mut stream, first).await.is_ok()
+            && let Ok(Ok(answer)) = timeout(PATIENCE, peer::read_frame(&mut stream, 4096)).await
+        {
+            said.extend_from_slice(&answer);
+        }
+        said
+    }
+
+    #[tokio::test]
+    async fn a_certificate_says_who_may_speak_as_what() {
+        let (ours, theirs) = (
+            Authority::new("ours", Validity::days(2)).unwrap(),
+            Authority::new("theirs", Validity::days(2)).unwrap(),
+        );
+        let days = Validity::days(1);
+        let of = |uri: &str, holder| links(uri, holder, &ours, days, &[&ours]);
+        let dir = tempfile::tempdir().unwrap();
+        take_place(NodeId(1), dir.path());
+        let others = [2, 3].map(|id| (NodeId(id), "127.0.0.1:1".to_owned()));
+        let tls = Some(of("gaios://harbour/node/1", Holder::Node(1)));
+        let node = crate::node::NodeOptions { tls, ..options(NodeId(1), &others, dir.path()) };
+        let node = Node::start(node).await.unwrap();
+
+        let as_gateway =
+            wire::Hello { version: 1, cluster_id: CLUSTER, name: "test".to_owned(), ..Default::default() };
+        let as_gateway = as_gateway.encode_to_vec();
+        let hello = PeerHello {
+            purpose: Purpose::Ask,
+            cluster: CLUSTER,
+            from: NodeId(2),
+            to: NodeId(1),
+            incarnation: 1,
+            nonce: 7,
+            nonce_heard: 0,
+            taken: false,
+            standing: Standing::Placed { known_as: None, incarnation_heard: 0 },
+            groups: 0,
+        };
+        let mut as_node_2 = bytes::BytesMut::new();
+        hello.encode(&mut as_node_2);
+
+        let gateway = of("gaios://harbour/gateway/g", Holder::Gateway);
+        let node_2 = of("gaios://harbour/node/2", Holder::Node(2));
+        let node_3 = of("gaios://harbour/node/3", Holder::Node(3));
+        let stranger = links("gaios://harbour/gateway/g", Holder::Gateway, &theirs, days, &[&ours, &theirs]);
+        let soon = std::time::SystemTime::now() + Duration::from_secs(2);
+        let brief = Validity { not_after: soon, ..days };
+        let expired = links("gaios://harbour/gateway/g", Holder::Gateway, &ours, brief, &[&ours]);
+
+        assert!(!told(&node, Some(&gateway), &as_gateway).await.is_empty());
+        assert!(!told(&node, Some(&node_2), &as_node_2).await.is_empty());
+        while std::time::SystemTime::now() < soon + Duration::from_secs(1) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let cases: [(Option<&tls::Mutual>, &[u8], &str); 6] = [
+            (Some(&gateway), &as_node_2, "wrong_holder"),
+            (Some(&node_3), &as_node_2, "wrong_holder"),
+            (Some(&node_2), &as_gateway, "wrong_holder"),
+            (Some(&stranger), &as_gateway, "untrusted"),
+            (Some(&expired), &as_gateway, "untrusted"),
+            (None, &as_gateway, "plain_text"),
+        ];
+        for (index, (tls, first, reason)) in cases.into_iter().enumerate() {
+            let line = format!("gaios_replica_connections_refused_total{{reason=\"{reason}\"}}");
+            let before = metric(&node, &line);
+            assert!(told(&node, tls, first).await.is_empty(), "case {index}");
+            let counted = async {
+                while metric(&node, &line) == before {
+                    tokio::task::yield_now().await;
+                }
+            };
+            timeout(PATIENCE, counted).await.unwrap_or_else(|_| panic!("case {index} counts as {reason}"));
         }
         node.stop().await;
     }

@@ -5,12 +5,14 @@
 //! decides itself is little: when a lease's time is over, when a snapshot is due, which watch is sent history.
 
 mod admission;
+mod aside;
 mod clock;
 mod detour;
 mod disk_watch;
 mod door;
 mod essential;
 mod group;
+mod hello;
 mod inbox;
 mod lease_clock;
 mod link;
@@ -23,6 +25,7 @@ mod peer;
 mod refusal;
 mod snapshot;
 mod status;
+mod suspicion;
 #[cfg(test)]
 mod testing;
 mod wire;

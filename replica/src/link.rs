@@ -14,8 +14,8 @@ use bytes::{BufMut, BytesMut};
 use futures::StreamExt;
 use keyspace::Outcome;
 use prost::Message as _;
+use tls::Stream;
 use tokio::io::AsyncRead;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_util::codec::FramedRead;
 use tracing::{debug, info, warn};
@@ -147,7 +147,7 @@ pub(crate) fn refusal(id: u64, term: u64, why: Why, leader: Option<NodeId>) -> w
 /// Serves a gateway's connection until either side ends it. Without room for it, it is told so.
 pub(crate) async fn serve(
     shared: &Arc<Shared>,
-    mut stream: TcpStream,
+    mut stream: Stream,
     hello: wire::Hello,
     room: Result<(), TooMany>,
     from: SocketAddr,
@@ -189,6 +189,7 @@ pub(crate) async fn serve(
             Ok(()) => "closed by the gateway".to_owned(),
             Err(error) => error.to_string(),
         },
+        _ = shared.seat.stepped_aside() => "this node has stepped aside".to_owned(),
         () = shared.stopped.cancelled() => "stopping".to_owned(),
     };
     link.outbox.close();
@@ -201,7 +202,7 @@ pub(crate) async fn serve(
 /// A refusal tells no more than why.
 fn welcome(shared: &Shared, hello: &wire::Hello, room: Result<(), TooMany>) -> wire::Welcome {
     let version = hello.version.min(VERSION);
-    let refused = if hello.cluster_id != 0 && hello.cluster_id != shared.cluster {
+    let refused = if hello.cluster_id != shared.cluster {
         "this is another cluster".to_owned()
     } else if room.is_err() {
         "there are too many gateways".to_owned()

@@ -12,13 +12,14 @@ use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 use journal::{RealDisk, Superblock};
 use parking_lot::Mutex;
-use tokio::sync::SetOnce;
+use tokio::sync::{SetOnce, watch};
 use tokio::time::interval;
 use tracing::{debug, error, info, warn};
 
 use crate::clock;
 use crate::node::Shared;
 use crate::peer::{Peer, Redial, ask_once};
+use crate::suspicion::Accuser;
 
 /// Others that are started together with this one answer within milliseconds; of those that take longer a word is said.
 const SAY_EVERY: Duration = Duration::from_secs(10);
@@ -35,6 +36,8 @@ pub(crate) struct Seat {
     /// The marks of those that were newcomers with it; set once the place is taken, durably.
     roll: SetOnce<Vec<(u64, u64)>>,
     revoked: AtomicBool,
+    /// Set while the node has stepped aside: who has said that there is another of it.
+    aside: watch::Sender<Option<Accuser>>,
 }
 
 impl Seat {
@@ -45,6 +48,7 @@ impl Seat {
             mark: facts.mark,
             roll: SetOnce::new_with(roll),
             revoked: AtomicBool::new(false),
+            aside: watch::Sender::new(facts.doubt.and_then(Accuser::from_fact)),
             superblock: Arc::new(Mutex::new(superblock)),
         }
     }
@@ -78,6 +82,68 @@ impl Seat {
     /// Whether it is not noted yet that the journal holds what was lost of all groups.
     pub(crate) fn is_unsettled(&self) -> bool {
         self.superblock.lock().facts().returned
+    }
+
+    /// Others say that there is another of this node: it takes no part until that is known. Returns whether that is news.
+    pub(crate) fn step_aside(&self, accuser: Accuser) -> bool {
+        self.aside.send_if_modified(|aside| {
+            let news = aside.is_none();
+            aside.get_or_insert(accuser);
+            news
+        })
+    }
+
+    pub(crate) fn is_aside(&self) -> bool {
+        self.aside.borrow().is_some()
+    }
+
+    /// Returns once the node has stepped aside, with who made it.
+    pub(crate) async fn stepped_aside(&self) -> Accuser {
+        let mut aside = self.aside.subscribe();
+        loop {
+            if let Some(accuser) = *aside.borrow_and_update() {
+                return accuser;
+            }
+            // Its other end is here.
+            let _ = aside.changed().await;
+        }
+    }
+
+    /// Returns once the node has not stepped aside.
+    pub(crate) async fn back(&self) {
+        // Its other end is here.
+        let _ = self.aside.subscribe().wait_for(Option::is_none).await;
+    }
+
+    /// Makes durable that the node has stepped aside, so that it does after a restart.
+    pub(crate) async fn note_doubt(&self, accuser: Accuser) {
+        if let Err(error) = self.write(move |superblock| superblock.doubt(Some(accuser.to_fact()))).await {
+            warn!(%error, "cannot write down that this node has stepped aside: after a restart it would learn that again");
+        }
+    }
+
+    /// There is nothing in it. Returns whether the node takes part again.
+    pub(crate) async fn come_back(&self) -> bool {
+        match self.write(|superblock| superblock.doubt(None)).await {
+            Ok(()) => {
+                self.aside.send_replace(None);
+                true
+            }
+            Err(error) => {
+                warn!(%error, "cannot write down that this node takes part again");
+                false
+            }
+        }
+    }
+
+    async fn write(
+        &self,
+        change: impl FnOnce(&mut Superblock<RealDisk>) -> Result<(), journal::Error> + Send + 'static,
+    ) -> Result<(), journal::Error> {
+        let superblock = Arc::clone(&self.superblock);
+        let written = tokio::task::spawn_blocking(move || change(&mut superblock.lock()));
+        // The runtime ends.
+        written.await.unwrap_or(Err(journal::Error::Closed))
     }
 
     pub(crate) fn is_revoked(&self) -> bool {

@@ -27,6 +27,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::admission;
+use crate::aside;
 use crate::clock;
 use crate::disk_watch::{DiskNews, DiskWatch};
 use crate::door::{self, Door};
@@ -36,6 +37,7 @@ use crate::metrics::Metrics;
 use crate::newcomer::{Seat, digest, settle, take_place};
 use crate::peer::{self, Peer};
 use crate::status::LinkedGateways;
+use crate::suspicion::Accuser;
 
 /// What a node is started with.
 #[derive(Debug)]
@@ -70,6 +72,8 @@ pub struct NodeOptions {
     pub awake: Awake,
     /// Files and connections that the process may have open for this node at a time.
     pub descriptors: usize,
+    /// The certificates of links; without them, whoever reaches the port is believed what it says.
+    pub tls: Option<Arc<tls::Mutual>>,
     /// Other machines can reach the listener, and nothing proves who they are: the node says so.
     pub insecure: bool,
 }
@@ -130,6 +134,7 @@ pub(crate) struct Shared {
     /// A random number of this process; not 0.
     pub(crate) nonce: u64,
     pub(crate) door: Arc<Door>,
+    pub(crate) tls: Option<Arc<tls::Mutual>>,
     /// Of all groups of the cluster and their first voters, as configured.
     pub(crate) groups_digest: u64,
     /// Reused by whoever steps the liveness.
@@ -241,6 +246,11 @@ impl Health {
         if shared.stopping.is_cancelled() {
             return Err("stopping".into());
         }
+        if shared.seat.is_aside() {
+            return Err("another node says that the data directory is an old copy, or that this node runs twice: it takes no \
+                        part until that is known, see the log"
+                .into());
+        }
         if !shared.seat.is_taken() {
             return Err(
                 "the data directory is new, and not every other node has answered this one yet".into()
@@ -283,6 +293,7 @@ fn take_part(shared: &Arc<Shared>, starts: Starts, groups: &TaskTracker, others:
         groups.spawn(essential::task("a group", group::run(Arc::clone(shared), handle, start)));
     }
     others.spawn(essential::task("the heartbeats", keep_liveness(Arc::clone(shared))));
+    others.spawn(essential::task("doubts of this node", aside::keep(Arc::clone(shared))));
     for peer in shared.peers.values().filter(|peer| peer.id < shared.id) {
         let dial = peer::dial(Arc::clone(shared), Arc::clone(peer));
         others.spawn(essential::task("the link to a peer", dial));
@@ -301,14 +312,19 @@ impl Shared {
         self.liveness.read().incarnation_of(peer).max(linked)
     }
 
+    /// A peer, and no stranger in its name, has heard a later life of this node, or another process of it.
+    pub(crate) fn accused(&self, accuser: Accuser) {
+        // The task that waits for it asks the others.
+        let _ = self.seat.step_aside(accuser);
+    }
+
     /// Others have heard of a later life of this node: what it did since is not in its directory. It takes no part any more,
     /// with anybody, and cannot be started with this directory again.
-    pub(crate) fn revoke(&self, heard: u64) {
+    pub(crate) fn revoke(&self) {
         if self.seat.revoke() {
             error!(
                 node = self.id.0,
                 life = self.incarnation(),
-                heard,
                 "this data directory is an old copy, or this node runs twice: a later life of it has been heard. {}",
                 journal::EMPTY_IT
             );
@@ -573,6 +589,7 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
         snapshot_slice_bytes: options.snapshot_slice_bytes,
         limits: Limits { quota_bytes: options.quota_bytes, ..Limits::default() },
         door: Arc::new(Door::new(limits, metrics.clone())),
+        tls: options.tls,
         metrics,
         stopping: CancellationToken::new(),
         stopped: CancellationToken::new(),

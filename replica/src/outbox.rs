@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
-use tokio::net::tcp::OwnedWriteHalf;
+use tls::WriteHalf;
 use tokio::sync::Notify;
 
 /// Buffers larger than this are given back to the allocator after use.
@@ -38,7 +38,7 @@ struct State {
     buffer: BytesMut,
     large: VecDeque<Bytes>,
     /// The socket, while it has taken all there was.
-    idle: Option<Arc<OwnedWriteHalf>>,
+    idle: Option<Arc<WriteHalf>>,
 }
 
 /// The frame was not taken: the peer is gone, or does not read what it is sent.
@@ -167,7 +167,7 @@ impl Outbox {
     }
 
     /// Writes what pushes leave until the outbox is closed or the socket breaks. To be closed afterwards.
-    pub(crate) async fn run(&self, socket: OwnedWriteHalf) -> IoResult<()> {
+    pub(crate) async fn run(&self, socket: WriteHalf) -> IoResult<()> {
         let socket = Arc::new(socket);
         let mut writing = BytesMut::new();
         loop {
@@ -199,7 +199,7 @@ impl Outbox {
     }
 
     /// Writes everything, unless the outbox is closed before.
-    async fn write(&self, socket: &OwnedWriteHalf, mut bytes: impl Buf) -> IoResult<()> {
+    async fn write(&self, socket: &WriteHalf, mut bytes: impl Buf) -> IoResult<()> {
         while bytes.has_remaining() && !self.is_closed() {
             match socket.try_write(bytes.chunk()) {
                 Ok(0) => return Err(Error::from(ErrorKind::WriteZero)),
@@ -225,10 +225,10 @@ mod tests {
     use tokio::io::AsyncReadExt;
     use tokio::net::{TcpListener, TcpStream};
 
-    async fn connected() -> (TcpStream, OwnedWriteHalf) {
+    async fn connected() -> (TcpStream, WriteHalf) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        (near, listener.accept().await.unwrap().0.into_split().1)
+        (near, tls::Stream::from(listener.accept().await.unwrap().0).into_split().1)
     }
 
     #[tokio::test]

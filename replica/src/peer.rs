@@ -11,6 +11,8 @@ use bytes::{Bytes, BytesMut};
 use consensus_core::{GroupId, LivenessMessage, Message, NodeId, Slot, Standing, Timing};
 use futures::StreamExt;
 use parking_lot::Mutex;
+use thiserror::Error;
+use tls::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -19,11 +21,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::group::GroupEvent;
+use crate::hello;
 use crate::node::Shared;
 use crate::outbox::Outbox;
 use crate::patience::Patient;
-use crate::refusal::Refusal;
-use crate::wire::{self, PeerFrame, PeerHello, Purpose};
+use crate::wire::{self, PeerFrame, Purpose};
 
 /// Bytes that may wait for one peer. Beyond, messages are dropped, and repeated by the engine when it matters.
 const OUTBOX_BYTES: usize = 32 << 20;
@@ -53,11 +55,19 @@ pub(crate) struct Peer {
     outbox: Mutex<Option<Arc<Outbox>>>,
     /// The life and the process that a link was made with last.
     linked_with: Mutex<Option<(u64, u64)>>,
+    /// Held while it is asked whether a caller is its process.
+    pub(crate) call_back: tokio::sync::Mutex<()>,
 }
 
 impl Peer {
     pub(crate) fn new(id: NodeId, address: String) -> Self {
-        Peer { id, address, outbox: Mutex::new(None), linked_with: Mutex::new(None) }
+        Peer {
+            id,
+            address,
+            outbox: Mutex::new(None),
+            linked_with: Mutex::new(None),
+            call_back: tokio::sync::Mutex::default(),
+        }
     }
 
     pub(crate) fn is_linked(&self) -> bool {
@@ -68,8 +78,17 @@ impl Peer {
         self.linked_with.lock().map_or(0, |(life, _)| life)
     }
 
+    /// A link is made with this life and process of it.
+    pub(crate) fn linked_with(&self, incarnation: u64, nonce: u64) {
+        *self.linked_with.lock() = Some((incarnation, nonce));
+    }
+
+    pub(crate) fn was_linked_with(&self, incarnation: u64, nonce: u64) -> bool {
+        *self.linked_with.lock() == Some((incarnation, nonce))
+    }
+
     /// The process in this life that a link was made with; 0 for none.
-    fn process_in(&self, incarnation: u64) -> u64 {
+    pub(crate) fn process_in(&self, incarnation: u64) -> u64 {
         self.linked_with.lock().filter(|(life, _)| *life == incarnation).map_or(0, |(_, nonce)| nonce)
     }
 
@@ -111,14 +130,18 @@ impl Peer {
 }
 
 /// Why an attempt to link made no link.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub(crate) enum NoLink {
+    #[error("cannot reach it: {0}")]
     Unreachable(io::Error),
     /// Reached, and what is there does not want us, or we do not want it.
+    #[error("{0}")]
     Refused(String),
     /// Ended before it had proved good: whoever does not know us does that, and whoever was about to stop.
+    #[error("{0}")]
     Brief(String),
     /// It has no place in the cluster yet, and may be waiting for this very node.
+    #[error("it has no place in the cluster yet")]
     Newcomer,
 }
 
@@ -200,9 +223,13 @@ impl Redial {
 pub(crate) async fn dial(shared: Arc<Shared>, peer: Arc<Peer>) {
     let mut redial = Redial::new();
     while !shared.stopped.is_cancelled() {
+        let link = async {
+            shared.seat.back().await;
+            dial_once(&shared, &peer, &mut redial).await
+        };
         let linked = tokio::select! {
             () = shared.stopped.cancelled() => return,
-            linked = dial_once(&shared, &peer, &mut redial) => linked,
+            linked = link => linked,
         };
         if shared.stopped.is_cancelled() {
             return;
@@ -229,12 +256,11 @@ pub(crate) async fn dial(shared: Arc<Shared>, peer: Arc<Peer>) {
 
 /// Links, and serves the link until it ends; an error if there was none, or none that lasted.
 async fn dial_once(shared: &Arc<Shared>, peer: &Arc<Peer>, redial: &mut Redial) -> Result<(), NoLink> {
-    let mut stream = connect(&peer.address).await.map_err(NoLink::Unreachable)?;
-    let answer = exchange_hello(shared, &mut stream, Purpose::Link, peer.id).await.map_err(refused)?;
+    let (stream, answer) = hello::call(shared, peer, Purpose::Link).await?;
     if matches!(answer.standing, Standing::Newcomer { .. }) {
         return Err(NoLink::Newcomer);
     }
-    *peer.linked_with.lock() = Some((answer.incarnation, answer.nonce));
+    peer.linked_with(answer.incarnation, answer.nonce);
     // In an outage, links that come and go would fill the log.
     if redial.told.is_none() {
         info!(peer = peer.id.0, "link up");
@@ -259,8 +285,7 @@ async fn dial_once(shared: &Arc<Shared>, peer: &Arc<Peer>, redial: &mut Redial) 
 
 /// A newcomer asks who it is.
 pub(crate) async fn ask_once(shared: &Shared, peer: &Peer) -> Result<Standing, NoLink> {
-    let mut stream = connect(&peer.address).await.map_err(NoLink::Unreachable)?;
-    let answer = exchange_hello(shared, &mut stream, Purpose::Ask, peer.id).await.map_err(refused)?;
+    let (_, answer) = hello::call(shared, peer, Purpose::Ask).await?;
     if answer.taken {
         let taken =
             "it is linked with another process of this node: stop that one, or give this one another id";
@@ -269,121 +294,10 @@ pub(crate) async fn ask_once(shared: &Shared, peer: &Peer) -> Result<Standing, N
     Ok(answer.standing)
 }
 
-fn refused(error: io::Error) -> NoLink {
-    NoLink::Refused(error.to_string())
-}
-
 pub(crate) async fn connect(address: &str) -> io::Result<TcpStream> {
     let stream = timeout(HANDSHAKE_TIMEOUT, TcpStream::connect(address)).await??;
     stream.set_nodelay(true)?;
     Ok(stream)
-}
-
-/// The dialler's half of the handshake: says who we are, and checks who answers.
-pub(crate) async fn exchange_hello(
-    shared: &Shared,
-    stream: &mut TcpStream,
-    purpose: Purpose,
-    to: NodeId,
-) -> io::Result<PeerHello> {
-    write_hello(stream, &hello(shared, purpose, to)).await?;
-    let answer = timeout(HANDSHAKE_TIMEOUT, read_frame(stream, 1024)).await??;
-    let answer = PeerHello::decode(&answer).map_err(io::Error::other)?;
-    if answer.cluster != shared.cluster || answer.from != to {
-        return Err(io::Error::other(format!(
-            "asked for node {} of cluster {:x}, reached node {} of cluster {:x}: check the addresses in the configuration",
-            to.0, shared.cluster, answer.from.0, answer.cluster
-        )));
-    }
-    if purpose == Purpose::Ask && answer.groups != shared.groups_digest {
-        return Err(io::Error::other(format!(
-            "node {} has other groups in its configuration, or other voters for them: make `cluster` the same on all nodes",
-            to.0
-        )));
-    }
-    if let Some(old) = old_copy(shared, purpose, &answer) {
-        return Err(io::Error::other(old));
-    }
-    Ok(answer)
-}
-
-fn hello(shared: &Shared, purpose: Purpose, to: NodeId) -> PeerHello {
-    // First, since a place comes with a life of its own.
-    let standing = shared.standing(to);
-    let peer = shared.peers.get(&to);
-    PeerHello {
-        purpose,
-        cluster: shared.cluster,
-        from: shared.id,
-        to,
-        incarnation: shared.incarnation(),
-        nonce: shared.nonce,
-        nonce_heard: peer.map_or(0, |peer| peer.process_in(shared.incarnation_heard(to))),
-        taken: purpose == Purpose::Ask && peer.is_some_and(|peer| peer.is_linked()),
-        standing,
-        groups: shared.groups_digest,
-    }
-}
-
-/// That one of the two is in an earlier life than one which was heard: what it promised and voted for since is not in its
-/// directory. If it is this node, it takes no part from here on.
-fn old_copy(shared: &Shared, purpose: Purpose, other: &PeerHello) -> Option<String> {
-    // A newcomer's life gets its number with its place.
-    let Standing::Placed { incarnation_heard, .. } = other.standing else { return None };
-    if purpose == Purpose::Ask || !shared.seat.is_taken() {
-        return None;
-    }
-    let other_process = |heard: u64, own: u64| heard != 0 && heard != own;
-    let own = shared.incarnation();
-    if incarnation_heard > own || incarnation_heard == own && other_process(other.nonce_heard, shared.nonce) {
-        shared.revoke(incarnation_heard);
-        return Some(
-            "this node was started with an old copy of its data directory, or runs twice".to_owned(),
-        );
-    }
-    let heard = shared.incarnation_heard(other.from);
-    let known = shared.peers.get(&other.from).map_or(0, |peer| peer.process_in(other.incarnation));
-    (heard > other.incarnation || other_process(known, other.nonce)).then(|| {
-        format!(
-            "node {} is in life {}, and another process in life {} of it has been heard: it was started with an old copy of \
-             its data directory, or runs twice",
-            other.from.0,
-            other.incarnation,
-            heard.max(other.incarnation)
-        )
-    })
-}
-
-/// The answering half: checks the hello that opened the connection, and says who we are. `None` when that was all it wanted.
-pub(crate) async fn greet(
-    shared: &Arc<Shared>,
-    stream: &mut (impl AsyncWrite + Unpin),
-    first: &[u8],
-) -> Result<Option<(Arc<Peer>, Purpose)>, Refusal> {
-    let asked = PeerHello::decode(first).map_err(|error| Refusal::Malformed(error.to_string()))?;
-    let Some(peer) = shared.peers.get(&asked.from) else { return Err(Refusal::Stranger(asked.from)) };
-    let answer = hello(shared, asked.purpose, asked.from);
-    write_hello(stream, &answer).await.map_err(|_| Refusal::Gone)?;
-    if asked.cluster != shared.cluster || asked.to != shared.id {
-        return Err(Refusal::Misdirected(format!(
-            "node {} of cluster {:x} looks for node {}: check the addresses in its configuration",
-            asked.from.0, asked.cluster, asked.to.0
-        )));
-    }
-    // Of a newcomer both know why there is no link.
-    let newcomer = [answer.standing, asked.standing]
-        .iter()
-        .any(|standing| matches!(standing, Standing::Newcomer { .. }));
-    if newcomer || asked.purpose == Purpose::Ask {
-        return Ok(None);
-    }
-    if let Some(old) = old_copy(shared, asked.purpose, &asked) {
-        return Err(Refusal::OldCopy(old));
-    }
-    if asked.purpose == Purpose::Link {
-        *peer.linked_with.lock() = Some((asked.incarnation, asked.nonce));
-    }
-    Ok(Some((Arc::clone(peer), asked.purpose)))
 }
 
 /// Serves a peer's connection after its hello, until it is dismissed at the latest.
@@ -391,11 +305,11 @@ pub(crate) async fn serve(
     shared: &Arc<Shared>,
     peer: Arc<Peer>,
     purpose: Purpose,
-    stream: TcpStream,
+    stream: Stream,
     dismissed: &CancellationToken,
 ) {
     match purpose {
-        Purpose::Ask => {}
+        Purpose::Ask | Purpose::Confirm => {}
         Purpose::Link => {
             info!(peer = peer.id.0, "link up");
             let reason = run(shared, &peer, stream, dismissed).await;
@@ -419,7 +333,7 @@ pub(crate) async fn serve(
 async fn run(
     shared: &Arc<Shared>,
     peer: &Arc<Peer>,
-    stream: TcpStream,
+    stream: Stream,
     dismissed: &CancellationToken,
 ) -> String {
     let (read, write) = stream.into_split();
@@ -436,6 +350,7 @@ async fn run(
             Err(error) => error.to_string(),
         },
         () = dismissed.cancelled() => "there are too many connections of this peer".to_owned(),
+        _ = shared.seat.stepped_aside() => "this node has stepped aside".to_owned(),
         () = shared.stopped.cancelled() => "stopping".to_owned(),
     };
     peer.detach(&outbox);
@@ -474,12 +389,6 @@ pub(crate) fn codec() -> LengthDelimitedCodec {
     LengthDelimitedCodec::builder().max_frame_length(wire::FRAME_BYTES_MAX).new_codec()
 }
 
-async fn write_hello(stream: &mut (impl AsyncWrite + Unpin), hello: &PeerHello) -> io::Result<()> {
-    let mut body = BytesMut::new();
-    hello.encode(&mut body);
-    write_frame(stream, &body).await
-}
-
 pub(crate) async fn write_frame(stream: &mut (impl AsyncWrite + Unpin), body: &[u8]) -> io::Result<()> {
     let length = u32::try_from(body.len()).map_err(io::Error::other)?;
     let mut frame = Vec::with_capacity(body.len() + 4);
@@ -493,7 +402,12 @@ pub(crate) async fn read_frame(stream: &mut (impl AsyncRead + Unpin), max: usize
     use tokio::io::AsyncReadExt;
     let length = stream.read_u32().await? as usize;
     if length > max {
-        let what = format!("a first frame of {length} bytes: not our protocol");
+        // The beginning of a TLS record: a handshake, or an alert.
+        let what = if matches!(length >> 16, 0x1603 | 0x1503) {
+            "it speaks TLS, and this node has no `link_tls`".to_owned()
+        } else {
+            format!("a first frame of {length} bytes: not our protocol")
+        };
         return Err(io::Error::new(io::ErrorKind::InvalidData, what));
     }
     let mut body = vec![0; length];
@@ -504,8 +418,10 @@ pub(crate) async fn read_frame(stream: &mut (impl AsyncRead + Unpin), max: usize
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::{Node, StartError};
+    use crate::hello::write_hello;
+    use crate::node::Node;
     use crate::testing::{CLUSTER, PATIENCE, options, take_place};
+    use crate::wire::PeerHello;
     use tokio::net::TcpListener;
 
     /// The other end of a link: takes the hello, and answers it.
@@ -600,34 +516,25 @@ mod tests {
 
         // In the same life, but another process.
         let known = shared.peers.get(&NodeId(2)).unwrap();
-        *known.linked_with.lock() = Some((6, 7));
+        known.linked_with(6, 7);
         let (ended, ()) = tokio::join!(dial_once(&shared, &peer, &mut redial), answer(6, 8, 1, 0));
         let why = ended.unwrap_err();
         assert!(old(&why, "node 2 is in life 6, and another process in life 6"), "{why:?}");
         assert!(!shared.seat.is_revoked());
 
         // A life that has linked, and has not been heard yet, may not be given out again.
-        *known.linked_with.lock() = Some((9, 7));
+        known.linked_with(9, 7);
         let heard = Standing::Placed { known_as: None, incarnation_heard: 9 };
         assert_eq!(shared.standing(NodeId(2)), heard);
-        *known.linked_with.lock() = Some((6, 7));
+        known.linked_with(6, 7);
 
         // It is this node which is in life 1 twice.
         let (ended, ()) = tokio::join!(dial_once(&shared, &peer, &mut redial), answer(6, 7, 1, 8));
         let why = ended.unwrap_err();
         assert!(old(&why, "this node"), "{why:?}");
-        assert!(node.health().check().unwrap_err().contains("old copy"));
+        assert!(node.health().check().unwrap_err().contains("takes no part"));
+        assert!(!shared.seat.is_revoked(), "on one word");
         node.stop().await;
-        drop(shared);
-        // It is in use until that is written down.
-        let again = loop {
-            let again = Node::start(options(NodeId(1), &[], dir.path())).await;
-            if !matches!(again, Err(StartError::Journal(journal::Error::Locked { .. }))) {
-                break again;
-            }
-            tokio::task::yield_now().await;
-        };
-        assert!(matches!(&again, Err(StartError::Config(why)) if why.contains("old copy")), "{again:?}");
     }
 
     #[test]

@@ -7,11 +7,12 @@ use std::io;
 use std::time::Duration;
 
 use consensus_core::{Mono, NodeId};
+use tls::{HandshakeError, Why};
 
 use crate::admission::Source;
 
 /// Why a connection was turned away.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Refusal {
     /// It did not say a good hello in time.
     Slow,
@@ -25,6 +26,16 @@ pub(crate) enum Refusal {
     Misdirected(String),
     /// It says that it is a node which is not in the configuration.
     Stranger(NodeId),
+    /// It says that it is a peer, and at that peer's address nobody knows of it.
+    Unconfirmed(NodeId, String),
+    /// A peer was called in this node's name, by another process.
+    NotOurs(NodeId),
+    /// The certificate that it has shown is that of somebody else.
+    WrongHolder(String),
+    /// The handshake of its certificate came to nothing.
+    Tls(HandshakeError),
+    /// This node has stepped aside.
+    Aside,
     /// The peer that it says it is lives in a later life, or in another process, or this node does.
     OldCopy(String),
     /// There are too many gateways.
@@ -42,13 +53,25 @@ impl Refusal {
     }
 
     /// Every reason there is, as metrics have it.
-    pub(crate) const LABELS: [&str; 8] = [
+    pub(crate) const LABELS: [&str; 20] = [
         "slow",
         "displaced",
         "gone",
         "malformed",
         "misdirected",
         "stranger",
+        "unconfirmed",
+        "not_ours",
+        "wrong_holder",
+        "tls_timeout",
+        "tls_closed",
+        "plain_text",
+        "no_certificate",
+        "untrusted",
+        "no_identity",
+        "tls_refused",
+        "tls_protocol",
+        "aside",
         "old_copy",
         "too_many_gateways",
     ];
@@ -62,6 +85,20 @@ impl Refusal {
             Refusal::Malformed(_) => "malformed",
             Refusal::Misdirected(_) => "misdirected",
             Refusal::Stranger(_) => "stranger",
+            Refusal::Unconfirmed(..) => "unconfirmed",
+            Refusal::NotOurs(_) => "not_ours",
+            Refusal::WrongHolder(_) => "wrong_holder",
+            Refusal::Tls(error) => match error.why {
+                Why::Timeout => "tls_timeout",
+                Why::Closed => "tls_closed",
+                Why::NotTls => "plain_text",
+                Why::NoCertificate => "no_certificate",
+                Why::Untrusted => "untrusted",
+                Why::NoIdentity => "no_identity",
+                Why::RefusedByPeer => "tls_refused",
+                Why::Protocol => "tls_protocol",
+            },
+            Refusal::Aside => "aside",
             Refusal::OldCopy(_) => "old_copy",
             Refusal::TooManyGateways => "too_many_gateways",
         }
@@ -75,7 +112,24 @@ impl fmt::Display for Refusal {
             Refusal::Displaced => f.write_str("it had not said who it is when there was no room for another"),
             Refusal::Gone => f.write_str("it ended before it had said who it is"),
             Refusal::Malformed(what) => write!(f, "what it says is no hello: {what}"),
-            Refusal::Misdirected(what) | Refusal::OldCopy(what) => f.write_str(what),
+            Refusal::Misdirected(what) | Refusal::WrongHolder(what) | Refusal::OldCopy(what) => {
+                f.write_str(what)
+            }
+            Refusal::Unconfirmed(node, why) => write!(
+                f,
+                "it says that it is node {}, which cannot be confirmed at that node's address ({why}): check the addresses in \
+                 the configuration, and that the node runs once",
+                node.0
+            ),
+            Refusal::NotOurs(node) => write!(
+                f,
+                "another process has called node {} in this node's name: it runs twice, or somebody pretends to be it",
+                node.0
+            ),
+            Refusal::Tls(error) => error.fmt(f),
+            Refusal::Aside => f.write_str(
+                "this node takes no part until it knows that its data directory is not an old copy",
+            ),
             Refusal::Stranger(node) => {
                 write!(f, "it says that it is node {}, which is not in this node's configuration", node.0)
             }

@@ -12,15 +12,16 @@ use futures::StreamExt;
 use journal::{RealDisk, SnapshotId, SnapshotReader, SnapshotWriter};
 use keyspace::{Keyspace, Restore};
 use socket2::{SockRef, TcpKeepalive};
+use tls::Stream;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use tracing::{info, warn};
 
 use crate::group::{GroupEvent, GroupHandle, decode_meta, encode_meta};
+use crate::hello;
 use crate::node::Shared;
 use crate::patience::Patient;
-use crate::peer::{self, Peer, connect, exchange_hello, write_frame};
+use crate::peer::{self, Peer, write_frame};
 use crate::wire::{self, PeerFrame, Purpose};
 
 type Failure = Box<dyn StdError + Send + Sync>;
@@ -58,13 +59,12 @@ async fn try_send(shared: &Shared, to: NodeId, id: SnapshotId) -> Result<u64, Fa
     let disk = shared.disk.clone();
     let identity = shared.identity;
     let reader = tokio::task::spawn_blocking(move || SnapshotReader::open(&disk, identity, id)).await??;
-    let mut stream = connect(&peer.address).await?;
+    let (stream, _) = hello::call(shared, peer, Purpose::Snapshot(GroupId(id.group))).await?;
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_AFTER)
         .with_interval(KEEPALIVE_AFTER)
         .with_retries(KEEPALIVE_RETRIES);
-    SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
-    exchange_hello(shared, &mut stream, Purpose::Snapshot(GroupId(id.group)), to).await?;
+    SockRef::from(stream.socket()).set_tcp_keepalive(&keepalive)?;
     hand_over(Arc::new(reader), id, stream).await
 }
 
@@ -99,7 +99,7 @@ async fn hand_over(
 }
 
 /// Takes a snapshot from a peer, keeps it, and hands it to the group.
-pub(crate) async fn receive(shared: Arc<Shared>, group: GroupId, peer: Arc<Peer>, mut stream: TcpStream) {
+pub(crate) async fn receive(shared: Arc<Shared>, group: GroupId, peer: Arc<Peer>, mut stream: Stream) {
     let Some(handle) = shared.group(group) else {
         warn!(group = group.0, peer = peer.id.0, "refused a snapshot of a group that is not here");
         return;

@@ -2,14 +2,17 @@
 
 use std::net::TcpListener;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use awake::Awake;
 use bytes::Bytes;
 use consensus_core::{GroupId, NodeId, Timing};
 use journal::{Identity, RealDisk, Superblock};
+use tls::make::{Authority, Pair, Use, Validity};
+use tls::{LinkFiles, Mutual};
 
-use crate::node::NodeOptions;
+use crate::node::{Node, NodeOptions};
 
 /// Longest time that anything may take to come about.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -55,6 +58,40 @@ pub(crate) fn one_of(
         awake: Awake::never(),
         descriptors: 1024,
         insecure: false,
+        tls: None,
         shard_map: Bytes::new(),
     }
+}
+
+/// The value of a metric, by its name and labels as they are written.
+pub(crate) fn metric(node: &Node, line: &str) -> f64 {
+    let families = node.health().metrics().gather();
+    let text = prometheus::TextEncoder::new().encode_to_string(&families).unwrap();
+    let value = text.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' ')?.parse().ok());
+    value.unwrap_or_else(|| panic!("no {line} in\n{text}"))
+}
+
+/// The links of a member whose certificate `authority` has signed, and which trusts `trusted`.
+pub(crate) fn links(
+    uri: &str,
+    holder: tls::Holder,
+    authority: &Authority,
+    validity: Validity,
+    trusted: &[&Authority],
+) -> Arc<Mutual> {
+    let dir = tempfile::tempdir().unwrap();
+    let purpose = Use::Member(uri.parse().unwrap());
+    let Pair { certificate, key } = authority.issue(uri, &purpose, validity).unwrap();
+    let bundle: String = trusted.iter().map(|authority| authority.certificate()).collect();
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let files = LinkFiles {
+        certificate: write("link.crt", &certificate),
+        key: write("link.key", &key),
+        authorities: write("ca.crt", &bundle),
+    };
+    Arc::new(Mutual::load(files, "harbour", holder).unwrap())
 }

@@ -40,8 +40,11 @@ pub(crate) enum Purpose {
     Link,
     /// One snapshot of one group, on a connection of its own so that it delays nobody's heartbeats.
     Snapshot(GroupId),
-    /// A newcomer asks who it is; the answer to the hello is all it wants.
+    /// A newcomer asks who it is, or a node what is heard of it; the answer to the hello is all it wants.
     Ask,
+    /// Asks whether `nonce_heard` is the number of the process that is reached: somebody has called in its name. A node
+    /// that is older does not know the question and ends the connection; it cannot call a newer one before it is updated.
+    Confirm,
 }
 
 /// Who speaks, and to whom he believes to speak.
@@ -103,6 +106,7 @@ impl PeerHello {
             Purpose::Link => (0, GroupId(0)),
             Purpose::Snapshot(group) => (1, group),
             Purpose::Ask => (2, GroupId(0)),
+            Purpose::Confirm => (3, GroupId(0)),
         };
         out.put_u8(purpose);
         out.put_u64_le(group.0);
@@ -142,6 +146,7 @@ impl PeerHello {
             0 => Purpose::Link,
             1 => Purpose::Snapshot(group),
             2 => Purpose::Ask,
+            3 => Purpose::Confirm,
             other => return Err(WireError::Kind(other)),
         };
         let cluster = frame.get_u64_le();
@@ -236,11 +241,12 @@ mod tests {
 
     #[test]
     fn a_hello_survives_the_trip_and_is_no_protobuf() {
-        let purposes = [Purpose::Link, Purpose::Snapshot(GroupId(7)), Purpose::Ask];
+        let purposes = [Purpose::Link, Purpose::Snapshot(GroupId(7)), Purpose::Ask, Purpose::Confirm];
         let standings = [
             Standing::Newcomer { mark: 3 },
             Standing::Placed { known_as: Some(5), incarnation_heard: 2 },
             Standing::Placed { known_as: None, incarnation_heard: 2 },
+            Standing::Placed { known_as: None, incarnation_heard: 0 },
         ];
         for (purpose, standing) in purposes.into_iter().zip(standings) {
             let (from, to) = (NodeId(1), NodeId(3));

@@ -94,7 +94,7 @@ impl Links {
     }
 
     pub(crate) fn count(&self) -> LinkCounts {
-        self.identity.detours.count()
+        LinkCounts { refused: self.identity.refusals.counts(), ..self.identity.detours.count() }
     }
 
     /// A link to any of the nodes, in turn.

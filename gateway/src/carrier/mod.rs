@@ -50,6 +50,8 @@ pub struct CarrierOptions {
     pub nodes: Vec<String>,
     /// Refuse nodes of another cluster. `None`: the first node's cluster it is.
     pub cluster_id: Option<u64>,
+    /// The certificates of links; without them, links are plain.
+    pub link_tls: Option<Arc<tls::Mutual>>,
     /// Connections per node.
     pub links_per_node: usize,
     /// Until a request is given up. etcd's is 5 s and two election timeouts.
@@ -94,6 +96,8 @@ impl Carrier {
             cluster: Arc::clone(&cluster),
             stop: stop.clone(),
             detours: Arc::default(),
+            tls: options.link_tls.clone(),
+            refusals: Arc::default(),
             awake: options.awake.clone(),
         };
         let (sender, events) = mpsc::unbounded_channel();

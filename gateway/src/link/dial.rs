@@ -11,12 +11,14 @@ use api::gaios::link::v1 as wire;
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use prost::Message as _;
+use tls::{Mutual, Role, Stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
-use tracing::{debug, warn};
+use tracing::debug;
 
+use super::refusals::Refusal;
 use super::{Identity, encode_frame};
 use crate::backoff::{Backoff, random_u32};
 use crate::domain::LinkCounts;
@@ -41,7 +43,7 @@ const GRACE: Duration = Duration::from_millis(100);
 /// A connection whose other end has welcomed us.
 #[derive(Debug)]
 pub(super) struct Reached {
-    pub(super) stream: TcpStream,
+    pub(super) stream: Stream,
     pub(super) welcome: wire::Welcome,
     /// The address of the node that passes the connection on.
     pub(super) by: Option<String>,
@@ -101,7 +103,7 @@ impl Detours {
 
     pub(crate) fn count(&self) -> LinkCounts {
         let state = self.state.lock();
-        LinkCounts { straight: state.straight.len(), by_detour: state.detours }
+        LinkCounts { straight: state.straight.len(), by_detour: state.detours, refused: Vec::new() }
     }
 
     /// Returns when a node is reached straight, by whatever address.
@@ -168,8 +170,8 @@ impl Straight {
 #[derive(Debug)]
 enum Unreached {
     Io(io::Error),
-    /// By the node, or by the one that was to pass the connection on.
-    Refused(String),
+    /// What answers is not the node, or does not want us.
+    Refused(Refusal),
 }
 
 impl From<io::Error> for Unreached {
@@ -216,7 +218,7 @@ async fn reach_straight(
         match within_timeout(connect(address, identity, None, Some(&straight.connected))).await {
             Ok((stream, welcome)) => return Reached { stream, welcome, by: None },
             Err(Unreached::Io(error)) => debug!(address, %error, "no link to the node"),
-            Err(Unreached::Refused(reason)) => warn!(address, reason, "a node refused the link"),
+            Err(Unreached::Refused(refusal)) => identity.refusals.note(address, &refusal),
         }
         if straight.connected.swap(false, Ordering::Relaxed) {
             straight.unwelcome.fetch_add(1, Ordering::Relaxed);
@@ -238,7 +240,12 @@ async fn reach_by_detour(address: &str, identity: &Identity, straight: &Straight
                     }
                     return Reached { stream, welcome, by: Some(by) };
                 }
-                Err(error) => debug!(address, node, by, ?error, "no detour to the node"),
+                Err(Unreached::Io(error)) => debug!(address, node, by, %error, "no detour to the node"),
+                // That the other one cannot reach it either is what is to be expected.
+                Err(Unreached::Refused(Refusal::ByNode(reason))) => {
+                    debug!(address, node, by, reason, "no detour to the node");
+                }
+                Err(Unreached::Refused(refusal)) => identity.refusals.note(&by, &refusal),
             }
         }
         tokio::select! {
@@ -262,13 +269,61 @@ async fn connect(
     identity: &Identity,
     to: Option<NodeId>,
     connected: Option<&AtomicBool>,
-) -> Result<(TcpStream, wire::Welcome), Unreached> {
-    let invalid = |what| Unreached::Io(io::Error::new(io::ErrorKind::InvalidData, what));
-    let mut stream = TcpStream::connect(address).await?;
+) -> Result<(Stream, wire::Welcome), Unreached> {
+    let socket = TcpStream::connect(address).await?;
     if let Some(connected) = connected {
         connected.store(true, Ordering::Relaxed);
     }
-    stream.set_nodelay(true)?;
+    socket.set_nodelay(true)?;
+    let Some(tls) = &identity.tls else {
+        let mut stream = Stream::from(socket);
+        let welcome = greet(&mut stream, identity, to).await?;
+        return Ok((stream, welcome_of(welcome, to)?));
+    };
+    let (mut stream, mut node) = secure(tls, socket.into()).await?;
+    if let Some(to) = to {
+        greet(&mut stream, identity, Some(to)).await.map_err(refused_by_node)?;
+        // Who passes the connection on sees a session that it has no part in.
+        (stream, node) = secure(tls, stream).await?;
+        if node != to {
+            return Err(Unreached::Refused(Refusal::WrongNode { meant: to, answers: node }));
+        }
+    }
+    let welcome = greet(&mut stream, identity, None).await.map_err(refused_by_node)?;
+    Ok((stream, welcome_of(welcome, Some(node))?))
+}
+
+/// As a detour does; the node that has welcomed us, or why none has.
+#[cfg(test)]
+pub(super) async fn connect_by(by: &str, identity: &Identity, to: NodeId) -> Result<NodeId, String> {
+    let connected = within_timeout(connect(by, identity, Some(to), None)).await;
+    connected.map(|(_, welcome)| welcome.node_id).map_err(|why| format!("{why:?}"))
+}
+
+/// A session with a node, and which one that is.
+async fn secure(tls: &Mutual, stream: Stream) -> Result<(Stream, NodeId), Unreached> {
+    let shaken = tls.connect(stream).await;
+    let (stream, holder) = shaken.map_err(|error| Unreached::Refused(Refusal::Handshake(error)))?;
+    match holder.role {
+        Role::Node(node) => Ok((stream, node)),
+        Role::Gateway(_) => Err(Unreached::Refused(Refusal::NotANode(holder))),
+    }
+}
+
+/// That our certificate is refused shows when the answer is read.
+fn refused_by_node(unreached: Unreached) -> Unreached {
+    match unreached {
+        Unreached::Io(error) => Unreached::Refused(Refusal::ByNode(format!("instead of a welcome: {error}"))),
+        refused @ Unreached::Refused(_) => refused,
+    }
+}
+
+/// Says hello, and reads the welcome.
+async fn greet(
+    stream: &mut Stream,
+    identity: &Identity,
+    to: Option<NodeId>,
+) -> Result<wire::Welcome, Unreached> {
     let hello = wire::Hello {
         version: VERSION,
         cluster_id: identity.cluster.load(Ordering::Relaxed),
@@ -286,15 +341,24 @@ async fn connect(
     stream.read_exact(&mut welcome).await?;
     let welcome = wire::Welcome::decode(Bytes::from(welcome)).map_err(io::Error::other)?;
     if !welcome.refused.is_empty() {
-        return Err(Unreached::Refused(welcome.refused));
+        return Err(Unreached::Refused(Refusal::ByNode(welcome.refused)));
     }
-    if welcome.node_id == 0 {
-        return Err(invalid("a node without an id"));
+    Ok(welcome)
+}
+
+/// The welcome of a node, of that one if it is known which is meant.
+fn welcome_of(welcome: wire::Welcome, meant: Option<NodeId>) -> Result<wire::Welcome, Unreached> {
+    match meant {
+        _ if welcome.node_id == 0 => Err(invalid("a node without an id")),
+        Some(meant) if meant != welcome.node_id => {
+            Err(Unreached::Refused(Refusal::WrongNode { meant, answers: welcome.node_id }))
+        }
+        Some(_) | None => Ok(welcome),
     }
-    if to.is_some_and(|to| to != welcome.node_id) {
-        return Err(invalid("another node answered than the one that is meant"));
-    }
-    Ok((stream, welcome))
+}
+
+fn invalid(what: &'static str) -> Unreached {
+    Unreached::Io(io::Error::new(io::ErrorKind::InvalidData, what))
 }
 
 #[cfg(test)]
@@ -317,7 +381,7 @@ mod tests {
         }
         detours.link_up("e:1", 5, false);
         assert!(by("a:1").iter().flatten().all(|(_, by)| by != "e:1"), "a detour leads over no other");
-        assert_eq!(detours.count(), LinkCounts { straight: 2, by_detour: 1 });
+        assert_eq!(detours.count(), LinkCounts { straight: 2, by_detour: 1, refused: Vec::new() });
 
         // By another address.
         let mut straight = Box::pin(detours.until_straight(1));

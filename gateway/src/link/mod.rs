@@ -6,6 +6,7 @@
 
 mod batch;
 mod dial;
+mod refusals;
 mod slots;
 
 use std::future::Future;
@@ -21,8 +22,8 @@ use awake::Awake;
 use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use prost::Message as _;
+use tls::{Mutual, WriteHalf};
 use tokio::io::{AsyncRead, AsyncWriteExt};
-use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -40,6 +41,7 @@ use dial::{Order, Reached};
 use slots::Slots;
 
 pub(crate) use dial::Detours;
+pub(crate) use refusals::Refusals;
 
 /// The largest frame accepted from a node. etcd sends answers of up to 2 GiB; the codec takes memory as announced, so
 /// the bound is lower.
@@ -135,6 +137,9 @@ pub(crate) struct Identity {
     pub(crate) cluster: Arc<AtomicU64>,
     pub(crate) stop: CancellationToken,
     pub(crate) detours: Arc<Detours>,
+    /// The certificates of links; without them, links are plain.
+    pub(crate) tls: Option<Arc<Mutual>>,
+    pub(crate) refusals: Arc<Refusals>,
     /// Told of what comes for clients. What goes needs no word: whoever asks often is answered as often.
     pub(crate) awake: Awake,
 }
@@ -312,6 +317,7 @@ impl Link {
         }
         let straight = by.is_none();
         identity.detours.link_up(&self.address, node, straight);
+        identity.refusals.settled(&self.address);
         self.heard();
         self.state.lock().node = Some(node);
         self.up.store(node, Ordering::Relaxed);
@@ -356,7 +362,7 @@ impl Link {
         ended
     }
 
-    async fn write_frames(self: Arc<Self>, mut socket: OwnedWriteHalf) -> io::Error {
+    async fn write_frames(self: Arc<Self>, mut socket: WriteHalf) -> io::Error {
         let mut buffer = BytesMut::with_capacity(READ_BYTES);
         loop {
             let Some(frame) = self.state.lock().batch.take() else {

@@ -67,6 +67,8 @@ async fn no_request_is_forgotten_when_a_detour_is_left() {
             cluster: Arc::default(),
             stop: CancellationToken::new(),
             detours: Arc::default(),
+            tls: None,
+            refusals: Arc::default(),
             awake: Awake::never(),
         };
         let (events, _listening) = mpsc::unbounded_channel();
@@ -103,4 +105,130 @@ async fn no_request_is_forgotten_when_a_detour_is_left() {
         serving.await.unwrap();
     }
     answering.abort();
+}
+
+/// What a node does that is to pass a connection on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Passing {
+    Honest,
+    /// Changes a byte on the way.
+    Tampers,
+    /// Answers itself.
+    Pretends,
+}
+
+fn links(uri: &str, holder: tls::Holder, authority: &tls::make::Authority) -> Arc<Mutual> {
+    use tls::make::{Use, Validity};
+    let dir = tempfile::tempdir().unwrap();
+    let pair = authority.issue(uri, &Use::Member(uri.parse().unwrap()), Validity::days(1)).unwrap();
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let files = tls::LinkFiles {
+        certificate: write("crt", &pair.certificate),
+        key: write("key", &pair.key),
+        authorities: write("ca", authority.certificate()),
+    };
+    Arc::new(Mutual::load(files, "harbour", holder).unwrap())
+}
+
+/// Takes a hello and says a welcome.
+async fn welcome(stream: &mut tls::Stream, welcome: wire::Welcome) -> wire::Hello {
+    let length = stream.read_u32().await.unwrap() as usize;
+    let mut hello = vec![0; length];
+    stream.read_exact(&mut hello).await.unwrap();
+    let mut out = BytesMut::new();
+    encode_frame(&welcome, &mut out);
+    stream.write_all(&out).await.unwrap();
+    wire::Hello::decode(&hello[..]).unwrap()
+}
+
+/// Node 1, which everybody but the gateway reaches.
+async fn be_node(listener: TcpListener, tls: Arc<Mutual>) {
+    loop {
+        let socket = listener.accept().await.unwrap().0;
+        let Ok((mut stream, _)) = tls.accept(socket).await else { continue };
+        welcome(&mut stream, wire::Welcome { node_id: 1, ..Default::default() }).await;
+    }
+}
+
+/// Node 2, for one connection.
+async fn pass_on(listener: &TcpListener, tls: &Mutual, to: &str, passing: Passing) {
+    let socket = listener.accept().await.unwrap().0;
+    let (mut outer, _) = tls.accept(socket).await.unwrap();
+    let hello = welcome(&mut outer, wire::Welcome::default()).await;
+    assert_eq!(hello.to, 1);
+    if passing == Passing::Pretends {
+        // If the gateway takes its certificate.
+        if let Ok((mut inner, _)) = tls.accept(outer).await {
+            let mut length = [0; 4];
+            assert!(inner.read_exact(&mut length).await.is_err(), "it says no hello to the wrong node");
+        }
+        return;
+    }
+    let mut node = tokio::net::TcpStream::connect(to).await.unwrap();
+    let mut bytes = [0; 1024];
+    let mut copied = 0;
+    loop {
+        let mut back = [0; 1024];
+        tokio::select! {
+            read = outer.read(&mut bytes) => match read {
+                Ok(read) if read > 0 => node.write_all(&bytes[..read]).await.unwrap(),
+                _ => return,
+            },
+            read = node.read(&mut back) => match read {
+                Ok(read) if read > 0 => {
+                    copied += read;
+                    // In the middle of what it cannot read.
+                    if passing == Passing::Tampers && copied > 300 {
+                        back[read - 1] ^= 1;
+                    }
+                    if outer.write_all(&back[..read]).await.is_err() {
+                        return;
+                    }
+                }
+                _ => return,
+            },
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_passes_a_link_on_can_neither_change_it_nor_answer_itself() {
+    let authority = tls::make::Authority::new("ours", tls::make::Validity::days(2)).unwrap();
+    let of = |uri: &str, holder| links(uri, holder, &authority);
+    let (one, two) =
+        (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let to = one.local_addr().unwrap().to_string();
+    let by = two.local_addr().unwrap().to_string();
+    let serving = tokio::spawn(be_node(one, of("gaios://harbour/node/1", tls::Holder::Node(1))));
+    let passing_tls = of("gaios://harbour/node/2", tls::Holder::Node(2));
+    let identity = Identity {
+        name: "test".to_owned(),
+        cluster: Arc::default(),
+        stop: CancellationToken::new(),
+        detours: Arc::default(),
+        tls: Some(of("gaios://harbour/gateway/g", tls::Holder::Gateway)),
+        refusals: Arc::default(),
+        awake: Awake::never(),
+    };
+    for (passing, expected) in [
+        (Passing::Honest, Ok(1)),
+        (Passing::Tampers, Err("refused or protocol")),
+        (Passing::Pretends, Err("wrong_node")),
+    ] {
+        let (reached, ()) = tokio::join!(
+            timeout(PATIENCE, dial::connect_by(&by, &identity, 1)),
+            pass_on(&two, &passing_tls, &to, passing),
+        );
+        match (reached.unwrap(), expected) {
+            (Ok(node), Ok(expected)) => assert_eq!(node, expected),
+            (Err(why), Err("wrong_node")) => assert!(why.contains("WrongNode"), "{why}"),
+            (Err(_), Err(_)) => {}
+            (reached, expected) => panic!("{passing:?}: {reached:?}, expected {expected:?}"),
+        }
+    }
+    serving.abort();
 }

@@ -5,15 +5,19 @@ use std::path::Path;
 use config::{ClientUrl, Gateway as Config, Given};
 use gateway::door::{DoorOptions, Member, member_id};
 use gateway::{Gateway, GatewayOptions};
+use tls::Holder;
 
-use super::{Failure, awake, descriptors, runtime, start_log, stop_signal};
+use super::{Failure, awake, descriptors, follow, link_tls, runtime, start_log, stop_signal};
 
 pub(crate) fn run(file: &Path, given: &Given) -> Result<(), Failure> {
     let config = Config::load_with(file, given)?;
     start_log(&config.log);
     descriptors::raise();
-    let options = GatewayOptions { awake: awake(config.core_wake_latency_max)?, ..options(&config) };
+    let link_tls = link_tls(config.link_tls.as_ref(), &config.cluster, Holder::Gateway)?;
+    let options =
+        GatewayOptions { awake: awake(config.core_wake_latency_max)?, link_tls, ..options(&config) };
     runtime(config.threads)?.block_on(async {
+        follow(options.link_tls.as_ref());
         let gateway = Gateway::start(options).await.map_err(|error| {
             format!(
                 "cannot listen on `listen` {} or `admin_listen` {}: {error}",

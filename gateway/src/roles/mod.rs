@@ -13,12 +13,14 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use awake::Awake;
 use bytes::Bytes;
-use config::{Config, Given, Log, LogFormat};
+use config::{Config, Given, LinkTls, Log, LogFormat};
 use shard_map::{Epoch, Group, GroupId, NodeId, Role, Shard, ShardMap};
+use tls::{Holder, LinkFiles, Mutual};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -81,6 +83,25 @@ fn shard_map(cluster: &config::Cluster) -> Result<ShardMap, Failure> {
     let shards = vec![Shard { start: Bytes::new(), group: GroupId(carrier.id) }];
     let groups = BTreeMap::from([(GroupId(carrier.id), Group { replicas })]);
     Ok(ShardMap::new(Epoch(1), shards, groups, nodes)?)
+}
+
+/// The certificates of links, where the configuration has them.
+fn link_tls(
+    files: Option<&LinkTls>,
+    cluster: &config::Cluster,
+    holder: Holder,
+) -> Result<Option<Arc<Mutual>>, Failure> {
+    let Some(LinkTls { cert_file, key_file, ca_file }) = files.cloned() else { return Ok(None) };
+    let files = LinkFiles { certificate: cert_file, key: key_file, authorities: ca_file };
+    let loaded = Mutual::load(files, cluster.name.as_str(), holder);
+    Ok(Some(Arc::new(loaded.map_err(|flaws| format!("`link_tls`: {flaws}"))?)))
+}
+
+/// Takes over what changes in the files, for as long as the process runs.
+fn follow(tls: Option<&Arc<Mutual>>) {
+    if let Some(tls) = tls.cloned() {
+        tokio::spawn(async move { tls.follow().await });
+    }
 }
 
 /// A runtime with so many threads, or one for every two cores of this process. On all cores, threads that are idle half of

@@ -8,18 +8,22 @@ use bytes::BytesMut;
 use config::{Given, Replica};
 use consensus_core::{GroupId, NodeId, Timing};
 use replica::{Node, NodeOptions};
+use tls::Holder;
 
-use super::{Failure, admin, awake, bind, descriptors, runtime, start_log, stop_signal};
+use super::{Failure, admin, awake, bind, descriptors, follow, link_tls, runtime, start_log, stop_signal};
 
 pub(crate) fn run(file: &Path, given: &Given) -> Result<(), Failure> {
     let config = Replica::load_with(file, given)?;
     start_log(&config.log);
     let descriptors = descriptors::raise();
+    let tls = link_tls(config.link_tls.as_ref(), &config.cluster, Holder::Node(config.node))?;
     let awake = awake(config.core_wake_latency_max)?;
     let listener = bind(config.listen, "`listen`")?;
     let admin_listener = bind(config.admin_listen, "`admin_listen`")?;
     runtime(config.threads)?.block_on(async {
-        let node = Node::start(options(&config, listener, awake, descriptors)?).await?;
+        follow(tls.as_ref());
+        let options = NodeOptions { tls, ..options(&config, listener, awake, descriptors)? };
+        let node = Node::start(options).await?;
         let admin = admin::serve(admin_listener, node.health())?;
         stop_signal().await?;
         node.stop().await;
@@ -64,6 +68,7 @@ pub(crate) fn options(
         shard_map: shard_map.freeze(),
         awake,
         descriptors,
+        tls: None,
         insecure: config.is_exposed(),
     })
 }
