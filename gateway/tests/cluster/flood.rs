@@ -9,7 +9,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sim::model;
 
 use crate::client::Client;
-use crate::processes::{Cluster, PATIENCE};
+use crate::processes::{Cluster, PATIENCE, Setup};
 
 /// What a node may have open in this test, and what is opened towards it.
 const DESCRIPTORS: u32 = 200;
@@ -33,7 +33,7 @@ async fn a_flood_of_connections_takes_no_node_down() {
     // For this process.
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
-    let mut cluster = Cluster::start_limited(3, 1, Some(DESCRIPTORS));
+    let mut cluster = Cluster::start_as(3, 1, &Setup { descriptors: Some(DESCRIPTORS), ..Setup::default() });
     let mut client = Client::connect(&cluster.endpoints()).await.unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let nodes = cluster.replicas.iter().map(|replica| replica.listen).collect();

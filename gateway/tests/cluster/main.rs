@@ -7,12 +7,16 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(unexpected_cfgs, reason = "the feature exists in `compat/cluster` only")]
 
+#[cfg(not(feature = "etcd-client"))]
+mod certificates;
 #[cfg_attr(feature = "etcd-client", path = "client_etcd.rs")]
 mod client;
 mod clients;
 mod flood;
 mod processes;
 mod stops;
+#[cfg(not(feature = "etcd-client"))]
+mod stranger;
 
 use std::time::{Duration, Instant};
 

@@ -25,6 +25,20 @@ pub(crate) struct Cluster {
     dir: TempDir,
     pub(crate) replicas: Vec<Process>,
     pub(crate) gateways: Vec<Process>,
+    #[cfg(not(feature = "etcd-client"))]
+    pub(crate) certificates: Option<crate::certificates::Certificates>,
+}
+
+/// What a cluster may have that others have not.
+#[derive(Default)]
+pub(crate) struct Setup<'a> {
+    /// Files and connections that each replica may have open, if that is not what the system lets it.
+    pub(crate) descriptors: Option<u32>,
+    /// Links have certificates, signed by this CA.
+    #[cfg(not(feature = "etcd-client"))]
+    pub(crate) links: Option<&'a tls::make::Authority>,
+    #[cfg(feature = "etcd-client")]
+    pub(crate) links: Option<&'a ()>,
 }
 
 pub(crate) struct Process {
@@ -44,11 +58,10 @@ pub(crate) struct Process {
 
 impl Cluster {
     pub(crate) fn start(replicas: usize, gateways: usize) -> Cluster {
-        Cluster::start_limited(replicas, gateways, None)
+        Cluster::start_as(replicas, gateways, &Setup::default())
     }
 
-    /// With replicas that may have so many files and connections open.
-    pub(crate) fn start_limited(replicas: usize, gateways: usize, descriptors: Option<u32>) -> Cluster {
+    pub(crate) fn start_as(replicas: usize, gateways: usize, setup: &Setup<'_>) -> Cluster {
         let dir = tempfile::tempdir().unwrap();
         let mut addresses = free_addresses(2 * (replicas + gateways)).into_iter();
         let mut free_address = || addresses.next().expect("two for each process were drawn");
@@ -59,19 +72,27 @@ impl Cluster {
             .map(|(index, listen)| format!("    - {{id: {}, address: \"{listen}\"}}\n", index + 1))
             .collect();
         let cluster = format!("cluster:\n  name: test\n  nodes:\n{nodes}");
-        let mut result = Cluster { dir, replicas: Vec::new(), gateways: Vec::new() };
+        let mut result = Cluster {
+            dir,
+            replicas: Vec::new(),
+            gateways: Vec::new(),
+            #[cfg(not(feature = "etcd-client"))]
+            certificates: None,
+        };
+        let link_tls = result.issue(replicas, gateways, setup);
         for (index, listen) in listens.into_iter().enumerate() {
             let id = index + 1;
             let admin = free_address();
             let data = result.dir.path().join(format!("data-{id}"));
             let text = format!(
                 "role: replica\nnode: {id}\ndata_dir: {}\nlisten: {listen}\nadmin_listen: {admin}\n\
-                 snapshot: {{min_journal_bytes: 1MiB}}\njournal: {{segment_bytes: 1MiB}}\n{cluster}",
-                data.display()
+                 snapshot: {{min_journal_bytes: 1MiB}}\njournal: {{segment_bytes: 1MiB}}\n{cluster}{}",
+                data.display(),
+                link_tls(&format!("replica-{id}"))
             );
             let mut process = result.process(format!("replica-{id}"), "replica", listen, admin, &text);
             process.data = Some(data);
-            process.descriptors = descriptors;
+            process.descriptors = setup.descriptors;
             result.replicas.push(process);
         }
         for index in 0..gateways {
@@ -79,7 +100,8 @@ impl Cluster {
             let name = format!("gateway-{}", index + 1);
             let text = format!(
                 "role: gateway\nname: {name}\nlisten: {listen}\nadmin_listen: {admin}\n\
-                 advertise_client_urls: [\"http://{listen}\"]\n{cluster}"
+                 advertise_client_urls: [\"http://{listen}\"]\n{cluster}{}",
+                link_tls(&name)
             );
             let process = result.process(name, "gateway", listen, admin, &text);
             result.gateways.push(process);
@@ -89,6 +111,27 @@ impl Cluster {
         }
         result.wait_until_ready();
         result
+    }
+
+    /// What stands in the configuration of a process of that name for its links.
+    #[cfg(not(feature = "etcd-client"))]
+    fn issue(&mut self, replicas: usize, gateways: usize, setup: &Setup<'_>) -> Box<dyn Fn(&str) -> String> {
+        let Some(authority) = setup.links else { return Box::new(|_| String::new()) };
+        let certificates = crate::certificates::Certificates::new(self.dir.path());
+        certificates.trust(&[authority]);
+        certificates.issue(authority, &crate::certificates::members(replicas, gateways));
+        let dir = self.dir.path().join("tls").display().to_string();
+        self.certificates = Some(certificates);
+        Box::new(move |name| {
+            format!(
+                "link_tls:\n  cert_file: {dir}/{name}.crt\n  key_file: {dir}/{name}.key\n  ca_file: {dir}/ca.crt\n"
+            )
+        })
+    }
+
+    #[cfg(feature = "etcd-client")]
+    fn issue(&mut self, _: usize, _: usize, _: &Setup<'_>) -> impl Fn(&str) -> String {
+        |_| String::new()
     }
 
     pub(crate) fn wait_until_ready(&mut self) {
@@ -216,8 +259,13 @@ impl Process {
         }
     }
 
+    /// All that it has logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
     fn log_tail(&self) -> String {
-        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let text = self.log();
         let tail: Vec<_> = text.lines().rev().take(60).collect();
         tail.into_iter().rev().collect::<Vec<_>>().join("\n")
     }

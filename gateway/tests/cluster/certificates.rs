@@ -1,0 +1,143 @@
+//! Links with certificates: what they are made of changes under traffic, and nobody notices.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use api::gaios::link::v1 as wire;
+use prost::Message as _;
+use sim::model;
+use tls::make::{Authority, Use, Validity};
+use tls::{Holder, LinkFiles, Mutual};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::client::Client;
+use crate::processes::{Cluster, Setup, wait_for};
+use crate::stranger::cluster_id;
+
+/// The certificates of the members of a cluster, each in files of its own, and the CAs that all trust.
+pub(crate) struct Certificates {
+    dir: PathBuf,
+}
+
+impl Certificates {
+    pub(crate) fn new(dir: &Path) -> Certificates {
+        let dir = dir.join("tls");
+        fs::create_dir(&dir).unwrap();
+        Certificates { dir }
+    }
+
+    /// New certificates for all of them.
+    pub(crate) fn issue(&self, authority: &Authority, members: &[(String, String)]) {
+        for (name, uri) in members {
+            let purpose = Use::Member(uri.parse().unwrap());
+            let pair = authority.issue(name, &purpose, Validity::days(1)).unwrap();
+            self.replace(&format!("{name}.key"), &pair.key);
+            self.replace(&format!("{name}.crt"), &pair.certificate);
+        }
+    }
+
+    pub(crate) fn trust(&self, authorities: &[&Authority]) {
+        let bundle: String = authorities.iter().map(|authority| authority.certificate()).collect();
+        self.replace("ca.crt", &bundle);
+    }
+
+    fn replace(&self, name: &str, text: &str) {
+        let making = self.dir.join(format!("making-{name}"));
+        fs::write(&making, text).unwrap();
+        fs::rename(making, self.dir.join(name)).unwrap();
+    }
+
+    pub(crate) fn files(&self, name: &str) -> LinkFiles {
+        LinkFiles {
+            certificate: self.dir.join(format!("{name}.crt")),
+            key: self.dir.join(format!("{name}.key")),
+            authorities: self.dir.join("ca.crt"),
+        }
+    }
+}
+
+/// The members of a cluster: the names of their processes, and who they are.
+pub(crate) fn members(replicas: usize, gateways: usize) -> Vec<(String, String)> {
+    let nodes = (1..=replicas).map(|id| (format!("replica-{id}"), format!("gaios://test/node/{id}")));
+    let gateways =
+        (1..=gateways).map(|id| (format!("gateway-{id}"), format!("gaios://test/gateway/gateway-{id}")));
+    nodes.chain(gateways).collect()
+}
+
+/// Whether a node welcomes who has these certificates.
+async fn is_welcome(cluster: &Cluster, tls: &Mutual) -> bool {
+    let socket = TcpStream::connect(cluster.replicas[0].listen).await.unwrap();
+    let Ok((mut stream, _)) = tls.connect(socket).await else { return false };
+    let cluster_id = cluster_id("test");
+    let hello = wire::Hello { version: 1, cluster_id, name: "guest".to_owned(), to: 0 }.encode_to_vec();
+    let frame = [&(hello.len() as u32).to_be_bytes()[..], &hello].concat();
+    if stream.write_all(&frame).await.is_err() {
+        return false;
+    }
+    let Ok(length) = stream.read_u32().await else { return false };
+    let mut welcome = vec![0; length as usize];
+    stream.read_exact(&mut welcome).await.unwrap();
+    wire::Welcome::decode(&welcome[..]).unwrap().refused.is_empty()
+}
+
+/// Until every process has taken over so many changes of its files.
+fn wait_for_reloads(cluster: &Cluster, reloads: usize) {
+    for process in cluster.replicas.iter().chain(&cluster.gateways) {
+        wait_for("new certificates", || {
+            (process.log().matches("took over new certificates").count() >= reloads).then_some(())
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_and_cas_change_under_traffic_and_no_link_is_lost() {
+    let old = Authority::new("old", Validity::days(2)).unwrap();
+    let new = Authority::new("new", Validity::days(2)).unwrap();
+    let members = members(3, 2);
+    let setup = Setup { links: Some(&old), ..Setup::default() };
+    let mut cluster = Cluster::start_as(3, 2, &setup);
+    let certificates = cluster.certificates.take().expect("its links have some");
+    // As one who was let in by the old CA.
+    certificates.issue(&old, &[("guest".to_owned(), "gaios://test/gateway/guest".to_owned())]);
+    let guest = Mutual::load(certificates.files("guest"), "test", Holder::Gateway).unwrap();
+    assert!(is_welcome(&cluster, &guest).await, "{}", cluster.logs());
+
+    let (stop, puts) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let mut client = Client::connect(&cluster.endpoints()).await.unwrap();
+    let putting = tokio::spawn({
+        let (stop, puts) = (Arc::clone(&stop), Arc::clone(&puts));
+        async move {
+            while !stop.load(Ordering::Relaxed) {
+                let put =
+                    model::PutRequest { key: b"k".to_vec(), value: vec![b'v'; 100], ..Default::default() };
+                client.put(put).await.expect("nothing fails while certificates change");
+                puts.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    // The way of an operator: first all trust the new CA, then all have certificates of it, then nobody trusts the old one.
+    certificates.trust(&[&old, &new]);
+    wait_for_reloads(&cluster, 1);
+    certificates.issue(&new, &members);
+    wait_for_reloads(&cluster, 2);
+    certificates.trust(&[&new]);
+    wait_for_reloads(&cluster, 3);
+    let before = puts.load(Ordering::Relaxed);
+    wait_for("a put after the last change", || (puts.load(Ordering::Relaxed) > before + 1).then_some(()));
+    stop.store(true, Ordering::Relaxed);
+    putting.await.unwrap();
+    for process in cluster.replicas.iter().chain(&cluster.gateways) {
+        let log = process.log();
+        assert!(!log.contains("link down") && !log.contains("link lost"), "{log}");
+    }
+
+    // New links use the new ones, and nobody is let in by the old CA any more.
+    assert!(!is_welcome(&cluster, &guest).await);
+    let leader = cluster.leader();
+    cluster.replicas[leader].kill();
+    cluster.replicas[leader].start();
+    cluster.wait_until_ready();
+}
