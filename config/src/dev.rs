@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use crate::schema::{Cluster, Gateway, Node, Replica};
-use crate::value::{ClientUrl, HostPort, Name, Role};
+use crate::value::{ClientUrl, HostPort, Name, NodeAddress, Role};
 
 /// The flags of `gaios dev`, with their defaults; everything else is the default of the production roles.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,9 +36,9 @@ impl Dev {
     pub fn cluster(addresses: &[SocketAddr]) -> Cluster {
         let nodes = (1..)
             .zip(addresses)
-            .map(|(id, address)| Node { id, address: HostPort::from(*address) })
+            .map(|(id, address)| Node { id, address: NodeAddress::from(*address), region: None, zone: None })
             .collect();
-        Cluster { name: name("dev"), nodes, groups: None }
+        Cluster { name: name("dev"), nodes, seeds: Vec::new(), groups: None }
     }
 
     /// Node `node` of `cluster`, listening at `listen` and with its metrics at `admin_listen`.

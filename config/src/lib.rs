@@ -28,7 +28,9 @@ pub use schema::{
     Timing,
 };
 use value::Scalar;
-pub use value::{ClientAuth, ClientUrl, HostPort, LogFormat, LogLevel, Name, Role, Size, TlsVersion};
+pub use value::{
+    ClientAuth, ClientUrl, HostPort, LogFormat, LogLevel, Name, NodeAddress, Role, Size, TlsVersion,
+};
 
 /// Larger files are refused: a configuration of thousands of nodes is still below it.
 pub const MAX_FILE_BYTES: u64 = 1 << 20;

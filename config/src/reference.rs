@@ -90,6 +90,10 @@ mod tests {
             let fields = section.fields.iter().map(|field| {
                 let value = match (field.presence, field.r#type) {
                     (_, Type::Section(section)) => written(section),
+                    // A list that may be empty is there to be filled.
+                    (Presence::Default("[]"), Type::List(Type::Section(section))) => {
+                        format!("[{}]", written(section))
+                    }
                     (Presence::Default(text), Type::Scalar(_) | Type::List(_)) => text.to_owned(),
                     (Presence::Required | Presence::Optional, Type::List(Type::Section(section))) => {
                         format!("[{}]", written(section))
@@ -109,6 +113,7 @@ mod tests {
         fn sample(field: &FieldDoc, r#type: &Type) -> String {
             let text = match kind(r#type) {
                 kind if kind.starts_with("a host") => "host:1",
+                kind if kind.starts_with("an IP address") => "127.0.0.1:1",
                 kind if kind.starts_with("a URL") => "'https://host:1'",
                 kind if kind.starts_with("a whole number") => "1",
                 kind if kind.starts_with("a duration") => "1s",

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::problem::Problem;
 use crate::table::{Fields, section};
-use crate::value::{ClientAuth, ClientUrl, HostPort, LogFormat, LogLevel, Name, Role, Size, TlsVersion};
+use crate::value::{ClientAuth, ClientUrl, LogFormat, LogLevel, Name, NodeAddress, Role, Size, TlsVersion};
 
 section! {
     /// A node: it hosts replicas of groups, and keeps their journal and snapshots.
@@ -17,6 +17,10 @@ section! {
         node: u32 = required ["1" to "65535"];
         /// Name for logs and metrics; without it, `node-` and the id.
         name: Name = optional;
+        /// Region it stands in; without it, that of this node in `cluster.nodes`. Gateways read at the nearest node.
+        region: Name = optional;
+        /// Zone of the region; without it, that of this node in `cluster.nodes`.
+        zone: Name = optional;
         /// Folder for the journal and the snapshots. One process at a time may use it.
         data_dir: PathBuf = required;
         /// Where gateways and other nodes connect. They find it by this node's address in `cluster.nodes`. An address that
@@ -32,6 +36,8 @@ section! {
         /// Certificates for gateways and other nodes; without it, whoever reaches `listen` is believed who they say they are.
         /// `{node}` in its paths stands for this node's id.
         link_tls: LinkTls = optional;
+        /// The DNS server that resolves names of nodes; without it, those of the system's configuration.
+        dns_server: SocketAddr = optional;
         /// Failure detection and leader leases; the same on all nodes.
         timing: Timing = default("{}");
         /// The write-ahead log.
@@ -62,22 +68,29 @@ section! {
         role: Role = required;
         /// Name of this gateway, unique in its region.
         name: Name = required;
-        /// Region, for logs and metrics.
+        /// Region it stands in. `MemberList` answers a client with the gateways of this one's region first, and reads that may be
+        /// old are made at the nearest node.
         region: Name = optional;
+        /// Zone of the region.
+        zone: Name = optional;
         /// The front door: gRPC and HTTP on one port.
         listen: SocketAddr = default("0.0.0.0:2379");
         /// Where metrics, health and the status page are served.
         admin_listen: SocketAddr = default("127.0.0.1:2378");
         /// How clients reach `listen`; told to them by `MemberList`.
         advertise_client_urls: Vec<ClientUrl> = required;
-        /// Gateways of the region, which `MemberList` answers with; without it, this one alone.
+        /// What `MemberList` answers with, always; without it, the gateways that are there, those of the region first.
         members: Vec<Member> = optional;
+        /// What is told to other gateways of this one: how much it can carry, in whatever measure is the same for all of them.
+        capacity: u32 = default("1") ["1" to "1000000"];
         /// The cluster behind this gateway.
         cluster: Cluster = required;
         /// Certificates for clients; without it, `listen` speaks plain text, and with it, nothing but TLS.
         client_tls: ClientTls = optional;
         /// Certificates for nodes; without it, links are plain text.
         link_tls: LinkTls = optional;
+        /// The DNS server that resolves names of nodes; without it, those of the system's configuration.
+        dns_server: SocketAddr = optional;
         /// Connections kept open to each node, however many clients there are.
         links_per_node: u32 = default("1") ["1" to "64"];
         /// Threads that do the work; without it, half as many as there are cores for this process. Set it to all cores where
@@ -101,8 +114,11 @@ section! {
     pub struct Cluster, checked by check_cluster {
         /// Name of the cluster. The id that clients see is a hash of it, so it never changes.
         name: Name = required;
-        /// The nodes.
-        nodes: Vec<Node> = required;
+        /// The nodes, the same on all of them. A gateway may leave them out if it has `seeds`.
+        nodes: Vec<Node> = default("[]");
+        /// For gateways: where nodes are found, any of them, by names with many addresses perhaps. From one node that answers, a
+        /// gateway learns of all the others. Nodes do not use it.
+        seeds: Vec<NodeAddress> = default("[]");
         /// The groups; without it, one group with the id 1 and all nodes as voters.
         groups: Vec<Group> = optional;
     }
@@ -113,8 +129,13 @@ section! {
     pub struct Node {
         /// Id, unique in the cluster and never given to another node.
         id: u32 = required ["1" to "65535"];
-        /// Where it is reached.
-        address: HostPort = required;
+        /// Where it is reached. Names are resolved anew when their time to live is over, and when nobody is reached; all their
+        /// addresses are tried.
+        address: NodeAddress = required;
+        /// Region it stands in.
+        region: Name = optional;
+        /// Zone of the region.
+        zone: Name = optional;
     }
 }
 
@@ -258,9 +279,25 @@ impl Replica {
 
     /// Where others reach this node.
     #[must_use]
-    pub fn address(&self) -> &HostPort {
+    pub fn address(&self) -> &NodeAddress {
+        &self.listed().address
+    }
+
+    /// The region it stands in, wherever that is written.
+    #[must_use]
+    pub fn region(&self) -> Option<&Name> {
+        self.region.as_ref().or(self.listed().region.as_ref())
+    }
+
+    /// The zone it stands in, wherever that is written.
+    #[must_use]
+    pub fn zone(&self) -> Option<&Name> {
+        self.zone.as_ref().or(self.listed().zone.as_ref())
+    }
+
+    fn listed(&self) -> &Node {
         let listed = self.cluster.nodes.iter().find(|node| node.id == self.node);
-        &listed.expect("a checked replica's node is one of the cluster's").address
+        listed.expect("a checked replica's node is one of the cluster's")
     }
 }
 
@@ -297,13 +334,27 @@ fn check_replica(replica: &Replica, fields: &Fields<'_>, problems: &mut Vec<Prob
     let before = problems.len();
     check_role(replica.role, Role::Replica, fields, problems);
     check_doors(replica.listen, replica.admin_listen, fields, problems);
-    if !replica.cluster.nodes.iter().any(|node| node.id == replica.node) {
-        let known = list(replica.cluster.nodes.iter().map(|node| node.id));
-        fields.note(
-            "node",
-            format!("{} is not one of cluster.nodes, which are {known}", replica.node),
-            problems,
-        );
+    match replica.cluster.nodes.iter().find(|node| node.id == replica.node) {
+        Some(listed) => {
+            for (name, own, listed) in
+                [("region", &replica.region, &listed.region), ("zone", &replica.zone, &listed.zone)]
+            {
+                if let (Some(own), Some(listed)) = (own, listed)
+                    && own != listed
+                {
+                    let message = format!("is `{own}`, but cluster.nodes says `{listed}` of this node");
+                    fields.note(name, message, problems);
+                }
+            }
+        }
+        None if replica.cluster.nodes.is_empty() => {
+            fields.note("cluster", "has no nodes, of which this is one", problems);
+        }
+        None => {
+            let known = list(replica.cluster.nodes.iter().map(|node| node.id));
+            let message = format!("{} is not one of cluster.nodes, which are {known}", replica.node);
+            fields.note("node", message, problems);
+        }
     }
     if replica.insecure && replica.link_tls.is_some() {
         fields.note("insecure", "is true, and there is `link_tls`: take one of the two out", problems);
@@ -410,8 +461,11 @@ fn check_doors(
 fn check_cluster(cluster: &Cluster, fields: &Fields<'_>, problems: &mut Vec<Problem>) -> Option<()> {
     let before = problems.len();
     let nodes = &cluster.nodes;
-    if nodes.is_empty() {
-        fields.note("nodes", "needs at least one node", problems);
+    if nodes.is_empty() && cluster.seeds.is_empty() {
+        fields.note("nodes", "needs at least one node, or `seeds` to find them by", problems);
+    }
+    if let Some(seed) = repeated(cluster.seeds.iter()) {
+        fields.note("seeds", format!("has {seed} twice"), problems);
     }
     if let Some(id) = repeated(nodes.iter().map(|node| node.id)) {
         fields.note("nodes", format!("has the id {id} twice"), problems);
@@ -430,7 +484,7 @@ fn check_cluster(cluster: &Cluster, fields: &Fields<'_>, problems: &mut Vec<Prob
         if let Some(id) = repeated(groups.iter().map(|group| group.id)) {
             fields.note("groups", format!("has the id {id} twice"), problems);
         }
-        for group in groups {
+        for group in groups.iter().filter(|_| !nodes.is_empty()) {
             for voter in group.voters.iter().filter(|voter| !nodes.iter().any(|node| node.id == **voter)) {
                 let message = format!("group {} has the voter {voter}, which is not one of nodes", group.id);
                 fields.note("groups", message, problems);

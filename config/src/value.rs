@@ -254,6 +254,52 @@ impl Scalar for HostPort {
     }
 }
 
+/// Where a node is reached: a host and port, or the name of a service, whose SRV records tell hosts and ports.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NodeAddress {
+    /// A host, with one or more addresses, and a port.
+    HostPort(HostPort),
+    /// Such as `_gaios-replica._tcp.example`.
+    Service(String),
+}
+
+impl From<SocketAddr> for NodeAddress {
+    fn from(address: SocketAddr) -> Self {
+        Self::HostPort(HostPort::from(address))
+    }
+}
+
+impl fmt::Display for NodeAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::HostPort(address) => address.fmt(f),
+            Self::Service(name) => f.write_str(name),
+        }
+    }
+}
+
+impl Scalar for NodeAddress {
+    const KIND: &'static str = "a host and port (node-1.example:2380, 10.0.0.1:2380, [::1]:2380) or the name of SRV records \
+                                (_gaios-replica._tcp.example)";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let wrong = |_| format!("`{}` is not {}", text.escape_debug(), Self::KIND);
+        if !text.starts_with('_') || text.contains(':') {
+            return HostPort::parse(text).map(Self::HostPort).map_err(wrong);
+        }
+        // RFC 2782: the service and its protocol, both with an underscore, before the name.
+        let mut labels = text.split('.');
+        let (service, protocol) = (labels.next().unwrap_or_default(), labels.next().unwrap_or_default());
+        let underscored = |label: &str| label.len() > 1 && label.starts_with('_');
+        // Its labels are those of a host; any port will do.
+        let named = HostPort::parse(&format!("{text}:1")).is_ok();
+        if named && underscored(service) && protocol == "_tcp" && labels.next().is_some() {
+            return Ok(Self::Service(text.to_owned()));
+        }
+        Err(wrong(String::new()))
+    }
+}
+
 /// The URL of a front door, as clients are told it: `http://host:port` or `https://host:port`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ClientUrl {
@@ -468,6 +514,21 @@ mod tests {
             Ok("https://etcd.example:2379")
         );
         assert!(ClientUrl::parse("etcd.example:2379").is_err());
+        for text in
+            ["node-1.example:2380", "[::1]:2380", "_a:1", "_gaios-replica._tcp.example", "_x._tcp.a.b."]
+        {
+            assert_eq!(NodeAddress::parse(text).map(|address| address.to_string()).as_deref(), Ok(text));
+        }
+        for text in [
+            "example",
+            "_gaios-replica._tcp",
+            "_x._udp.example",
+            "_._tcp.example",
+            "_x._tcp.a..b",
+            "_x._tcp.a b",
+        ] {
+            assert!(NodeAddress::parse(text).is_err(), "{text}");
+        }
         assert!(SocketAddr::parse("localhost:2379").is_err());
     }
 

@@ -87,10 +87,10 @@ f.yaml:11:13: timing.election: is a list, but should be a duration (100ms, 5s, 1
 f.yaml:12:12: timing.support: must be from 50ms to 30s
 f.yaml:14:9: cluster.name: `has spaces` is not a name (1 to 63 letters, digits, `-`, `_`, `.`)
 f.yaml:17:12: cluster.nodes[1].id: `one` is no whole number
-f.yaml:17:26: cluster.nodes[1].address: `a` is not a host and port (node-1.example:2380, 10.0.0.1:2380, [::1]:2380)
+f.yaml:17:26: cluster.nodes[1].address: `a` is not a host and port (node-1.example:2380, 10.0.0.1:2380, [::1]:2380) or the name of SRV records (_gaios-replica._tcp.example)
 f.yaml:18:7: cluster.nodes[2].id: is missing
-f.yaml:18:22: cluster.nodes[2].port: is not a known field; known here are id, address
-f.yaml:19:7: cluster.nodes[3]: is a single value, but should be a section with the fields id, address
+f.yaml:18:22: cluster.nodes[2].port: is not a known field; known here are id, address, region, zone
+f.yaml:19:7: cluster.nodes[3]: is a single value, but should be a section with the fields id, address, region, zone
 f.yaml:20:11: cluster.groups: is a section of fields, but should be a list
 f.yaml:21:14: log.level: `loud` is not `error`, `warn`, `info`, `debug` or `trace`
 f.yaml:21:20: log.level: is written a second time; the first is on line 21
@@ -163,6 +163,30 @@ f.yaml:5:9: timing.support: is 700ms, but must be at least 900ms, three times ti
         )
         .unwrap();
     }
+    check(
+        &replica("region: r").replace("'a:1'", "'a:1', region: s"),
+        "f.yaml:5:9: region: is `r`, but cluster.nodes says `s` of this node",
+    );
+    let placed = Replica::parse("f.yaml", &replica("zone: z").replace("'a:1'", "'a:1', region: s")).unwrap();
+    assert_eq!(placed.region().map(|name| name.as_str()), Some("s"));
+    assert_eq!(placed.zone().map(|name| name.as_str()), Some("z"));
+    check(
+        "role: replica\nnode: 3\ndata_dir: d\ncluster: {name: c, seeds: ['a:1']}",
+        "f.yaml:4:10: cluster: has no nodes, of which this is one",
+    );
+    check(
+        "role: gateway\nname: g\nadvertise_client_urls: ['http://g:1']\ncluster: {name: c}",
+        "f.yaml:4:10: cluster.nodes: needs at least one node, or `seeds` to find them by",
+    );
+    check(
+        "role: gateway\nname: g\nadvertise_client_urls: ['http://g:1']\ncluster: {name: c, seeds: [a:1, a:1]}",
+        "f.yaml:4:27: cluster.seeds: has a:1 twice",
+    );
+    Gateway::parse(
+        "f.yaml",
+        "role: gateway\nname: g\nadvertise_client_urls: ['http://g:1']\ncluster: {name: c, seeds: [_x._tcp.y]}",
+    )
+    .unwrap();
     check(
         "role: replica\nnode: 3\ndata_dir: d\ncluster: {name: c, nodes: [{id: 1, address: 'a:1'}]}",
         "f.yaml:2:7: node: 3 is not one of cluster.nodes, which are 1",

@@ -62,7 +62,8 @@ impl Address {
 /// As RFC 2782 writes them: the first two labels begin with an underscore.
 fn is_service(name: &str) -> bool {
     let mut labels = name.split('.');
-    let underscored = |label: Option<&str>| label.is_some_and(|label| label.len() > 1 && label.starts_with('_'));
+    let underscored =
+        |label: Option<&str>| label.is_some_and(|label| label.len() > 1 && label.starts_with('_'));
     underscored(labels.next()) && underscored(labels.next()) && labels.next().is_some()
 }
 

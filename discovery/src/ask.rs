@@ -84,8 +84,9 @@ fn make(dns_server: Option<SocketAddr>) -> Result<TokioResolver, String> {
             let config = ResolverConfig::from_name_servers(vec![server]);
             TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
         }
-        None => TokioResolver::builder_tokio()
-            .map_err(|error| format!("cannot use /etc/resolv.conf: {error}"))?,
+        None => {
+            TokioResolver::builder_tokio().map_err(|error| format!("cannot use /etc/resolv.conf: {error}"))?
+        }
     };
     let options: &mut ResolverOpts = builder.options_mut();
     options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
@@ -110,9 +111,10 @@ async fn service(resolver: &TokioResolver, name: &str) -> Result<Answer, String>
         RData::SRV(service) if !service.target.is_root() => Some(service),
         _ => None,
     });
-    let hosts = join_all(records.take(ADDRESSES_MAX).map(|record| async move {
-        (record, host(resolver, &record.target.to_utf8(), record.port).await)
-    }));
+    let hosts =
+        join_all(records.take(ADDRESSES_MAX).map(|record| async move {
+            (record, host(resolver, &record.target.to_utf8(), record.port).await)
+        }));
     let mut targets = Vec::new();
     let mut failed = None;
     for (record, host) in hosts.await {

@@ -73,7 +73,12 @@ impl Known {
     }
 
     /// A question was answered. `addresses` is not empty.
-    pub(crate) fn handle_answer(&mut self, now: Instant, addresses: Vec<SocketAddr>, ttl: Duration) -> Change {
+    pub(crate) fn handle_answer(
+        &mut self,
+        now: Instant,
+        addresses: Vec<SocketAddr>,
+        ttl: Duration,
+    ) -> Change {
         let recovered = self.is_failing();
         let moved = self.addresses.as_ref().is_none_or(|known| !same(known, &addresses));
         let early = self.last.and_then(|last| last.expires).is_some_and(|expires| now < expires);
@@ -122,7 +127,9 @@ mod tests {
         let change = known.handle_answer(start, vec![address(1)], MINUTE);
         assert_eq!(change, Change { moved: true, recovered: false });
         assert_eq!(known.due(Trust::Trusted), Some(start + MINUTE));
-        assert!(!known.is_due(start + MINUTE / 2, Trust::Trusted) && known.is_due(start + MINUTE, Trust::Trusted));
+        assert!(
+            !known.is_due(start + MINUTE / 2, Trust::Trusted) && known.is_due(start + MINUTE, Trust::Trusted)
+        );
 
         let later = start + MINUTE;
         let change = known.handle_answer(later, vec![address(2), address(1)], MINUTE);

@@ -15,6 +15,7 @@ pub mod door;
 pub mod errors;
 mod link;
 mod metrics;
+pub mod nearest;
 pub mod retry;
 pub mod router;
 pub mod session;
@@ -38,6 +39,7 @@ use carrier::{Carrier, CarrierOptions};
 use domain::Domain;
 use door::{Door, DoorOptions, Front, Member, Server, StatusTold, member_id, serve};
 use metrics::Metrics;
+use nearest::Place;
 use watch::Hub;
 
 /// A client's connection waits here until it is accepted.
@@ -48,14 +50,20 @@ const BACKLOG: i32 = 4096;
 pub struct GatewayOptions {
     /// Unique in the region.
     pub name: String,
-    /// Where it stands; empty if that was not said.
-    pub region: String,
+    /// Where it stands.
+    pub place: Place,
     /// Where clients connect.
     pub listen: SocketAddr,
     /// Where operators' tools connect; the same HTTP endpoints, no gRPC.
     pub admin_listen: Option<SocketAddr>,
-    /// Addresses of nodes, `host:port`; more are learned from the shard map.
+    /// Addresses of nodes, as [`discovery::Address`] has them; more are learned from the shard map.
     pub nodes: Vec<String>,
+    /// Resolves the names among them; `None`: as the system does.
+    pub dns_server: Option<SocketAddr>,
+    /// How clients reach this gateway, for all gateways to tell. Empty: at its listen address.
+    pub client_urls: Vec<String>,
+    /// How much this gateway can carry, for all gateways to tell.
+    pub capacity: u32,
     /// Refuse nodes of another cluster. `None`: the first node's cluster it is.
     pub cluster_id: Option<u64>,
     /// The gateways of the region, this one included, for `MemberList`. Empty: this one alone, at its listen address.
@@ -81,10 +89,13 @@ impl GatewayOptions {
     pub fn new(name: impl Into<String>, listen: SocketAddr, nodes: Vec<String>) -> GatewayOptions {
         GatewayOptions {
             name: name.into(),
-            region: String::new(),
+            place: Place::default(),
             listen,
             admin_listen: None,
             nodes,
+            dns_server: None,
+            client_urls: Vec::new(),
+            capacity: 1,
             cluster_id: None,
             members: Vec::new(),
             link_tls: None,
@@ -116,7 +127,11 @@ impl Gateway {
         let admin = options.admin_listen.map(listen).transpose()?;
         let carrier = Arc::new(Carrier::start(CarrierOptions {
             name: options.name.clone(),
+            place: options.place.clone(),
+            client_urls: options.client_urls,
+            capacity: options.capacity,
             nodes: options.nodes,
+            dns_server: options.dns_server,
             cluster_id: options.cluster_id,
             link_tls: options.link_tls,
             links_per_node: options.links_per_node,
@@ -124,17 +139,17 @@ impl Gateway {
             waiting_max: options.waiting_max,
             awake: options.awake,
         }));
-        let (name, region) = (options.name.clone(), options.region.clone());
+        let (name, place) = (options.name.clone(), options.place.clone());
         let serving = Serving::start(
             Arc::clone(&carrier),
             listener,
             admin,
             options.name,
-            &options.region,
+            &options.place.region,
             options.members,
             options.door,
         )?;
-        info!(name, region, client = %serving.client.address, "gateway serves");
+        info!(name, region = place.region, zone = place.zone, client = %serving.client.address, "gateway serves");
         Ok(Gateway { carrier, serving, drain: options.drain })
     }
 

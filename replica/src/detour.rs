@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use api::gaios::link::v1 as wire;
 use consensus_core::NodeId;
+use discovery::Discovery;
 use parking_lot::Mutex;
 use prost::Message as _;
 use tls::Stream;
@@ -40,7 +41,7 @@ pub(crate) async fn pass_on(shared: &Shared, mut gateway: Stream, hello: wire::H
     };
     let mut first = [0];
     let node = tokio::select! {
-        opened = open(&peer.address, hello, gateway.is_tls()) => opened,
+        opened = open(&shared.discovery, &peer.address, hello, gateway.is_tls()) => opened,
         // It says nothing before it is welcomed, so it has given up.
         _ = gateway.socket().peek(&mut first) => return,
         () = shared.stopped.cancelled() => return,
@@ -96,8 +97,13 @@ async fn carry(
 }
 
 /// Goes no further than to the node that is meant: what answers there answers for itself.
-async fn open(address: &str, hello: wire::Hello, in_a_session: bool) -> io::Result<TcpStream> {
-    let mut stream = peer::connect(address).await?;
+async fn open(
+    discovery: &Discovery,
+    address: &str,
+    hello: wire::Hello,
+    in_a_session: bool,
+) -> io::Result<TcpStream> {
+    let mut stream = peer::connect(discovery, address).await?;
     // In a session of its own, the gateway says that itself.
     if !in_a_session {
         peer::write_frame(&mut stream, &wire::Hello { to: 0, ..hello }.encode_to_vec()).await?;
@@ -128,7 +134,13 @@ mod tests {
     /// As a gateway.
     async fn say_hello(address: &str, to: u32) -> TcpStream {
         let mut stream = TcpStream::connect(address).await.unwrap();
-        let hello = wire::Hello { version: 1, cluster_id: CLUSTER, name: "test".to_owned(), to };
+        let hello = wire::Hello {
+            version: 1,
+            cluster_id: CLUSTER,
+            name: "test".to_owned(),
+            to,
+            ..Default::default()
+        };
         peer::write_frame(&mut stream, &hello.encode_to_vec()).await.unwrap();
         stream
     }

@@ -32,7 +32,7 @@ pub(crate) async fn call(
     peer: &Peer,
     purpose: Purpose,
 ) -> Result<(Stream, PeerHello), NoLink> {
-    let stream = connect(&peer.address).await.map_err(NoLink::Unreachable)?;
+    let stream = connect(&shared.discovery, &peer.address).await.map_err(NoLink::Unreachable)?;
     let called = async {
         let mut stream = secure(shared, peer, stream.into()).await?;
         write_hello(&mut stream, &hello(shared, purpose, peer.id)).await?;
@@ -142,7 +142,7 @@ async fn call_back(shared: &Shared, peer: &Peer, nonce: u64) -> Result<(), Refus
     let asking = async {
         // One after the other: forged hellos must not become a flood towards the peer.
         let _turn = peer.call_back.lock().await;
-        let mut stream = Stream::from(connect(&peer.address).await?);
+        let mut stream = Stream::from(connect(&shared.discovery, &peer.address).await?);
         let question = PeerHello { nonce_heard: nonce, ..bare(shared, Purpose::Confirm, peer.id) };
         write_hello(&mut stream, &question).await?;
         read_hello(&mut stream).await

@@ -213,6 +213,8 @@ fn welcome(shared: &Shared, hello: &wire::Hello, room: Result<(), TooMany>) -> w
             node_id: shared.id.0,
             refused: String::new(),
             shard_map: shared.shard_map.clone(),
+            region: shared.region.clone(),
+            zone: shared.zone.clone(),
         };
     };
     wire::Welcome { version, refused, ..wire::Welcome::default() }

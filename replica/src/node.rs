@@ -15,6 +15,7 @@ use consensus_core::{
     Config, Durable, GroupId, Liveness, LivenessMessage, LivenessOutput, Message, Mono, NodeId, NodeSet,
     Options, PersistSeq, Record, Slot, Standing, Timing,
 };
+use discovery::Discovery;
 use journal::Recovered as Found;
 use journal::{Identity, Journal, RealDisk, Superblock, Writer};
 use keyspace::Limits;
@@ -68,6 +69,12 @@ pub struct NodeOptions {
     pub quota_bytes: u64,
     /// The shard map that gateways are given.
     pub shard_map: Bytes,
+    /// The region this node stands in; empty if that was not said.
+    pub region: String,
+    /// The zone of the region; empty if that was not said.
+    pub zone: String,
+    /// Resolves the addresses of peers.
+    pub discovery: Discovery,
     /// Told of work.
     pub awake: Awake,
     /// Files and connections that the process may have open for this node at a time.
@@ -118,6 +125,9 @@ pub(crate) struct Shared {
     pub(crate) liveness: RwLock<Liveness>,
     pub(crate) peers: Arc<Peers>,
     pub(crate) shard_map: Bytes,
+    pub(crate) region: String,
+    pub(crate) zone: String,
+    pub(crate) discovery: Discovery,
     /// Told of requests of gateways and messages of groups; heartbeats are no work.
     pub(crate) awake: Awake,
     pub(crate) snapshot_least_bytes: u64,
@@ -584,6 +594,9 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
         )),
         peers,
         shard_map: options.shard_map,
+        region: options.region,
+        zone: options.zone,
+        discovery: options.discovery,
         awake: options.awake,
         snapshot_least_bytes: options.snapshot_least_bytes,
         snapshot_slice_bytes: options.snapshot_slice_bytes,

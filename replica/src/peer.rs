@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use consensus_core::{GroupId, LivenessMessage, Message, NodeId, Slot, Standing, Timing};
+use discovery::Discovery;
 use futures::StreamExt;
 use parking_lot::Mutex;
 use thiserror::Error;
@@ -49,7 +50,7 @@ const SETTLED_AFTER: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) id: NodeId,
-    /// `host:port`; resolved anew at each dial.
+    /// As configured; a name is resolved when it is dialled.
     pub(crate) address: String,
     /// The connection's way out; `None` while there is none.
     outbox: Mutex<Option<Arc<Outbox>>>,
@@ -294,8 +295,8 @@ pub(crate) async fn ask_once(shared: &Shared, peer: &Peer) -> Result<Standing, N
     Ok(answer.standing)
 }
 
-pub(crate) async fn connect(address: &str) -> io::Result<TcpStream> {
-    let stream = timeout(HANDSHAKE_TIMEOUT, TcpStream::connect(address)).await??;
+pub(crate) async fn connect(discovery: &Discovery, address: &str) -> io::Result<TcpStream> {
+    let stream = timeout(HANDSHAKE_TIMEOUT, discovery.connect(address)).await??;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -316,7 +317,7 @@ pub(crate) async fn serve(
             info!(peer = peer.id.0, reason, "link down");
             // The dialler is the one who knows at once whether the other process is gone; here a probe has to tell.
             if !shared.stopped.is_cancelled()
-                && let Err(error) = connect(&peer.address).await
+                && let Err(error) = connect(&shared.discovery, &peer.address).await
                 && error.kind() == io::ErrorKind::ConnectionRefused
             {
                 shared.peer_process_gone(peer.id);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use awake::Awake;
 use bytes::Bytes;
 use consensus_core::{GroupId, NodeId, Timing};
+use discovery::Discovery;
 use journal::{Identity, RealDisk, Superblock};
 use tls::make::{Authority, Pair, Use, Validity};
 use tls::{LinkFiles, Mutual};
@@ -60,6 +61,9 @@ pub(crate) fn one_of(
         insecure: false,
         tls: None,
         shard_map: Bytes::new(),
+        region: String::new(),
+        zone: String::new(),
+        discovery: Discovery::new(None),
     }
 }
 

@@ -53,9 +53,8 @@ impl DnsServer {
         let mut records = RecordSet::new(root.clone(), RecordType::SOA, 1);
         records.insert(Record::from_rdata(root.clone(), NEGATIVE_TTL_S, RData::SOA(soa)), 1);
         let records = BTreeMap::from([(RrKey::new(root.clone().into(), RecordType::SOA), records)]);
-        let zone =
-            InMemoryZoneHandler::new(root.clone(), records, ZoneType::Primary, AxfrPolicy::Deny)
-                .map_err(io::Error::other)?;
+        let zone = InMemoryZoneHandler::new(root.clone(), records, ZoneType::Primary, AxfrPolicy::Deny)
+            .map_err(io::Error::other)?;
         let zone = Arc::new(zone);
         let mut catalog = Catalog::new();
         catalog.upsert(LowerName::new(&root), vec![Arc::clone(&zone) as _]);

@@ -22,10 +22,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("config", &[]),
     ("consensus-core", &[]),
     ("discovery", &[]),
-    ("gateway", &["api", "awake", "config", "consensus-core", "discovery", "keyspace", "replica", "shard-map", "tls"]),
+    (
+        "gateway",
+        &["api", "awake", "config", "consensus-core", "discovery", "keyspace", "replica", "shard-map", "tls"],
+    ),
     ("journal", &[]),
     ("keyspace", &[]),
-    ("replica", &["api", "awake", "config", "consensus-core", "discovery", "journal", "keyspace", "shard-map", "tls"]),
+    (
+        "replica",
+        &["api", "awake", "config", "consensus-core", "discovery", "journal", "keyspace", "shard-map", "tls"],
+    ),
     ("shard-map", &[]),
     ("sim", &["consensus-core", "journal", "keyspace", "shard-map"]),
     ("test-dns", &[]),

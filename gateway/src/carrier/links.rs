@@ -1,14 +1,18 @@
-//! The links to all nodes: a fixed number per address, found by node id once the node has said who it is.
+//! The links to all nodes: a fixed number per address, found by node id once the node has said who it is. Which addresses
+//! there are is told by those who follow names ([`super::names`]); one that no name leads to any more is left.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
+use discovery::Address;
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::domain::LinkCounts;
-use crate::link::{Identity, Link, LinkEvent};
+use crate::link::{Identity, Link, LinkEvent, Target};
 use crate::router::NodeId;
 use crate::status::Reach;
 
@@ -17,10 +21,17 @@ pub(crate) struct Links {
     identity: Identity,
     events: mpsc::UnboundedSender<LinkEvent>,
     per_node: usize,
-    dialled: Mutex<Vec<Arc<Link>>>,
+    dialled: Mutex<BTreeMap<SocketAddr, Dialled>>,
     /// The links that are up, by node.
     up: ArcSwap<Vec<(NodeId, Arc<Link>)>>,
     turn: AtomicUsize,
+}
+
+/// An address that is dialled, and the names that lead there.
+#[derive(Debug)]
+struct Dialled {
+    target: Arc<Target>,
+    sources: Vec<Address>,
 }
 
 impl Links {
@@ -39,23 +50,48 @@ impl Links {
         }
     }
 
-    /// Starts the links to an address, unless there are some.
-    pub(crate) fn dial(&self, address: &str) {
+    /// `source` leads to these addresses, and to no others any more; `node` lives there, if that is known. Dials what is new,
+    /// and lets go of what nobody leads to.
+    pub(crate) fn set(&self, source: &Address, found: &[SocketAddr], node: Option<NodeId>) {
         let mut dialled = self.dialled.lock();
-        if dialled.iter().any(|link| link.address() == address) {
-            return;
+        for address in found {
+            if let Some(node) = node {
+                // First: one that is reached already, perhaps by another address, is not dialled.
+                self.identity.detours.learn(&address.to_string(), node);
+            }
+            let known = dialled.entry(*address).or_insert_with(|| {
+                let target = Target::new(address.to_string());
+                for _ in 0..self.per_node {
+                    Link::start(Arc::clone(&target), self.identity.clone(), self.events.clone());
+                }
+                Dialled { target, sources: Vec::new() }
+            });
+            if !known.sources.contains(source) {
+                known.sources.push(source.clone());
+            }
         }
-        for _ in 0..self.per_node {
-            dialled.push(Link::start(address.to_owned(), self.identity.clone(), self.events.clone()));
-        }
+        dialled.retain(|address, known| {
+            if !found.contains(address) {
+                known.sources.retain(|known| known != source);
+            }
+            if known.sources.is_empty() {
+                self.identity.detours.forget(&known.target.address);
+                known.target.unwanted.cancel();
+            }
+            !known.sources.is_empty()
+        });
     }
 
-    /// Starts the links to a node of the shard map, unless it is reached already, perhaps by another address.
-    pub(crate) fn dial_node(&self, node: NodeId, address: &str) {
-        self.identity.detours.learn(address, node);
-        if self.up.load().iter().all(|(up, _)| *up != node) {
-            self.dial(address);
-        }
+    /// Whether the nodes at all addresses that `source` leads to are reached, there or elsewhere.
+    pub(crate) fn are_reached(&self, source: &Address) -> bool {
+        let dialled = self.dialled.lock();
+        let mut led_to = dialled.values().filter(|known| known.sources.contains(source));
+        led_to.all(|known| self.identity.detours.is_reached(&known.target))
+    }
+
+    /// Told whenever a link comes up or goes down.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.identity.detours.changes()
     }
 
     pub(crate) fn handle_up(&self, node: NodeId, link: &Arc<Link>) {

@@ -8,10 +8,12 @@ mod feed;
 mod group;
 mod keeper;
 mod links;
+mod names;
 mod nodes;
 mod topology;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -19,6 +21,7 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use awake::Awake;
 use bytes::{Bytes, BytesMut};
+use discovery::Discovery;
 use keyspace::{KeyRange, LeaseId, Op, Query, TxnOp};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
@@ -29,11 +32,13 @@ use crate::backoff::random_u32;
 use crate::domain::{Answer, Consistency, Domain, DomainStatus, FeedSpec, Kept, LinkCounts};
 use crate::errors::Failure;
 use crate::link::{Identity, LinkEvent};
+use crate::nearest::Place;
 use crate::retry::Attempts;
 use crate::status::NodeStatus;
 
 use group::Group;
 use links::Links;
+use names::Names;
 use topology::Topology;
 
 pub use feed::LinkFeed;
@@ -46,8 +51,16 @@ const EASING_BYTES_MAX: usize = 256 << 20;
 pub struct CarrierOptions {
     /// The gateway's name, for the nodes' logs.
     pub name: String,
-    /// Addresses of nodes, `host:port`. More are learned from the shard map.
+    /// Where it stands.
+    pub place: Place,
+    /// How clients reach it, for other gateways to tell.
+    pub client_urls: Vec<String>,
+    /// How much it can carry, for other gateways to tell.
+    pub capacity: u32,
+    /// Addresses of nodes, as [`discovery::Address`] has them. More are learned from the shard map.
     pub nodes: Vec<String>,
+    /// Resolves names; `None`: the system's.
+    pub dns_server: Option<SocketAddr>,
     /// Refuse nodes of another cluster. `None`: the first node's cluster it is.
     pub cluster_id: Option<u64>,
     /// The certificates of links; without them, links are plain.
@@ -72,6 +85,8 @@ pub struct Carrier {
 pub(crate) struct Shared {
     options: CarrierOptions,
     links: Links,
+    discovery: Discovery,
+    names: Names,
     topology: ArcSwapOption<Topology>,
     /// The groups that carry the domain. One that is known is kept for good.
     groups: ArcSwap<Vec<Arc<Group>>>,
@@ -93,6 +108,9 @@ impl Carrier {
         let cluster = Arc::new(AtomicU64::new(options.cluster_id.unwrap_or(0)));
         let identity = Identity {
             name: options.name.clone(),
+            place: options.place.clone(),
+            client_urls: options.client_urls.clone(),
+            capacity: options.capacity,
             cluster: Arc::clone(&cluster),
             stop: stop.clone(),
             detours: Arc::default(),
@@ -102,12 +120,11 @@ impl Carrier {
         };
         let (sender, events) = mpsc::unbounded_channel();
         let links = Links::new(identity, sender, options.links_per_node.max(1));
-        for address in &options.nodes {
-            links.dial(address);
-        }
         let shared = Arc::new(Shared {
+            discovery: Discovery::new(options.dns_server),
             options,
             links,
+            names: Names::default(),
             topology: ArcSwapOption::empty(),
             groups: ArcSwap::default(),
             waiting: AtomicUsize::new(0),
@@ -117,6 +134,9 @@ impl Carrier {
             topology_news: watch::Sender::new(0),
             stop,
         });
+        for address in &shared.options.nodes {
+            shared.follow_configured(address);
+        }
         tokio::spawn(Arc::clone(&shared).follow(events));
         Carrier { shared }
     }
@@ -216,9 +236,7 @@ impl Shared {
     /// Takes in a newer shard map.
     fn learn(self: &Arc<Self>, topology: Topology) {
         info!(epoch = topology.epoch(), "new shard map");
-        for (node, address) in topology.nodes() {
-            self.links.dial_node(node, address);
-        }
+        self.follow_map(topology.nodes());
         let mut groups = self.groups.load().as_ref().clone();
         for id in topology.groups() {
             if groups.iter().all(|group| group.id() != id) {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::refusals::Refusal;
@@ -28,6 +30,8 @@ use crate::router::NodeId;
 const VERSION: u32 = 1;
 /// From dialling to the node's welcome.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A second address of a node that is reached by another one is dialled this often.
+const SPARE_FOR: Duration = Duration::from_mins(1);
 /// The largest welcome.
 const WELCOME_BYTES_MAX: usize = 64 << 10;
 /// A node that has not welcomed us for so long is looked for by a detour, if nothing is known of the ways to it.
@@ -49,20 +53,38 @@ pub(super) struct Reached {
     pub(super) by: Option<String>,
 }
 
-/// Who lives where, and who is reached straight: what a detour is made of.
+/// What a link dials, for as long as somebody wants it.
+#[derive(Debug)]
+pub(crate) struct Target {
+    /// `IP:port`.
+    pub(crate) address: String,
+    /// No name leads there any more. A link that is up stays as long as its node is reached nowhere else.
+    pub(crate) unwanted: CancellationToken,
+}
+
+impl Target {
+    pub(crate) fn new(address: impl Into<String>) -> Arc<Target> {
+        Arc::new(Target { address: address.into(), unwanted: CancellationToken::new() })
+    }
+}
+
+/// Who lives where, and who is reached straight: what a detour is made of, and by what a second address of a node that is
+/// reached is told.
 #[derive(Debug, Default)]
 pub(crate) struct Detours {
     state: Mutex<State>,
     /// Told of every straight link that comes up.
     news: watch::Sender<()>,
+    /// Told of all else that changes, too.
+    changes: watch::Sender<()>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     /// The node at an address, as it said itself, or as the shard map says.
     residents: BTreeMap<String, NodeId>,
-    /// Address and node of every straight link that is up.
-    straight: Vec<(String, NodeId)>,
+    /// Target and node of every straight link that is up.
+    straight: Vec<(Arc<Target>, NodeId)>,
     /// Links by a detour that are up.
     detours: usize,
 }
@@ -72,27 +94,76 @@ impl Detours {
         self.state.lock().residents.insert(address.to_owned(), node);
     }
 
-    /// A link is up: straight, or by a detour.
-    pub(super) fn link_up(&self, address: &str, node: NodeId, straight: bool) {
+    /// Nobody dials the address any more.
+    pub(crate) fn forget(&self, address: &str) {
+        self.state.lock().residents.remove(address);
+    }
+
+    /// A link is up: straight, or by a detour. Returns whether it is of use: a node that is reached straight by another address
+    /// needs no second one, as long as that address is wanted.
+    pub(super) fn link_up(&self, target: &Arc<Target>, node: NodeId, straight: bool) -> bool {
         let mut state = self.state.lock();
         if straight {
-            state.residents.insert(address.to_owned(), node);
-            state.straight.push((address.to_owned(), node));
+            state.residents.insert(target.address.clone(), node);
+            if state.is_elsewhere(target, node) {
+                return false;
+            }
+            state.straight.push((Arc::clone(target), node));
             drop(state);
             self.news.send_replace(());
         } else {
             state.detours += 1;
+            drop(state);
         }
+        self.changes.send_replace(());
+        true
     }
 
-    pub(super) fn link_down(&self, address: &str, node: NodeId, straight: bool) {
+    pub(super) fn link_down(&self, target: &Arc<Target>, node: NodeId, straight: bool) {
         let mut state = self.state.lock();
         if !straight {
             state.detours -= 1;
         } else if let Some(index) =
-            state.straight.iter().position(|(up, resident)| up == address && *resident == node)
+            state.straight.iter().position(|(up, resident)| Arc::ptr_eq(up, target) && *resident == node)
         {
             state.straight.swap_remove(index);
+        }
+        drop(state);
+        self.changes.send_replace(());
+    }
+
+    /// Told whenever something comes up or goes down.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    /// Whether a straight link to the target is up, or its node is reached straight by another address.
+    pub(crate) fn is_reached(&self, target: &Arc<Target>) -> bool {
+        let state = self.state.lock();
+        state.straight.iter().any(|(up, _)| Arc::ptr_eq(up, target)) || state.is_spare(target)
+    }
+
+    /// Returns when the target has to be dialled: its node is reached by no other address, as far as is known.
+    async fn until_needed(&self, target: &Arc<Target>) {
+        self.until(|state| !state.is_spare(target)).await;
+    }
+
+    async fn until_spare(&self, target: &Arc<Target>) {
+        self.until(|state| state.is_spare(target)).await;
+    }
+
+    /// Returns when the link to an unwanted target is not needed any more.
+    pub(super) async fn until_left(&self, target: &Arc<Target>, node: NodeId) {
+        target.unwanted.cancelled().await;
+        self.until(|state| state.is_elsewhere(target, node)).await;
+    }
+
+    async fn until(&self, holds: impl Fn(&State) -> bool) {
+        let mut changes = self.changes.subscribe();
+        while !holds(&self.state.lock()) {
+            if changes.changed().await.is_err() {
+                return;
+            }
         }
     }
 
@@ -125,13 +196,24 @@ impl Detours {
             return None;
         }
         let (by, _) = state.straight.get(random as usize % state.straight.len().max(1))?;
-        Some((node, by.clone()))
+        Some((node, by.address.clone()))
     }
 }
 
 impl State {
     fn is_straight(&self, node: NodeId) -> bool {
         self.straight.iter().any(|(_, reached)| *reached == node)
+    }
+
+    /// Whether `node` is reached straight by another target than this one, which will stay.
+    fn is_elsewhere(&self, target: &Arc<Target>, node: NodeId) -> bool {
+        self.straight
+            .iter()
+            .any(|(up, reached)| *reached == node && !Arc::ptr_eq(up, target) && !up.unwanted.is_cancelled())
+    }
+
+    fn is_spare(&self, target: &Arc<Target>) -> bool {
+        self.residents.get(&target.address).is_some_and(|node| self.is_elsewhere(target, *node))
     }
 }
 
@@ -177,6 +259,23 @@ enum Unreached {
 impl From<io::Error> for Unreached {
     fn from(error: io::Error) -> Unreached {
         Unreached::Io(error)
+    }
+}
+
+/// As soon as the target's node is reached by no other address. What is known of who lives there may be out of date, so it is
+/// looked at now and then all the same.
+pub(super) async fn reach_if_needed(target: &Arc<Target>, identity: &Identity, order: Order) -> Reached {
+    loop {
+        // Either is as good a reason to dial.
+        let _ = timeout(SPARE_FOR, identity.detours.until_needed(target)).await;
+        let spare = async {
+            sleep(CONNECT_TIMEOUT).await;
+            identity.detours.until_spare(target).await;
+        };
+        tokio::select! {
+            reached = reach(&target.address, identity, order) => return reached,
+            () = spare => {}
+        }
     }
 }
 
@@ -329,6 +428,10 @@ async fn greet(
         cluster_id: identity.cluster.load(Ordering::Relaxed),
         name: identity.name.clone(),
         to: to.unwrap_or(0),
+        region: identity.place.region.clone(),
+        zone: identity.place.zone.clone(),
+        client_urls: identity.client_urls.clone(),
+        capacity: identity.capacity,
     };
     let mut buffer = BytesMut::new();
     encode_frame(&hello, &mut buffer);
@@ -368,36 +471,79 @@ mod tests {
     #[tokio::test]
     async fn a_detour_leads_over_another_node_to_one_that_is_not_reached_straight() {
         let detours = Detours::default();
+        let [a1, a2, b, c, e] = ["a:1", "a:2", "b:1", "c:1", "e:1"].map(Target::new);
         detours.learn("a:1", 1);
         detours.learn("a:2", 1);
-        detours.link_up("b:1", 2, true);
+        assert!(detours.link_up(&b, 2, true));
         let by = |address| (0..9).map(|random| detours.to(address, random)).collect::<Vec<_>>();
         assert!(by("a:1").iter().all(|detour| *detour == Some((1, "b:1".to_owned()))), "{:?}", by("a:1"));
         assert!(by("b:1").iter().all(Option::is_none), "it is there already");
         assert!(by("c:1").iter().all(Option::is_none), "nobody knows who lives there");
-        detours.link_up("c:1", 3, true);
+        detours.link_up(&c, 3, true);
         for other in ["b:1", "c:1"] {
             assert!(by("a:1").contains(&Some((1, other.to_owned()))), "{:?}", by("a:1"));
         }
-        detours.link_up("e:1", 5, false);
+        detours.link_up(&e, 5, false);
         assert!(by("a:1").iter().flatten().all(|(_, by)| by != "e:1"), "a detour leads over no other");
         assert_eq!(detours.count(), LinkCounts { straight: 2, by_detour: 1, refused: Vec::new() });
 
         // By another address.
         let mut straight = Box::pin(detours.until_straight(1));
         assert!(poll_once(&mut straight).is_none());
-        detours.link_up("a:2", 1, true);
+        assert!(detours.link_up(&a2, 1, true));
         assert!(poll_once(&mut straight).is_some());
         assert!(by("a:1").iter().all(Option::is_none), "{:?}", by("a:1"));
-        detours.link_down("a:2", 7, true);
+        detours.link_down(&a2, 7, true);
         assert!(by("a:1").iter().all(Option::is_none), "that was another link");
-        detours.link_down("a:2", 1, true);
+        detours.link_down(&a2, 1, true);
         assert!(by("a:1").iter().all(Option::is_some));
-        detours.link_down("b:1", 2, true);
-        detours.link_down("c:1", 3, true);
-        detours.link_down("e:1", 5, false);
+        detours.link_down(&b, 2, true);
+        detours.link_down(&c, 3, true);
+        detours.link_down(&e, 5, false);
         assert!(by("a:1").iter().all(Option::is_none), "{:?}", by("a:1"));
         assert_eq!(detours.count(), LinkCounts::default());
+        assert!(!detours.is_reached(&a1));
+    }
+
+    #[tokio::test]
+    async fn of_two_addresses_of_a_node_one_is_spare() {
+        let detours = Detours::default();
+        let (one, other) = (Target::new("a:1"), Target::new("a:2"));
+        assert!(
+            poll_once(&mut Box::pin(detours.until_needed(&other))).is_some(),
+            "nobody knows who lives there"
+        );
+        assert!(detours.link_up(&one, 1, true));
+        assert!(detours.link_up(&one, 1, true), "links of one address share the work");
+        assert!(!detours.link_up(&other, 1, true));
+        assert!(detours.is_reached(&other), "by the other address");
+        let mut needed = Box::pin(detours.until_needed(&other));
+        assert!(poll_once(&mut needed).is_none());
+        detours.link_down(&one, 1, true);
+        assert!(poll_once(&mut needed).is_none());
+        detours.link_down(&one, 1, true);
+        assert!(poll_once(&mut needed).is_some());
+        assert!(detours.link_up(&other, 1, true));
+        assert!(!detours.link_up(&one, 1, true));
+        drop(needed);
+        // Its node is another one today.
+        detours.learn("a:1", 2);
+        assert!(poll_once(&mut Box::pin(detours.until_needed(&one))).is_some());
+        assert!(detours.link_up(&one, 2, true));
+    }
+
+    #[tokio::test]
+    async fn a_link_that_no_name_leads_to_is_left_once_its_node_is_reached_elsewhere() {
+        let detours = Detours::default();
+        let (old, new, newer) = (Target::new("a:1"), Target::new("a:2"), Target::new("a:3"));
+        assert!(detours.link_up(&old, 1, true));
+        let mut left = Box::pin(detours.until_left(&old, 1));
+        assert!(poll_once(&mut left).is_none());
+        old.unwanted.cancel();
+        assert!(poll_once(&mut left).is_none(), "there is no other yet");
+        assert!(detours.link_up(&new, 1, true), "an unwanted one is no reason not to");
+        assert!(poll_once(&mut left).is_some());
+        assert!(!detours.link_up(&newer, 1, true));
     }
 
     fn poll_once<T>(future: &mut (impl Future<Output = T> + Unpin)) -> Option<T> {

@@ -31,16 +31,17 @@ use tokio_stream::StreamExt as _;
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use tokio_util::io::InspectReader;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::backoff::{Backoff, random_u32};
+use crate::nearest::Place;
 use crate::router::NodeId;
 
 use batch::OpenBatch;
 use dial::{Order, Reached};
 use slots::Slots;
 
-pub(crate) use dial::Detours;
+pub(crate) use dial::{Detours, Target};
 pub(crate) use refusals::Refusals;
 
 /// The largest frame accepted from a node. etcd sends answers of up to 2 GiB; the codec takes memory as announced, so
@@ -84,7 +85,7 @@ pub(crate) enum LinkEvent {
 /// The gateway's end of a link.
 #[derive(Debug)]
 pub(crate) struct Link {
-    address: String,
+    target: Arc<Target>,
     awake: Awake,
     /// The node at the other end while the connection is up, else 0. A copy of `State::node`, to be read without
     /// the lock.
@@ -133,6 +134,10 @@ pub(crate) struct Lost;
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
     pub(crate) name: String,
+    pub(crate) place: Place,
+    /// What clients are told of it, by other gateways, too.
+    pub(crate) client_urls: Vec<String>,
+    pub(crate) capacity: u32,
     /// 0 while it is not known.
     pub(crate) cluster: Arc<AtomicU64>,
     pub(crate) stop: CancellationToken,
@@ -145,20 +150,21 @@ pub(crate) struct Identity {
 }
 
 impl Link {
-    /// A link to `address` that connects, and connects again, until stopped. Must be called within a runtime.
+    /// A link to `target` that connects, and connects again, until stopped; or, once nobody wants the target, until it is lost
+    /// or not needed. Must be called within a runtime.
     pub(crate) fn start(
-        address: String,
+        target: Arc<Target>,
         identity: Identity,
         events: mpsc::UnboundedSender<LinkEvent>,
     ) -> Arc<Link> {
-        let link = Arc::new(Link::new(address, identity.awake.clone()));
+        let link = Arc::new(Link::new(target, identity.awake.clone()));
         tokio::spawn(Arc::clone(&link).run(identity, events));
         link
     }
 
-    fn new(address: String, awake: Awake) -> Link {
+    fn new(target: Arc<Target>, awake: Awake) -> Link {
         Link {
-            address,
+            target,
             awake,
             up: AtomicU32::new(0),
             state: Mutex::new(State {
@@ -175,7 +181,7 @@ impl Link {
     }
 
     pub(crate) fn address(&self) -> &str {
-        &self.address
+        &self.target.address
     }
 
     /// The node at the other end, while the connection is up. May be late by a moment; [`Link::call`] is not.
@@ -272,7 +278,8 @@ impl Link {
                 Some(reached) => reached,
                 None => tokio::select! {
                     () = identity.stop.cancelled() => return,
-                    reached = dial::reach(&self.address, &identity, order) => reached,
+                    () = self.target.unwanted.cancelled() => return,
+                    reached = dial::reach_if_needed(&self.target, &identity, order) => reached,
                 },
             };
             let (straight, begun) = (reached.by.is_none(), Instant::now());
@@ -308,16 +315,19 @@ impl Link {
     ) -> io::Result<Reached> {
         let Reached { stream, welcome, by } = reached;
         let node = welcome.node_id;
-        match &by {
-            Some(by) => warn!(
-                address = self.address,
-                node, by, "linked by a detour: the node cannot be reached straight"
-            ),
-            None => info!(address = self.address, node, "linked"),
-        }
         let straight = by.is_none();
-        identity.detours.link_up(&self.address, node, straight);
-        identity.refusals.settled(&self.address);
+        let address = self.address();
+        if !identity.detours.link_up(&self.target, node, straight) {
+            debug!(address, node, "the node is reached by another address");
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        match &by {
+            Some(by) => {
+                warn!(address, node, by, "linked by a detour: the node cannot be reached straight")
+            }
+            None => info!(address, node, "linked"),
+        }
+        identity.refusals.settled(address);
         self.heard();
         self.state.lock().node = Some(node);
         self.up.store(node, Ordering::Relaxed);
@@ -334,15 +344,18 @@ impl Link {
         let ended = tokio::select! {
             Some(joined) = moving.join_next() => Err(joined.unwrap_or_else(io::Error::other)),
             error = self.watch_health() => Err(error),
-            better = dial::leave_detour(&self.address, detour_min, identity), if !straight => Ok(better),
+            better = dial::leave_detour(address, detour_min, identity), if !straight => Ok(better),
             () = identity.detours.until_straight(node), if !straight => {
                 Err(io::Error::other("another link reaches the node straight"))
+            }
+            () = identity.detours.until_left(&self.target, node) => {
+                Err(io::Error::other("no name leads here any more, and the node is reached elsewhere"))
             }
             () = identity.stop.cancelled() => Err(io::ErrorKind::Interrupted.into()),
         };
         // Until they have ended they might take what is meant for the next connection.
         moving.shutdown().await;
-        identity.detours.link_down(&self.address, node, straight);
+        identity.detours.link_down(&self.target, node, straight);
         self.up.store(0, Ordering::Relaxed);
         let lost = {
             let mut state = self.state.lock();
@@ -353,8 +366,8 @@ impl Link {
             state.waiting.remove_where(|_| true)
         };
         match &ended {
-            Ok(_) => info!(address = self.address, node, lost = lost.len(), "the detour is over"),
-            Err(error) => info!(address = self.address, node, %error, lost = lost.len(), "link lost"),
+            Ok(_) => info!(address, node, lost = lost.len(), "the detour is over"),
+            Err(error) => info!(address, node, %error, lost = lost.len(), "link lost"),
         }
         // The owner hears of the loss before those who waited, so that they do not try the same link again.
         let _ = events.send(LinkEvent::Down { node });

@@ -11,7 +11,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A frame that is on its way shows that the node lives, however long it takes.
 #[tokio::test(start_paused = true)]
 async fn every_byte_of_a_slow_frame_is_a_sign_of_life() {
-    let link = Arc::new(Link::new(String::new(), Awake::never()));
+    let link = Arc::new(Link::new(Target::new(""), Awake::never()));
     let (near, mut far) = tokio::io::duplex(64);
     let (events, _) = mpsc::unbounded_channel();
     let reading = tokio::spawn(Arc::clone(&link).read_frames(near, events));
@@ -64,6 +64,9 @@ async fn no_request_is_forgotten_when_a_detour_is_left() {
     for _ in 0..60 {
         let identity = Identity {
             name: "test".to_owned(),
+            place: Place::default(),
+            client_urls: Vec::new(),
+            capacity: 1,
             cluster: Arc::default(),
             stop: CancellationToken::new(),
             detours: Arc::default(),
@@ -72,7 +75,7 @@ async fn no_request_is_forgotten_when_a_detour_is_left() {
             awake: Awake::never(),
         };
         let (events, _listening) = mpsc::unbounded_channel();
-        let link = Arc::new(Link::new(address.clone(), Awake::never()));
+        let link = Arc::new(Link::new(Target::new(address.clone()), Awake::never()));
         let straight = dial::leave_detour(&address, Duration::ZERO, &identity).await;
         let detour = Reached { by: Some(String::new()), ..straight };
         let enough = CancellationToken::new();

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use config::{ClientUrl, Gateway as Config, Given};
+use config::{ClientUrl, Gateway as Config, Given, Name};
 use gateway::door::{DoorOptions, Member, member_id};
+use gateway::nearest::Place;
 use gateway::{Gateway, GatewayOptions};
 use tls::Holder;
 
@@ -30,13 +31,23 @@ pub(crate) fn run(file: &Path, given: &Given) -> Result<(), Failure> {
     })
 }
 
+fn place(region: Option<&Name>, zone: Option<&Name>) -> Place {
+    let text = |name: Option<&Name>| name.map(ToString::to_string).unwrap_or_default();
+    Place { region: text(region), zone: text(zone) }
+}
+
 /// What the gateway of this configuration is started with.
 pub(crate) fn options(config: &Config) -> GatewayOptions {
-    let nodes = config.cluster.nodes.iter().map(|node| node.address.to_string()).collect();
+    let cluster = &config.cluster;
+    let listed = cluster.nodes.iter().map(|node| &node.address);
+    let nodes = listed.chain(&cluster.seeds).map(ToString::to_string).collect();
     let urls = |urls: &[ClientUrl]| urls.iter().map(ToString::to_string).collect::<Vec<_>>();
     let limits = &config.limits;
     GatewayOptions {
-        region: config.region.as_ref().map(ToString::to_string).unwrap_or_default(),
+        place: place(config.region.as_ref(), config.zone.as_ref()),
+        client_urls: urls(&config.advertise_client_urls),
+        capacity: config.capacity,
+        dns_server: config.dns_server,
         admin_listen: Some(config.admin_listen),
         cluster_id: Some(config.cluster.id()),
         members: config

@@ -7,6 +7,7 @@ use awake::Awake;
 use bytes::BytesMut;
 use config::{Given, Replica};
 use consensus_core::{GroupId, NodeId, Timing};
+use discovery::Discovery;
 use replica::{Node, NodeOptions};
 use tls::Holder;
 
@@ -66,6 +67,9 @@ pub(crate) fn options(
         snapshot_slice_bytes: usize::try_from(config.snapshot.chunk_bytes.bytes())?,
         quota_bytes: config.quota_bytes.bytes(),
         shard_map: shard_map.freeze(),
+        region: config.region().map(ToString::to_string).unwrap_or_default(),
+        zone: config.zone().map(ToString::to_string).unwrap_or_default(),
+        discovery: Discovery::new(config.dns_server),
         awake,
         descriptors,
         tls: None,

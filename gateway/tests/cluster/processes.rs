@@ -39,6 +39,12 @@ pub(crate) struct Setup<'a> {
     pub(crate) links: Option<&'a tls::make::Authority>,
     #[cfg(feature = "etcd-client")]
     pub(crate) links: Option<&'a ()>,
+    /// The address of a node in the configuration of all, by its index and where it listens.
+    pub(crate) address: Option<&'a dyn Fn(usize, SocketAddr) -> String>,
+    /// More fields of a replica's configuration, by its index.
+    pub(crate) replica: Option<&'a dyn Fn(usize) -> String>,
+    /// More fields of a gateway's configuration, by its index.
+    pub(crate) gateway: Option<&'a dyn Fn(usize) -> String>,
 }
 
 pub(crate) struct Process {
@@ -62,6 +68,28 @@ impl Cluster {
     }
 
     pub(crate) fn start_as(replicas: usize, gateways: usize, setup: &Setup<'_>) -> Cluster {
+        let mut cluster = Cluster::plan(replicas, gateways, setup);
+        cluster.start_all();
+        cluster
+    }
+
+    /// Starts all, and waits until they are ready.
+    pub(crate) fn start_all(&mut self) {
+        for process in self.replicas.iter_mut().chain(&mut self.gateways) {
+            process.start();
+        }
+        self.wait_until_ready();
+    }
+
+    /// A cluster none of whose processes runs yet.
+    pub(crate) fn plan(replicas: usize, gateways: usize, setup: &Setup<'_>) -> Cluster {
+        let address = |index, listen: SocketAddr| match setup.address {
+            Some(address) => address(index, listen),
+            None => listen.to_string(),
+        };
+        let more = |fields: Option<&dyn Fn(usize) -> String>, index| {
+            fields.map_or_else(String::new, |fields| fields(index))
+        };
         let dir = tempfile::tempdir().unwrap();
         let mut addresses = free_addresses(2 * (replicas + gateways)).into_iter();
         let mut free_address = || addresses.next().expect("two for each process were drawn");
@@ -69,7 +97,9 @@ impl Cluster {
         let nodes: String = listens
             .iter()
             .enumerate()
-            .map(|(index, listen)| format!("    - {{id: {}, address: \"{listen}\"}}\n", index + 1))
+            .map(|(index, listen)| {
+                format!("    - {{id: {}, address: \"{}\"}}\n", index + 1, address(index, *listen))
+            })
             .collect();
         let cluster = format!("cluster:\n  name: test\n  nodes:\n{nodes}");
         let mut result = Cluster {
@@ -88,7 +118,7 @@ impl Cluster {
                 "role: replica\nnode: {id}\ndata_dir: {}\nlisten: {listen}\nadmin_listen: {admin}\n\
                  snapshot: {{min_journal_bytes: 1MiB}}\njournal: {{segment_bytes: 1MiB}}\n{cluster}{}",
                 data.display(),
-                link_tls(&format!("replica-{id}"))
+                link_tls(&format!("replica-{id}")) + &more(setup.replica, index)
             );
             let mut process = result.process(format!("replica-{id}"), "replica", listen, admin, &text);
             process.data = Some(data);
@@ -101,15 +131,11 @@ impl Cluster {
             let text = format!(
                 "role: gateway\nname: {name}\nlisten: {listen}\nadmin_listen: {admin}\n\
                  advertise_client_urls: [\"http://{listen}\"]\n{cluster}{}",
-                link_tls(&name)
+                link_tls(&name) + &more(setup.gateway, index)
             );
             let process = result.process(name, "gateway", listen, admin, &text);
             result.gateways.push(process);
         }
-        for process in result.replicas.iter_mut().chain(&mut result.gateways) {
-            process.start();
-        }
-        result.wait_until_ready();
         result
     }
 
@@ -223,6 +249,17 @@ impl Process {
         fs::remove_dir_all(self.data.as_ref().expect("gateways have no data")).unwrap();
     }
 
+    /// A process that does not run will listen at another IP address of this cluster's, at the same port.
+    pub(crate) fn move_to(&mut self, ip: Ipv4Addr) {
+        assert!(!self.is_running(), "{} listens", self.name);
+        let (old, new) = (self.listen, SocketAddr::new(ip.into(), self.listen.port()));
+        let text = fs::read_to_string(&self.config).unwrap();
+        let moved = text.replace(&format!("listen: {old}"), &format!("listen: {new}"));
+        assert!(moved != text, "{} is configured to listen at {old}", self.name);
+        fs::write(&self.config, moved).unwrap();
+        self.listen = new;
+    }
+
     /// SIGTERM, and waits for the end. Returns whether it ended well.
     pub(crate) fn terminate(&mut self) -> bool {
         self.signal(Signal::TERM);
@@ -313,11 +350,16 @@ pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// An IP address that no other cluster has.
+pub(crate) fn unused_ip() -> Ipv4Addr {
+    own_ip(std::process::id(), CLUSTERS.fetch_add(1, Ordering::Relaxed))
+}
+
 /// Addresses that were free a moment ago, drawn together so that they differ. No other test takes one of them before its
 /// process does: they are on an IP address of this cluster's own, and no connection begins at it (Linux lets those to
 /// 127.0.0.0/8 begin at 127.0.0.1).
 fn free_addresses(count: usize) -> Vec<SocketAddr> {
-    let ip = own_ip(std::process::id(), CLUSTERS.fetch_add(1, Ordering::Relaxed));
+    let ip = unused_ip();
     let listeners: Vec<_> =
         (0..count).map(|_| TcpListener::bind(SocketAddrV4::new(ip, 0)).unwrap()).collect();
     listeners.iter().map(|listener| listener.local_addr().unwrap()).collect()

@@ -129,10 +129,9 @@ impl TestCluster {
     }
 
     fn serve(&mut self, index: usize, listener: TcpListener) {
-        let running = CancellationToken::new();
         let shard_map = self.shard_map();
         let node = &mut self.nodes[index];
-        node.running = Some(running.clone());
+        let running = node.running.get_or_insert_default().clone();
         let serving = Serving {
             node: node.id,
             shard_map,
@@ -178,6 +177,13 @@ impl TestCluster {
             }
         };
         self.serve(index, listener);
+    }
+
+    /// A node that runs is reached at another IP address, too, and the same port; one that is stopped starts there.
+    pub(crate) async fn serve_at(&mut self, id: u32, ip: std::net::IpAddr) {
+        let index = id as usize - 1;
+        let address = SocketAddr::new(ip, self.nodes[index].address.port());
+        self.serve(index, TcpListener::bind(address).await.unwrap());
     }
 
     /// Breaks the links to a node; it goes on running.
@@ -408,6 +414,7 @@ impl Serving {
             node_id: self.node,
             refused: if refused { "a stranger".to_owned() } else { String::new() },
             shard_map,
+            ..wire::Welcome::default()
         };
         if write.write_all(&framed(&welcome)).await.is_err() || refused {
             return;
