@@ -115,6 +115,6 @@ mod tests {
         assert_eq!(cluster.groups_or_default()[0].voters, [1, 2, 3]);
         let gateway = Dev::gateway(addresses[0], addresses[1], &cluster);
         assert_eq!(gateway.limits, gateway_defaults().limits);
-        assert_eq!(gateway.members_or_self()[0].client_urls[0].to_string(), "http://127.0.0.1:1");
+        assert_eq!(gateway.advertise_client_urls[0].to_string(), "http://127.0.0.1:1");
     }
 }

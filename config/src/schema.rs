@@ -301,16 +301,6 @@ impl Replica {
     }
 }
 
-impl Gateway {
-    /// The gateways that `MemberList` answers with.
-    #[must_use]
-    pub fn members_or_self(&self) -> Vec<Member> {
-        let alone =
-            || vec![Member { name: self.name.clone(), client_urls: self.advertise_client_urls.clone() }];
-        self.members.clone().unwrap_or_else(alone)
-    }
-}
-
 impl Cluster {
     /// The cluster id that clients see: FNV-1a (64 bits) of the name, and 1 in the one case that this is 0, which the wire
     /// uses for "unknown".
@@ -384,6 +374,9 @@ fn check_gateway(gateway: &Gateway, fields: &Fields<'_>, problems: &mut Vec<Prob
     let members_urls = gateway.members.iter().flatten().flat_map(|member| &member.client_urls);
     check_schemes("advertise_client_urls", gateway.advertise_client_urls.iter(), tls, fields, problems);
     check_schemes("members", members_urls, tls, fields, problems);
+    if gateway.advertise_client_urls.len() > MAX_CLIENT_URLS {
+        fields.note("advertise_client_urls", format!("has more than {MAX_CLIENT_URLS} URLs"), problems);
+    }
     if let Some(members) = &gateway.members {
         if let Some(name) = repeated(members.iter().map(|member| member.name.as_str())) {
             fields.note("members", format!("names `{name}` twice"), problems);
@@ -504,6 +497,9 @@ fn check_group(group: &Group, fields: &Fields<'_>, problems: &mut Vec<Problem>) 
     }
     (problems.len() == before).then_some(())
 }
+
+/// A gateway tells them in its first words to a node, which are limited.
+const MAX_CLIENT_URLS: usize = 8;
 
 /// More voters make every write slower and no cluster safer; etcd's advice is 7 at most.
 const MAX_VOTERS: usize = 9;

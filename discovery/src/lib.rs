@@ -23,6 +23,7 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 pub use address::{Address, NoAddress};
@@ -32,6 +33,8 @@ pub use known::Trust;
 
 /// Names that are remembered. A configuration or a shard map with more is resolved all the same, only more often.
 const NAMES_MAX: usize = 4096;
+/// For a new answer, while there is an old one.
+const PATIENCE_WITH_AN_ANSWER: Duration = Duration::from_secs(1);
 /// An address that has not answered for so long is not waited for before the next one is tried, too.
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
 
@@ -53,10 +56,16 @@ pub struct Discovery {
 #[derive(Debug)]
 struct Shared {
     asker: Asker,
-    /// Whoever asks for a name holds its lock: others wait for the answer.
-    names: Mutex<BTreeMap<Address, Arc<tokio::sync::Mutex<Known>>>>,
+    names: Mutex<BTreeMap<Address, Arc<Name>>>,
     questions: AtomicU64,
     failures: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Name {
+    known: Mutex<Known>,
+    /// Held by whoever asks for it; others wait for the same answer.
+    asking: tokio::sync::Mutex<()>,
 }
 
 impl Discovery {
@@ -86,16 +95,25 @@ impl Discovery {
     }
 
     /// Where the address leads. Asks only if what is known has expired, or is doubted and was not asked for a moment ago; else
-    /// returns at once.
+    /// returns at once. An old answer is returned when a new one takes long; the question goes on. Must be called within a
+    /// runtime.
     pub async fn lookup(&self, address: &Address, trust: Trust) -> Found {
         if let Address::Literal(address) = address {
             return Found { addresses: Arc::new([*address]), until: None };
         }
         let name = self.name(address);
-        let mut known = name.lock().await;
-        if known.is_due(Instant::now(), trust) {
-            self.ask(address, &mut known).await;
+        if name.known.lock().is_due(Instant::now(), trust) {
+            let known = !name.known.lock().addresses().is_empty();
+            let patience = if known { PATIENCE_WITH_AN_ANSWER } else { Duration::MAX };
+            let asking = self.clone().ask(address.clone(), Arc::clone(&name), trust);
+            // In a task of its own, since a caller who gives up would give up the answer for all.
+            let asked = timeout(patience, tokio::spawn(asking)).await;
+            if asked.is_err() {
+                let addresses = name.known.lock().addresses();
+                return Found { addresses, until: Some(Instant::now() + PATIENCE_WITH_AN_ANSWER) };
+            }
         }
+        let known = name.known.lock();
         Found { addresses: known.addresses(), until: known.due(trust) }
     }
 
@@ -118,17 +136,24 @@ impl Discovery {
         if new.is_empty() { Err(error) } else { connect_any(&new).await }
     }
 
-    fn name(&self, address: &Address) -> Arc<tokio::sync::Mutex<Known>> {
+    fn name(&self, address: &Address) -> Arc<Name> {
         let mut names = self.shared.names.lock();
         if names.len() >= NAMES_MAX && !names.contains_key(address) {
-            names.retain(|_, known| Arc::strong_count(known) > 1);
+            names.retain(|_, name| Arc::strong_count(name) > 1);
         }
         Arc::clone(names.entry(address.clone()).or_default())
     }
 
-    async fn ask(&self, address: &Address, known: &mut Known) {
+    async fn ask(self, address: Address, name: Arc<Name>, trust: Trust) {
+        let _one = name.asking.lock().await;
+        if !name.known.lock().is_due(Instant::now(), trust) {
+            // Somebody else has asked meanwhile.
+            return;
+        }
         self.shared.questions.fetch_add(1, Ordering::Relaxed);
-        match self.shared.asker.ask(address).await {
+        let answered = self.shared.asker.ask(&address).await;
+        let mut known = name.known.lock();
+        match answered {
             Ok((addresses, ttl)) => {
                 let change = known.handle_answer(Instant::now(), addresses, ttl);
                 if change.moved || change.recovered {
@@ -147,7 +172,7 @@ impl Discovery {
 }
 
 async fn connect_any(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
-    let mut error = io::Error::new(io::ErrorKind::NotFound, "the name leads to no address");
+    let mut error: Option<io::Error> = None;
     let mut rest = addresses.iter();
     let mut trying = FuturesUnordered::new();
     loop {
@@ -164,14 +189,12 @@ async fn connect_any(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
             biased;
             tried = trying.next() => match tried {
                 Some(Ok(stream)) => return Ok(stream),
-                Some(Err(failed)) if !is_refusal(&error) || !is_refusal(&failed) => {
-                    // A refusal says that nobody lives there any more, which must not be said while another is only silent.
-                    if !is_refusal(&failed) || error.kind() == io::ErrorKind::NotFound {
-                        error = failed;
-                    }
+                // A refusal says that nobody lives there any more, which must not be said while another is only silent.
+                Some(Err(failed)) => error = error.filter(|error| !is_refusal(error)).or(Some(failed)),
+                None => {
+                    let nowhere = || io::Error::new(io::ErrorKind::NotFound, "the name leads to no address");
+                    return Err(error.unwrap_or_else(nowhere));
                 }
-                Some(Err(_)) => {}
-                None => return Err(error),
             },
             () = wait => {}
         }

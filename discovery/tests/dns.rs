@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use discovery::{Address, Discovery, Found, Trust};
 use test_dns::{DnsServer, Service};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 
 const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
@@ -106,6 +106,23 @@ async fn what_was_known_is_used_while_nobody_answers() {
 
     let nothing = discovery.lookup(&address("nobody.test:7"), Trust::Trusted).await;
     assert!(nothing.addresses.is_empty() && nothing.until.is_some());
+}
+
+/// Packets to it get lost: no refusal tells.
+#[tokio::test]
+async fn an_old_answer_does_not_wait_for_a_server_that_is_silent() {
+    let server = DnsServer::start(ANY_PORT).await.unwrap();
+    let dns = server.address();
+    server.set_addresses("node.test", 1, &[ip(2)]).await;
+    let discovery = Discovery::new(Some(dns));
+    let name = address("node.test:7");
+    let first = until(&discovery, &name, Trust::Trusted, &[SocketAddr::new(ip(2), 7)]).await;
+    server.stop().await;
+    let _silent = (UdpSocket::bind(dns).await.unwrap(), TcpListener::bind(dns).await.unwrap());
+    tokio::time::sleep_until(first.until.unwrap().into()).await;
+    let stale = discovery.lookup(&name, Trust::Trusted).await;
+    assert_eq!(stale.addresses, first.addresses);
+    assert_eq!((discovery.questions(), discovery.failures()), (2, 0), "the question is still open");
 }
 
 #[tokio::test]

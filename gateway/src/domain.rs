@@ -5,11 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::time::Duration;
 
 use keyspace::{KeyRange, LeaseId, Op, Query, Reply, RevisionEvents};
 use tokio::sync::watch;
 
 use crate::errors::Failure;
+use crate::nearest::Place;
+use crate::router::NodeId;
 use crate::status::NodeStatus;
 
 /// A granted request.
@@ -70,6 +73,41 @@ pub struct DomainStatus {
     pub no_space_alarm: bool,
     /// Whether the alarm `CORRUPT` is raised.
     pub corrupt_alarm: bool,
+}
+
+/// A node that is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeStanding {
+    /// Which.
+    pub node: NodeId,
+    /// Where it stands.
+    pub place: Place,
+    /// The smoothed round trip; none before it was measured.
+    pub round_trip: Option<Duration>,
+}
+
+/// The gateways that serve a domain, as far as it knows them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KnownGateways {
+    /// As in [`Answer::term`].
+    pub term: u64,
+    /// Those that are there.
+    pub gateways: Vec<KnownGateway>,
+}
+
+/// A gateway, as it says itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownGateway {
+    /// Unique in its region.
+    pub name: String,
+    /// Where it stands; empty if that was not said.
+    pub region: String,
+    /// The zone of the region; empty if that was not said.
+    pub zone: String,
+    /// How clients reach it.
+    pub client_urls: Vec<String>,
+    /// How much it can carry, in a measure of its operator's.
+    pub capacity: u32,
 }
 
 /// Connections to nodes that are up.
@@ -176,11 +214,17 @@ pub trait Domain: Send + Sync + 'static {
     /// What is known of the domain; also without a leader, as long as any replica answers.
     fn status(&self) -> impl Future<Output = Result<DomainStatus, Failure>> + Send;
 
+    /// The gateways that serve the domain.
+    fn gateways(&self) -> impl Future<Output = Result<KnownGateways, Failure>> + Send;
+
     /// Opens a feed. Does not wait; the feed reports.
     fn feed(&self, spec: FeedSpec) -> Self::Feed;
 
     /// What the nodes say of themselves, and which of them hold replicas of which group.
     fn nodes(&self) -> impl Future<Output = (Vec<NodeStatus>, BTreeMap<u64, Vec<u32>>)> + Send;
+
+    /// The nodes that are reached, and how far they are.
+    fn standings(&self) -> Vec<NodeStanding>;
 
     /// Connections to nodes.
     fn links(&self) -> LinkCounts;

@@ -37,7 +37,7 @@ use tracing::info;
 
 use carrier::{Carrier, CarrierOptions};
 use domain::Domain;
-use door::{Door, DoorOptions, Front, Member, Server, StatusTold, member_id, serve};
+use door::{Door, DoorOptions, Front, Member, Members, Server, StatusTold, member_id, serve};
 use metrics::Metrics;
 use nearest::Place;
 use watch::Hub;
@@ -66,7 +66,7 @@ pub struct GatewayOptions {
     pub capacity: u32,
     /// Refuse nodes of another cluster. `None`: the first node's cluster it is.
     pub cluster_id: Option<u64>,
-    /// The gateways of the region, this one included, for `MemberList`. Empty: this one alone, at its listen address.
+    /// What `MemberList` answers with, this gateway included. Empty: the gateways that are there.
     pub members: Vec<Member>,
     /// The certificates of links; without them, links are plain.
     pub link_tls: Option<Arc<tls::Mutual>>,
@@ -125,10 +125,15 @@ impl Gateway {
     pub async fn start(options: GatewayOptions) -> io::Result<Gateway> {
         let listener = listen(options.listen)?;
         let admin = options.admin_listen.map(listen).transpose()?;
+        let client_urls = if options.client_urls.is_empty() {
+            vec![format!("http://{}", listener.local_addr()?)]
+        } else {
+            options.client_urls
+        };
         let carrier = Arc::new(Carrier::start(CarrierOptions {
             name: options.name.clone(),
             place: options.place.clone(),
-            client_urls: options.client_urls,
+            client_urls: client_urls.clone(),
             capacity: options.capacity,
             nodes: options.nodes,
             dns_server: options.dns_server,
@@ -145,7 +150,8 @@ impl Gateway {
             listener,
             admin,
             options.name,
-            &options.place.region,
+            &options.place,
+            client_urls,
             options.members,
             options.door,
         )?;
@@ -187,7 +193,7 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// Serves `domain` on `listener`.
+    /// Serves `domain` on `listener`, as the gateway of that name.
     ///
     /// # Errors
     /// The listener has no address.
@@ -196,19 +202,22 @@ impl Serving {
         listener: TcpListener,
         admin: Option<TcpListener>,
         name: String,
-        region: &str,
+        place: &Place,
+        client_urls: Vec<String>,
         members: Vec<Member>,
         options: DoorOptions,
     ) -> io::Result<Serving> {
-        let id =
-            members.iter().find(|member| member.name == name).map_or(member_id(&name), |member| member.id);
-        let metrics = Metrics::new(id, &name, region);
+        let id = members
+            .iter()
+            .find(|member| member.name == name)
+            .map_or(member_id(&place.region, &name), |own| own.id);
+        let metrics = Metrics::new(id, &name, place);
         let own_name = name.clone();
         let members = if members.is_empty() {
-            let url = format!("http://{}", listener.local_addr()?);
-            vec![Member { id, name, client_urls: vec![url.clone()], peer_urls: vec![url] }]
+            let own = Member { id, name, peer_urls: client_urls.clone(), client_urls };
+            Members::Living { own, region: place.region.clone() }
         } else {
-            members
+            Members::Configured(members)
         };
         let leader_known = domain.leader_known();
         let (leaderless_sender, leaderless) = news::channel(false);
@@ -225,7 +234,7 @@ impl Serving {
             members,
             metrics,
             name: own_name,
-            region: Some(region).filter(|region| !region.is_empty()).map(str::to_owned),
+            region: Some(place.region.clone()).filter(|region| !region.is_empty()),
             started: Instant::now(),
             status_told: StatusTold::default(),
             seen_revision: AtomicI64::new(0),

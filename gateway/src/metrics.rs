@@ -2,12 +2,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use prometheus::{Encoder as _, GaugeVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 use tonic::Code;
 
-use crate::domain::{DomainStatus, LinkCounts};
+use crate::domain::{DomainStatus, LinkCounts, NodeStanding};
 use crate::door::methods::{Flow, METHODS};
 use crate::door::{ADVERTISED_CLUSTER_VERSION, ADVERTISED_VERSION};
+use crate::nearest::Place;
 
 /// Codes by number, as grpc-go's metrics name them.
 const CODES: [&str; 17] = [
@@ -55,6 +56,7 @@ pub(crate) struct Metrics {
     straight_links: IntGauge,
     detours: IntGauge,
     links_refused: IntCounterVec,
+    round_trips: GaugeVec,
     pub(crate) events: IntCounter,
     applied: IntGauge,
     committed: IntGauge,
@@ -81,7 +83,7 @@ impl MethodMetrics {
 }
 
 impl Metrics {
-    pub(crate) fn new(member_id: u64, name: &str, region: &str) -> Metrics {
+    pub(crate) fn new(member_id: u64, name: &str, place: &Place) -> Metrics {
         let registry = Registry::new();
         let counter = |name: &str, help: &str| {
             let counter = IntCounter::new(name, help).expect("the name is well formed");
@@ -144,7 +146,7 @@ impl Metrics {
         facts(
             "gaios_gateway_info",
             "Which gateway this is, and where it stands.",
-            &[("name", name), ("region", region)],
+            &[("name", name), ("region", &place.region), ("zone", &place.zone)],
         );
         #[cfg(target_os = "linux")]
         registry
@@ -197,6 +199,14 @@ impl Metrics {
                 "Attempts to link with a node where what answers is not the node, or does not want this gateway.",
                 &["reason"],
             ),
+            round_trips: {
+                let name = "gaios_gateway_node_round_trip_seconds";
+                let help = "Smoothed round trip to each node that is reached.";
+                let gauges = GaugeVec::new(Opts::new(name, help), &["node", "region"]);
+                let gauges = gauges.expect("the name is well formed");
+                registry.register(Box::new(gauges.clone())).expect("each name is registered once");
+                gauges
+            },
             events: counter(
                 "etcd_debugging_mvcc_events_total",
                 "Total number of events sent by this gateway.",
@@ -268,6 +278,17 @@ impl Metrics {
         for (reason, count) in links.refused {
             let counted = self.links_refused.with_label_values(&[reason]);
             counted.inc_by(count.saturating_sub(counted.get()));
+        }
+    }
+
+    /// Takes in how far nodes are.
+    pub(crate) fn set_nodes(&self, nodes: &[NodeStanding]) {
+        self.round_trips.reset();
+        for node in nodes {
+            if let Some(round_trip) = node.round_trip {
+                let labels = [&node.node.to_string(), &node.place.region];
+                self.round_trips.with_label_values(&labels).set(round_trip.as_secs_f64());
+            }
         }
     }
 

@@ -1,4 +1,19 @@
-//! Where gateways and nodes stand.
+//! Which node to ask where several would do: the nearest one that is fit. Pure.
+//!
+//! One in the same zone comes first, then those of the same region, then the others; among equals the one with the shortest
+//! round trip. Round trips that differ by little are equal, and such nodes share the work. A node that failed, or was behind what a
+//! client had seen, is left alone for a while, unless there is no other.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::router::NodeId;
+
+/// The first rest of a node that failed, and the longest: it doubles with each failure after a rest.
+const REST_MIN: Duration = Duration::from_secs(1);
+const REST_MAX: Duration = Duration::from_secs(30);
+/// Round trips are equal up to this much, or to a quarter of the shorter one.
+const EQUAL: Duration = Duration::from_millis(1);
 
 /// A region, and a zone of it. Empty where that was not said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -7,4 +22,233 @@ pub struct Place {
     pub region: String,
     /// The zone.
     pub zone: String,
+}
+
+/// How near a place is by its name; the smaller the nearer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Distance {
+    SameZone,
+    SameRegion,
+    Elsewhere,
+}
+
+impl Place {
+    fn distance(&self, other: &Place) -> Distance {
+        if self.region.is_empty() || self.region != other.region {
+            Distance::Elsewhere
+        } else if self.zone.is_empty() || self.zone != other.zone {
+            Distance::SameRegion
+        } else {
+            Distance::SameZone
+        }
+    }
+}
+
+/// A smoothed round trip.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RoundTrip(Option<Duration>);
+
+impl RoundTrip {
+    /// Takes in a measurement: an eighth of it, as TCP does (RFC 6298).
+    pub fn handle_sample(&mut self, sample: Duration) {
+        self.0 = Some(match self.0 {
+            Some(known) => (known * 7 + sample) / 8,
+            None => sample,
+        });
+    }
+
+    /// None before the first measurement.
+    pub fn get(self) -> Option<Duration> {
+        self.0
+    }
+}
+
+/// What is known of all nodes.
+#[derive(Clone, Debug, Default)]
+pub struct Nodes {
+    own: Place,
+    nodes: BTreeMap<NodeId, Known>,
+    turn: usize,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Known {
+    place: Place,
+    round_trip: RoundTrip,
+    /// Until when it is left alone.
+    rests_until: Option<Instant>,
+    /// The next rest.
+    rest: Duration,
+}
+
+impl Nodes {
+    /// As seen from `own`.
+    pub fn new(own: Place) -> Nodes {
+        Nodes { own, ..Nodes::default() }
+    }
+
+    /// A node said where it stands.
+    pub fn handle_place(&mut self, node: NodeId, place: Place) {
+        self.nodes.entry(node).or_default().place = place;
+    }
+
+    /// A round trip to the node took so long. Returns the smoothed one.
+    pub fn handle_round_trip(&mut self, node: NodeId, sample: Duration) -> Duration {
+        let known = self.nodes.entry(node).or_default();
+        known.round_trip.handle_sample(sample);
+        known.round_trip.get().unwrap_or(sample)
+    }
+
+    /// The node did not answer what others would have.
+    pub fn handle_failed(&mut self, now: Instant, node: NodeId) {
+        let known = self.nodes.entry(node).or_default();
+        if known.rests_until.is_some_and(|until| now < until) {
+            // One of many that were under way.
+            return;
+        }
+        known.rest = (known.rest * 2).clamp(REST_MIN, REST_MAX);
+        known.rests_until = Some(now + known.rest);
+    }
+
+    /// The node answered.
+    pub fn handle_answered(&mut self, node: NodeId) {
+        if let Some(known) = self.nodes.get_mut(&node)
+            && known.rests_until.is_some()
+        {
+            known.rests_until = None;
+            known.rest = Duration::ZERO;
+        }
+    }
+
+    /// The nearest of `candidates`, all of which can be asked; those that are equally near in turn.
+    pub fn choose(&mut self, now: Instant, candidates: &[NodeId]) -> Option<NodeId> {
+        let rank = |node: NodeId| {
+            let Some(known) = self.nodes.get(&node) else {
+                return (false, Distance::Elsewhere, Duration::MAX);
+            };
+            let rests = known.rests_until.is_some_and(|until| now < until);
+            let round_trip = known.round_trip.get().unwrap_or(Duration::MAX);
+            (rests, self.own.distance(&known.place), round_trip)
+        };
+        let best = candidates.iter().map(|node| rank(*node)).min()?;
+        let enough = best.2.saturating_add(EQUAL.max(best.2 / 4));
+        let equals = candidates.iter().copied().filter(|node| {
+            let (rests, distance, round_trip) = rank(*node);
+            (rests, distance) == (best.0, best.1) && round_trip <= enough
+        });
+        let equals: Vec<NodeId> = equals.collect();
+        self.turn = self.turn.wrapping_add(1);
+        equals.get(self.turn % equals.len().max(1)).copied()
+    }
+
+    /// Where a node stands and how far it is, for whoever shows it.
+    pub fn get(&self, node: NodeId) -> Option<(&Place, Option<Duration>)> {
+        self.nodes.get(&node).map(|known| (&known.place, known.round_trip.get()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(region: &str, zone: &str) -> Place {
+        Place { region: region.to_owned(), zone: zone.to_owned() }
+    }
+
+    /// The nodes that are chosen, each once.
+    fn chosen(nodes: &mut Nodes, now: Instant, candidates: &[NodeId]) -> Vec<NodeId> {
+        let mut chosen: Vec<_> = (0..100).filter_map(|_| nodes.choose(now, candidates)).collect();
+        chosen.sort_unstable();
+        chosen.dedup();
+        chosen
+    }
+
+    fn milliseconds(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    #[test]
+    fn the_zone_comes_before_the_region_and_that_before_the_round_trip() {
+        let now = Instant::now();
+        let mut nodes = Nodes::new(place("a", "1"));
+        let places = [place("a", "1"), place("a", "2"), place("a", ""), place("b", "1"), place("", "")];
+        for (node, place) in (1..).zip(places) {
+            nodes.handle_place(node, place);
+            // The nearer by name, the farther by time.
+            nodes.handle_round_trip(node, milliseconds(600 - u64::from(node) * 100));
+        }
+        assert_eq!(chosen(&mut nodes, now, &[5, 4, 3, 2, 1]), [1]);
+        assert_eq!(
+            chosen(&mut nodes, now, &[5, 4, 3, 2]),
+            [3],
+            "a region's zones that are not one's own are alike"
+        );
+        assert_eq!(chosen(&mut nodes, now, &[5, 4]), [5], "no region is none that one shares");
+        assert!(chosen(&mut nodes, now, &[]).is_empty());
+        let mut nowhere = Nodes::new(Place::default());
+        nowhere.handle_place(1, place("", ""));
+        nowhere.handle_round_trip(1, milliseconds(9));
+        nowhere.handle_round_trip(2, milliseconds(2));
+        assert_eq!(chosen(&mut nowhere, now, &[1, 2]), [2]);
+    }
+
+    #[test]
+    fn nodes_that_are_equally_far_share_the_work() {
+        let now = Instant::now();
+        let mut nodes = Nodes::new(Place::default());
+        assert_eq!(chosen(&mut nodes, now, &[1, 2, 3]), [1, 2, 3], "nothing is known of them");
+        nodes.handle_round_trip(1, milliseconds(100));
+        assert_eq!(
+            chosen(&mut nodes, now, &[1, 2, 3]),
+            [1],
+            "one that was measured is better than one that was not"
+        );
+        nodes.handle_round_trip(2, milliseconds(120));
+        nodes.handle_round_trip(3, milliseconds(130));
+        assert_eq!(chosen(&mut nodes, now, &[1, 2, 3]), [1, 2]);
+        let mut near = Nodes::new(Place::default());
+        near.handle_round_trip(1, Duration::from_micros(50));
+        near.handle_round_trip(2, Duration::from_micros(900));
+        assert_eq!(chosen(&mut near, now, &[1, 2]), [1, 2], "less than a millisecond is noise");
+    }
+
+    #[test]
+    fn a_node_that_fails_rests_ever_longer_until_it_answers() {
+        let start = Instant::now();
+        let mut nodes = Nodes::new(Place::default());
+        nodes.handle_round_trip(1, milliseconds(1));
+        nodes.handle_round_trip(2, milliseconds(100));
+        assert_eq!(chosen(&mut nodes, start, &[1, 2]), [1]);
+        let mut now = start;
+        for seconds in [1, 2, 4, 8, 16, 30, 30] {
+            nodes.handle_failed(now, 1);
+            nodes.handle_failed(now, 1);
+            assert_eq!(chosen(&mut nodes, now, &[1, 2]), [2]);
+            assert_eq!(chosen(&mut nodes, now, &[1]), [1], "there is no other");
+            now += Duration::from_secs(seconds);
+            assert_eq!(chosen(&mut nodes, now - milliseconds(1), &[1, 2]), [2]);
+            assert_eq!(chosen(&mut nodes, now, &[1, 2]), [1], "after {seconds} s");
+        }
+        nodes.handle_answered(1);
+        nodes.handle_failed(now, 1);
+        assert_eq!(chosen(&mut nodes, now + REST_MIN, &[1, 2]), [1], "as if it had never failed");
+        nodes.handle_failed(now + REST_MIN, 2);
+        nodes.handle_failed(now + REST_MIN, 1);
+        assert_eq!(chosen(&mut nodes, now + REST_MIN, &[1, 2]), [1], "both rest");
+    }
+
+    #[test]
+    fn a_round_trip_is_smoothed() {
+        let mut round_trip = RoundTrip::default();
+        assert_eq!(round_trip.get(), None);
+        round_trip.handle_sample(milliseconds(80));
+        assert_eq!(round_trip.get(), Some(milliseconds(80)));
+        round_trip.handle_sample(milliseconds(160));
+        assert_eq!(round_trip.get(), Some(milliseconds(90)));
+        for _ in 0..60 {
+            round_trip.handle_sample(milliseconds(20));
+        }
+        let settled = round_trip.get().unwrap();
+        assert!(settled >= milliseconds(20) && settled < milliseconds(21), "{settled:?}");
+    }
 }

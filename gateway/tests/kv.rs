@@ -37,7 +37,7 @@ async fn put_range_txn_delete() {
     let answer = client.put(put("a", "1")).await.unwrap().into_inner();
     let header = answer.header.unwrap();
     assert_eq!((header.revision, header.cluster_id), (2, support::CLUSTER));
-    assert_eq!(header.member_id, gateway::door::member_id("test"));
+    assert_eq!(header.member_id, gateway::door::member_id("", "test"));
     assert_eq!(header.raft_term, 2);
     let answer = client.put(pb::PutRequest { prev_kv: true, ..put("a", "2") }).await.unwrap().into_inner();
     assert_eq!(answer.prev_kv.unwrap().value, "1");

@@ -11,6 +11,7 @@ mod detour;
 mod disk_watch;
 mod door;
 mod essential;
+mod gateways;
 mod group;
 mod hello;
 mod inbox;

@@ -37,6 +37,8 @@ const VERSION: u32 = 1;
 const OUTBOX_BYTES: usize = 1 << 30;
 /// No further query is answered while more than this waits: as much as a gateway takes in some milliseconds.
 const ROOM_BYTES: usize = 8 << 20;
+/// A gateway asks for signs of life every few seconds, whatever else it asks. One that is silent for so long is gone.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// The largest answer. A gateway accepts frames of 512 MiB.
 const ANSWER_BYTES_MAX: usize = (512 << 20) - 1024;
 
@@ -167,8 +169,8 @@ pub(crate) async fn serve(
         return;
     }
     let link = Arc::new(Link::new());
-    let _counted = shared.gateways.link(&hello.name);
-    info!(%from, gateway = hello.name, link = link.id, "gateway linked");
+    let _shown = shared.gateways.come(&hello);
+    info!(%from, gateway = hello.name, region = hello.region, link = link.id, "gateway linked");
     let (read, write) = stream.into_split();
     let read = Patient::new(read, SILENCE_MAX);
     let tell_room = async {
@@ -273,6 +275,7 @@ fn is_of_a_client(request: &wire::Request) -> bool {
         Some(
             Kind::OpenSession(_)
             | Kind::Status(_)
+            | Kind::Gateways(_)
             | Kind::WatchCredit(_)
             | Kind::WatchSync(_)
             | Kind::WatchClose(_)
@@ -292,6 +295,7 @@ fn wants_answer(request: &wire::Request) -> bool {
             | Kind::OpenSession(_)
             | Kind::KeepAlive(_)
             | Kind::Status(_)
+            | Kind::Gateways(_)
             | Kind::WatchOpen(_)
             | Kind::WatchSync(_)
             | Kind::NodeStatus(_),

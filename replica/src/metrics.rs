@@ -32,11 +32,13 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn new(node: NodeId, name: &str) -> Metrics {
+    pub(crate) fn new(node: NodeId, name: &str, region: &str, zone: &str) -> Metrics {
         let registry = Registry::new();
         let info = Opts::new("gaios_replica_info", "Which node this is")
             .const_label("node", node.0.to_string())
-            .const_label("name", name);
+            .const_label("name", name)
+            .const_label("region", region)
+            .const_label("zone", zone);
         let info = IntGauge::with_opts(info).expect("the name is well formed");
         registry.register(Box::new(info.clone())).expect("each name is registered once");
         info.set(1);

@@ -33,11 +33,11 @@ use crate::clock;
 use crate::disk_watch::{DiskNews, DiskWatch};
 use crate::door::{self, Door};
 use crate::essential;
+use crate::gateways::Gateways;
 use crate::group::{self, GroupEvent, GroupHandle, GroupStart, LogPositions};
 use crate::metrics::Metrics;
 use crate::newcomer::{Seat, digest, settle, take_place};
 use crate::peer::{self, Peer};
-use crate::status::LinkedGateways;
 use crate::suspicion::Accuser;
 
 /// What a node is started with.
@@ -135,7 +135,7 @@ pub(crate) struct Shared {
     /// What this node would set as leader.
     pub(crate) limits: Limits,
     pub(crate) metrics: Metrics,
-    pub(crate) gateways: LinkedGateways,
+    pub(crate) gateways: Gateways,
     /// The node wishes to stop: groups hand over.
     pub(crate) stopping: CancellationToken,
     /// The groups have stopped: connections end.
@@ -570,7 +570,7 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
         .collect();
     let peers = Arc::new(peers);
     let groups = Arc::new(handles);
-    let metrics = Metrics::new(options.id, &options.name);
+    let metrics = Metrics::new(options.id, &options.name, &options.region, &options.zone);
     metrics.insecure.set(i64::from(options.insecure));
     let limits = admission::Limits::new(options.descriptors, peers.len(), groups.len());
     let writer = spawn_writer(journal, Arc::clone(&groups), Arc::clone(&peers), metrics.clone())?;
@@ -578,7 +578,7 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
         id: options.id,
         name: options.name,
         started: Instant::now(),
-        gateways: LinkedGateways::default(),
+        gateways: Gateways::default(),
         cluster: options.cluster,
         timing: options.timing,
         identity,

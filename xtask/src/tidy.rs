@@ -18,7 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("api", &[]),
     ("awake", &[]),
     ("bench", &["api"]),
-    ("compat", &["api"]),
+    ("compat", &["api", "test-dns"]),
     ("config", &[]),
     ("consensus-core", &[]),
     ("discovery", &[]),
@@ -28,6 +28,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("journal", &[]),
     ("keyspace", &[]),
+    ("planet", &[]),
     (
         "replica",
         &["api", "awake", "config", "consensus-core", "discovery", "journal", "keyspace", "shard-map", "tls"],

@@ -101,7 +101,7 @@ impl LinkFeed {
             let target = || {
                 group.leader_link(&self.shared).or_else(|| {
                     let replicas = if self.opened { self.shared.replicas(&group) } else { Vec::new() };
-                    self.shared.links.to_any(&replicas)
+                    self.shared.links.to_nearest(&replicas)
                 })
             };
             let Some((node, link)) = target() else {
@@ -200,7 +200,8 @@ impl LinkFeed {
                 | Kind::Status(_)
                 | Kind::WatchSynced(_)
                 | Kind::ShardMap(_)
-                | Kind::NodeStatus(_),
+                | Kind::NodeStatus(_)
+                | Kind::Gateways(_),
             )
             | None => Err("an answer to another question"),
         }
@@ -330,7 +331,8 @@ impl Feed for LinkFeed {
                         | Kind::WatchEvents(_)
                         | Kind::WatchCanceled(_)
                         | Kind::ShardMap(_)
-                        | Kind::NodeStatus(_),
+                        | Kind::NodeStatus(_)
+                        | Kind::Gateways(_),
                     )
                     | None => self.leave("an answer to another question").await,
                 },

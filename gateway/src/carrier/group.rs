@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Counted, Shared};
 use crate::backoff::random_u32;
-use crate::domain::{Answer, Consistency, DomainStatus, Kept};
+use crate::domain::{Answer, Consistency, DomainStatus, Kept, KnownGateway, KnownGateways};
 use crate::errors::Failure;
 use crate::link::{Link, Lost, NotSent};
 use crate::retry::{self, Attempts, Next};
@@ -261,7 +261,7 @@ impl Group {
         };
         let target = || match consistency {
             Consistency::Linearizable => self.leader_link(shared),
-            Consistency::Serializable { .. } => shared.links.to_any(&replicas),
+            Consistency::Serializable { .. } => shared.links.to_nearest(&replicas),
         };
         let (serializable, at_least) = match consistency {
             Consistency::Linearizable => (false, 0),
@@ -274,14 +274,30 @@ impl Group {
             };
             let kind = request::Kind::Read(wire::Read { query: query.clone(), serializable, at_least });
             let next = match link.call(self.id, kind, query.len()) {
-                Ok(call) => match self.judge(node, call.await, attempts) {
-                    Judged::Answer(answer) => return Ok(answer),
-                    Judged::Refused(error) => return Err(Failure::Refused(error)),
-                    Judged::Next(next) => next,
-                },
+                Ok(call) => {
+                    let answered = tokio::select! {
+                        answered = call => answered,
+                        // Others are not waited for by silence: only the leader can answer.
+                        () = link.until_silent(), if serializable && replicas.len() > 1 => Err(Lost),
+                    };
+                    match self.judge(node, answered, attempts) {
+                        Judged::Answer(answer) => {
+                            if serializable {
+                                shared.links.handle_answered(node);
+                            }
+                            return Ok(answer);
+                        }
+                        Judged::Refused(error) => return Err(Failure::Refused(error)),
+                        Judged::Next(next) => next,
+                    }
+                }
                 Err(NotSent::Down) => attempts.handle_unsent(),
                 Err(NotSent::Full) => attempts.handle_refused(Why::Overloaded, false),
             };
+            if serializable {
+                // It is gone, or silent, or behind what the client has seen.
+                shared.links.handle_failed(node);
+            }
             match next {
                 Next::Again => {}
                 // Another replica may do for a serializable read.
@@ -294,26 +310,60 @@ impl Group {
         }
     }
 
-    /// What a node knows of the group: the leader if there is one, else any replica.
+    /// What a node knows of the group.
     pub(super) async fn status(&self, shared: &Shared, deadline: Instant) -> Result<DomainStatus, Failure> {
+        let ask = request::Kind::Status(wire::StatusRequest::default());
+        let understand = |response: wire::Response| {
+            let Some(Kind::Status(status)) = response.kind else { return None };
+            Some(domain_status(response.term, &status))
+        };
+        self.ask(shared, deadline, ask, understand).await
+    }
+
+    /// The gateways that a node knows.
+    pub(super) async fn gateways(
+        &self,
+        shared: &Shared,
+        deadline: Instant,
+    ) -> Result<KnownGateways, Failure> {
+        let ask = request::Kind::Gateways(wire::GatewaysRequest {});
+        let understand = |response: wire::Response| {
+            let term = response.term;
+            if let Some(Kind::Refused(refused)) = &response.kind
+                && refused.why() == Why::Malformed
+            {
+                // It does not know the question: it is older than this gateway.
+                return Some(KnownGateways { term, gateways: Vec::new() });
+            }
+            let Some(Kind::Gateways(list)) = response.kind else { return None };
+            Some(known_gateways(term, list))
+        };
+        self.ask(shared, deadline, ask, understand).await
+    }
+
+    /// Asks the leader if there is one, else any replica, until an answer is understood.
+    async fn ask<T>(
+        &self,
+        shared: &Shared,
+        deadline: Instant,
+        ask: request::Kind,
+        understand: impl Fn(wire::Response) -> Option<T>,
+    ) -> Result<T, Failure> {
         let replicas = shared.replicas(self);
         let mut attempts = Attempts::new(retry::Kind::Read);
         let driven = timeout_at(deadline, async {
             loop {
-                let target = || self.leader_link(shared).or_else(|| shared.links.to_any(&replicas));
+                let target = || self.leader_link(shared).or_else(|| shared.links.to_nearest(&replicas));
                 let Some((_, link)) = target() else {
                     self.wait(|| target().is_some(), shared.options.waiting_max).await?;
                     continue;
                 };
-                let answered =
-                    match link.call(self.id, request::Kind::Status(wire::StatusRequest::default()), 0) {
-                        Ok(call) => call.await,
-                        Err(NotSent::Down | NotSent::Full) => Err(Lost),
-                    };
-                if let Ok(response) = answered
-                    && let Some(Kind::Status(status)) = response.kind
-                {
-                    return Ok(domain_status(response.term, &status));
+                let answered = match link.call(self.id, ask.clone(), 0) {
+                    Ok(call) => call.await,
+                    Err(NotSent::Down | NotSent::Full) => Err(Lost),
+                };
+                if let Some(understood) = answered.ok().and_then(&understand) {
+                    return Ok(understood);
                 }
                 attempts.handle_lost();
                 pause().await;
@@ -360,7 +410,8 @@ impl Group {
                 | Kind::WatchCanceled(_)
                 | Kind::WatchSynced(_)
                 | Kind::ShardMap(_)
-                | Kind::NodeStatus(_),
+                | Kind::NodeStatus(_)
+                | Kind::Gateways(_),
             )
             | None => Judged::Next(Next::Give(Failure::Internal("gaios: an answer to another question"))),
         }
@@ -472,6 +523,17 @@ fn encode(command: &Command) -> Bytes {
     let mut encoded = BytesMut::with_capacity(COMMAND_BYTES);
     command.encode(&mut encoded);
     encoded.freeze()
+}
+
+fn known_gateways(term: u64, list: wire::GatewayList) -> KnownGateways {
+    let gateways = list.gateways.into_iter().map(|gateway| KnownGateway {
+        name: gateway.name,
+        region: gateway.region,
+        zone: gateway.zone,
+        client_urls: gateway.client_urls,
+        capacity: gateway.capacity,
+    });
+    KnownGateways { term, gateways: gateways.collect() }
 }
 
 fn domain_status(term: u64, status: &wire::StatusReply) -> DomainStatus {

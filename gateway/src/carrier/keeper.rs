@@ -184,7 +184,8 @@ async fn open_session(group: &Group, node: NodeId, link: &Arc<Link>, nonce: Byte
             | Kind::WatchCanceled(_)
             | Kind::WatchSynced(_)
             | Kind::ShardMap(_)
-            | Kind::NodeStatus(_),
+            | Kind::NodeStatus(_)
+            | Kind::Gateways(_),
         )
         | None => false,
     }

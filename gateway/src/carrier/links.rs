@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use discovery::Address;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
-use crate::domain::LinkCounts;
+use crate::domain::{LinkCounts, NodeStanding};
 use crate::link::{Identity, Link, LinkEvent, Target};
+use crate::nearest::{Nodes, Place};
 use crate::router::NodeId;
 use crate::status::Reach;
 
@@ -25,6 +27,7 @@ pub(crate) struct Links {
     /// The links that are up, by node.
     up: ArcSwap<Vec<(NodeId, Arc<Link>)>>,
     turn: AtomicUsize,
+    nodes: Mutex<Nodes>,
 }
 
 /// An address that is dialled, and the names that lead there.
@@ -41,6 +44,7 @@ impl Links {
         per_node: usize,
     ) -> Links {
         Links {
+            nodes: Mutex::new(Nodes::new(identity.place.clone())),
             identity,
             events,
             per_node,
@@ -94,7 +98,8 @@ impl Links {
         self.identity.detours.changes()
     }
 
-    pub(crate) fn handle_up(&self, node: NodeId, link: &Arc<Link>) {
+    pub(crate) fn handle_up(&self, node: NodeId, link: &Arc<Link>, place: Place) {
+        self.nodes.lock().handle_place(node, place);
         self.up.rcu(|up| {
             let mut up: Vec<_> = up.iter().filter(|(_, known)| !Arc::ptr_eq(known, link)).cloned().collect();
             up.push((node, Arc::clone(link)));
@@ -133,12 +138,38 @@ impl Links {
         LinkCounts { refused: self.identity.refusals.counts(), ..self.identity.detours.count() }
     }
 
-    /// A link to any of the nodes, in turn.
-    pub(crate) fn to_any(&self, nodes: &[NodeId]) -> Option<(NodeId, Arc<Link>)> {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        (0..nodes.len()).find_map(|step| {
-            let node = nodes[(turn + step) % nodes.len()];
-            self.to(node).map(|link| (node, link))
-        })
+    pub(crate) fn handle_round_trip(&self, node: NodeId, sample: Duration) {
+        self.nodes.lock().handle_round_trip(node, sample);
+    }
+
+    /// The node did not answer, or not in time, or is behind: others are asked for a while.
+    pub(crate) fn handle_failed(&self, node: NodeId) {
+        self.nodes.lock().handle_failed(Instant::now(), node);
+    }
+
+    pub(crate) fn handle_answered(&self, node: NodeId) {
+        self.nodes.lock().handle_answered(node);
+    }
+
+    /// A link to the nearest of the nodes that can be reached and is fit; to those that are equally near in turn.
+    pub(crate) fn to_nearest(&self, nodes: &[NodeId]) -> Option<(NodeId, Arc<Link>)> {
+        let reached: Vec<NodeId> = nodes.iter().copied().filter(|node| self.to(*node).is_some()).collect();
+        let node = self.nodes.lock().choose(Instant::now(), &reached)?;
+        self.to(node).map(|link| (node, link))
+    }
+
+    /// Where the nodes stand that have been reached, and the round trips to them.
+    pub(crate) fn standings(&self) -> Vec<NodeStanding> {
+        let up = self.up.load();
+        let nodes = self.nodes.lock();
+        let mut standings: Vec<NodeStanding> = Vec::new();
+        for (node, _) in up.iter().filter(|(node, link)| link.node() == Some(*node)) {
+            if standings.iter().all(|known| known.node != *node)
+                && let Some((place, round_trip)) = nodes.get(*node)
+            {
+                standings.push(NodeStanding { node: *node, place: place.clone(), round_trip });
+            }
+        }
+        standings
     }
 }

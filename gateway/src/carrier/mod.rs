@@ -29,7 +29,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::backoff::random_u32;
-use crate::domain::{Answer, Consistency, Domain, DomainStatus, FeedSpec, Kept, LinkCounts};
+use crate::domain::{
+    Answer, Consistency, Domain, DomainStatus, FeedSpec, Kept, KnownGateways, LinkCounts, NodeStanding,
+};
 use crate::errors::Failure;
 use crate::link::{Identity, LinkEvent};
 use crate::nearest::Place;
@@ -162,7 +164,7 @@ impl Shared {
                 event = events.recv() => event,
             };
             match event {
-                Some(LinkEvent::Up { link, node, cluster, shard_map }) => {
+                Some(LinkEvent::Up { link, node, cluster, shard_map, place }) => {
                     // Without a configured cluster, the first node's is the one.
                     let known =
                         self.cluster.compare_exchange(0, cluster, Ordering::AcqRel, Ordering::Acquire);
@@ -180,7 +182,7 @@ impl Shared {
                         }
                     };
                     // First, so that the map's address for it is not dialled as well.
-                    self.links.handle_up(node, &link);
+                    self.links.handle_up(node, &link, place);
                     if let Some(topology) = newer {
                         self.learn(topology);
                     }
@@ -190,6 +192,7 @@ impl Shared {
                     self.links.handle_down();
                     self.each_group(|group| group.handle_link_down(node));
                 }
+                Some(LinkEvent::RoundTrip { node, sample }) => self.links.handle_round_trip(node, sample),
                 Some(LinkEvent::ShardMap(map)) => match self.read(map) {
                     Ok(Some(topology)) => self.learn(topology),
                     Ok(None) => {}
@@ -359,12 +362,22 @@ impl Domain for Carrier {
         group.status(&self.shared, deadline).await
     }
 
+    async fn gateways(&self) -> Result<KnownGateways, Failure> {
+        let deadline = self.shared.deadline();
+        let group = self.shared.group(deadline, Vec::new).await?;
+        group.gateways(&self.shared, deadline).await
+    }
+
     fn feed(&self, spec: FeedSpec) -> LinkFeed {
         LinkFeed::new(Arc::clone(&self.shared), spec)
     }
 
     async fn nodes(&self) -> (Vec<NodeStatus>, BTreeMap<u64, Vec<u32>>) {
         self.shared.nodes().await
+    }
+
+    fn standings(&self) -> Vec<NodeStanding> {
+        self.shared.links.standings()
     }
 
     fn links(&self) -> LinkCounts {

@@ -77,6 +77,14 @@ impl Shared {
         }
     }
 
+    /// Unless it is followed anew by now.
+    fn let_go(&self, address: &Address) {
+        let names = self.names.0.lock();
+        if !names.contains_key(address) {
+            self.links.set(address, &[], None);
+        }
+    }
+
     fn resident(&self, address: &Address) -> Option<NodeId> {
         self.names.0.lock().get(address).and_then(|followed| followed.node)
     }
@@ -112,7 +120,7 @@ async fn follow(shared: Arc<Shared>, address: Address, left: CancellationToken) 
     };
     tokio::select! {
         () = shared.stop.cancelled() => {}
-        () = left.cancelled() => shared.links.set(&address, &[], None),
+        () = left.cancelled() => shared.let_go(&address),
         () = following => {}
     }
 }

@@ -1,4 +1,4 @@
-//! The service Cluster: the members a client sees are the gateways of its region.
+//! The service Cluster: the members a client sees are gateways.
 
 use std::sync::Arc;
 
@@ -16,14 +16,14 @@ impl<D: Domain> pb::cluster_server::Cluster for Cluster<D> {
         &self,
         _request: Request<pb::MemberListRequest>,
     ) -> Result<Response<pb::MemberListResponse>, Status> {
-        let status = self.0.domain.status().await?;
+        let known = self.0.domain.gateways().await?;
         // etcd leaves the revision of cluster answers at 0.
-        let header = self.0.header(0, status.term);
-        let members = self.0.members.iter().map(|member| pb::Member {
+        let header = self.0.header(0, known.term);
+        let members = self.0.members.list(&known.gateways).into_iter().map(|member| pb::Member {
             id: member.id,
-            name: member.name.clone(),
-            peer_urls: member.peer_urls.clone(),
-            client_urls: member.client_urls.clone(),
+            name: member.name,
+            peer_urls: member.peer_urls,
+            client_urls: member.client_urls,
             is_learner: false,
         });
         Ok(Response::new(pb::MemberListResponse { header, members: members.collect() }))

@@ -15,12 +15,12 @@ use crate::errors::NO_LEADER;
 pub(super) struct Maintenance<D>(pub(super) Arc<Caller<D>>);
 
 impl<D: Domain> Door<D> {
-    fn alarm_member(&self, alarm: Alarm) -> pb::AlarmMember {
+    fn alarm_member(&self, alarm: Alarm, leader: u64) -> pb::AlarmMember {
         let kind = match alarm.kind {
             AlarmKind::NoSpace => pb::AlarmType::Nospace,
             AlarmKind::Corrupt => pb::AlarmType::Corrupt,
         };
-        let member_id = if alarm.member == 0 { self.leader_member() } else { alarm.member };
+        let member_id = if alarm.member == 0 { leader } else { alarm.member };
         pb::AlarmMember { member_id, alarm: kind.into() }
     }
 }
@@ -37,7 +37,8 @@ impl<D: Domain> pb::maintenance_server::Maintenance for Maintenance<D> {
         };
         // The alarms of the state machine itself are shown as one member's, the same at every gateway of the region, and
         // taken back under that name.
-        let member = if request.member_id == self.0.leader_member() { 0 } else { request.member_id };
+        let leader = self.0.leader_member().await?;
+        let member = if request.member_id == leader { 0 } else { request.member_id };
         let query = || self.0.domain.read(Query::Alarms, Consistency::Linearizable);
         let answer = match (AlarmAction::try_from(request.action), asked) {
             (Ok(AlarmAction::Activate), Some(alarm)) => {
@@ -60,7 +61,7 @@ impl<D: Domain> pb::maintenance_server::Maintenance for Maintenance<D> {
         let alarms = alarms
             .into_iter()
             .filter(|alarm| !is_get || asked.is_none_or(|kind| kind == alarm.kind))
-            .map(|alarm| self.0.alarm_member(alarm))
+            .map(|alarm| self.0.alarm_member(alarm, leader))
             .collect();
         Ok(Response::new(pb::AlarmResponse { header, alarms }))
     }
@@ -69,14 +70,14 @@ impl<D: Domain> pb::maintenance_server::Maintenance for Maintenance<D> {
         &self,
         _request: Request<pb::StatusRequest>,
     ) -> Result<Response<pb::StatusResponse>, Status> {
-        let status = self.0.domain.status().await?;
+        let (status, leader) = tokio::try_join!(self.0.domain.status(), self.0.leader_member())?;
         let mut errors = Vec::new();
         if !status.has_leader {
             errors.push(NO_LEADER.1.to_owned());
         }
         let alarms = [(status.no_space_alarm, "NOSPACE"), (status.corrupt_alarm, "CORRUPT")];
         for (_, alarm) in alarms.iter().filter(|(raised, _)| *raised) {
-            errors.push(format!("memberID:{} alarm:{alarm} ", self.0.leader_member()));
+            errors.push(format!("memberID:{} alarm:{alarm} ", leader));
         }
         let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         Ok(Response::new(pb::StatusResponse {
@@ -84,7 +85,7 @@ impl<D: Domain> pb::maintenance_server::Maintenance for Maintenance<D> {
             version: ADVERTISED_VERSION.to_owned(),
             db_size: signed(status.size_bytes),
             // Every gateway of the region names the same member, so that clients see one leader.
-            leader: if status.has_leader { self.0.leader_member() } else { 0 },
+            leader: if status.has_leader { leader } else { 0 },
             raft_index: status.commit_slot,
             raft_term: status.term,
             raft_applied_index: status.applied_slot,

@@ -14,6 +14,7 @@ mod http;
 mod kv;
 mod lease;
 mod maintenance;
+mod members;
 pub(crate) mod methods;
 mod outlet;
 mod serve;
@@ -30,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
-use crate::domain::Domain;
+use crate::domain::{Domain, KnownGateways};
 use crate::errors::{Failure, NO_LEADER, status};
 use crate::metrics::Metrics;
 use crate::watch::Hub;
@@ -38,6 +39,7 @@ use crate::watch::Hub;
 pub(crate) use admin::StatusTold;
 pub(crate) use caller::Caller;
 pub(crate) use front::Front;
+pub(crate) use members::Members;
 pub(crate) use serve::{Server, serve};
 
 /// The version of etcd whose behaviour this is: `Status.version`, `/version`, `etcd_server_version`. Clients ask for
@@ -51,7 +53,7 @@ pub const ADVERTISED_STORAGE_VERSION: &str = "3.6.0";
 /// A member of the cluster as clients see it: a gateway of their region.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// Not 0. [`member_id`] makes one from the name.
+    /// Not 0. [`member_id`] makes one.
     pub id: u64,
     /// Unique in the region.
     pub name: String,
@@ -61,9 +63,12 @@ pub struct Member {
     pub peer_urls: Vec<String>,
 }
 
-/// A member's id from its name, equal on all gateways: the 64-bit FNV-1a hash.
-pub fn member_id(name: &str) -> u64 {
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+/// A member's id from where it stands and its name, equal on all gateways: the 64-bit FNV-1a hash of `region/name`, or of the
+/// name alone where there is no region.
+pub fn member_id(region: &str, name: &str) -> u64 {
+    let prefix = if region.is_empty() { [region, ""] } else { [region, "/"] };
+    let bytes = prefix.into_iter().chain([name]).flat_map(str::bytes);
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });
     hash.max(1)
@@ -111,7 +116,7 @@ pub(crate) struct Door<D> {
     pub(crate) domain: Arc<D>,
     pub(crate) options: DoorOptions,
     pub(crate) member_id: u64,
-    pub(crate) members: Vec<Member>,
+    pub(crate) members: Members,
     pub(crate) hub: Arc<Hub<D>>,
     pub(crate) metrics: Metrics,
     /// The gateway's.
@@ -155,8 +160,13 @@ impl<D: Domain> Door<D> {
     }
 
     /// The member that is shown as the leader.
-    fn leader_member(&self) -> u64 {
-        self.members.iter().map(|member| member.id).min().unwrap_or(self.member_id)
+    async fn leader_member(&self) -> Result<u64, Failure> {
+        let known = if self.members.are_configured() {
+            KnownGateways::default()
+        } else {
+            self.domain.gateways().await?
+        };
+        Ok(self.members.leader(&known.gateways))
     }
 }
 
@@ -207,7 +217,8 @@ mod tests {
     #[test]
     fn member_ids_are_those_of_fnv() {
         // From the reference vectors of FNV-1a.
-        assert_eq!(member_id("a"), 0xaf63_dc4c_8601_ec8c);
-        assert_eq!(member_id("foobar"), 0x8594_4171_f739_67e8);
+        assert_eq!(member_id("", "a"), 0xaf63_dc4c_8601_ec8c);
+        assert_eq!(member_id("", "foobar"), 0x8594_4171_f739_67e8);
+        assert_ne!(member_id("foo", "bar"), member_id("", "foobar"));
     }
 }

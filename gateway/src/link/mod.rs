@@ -68,6 +68,10 @@ const PROBE_AFTER: Duration = Duration::from_millis(750);
 const PROBE_WATCHES_AFTER: Duration = Duration::from_secs(1);
 /// The same for an idle connection.
 const PROBE_IDLE_AFTER: Duration = Duration::from_secs(10);
+/// A node that says nothing for so long, and for three round trips, is not waited for where another would do.
+const SILENT_AFTER: Duration = Duration::from_millis(400);
+/// A round trip is measured by a probe this often at least, whatever else is said.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// A node that did not answer a probe for this long is given up.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -75,7 +79,9 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) enum LinkEvent {
     /// The connection is up.
-    Up { link: Arc<Link>, node: NodeId, cluster: u64, shard_map: Bytes },
+    Up { link: Arc<Link>, node: NodeId, cluster: u64, shard_map: Bytes, place: Place },
+    /// A probe was answered after so long.
+    RoundTrip { node: NodeId, sample: Duration },
     /// The connection is gone.
     Down { node: NodeId },
     /// The node sent a newer shard map.
@@ -95,6 +101,8 @@ pub(crate) struct Link {
     filled: Notify,
     /// When the node was last heard, in milliseconds since `born`.
     heard_ms: AtomicU64,
+    /// Of the last probe, in microseconds.
+    round_trip_us: AtomicU64,
     born: Instant,
 }
 
@@ -176,6 +184,7 @@ impl Link {
             }),
             filled: Notify::new(),
             heard_ms: AtomicU64::new(0),
+            round_trip_us: AtomicU64::new(0),
             born: Instant::now(),
         }
     }
@@ -199,6 +208,25 @@ impl Link {
     pub(crate) fn silent_for(&self) -> Duration {
         let heard = Duration::from_millis(self.heard_ms.load(Ordering::Relaxed));
         self.born.elapsed().saturating_sub(heard)
+    }
+
+    /// Returns when nothing was heard for so long that the node may be gone, far as it may be: whoever can ask another one
+    /// should.
+    pub(crate) async fn until_silent(&self) {
+        let asked = Instant::now();
+        loop {
+            let patience = SILENT_AFTER.max(self.round_trip() * 3);
+            let silent = self.silent_for().min(asked.elapsed());
+            if silent >= patience {
+                return;
+            }
+            tokio::time::sleep(patience - silent).await;
+        }
+    }
+
+    /// As the last probe found it.
+    fn round_trip(&self) -> Duration {
+        Duration::from_micros(self.round_trip_us.load(Ordering::Relaxed))
     }
 
     /// Sends a request whose variable part has `bytes` bytes.
@@ -336,6 +364,7 @@ impl Link {
             node,
             cluster: welcome.cluster_id,
             shard_map: welcome.shard_map,
+            place: Place { region: welcome.region, zone: welcome.zone },
         });
         let (read, write) = stream.into_split();
         let mut moving = JoinSet::new();
@@ -446,7 +475,13 @@ impl Link {
                 }
                 match state.waiting.remove(id) {
                     Some(Waiter::Call { answer, .. }) => answered.push((answer, response)),
-                    Some(Waiter::Probe) => state.probe = None,
+                    Some(Waiter::Probe) => {
+                        if let (Some((_, since)), Some(node)) = (state.probe.take(), state.node) {
+                            let sample = since.elapsed();
+                            self.round_trip_us.store(sample.as_micros() as u64, Ordering::Relaxed);
+                            let _ = events.send(LinkEvent::RoundTrip { node, sample });
+                        }
+                    }
                     // Its caller gave up, or it is a copy.
                     Some(Waiter::Feed { .. }) | None => {}
                 }
@@ -460,6 +495,7 @@ impl Link {
     /// Returns when the node is given up.
     async fn watch_health(&self) -> io::Error {
         let mut ticks = tokio::time::interval(HEALTH_TICK);
+        let mut measured: Option<Instant> = None;
         loop {
             ticks.tick().await;
             let silent = self.silent_for();
@@ -475,7 +511,8 @@ impl Link {
                 (false, true) => PROBE_WATCHES_AFTER,
                 (false, false) => PROBE_IDLE_AFTER,
             };
-            if silent > patience {
+            if silent > patience || measured.is_none_or(|measured| measured.elapsed() >= PROBE_EVERY) {
+                measured = Some(Instant::now());
                 let id = state.waiting.insert(Waiter::Probe);
                 let kind = request::Kind::Status(wire::StatusRequest::default());
                 // A node without group 0 says so, which is as good an answer.
@@ -588,7 +625,8 @@ fn brings_news(response: &wire::Response) -> bool {
             | Kind::WatchCanceled(_)
             | Kind::WatchSynced(_)
             | Kind::ShardMap(_)
-            | Kind::NodeStatus(_),
+            | Kind::NodeStatus(_)
+            | Kind::Gateways(_),
         )
         | None => false,
     }

@@ -68,9 +68,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
                 Node::start(replica_role::options(&replica, listener, awake.clone(), descriptors)?).await?,
             );
         }
-        // The port may have been left to the kernel, so members are told by the gateway itself.
+        // The port may have been left to the kernel, so the gateway itself tells where it is.
         let options =
-            gateway::GatewayOptions { members: Vec::new(), awake, ..gateway_role::options(&gateway) };
+            gateway::GatewayOptions { client_urls: Vec::new(), awake, ..gateway_role::options(&gateway) };
         let gateway = Gateway::start(options).await.map_err(|error| {
             format!("cannot listen on {}: {error}; choose another address with --listen", dev.listen)
         })?;

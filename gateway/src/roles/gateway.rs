@@ -51,10 +51,11 @@ pub(crate) fn options(config: &Config) -> GatewayOptions {
         admin_listen: Some(config.admin_listen),
         cluster_id: Some(config.cluster.id()),
         members: config
-            .members_or_self()
+            .members
             .iter()
+            .flatten()
             .map(|member| Member {
-                id: member_id(member.name.as_str()),
+                id: member_id("", member.name.as_str()),
                 name: member.name.to_string(),
                 client_urls: urls(&member.client_urls),
                 peer_urls: urls(&member.client_urls),

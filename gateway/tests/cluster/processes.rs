@@ -250,6 +250,7 @@ impl Process {
     }
 
     /// A process that does not run will listen at another IP address of this cluster's, at the same port.
+    #[allow(dead_code, reason = "not every test moves processes")]
     pub(crate) fn move_to(&mut self, ip: Ipv4Addr) {
         assert!(!self.is_running(), "{} listens", self.name);
         let (old, new) = (self.listen, SocketAddr::new(ip.into(), self.listen.port()));

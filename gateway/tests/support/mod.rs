@@ -16,6 +16,7 @@ use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::refused::Why;
 use api::gaios::link::v1::{request, response};
 use bytes::{BufMut, Bytes, BytesMut};
+use gateway::nearest::Place;
 use gateway::{Gateway, GatewayOptions};
 use keyspace::{Command, Effects, KeyRange, Keyspace, Op, Outcome, Query, Reply, Revision, RevisionEvents};
 use parking_lot::Mutex;
@@ -63,6 +64,10 @@ pub(crate) struct Faults {
     pub(crate) no_hints: bool,
     /// This node names only itself as the group's replica.
     pub(crate) alone: Option<u32>,
+    /// Nodes give addresses of nobody in their shard maps.
+    pub(crate) hidden: bool,
+    /// Where nodes stand.
+    pub(crate) places: BTreeMap<u32, Place>,
 }
 
 struct Core {
@@ -405,16 +410,26 @@ impl Serving {
         }
         let _seen = SeenLink::new(&self.core, if detour { "detour" } else { "straight" }, self.node);
         let refused = hello.cluster_id != 0 && hello.cluster_id != CLUSTER;
-        let alone = self.faults.lock().alone == Some(self.node);
-        let shard_map =
-            if alone { shard_map([(self.node, "127.0.0.1:1".to_owned())]) } else { self.shard_map.clone() };
+        let (shard_map, place) = {
+            let faults = self.faults.lock();
+            let nowhere = |node| (node, format!("127.0.0.1:{node}"));
+            let shard_map = if faults.alone == Some(self.node) {
+                shard_map([nowhere(self.node)])
+            } else if faults.hidden {
+                shard_map([1, 2, 3].map(nowhere))
+            } else {
+                self.shard_map.clone()
+            };
+            (shard_map, faults.places.get(&self.node).cloned().unwrap_or_default())
+        };
         let welcome = wire::Welcome {
             version: 1,
             cluster_id: CLUSTER,
             node_id: self.node,
             refused: if refused { "a stranger".to_owned() } else { String::new() },
             shard_map,
-            ..wire::Welcome::default()
+            region: place.region,
+            zone: place.zone,
         };
         if write.write_all(&framed(&welcome)).await.is_err() || refused {
             return;
@@ -537,6 +552,7 @@ impl Serving {
                 core.respond(out, id, response::Kind::Reply(encoded(&outcome)));
             }
             request::Kind::Read(read) => {
+                core.saw(&format!("read {}", self.node));
                 let query = Query::decode(read.query).unwrap();
                 let outcome = core.keyspace.query(&query);
                 core.respond(out, id, response::Kind::Reply(encoded(&outcome)));
@@ -610,6 +626,9 @@ impl Serving {
             request::Kind::WatchClose(_) => {
                 core.watches.remove(&(link, id));
             }
+            request::Kind::Gateways(_) => {
+                core.respond(out, id, response::Kind::Gateways(wire::GatewayList::default()));
+            }
         }
         Ok(())
     }
@@ -640,6 +659,7 @@ fn name(kind: &request::Kind) -> &'static str {
         request::Kind::WatchSync(_) => "watch_sync",
         request::Kind::WatchClose(_) => "watch_close",
         request::Kind::NodeStatus(_) => "node_status",
+        request::Kind::Gateways(_) => "gateways",
     }
 }
 

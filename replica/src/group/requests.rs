@@ -32,6 +32,9 @@ impl Group {
             Some(RequestKind::Read(read)) => self.on_query(link, id, read),
             Some(RequestKind::KeepAlive(keep)) => self.on_read(link, id, Reading::KeepAlive(keep.leases)),
             Some(RequestKind::Status(asked)) => self.on_status(link, id, &asked),
+            Some(RequestKind::Gateways(_)) => {
+                self.replies.add(link, id, Kind::Gateways(self.shared.gateways.list()));
+            }
             Some(RequestKind::WatchOpen(open)) if open.linearizable => {
                 self.on_read(link, id, Reading::WatchOpen(open));
             }
