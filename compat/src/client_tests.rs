@@ -9,8 +9,8 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::Problem;
 use crate::servers::{self, HOME, succeed};
+use crate::{Problem, private};
 
 const CRATE: &str = "etcd-client";
 const VERSION: &str = "0.21.1";
@@ -64,27 +64,13 @@ const LEFT_OUT: &[(&str, &str)] = &[
 pub(crate) async fn run_in_private_network(gaios: &Path) -> Result<usize, Problem> {
     // Compiling needs the network, so it comes first.
     prepare()?;
-    let unshare = |args: &[&str]| {
-        let mut command = Command::new("unshare");
-        command.args(["--net", "--map-root-user"]).args(args);
-        command
-    };
-    let mut probe = unshare(&["ip", "link", "set", "lo", "up"]);
-    let possible =
-        probe.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success());
-    if !possible {
+    if !private::is_possible(false) {
         println!("no network namespaces here: using {ADDRESS} of this machine");
         return run_here(gaios, false).await;
     }
-    let ourselves = std::env::current_exe().map_err(|error| format!("find this program: {error}"))?;
-    let mut inside = unshare(&[]);
-    inside.arg(ourselves).arg("client-tests-here").arg("--private-network").arg("--gaios").arg(gaios);
-    match inside.status() {
-        Ok(status) if status.success() => Ok(0),
-        Ok(status) if status.code() == Some(1) => Ok(1),
-        Ok(status) => Err(format!("{inside:?}: {status}")),
-        Err(error) => Err(format!("start {inside:?}: {error}")),
-    }
+    let arguments = ["client-tests-here", "--private-network", "--gaios"].map(AsRef::as_ref);
+    let arguments: Vec<_> = arguments.into_iter().chain([gaios.as_os_str()]).collect();
+    private::run_ourselves(false, &arguments)
 }
 
 /// Starts a server at the address, and runs the tests.

@@ -2,6 +2,7 @@
 //!
 //! - `differ`: generated sequences through raw gRPC, answers compared ([`differ`]);
 //! - `etcdctl`: a script of commands, outputs compared ([`etcdctl`]);
+//! - `discovery`: etcdctl finds a gateway by DNS ([`discovery`]);
 //! - `client-tests`: the tests of the `etcd-client` crate against one end ([`client_tests`]);
 //! - `all`: installs etcd, starts both, and runs everything.
 //!
@@ -11,9 +12,11 @@ mod allowed;
 mod call;
 mod client_tests;
 mod differ;
+mod discovery;
 mod etcdctl;
 mod generate;
 mod named;
+mod private;
 mod render;
 mod rng;
 mod servers;
@@ -61,6 +64,14 @@ enum Command {
         #[arg(long)]
         private_network: bool,
     },
+    /// `discovery`, in a network and with mounts of its own.
+    #[command(hide = true)]
+    DiscoveryHere {
+        #[arg(long)]
+        gaios: PathBuf,
+        #[arg(long)]
+        etcdctl: PathBuf,
+    },
 }
 
 #[derive(Args)]
@@ -77,7 +88,7 @@ struct All {
     /// Differences after which the differential run ends.
     #[arg(long, default_value_t = 5)]
     most_differences: usize,
-    /// Only these parts: etcdctl, differ, client-tests, cluster.
+    /// Only these parts: etcdctl, discovery, differ, client-tests, cluster.
     #[arg(long, value_delimiter = ',', default_values = PARTS)]
     only: Vec<String>,
 }
@@ -111,7 +122,7 @@ struct Differ {
 }
 
 /// What `all` consists of.
-const PARTS: [&str; 4] = ["etcdctl", "differ", "client-tests", "cluster"];
+const PARTS: [&str; 5] = ["etcdctl", "discovery", "differ", "client-tests", "cluster"];
 
 /// Why a run could not be carried out, as opposed to what it found.
 type Problem = String;
@@ -132,6 +143,7 @@ async fn main() -> ExitCode {
         Command::ClientTestsHere { gaios, private_network } => {
             client_tests::run_here(&gaios, private_network).await
         }
+        Command::DiscoveryHere { gaios, etcdctl } => discovery::run_here(&gaios, &etcdctl).await,
     };
     match result {
         Ok(0) => ExitCode::SUCCESS,
@@ -172,6 +184,10 @@ async fn run_all(all: &All) -> Result<usize, Problem> {
         let left = servers::start_etcd(&etcd.etcd).await?;
         let right = servers::start_gaios(&all.gaios, "127.0.0.1:0").await?;
         failures += etcdctl::run(&etcd.etcdctl, left.url(), right.url()).await?;
+    }
+    if wanted("discovery") {
+        println!("== discovery");
+        failures += discovery::run_in_private_network(&all.gaios, &etcd.etcdctl)?;
     }
     if wanted("differ") {
         println!("== differ");

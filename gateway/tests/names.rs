@@ -1,6 +1,7 @@
 //! Nodes behind names, in a real DNS server whose records change while traffic flows.
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+#![allow(unexpected_cfgs, reason = "the feature exists in `compat/cluster` only")]
 
 #[allow(dead_code, reason = "this test has its own faults")]
 #[path = "cluster/processes.rs"]
@@ -131,6 +132,7 @@ async fn a_replica_that_moves_is_found_by_peers_and_gateways() {
         address: Some(&|index, listen| format!("{}:{}", name(index), listen.port())),
         replica: Some(&|_| server.clone()),
         gateway: Some(&|_| server.clone()),
+        ..Setup::default()
     };
     let mut cluster = processes::Cluster::plan(3, 1, &setup);
     for (index, replica) in cluster.replicas.iter().enumerate() {

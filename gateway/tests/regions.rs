@@ -1,6 +1,7 @@
 //! Gateways and nodes that stand somewhere: which node is read at, and which gateways a client is told of.
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+#![allow(unexpected_cfgs, reason = "the feature exists in `compat/cluster` only")]
 
 #[allow(dead_code, reason = "this test has its own faults")]
 #[path = "cluster/processes.rs"]
@@ -18,7 +19,7 @@ use support::{TestCluster, connect};
 use tonic::transport::Channel;
 
 /// Of the real distances, so that nobody waits long.
-const SCALE: u32 = 10;
+const SCALE: u32 = 4;
 
 const NODES: [u32; 3] = [1, 2, 3];
 

@@ -1,6 +1,7 @@
 //! Serializable reads through one gateway, which spreads them over replica processes that are not equally far.
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+#![allow(unexpected_cfgs, reason = "the feature exists in `compat/cluster` only")]
 
 #[allow(dead_code, reason = "this test kills nobody")]
 #[path = "cluster/processes.rs"]

@@ -216,7 +216,13 @@ mod tests {
         }
         let gateway = of("gaios://harbour/gateway/g", Holder::Gateway);
         let greet = async |stream: &mut Stream, to| {
-            let hello = wire::Hello { version: 1, cluster_id: CLUSTER, name: "test".to_owned(), to };
+            let hello = wire::Hello {
+                version: 1,
+                cluster_id: CLUSTER,
+                name: "test".to_owned(),
+                to,
+                ..Default::default()
+            };
             peer::write_frame(stream, &hello.encode_to_vec()).await.unwrap();
             let welcome = timeout(PATIENCE, peer::read_frame(stream, 4096)).await.unwrap().unwrap();
             wire::Welcome::decode(welcome).unwrap()

@@ -37,12 +37,10 @@ const VERSION: u32 = 1;
 const OUTBOX_BYTES: usize = 1 << 30;
 /// No further query is answered while more than this waits: as much as a gateway takes in some milliseconds.
 const ROOM_BYTES: usize = 8 << 20;
-/// A gateway asks for signs of life every few seconds, whatever else it asks. One that is silent for so long is gone.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// The largest answer. A gateway accepts frames of 512 MiB.
 const ANSWER_BYTES_MAX: usize = (512 << 20) - 1024;
 
-/// A gateway that says nothing for so long is gone: it asks for a sign of life after ten seconds without one.
+/// A gateway that says nothing for so long is gone: it probes every few seconds, whatever else it says.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 static NEXT_LINK: AtomicU64 = AtomicU64::new(1);

@@ -210,6 +210,9 @@ async fn a_node_that_passes_a_link_on_can_neither_change_it_nor_answer_itself() 
     let passing_tls = of("gaios://harbour/node/2", tls::Holder::Node(2));
     let identity = Identity {
         name: "test".to_owned(),
+        place: Place::default(),
+        client_urls: Vec::new(),
+        capacity: 1,
         cluster: Arc::default(),
         stop: CancellationToken::new(),
         detours: Arc::default(),

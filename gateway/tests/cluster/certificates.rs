@@ -1,78 +1,28 @@
 //! Links with certificates: what they are made of changes under traffic, and nobody notices.
 
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use api::gaios::link::v1 as wire;
 use prost::Message as _;
 use sim::model;
-use tls::make::{Authority, Use, Validity};
-use tls::{Holder, LinkFiles, Mutual};
+use tls::make::{Authority, Validity};
+use tls::{Holder, Mutual};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::client::Client;
+use crate::processes::issued::members;
 use crate::processes::{Cluster, Setup, wait_for};
 use crate::stranger::cluster_id;
-
-/// The certificates of the members of a cluster, each in files of its own, and the CAs that all trust.
-pub(crate) struct Certificates {
-    dir: PathBuf,
-}
-
-impl Certificates {
-    pub(crate) fn new(dir: &Path) -> Certificates {
-        let dir = dir.join("tls");
-        fs::create_dir(&dir).unwrap();
-        Certificates { dir }
-    }
-
-    /// New certificates for all of them.
-    pub(crate) fn issue(&self, authority: &Authority, members: &[(String, String)]) {
-        for (name, uri) in members {
-            let purpose = Use::Member(uri.parse().unwrap());
-            let pair = authority.issue(name, &purpose, Validity::days(1)).unwrap();
-            self.replace(&format!("{name}.key"), &pair.key);
-            self.replace(&format!("{name}.crt"), &pair.certificate);
-        }
-    }
-
-    pub(crate) fn trust(&self, authorities: &[&Authority]) {
-        let bundle: String = authorities.iter().map(|authority| authority.certificate()).collect();
-        self.replace("ca.crt", &bundle);
-    }
-
-    fn replace(&self, name: &str, text: &str) {
-        let making = self.dir.join(format!("making-{name}"));
-        fs::write(&making, text).unwrap();
-        fs::rename(making, self.dir.join(name)).unwrap();
-    }
-
-    pub(crate) fn files(&self, name: &str) -> LinkFiles {
-        LinkFiles {
-            certificate: self.dir.join(format!("{name}.crt")),
-            key: self.dir.join(format!("{name}.key")),
-            authorities: self.dir.join("ca.crt"),
-        }
-    }
-}
-
-/// The members of a cluster: the names of their processes, and who they are.
-pub(crate) fn members(replicas: usize, gateways: usize) -> Vec<(String, String)> {
-    let nodes = (1..=replicas).map(|id| (format!("replica-{id}"), format!("gaios://test/node/{id}")));
-    let gateways =
-        (1..=gateways).map(|id| (format!("gateway-{id}"), format!("gaios://test/gateway/gateway-{id}")));
-    nodes.chain(gateways).collect()
-}
 
 /// Whether a node welcomes who has these certificates.
 async fn is_welcome(cluster: &Cluster, tls: &Mutual) -> bool {
     let socket = TcpStream::connect(cluster.replicas[0].listen).await.unwrap();
     let Ok((mut stream, _)) = tls.connect(socket).await else { return false };
     let cluster_id = cluster_id("test");
-    let hello = wire::Hello { version: 1, cluster_id, name: "guest".to_owned(), to: 0 }.encode_to_vec();
+    let hello = wire::Hello { version: 1, cluster_id, name: "guest".to_owned(), ..Default::default() }
+        .encode_to_vec();
     let frame = [&(hello.len() as u32).to_be_bytes()[..], &hello].concat();
     if stream.write_all(&frame).await.is_err() {
         return false;

@@ -1,6 +1,10 @@
 //! A cluster of real processes: `gaios replica` and `gaios gateway`, each with its own configuration file, on a loopback
 //! address of the test's own so that nothing else can take its ports. Everything is killed when it is dropped.
 
+#[cfg(not(feature = "etcd-client"))]
+#[path = "issued.rs"]
+pub(crate) mod issued;
+
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
@@ -26,7 +30,7 @@ pub(crate) struct Cluster {
     pub(crate) replicas: Vec<Process>,
     pub(crate) gateways: Vec<Process>,
     #[cfg(not(feature = "etcd-client"))]
-    pub(crate) certificates: Option<crate::certificates::Certificates>,
+    pub(crate) certificates: Option<issued::Certificates>,
 }
 
 /// What a cluster may have that others have not.
@@ -143,9 +147,9 @@ impl Cluster {
     #[cfg(not(feature = "etcd-client"))]
     fn issue(&mut self, replicas: usize, gateways: usize, setup: &Setup<'_>) -> Box<dyn Fn(&str) -> String> {
         let Some(authority) = setup.links else { return Box::new(|_| String::new()) };
-        let certificates = crate::certificates::Certificates::new(self.dir.path());
+        let certificates = issued::Certificates::new(self.dir.path());
         certificates.trust(&[authority]);
-        certificates.issue(authority, &crate::certificates::members(replicas, gateways));
+        certificates.issue(authority, &issued::members(replicas, gateways));
         let dir = self.dir.path().join("tls").display().to_string();
         self.certificates = Some(certificates);
         Box::new(move |name| {

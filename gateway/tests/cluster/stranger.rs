@@ -79,6 +79,7 @@ fn words(chance: &mut Chance, cluster: u64) -> Vec<u8> {
                 cluster_id: if chance.below(2) == 0 { cluster } else { chance.number() },
                 name: String::from_utf8_lossy(&chance.bytes(300)).into_owned(),
                 to: chance.below(6) as u32,
+                ..Default::default()
             };
             frame(&hello.encode_to_vec())
         }
