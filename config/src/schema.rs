@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::problem::Problem;
-use crate::table::{Fields, section};
+use crate::table::{Fields, Read as _, section};
 use crate::value::{ClientAuth, ClientUrl, LogFormat, LogLevel, Name, NodeAddress, Role, Size, TlsVersion};
 
 section! {
@@ -146,6 +146,10 @@ section! {
         id: u64 = required ["1" to "18446744073709551615"];
         /// Ids of the nodes that vote in it: an odd number is best.
         voters: Vec<u32> = required;
+        /// Regions where the group is to be led, the best first, by the `region` of `cluster.nodes`: a leader elsewhere hands
+        /// over to a voter there that has been up for 20 s. Without it, any voter leads. What `gaios ctl leader prefer` sets
+        /// stands above it.
+        leader_regions: Vec<Name> = optional;
     }
 }
 
@@ -188,9 +192,12 @@ section! {
     pub struct Timing, checked by check_timing {
         /// Time between two heartbeats of a pair of nodes.
         heartbeat: Duration = default("100ms") ["10ms" to "5s"];
-        /// How long a heartbeat lets its sender's leader leases last. A new leader may have to wait this long for its first
-        /// commit. At least three heartbeats.
-        support: Duration = default("700ms") ["50ms" to "30s"];
+        /// How long a heartbeat lets its sender's leader leases last. After the crash of a leader, the first commit of the next
+        /// one waits for what is left of that, which is between `support` less a heartbeat and `support`; after an orderly stop
+        /// it waits for nothing. While a heartbeat and its answer take longer than `support` less a heartbeat, 1 % and 5 ms
+        /// (240 ms with the defaults), a leader has no lease, and its reads ask the others first. At least three heartbeats.
+        /// Nodes with different values break the leases' promise: change it while all nodes are stopped.
+        support: Duration = default("350ms") ["50ms" to "30s"];
         /// Silence after which a leader is given up; each candidate adds up to as much again, by chance. At least three
         /// heartbeats.
         election: Duration = default("500ms") ["50ms" to "50s"];
@@ -277,6 +284,14 @@ impl Replica {
         self.link_tls.is_none() && !self.listen.ip().to_canonical().is_loopback()
     }
 
+    /// The names of the fields in which this configuration differs from `other`, such as `log.level`.
+    #[must_use]
+    pub fn changed_from(&self, other: &Self) -> Vec<String> {
+        let mut changed = Vec::new();
+        self.compare(other, "", &mut changed);
+        changed
+    }
+
     /// Where others reach this node.
     #[must_use]
     pub fn address(&self) -> &NodeAddress {
@@ -301,6 +316,16 @@ impl Replica {
     }
 }
 
+impl Gateway {
+    /// The names of the fields in which this configuration differs from `other`, such as `log.level`.
+    #[must_use]
+    pub fn changed_from(&self, other: &Self) -> Vec<String> {
+        let mut changed = Vec::new();
+        self.compare(other, "", &mut changed);
+        changed
+    }
+}
+
 impl Cluster {
     /// The cluster id that clients see: FNV-1a (64 bits) of the name, and 1 in the one case that this is 0, which the wire
     /// uses for "unknown".
@@ -312,10 +337,32 @@ impl Cluster {
         hash.max(1)
     }
 
+    /// What is allowed and not wise.
+    #[must_use]
+    pub fn advice(&self) -> Vec<String> {
+        let groups = self.groups_or_default();
+        let even = groups.iter().filter(|group| group.voters.len().is_multiple_of(2));
+        even.map(|group| {
+            let voters = group.voters.len();
+            format!(
+                "group {} has {voters} voters: with {} it would survive as many failures, and write faster",
+                group.id,
+                voters - 1
+            )
+        })
+        .collect()
+    }
+
     /// The groups, or the one there is when none are written. Never empty.
     #[must_use]
     pub fn groups_or_default(&self) -> Vec<Group> {
-        let single = || vec![Group { id: 1, voters: self.nodes.iter().map(|node| node.id).collect() }];
+        let single = || {
+            vec![Group {
+                id: 1,
+                voters: self.nodes.iter().map(|node| node.id).collect(),
+                leader_regions: None,
+            }]
+        };
         self.groups.clone().unwrap_or_else(single)
     }
 }

@@ -1,8 +1,8 @@
 //! Stage two: from what was written to checked values, by tables of fields.
 //!
 //! [`section!`] declares a section: each field has, in one place, its help, name, type, default and range. From that come
-//! the struct, its reader, and its rows in `docs/configuration.md`. Reading goes on after a mistake, so that one run tells
-//! all mistakes of a file.
+//! the struct, its reader, its comparison with another by field, and its rows in `docs/configuration.md`. Reading goes on
+//! after a mistake, so that one run tells all mistakes of a file.
 
 use crate::document::{Content, Key, Node};
 use crate::problem::{Place, Problem};
@@ -54,9 +54,38 @@ pub(crate) trait Read: Sized {
 
     /// The value of `node`, which stands at the field `path`; `None` when a problem was noted.
     fn read(node: &Node, path: &str, problems: &mut Vec<Problem>) -> Option<Self>;
+
+    /// Adds the names of the fields in which `self`, which stands at `path`, differs from `other`. A list is one field.
+    fn compare(&self, other: &Self, path: &str, changed: &mut Vec<String>);
 }
 
-impl<T: Scalar> Read for T {
+/// As [`Read::compare`], where there is nothing below `path`.
+fn compare_whole<T: PartialEq>(one: &T, other: &T, path: &str, changed: &mut Vec<String>) {
+    if one != other {
+        changed.push(path.to_owned());
+    }
+}
+
+/// As [`Read::compare`], of a field that may be left out.
+pub(crate) fn compare_optional<T: Read>(
+    one: Option<&T>,
+    other: Option<&T>,
+    path: &str,
+    changed: &mut Vec<String>,
+) {
+    match (one, other) {
+        (Some(one), Some(other)) => one.compare(other, path, changed),
+        (None, None) => {}
+        (Some(_), None) | (None, Some(_)) => changed.push(path.to_owned()),
+    }
+}
+
+/// The path of the field `name` in the section at `path`.
+pub(crate) fn join(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+}
+
+impl<T: Scalar + PartialEq> Read for T {
     const TYPE: Type = Type::Scalar(T::KIND);
 
     fn read(node: &Node, path: &str, problems: &mut Vec<Problem>) -> Option<Self> {
@@ -71,9 +100,13 @@ impl<T: Scalar> Read for T {
         problems.push(Problem::at(node.place, path, problem));
         None
     }
+
+    fn compare(&self, other: &Self, path: &str, changed: &mut Vec<String>) {
+        compare_whole(self, other, path, changed);
+    }
 }
 
-impl<T: Read> Read for Vec<T> {
+impl<T: Read + PartialEq> Read for Vec<T> {
     const TYPE: Type = Type::List(&T::TYPE);
 
     fn read(node: &Node, path: &str, problems: &mut Vec<Problem>) -> Option<Self> {
@@ -97,6 +130,10 @@ impl<T: Read> Read for Vec<T> {
                 None
             }
         }
+    }
+
+    fn compare(&self, other: &Self, path: &str, changed: &mut Vec<String>) {
+        compare_whole(self, other, path, changed);
     }
 }
 
@@ -147,7 +184,7 @@ impl<'a> Fields<'a> {
 
     /// Path of the field `name` from the top of the file.
     pub(crate) fn path_of(&self, name: &str) -> String {
-        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
+        join(self.path, name)
     }
 
     /// Notes a problem with the field `name`.
@@ -310,12 +347,29 @@ macro_rules! section {
                 $( $check(&section, &fields, problems)?; )?
                 Some(section)
             }
+
+            fn compare(&self, other: &Self, path: &str, changed: &mut Vec<String>) {
+                $(
+                    let field = $crate::table::join(path, stringify!($field));
+                    section!(@compare $presence self.$field, other.$field, field, changed);
+                )+
+            }
         }
     };
 
     (@type required $type:ty) => { $type };
     (@type default $type:ty) => { $type };
     (@type optional $type:ty) => { Option<$type> };
+
+    (@compare required $one:expr, $other:expr, $path:ident, $changed:ident) => {
+        $crate::table::Read::compare(&$one, &$other, &$path, $changed)
+    };
+    (@compare default $one:expr, $other:expr, $path:ident, $changed:ident) => {
+        $crate::table::Read::compare(&$one, &$other, &$path, $changed)
+    };
+    (@compare optional $one:expr, $other:expr, $path:ident, $changed:ident) => {
+        $crate::table::compare_optional($one.as_ref(), $other.as_ref(), &$path, $changed)
+    };
 
     (@presence required) => { $crate::table::Presence::Required };
     (@presence optional) => { $crate::table::Presence::Optional };

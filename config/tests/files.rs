@@ -20,7 +20,7 @@ fn the_examples_load_and_agree() {
         assert_eq!(replica.display_name(), format!("node-{id}"));
         assert_eq!(replica.cluster, replicas[0].cluster);
         assert_eq!(replica.address().to_string(), replica.listen.to_string());
-        assert_eq!(replica.timing.support, Duration::from_millis(700));
+        assert_eq!(replica.timing.support, Duration::from_millis(350));
     }
     assert_eq!(gateway.cluster.nodes, replicas[0].cluster.nodes);
     assert_eq!(gateway.cluster.id(), replicas[0].cluster.id());
@@ -444,4 +444,38 @@ fn what_is_given_stands_in_place_of_the_files_fields() {
     // What is no section stays the mistake that it is.
     let problems = Config::parse_with("f.yaml", "7", &given).unwrap_err();
     assert!(problems.to_string().contains("is a single value"), "{problems}");
+}
+
+#[test]
+fn two_configurations_are_compared_by_field() {
+    let gateway = |fields: &str| {
+        let text = format!(
+            "role: gateway\nname: g\nadvertise_client_urls: ['http://g:1']\n\
+             cluster: {{name: c, nodes: [{{id: 1, address: 'a:1'}}]}}\n{fields}"
+        );
+        Gateway::parse("f.yaml", &text).unwrap()
+    };
+    let base = gateway("limits: {max_txn_ops: 5}\nlog: {level: info}");
+    assert!(gateway("limits: {max_txn_ops: 5}").changed_from(&base).is_empty(), "a default that is written");
+    let other = gateway("region: eu\nlimits: {max_txn_ops: 6, request_timeout: 1s}\nlisten: '127.0.0.1:1'");
+    assert_eq!(
+        other.changed_from(&base),
+        ["region", "listen", "limits.max_txn_ops", "limits.request_timeout"]
+    );
+}
+
+#[test]
+fn an_even_number_of_voters_is_allowed_and_told() {
+    let advice = |groups: &str| {
+        let nodes = "[{id: 1, address: 'a:1'}, {id: 2, address: 'b:1'}, {id: 3, address: 'c:1'}]";
+        let text =
+            format!("role: replica\nnode: 1\ndata_dir: d\ncluster: {{name: c, nodes: {nodes}{groups}}}");
+        Replica::parse("f.yaml", &text).unwrap().cluster.advice()
+    };
+    assert!(advice("").is_empty());
+    assert!(advice(", groups: [{id: 1, voters: [2]}]").is_empty());
+    assert_eq!(
+        advice(", groups: [{id: 1, voters: [1, 2, 3]}, {id: 7, voters: [1, 3]}]"),
+        ["group 7 has 2 voters: with 1 it would survive as many failures, and write faster"]
+    );
 }

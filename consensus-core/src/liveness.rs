@@ -545,7 +545,7 @@ mod tests {
         assert!(a.is_up(ms(250), B) && a.reaches(ms(250), B) && b.hears(A) == [B]);
 
         // Silence: first the holder stops, then the grantor.
-        assert!(b.supported_by(ms(880), A).is_some() || a.supports(ms(880), B).is_some());
+        assert!(b.supported_by(ms(540), A).is_some() || a.supports(ms(540), B).is_some());
         assert_eq!(b.supported_by(ms(950), A), None);
         assert_eq!(a.supports(ms(950), B), None);
         a.tick(ms(950));
@@ -713,8 +713,8 @@ mod tests {
         let timing = Timing::default();
         assert!(timing.is_consistent());
         assert!(timing.hold() < timing.support && timing.support < timing.quarantine());
-        // 700 ms * 995 / 1005 - 5 ms.
-        assert_eq!(timing.hold().as_micros(), 688_034);
+        // 350 ms * 995 / 1005 - 5 ms.
+        assert_eq!(timing.hold().as_micros(), 341_517);
         assert!(!Timing { heartbeat: Duration::from_secs(1), ..timing }.is_consistent());
     }
 }

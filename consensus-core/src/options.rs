@@ -10,7 +10,7 @@ pub struct Timing {
     /// Between heartbeats to a peer. Default: 100 ms.
     pub heartbeat: Duration,
     /// How long a heartbeat is worth as support for a lease, on the clock of who gives it (D). Writes wait this long
-    /// for a lease holder that died. Default: 700 ms.
+    /// for a lease holder that died. Default: 350 ms.
     pub support: Duration,
     /// Silence after which a node counts as down, and the scale of all election timers (T_el). Default: 500 ms.
     pub election: Duration,
@@ -34,7 +34,7 @@ impl Default for Timing {
     fn default() -> Timing {
         Timing {
             heartbeat: Duration::from_millis(100),
-            support: Duration::from_millis(700),
+            support: Duration::from_millis(350),
             election: Duration::from_millis(500),
             clock_drift_ppm: 5_000,
             margin: Duration::from_millis(5),

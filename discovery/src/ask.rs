@@ -106,10 +106,10 @@ async fn host(resolver: &TokioResolver, name: &str, port: u16) -> Result<Answer,
 async fn service(resolver: &TokioResolver, name: &str) -> Result<Answer, String> {
     let found = resolver.lookup(name, RecordType::SRV).await.map_err(|error| error.to_string())?;
     let mut ttl = found.valid_until().saturating_duration_since(Instant::now());
-    let records = found.answers().iter().filter_map(|record| match &record.data {
+    let records = found.answers().iter().filter_map(|record| {
+        let RData::SRV(service) = &record.data else { return None };
         // The root stands for "there is no such service here".
-        RData::SRV(service) if !service.target.is_root() => Some(service),
-        _ => None,
+        (!service.target.is_root()).then_some(service)
     });
     let hosts =
         join_all(records.take(ADDRESSES_MAX).map(|record| async move {

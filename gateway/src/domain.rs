@@ -11,6 +11,7 @@ use keyspace::{KeyRange, LeaseId, Op, Query, Reply, RevisionEvents};
 use tokio::sync::watch;
 
 use crate::errors::Failure;
+use crate::leading::{Leading, Wanted};
 use crate::nearest::Place;
 use crate::router::NodeId;
 use crate::status::NodeStatus;
@@ -225,6 +226,9 @@ pub trait Domain: Send + Sync + 'static {
 
     /// The nodes that are reached, and how far they are.
     fn standings(&self) -> Vec<NodeStanding>;
+
+    /// Asks a group's leader for what an operator wants; `None` if there is no such group.
+    fn lead(&self, wanted: Wanted) -> impl Future<Output = Option<Result<Leading, Failure>>> + Send;
 
     /// Connections to nodes.
     fn links(&self) -> LinkCounts;

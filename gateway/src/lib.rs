@@ -13,6 +13,7 @@ pub mod carrier;
 pub mod domain;
 pub mod door;
 pub mod errors;
+pub mod leading;
 mod link;
 mod metrics;
 pub mod nearest;
@@ -25,22 +26,29 @@ mod watch;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use awake::Awake;
+use parking_lot::Mutex;
+use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::watch as news;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use carrier::{Carrier, CarrierOptions};
+use carrier::{Carrier, CarrierLimits, CarrierOptions};
 use domain::Domain;
-use door::{Door, DoorOptions, Front, Member, Members, Server, StatusTold, member_id, serve};
+use door::{Door, DoorOptions, Front, Member, Members, Server, Stagger, StatusTold, member_id, serve};
 use metrics::Metrics;
 use nearest::Place;
 use watch::Hub;
+
+/// A gateway that drains sends its clients away over this share of the grace period, and ends their streams over as much
+/// after that: half of it is left for what is under way. No longer than the other time: that many clients come to the other
+/// gateways one by one.
+const SEND_AWAY: (u32, Duration) = (4, Duration::from_secs(2));
 
 /// A client's connection waits here until it is accepted.
 const BACKLOG: i32 = 4096;
@@ -109,11 +117,31 @@ impl GatewayOptions {
     }
 }
 
+/// What may change of [`GatewayOptions`] while the gateway runs; the fields are as there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "documented at `GatewayOptions`")]
+pub struct Limits {
+    pub request_timeout: Duration,
+    pub waiting_max: usize,
+    pub txn_ops_max: usize,
+    pub drain: Duration,
+}
+
+/// A port cannot be opened.
+#[derive(Debug, Error)]
+#[error("cannot listen on {address}: {source}")]
+pub struct ListenError {
+    /// Which one.
+    pub address: SocketAddr,
+    /// What the system says.
+    pub source: io::Error,
+}
+
 /// A gateway that runs.
 pub struct Gateway {
     carrier: Arc<Carrier>,
     serving: Serving,
-    drain: Duration,
+    drain: Mutex<Duration>,
 }
 
 impl Gateway {
@@ -122,11 +150,13 @@ impl Gateway {
     ///
     /// # Errors
     /// A port cannot be opened.
-    pub async fn start(options: GatewayOptions) -> io::Result<Gateway> {
+    pub async fn start(options: GatewayOptions) -> Result<Gateway, ListenError> {
         let listener = listen(options.listen)?;
         let admin = options.admin_listen.map(listen).transpose()?;
         let client_urls = if options.client_urls.is_empty() {
-            vec![format!("http://{}", listener.local_addr()?)]
+            let own =
+                listener.local_addr().map_err(|source| ListenError { address: options.listen, source })?;
+            vec![format!("http://{own}")]
         } else {
             options.client_urls
         };
@@ -144,7 +174,7 @@ impl Gateway {
             waiting_max: options.waiting_max,
             awake: options.awake,
         }));
-        let (name, place) = (options.name.clone(), options.place.clone());
+        let (name, place, drain) = (options.name.clone(), options.place.clone(), Mutex::new(options.drain));
         let serving = Serving::start(
             Arc::clone(&carrier),
             listener,
@@ -154,9 +184,10 @@ impl Gateway {
             client_urls,
             options.members,
             options.door,
-        )?;
+        )
+        .map_err(|source| ListenError { address: options.listen, source })?;
         info!(name, region = place.region, zone = place.zone, client = %serving.client.address, "gateway serves");
-        Ok(Gateway { carrier, serving, drain: options.drain })
+        Ok(Gateway { carrier, serving, drain })
     }
 
     /// Where clients connect.
@@ -176,10 +207,19 @@ impl Gateway {
         matches!(waited, Ok(Ok(_)))
     }
 
+    /// For requests from here on.
+    pub fn set_limits(&self, limits: Limits) {
+        let Limits { request_timeout, waiting_max, txn_ops_max, drain } = limits;
+        self.carrier.set_limits(CarrierLimits { request_timeout, waiting_max });
+        self.serving.txn_ops_max.store(txn_ops_max, Ordering::Relaxed);
+        *self.drain.lock() = drain;
+    }
+
     /// Stops in order: not ready, no new connections, clients told to go elsewhere, requests finished, within the
     /// grace period.
     pub async fn shutdown(self) {
-        self.serving.shutdown(self.drain).await;
+        let grace = *self.drain.lock();
+        self.serving.shutdown(grace).await;
         self.carrier.stop();
     }
 }
@@ -188,8 +228,9 @@ impl Gateway {
 pub struct Serving {
     client: Server,
     admin: Option<Server>,
+    txn_ops_max: Arc<AtomicUsize>,
     draining: CancellationToken,
-    ending: CancellationToken,
+    ending: Stagger,
 }
 
 impl Serving {
@@ -197,6 +238,7 @@ impl Serving {
     ///
     /// # Errors
     /// The listener has no address.
+    #[expect(clippy::too_many_arguments, reason = "each is one thing, and there is one caller")]
     pub fn start<D: Domain>(
         domain: Arc<D>,
         listener: TcpListener,
@@ -221,8 +263,9 @@ impl Serving {
         };
         let leader_known = domain.leader_known();
         let (leaderless_sender, leaderless) = news::channel(false);
+        let txn_ops_max = Arc::new(AtomicUsize::new(options.txn_ops_max));
         let draining = CancellationToken::new();
-        let ending = CancellationToken::new();
+        let ending = Stagger::default();
         let watching =
             watch_leader(leader_known.clone(), options.leaderless_max, leaderless_sender, ending.clone());
         tokio::spawn(watching);
@@ -230,6 +273,7 @@ impl Serving {
             hub: Hub::new(Arc::clone(&domain), metrics.upstreams.clone()),
             domain,
             options,
+            txn_ops_max: Arc::clone(&txn_ops_max),
             member_id: id,
             members,
             metrics,
@@ -248,7 +292,7 @@ impl Serving {
         let front = Front::new(Arc::clone(&door));
         let client = serve(listener, front.clone(), Arc::clone(&door))?;
         let admin = admin.map(|admin| serve(admin, front.admin(), door)).transpose()?;
-        Ok(Serving { client, admin, draining, ending })
+        Ok(Serving { client, admin, txn_ops_max, draining, ending })
     }
 
     /// Where clients connect.
@@ -259,15 +303,18 @@ impl Serving {
     /// As [`Gateway::shutdown`].
     pub async fn shutdown(self, grace: Duration) {
         info!("draining");
-        let deadline = Instant::now() + grace;
+        let begun = Instant::now();
+        let deadline = begun + grace;
+        let spread = (grace / SEND_AWAY.0).min(SEND_AWAY.1);
         self.draining.cancel();
-        self.client.drain();
-        // Watches have no end of their own: they are ended, and their clients resume them elsewhere.
+        self.client.drain(spread);
+        // Watches have no end of their own: they are ended, and their clients resume them elsewhere. Not before all
+        // connections have been told to go, or they would come back by the same one.
         tokio::select! {
-            () = sleep_until(deadline.min(Instant::now() + grace / 4)) => {}
+            () = sleep_until(begun + spread) => {}
             () = self.client.drained() => {}
         }
-        self.ending.cancel();
+        self.ending.begin(spread);
         let finished = timeout_at(deadline, self.client.drained()).await.is_ok();
         self.client.close();
         if let Some(admin) = &self.admin {
@@ -280,7 +327,7 @@ impl Serving {
 impl Drop for Serving {
     fn drop(&mut self) {
         self.draining.cancel();
-        self.ending.cancel();
+        self.ending.begin(Duration::ZERO);
         self.client.close();
         if let Some(admin) = &self.admin {
             admin.close();
@@ -301,7 +348,7 @@ async fn prime<D: Domain>(door: Arc<Door<D>>) {
     };
     tokio::select! {
         () = learned => {}
-        () = door.ending.cancelled() => {}
+        () = door.ending.begun() => {}
     }
 }
 
@@ -310,9 +357,13 @@ async fn watch_leader(
     mut known: news::Receiver<bool>,
     leaderless_max: Duration,
     leaderless: news::Sender<bool>,
-    ending: CancellationToken,
+    ending: Stagger,
 ) {
     let watching = async {
+        // Before the first leader nobody is told that there is none: etcd's member does not answer either before it is ready.
+        if known.wait_for(|known| *known).await.is_err() {
+            return;
+        }
         loop {
             if known.wait_for(|known| !known).await.is_err() {
                 return;
@@ -328,11 +379,15 @@ async fn watch_leader(
     };
     tokio::select! {
         () = watching => {}
-        () = ending.cancelled() => {}
+        () = ending.begun() => {}
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
+    listen_on(address).map_err(|source| ListenError { address, source })
+}
+
+fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = socket2::Socket::new(
         socket2::Domain::for_address(address),
         socket2::Type::STREAM,

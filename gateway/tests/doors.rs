@@ -345,3 +345,46 @@ async fn nodes_of_another_cluster_are_refused() {
     let stranger = Gateway::start(options).await.unwrap();
     assert!(!stranger.ready(Duration::from_millis(200)).await);
 }
+
+/// Reads frames of HTTP/2 until one of this type.
+async fn until_frame(stream: &mut TcpStream, wanted: u8) {
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await.unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        stream.read_exact(&mut vec![0; length]).await.unwrap();
+        if head[3] == wanted {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_drains_is_not_ready_and_sends_idle_connections_away() {
+    const SETTINGS: u8 = 4;
+    const GOAWAY: u8 = 7;
+    let cluster = TestCluster::start(1).await;
+    let gateway = cluster
+        .gateway_with(|options| {
+            options.drain = Duration::from_secs(20);
+            options.admin_listen = Some("127.0.0.1:0".parse().unwrap());
+        })
+        .await;
+    let admin = gateway.admin_address().unwrap();
+    let mut idle = TcpStream::connect(gateway.address()).await.unwrap();
+    let empty_settings = [0, 0, 0, SETTINGS, 0, 0, 0, 0, 0];
+    idle.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    idle.write_all(&empty_settings).await.unwrap();
+    until_frame(&mut idle, SETTINGS).await;
+    assert_eq!(http(admin, "GET", "/readyz").await.0, 200);
+    let begun = std::time::Instant::now();
+    let shutdown = tokio::spawn(gateway.shutdown());
+    until_frame(&mut idle, GOAWAY).await;
+    let (code, report) = http(admin, "GET", "/readyz").await;
+    assert_eq!(code, 503, "{report}");
+    assert!(report.contains("the gateway is stopping"), "{report}");
+    // The connection has no use any more, and the gateway ends with it, long before its time is over.
+    drop(idle);
+    shutdown.await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+}

@@ -11,6 +11,7 @@ use api::etcdserverpb::kv_client::KvClient;
 use api::etcdserverpb::lease_client::LeaseClient;
 use api::etcdserverpb::maintenance_client::MaintenanceClient;
 use api::etcdserverpb::{compare, request_op, response_op};
+use gateway::Gateway;
 use support::{TestCluster, connect};
 use tonic::Code;
 use tonic::transport::Channel;
@@ -378,4 +379,33 @@ async fn what_is_not_supported_says_so() {
     let mut cluster_client = pb::cluster_client::ClusterClient::new(channel);
     let status = cluster_client.member_add(pb::MemberAddRequest::default()).await.unwrap_err();
     assert_eq!(status.code(), Code::Unimplemented);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_for_a_leader_waits_for_the_first_one_and_for_a_new_one() {
+    let cluster = TestCluster::start(3).await;
+    cluster.elect(0);
+    let mut options = cluster.gateway_options();
+    options.door.leaderless_max = Duration::from_secs(20);
+    let gateway = Gateway::start(options).await.unwrap();
+    let client = KvClient::new(connect(&gateway).await);
+    let ask = || {
+        let mut client = client.clone();
+        let mut request = tonic::Request::new(get("k"));
+        request.metadata_mut().insert("hasleader", "true".parse().unwrap());
+        tokio::spawn(async move { client.range(request).await.map(|answer| answer.into_inner().count) })
+    };
+    let waiting = ask();
+    assert!(!gateway.ready(Duration::from_millis(300)).await, "there is none yet");
+    assert!(!waiting.is_finished());
+    cluster.elect(1);
+    assert_eq!(waiting.await.unwrap().unwrap(), 0);
+    cluster.elect(0);
+    let waiting = ask();
+    let mut client = client.clone();
+    let write = tokio::spawn(async move { client.put(put("k", "1")).await });
+    assert!(!waiting.is_finished());
+    cluster.elect(2);
+    write.await.unwrap().unwrap();
+    waiting.await.unwrap().unwrap();
 }

@@ -1,5 +1,7 @@
 //! The state machine: routes commands and queries to its parts.
 
+use bytes::Bytes;
+
 use crate::{
     Alarm, AlarmKind, Command, Compacted, Error, HashKvReply, HistoryPage, KeyRange, KeyValue, LeaseEffect,
     LeaseId, LeaseState, LeaseTimeToLiveReply, Limits, Op, Outcome, Query, Reply, Revision, RevisionEvents,
@@ -33,6 +35,8 @@ pub struct Keyspace {
     pub(crate) sessions: Sessions,
     pub(crate) alarms: Alarms,
     pub(crate) limits: Limits,
+    /// See [`Keyspace::leader_regions`].
+    pub(crate) leader_regions: Option<Vec<Bytes>>,
     pub(crate) applied: u64,
 }
 
@@ -94,6 +98,7 @@ impl Keyspace {
             sessions: Sessions::default(),
             alarms: Alarms::default(),
             limits: options.limits,
+            leader_regions: None,
             applied: 0,
         }
     }
@@ -157,6 +162,10 @@ impl Keyspace {
                 self.sessions.evict_to(u64::from(limits.max_sessions.max(1)));
                 answer.outcome = Ok(Reply::Done { revision: self.revision() });
             }
+            Command::SetLeaderRegions(regions) => {
+                self.leader_regions = Some(regions);
+                answer.outcome = Ok(Reply::Done { revision: self.revision() });
+            }
         }
         effects.replies.push(answer);
         self.sweep(SWEEP_PER_COMMAND);
@@ -193,6 +202,12 @@ impl Keyspace {
     /// The limits in force.
     pub fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// Where the operator wants the group to be led, the best region first; `Some` and empty for anywhere, and `None` if
+    /// nobody has said. The state keeps it for those who lead, and makes nothing of it.
+    pub fn leader_regions(&self) -> Option<&[Bytes]> {
+        self.leader_regions.as_deref()
     }
 
     /// Whether an alarm of this kind is raised.
@@ -266,14 +281,18 @@ impl Keyspace {
     /// A hash over the whole state, but for the slot. Equal on all replicas that applied the same slots, whether they
     /// applied all of them or began with a snapshot.
     pub fn digest(&self) -> u64 {
-        Hasher::new(8)
+        let mut hasher = Hasher::new(8)
             .u64(self.mvcc.digest())
             .u64(self.leases.digest())
             .u64(self.sessions.digest())
             .u64(self.alarms.digest())
             .u64(self.limits.quota_bytes)
-            .u64(u64::from(self.limits.max_sessions))
-            .finish()
+            .u64(u64::from(self.limits.max_sessions));
+        // While nobody has said, the digest is that of a version which does not know of it.
+        for region in self.leader_regions.iter().flatten() {
+            hasher = hasher.bytes(region);
+        }
+        hasher.finish()
     }
 
     /// A hash over the history up to a revision, the current one for 0 and below; equal on replicas with the same

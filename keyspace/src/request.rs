@@ -36,6 +36,8 @@ pub enum Command {
     CheckpointLeases(Vec<(LeaseId, i64)>),
     /// Sets the limits that all replicas must apply alike.
     SetLimits(Limits),
+    /// Sets where the operator wants the group to be led, [`crate::Keyspace::leader_regions`].
+    SetLeaderRegions(Vec<Bytes>),
 }
 
 /// A client's write. Requests must have passed [`crate::check`] before they are proposed.

@@ -29,6 +29,8 @@ const ITEM_SESSION: u8 = 4;
 const ITEM_RESULT: u8 = 5;
 const ITEM_RECORD: u8 = 6;
 const ITEM_END: u8 = 7;
+/// After the header, if anybody has said where the group is to be led.
+const ITEM_LEADER_REGIONS: u8 = 8;
 
 /// A snapshot being taken. Holds back the sweeping of garbage until it is dropped.
 #[derive(Debug)]
@@ -54,6 +56,7 @@ enum Stage {
 #[derive(Debug)]
 enum Item {
     Header(Header),
+    LeaderRegions(Vec<Bytes>),
     Lease {
         id: LeaseId,
         granted_ttl_s: i64,
@@ -96,6 +99,7 @@ impl Snapshot {
             session_uses,
         };
         let mut tables = VecDeque::from([Item::Header(header)]);
+        tables.extend(state.leader_regions.clone().map(Item::LeaderRegions));
         tables.extend(state.leases.rows().map(|(id, granted_ttl_s, checkpoint_s)| Item::Lease {
             id,
             granted_ttl_s,
@@ -197,6 +201,10 @@ fn write_item(writer: &mut Writer<'_>, item: &Item) {
             writer.u64(*last_session);
             writer.u64(*session_uses);
         }
+        Item::LeaderRegions(regions) => {
+            writer.u8(ITEM_LEADER_REGIONS);
+            writer.list(regions, |writer, region| writer.bytes(region));
+        }
         Item::Lease { id, granted_ttl_s, checkpoint_s } => {
             writer.u8(ITEM_LEASE);
             writer.i64(id.0);
@@ -274,6 +282,7 @@ impl From<DecodeError> for RestoreError {
 #[derive(Debug, Default)]
 pub struct Restore {
     header: Option<Header>,
+    leader_regions: Option<Vec<Bytes>>,
     leases: Leases,
     alarms: Alarms,
     sessions: Vec<(SessionId, Session)>,
@@ -334,6 +343,7 @@ impl Restore {
             sessions,
             alarms: self.alarms,
             limits: header.limits,
+            leader_regions: self.leader_regions,
             applied: header.applied,
         };
         let found = state.digest();
@@ -355,6 +365,12 @@ impl Restore {
                     last_session: reader.u64()?,
                     session_uses: reader.u64()?,
                 });
+            }
+            ITEM_LEADER_REGIONS => {
+                let regions = reader.list(1, |reader| Ok(own(&reader.bytes()?)))?;
+                if self.leader_regions.replace(regions).is_some() {
+                    return Err(RestoreError::Inconsistent("the regions to lead in stand twice"));
+                }
             }
             ITEM_LEASE => {
                 let (id, granted_ttl_s, checkpoint_s) =

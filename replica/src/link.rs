@@ -274,6 +274,7 @@ fn is_of_a_client(request: &wire::Request) -> bool {
             Kind::OpenSession(_)
             | Kind::Status(_)
             | Kind::Gateways(_)
+            | Kind::LeaderControl(_)
             | Kind::WatchCredit(_)
             | Kind::WatchSync(_)
             | Kind::WatchClose(_)
@@ -294,6 +295,7 @@ fn wants_answer(request: &wire::Request) -> bool {
             | Kind::KeepAlive(_)
             | Kind::Status(_)
             | Kind::Gateways(_)
+            | Kind::LeaderControl(_)
             | Kind::WatchOpen(_)
             | Kind::WatchSync(_)
             | Kind::NodeStatus(_),

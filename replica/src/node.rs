@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use awake::Awake;
 use bytes::Bytes;
@@ -40,6 +40,12 @@ use crate::newcomer::{Seat, digest, settle, take_place};
 use crate::peer::{self, Peer};
 use crate::suspicion::Accuser;
 
+/// How long a node waits for its data directory: the process that was killed before may still be ending, and whoever
+/// restarts processes does so at once.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two looks at a directory that is in use.
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
 /// What a node is started with.
 #[derive(Debug)]
 pub struct NodeOptions {
@@ -53,6 +59,10 @@ pub struct NodeOptions {
     pub nodes: Vec<(NodeId, String)>,
     /// The groups of the cluster, with their first voters. Those that this node is one of have a replica here.
     pub groups: Vec<(GroupId, Vec<NodeId>)>,
+    /// The region that each node stands in, as far as it is known.
+    pub regions: BTreeMap<NodeId, String>,
+    /// The regions where groups are to be led, the best first, until an operator says otherwise.
+    pub leader_regions: BTreeMap<GroupId, Vec<String>>,
     /// Where peers and gateways connect to.
     pub listener: std::net::TcpListener,
     /// Where the node keeps everything. Used by one process at a time.
@@ -128,6 +138,8 @@ pub(crate) struct Shared {
     pub(crate) region: String,
     pub(crate) zone: String,
     pub(crate) discovery: Discovery,
+    pub(crate) regions: BTreeMap<NodeId, String>,
+    pub(crate) leader_regions: BTreeMap<GroupId, Vec<Bytes>>,
     /// Told of requests of gateways and messages of groups; heartbeats are no work.
     pub(crate) awake: Awake,
     pub(crate) snapshot_least_bytes: u64,
@@ -442,7 +454,7 @@ pub(crate) struct Recovered {
 /// Reads the data directory. Blocking.
 pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
     let random = RandomState::new();
-    let disk = RealDisk::open(&options.data_dir)?;
+    let disk = open_disk(&options.data_dir)?;
     if let Some(first) = disk.exposed().first() {
         warn!(
             count = disk.exposed().len(),
@@ -597,6 +609,12 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
         region: options.region,
         zone: options.zone,
         discovery: options.discovery,
+        regions: options.regions,
+        leader_regions: options
+            .leader_regions
+            .into_iter()
+            .map(|(group, regions)| (group, regions.into_iter().map(Bytes::from).collect()))
+            .collect(),
         awake: options.awake,
         snapshot_least_bytes: options.snapshot_least_bytes,
         snapshot_slice_bytes: options.snapshot_slice_bytes,
@@ -613,6 +631,23 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
         random,
     };
     Ok(Recovered { shared: Arc::new(shared), starts })
+}
+
+/// Opens the data directory; waits for a while if it is in use. Blocking.
+fn open_disk(dir: &Path) -> Result<RealDisk, journal::Error> {
+    let begun = Instant::now();
+    let mut told = false;
+    loop {
+        match RealDisk::open(dir) {
+            Err(journal::Error::Locked { .. }) if begun.elapsed() < LOCK_TIMEOUT => {
+                if !std::mem::replace(&mut told, true) {
+                    warn!(dir = %dir.display(), "the data directory is in use: waiting up to {LOCK_TIMEOUT:?} for its process to end");
+                }
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            opened => return opened,
+        }
+    }
 }
 
 /// The voters of a group are those it began with, as long as there is no way to change them. A node that began alone, say,
@@ -799,5 +834,31 @@ async fn keep_liveness(shared: Arc<Shared>) {
                 group.inbox.push_always(GroupEvent::SnapshotWanted { floor });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::testing::{PATIENCE, options};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_node_waits_for_the_one_before_to_let_go_of_its_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let before = RealDisk::open(dir.path()).unwrap();
+        let starting = tokio::spawn(Node::start(options(NodeId(1), &[], dir.path())));
+        // It looks at once, and would have failed by then.
+        timeout(LOCK_PAUSE * 4, async {
+            while !starting.is_finished() {
+                tokio::task::yield_now().await
+            }
+        })
+        .await
+        .expect_err("it waits");
+        drop(before);
+        let node = timeout(PATIENCE, starting).await.expect("it starts").unwrap().unwrap();
+        node.stop().await;
     }
 }

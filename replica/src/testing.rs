@@ -1,5 +1,6 @@
 //! What the crate's tests start nodes with.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -49,6 +50,8 @@ pub(crate) fn one_of(
         cluster: CLUSTER,
         nodes,
         groups: vec![(GroupId(1), voters)],
+        regions: BTreeMap::new(),
+        leader_regions: BTreeMap::new(),
         listener,
         data_dir: dir.to_path_buf(),
         timing: Timing::default(),

@@ -201,7 +201,8 @@ impl LinkFeed {
                 | Kind::WatchSynced(_)
                 | Kind::ShardMap(_)
                 | Kind::NodeStatus(_)
-                | Kind::Gateways(_),
+                | Kind::Gateways(_)
+                | Kind::LeaderControlled(_),
             )
             | None => Err("an answer to another question"),
         }
@@ -332,7 +333,8 @@ impl Feed for LinkFeed {
                         | Kind::WatchCanceled(_)
                         | Kind::ShardMap(_)
                         | Kind::NodeStatus(_)
-                        | Kind::Gateways(_),
+                        | Kind::Gateways(_)
+                        | Kind::LeaderControlled(_),
                     )
                     | None => self.leave("an answer to another question").await,
                 },

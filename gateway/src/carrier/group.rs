@@ -16,6 +16,7 @@ use super::{Counted, Shared};
 use crate::backoff::random_u32;
 use crate::domain::{Answer, Consistency, DomainStatus, Kept, KnownGateway, KnownGateways};
 use crate::errors::Failure;
+use crate::leading::{Leading, Want};
 use crate::link::{Link, Lost, NotSent};
 use crate::retry::{self, Attempts, Next};
 use crate::router::{NodeId, Route};
@@ -184,7 +185,7 @@ impl Group {
 
     /// Waits for a leader and a session. A write that may have been applied always finds room to wait.
     async fn wait_to_write(&self, shared: &Shared, attempts: &Attempts) -> Result<(), Failure> {
-        let max = if attempts.maybe_applied() { usize::MAX } else { shared.options.waiting_max };
+        let max = if attempts.maybe_applied() { usize::MAX } else { shared.waiting_max() };
         self.wait(|| self.can_write(shared), max).await
     }
 
@@ -254,7 +255,7 @@ impl Group {
         consistency: Consistency,
         attempts: &mut Attempts,
     ) -> Result<Answer, Failure> {
-        let waiting_max = shared.options.waiting_max;
+        let waiting_max = shared.waiting_max();
         let replicas = match consistency {
             Consistency::Linearizable => Vec::new(),
             Consistency::Serializable { .. } => shared.replicas(self),
@@ -355,7 +356,7 @@ impl Group {
             loop {
                 let target = || self.leader_link(shared).or_else(|| shared.links.to_nearest(&replicas));
                 let Some((_, link)) = target() else {
-                    self.wait(|| target().is_some(), shared.options.waiting_max).await?;
+                    self.wait(|| target().is_some(), shared.waiting_max()).await?;
                     continue;
                 };
                 let answered = match link.call(self.id, ask.clone(), 0) {
@@ -367,6 +368,39 @@ impl Group {
                 }
                 attempts.handle_lost();
                 pause().await;
+            }
+        });
+        driven.await.unwrap_or(Err(Failure::TimedOut))
+    }
+
+    /// Asks the leader for what an operator wants.
+    pub(super) async fn lead(
+        &self,
+        shared: &Shared,
+        want: Want,
+        deadline: Instant,
+    ) -> Result<Leading, Failure> {
+        let control = wire::LeaderControl::from(want);
+        let mut attempts = Attempts::new(retry::Kind::Read);
+        let driven = timeout_at(deadline, async {
+            loop {
+                let Some((node, link)) = self.leader_link(shared) else {
+                    self.wait(|| self.leader_link(shared).is_some(), shared.waiting_max()).await?;
+                    continue;
+                };
+                let answered = match link.call(self.id, request::Kind::LeaderControl(control.clone()), 0) {
+                    Ok(call) => call.await,
+                    Err(NotSent::Down | NotSent::Full) => Err(Lost),
+                };
+                match answered {
+                    Ok(wire::Response { kind: Some(Kind::LeaderControlled(told)), .. }) => {
+                        return Ok(Leading::new(self.id, told));
+                    }
+                    other => match self.judge(node, other, &mut attempts) {
+                        Judged::Next(Next::Give(failure)) => return Err(failure),
+                        Judged::Next(_) | Judged::Answer(_) | Judged::Refused(_) => pause().await,
+                    },
+                }
             }
         });
         driven.await.unwrap_or(Err(Failure::TimedOut))
@@ -411,7 +445,8 @@ impl Group {
                 | Kind::WatchSynced(_)
                 | Kind::ShardMap(_)
                 | Kind::NodeStatus(_)
-                | Kind::Gateways(_),
+                | Kind::Gateways(_)
+                | Kind::LeaderControlled(_),
             )
             | None => Judged::Next(Next::Give(Failure::Internal("gaios: an answer to another question"))),
         }

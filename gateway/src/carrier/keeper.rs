@@ -185,7 +185,8 @@ async fn open_session(group: &Group, node: NodeId, link: &Arc<Link>, nonce: Byte
             | Kind::WatchSynced(_)
             | Kind::ShardMap(_)
             | Kind::NodeStatus(_)
-            | Kind::Gateways(_),
+            | Kind::Gateways(_)
+            | Kind::LeaderControlled(_),
         )
         | None => false,
     }
@@ -222,7 +223,7 @@ async fn renew(
     leases: Vec<i64>,
     attempts: &mut Attempts,
 ) -> Result<(u64, wire::KeptAlive), Failure> {
-    let waiting_max = shared.options.waiting_max;
+    let waiting_max = shared.waiting_max();
     loop {
         let Some((node, link)) = group.leader_link(shared) else {
             group.wait(|| group.leader_link(shared).is_some(), waiting_max).await?;

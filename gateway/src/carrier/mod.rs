@@ -33,6 +33,7 @@ use crate::domain::{
     Answer, Consistency, Domain, DomainStatus, FeedSpec, Kept, KnownGateways, LinkCounts, NodeStanding,
 };
 use crate::errors::Failure;
+use crate::leading::{Leading, Wanted};
 use crate::link::{Identity, LinkEvent};
 use crate::nearest::Place;
 use crate::retry::Attempts;
@@ -77,6 +78,14 @@ pub struct CarrierOptions {
     pub awake: Awake,
 }
 
+/// What may change of [`CarrierOptions`] while the carrier runs; the fields are as there.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "documented at `CarrierOptions`")]
+pub struct CarrierLimits {
+    pub request_timeout: Duration,
+    pub waiting_max: usize,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Carrier {
@@ -85,7 +94,7 @@ pub struct Carrier {
 
 #[derive(Debug)]
 pub(crate) struct Shared {
-    options: CarrierOptions,
+    limits: ArcSwap<CarrierLimits>,
     links: Links,
     discovery: Discovery,
     names: Names,
@@ -122,9 +131,11 @@ impl Carrier {
         };
         let (sender, events) = mpsc::unbounded_channel();
         let links = Links::new(identity, sender, options.links_per_node.max(1));
+        let CarrierOptions { nodes, dns_server, request_timeout, waiting_max, .. } = options;
+        let limits = CarrierLimits { request_timeout, waiting_max };
         let shared = Arc::new(Shared {
-            discovery: Discovery::new(options.dns_server),
-            options,
+            limits: ArcSwap::from_pointee(limits),
+            discovery: Discovery::new(dns_server),
             links,
             names: Names::default(),
             topology: ArcSwapOption::empty(),
@@ -136,11 +147,16 @@ impl Carrier {
             topology_news: watch::Sender::new(0),
             stop,
         });
-        for address in &shared.options.nodes {
+        for address in &nodes {
             shared.follow_configured(address);
         }
         tokio::spawn(Arc::clone(&shared).follow(events));
         Carrier { shared }
+    }
+
+    /// For requests from here on.
+    pub fn set_limits(&self, limits: CarrierLimits) {
+        self.shared.limits.store(Arc::new(limits));
     }
 
     /// Ends all links. Requests under way fail.
@@ -280,7 +296,7 @@ impl Shared {
         if let Some(group) = self.group_now(&ranges) {
             return group;
         }
-        let _counted = Counted::new(&self.waiting, 1, self.options.waiting_max)?;
+        let _counted = Counted::new(&self.waiting, 1, self.waiting_max())?;
         let mut news = self.topology_news.subscribe();
         loop {
             if let Some(group) = self.group_now(&ranges) {
@@ -312,7 +328,11 @@ impl Shared {
     }
 
     fn deadline(&self) -> Instant {
-        Instant::now() + self.options.request_timeout
+        Instant::now() + self.limits.load().request_timeout
+    }
+
+    fn waiting_max(&self) -> usize {
+        self.limits.load().waiting_max
     }
 }
 
@@ -378,6 +398,11 @@ impl Domain for Carrier {
 
     fn standings(&self) -> Vec<NodeStanding> {
         self.shared.links.standings()
+    }
+
+    async fn lead(&self, wanted: Wanted) -> Option<Result<Leading, Failure>> {
+        let group = self.shared.groups.load().iter().find(|group| group.id() == wanted.group).cloned()?;
+        Some(group.lead(&self.shared, wanted.want, self.shared.deadline()).await)
     }
 
     fn links(&self) -> LinkCounts {

@@ -5,15 +5,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::{Method, Request, Response};
+use ::http::{Method, Request, Response, StatusCode};
 use bytes::Bytes;
 use http_body::Body as HttpBody;
 use tokio::time::Instant;
 use tonic::body::Body;
 
 use super::{Door, http};
-use crate::admin::{Answer, Asked, admit, json, not_found};
+use crate::admin::{Answer, Asked, admit, failure, json, not_found, parse};
 use crate::domain::Domain;
+use crate::errors::code_and_text;
+use crate::leading::Wanted;
 use crate::status::{ClusterStatus, GatewayStatus, Status};
 
 /// However many ask, the nodes are asked no more often than this.
@@ -34,8 +36,23 @@ where
             "/debug/status" => whole(json(&Status::Cluster((*door.status().await).clone()))),
             _ => http::answer(door, &Method::GET, &uri).await,
         },
-        Ok(Asked::Post(..)) => whole(not_found()),
+        Ok(Asked::Post(uri, body)) => match uri.path() {
+            "/ctl/leader" => whole(lead(door, &body).await),
+            _ => whole(not_found()),
+        },
         Err(refused) => whole(refused),
+    }
+}
+
+async fn lead<D: Domain>(door: &Door<D>, body: &[u8]) -> Answer {
+    let wanted = match parse::<Wanted>(body) {
+        Ok(wanted) => wanted,
+        Err(error) => return failure(StatusCode::BAD_REQUEST, &error),
+    };
+    match door.domain.lead(wanted).await {
+        Some(Ok(leading)) => json(&leading),
+        Some(Err(refused)) => failure(StatusCode::SERVICE_UNAVAILABLE, code_and_text(&refused).1),
+        None => failure(StatusCode::NOT_FOUND, "there is no such group, or no node has answered yet"),
     }
 }
 

@@ -27,7 +27,7 @@ use super::lease::Lease;
 use super::maintenance::Maintenance;
 use super::{Caller, Door, admin, http, methods, watch};
 use crate::domain::Domain;
-use crate::errors::{INVALID_CLIENT_API_VERSION, NO_LEADER, status};
+use crate::errors::{INVALID_CLIENT_API_VERSION, status};
 
 /// Taken from clients as etcd takes it, and bounded by its decompressed size. Answers go uncompressed: that is allowed, and
 /// costs nothing.
@@ -120,8 +120,13 @@ impl<D: Domain> Front<D> {
             metrics.handled(status.code());
             return Box::pin(std::future::ready(Ok(status.into_http())));
         }
+        let requires_leader = requires_leader(request.headers());
         let services = Arc::clone(&self.services);
         Box::pin(async move {
+            if requires_leader && let Err(status) = services.caller.await_leader().await {
+                services.caller.metrics.method(method).handled(status.code());
+                return Ok(status.into_http());
+            }
             let mut response = services.call(method, request).await;
             let code = refused_code(response.headers());
             if code == Some(Code::OutOfRange) {
@@ -142,12 +147,13 @@ impl<D: Domain> Front<D> {
             let version = version.map_err(|_| status(INVALID_CLIENT_API_VERSION))?;
             self.services.caller.metrics.client_request(methods::METHODS[method].2, version);
         }
-        let requires_leader = headers.get("hasleader").is_some_and(|value| value.as_bytes() == b"true");
-        if requires_leader && !*self.services.caller.leader_known.borrow() {
-            return Err(status(NO_LEADER));
-        }
         Ok(())
     }
+}
+
+/// Whether the caller will not wait for a leader for longer than a change of leaders takes.
+fn requires_leader(headers: &HeaderMap) -> bool {
+    headers.get("hasleader").is_some_and(|value| value.as_bytes() == b"true")
 }
 
 impl<D: Domain> Services<D> {

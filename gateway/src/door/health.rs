@@ -8,7 +8,7 @@ use api::grpc::health::v1::health_check_response::ServingStatus;
 use futures::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
-use super::Door;
+use super::{Door, Place, Stagger};
 use crate::domain::Domain;
 
 pub(super) struct Health<D>(pub(super) Arc<Door<D>>);
@@ -21,6 +21,10 @@ impl<D: Domain> Health<D> {
             ServingStatus::Serving
         })
     }
+}
+
+async fn ended(ending: Stagger) {
+    ending.turn(Place::draw()).await;
 }
 
 fn answer(status: ServingStatus) -> pb::HealthCheckResponse {
@@ -58,7 +62,7 @@ impl<D: Domain> pb::health_server::Health for Health<D> {
             // An unknown service may appear later, says the protocol; ours never does.
             let first = futures::stream::iter([Ok(answer(ServingStatus::ServiceUnknown))]);
             let forever = first.chain(futures::stream::pending());
-            return Ok(Response::new(Box::pin(forever.take_until(ending.cancelled_owned()))));
+            return Ok(Response::new(Box::pin(forever.take_until(ended(ending)))));
         }
         let first = futures::stream::iter([Ok(self.now())]);
         let draining = self.0.draining.clone();
@@ -71,6 +75,6 @@ impl<D: Domain> pb::health_server::Health for Health<D> {
             Ok(answer(ServingStatus::NotServing))
         });
         let forever = first.chain(change).chain(futures::stream::pending());
-        Ok(Response::new(Box::pin(forever.take_until(ending.cancelled_owned()))))
+        Ok(Response::new(Box::pin(forever.take_until(ended(ending)))))
     }
 }

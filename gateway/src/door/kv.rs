@@ -1,6 +1,7 @@
 //! The service KV. Each handler has four steps: validate, call, translate the error, fill the header.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use api::etcdserverpb as pb;
 use keyspace::{Op, Query, RangeRequest, Reply, SortOrder, SortTarget, Txn, TxnOp, check};
@@ -114,7 +115,7 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
         let request = request.into_inner();
         let size = self.0.check_size(&request);
         let txn = convert::txn(request);
-        check::txn(&txn, self.0.options.txn_ops_max).map_err(Failure::from)?;
+        check::txn(&txn, self.0.txn_ops_max.load(Ordering::Relaxed)).map_err(Failure::from)?;
         let answer = if txn.is_read_only() {
             let consistency = self.0.consistency(txn.is_serializable(), newest_revision(&txn));
             self.0.domain.read(Query::Txn(txn), consistency).await?

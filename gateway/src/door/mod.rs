@@ -18,10 +18,11 @@ mod members;
 pub(crate) mod methods;
 mod outlet;
 mod serve;
+mod stagger;
 mod watch;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use api::etcdserverpb as pb;
@@ -41,6 +42,7 @@ pub(crate) use caller::Caller;
 pub(crate) use front::Front;
 pub(crate) use members::Members;
 pub(crate) use serve::{Server, serve};
+pub(crate) use stagger::{Place, Stagger};
 
 /// The version of etcd whose behaviour this is: `Status.version`, `/version`, `etcd_server_version`. Clients ask for
 /// features by it (Kubernetes wants 3.5.13 or above for progress requests).
@@ -115,6 +117,8 @@ impl DoorOptions {
 pub(crate) struct Door<D> {
     pub(crate) domain: Arc<D>,
     pub(crate) options: DoorOptions,
+    /// [`DoorOptions::txn_ops_max`], which may change.
+    pub(crate) txn_ops_max: Arc<AtomicUsize>,
     pub(crate) member_id: u64,
     pub(crate) members: Members,
     pub(crate) hub: Arc<Hub<D>>,
@@ -131,8 +135,8 @@ pub(crate) struct Door<D> {
     pub(crate) leaderless: news::Receiver<bool>,
     /// Cancelled when the gateway begins to drain: not ready any more.
     pub(crate) draining: CancellationToken,
-    /// Cancelled when streams must end.
-    pub(crate) ending: CancellationToken,
+    /// When streams must end.
+    pub(crate) ending: Stagger,
     /// The newest revision and term that any answer told.
     pub(crate) seen_revision: AtomicI64,
     pub(crate) seen_term: AtomicU64,
@@ -159,6 +163,24 @@ impl<D: Domain> Door<D> {
         (self.seen_revision.load(Ordering::Relaxed), self.seen_term.load(Ordering::Relaxed))
     }
 
+    /// For a request that asks for a leader: waits for one, for as long as streams that are open may go on without. Before
+    /// the first one it waits as long as its client does.
+    ///
+    /// # Errors
+    /// There has been none for too long.
+    pub(crate) async fn await_leader(&self) -> Result<(), Status> {
+        if *self.leader_known.borrow() {
+            return Ok(());
+        }
+        let (mut known, mut leaderless) = (self.leader_known.clone(), self.leaderless.clone());
+        tokio::select! {
+            biased;
+            Ok(_) = known.wait_for(|known| *known) => Ok(()),
+            Ok(_) = leaderless.wait_for(|leaderless| *leaderless) => Err(status(NO_LEADER)),
+            () = self.ending.begun() => Err(Failure::Stopping.into()),
+        }
+    }
+
     /// The member that is shown as the leader.
     async fn leader_member(&self) -> Result<u64, Failure> {
         let known = if self.members.are_configured() {
@@ -178,13 +200,14 @@ pub(crate) fn requires_leader(metadata: &MetadataMap) -> bool {
 /// When a long stream must end before its client ends it.
 pub(crate) struct StreamEnd {
     leaderless: Option<news::Receiver<bool>>,
-    ending: CancellationToken,
+    ending: Stagger,
+    place: Place,
 }
 
 impl StreamEnd {
     pub(crate) fn new<D>(door: &Door<D>, metadata: &MetadataMap) -> StreamEnd {
         let leaderless = requires_leader(metadata).then(|| door.leaderless.clone());
-        StreamEnd { leaderless, ending: door.ending.clone() }
+        StreamEnd { leaderless, ending: door.ending.clone(), place: Place::draw() }
     }
 
     /// Waits for the end. Safe to drop and call again.
@@ -201,7 +224,7 @@ impl StreamEnd {
         };
         tokio::select! {
             () = leaderless => status(NO_LEADER),
-            () = self.ending.cancelled() => Failure::Stopping.into(),
+            () = self.ending.turn(self.place) => Failure::Stopping.into(),
         }
     }
 }

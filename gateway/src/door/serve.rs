@@ -12,8 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use super::{Door, Front, outlet};
-use crate::backoff::random_u32;
+use super::{Door, Front, Place, Stagger, outlet};
 use crate::domain::Domain;
 
 /// etcd's server pings a connection that is idle for so long, and closes it when no answer comes.
@@ -31,8 +30,6 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// After an error of `accept` that is not the client's, for example too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Clients that hear of the drain at once would all come back to the others at once: GOAWAY goes out over this time.
-const GOAWAY_SPREAD: Duration = Duration::from_millis(500);
 
 /// A port that is being served.
 #[derive(Debug)]
@@ -40,7 +37,8 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     connections: TaskTracker,
     accepting: CancellationToken,
-    goaway: CancellationToken,
+    /// When clients are told to go elsewhere, the idle ones too.
+    goaway: Stagger,
     closing: CancellationToken,
 }
 
@@ -54,7 +52,7 @@ pub(crate) fn serve<D: Domain>(
         address: listener.local_addr()?,
         connections: TaskTracker::new(),
         accepting: CancellationToken::new(),
-        goaway: CancellationToken::new(),
+        goaway: Stagger::default(),
         closing: CancellationToken::new(),
     };
     let connections = server.connections.clone();
@@ -104,7 +102,7 @@ async fn serve_connection<D: Domain>(
     stream: TcpStream,
     front: Front<D>,
     door: Arc<Door<D>>,
-    goaway: CancellationToken,
+    goaway: Stagger,
     closing: CancellationToken,
 ) {
     if let Err(error) = stream.set_nodelay(true) {
@@ -116,29 +114,18 @@ async fn serve_connection<D: Domain>(
     let mut connection = Box::pin(builder.serve_connection(TokioIo::new(socket), front));
     let unopened = tokio::select! {
         served = outlet.open(connection.as_mut()) => served,
-        () = goaway.cancelled() => None,
+        () = goaway.begun() => None,
         () = tokio::time::sleep(HEAD_TIMEOUT) => Some(Err("the client did not say which protocol it speaks".into())),
     };
     let served = match unopened {
         Some(served) => served,
         None => tokio::select! {
             served = outlet.serve(connection.as_mut()) => served,
-            () = goaway.cancelled() => {
-                let spread = GOAWAY_SPREAD.mul_f64(f64::from(random_u32()) / f64::from(u32::MAX));
-                let early = tokio::select! {
-                    served = outlet.serve(connection.as_mut()) => Some(served),
-                    () = tokio::time::sleep(spread) => None,
-                    () = closing.cancelled() => None,
-                };
-                match early {
-                    Some(served) => served,
-                    None => {
-                        connection.as_mut().graceful_shutdown();
-                        tokio::select! {
-                            served = outlet.serve(connection.as_mut()) => served,
-                            () = closing.cancelled() => Ok(()),
-                        }
-                    }
+            () = goaway.turn(Place::draw()) => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    served = outlet.serve(connection.as_mut()) => served,
+                    () = closing.cancelled() => Ok(()),
                 }
             }
         },
@@ -157,10 +144,10 @@ async fn serve_connection<D: Domain>(
 }
 
 impl Server {
-    /// Takes no new connections; tells clients to go elsewhere.
-    pub(crate) fn drain(&self) {
+    /// Takes no new connections; tells clients to go elsewhere, one after the other over so much time.
+    pub(crate) fn drain(&self, spread: Duration) {
         self.accepting.cancel();
-        self.goaway.cancel();
+        self.goaway.begin(spread);
     }
 
     /// Waits until every connection is gone.
@@ -171,7 +158,7 @@ impl Server {
 
     /// Closes what is left.
     pub(crate) fn close(&self) {
-        self.drain();
+        self.drain(Duration::ZERO);
         self.closing.cancel();
     }
 }

@@ -626,7 +626,8 @@ fn brings_news(response: &wire::Response) -> bool {
             | Kind::WatchSynced(_)
             | Kind::ShardMap(_)
             | Kind::NodeStatus(_)
-            | Kind::Gateways(_),
+            | Kind::Gateways(_)
+            | Kind::LeaderControlled(_),
         )
         | None => false,
     }

@@ -5,27 +5,43 @@ use std::path::Path;
 use config::{ClientUrl, Gateway as Config, Given, Name};
 use gateway::door::{DoorOptions, Member, member_id};
 use gateway::nearest::Place;
-use gateway::{Gateway, GatewayOptions};
+use gateway::{Gateway, GatewayOptions, Limits};
 use tls::Holder;
 
-use super::{Failure, awake, descriptors, follow, link_tls, runtime, start_log, stop_signal};
+use super::reload::{self, Source};
+use super::{
+    Failure, awake, cannot_listen, descriptors, follow, link_tls, reload_link_tls, runtime, start_log,
+    stop_signal,
+};
 
 pub(crate) fn run(file: &Path, given: &Given) -> Result<(), Failure> {
     let config = Config::load_with(file, given)?;
-    start_log(&config.log);
+    let log = start_log(&config.log);
     descriptors::raise();
+    for advice in config.cluster.advice() {
+        tracing::warn!("{advice}");
+    }
     let link_tls = link_tls(config.link_tls.as_ref(), &config.cluster, Holder::Gateway)?;
-    let options =
-        GatewayOptions { awake: awake(config.core_wake_latency_max)?, link_tls, ..options(&config) };
+    let options = GatewayOptions {
+        awake: awake(config.core_wake_latency_max)?,
+        link_tls: link_tls.clone(),
+        ..options(&config)
+    };
     runtime(config.threads)?.block_on(async {
         follow(options.link_tls.as_ref());
         let gateway = Gateway::start(options).await.map_err(|error| {
-            format!(
-                "cannot listen on `listen` {} or `admin_listen` {}: {error}",
-                config.listen, config.admin_listen
-            )
+            let field = if error.address == config.listen { "`listen`" } else { "`admin_listen`" };
+            cannot_listen(error.address, field, &error.source)
         })?;
-        stop_signal().await?;
+        let source = Source { file: file.to_owned(), given: given.clone() };
+        tokio::select! {
+            signal = stop_signal() => signal?,
+            failed = reload::follow(source, config, |config| {
+                log.set_level(config.log.level);
+                gateway.set_limits(limits(config));
+                reload_link_tls(link_tls.as_deref());
+            }) => failed?,
+        }
         gateway.shutdown().await;
         Ok(())
     })
@@ -34,6 +50,17 @@ pub(crate) fn run(file: &Path, given: &Given) -> Result<(), Failure> {
 fn place(region: Option<&Name>, zone: Option<&Name>) -> Place {
     let text = |name: Option<&Name>| name.map(ToString::to_string).unwrap_or_default();
     Place { region: text(region), zone: text(zone) }
+}
+
+/// What may change while the gateway runs.
+fn limits(config: &Config) -> Limits {
+    let limits = &config.limits;
+    Limits {
+        request_timeout: limits.request_timeout,
+        waiting_max: limits.max_requests_in_flight as usize,
+        txn_ops_max: limits.max_txn_ops as usize,
+        drain: config.drain_grace_period,
+    }
 }
 
 /// What the gateway of this configuration is started with.

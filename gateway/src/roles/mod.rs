@@ -5,6 +5,7 @@ pub(crate) mod ctl;
 pub(crate) mod descriptors;
 pub(crate) mod dev;
 pub(crate) mod gateway;
+pub(crate) mod reload;
 pub(crate) mod replica;
 
 use std::collections::BTreeMap;
@@ -18,11 +19,12 @@ use std::time::Duration;
 
 use awake::Awake;
 use bytes::Bytes;
-use config::{Config, Given, LinkTls, Log, LogFormat};
+use config::{Config, Given, LinkTls, Log, LogFormat, LogLevel};
 use shard_map::{Epoch, Group, GroupId, NodeId, Role, Shard, ShardMap};
 use tls::{Holder, LinkFiles, Mutual};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
 
 /// What the kernel lets idle cores sleep by, or `none`.
 const IDLE_DRIVER: &str = "/sys/devices/system/cpu/cpuidle/current_driver";
@@ -65,10 +67,14 @@ impl NodeConfigArgs {
 
 /// `gaios check`.
 pub(crate) fn check(file: &Path, given: &Given) -> Result<(), Failure> {
-    let role = match Config::load_with(file, given)? {
-        Config::Replica(_) => "replica",
-        Config::Gateway(_) => "gateway",
+    let config = Config::load_with(file, given)?;
+    let (role, cluster) = match &config {
+        Config::Replica(replica) => ("replica", &replica.cluster),
+        Config::Gateway(gateway) => ("gateway", &gateway.cluster),
     };
+    for advice in cluster.advice() {
+        eprintln!("{}: {advice}", file.display());
+    }
     println!("{}: a valid {role} configuration", file.display());
     Ok(())
 }
@@ -104,6 +110,13 @@ fn follow(tls: Option<&Arc<Mutual>>) {
     }
 }
 
+/// Takes over what has changed in the files, at once.
+fn reload_link_tls(tls: Option<&Mutual>) {
+    if let Some(Err(flaws)) = tls.map(Mutual::reload) {
+        tracing::error!("`link_tls`: what is there is not taken up, the process goes on as it was: {flaws}");
+    }
+}
+
 /// A runtime with so many threads, or one for every two cores of this process. On all cores, threads that are idle half of
 /// the time take work and memory from each other: on two cores a read by way of a gateway costs a third more.
 fn runtime(threads: Option<u32>) -> Result<Runtime, Failure> {
@@ -124,27 +137,56 @@ fn awake(latency_max: Option<Duration>) -> Result<Awake, Failure> {
     })
 }
 
-fn start_log(log: &Log) {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(log.level.as_str()));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    match log.format {
-        LogFormat::Text => lines.init(),
-        LogFormat::Json => lines.json().init(),
+/// The log that runs.
+struct RunningLog {
+    set: Box<dyn Fn(EnvFilter) + Send>,
+}
+
+impl RunningLog {
+    fn set_level(&self, level: LogLevel) {
+        (self.set)(filter(level));
     }
 }
 
+/// What the environment asks for, else the level.
+fn filter(level: LogLevel) -> EnvFilter {
+    EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level.as_str()))
+}
+
+fn start_log(log: &Log) -> RunningLog {
+    let lines = tracing_subscriber::fmt().with_env_filter(filter(log.level)).with_writer(io::stderr);
+    let set: Box<dyn Fn(EnvFilter) + Send> = match log.format {
+        LogFormat::Text => {
+            let lines = lines.with_filter_reloading();
+            let handle = lines.reload_handle();
+            lines.init();
+            // Fails only when there is no log any more.
+            Box::new(move |filter| drop(handle.reload(filter)))
+        }
+        LogFormat::Json => {
+            let lines = lines.json().with_filter_reloading();
+            let handle = lines.reload_handle();
+            lines.init();
+            Box::new(move |filter| drop(handle.reload(filter)))
+        }
+    };
+    RunningLog { set }
+}
+
 fn bind(address: SocketAddr, field: &str) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address).map_err(|error| {
-        let hint = if error.kind() == io::ErrorKind::AddrInUse {
-            format!("; something else listens there: choose another {field}")
-        } else if error.kind() == io::ErrorKind::AddrNotAvailable {
-            format!("; {field} must be an address of this machine")
-        } else {
-            String::new()
-        };
-        format!("cannot listen on {address}: {error}{hint}").into()
-    })
+    TcpListener::bind(address).map_err(|error| cannot_listen(address, field, &error))
+}
+
+/// In words for the operator: which address, which field, and what to do.
+fn cannot_listen(address: SocketAddr, field: &str, error: &io::Error) -> Failure {
+    let hint = if error.kind() == io::ErrorKind::AddrInUse {
+        format!("; something else listens there: choose another {field}")
+    } else if error.kind() == io::ErrorKind::AddrNotAvailable {
+        format!("; {field} must be an address of this machine")
+    } else {
+        String::new()
+    };
+    format!("cannot listen on {address} ({field}): {error}{hint}").into()
 }
 
 /// Returns at the first SIGINT or SIGTERM. A second one ends the process at once.

@@ -2,20 +2,32 @@
 
 use std::net::TcpListener;
 use std::path::Path;
+use std::time::Duration;
 
 use awake::Awake;
 use bytes::BytesMut;
-use config::{Given, Replica};
+use config::{Given, Name, Replica};
 use consensus_core::{GroupId, NodeId, Timing};
 use discovery::Discovery;
 use replica::{Node, NodeOptions};
 use tls::Holder;
+use tokio::time::timeout;
 
-use super::{Failure, admin, awake, bind, descriptors, follow, link_tls, runtime, start_log, stop_signal};
+use super::reload::{self, Source};
+use super::{
+    Failure, admin, awake, bind, descriptors, follow, link_tls, reload_link_tls, runtime, start_log,
+    stop_signal,
+};
+
+/// Groups hand over within a second, and the journal finishes what it has. Less than the half minute that supervisors give.
+const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
 pub(crate) fn run(file: &Path, given: &Given) -> Result<(), Failure> {
     let config = Replica::load_with(file, given)?;
-    start_log(&config.log);
+    let log = start_log(&config.log);
+    for advice in config.cluster.advice() {
+        tracing::warn!("{advice}");
+    }
     let descriptors = descriptors::raise();
     let tls = link_tls(config.link_tls.as_ref(), &config.cluster, Holder::Node(config.node))?;
     let awake = awake(config.core_wake_latency_max)?;
@@ -23,11 +35,20 @@ pub(crate) fn run(file: &Path, given: &Given) -> Result<(), Failure> {
     let admin_listener = bind(config.admin_listen, "`admin_listen`")?;
     runtime(config.threads)?.block_on(async {
         follow(tls.as_ref());
-        let options = NodeOptions { tls, ..options(&config, listener, awake, descriptors)? };
+        let options = NodeOptions { tls: tls.clone(), ..options(&config, listener, awake, descriptors)? };
         let node = Node::start(options).await?;
         let admin = admin::serve(admin_listener, node.health())?;
-        stop_signal().await?;
-        node.stop().await;
+        let source = Source { file: file.to_owned(), given: given.clone() };
+        tokio::select! {
+            signal = stop_signal() => signal?,
+            failed = reload::follow(source, config, |config| {
+                log.set_level(config.log.level);
+                reload_link_tls(tls.as_deref());
+            }) => failed?,
+        }
+        if timeout(STOP_TIMEOUT, node.stop()).await.is_err() {
+            tracing::warn!("the node has not stopped after {STOP_TIMEOUT:?}: ending it as a crash would");
+        }
         admin.abort();
         Ok(())
     })
@@ -53,6 +74,18 @@ pub(crate) fn options(
             .groups_or_default()
             .iter()
             .map(|group| (GroupId(group.id), ids(&group.voters)))
+            .collect(),
+        regions: cluster
+            .nodes
+            .iter()
+            .filter_map(|node| Some((NodeId(node.id), node.region.as_ref()?.to_string())))
+            .collect(),
+        leader_regions: cluster
+            .groups_or_default()
+            .iter()
+            .map(|group| {
+                (GroupId(group.id), group.leader_regions.iter().flatten().map(Name::to_string).collect())
+            })
             .collect(),
         listener,
         data_dir: config.data_dir.clone(),

@@ -13,6 +13,7 @@ mod certificates;
 mod client;
 mod clients;
 mod flood;
+mod leading;
 mod processes;
 mod stops;
 #[cfg(not(feature = "etcd-client"))]

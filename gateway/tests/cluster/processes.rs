@@ -240,6 +240,21 @@ impl Process {
         self.child = Some(child);
     }
 
+    /// Writes another configuration.
+    pub(crate) fn edit(&self, change: impl FnOnce(String) -> String) {
+        fs::write(&self.config, change(fs::read_to_string(&self.config).unwrap())).unwrap();
+    }
+
+    /// Waits until the log says this.
+    pub(crate) fn wait_for_log(&self, said: &str) {
+        wait_for(said, || fs::read_to_string(&self.log).unwrap().contains(said).then_some(()));
+    }
+
+    /// How many lines of the log say this.
+    pub(crate) fn log_lines(&self, said: &str) -> usize {
+        fs::read_to_string(&self.log).unwrap().lines().filter(|line| line.contains(said)).count()
+    }
+
     /// SIGKILL.
     pub(crate) fn kill(&mut self) {
         let mut child = self.child.take().unwrap_or_else(|| panic!("{} does not run", self.name));
@@ -275,6 +290,11 @@ impl Process {
     pub(crate) fn signal(&self, signal: Signal) {
         let child = self.child.as_ref().unwrap_or_else(|| panic!("{} does not run", self.name));
         kill_process(Pid::from_child(child), signal).unwrap();
+    }
+
+    /// Where operators' tools connect.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.admin
     }
 
     pub(crate) fn is_running(&self) -> bool {
@@ -336,7 +356,7 @@ impl Drop for Process {
 }
 
 /// The binary: cargo's of this package, else the one that the variable `GAIOS` names.
-fn gaios() -> PathBuf {
+pub(crate) fn gaios() -> PathBuf {
     match option_env!("CARGO_BIN_EXE_gaios") {
         Some(path) => path.into(),
         None => std::env::var_os("GAIOS").expect("GAIOS names the binary").into(),

@@ -3,10 +3,12 @@
 //!
 //! With `GAIOS_STOPS=20` there are as many rounds, for a median worth writing down.
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use sim::model;
 use tokio::task::JoinSet;
 
@@ -187,5 +189,60 @@ async fn a_rolling_replacement_loses_no_request_of_a_retrying_client() {
         callers.failed()
     );
     assert_eq!(callers.lost(), 0, "{}", cluster.logs());
+    callers.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_may_change_while_running_is_taken_up_and_the_rest_refused_by_name() {
+    let cluster = Cluster::start(1, 1);
+    let gateway = &cluster.gateways[0];
+    gateway.edit(|text| format!("{text}limits: {{max_txn_ops: 7}}\nlinks_per_node: 2\n"));
+    gateway.signal(Signal::HUP);
+    gateway.wait_for_log("`links_per_node` cannot change while running: restart");
+    gateway.wait_for_log("limits.max_txn_ops");
+    let replica = &cluster.replicas[0];
+    replica.edit(|text| format!("{text}log: {{level: debug}}\n"));
+    // Without a signal: it looks at the file by itself.
+    replica.wait_for_log("log.level");
+    replica.edit(|_| "role: replica\n".to_owned());
+    replica.signal(Signal::HUP);
+    replica.wait_for_log("the configuration is not taken up");
+    assert_eq!(replica.get("/readyz").unwrap().0, 200);
+}
+
+/// Somebody else writes to the same disk all the time. `GAIOS_BUSY_S` says for how long, so that elections can be counted
+/// which nothing but that has caused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_busy_disk_fails_no_request() {
+    let time =
+        std::env::var("GAIOS_BUSY_S").map_or(3, |time| time.parse().expect("GAIOS_BUSY_S is a number"));
+    let cluster = Cluster::start(3, 1);
+    let elected = || cluster.replicas.iter().map(|replica| replica.log_lines("Leader")).sum::<usize>();
+    let before = elected();
+    let callers = Callers::start(&cluster, 64, false).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let hog = {
+        let (stop, dir) = (Arc::clone(&stop), tempfile::tempdir().unwrap());
+        std::thread::spawn(move || {
+            let block = vec![7; 8 << 20];
+            while !stop.load(Ordering::Relaxed) {
+                let mut file = std::fs::File::create(dir.path().join("hog")).unwrap();
+                file.write_all(&block).unwrap();
+                file.sync_data().unwrap();
+            }
+        })
+    };
+    let end = Instant::now() + Duration::from_secs(time);
+    while Instant::now() < end {
+        callers.each_answered().await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    hog.join().unwrap();
+    println!(
+        "{time} s beside a busy disk: {} elections, {:.1?} the longest wait",
+        elected() - before,
+        callers.longest_wait()
+    );
+    assert_eq!(callers.failed(), 0, "{}", cluster.logs());
     callers.finish().await;
 }

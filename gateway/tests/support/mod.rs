@@ -574,7 +574,7 @@ impl Serving {
                 core.respond(out, id, response::Kind::KeptAlive(kept));
             }
             // As a node does that is older than the question.
-            request::Kind::NodeStatus(_) => refuse(&core, Why::Malformed),
+            request::Kind::NodeStatus(_) | request::Kind::LeaderControl(_) => refuse(&core, Why::Malformed),
             request::Kind::Status(_) => {
                 let status = core.keyspace.status();
                 let reply = wire::StatusReply {
@@ -660,6 +660,7 @@ fn name(kind: &request::Kind) -> &'static str {
         request::Kind::WatchClose(_) => "watch_close",
         request::Kind::NodeStatus(_) => "node_status",
         request::Kind::Gateways(_) => "gateways",
+        request::Kind::LeaderControl(_) => "leader_control",
     }
 }
 

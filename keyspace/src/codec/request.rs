@@ -14,6 +14,7 @@ const COMMAND_WRITE: u8 = 3;
 const COMMAND_EXPIRE_LEASES: u8 = 4;
 const COMMAND_CHECKPOINT_LEASES: u8 = 5;
 const COMMAND_SET_LIMITS: u8 = 6;
+const COMMAND_SET_LEADER_REGIONS: u8 = 7;
 
 pub(super) fn write_command(writer: &mut Writer<'_>, command: &Command) {
     match command {
@@ -47,6 +48,10 @@ pub(super) fn write_command(writer: &mut Writer<'_>, command: &Command) {
             writer.u64(limits.quota_bytes);
             writer.u64(u64::from(limits.max_sessions));
         }
+        Command::SetLeaderRegions(regions) => {
+            writer.u8(COMMAND_SET_LEADER_REGIONS);
+            writer.list(regions, |writer, region| writer.bytes(region));
+        }
     }
 }
 
@@ -74,6 +79,7 @@ pub(super) fn read_command(reader: &mut Reader) -> Decoded<Command> {
             quota_bytes: reader.u64()?,
             max_sessions: u32::try_from(reader.u64()?).or(malformed("too many sessions"))?,
         }),
+        COMMAND_SET_LEADER_REGIONS => Command::SetLeaderRegions(reader.list(1, |reader| reader.bytes())?),
         _ => return malformed("unknown command"),
     })
 }

@@ -168,5 +168,6 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
         (any::<u64>(), any::<u32>()).prop_map(|(quota_bytes, max_sessions)| {
             Command::SetLimits(Limits { quota_bytes, max_sessions })
         }),
+        vec(vec(any::<u8>(), 0..4).prop_map(Bytes::from), 0..3).prop_map(Command::SetLeaderRegions),
     ]
 }

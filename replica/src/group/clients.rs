@@ -22,6 +22,8 @@ pub(super) struct Waiter {
 pub(super) enum Subject {
     Write(SessionId, u64),
     OpenSession(u128),
+    /// Where the group is to be led.
+    LeaderRegions,
     /// Proposed by the group itself: nobody waits.
     Internal,
 }

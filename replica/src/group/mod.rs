@@ -4,7 +4,9 @@
 mod clients;
 mod handle;
 mod handover;
+mod leading;
 mod log_positions;
+mod placement;
 mod queries;
 mod readiness;
 mod recent;
@@ -39,6 +41,8 @@ pub(crate) use self::snapshotting::{decode_meta, encode_meta, load};
 
 use self::clients::{Clients, PendingRead, Reading, Subject, Waiter};
 use self::handover::{Relief, Stopping};
+use self::leading::Move;
+use self::placement::Placement;
 use self::queries::Queries;
 use self::readiness::Readiness;
 use self::replies::Replies;
@@ -171,6 +175,10 @@ pub(crate) struct Group {
     stopping: Option<Stopping>,
     /// For a leader whose disk is full.
     relief: Option<Relief>,
+    /// For a leader that is not where the operator wants it.
+    placement: Option<Placement>,
+    /// An operator waits for another leader.
+    moving: Option<Move>,
     timer: Timer,
 }
 
@@ -209,6 +217,8 @@ impl Group {
             metrics,
             stopping: None,
             relief: None,
+            placement: None,
+            moving: None,
             timer: Timer::default(),
         }
     }
@@ -253,7 +263,8 @@ impl Group {
     fn deadline(&self) -> Option<Mono> {
         let leases = if self.leading { self.leases.next_deadline() } else { None };
         let stopping = self.stopping.map(|stopping| stopping.until);
-        let waiting = [self.queries.deadline(), self.seekers.deadline()];
+        let placement = self.placement.as_ref().and_then(Placement::deadline);
+        let waiting = [self.queries.deadline(), self.seekers.deadline(), placement];
         let own = [self.engine.next_deadline(), leases, self.propose_again_at, stopping];
         own.into_iter().chain(waiting).flatten().min()
     }
@@ -284,6 +295,7 @@ impl Group {
         }
         self.stop_in_order(now);
         self.seek_relief(now);
+        self.seek_better_place(now);
         self.carry_out();
         self.propose_due_leases();
         self.carry_out();
@@ -318,6 +330,7 @@ impl Group {
                 self.asking.retain(|read| read.waiter.link.id != link);
                 self.queries.close_link(link);
                 self.seekers.close_link(link);
+                self.moving = self.moving.take().filter(|moving| !moving.is_of(link));
                 self.watches.close_link(link);
                 self.parked.retain(|(waiter, _)| waiter.link.id != link);
             }
@@ -464,9 +477,13 @@ impl Group {
                         let opened = wire::SessionOpened { session: session.0 };
                         self.replies.add(&waiter.link, waiter.request, Kind::SessionOpened(opened));
                     }
+                    _ if *subject == Subject::LeaderRegions => self.tell_leading(&waiter, String::new()),
                     outcome => self.answer(&waiter.link, waiter.request, outcome),
                 }
             }
+        }
+        if subjects.contains(&Subject::LeaderRegions) {
+            self.reconsider_place();
         }
         self.sweeping |= effects.compacted.is_some();
         self.on_lease_effects(&effects.leases);
@@ -573,8 +590,12 @@ impl Group {
                 self.replies.term = lead.round;
                 self.replies.leader = leader;
                 self.elected = role == Role::Leader;
+                if let Some(leader) = leader.filter(|leader| *leader != self.shared.id) {
+                    self.end_move(leader);
+                }
                 if role != Role::Leader {
                     self.leading = false;
+                    self.placement = None;
                     self.leases.stop();
                     self.propose_again_at = None;
                     self.clients.leadership_lost(&mut self.replies);
@@ -593,6 +614,7 @@ impl Group {
                 let leases =
                     self.state.leases().map(|lease| (lease.id, lease.granted_ttl_s, lease.remaining_s));
                 self.leases.start(clock::now(), grace, leases);
+                self.reconsider_place();
                 // The limits must be the same on all replicas, so it is the leader's configuration that counts.
                 if self.state.limits() != self.shared.limits {
                     self.propose_internal(&Command::SetLimits(self.shared.limits));
@@ -621,6 +643,7 @@ impl Group {
             }
             Event::TransferAborted { to } => {
                 info!(group = self.handle.id.0, to = to.0, "leadership was not handed over");
+                self.end_move(self.shared.id);
                 self.hand_over_to_another();
             }
         }
@@ -673,6 +696,7 @@ fn subject(command: &Command) -> Subject {
     match command {
         Command::Write { session, seq, .. } => Subject::Write(*session, *seq),
         Command::OpenSession { nonce } => Subject::OpenSession(*nonce),
+        Command::SetLeaderRegions(_) => Subject::LeaderRegions,
         Command::CloseSession(_)
         | Command::ExpireLeases(_)
         | Command::CheckpointLeases(_)

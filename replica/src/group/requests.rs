@@ -44,6 +44,7 @@ impl Group {
             Some(RequestKind::WatchCredit(credit)) => self.watches.add_credit(link.id, id, credit.bytes),
             Some(RequestKind::WatchSync(sync)) => self.on_read(link, id, Reading::WatchSync(sync.watch)),
             Some(RequestKind::WatchClose(_)) => self.watches.close(link.id, id),
+            Some(RequestKind::LeaderControl(control)) => self.on_leader_control(link, id, control),
             // The link answers it.
             Some(RequestKind::NodeStatus(_)) | None => self.replies.refuse(link, id, Why::Malformed),
         }
@@ -97,7 +98,8 @@ impl Group {
                 | Command::CloseSession(_)
                 | Command::ExpireLeases(_)
                 | Command::CheckpointLeases(_)
-                | Command::SetLimits(_),
+                | Command::SetLimits(_)
+                | Command::SetLeaderRegions(_),
             )
             | Err(_) => {
                 self.replies.refuse(link, id, Why::Malformed);

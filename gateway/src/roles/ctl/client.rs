@@ -45,7 +45,6 @@ impl Admin {
     }
 
     /// Wants something changed.
-    #[expect(dead_code, reason = "the first command that changes something takes this line away")]
     pub(crate) async fn post<T: DeserializeOwned>(
         &self,
         path: &str,

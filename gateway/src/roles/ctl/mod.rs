@@ -2,6 +2,7 @@
 //! file of its own. Data goes to standard output, and every table can be had as JSON.
 
 mod client;
+mod leader;
 mod output;
 mod status;
 
@@ -31,12 +32,15 @@ pub(crate) struct Args {
 enum Command {
     /// Show gateways, nodes and groups, and what needs a look.
     Status(status::Args),
+    /// Show and say who leads the groups.
+    Leader(leader::Args),
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let admin = Admin::new(&args.admin)?;
     match &args.command {
         Command::Status(status) => block_on(status::run(status, &admin, args.output)),
+        Command::Leader(leader) => block_on(leader::run(leader, &admin, args.output)),
     }
 }
 
