@@ -6,6 +6,7 @@ use api::etcdserverpb as pb;
 use api::grpc::health::v1 as health;
 use api::mvccpb::event::EventType;
 use bytes::Bytes;
+use prost::Message as _;
 
 use crate::call::{Call, Front, Reply, Unreachable};
 use crate::render::Names;
@@ -369,7 +370,7 @@ impl Side {
             Op::Range(range) => Some(Request::RequestRange(self.range(range))),
             Op::Put(put) => Some(Request::RequestPut(self.put(put))),
             Op::Delete(step) => Some(Request::RequestDeleteRange(delete(step))),
-            Op::Txn(txn) => Some(Request::RequestTxn(self.txn(txn))),
+            Op::Txn(txn) => Some(Request::RequestTxn(self.txn(txn).encode_to_vec().into())),
             Op::Empty => None,
         };
         pb::RequestOp { request }

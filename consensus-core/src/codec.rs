@@ -10,6 +10,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use crate::message::{
     Accept, Accepted, Chosen, Commit, Entries, Fetch, Fortified, Fortify, Handoff, Heartbeat, HeartbeatAck,
     Nack, PreVote, PreVoteReply, Prepare, Promise, ReadIndex, ReadIndexReply, Recall, Recalled, Resigned,
+    Vouched,
 };
 use crate::record::{RecordKind, RecordLabel};
 use crate::{
@@ -190,6 +191,7 @@ wire_struct! {
     Resigned { lead }
     Recall { incarnation, question }
     Recalled { incarnation, question, promised, proposed }
+    Vouched { incarnation }
     Heartbeat { epoch, sent_at, receiver_incarnation, wants_support, hears }
     HeartbeatAck { sent_at, incarnation, epoch, granted, required }
 }
@@ -214,6 +216,7 @@ wire_enum! {
         16 = Resigned,
         17 = Recall,
         18 = Recalled,
+        19 = Vouched,
     }
 }
 
@@ -447,6 +450,7 @@ pub(crate) fn encode_label(label: &RecordLabel, out: &mut Vec<u8>) {
         RecordKind::Faulty => 5,
         RecordKind::Healed => 6,
         RecordKind::Revote => 7,
+        RecordKind::Survived => 8,
     });
     label.flag.put(out);
     label.faulty_from.put(out);
@@ -469,6 +473,7 @@ pub(crate) fn decode_label(label: &[u8]) -> Result<RecordLabel> {
         5 => RecordKind::Faulty,
         6 => RecordKind::Healed,
         7 => RecordKind::Revote,
+        8 => RecordKind::Survived,
         number => return Err(DecodeError::Unknown(number)),
     };
     let label = RecordLabel {
@@ -599,6 +604,7 @@ mod tests {
                     Message::Recalled(Recalled { incarnation, question, promised, proposed })
                 }
             ),
+            any::<u64>().prop_map(|incarnation| Message::Vouched(Vouched { incarnation })),
         ]
     }
 

@@ -24,6 +24,7 @@ pub use codec::DecodeError;
 pub use config::{Config, ConfigError, NodeSet};
 pub use engine::{
     Engine, Event, FollowerStatus, Input, Output, ReadMode, ReadOutcome, Rejection, Role, Send, Status,
+    Suspicion,
 };
 pub use liveness::{Liveness, LivenessEvent, LivenessOutput};
 pub use message::{LivenessMessage, Message};
@@ -31,5 +32,5 @@ pub use message::{LivenessMessage, Message};
 pub use mutant::Mutant;
 pub use newcomer::{Newcomer, Place, Standing};
 pub use options::{Options, Timing};
-pub use record::{Durable, Record, RecordKind, RecordLabel};
+pub use record::{Durable, Holdings, Record, RecordKind, RecordLabel};
 pub use types::{Ballot, Epoch, GroupId, Kind, Lead, Mono, NodeId, PersistSeq, Slot, Tag, Value, Vote};

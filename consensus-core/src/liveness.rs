@@ -29,7 +29,15 @@
 use std::collections::BTreeMap;
 
 use crate::message::{Heartbeat, HeartbeatAck};
+use crate::newcomer::INCARNATION_MAX;
 use crate::{Epoch, Input, LivenessMessage, Mono, NodeId, Timing};
+
+/// Lapses of support in one life that one peer need not have heard of: at one in half a second these take 68 years.
+const LAPSES_UNHEARD_MAX: u64 = 1 << 32;
+/// No life has more epochs.
+const EPOCHS_MAX: u64 = 1 << 62;
+/// A peer's configuration may have been extended before the own one.
+const HEARS_SPARE_MAX: usize = 64;
 
 /// The liveness of the peers of one node. Every group's [`crate::Engine::step`] reads it.
 ///
@@ -327,9 +335,13 @@ impl Liveness {
 
     fn handle_heartbeat(&mut self, now: Mono, from: NodeId, heartbeat: Heartbeat) {
         let quarantined = self.quarantined(now);
+        let hears_max = self.peers.len() + HEARS_SPARE_MAX;
         let Some(peer) = self.peers.get_mut(&from) else { return };
         let Epoch { incarnation, .. } = heartbeat.epoch;
-        if incarnation < peer.incarnation {
+        if incarnation < peer.incarnation
+            || !peer.believes(heartbeat.epoch)
+            || heartbeat.hears.len() > hears_max
+        {
             return;
         }
         Self::note_life(&mut self.events, from, peer, incarnation);
@@ -378,7 +390,11 @@ impl Liveness {
         let (fit, mut hears) = (self.is_fit(self.node), self.reached());
         let Some(peer) = self.peers.get_mut(&from) else { return };
         let stale = ack.epoch.incarnation != self.incarnation || ack.incarnation < peer.incarnation;
-        if stale || ack.sent_at > now {
+        // What it requires is the epoch after one that this node has had, or believes to have had.
+        let believed = ack.incarnation <= INCARNATION_MAX
+            && ack.required.incarnation == self.incarnation
+            && ack.required.count <= EPOCHS_MAX;
+        if stale || ack.sent_at > now || !believed {
             return;
         }
         Self::note_life(&mut self.events, from, peer, ack.incarnation);
@@ -464,6 +480,13 @@ impl Liveness {
 }
 
 impl Peer {
+    /// Whether an epoch that it asks support for may be true. It goes on with each lapse.
+    fn believes(&self, epoch: Epoch) -> bool {
+        let last = self.ended.max(self.supported.map_or(Epoch::default(), |(epoch, _)| epoch));
+        let known = if last.incarnation == epoch.incarnation { last.count } else { 0 };
+        epoch.incarnation <= INCARNATION_MAX && epoch.count <= EPOCHS_MAX.min(known + LAPSES_UNHEARD_MAX)
+    }
+
     fn heartbeat(&self, now: Mono, wants_support: bool, hears: Vec<NodeId>) -> LivenessMessage {
         LivenessMessage::Heartbeat(Heartbeat {
             epoch: self.epoch,

@@ -20,6 +20,7 @@
 //! | [`Resigned`] | former leader → members | nobody leads at this ballot | – |
 //! | [`Recall`] | member with a damaged disk → members | "what have you promised, and how far did you propose?" | – |
 //! | [`Recalled`] | member → member with a damaged disk | the answer | – |
+//! | [`Vouched`] | survivor → member with a damaged disk | "never mind how many have forgotten: the operator has decided" | – |
 //! | [`Heartbeat`] | node → node | "I live, I hear these nodes; support me" | store liveness |
 //! | [`HeartbeatAck`] | node → node | heard; supported, or need another epoch | store liveness |
 //!
@@ -55,6 +56,7 @@ pub enum Message {
     Resigned(Resigned),
     Recall(Recall),
     Recalled(Recalled),
+    Vouched(Vouched),
 }
 
 /// Would-be leader → voters, before it disturbs anybody with a higher ballot.
@@ -259,6 +261,14 @@ pub struct Recalled {
     pub proposed: Option<Slot>,
 }
 
+/// Survivor → who asked [`Recall`], after its answer: the operator has declared that what the survivor holds is what there
+/// is, see [`crate::Durable::survive`]. A peer that does not know this message ends the link; it needs an update first.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Vouched {
+    /// Echoed.
+    pub incarnation: u64,
+}
+
 /// A message between two nodes, for all their groups.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "each variant is documented on its struct")]
@@ -297,14 +307,16 @@ pub struct HeartbeatAck {
     pub required: Epoch,
 }
 
-/// Slots and rounds beyond this come from no healthy peer: at a million a second they take 146,000 years.
-const NUMBER_MAX: u64 = 1 << 62;
+/// Slots from here on come from no healthy peer: at a million a second they take 146,000 years.
+const SLOT_MAX: u64 = 1 << 62;
+/// Nor do rounds. Which of those below are believed depends on what is known, see `engine/bounds.rs`.
+pub(crate) const ROUND_MAX: u64 = 1 << 62;
 
 impl Message {
     /// Whether the numbers are such that arithmetic on them is safe. What they claim is for the engine to judge.
     pub(crate) fn is_plausible(&self) -> bool {
-        let slot = |slot: Slot| slot.0 < NUMBER_MAX;
-        let lead = |lead: Lead| lead.round < NUMBER_MAX;
+        let slot = |slot: Slot| slot.0 < SLOT_MAX;
+        let lead = |lead: Lead| lead.round < ROUND_MAX;
         let entries = |entries: &Entries| entries.iter().all(|(at, _)| at.0 > 0 && slot(*at));
         match self {
             Message::PreVote(m) => lead(m.lead) && slot(m.commit),
@@ -330,8 +342,33 @@ impl Message {
             Message::Chosen(m) => slot(m.commit) && entries(&m.entries),
             Message::Handoff(m) => lead(m.lead),
             Message::Resigned(m) => lead(m.lead),
-            Message::Recall(_) => true,
+            Message::Recall(_) | Message::Vouched(_) => true,
             Message::Recalled(m) => m.promised.is_none_or(lead) && m.proposed.is_none_or(slot),
         }
+    }
+
+    /// The highest round that the message speaks of as its own, or as promised.
+    pub(crate) fn highest_round(&self) -> Option<u64> {
+        let (lead, others) = match self {
+            Message::PreVote(m) => (Some(m.lead), [None; 2]),
+            Message::PreVoteReply(m) => (Some(m.lead), [Some(m.promised), m.leader]),
+            Message::Prepare(m) => (Some(m.lead), [None; 2]),
+            Message::Promise(m) => (Some(m.lead), [None; 2]),
+            Message::Nack(m) => (Some(m.lead), [Some(m.promised), m.leader]),
+            Message::Accept(m) => (Some(m.lead), [None; 2]),
+            Message::Accepted(m) => (Some(m.lead), [None; 2]),
+            Message::Commit(m) => (Some(m.lead), [None; 2]),
+            Message::Fortify(m) => (m.lead, [None; 2]),
+            Message::Fortified(m) => (m.lead, [None; 2]),
+            Message::ReadIndex(m) => (Some(m.lead), [None; 2]),
+            Message::ReadIndexReply(m) => (Some(m.lead), [None; 2]),
+            Message::Fetch(_) | Message::Chosen(_) | Message::Recall(_) | Message::Vouched(_) => {
+                (None, [None; 2])
+            }
+            Message::Handoff(m) => (Some(m.lead), [None; 2]),
+            Message::Resigned(m) => (Some(m.lead), [None; 2]),
+            Message::Recalled(m) => (m.promised, [None; 2]),
+        };
+        lead.into_iter().chain(others.into_iter().flatten()).map(|lead| lead.round).max()
     }
 }

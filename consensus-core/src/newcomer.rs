@@ -67,7 +67,9 @@ const INCARNATIONS_UNHEARD_MAX: u64 = 1000;
 /// Larger numbers are not believed: there must be room for all lives to come, and for the rounds that each takes. What a
 /// clock says is believed less than what others have heard, which must be exceeded.
 const CALENDAR_MAX: u64 = 1 << 40;
-const HEARD_MAX: u64 = 1 << 44;
+const HEARD_MAX: u64 = 1 << 41;
+/// No node is in a later life: all lives that are taken up by the rule above, and 2^41 starts after the last of them.
+pub(crate) const INCARNATION_MAX: u64 = 1 << 42;
 
 /// A node without a place.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::codec::{self, DecodeError};
+use crate::message::ROUND_MAX;
 use crate::{Ballot, Config, Lead, Slot, Value};
 
 /// One write to the journal. Recovery replays them in the order in which they were written.
@@ -83,6 +84,11 @@ pub enum Record {
         /// So may a promise.
         promise_lost: bool,
     },
+    /// The operator has declared that what this node holds is what there is ([`Durable::survive`]).
+    Survived {
+        /// The promise from here on, also if it is lower than before.
+        promised: Lead,
+    },
     /// All that may have been forgotten is made up for, up to `promised`. Repeated after a [`Record::Base`] below
     /// `relied_upto`.
     Healed {
@@ -105,6 +111,7 @@ pub enum RecordKind {
     Base,
     Faulty,
     Healed,
+    Survived,
 }
 
 /// The part of a record that the journal keeps apart from the payload, so that it survives damage to the payload.
@@ -141,7 +148,8 @@ impl Record {
             | Record::Revote { .. }
             | Record::Promised { .. }
             | Record::Faulty { .. }
-            | Record::Healed { .. } => {}
+            | Record::Healed { .. }
+            | Record::Survived { .. } => {}
         }
     }
 
@@ -192,6 +200,7 @@ impl Record {
             RecordKind::Healed => {
                 Record::Healed { promised: label.ballot.lead, relied_upto: label.flag.then_some(label.slot) }
             }
+            RecordKind::Survived => Record::Survived { promised: label.ballot.lead },
         };
         if !payload.is_empty() {
             return Err(DecodeError::TrailingBytes);
@@ -254,8 +263,35 @@ impl Record {
                 flag: relied_upto.is_some(),
                 ..empty
             },
+            Record::Survived { promised } => {
+                RecordLabel { kind: RecordKind::Survived, ballot: Ballot::classic(*promised), ..empty }
+            }
         }
     }
+}
+
+/// No election explains such a promise.
+pub(crate) const ROUND_DOUBTFUL: u64 = ROUND_MAX / 2;
+
+/// What one node holds of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holdings {
+    /// Every slot up to here is committed, as far as this node has noted.
+    pub committed: Slot,
+    /// Every slot up to here is in its snapshot, or has a value.
+    pub whole_upto: Slot,
+    /// The last slot with a vote or a committed value.
+    pub last: Slot,
+    /// The highest leadership it has voted at above its snapshot.
+    pub ballot: Lead,
+    /// The highest leadership it has promised.
+    pub promised: Lead,
+    /// Slots whose value the disk has lost.
+    pub lost_values: u64,
+    /// Votes from here on may have been forgotten.
+    pub faulty_from: Option<Slot>,
+    /// So may a promise.
+    pub promise_lost: bool,
 }
 
 /// A slot as the journal remembers it.
@@ -298,6 +334,8 @@ pub struct Durable {
     pub(crate) relied_upto: Slot,
     /// The newest thing known about damage is not in the journal yet.
     pub(crate) damage_found: bool,
+    /// See [`Durable::survive`]; of this start alone.
+    pub(crate) survivor: bool,
     /// Nothing was ever written.
     pub(crate) newborn: bool,
 }
@@ -359,6 +397,7 @@ impl Durable {
                 }
                 self.damage_found = self.lost_from.is_some();
             }
+            Record::Survived { promised } => self.survived(promised),
         }
     }
 
@@ -380,6 +419,7 @@ impl Durable {
                 self.promise_lost = label.flag;
             }
             RecordKind::Promised | RecordKind::Healed => self.promise(label.ballot.lead),
+            RecordKind::Survived => self.survived(label.ballot.lead),
             RecordKind::Faulty => {
                 if let Some(from) = label.faulty_from {
                     self.mark_faulty(from);
@@ -453,6 +493,56 @@ impl Durable {
         }
     }
 
+    /// The operator declares that what this node holds is what there is of the group: so many others have lost what they
+    /// voted for that no phase 1 could ever succeed. This node is whole from here on, whatever it may have forgotten. It
+    /// may lead once **every** voter has answered, those that have forgotten included: their votes, as far as they still
+    /// have any, count as all there ever were, and a value that nobody has any more is given up. With every voter's
+    /// promise, no ballot that is still voted for somewhere can lie above that of this node, so that nothing which comes
+    /// back later contradicts what is chosen now.
+    ///
+    /// A promise that leaves no room for elections is taken back; the votes that are left have lower ones.
+    pub fn survive(&mut self) {
+        self.survivor = true;
+        let voted = self.entries.values().map(|entry| entry.ballot.lead).max().unwrap_or_default();
+        let promised = if self.promised.round >= ROUND_DOUBTFUL { voted } else { self.promised };
+        self.survived(promised);
+    }
+
+    fn survived(&mut self, promised: Lead) {
+        self.newborn = false;
+        self.promised = promised;
+        self.promise_lost = false;
+        self.faulty_from = None;
+        self.lost_from = None;
+        self.damage_found = false;
+    }
+
+    /// What a node holds of the group, for the operator who compares them.
+    #[must_use]
+    pub fn holdings(&self) -> Holdings {
+        let mut whole_upto = self.base;
+        while self
+            .entries
+            .get(&whole_upto.next())
+            .is_some_and(|entry| entry.value.is_some() || entry.chosen.is_some())
+        {
+            whole_upto = whole_upto.next();
+        }
+        let last = self.entries.last_key_value().map_or(self.base, |(slot, _)| *slot);
+        let lost =
+            self.entries.values().filter(|entry| entry.value.is_none() && entry.chosen.is_none()).count();
+        Holdings {
+            committed: self.commit.max(self.base),
+            whole_upto,
+            last,
+            ballot: self.entries.values().map(|entry| entry.ballot.lead).max().unwrap_or_default(),
+            promised: self.promised,
+            lost_values: lost as u64,
+            faulty_from: self.faulty_from,
+            promise_lost: self.promise_lost,
+        }
+    }
+
     /// The slot whose state the journal presupposes: a snapshot at or above it must have been loaded.
     #[must_use]
     pub fn base(&self) -> Slot {
@@ -463,6 +553,12 @@ impl Durable {
     #[must_use]
     pub fn config(&self) -> Option<&Config> {
         self.config.as_deref()
+    }
+
+    /// Every value above the base that the engine may propose, promise or deliver.
+    pub fn values(&self) -> impl Iterator<Item = (Slot, &Value)> {
+        let above = self.entries.range(self.base.next()..);
+        above.flat_map(|(slot, entry)| entry.value.iter().chain(&entry.chosen).map(|value| (*slot, value)))
     }
 
     /// Whether the journal holds nothing of the group.

@@ -20,6 +20,9 @@
 //! | `fail-disk A` | a write of A fails |
 //! | `crash A`, `start A` | the process ends, and begins again from its disk |
 //! | `damage A payload S`, `damage A tail N`, `damage A from S` | while A is down, its disk loses things |
+//! | `empty A`, `survive A` | while A is down, its directory is emptied, or declared to be all there is |
+//! | `promised A R` | while A is down, its disk says that it has promised round R to node 9 |
+//! | `forge A->B prepare R`, `… accept R S TEXT`, `… chosen S` | somebody speaks in the name of A; `chosen` claims a commit index |
 //! | `pause A`, `resume A` | the process stands still; what arrives waits |
 //! | `snapshot A`, `install A B` | A takes a snapshot; B gets it |
 //! | `transfer A B` | A hands leadership to B |
@@ -33,8 +36,10 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use consensus_core::{Config, Input, NodeId, ReadMode};
-use harness::{Cluster, Damage, Flight, Parcel, kind_of, show_lead, show_message};
+use bytes::Bytes;
+use consensus_core::message::{Accept, Chosen, Entries, Prepare};
+use consensus_core::{Config, Input, Lead, Message, NodeId, ReadMode, Record, Slot, Value};
+use harness::{Cell, Cluster, Damage, Flight, Parcel, kind_of, show_lead, show_message};
 
 /// Runs the commands of one file.
 struct Runner {
@@ -124,6 +129,13 @@ impl Runner {
                 };
                 self.cluster().node(node(rest[0])).damage.push(damage);
             }
+            "empty" => self.cluster().empty(node(rest[0])),
+            "survive" => self.cluster().node(node(rest[0])).survives = true,
+            "promised" => {
+                let lead = Lead { round: number(rest[1]), node: NodeId(9) };
+                self.cluster().node(node(rest[0])).disk.push(Cell::Whole(Record::Promised { lead }));
+            }
+            "forge" => self.forge(rest),
             "pause" => self.cluster().pause(node(rest[0])),
             "resume" => self.cluster().resume(node(rest[0])),
             "snapshot" => self.cluster().snapshot(node(rest[0])),
@@ -189,6 +201,24 @@ impl Runner {
         }
     }
 
+    fn forge(&mut self, words: &[&str]) {
+        let (from, to) = words[0].split_once("->").expect("A->B");
+        let (from, to) = (node(from), node(to));
+        let lead = || Lead { round: number(words[2]), node: from };
+        let message = match words[1] {
+            "prepare" => Message::Prepare(Prepare { lead: lead(), from: Slot(1), config_epoch: 1 }),
+            "accept" => {
+                let command = Bytes::copy_from_slice(words[4].as_bytes());
+                let value = Value::Batch([command].into_iter().collect());
+                let entries = [(Slot(number(words[3])), value)].into_iter().collect();
+                Message::Accept(Accept { lead: lead(), commit: Slot(0), entries })
+            }
+            "chosen" => Message::Chosen(Chosen { commit: Slot(number(words[2])), entries: Entries::new() }),
+            what => panic!("a forged {what}"),
+        };
+        self.cluster().step(to, Input::Message { from, message });
+    }
+
     /// Without the harness's own remarks.
     fn quietly(&mut self, act: impl FnOnce(&mut Cluster)) {
         act(self.cluster());
@@ -243,7 +273,12 @@ fn show_flight(flight: &Flight) -> String {
     }
 }
 
+/// A number, or a power of two as `2^K`, or one less as `2^K-1`.
 fn number(word: &str) -> u64 {
+    if let Some(power) = word.strip_prefix("2^") {
+        let (power, less) = power.strip_suffix("-1").map_or((power, 0), |power| (power, 1));
+        return (1 << number(power)) - less;
+    }
     word.parse().unwrap_or_else(|_| panic!("{word} is no number"))
 }
 

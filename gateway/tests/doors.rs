@@ -178,6 +178,21 @@ async fn status_alarms_and_hash() {
     assert_eq!(get(&gateway, "/health?exclude=NOSPACE").await.0, 200);
     client.alarm(alarm(2, 3, pb::AlarmType::Nospace)).await.unwrap();
     kv.put(put).await.unwrap();
+
+    // Member 0 is a member like others, and not the one that is shown as the leader.
+    for member in [0, status.leader] {
+        client.alarm(alarm(1, member, pb::AlarmType::Corrupt)).await.unwrap();
+    }
+    let raised = client.alarm(alarm(0, 0, pb::AlarmType::None)).await.unwrap().into_inner();
+    let mut members: Vec<u64> = raised.alarms.iter().map(|alarm| alarm.member_id).collect();
+    members.sort_unstable();
+    assert_eq!(members, [0, status.leader]);
+    let gone = client.alarm(alarm(2, 0, pb::AlarmType::Corrupt)).await.unwrap().into_inner();
+    assert_eq!((gone.alarms.len(), gone.alarms[0].member_id), (1, 0));
+    let raised = client.alarm(alarm(0, 0, pb::AlarmType::None)).await.unwrap().into_inner();
+    assert_eq!((raised.alarms.len(), raised.alarms[0].member_id), (1, status.leader));
+    let refused = kv.put(pb::PutRequest { key: "k".into(), ..Default::default() }).await.unwrap_err();
+    assert_eq!((refused.code(), refused.message()), (Code::DataLoss, "etcdserver: corrupt cluster"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,6 +12,7 @@ use api::etcdserverpb::lease_client::LeaseClient;
 use api::etcdserverpb::maintenance_client::MaintenanceClient;
 use api::etcdserverpb::{compare, request_op, response_op};
 use gateway::Gateway;
+use prost::Message;
 use support::{TestCluster, connect};
 use tonic::Code;
 use tonic::transport::Channel;
@@ -408,4 +409,40 @@ async fn who_asks_for_a_leader_waits_for_the_first_one_and_for_a_new_one() {
     cluster.elect(2);
     write.await.unwrap().unwrap();
     waiting.await.unwrap().unwrap();
+}
+
+/// A put in the innermost of so many transactions.
+fn nested(depth: usize, key: &str) -> pb::TxnRequest {
+    let mut op = request_op::Request::RequestPut(put(key, "deep"));
+    for level in 1..=depth {
+        let txn = pb::TxnRequest { success: vec![pb::RequestOp { request: Some(op) }], ..Default::default() };
+        if level == depth {
+            return txn;
+        }
+        op = request_op::Request::RequestTxn(txn.encode_to_vec().into());
+    }
+    unreachable!("there is an outermost one")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transactions_may_be_nested_as_deep_as_in_etcd() {
+    let cluster = TestCluster::start(1).await;
+    let gateway = cluster.gateway().await;
+    let mut client = KvClient::new(connect(&gateway).await);
+    assert!(client.txn(nested(45, "45")).await.unwrap().into_inner().succeeded);
+    for depth in [50, 100, 127, 128] {
+        let key = depth.to_string();
+        // This client cannot read an answer that is nested so deep; others can.
+        let _ = client.txn(nested(depth, &key)).await;
+        assert_eq!(value(&mut client, &key).await.as_deref(), Some("deep"), "{depth} deep");
+    }
+    for depth in [129, 1000, 5000] {
+        let refused = client.txn(nested(depth, "never")).await.unwrap_err();
+        let expected = (Code::InvalidArgument, "etcdserver: too many operations in txn request");
+        assert_eq!((refused.code(), refused.message()), expected, "{depth} deep");
+    }
+    let request = Some(request_op::Request::RequestTxn("\u{7f}no message".into()));
+    let broken = pb::TxnRequest { success: vec![pb::RequestOp { request }], ..Default::default() };
+    let refused = client.txn(broken).await.unwrap_err();
+    assert!(refused.code() == Code::Internal && refused.message().len() < 300, "{refused:?}");
 }

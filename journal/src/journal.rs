@@ -274,10 +274,18 @@ impl<D: Disk> Journal<D> {
     /// # Errors
     /// As [`Journal::open`].
     pub fn inspect(disk: &D, options: Options) -> Result<Report, Error> {
+        Journal::read(disk, options, &mut |_| {})
+    }
+
+    /// As [`Journal::inspect`], and hands every surviving record in Lsn order to `visit`.
+    ///
+    /// # Errors
+    /// As [`Journal::open`].
+    pub fn read(disk: &D, options: Options, visit: &mut dyn FnMut(Recovered)) -> Result<Report, Error> {
         let options = options.normalised();
         let files = Files::list(disk)?;
         must_exist(&options, &files)?;
-        Ok(recovery::recover(disk, &options, &files.segments, &mut |_| {})?.report)
+        Ok(recovery::recover(disk, &options, &files.segments, visit)?.report)
     }
 
     /// Stages one record; `payload` is given in pieces and copied at most once. Nothing reaches the disk before

@@ -227,5 +227,8 @@ pub(crate) fn write_error(action: &'static str, name: &str, needed_bytes: u64, e
 
 /// Quotas count as a full disk.
 pub(crate) fn is_full(e: &io::Error) -> bool {
-    matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    matches!(
+        e.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
 }

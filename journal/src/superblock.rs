@@ -40,6 +40,7 @@ const FLAG_PLACED: u64 = 2;
 const FLAG_RETURNED: u64 = 4;
 const FLAG_REVOKED: u64 = 8;
 const FLAG_DOUBTED: u64 = 16;
+const FLAG_SURVIVOR: u64 = 32;
 const ROLL_AT: usize = 80;
 const DOUBT_AT: usize = BLOCK_BYTES - 16;
 /// Longest roll that is kept.
@@ -70,6 +71,9 @@ pub struct Facts {
     pub revoked: bool,
     /// Another node says so, and it is not known yet whether that is true: the node, and the number of its process.
     pub doubt: Option<(u64, u64)>,
+    /// The operator has declared that what this directory holds is what there is, and its groups have not come to use that
+    /// yet.
+    pub survivor: bool,
     /// Nodes that had no place either when this one took its own, and the marks of their directories. Whoever is not
     /// among the first 250 is taken for one that returns, which is safe.
     pub roll: Vec<(u64, u64)>,
@@ -214,6 +218,15 @@ impl<D: Disk> Superblock<D> {
         self.store()
     }
 
+    /// Notes, durably, whether what this directory holds is declared to be what there is.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn declare_survivor(&mut self, survivor: bool) -> Result<(), Error> {
+        self.facts.survivor = survivor;
+        self.store()
+    }
+
     fn store(&mut self) -> Result<(), Error> {
         self.sequence += 1;
         let block = encode(self.sequence, &self.facts);
@@ -269,13 +282,15 @@ fn read_copy<D: Disk>(disk: &D, copy: &str) -> Result<Option<(u64, Facts)>, Erro
 }
 
 fn encode(sequence: u64, facts: &Facts) -> Vec<u8> {
-    let Facts { identity, incarnation, journal_made, mark, placed, returned, revoked, doubt, roll } = facts;
+    let Facts { identity, incarnation, journal_made, mark, placed, returned, revoked, doubt, survivor, roll } =
+        facts;
     let flag = |set: bool, flag: u64| if set { flag } else { 0 };
     let flags = flag(*journal_made, FLAG_JOURNAL_MADE)
         | flag(*placed, FLAG_PLACED)
         | flag(*returned, FLAG_RETURNED)
         | flag(*revoked, FLAG_REVOKED)
-        | flag(doubt.is_some(), FLAG_DOUBTED);
+        | flag(doubt.is_some(), FLAG_DOUBTED)
+        | flag(*survivor, FLAG_SURVIVOR);
     let Identity { cluster, node, salt } = *identity;
     let mut out = Vec::with_capacity(BLOCK_BYTES);
     out.extend_from_slice(&MAGIC);
@@ -325,6 +340,7 @@ fn decode(block: &[u8; BLOCK_BYTES], copy: &str) -> Result<Option<(u64, Facts)>,
         facts.returned = flags & FLAG_RETURNED != 0;
         facts.revoked = flags & FLAG_REVOKED != 0;
         facts.doubt = (flags & FLAG_DOUBTED != 0).then(|| (u64_at(DOUBT_AT), u64_at(DOUBT_AT + 8)));
+        facts.survivor = flags & FLAG_SURVIVOR != 0;
         facts.roll = (0..roll).map(|n| (u64_at(ROLL_AT + 16 * n), u64_at(ROLL_AT + 16 * n + 8))).collect();
     }
     Ok(Some((u64_at(16), facts)))

@@ -166,6 +166,11 @@ impl Keyspace {
                 self.leader_regions = Some(regions);
                 answer.outcome = Ok(Reply::Done { revision: self.revision() });
             }
+            Command::RaiseAlarm(alarm) => {
+                self.alarms.raise(alarm);
+                effects.alarms_changed = true;
+                answer.outcome = Ok(Reply::Done { revision: self.revision() });
+            }
         }
         effects.replies.push(answer);
         self.sweep(SWEEP_PER_COMMAND);
@@ -213,6 +218,11 @@ impl Keyspace {
     /// Whether an alarm of this kind is raised.
     pub fn has_alarm(&self, kind: AlarmKind) -> bool {
         self.alarms.is_raised(kind)
+    }
+
+    /// The alarms that are raised.
+    pub fn alarms(&self) -> impl Iterator<Item = Alarm> {
+        self.alarms.iter()
     }
 
     /// Answers a query at the current state, or at the older revision that it asks for.

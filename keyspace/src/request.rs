@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{AlarmKind, KeyRange, LeaseId, Limits, SessionId};
+use crate::{Alarm, AlarmKind, KeyRange, LeaseId, Limits, SessionId};
 
 /// One command of the log. A log entry holds a batch of them; each is applied by [`crate::Keyspace::apply`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub enum Command {
     SetLimits(Limits),
     /// Sets where the operator wants the group to be led, [`crate::Keyspace::leader_regions`].
     SetLeaderRegions(Vec<Bytes>),
+    /// Raises an alarm that the group itself has found reason for.
+    RaiseAlarm(Alarm),
 }
 
 /// A client's write. Requests must have passed [`crate::check`] before they are proposed.

@@ -398,7 +398,7 @@ impl Restore {
                     return Err(RestoreError::Inconsistent("a result without a session"));
                 };
                 // Results come in the order of their numbers.
-                let next = session.low + session.results.len() as u64;
+                let next = session.low.saturating_add(session.results.len() as u64);
                 match seq.checked_sub(session.low) {
                     Some(offset) if seq > next && offset <= SESSION_WINDOW => {
                         session.results.resize_with(offset as usize - 1, || None);

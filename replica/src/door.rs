@@ -384,6 +384,7 @@ mod tests {
             taken: false,
             standing: Standing::Placed { known_as: None, incarnation_heard: 0 },
             groups: 0,
+            knows: crate::wire::Frames::ALL,
         };
         let mut as_node_2 = bytes::BytesMut::new();
         hello.encode(&mut as_node_2);

@@ -19,7 +19,7 @@ use crate::node::Shared;
 use crate::peer::{HANDSHAKE_TIMEOUT, NoLink, Peer, connect, read_frame, write_frame};
 use crate::refusal::Refusal;
 use crate::suspicion::Accuser;
-use crate::wire::{PeerHello, Purpose};
+use crate::wire::{Frames, PeerHello, Purpose};
 
 /// The largest hello.
 const HELLO_BYTES_MAX: usize = 1024;
@@ -123,6 +123,7 @@ pub(crate) async fn answer(
     check_lives(shared, &asked).map_err(Refusal::OldCopy)?;
     if asked.purpose == Purpose::Link {
         peer.linked_with(asked.incarnation, asked.nonce);
+        peer.knows(asked.knows);
     }
     Ok(Some((Arc::clone(peer), asked.purpose)))
 }
@@ -170,6 +171,7 @@ fn bare(shared: &Shared, purpose: Purpose, to: NodeId) -> PeerHello {
         taken: false,
         standing: Standing::Placed { known_as: None, incarnation_heard: 0 },
         groups: 0,
+        knows: Frames::ALL,
     }
 }
 

@@ -24,11 +24,13 @@ pub(crate) struct Metrics {
     commit_slot: IntGaugeVec,
     healing: IntGaugeVec,
     watches: IntGaugeVec,
+    differing: IntGaugeVec,
     pub(crate) detours: IntGauge,
     /// 1 where other machines reach the port, and nothing proves who they are.
     pub(crate) insecure: IntGauge,
     connections: IntGaugeVec,
     refused: IntCounterVec,
+    pub(crate) distrusted: IntCounterVec,
 }
 
 impl Metrics {
@@ -78,6 +80,11 @@ impl Metrics {
                 "1 where this node may have forgotten votes and has not made up for them yet",
             ),
             watches: by_group(&registry, "gaios_group_watches", "Watches that gateways hold here"),
+            differing: by_group(
+                &registry,
+                "gaios_group_differing_replicas",
+                "Replicas that hold something else than the others, as this node found while it led",
+            ),
             detours: gauge(
                 &registry,
                 "gaios_replica_detours",
@@ -90,6 +97,7 @@ impl Metrics {
             ),
             connections: connections(&registry),
             refused: refused(&registry),
+            distrusted: distrusted(&registry),
             registry,
         }
     }
@@ -127,6 +135,7 @@ impl Metrics {
             commit_slot: self.commit_slot.with_label_values(&[&label]),
             healing: self.healing.with_label_values(&[&label]),
             watches: self.watches.with_label_values(&[&label]),
+            differing: self.differing.with_label_values(&[&label]),
         }
     }
 }
@@ -140,15 +149,17 @@ pub(crate) struct GroupMetrics {
     commit_slot: prometheus::IntGauge,
     healing: prometheus::IntGauge,
     watches: prometheus::IntGauge,
+    differing: prometheus::IntGauge,
 }
 
 impl GroupMetrics {
-    pub(crate) fn publish(&mut self, status: &Status, applied: Slot, watches: usize) {
+    pub(crate) fn publish(&mut self, status: &Status, applied: Slot, watches: usize, differing: usize) {
         self.is_leader.set(i64::from(status.role == Role::Leader));
         self.has_leader.set(i64::from(status.leader.is_some()));
         self.applied_slot.set(i64::try_from(applied.0).unwrap_or(i64::MAX));
         self.commit_slot.set(i64::try_from(status.commit.0).unwrap_or(i64::MAX));
         self.watches.set(i64::try_from(watches).unwrap_or(i64::MAX));
+        self.differing.set(i64::try_from(differing).unwrap_or(i64::MAX));
         let healing = status.promise_lost || status.faulty_from.is_some();
         self.healing.set(i64::from(healing));
     }
@@ -167,6 +178,16 @@ fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
     let counter = IntCounter::new(name, help).expect("a constant name");
     registry.register(Box::new(counter.clone())).expect("registered once per registry");
     counter
+}
+
+fn distrusted(registry: &Registry) -> IntCounterVec {
+    let opts = Opts::new(
+        "gaios_replica_distrusted_messages_total",
+        "Messages of other nodes that no healthy node of this version sends, by what is wrong with them",
+    );
+    let distrusted = IntCounterVec::new(opts, &["reason"]).expect("a constant name");
+    registry.register(Box::new(distrusted.clone())).expect("registered once per registry");
+    distrusted
 }
 
 fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {

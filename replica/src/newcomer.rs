@@ -165,6 +165,16 @@ impl Seat {
         news
     }
 
+    /// No group needs this node to stand in for others any more.
+    pub(crate) fn survived(&self) {
+        let superblock = Arc::clone(&self.superblock);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = superblock.lock().declare_survivor(false) {
+                warn!(%error, "cannot write down that no group needs this node to stand in for others: the next start will say");
+            }
+        });
+    }
+
     /// What was lost of the groups stands in the journal. Blocking.
     fn settle(&self) {
         if let Err(error) = self.superblock.lock().settle() {

@@ -31,7 +31,9 @@ use crate::admission;
 use crate::aside;
 use crate::clock;
 use crate::disk_watch::{DiskNews, DiskWatch};
+use crate::distrust::{Distrust, Distrusts};
 use crate::door::{self, Door};
+use crate::entries;
 use crate::essential;
 use crate::gateways::Gateways;
 use crate::group::{self, GroupEvent, GroupHandle, GroupStart, LogPositions};
@@ -39,6 +41,7 @@ use crate::metrics::Metrics;
 use crate::newcomer::{Seat, digest, settle, take_place};
 use crate::peer::{self, Peer};
 use crate::suspicion::Accuser;
+use crate::wire::Room;
 
 /// How long a node waits for its data directory: the process that was killed before may still be ending, and whoever
 /// restarts processes does so at once.
@@ -113,8 +116,28 @@ pub enum StartError {
     #[error("{0}")]
     Config(String),
     /// A record that this version cannot read.
-    #[error("the journal holds a record that this version cannot read ({0}): update this node")]
+    #[error("the journal holds a record that this version cannot read ({0}): {WAY_OUT}", WAY_OUT = way_out())]
     Record(consensus_core::DecodeError),
+    /// An entry of a group that this version cannot apply.
+    #[error(
+        "the journal holds an entry of group {group} that this version cannot read ({why}): {WAY_OUT}",
+        WAY_OUT = way_out()
+    )]
+    Entry {
+        /// Of which group.
+        group: u64,
+        /// Where, and what is wrong with it.
+        why: String,
+    },
+}
+
+/// For who cannot start with what the journal holds.
+fn way_out() -> String {
+    format!(
+        "if a newer version wrote it, start that one again; if not, {}. Where no other node has what is needed, see `gaios \
+         ctl recover`",
+        journal::EMPTY_IT
+    )
 }
 
 /// The other nodes of the cluster.
@@ -157,6 +180,9 @@ pub(crate) struct Shared {
     pub(crate) nonce: u64,
     pub(crate) door: Arc<Door>,
     pub(crate) tls: Option<Arc<tls::Mutual>>,
+    pub(crate) distrusts: Distrusts,
+    /// Groups for which this node stands in for others still, see [`Durable::survive`].
+    surviving: Mutex<BTreeSet<GroupId>>,
     /// Of all groups of the cluster and their first voters, as configured.
     pub(crate) groups_digest: u64,
     /// Reused by whoever steps the liveness.
@@ -361,6 +387,14 @@ impl Shared {
         self.seat.standing(other, self.incarnation_heard(other))
     }
 
+    /// A group does not need this node to stand in for others any more.
+    pub(crate) fn group_survived(&self, id: GroupId) {
+        let mut surviving = self.surviving.lock();
+        if surviving.remove(&id) && surviving.is_empty() {
+            self.seat.survived();
+        }
+    }
+
     pub(crate) fn group(&self, id: GroupId) -> Option<&Arc<GroupHandle>> {
         self.groups.get(&id)
     }
@@ -370,6 +404,10 @@ impl Shared {
     }
 
     pub(crate) fn on_group_message(&self, from: NodeId, group: GroupId, message: Message, bytes: usize) {
+        if let Err(unreadable) = entries::check_message(&message) {
+            self.distrust(from, Some(group), Distrust::Entry, &unreadable);
+            return;
+        }
         self.awake.work();
         if let Some(group) = self.group(group) {
             // A message dropped here is one lost on the way: the engine repeats what matters.
@@ -377,8 +415,18 @@ impl Shared {
         }
     }
 
-    pub(crate) fn on_liveness(&self, from: NodeId, message: LivenessMessage) {
+    /// A heartbeat or an answer to one, on a link that was made with this life of its node; false if it is of another.
+    pub(crate) fn on_liveness(&self, from: NodeId, life: u64, message: LivenessMessage) -> bool {
+        let spoken = match &message {
+            LivenessMessage::Heartbeat(heartbeat) => heartbeat.epoch.incarnation,
+            LivenessMessage::HeartbeatAck(ack) => ack.incarnation,
+        };
+        if spoken != life {
+            self.distrust(from, None, Distrust::Life, &format_args!("life {spoken}, linked in life {life}"));
+            return false;
+        }
         self.with_liveness(|liveness, now| liveness.receive(now, from, message));
+        true
     }
 
     /// The peer's process is gone for certain: its port refuses connections. Its leases still run their time; only
@@ -537,6 +585,8 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
     }
 
     let loaded = load_snapshots(&disk, identity)?;
+    let surviving =
+        if superblock.facts().survivor { recovering.keys().copied().collect() } else { BTreeSet::new() };
     let now = clock::now();
     let mut starts = Vec::new();
     let mut handles = BTreeMap::new();
@@ -561,9 +611,18 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
         if let Some(floor) = found.positions.floor() {
             journal.set_floor(id.0, floor);
         }
+        if surviving.contains(&id) {
+            warn!(
+                group = id.0,
+                "declared to hold what there is: this node leads once every voter has answered"
+            );
+            found.durable.survive();
+        }
+        entries::check_durable(&found.durable)
+            .map_err(|error| StartError::Entry { group: id.0, why: error.to_string() })?;
         let seed = random.hash_one((options.id.0, id.0, incarnation));
         let engine_options = Options { timing: options.timing, ..Options::new(id, options.id, seed) };
-        let handle = Arc::new(GroupHandle::new(id));
+        let handle = Arc::new(GroupHandle::new(id, voters_of(&options, id)));
         handles.insert(id, Arc::clone(&handle));
         let start = GroupStart {
             options: engine_options,
@@ -626,6 +685,8 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
         stopped: CancellationToken::new(),
         groups,
         nonce: random.hash_one("process") | 1,
+        distrusts: Distrusts::default(),
+        surviving: Mutex::new(surviving),
         groups_digest: digest(&options.groups),
         liveness_out: Mutex::new(LivenessOutput::default()),
         random,
@@ -653,8 +714,7 @@ fn open_disk(dir: &Path) -> Result<RealDisk, journal::Error> {
 /// The voters of a group are those it began with, as long as there is no way to change them. A node that began alone, say,
 /// is its own quorum, whatever its configuration says now.
 fn same_voters(options: &NodeOptions, id: GroupId, durable: &Durable) -> Result<(), StartError> {
-    let configured = options.groups.iter().find(|(group, _)| *group == id);
-    let configured: NodeSet = configured.into_iter().flat_map(|(_, voters)| voters.iter().copied()).collect();
+    let configured = voters_of(options, id);
     match durable.config() {
         Some(config) if config.voters != configured => Err(StartError::Config(format!(
             "group {} began with the voters {} on this node, the configuration says {configured}: put it back as it was, or \
@@ -665,6 +725,12 @@ fn same_voters(options: &NodeOptions, id: GroupId, durable: &Durable) -> Result<
         ))),
         Some(_) | None => Ok(()),
     }
+}
+
+/// The voters of a group, as configured.
+fn voters_of(options: &NodeOptions, id: GroupId) -> NodeSet {
+    let configured = options.groups.iter().find(|(group, _)| *group == id);
+    configured.into_iter().flat_map(|(_, voters)| voters.iter().copied()).collect()
 }
 
 /// A returned node whose process ended before the journal held what was lost of every group.
@@ -793,6 +859,10 @@ fn on_journal_event(
             metrics.journal_synced(records, bytes, write, sync)
         }
         journal::Event::Full(full) => {
+            let room = if full { Room::None } else { Room::Some };
+            for peer in peers.values() {
+                peer.send_disk(room);
+            }
             if full {
                 warn!("the disk is full: writes are refused until there is room again");
             } else {
@@ -829,6 +899,11 @@ async fn keep_liveness(shared: Arc<Shared>) {
         }
         let stats = shared.journal.stats();
         shared.tick(disk.look(&stats));
+        if shared.journal.is_full() {
+            for peer in shared.peers.values() {
+                peer.send_disk(Room::None);
+            }
+        }
         for (group, floor) in stats.pinned {
             if let Some(group) = shared.group(GroupId(group)) {
                 group.inbox.push_always(GroupEvent::SnapshotWanted { floor });

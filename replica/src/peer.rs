@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use consensus_core::{GroupId, LivenessMessage, Message, NodeId, Slot, Standing, Timing};
+use consensus_core::{GroupId, LivenessMessage, Message, Mono, NodeId, Slot, Standing, Timing};
 use discovery::Discovery;
 use futures::StreamExt;
 use parking_lot::Mutex;
@@ -21,12 +21,13 @@ use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::clock;
 use crate::group::GroupEvent;
 use crate::hello;
 use crate::node::Shared;
 use crate::outbox::Outbox;
 use crate::patience::Patient;
-use crate::wire::{self, PeerFrame, Purpose};
+use crate::wire::{self, Frames, PeerFrame, Purpose, Room};
 
 /// Bytes that may wait for one peer. Beyond, messages are dropped, and repeated by the engine when it matters.
 const OUTBOX_BYTES: usize = 32 << 20;
@@ -58,6 +59,10 @@ pub(crate) struct Peer {
     linked_with: Mutex<Option<(u64, u64)>>,
     /// Held while it is asked whether a caller is its process.
     pub(crate) call_back: tokio::sync::Mutex<()>,
+    /// Which frames it knows, by its last hello.
+    knows: Mutex<Option<Frames>>,
+    /// When it said last that its disk is full; it does so with every heartbeat.
+    full_at: Mutex<Option<Mono>>,
 }
 
 impl Peer {
@@ -68,6 +73,8 @@ impl Peer {
             outbox: Mutex::new(None),
             linked_with: Mutex::new(None),
             call_back: tokio::sync::Mutex::default(),
+            knows: Mutex::new(None),
+            full_at: Mutex::new(None),
         }
     }
 
@@ -103,6 +110,39 @@ impl Peer {
 
     pub(crate) fn send_snapshot_request(&self, group: GroupId, at_least: Slot) {
         self.send(|out| wire::encode_snapshot_request(group, at_least, out));
+    }
+
+    /// It has said which frames it knows.
+    pub(crate) fn knows(&self, frames: Frames) {
+        *self.knows.lock() = Some(frames);
+    }
+
+    /// For frames that a peer of an older version does not know.
+    fn knows_disk_and_digests(&self) -> bool {
+        self.knows.lock().is_some_and(Frames::with_disk_and_digests)
+    }
+
+    pub(crate) fn send_disk(&self, room: Room) {
+        if self.knows_disk_and_digests() {
+            self.send(|out| wire::encode_disk(room, out));
+        }
+    }
+
+    pub(crate) fn send_digest_asked(&self, group: GroupId, slot: Slot) {
+        if self.knows_disk_and_digests() {
+            self.send(|out| wire::encode_digest_asked(group, slot, out));
+        }
+    }
+
+    pub(crate) fn send_digest(&self, group: GroupId, slot: Slot, digest: u64) {
+        if self.knows_disk_and_digests() {
+            self.send(|out| wire::encode_digest(group, slot, digest, out));
+        }
+    }
+
+    /// Whether its disk is full, as far as it said; what it said holds for `timing.election`.
+    pub(crate) fn is_full(&self, now: Mono, timing: &Timing) -> bool {
+        self.full_at.lock().is_some_and(|at| now.since(at) < timing.election)
     }
 
     fn send(&self, encode: impl FnOnce(&mut BytesMut)) {
@@ -262,6 +302,7 @@ async fn dial_once(shared: &Arc<Shared>, peer: &Arc<Peer>, redial: &mut Redial) 
         return Err(NoLink::Newcomer);
     }
     peer.linked_with(answer.incarnation, answer.nonce);
+    peer.knows(answer.knows);
     // In an outage, links that come and go would fill the log.
     if redial.told.is_none() {
         info!(peer = peer.id.0, "link up");
@@ -337,6 +378,7 @@ async fn run(
     stream: Stream,
     dismissed: &CancellationToken,
 ) -> String {
+    let life = peer.life_linked_with();
     let (read, write) = stream.into_split();
     let read = Patient::new(read, silence(&shared.timing));
     let outbox = Arc::new(Outbox::new(OUTBOX_BYTES, OUTBOX_BYTES));
@@ -346,7 +388,7 @@ async fn run(
             Ok(()) => "replaced".to_owned(),
             Err(error) => error.to_string(),
         },
-        result = read_frames(shared, peer.id, read) => match result {
+        result = read_frames(shared, peer.id, life, read) => match result {
             Ok(()) => "closed by the peer".to_owned(),
             Err(error) => error.to_string(),
         },
@@ -362,17 +404,45 @@ fn silence(timing: &Timing) -> Duration {
     (timing.election * SILENCE_ELECTIONS).max(timing.heartbeat * SILENCE_ELECTIONS).max(SILENCE_MIN)
 }
 
-async fn read_frames(shared: &Arc<Shared>, from: NodeId, read: impl AsyncRead + Unpin) -> io::Result<()> {
+async fn read_frames(
+    shared: &Arc<Shared>,
+    from: NodeId,
+    life: u64,
+    read: impl AsyncRead + Unpin,
+) -> io::Result<()> {
     let mut frames = FramedRead::with_capacity(read, codec(), 64 << 10);
     while let Some(frame) = frames.next().await {
         let frame = frame?.freeze();
         let size = frame.len();
         match PeerFrame::decode(frame).map_err(io::Error::other)? {
-            PeerFrame::Liveness(message) => shared.on_liveness(from, message),
+            PeerFrame::Liveness(message) => {
+                if !shared.on_liveness(from, life, message) {
+                    return Err(io::Error::other("a heartbeat of another life than linked"));
+                }
+            }
             PeerFrame::Group(group, message) => shared.on_group_message(from, group, message, size),
             PeerFrame::SnapshotRequest(group, at_least) => {
                 if let Some(group) = shared.group(group) {
                     group.inbox.push_always(GroupEvent::SnapshotRequested { by: from, at_least });
+                }
+            }
+            PeerFrame::Disk(room) => {
+                let full_at = match room {
+                    Room::None => Some(clock::now()),
+                    Room::Some => None,
+                };
+                if let Some(peer) = shared.peers.get(&from) {
+                    *peer.full_at.lock() = full_at;
+                }
+            }
+            PeerFrame::DigestAsked(group, slot) => {
+                if let Some(group) = shared.group(group) {
+                    let _ = group.inbox.push(GroupEvent::DigestAsked { by: from, slot }, size);
+                }
+            }
+            PeerFrame::Digest(group, slot, digest) => {
+                if let Some(group) = shared.group(group) {
+                    let _ = group.inbox.push(GroupEvent::DigestTold { by: from, slot, digest }, size);
                 }
             }
             PeerFrame::SnapshotBegin { .. }
@@ -510,7 +580,7 @@ mod tests {
             wants_support: true,
             hears: Vec::new(),
         });
-        shared.on_liveness(NodeId(2), heartbeat);
+        shared.on_liveness(NodeId(2), 6, heartbeat);
         let (ended, ()) = tokio::join!(dial_once(&shared, &peer, &mut redial), answer(5, 7, 1, 0));
         let why = ended.unwrap_err();
         assert!(old(&why, "node 2 is in life 5, and another process in life 6"), "{why:?}");

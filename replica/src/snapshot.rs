@@ -105,7 +105,7 @@ pub(crate) async fn receive(shared: Arc<Shared>, group: GroupId, peer: Arc<Peer>
         return;
     };
     let received = tokio::select! {
-        received = try_receive(&shared, group, &mut stream) => received,
+        received = try_receive(&shared, &handle, &mut stream) => received,
         () = shared.stopped.cancelled() => return,
     };
     match received {
@@ -127,7 +127,7 @@ pub(crate) async fn receive(shared: Arc<Shared>, group: GroupId, peer: Arc<Peer>
 
 async fn try_receive(
     shared: &Arc<Shared>,
-    group: GroupId,
+    group: &GroupHandle,
     stream: impl AsyncRead + Unpin,
 ) -> Result<(Slot, Config, Keyspace), Failure> {
     let mut frames = FramedRead::new(Patient::new(stream, PROGRESS_TIMEOUT), codec());
@@ -135,7 +135,10 @@ async fn try_receive(
     let PeerFrame::SnapshotBegin { slot, config } = PeerFrame::decode(first)? else {
         return Err("it does not begin with a snapshot's first frame".into());
     };
-    let id = SnapshotId { group: group.0, slot: slot.0 };
+    if config.voters != group.voters {
+        return Err("it is of a group with other voters".into());
+    }
+    let id = SnapshotId { group: group.id.0, slot: slot.0 };
     let meta = encode_meta(&config);
     let disk = shared.disk.clone();
     let identity = shared.identity;
@@ -158,6 +161,9 @@ async fn try_receive(
                 let state = tokio::task::spawn_blocking(move || {
                     // The file counts only once the state is known to be whole.
                     let state = restore.finish()?;
+                    if state.applied() != id.slot {
+                        return Err("its state is of another slot".into());
+                    }
                     writer.finish()?;
                     journal::Snapshot::remove_older(&disk, id)?;
                     Ok::<_, Failure>(state)
@@ -169,6 +175,9 @@ async fn try_receive(
             | PeerFrame::Group(..)
             | PeerFrame::SnapshotBegin { .. }
             | PeerFrame::SnapshotRequest(..)
+            | PeerFrame::Disk(_)
+            | PeerFrame::DigestAsked(..)
+            | PeerFrame::Digest(..)
             | PeerFrame::SnapshotInstalled => return Err("a frame that has no place in a snapshot".into()),
         }
     }

@@ -12,6 +12,13 @@
 //! | 6 | | the snapshot is installed and durable: the receiver's only answer |
 //! | 7 | group (u64), slot (u64) | on a link: send me a snapshot at this slot or later, mine is lost |
 //!
+//! | 8 | 1 or 0 | on a link: my disk is full, or has room again |
+//! | 9 | group (u64), slot (u64) | on a link: what is the digest of your state at this slot? |
+//! | 10 | group (u64), slot (u64), digest (u64) | on a link: the answer |
+//!
+//! A peer ends the connection at a frame that it does not know. So a hello says how far its speaker knows them, and frames
+//! above that are not sent. The oldest nodes know seven and do not say so.
+//!
 //! Integers are little-endian. Numbers are never reused.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -32,6 +39,13 @@ const SNAPSHOT_SLICE: u8 = 4;
 const SNAPSHOT_END: u8 = 5;
 const SNAPSHOT_INSTALLED: u8 = 6;
 const SNAPSHOT_REQUEST: u8 = 7;
+const DISK: u8 = 8;
+const DIGEST_ASKED: u8 = 9;
+const DIGEST: u8 = 10;
+/// The last kind of frame that this version knows.
+const FRAMES_KNOWN: u8 = DIGEST;
+/// And the last one that those know who do not say.
+const FRAMES_OF_OLD: u8 = SNAPSHOT_REQUEST;
 
 /// What a connection between nodes is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +79,21 @@ pub(crate) struct PeerHello {
     pub(crate) standing: Standing,
     /// Digest of the groups in the speaker's configuration and their first voters.
     pub(crate) groups: u64,
+    /// Which frames the speaker knows.
+    pub(crate) knows: Frames,
+}
+
+/// Up to which kind somebody knows the frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Frames(u8);
+
+impl Frames {
+    /// Those of this version.
+    pub(crate) const ALL: Frames = Frames(FRAMES_KNOWN);
+
+    pub(crate) fn with_disk_and_digests(self) -> bool {
+        self.0 >= DIGEST
+    }
 }
 
 /// A frame after the hello.
@@ -77,6 +106,16 @@ pub(crate) enum PeerFrame {
     SnapshotEnd,
     SnapshotInstalled,
     SnapshotRequest(GroupId, Slot),
+    Disk(Room),
+    DigestAsked(GroupId, Slot),
+    Digest(GroupId, Slot, u64),
+}
+
+/// What a disk has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    Some,
+    None,
 }
 
 /// The other side does not speak this protocol.
@@ -126,6 +165,7 @@ impl PeerHello {
         out.put_u64_le(mark.unwrap_or_default());
         out.put_u64_le(heard);
         out.put_u64_le(self.groups);
+        out.put_u8(self.knows.0);
     }
 
     pub(crate) fn decode(mut frame: &[u8]) -> Result<PeerHello, WireError> {
@@ -163,7 +203,20 @@ impl PeerHello {
             (other, _) => return Err(WireError::Kind(other)),
         };
         let groups = frame.get_u64_le();
-        Ok(PeerHello { purpose, cluster, from, to, incarnation, nonce, nonce_heard, taken, standing, groups })
+        let knows = Frames(frame.try_get_u8().unwrap_or(FRAMES_OF_OLD));
+        Ok(PeerHello {
+            purpose,
+            cluster,
+            from,
+            to,
+            incarnation,
+            nonce,
+            nonce_heard,
+            taken,
+            standing,
+            groups,
+            knows,
+        })
     }
 }
 
@@ -203,6 +256,24 @@ pub(crate) fn encode_snapshot_request(group: GroupId, at_least: Slot, out: &mut 
     out.put_u64_le(at_least.0);
 }
 
+pub(crate) fn encode_disk(room: Room, out: &mut BytesMut) {
+    out.put_u8(DISK);
+    out.put_u8(u8::from(room == Room::None));
+}
+
+pub(crate) fn encode_digest_asked(group: GroupId, slot: Slot, out: &mut BytesMut) {
+    out.put_u8(DIGEST_ASKED);
+    out.put_u64_le(group.0);
+    out.put_u64_le(slot.0);
+}
+
+pub(crate) fn encode_digest(group: GroupId, slot: Slot, digest: u64, out: &mut BytesMut) {
+    out.put_u8(DIGEST);
+    out.put_u64_le(group.0);
+    out.put_u64_le(slot.0);
+    out.put_u64_le(digest);
+}
+
 impl PeerFrame {
     pub(crate) fn decode(mut frame: Bytes) -> Result<PeerFrame, WireError> {
         if frame.is_empty() {
@@ -229,6 +300,22 @@ impl PeerFrame {
                 let group = frame.try_get_u64_le().map_err(|_| WireError::Short)?;
                 let at_least = frame.try_get_u64_le().map_err(|_| WireError::Short)?;
                 Ok(PeerFrame::SnapshotRequest(GroupId(group), Slot(at_least)))
+            }
+            DISK => match frame.try_get_u8().map_err(|_| WireError::Short)? {
+                0 => Ok(PeerFrame::Disk(Room::Some)),
+                1 => Ok(PeerFrame::Disk(Room::None)),
+                other => Err(WireError::Kind(other)),
+            },
+            DIGEST_ASKED => {
+                let group = frame.try_get_u64_le().map_err(|_| WireError::Short)?;
+                let slot = frame.try_get_u64_le().map_err(|_| WireError::Short)?;
+                Ok(PeerFrame::DigestAsked(GroupId(group), Slot(slot)))
+            }
+            DIGEST => {
+                let group = frame.try_get_u64_le().map_err(|_| WireError::Short)?;
+                let slot = frame.try_get_u64_le().map_err(|_| WireError::Short)?;
+                let digest = frame.try_get_u64_le().map_err(|_| WireError::Short)?;
+                Ok(PeerFrame::Digest(GroupId(group), Slot(slot), digest))
             }
             other => Err(WireError::Kind(other)),
         }
@@ -263,12 +350,16 @@ mod tests {
                 taken,
                 standing,
                 groups: 8,
+                knows: Frames::ALL,
             };
             let mut bytes = BytesMut::new();
             hello.encode(&mut bytes);
             assert!(is_peer_hello(&bytes));
             assert_eq!(PeerHello::decode(&bytes).unwrap(), hello);
-            for cut in 0..bytes.len() {
+            let old = bytes.len() - 1;
+            let of_old = PeerHello { knows: Frames(FRAMES_OF_OLD), ..hello };
+            assert_eq!(PeerHello::decode(&bytes[..old]).unwrap(), of_old);
+            for cut in 0..old {
                 PeerHello::decode(&bytes[..cut]).unwrap_err();
             }
         }

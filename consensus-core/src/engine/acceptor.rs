@@ -8,7 +8,8 @@ use super::{Engine, State};
 use crate::message::{Accept, Accepted, Commit, Nack, Prepare, Promise};
 use crate::mutant::mutant;
 use crate::{
-    Ballot, Config, Epoch, Event, Lead, Liveness, Mono, NodeId, NodeSet, Options, Record, Slot, Value, Vote,
+    Ballot, Config, Epoch, Event, Lead, Liveness, Mono, NodeId, NodeSet, Options, Record, Slot, Suspicion,
+    Value, Vote,
 };
 
 /// Committed values travel inside a promise up to this size; beyond, the candidate fetches them.
@@ -94,6 +95,7 @@ impl Engine {
             return;
         }
         if message.lead < self.acceptor.promised || message.config_epoch < self.configs.active().epoch {
+            self.doubt_promise(message.lead);
             self.nack(from, message.lead);
             return;
         }
@@ -181,6 +183,10 @@ impl Engine {
     /// Phase 2a.
     pub(super) fn handle_accept(&mut self, now: Mono, liveness: &Liveness, from: NodeId, message: Accept) {
         let Accept { lead, commit, entries } = message;
+        if entries.iter().any(|(slot, value)| self.contradicts(*slot, value, lead)) {
+            self.outbox.event(Event::Suspicious { from, suspicion: Suspicion::Contradiction });
+            return;
+        }
         if !self.follow_message(now, liveness, from, lead) {
             return;
         }
@@ -198,6 +204,15 @@ impl Engine {
         self.try_heal();
     }
 
+    /// Whether this node has voted for another value at this very leadership, which proposes one value for a slot.
+    fn contradicts(&self, slot: Slot, value: &Value, lead: Lead) -> bool {
+        let held = self
+            .log
+            .get(slot)
+            .filter(|entry| slot > self.log.commit && entry.ballot == Ballot::classic(lead));
+        held.and_then(|entry| entry.value.as_ref()).is_some_and(|held| held != value)
+    }
+
     /// The leader had nothing else to carry the commit index.
     pub(super) fn handle_commit(&mut self, now: Mono, liveness: &Liveness, from: NodeId, message: &Commit) {
         if self.follow_message(now, liveness, from, message.lead) {
@@ -212,6 +227,7 @@ impl Engine {
             return false;
         }
         if lead < self.acceptor.promised && !mutant!(self.options, PromiseUnchecked) {
+            self.doubt_promise(lead);
             self.nack(from, lead);
             return false;
         }

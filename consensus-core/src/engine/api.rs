@@ -163,11 +163,39 @@ pub enum Event {
     },
     /// Everything the disk may have forgotten is made up for.
     Healed,
+    /// A peer said what no healthy one would. It was not believed.
+    Suspicious {
+        /// Who.
+        from: NodeId,
+        /// What.
+        suspicion: Suspicion,
+    },
+    /// What this node has promised is further above what others lead at than any election explains: it takes no part.
+    PromiseDoubtful,
+    /// No leader can come to power, see [`Status::blocked`].
+    Blocked {
+        /// Who has forgotten what it voted for; or a value that must be proposed again is lost wherever it was voted for, if
+        /// there is nobody.
+        nodes: NodeSet,
+    },
+    /// This node need not stand in for others any more, see [`crate::Durable::survive`].
+    Survived,
     /// This node waits until it knows what it promised, and cannot: all of these have forgotten what they did.
     TooManyForgot {
         /// This node included.
         nodes: NodeSet,
     },
+}
+
+/// What is wrong with what a peer said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Suspicion {
+    /// A round far above all that are known.
+    Round,
+    /// Another value for a slot than its leader proposed before at the same ballot.
+    Contradiction,
+    /// A commit index that nobody could back with values.
+    Commit,
 }
 
 /// What a node is to its group.
@@ -253,6 +281,8 @@ pub struct Status {
     pub faulty_from: Option<Slot>,
     /// A promise may have been forgotten; the node does not vote.
     pub promise_lost: bool,
+    /// No leader can come to power: these have forgotten what they voted for, and no quorum is left without them.
+    pub blocked: Option<NodeSet>,
     /// Slots above the snapshot whose value the disk has lost.
     pub lost_payloads: u64,
     /// The disk failed.

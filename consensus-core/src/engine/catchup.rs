@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::{Engine, State};
 use crate::message::{Chosen, Entries, Fetch};
-use crate::{Config, Event, Lead, Liveness, Mono, NodeId, Options, Record, Slot};
+use crate::{Config, Event, Lead, Liveness, Mono, NodeId, Options, Record, Slot, Suspicion};
 
 /// Committed values travel in messages of about this size.
 pub(super) const CHUNK_BYTES: usize = 256 << 10;
@@ -29,7 +29,13 @@ pub(super) struct Catchup {
     source: Option<NodeId>,
     /// Turns through the members when nobody better is known.
     attempts: u64,
+    /// How often was asked since the commit index moved last.
+    fruitless: u32,
 }
+
+/// So often values are asked for that do not come, before it is no more believed that there are any: 10 s by default. If
+/// there are, whoever has them says so again.
+const FRUITLESS_MAX: u32 = 100;
 
 impl Catchup {
     pub(super) fn deadline(&self) -> Option<Mono> {
@@ -40,19 +46,22 @@ impl Catchup {
 impl Engine {
     /// `from` says that every slot up to `commit` is committed.
     pub(super) fn note_commit(&mut self, now: Mono, liveness: &Liveness, from: NodeId, commit: Slot) {
+        // Phase 1 found all that was chosen before. From there on only this leader commits, or a newer one, which it has
+        // not heard of yet: whoever says so is asked for the values, and with the first of them the leader resigns.
+        if matches!(&self.state, State::Leader(leader) if commit > self.log.commit && commit >= leader.first_own)
+        {
+            if from != self.options.node {
+                self.outbox.send_now(from, Fetch { from: self.log.commit.next(), upto: commit });
+            }
+            return;
+        }
         if commit > self.log.known_commit {
             self.log.known_commit = commit;
             self.catchup.source = Some(from);
         }
-        // Phase 1 found all that was chosen before. From there on only this leader commits, or a newer one, which it has
-        // not heard of yet.
-        let ahead = self.log.known_commit > self.log.commit;
-        if matches!(&self.state, State::Leader(leader) if ahead && self.log.known_commit >= leader.first_own)
-        {
-            self.resign(now);
-        }
         if self.log.commit >= self.log.known_commit {
             self.catchup.fetch_at = None;
+            self.catchup.fruitless = 0;
         } else if self.catchup.fetch_at.is_none() {
             match &self.state {
                 // A leader commits nothing until the gap below is closed.
@@ -64,6 +73,9 @@ impl Engine {
     }
 
     fn await_fetch(&mut self, now: Mono) {
+        if self.log.commit > self.catchup.seen_commit {
+            self.catchup.fruitless = 0;
+        }
         self.catchup.seen_commit = self.log.commit;
         self.catchup.fetch_at = Some(now.after(self.options.timing.retransmit));
     }
@@ -82,10 +94,27 @@ impl Engine {
     }
 
     fn fetch(&mut self, now: Mono, liveness: &Liveness) {
+        self.catchup.fruitless += 1;
+        if self.catchup.fruitless > FRUITLESS_MAX {
+            self.doubt_commit();
+            return;
+        }
         if let Some(to) = self.fetch_source(now, liveness) {
             self.outbox.send_now(to, Fetch { from: self.log.commit.next(), upto: self.log.known_commit });
         }
         self.await_fetch(now);
+    }
+
+    /// Goes back to what is certain, which the own journal has told.
+    fn doubt_commit(&mut self) {
+        self.catchup.fruitless = 0;
+        self.catchup.fetch_at = None;
+        let source = self.catchup.source.take();
+        if self.log.forget_claimed_commit()
+            && let Some(from) = source
+        {
+            self.outbox.event(Event::Suspicious { from, suspicion: Suspicion::Commit });
+        }
     }
 
     /// The leader if it lives, else who spoke of the values, else anybody, in turn.

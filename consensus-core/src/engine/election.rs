@@ -21,7 +21,7 @@ use super::select::{Selection, may_be_chosen, select};
 use super::{Engine, State};
 use crate::message::{Handoff, Nack, PreVote, PreVoteReply, Prepare, Promise, Resigned};
 use crate::mutant::mutant;
-use crate::{Ballot, Kind, Lead, Liveness, Mono, NodeId, NodeSet, Options, Slot, Value, Vote};
+use crate::{Ballot, Event, Kind, Lead, Liveness, Mono, NodeId, NodeSet, Options, Slot, Value, Vote};
 
 use super::configs::Configs;
 
@@ -164,6 +164,7 @@ impl Engine {
             State::Follower(follower) if follower.follows(lead) => {}
             State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) | State::Leader(_) => {
                 self.become_follower(Some(Following::new(lead, liveness)));
+                self.end_survival();
             }
         }
         self.watch_leader(now, liveness);
@@ -246,6 +247,7 @@ impl Engine {
             return;
         }
         let (low, high) = match follower.attempts {
+            _ if self.blocked.is_some() => (election * 10, election * 40),
             0 => (election / 50, election / 2),
             // Full jitter below T_el * 1.5^attempts, at most 8 T_el.
             attempts => {
@@ -288,6 +290,42 @@ impl Engine {
                 }
             }
             State::Leader(_) => {}
+        }
+    }
+
+    /// Whether every voter has promised and phase 1 has come to nothing all the same: the next attempt would go the same
+    /// way. There is one now and then, since what is lost may turn up again.
+    fn note_blocked(&mut self) -> bool {
+        let State::Candidate(candidate) = &self.state else { return false };
+        let voters = &self.configs.active().voters;
+        let complete = |node| candidate.promises.get(&node).filter(|parts| parts.is_complete());
+        if !voters.iter().all(|node| complete(node).is_some()) {
+            return false;
+        }
+        let faulty = |node: &NodeId| complete(*node).is_some_and(|parts| parts.head.faulty_from.is_some());
+        let nodes: NodeSet = voters.iter().filter(faulty).collect();
+        if self.blocked.as_ref() != Some(&nodes) {
+            self.outbox.event(Event::Blocked { nodes: nodes.clone() });
+            self.blocked = Some(nodes);
+        }
+        true
+    }
+
+    /// Whoever came or went may make a difference.
+    pub(super) fn unblock(&mut self, now: Mono) {
+        if self.blocked.take().is_some()
+            && let State::Follower(follower) = &mut self.state
+        {
+            follower.attempts = 0;
+            self.await_election(now);
+        }
+    }
+
+    /// Others lead, or this node does: there is nobody to stand in for.
+    pub(super) fn end_survival(&mut self) {
+        self.blocked = None;
+        if std::mem::take(&mut self.survivor) {
+            self.outbox.event(Event::Survived);
         }
     }
 
@@ -496,6 +534,8 @@ impl Engine {
     fn try_to_lead(&mut self, now: Mono, liveness: &Liveness) {
         if let Some(recovery) = self.recover() {
             self.become_leader(now, liveness, recovery);
+        } else if self.note_blocked() {
+            self.back_off(now);
         }
     }
 
@@ -505,8 +545,13 @@ impl Engine {
         let State::Candidate(candidate) = &self.state else { return None };
         let config = self.configs.active();
         let complete = || candidate.promises.iter().filter(|(_, parts)| parts.is_complete());
-        let counted: NodeSet =
-            complete().filter(|(_, parts)| parts.head.faulty_from.is_none()).map(|(node, _)| *node).collect();
+        let answered: NodeSet = complete().map(|(node, _)| *node).collect();
+        let whole = complete().filter(|(_, parts)| parts.head.faulty_from.is_none());
+        let counted: NodeSet = if self.survivor && config.voters.is_subset(&answered) {
+            answered
+        } else {
+            whole.map(|(node, _)| *node).collect()
+        };
         let enough = if mutant!(self.options, PhaseOneQuorumShort) {
             counted.count_in(&config.voters) + 1 >= usize::from(config.q1)
         } else {
@@ -573,7 +618,7 @@ impl Engine {
                 .filter(|node| vote_of(*node).is_none_or(|vote| vote.ballot != ballot))
                 .collect();
             if !config.is_q1(&counted) {
-                return None;
+                return self.survivor.then_some(Value::Noop);
             }
         }
     }

@@ -282,11 +282,20 @@ impl Engine {
             leader.gap_at = Some(now.after(self.options.timing.election * 2));
         }
         let last_recovered = Slot(first_own.0 - 1);
+        if self.log.known_commit >= first_own {
+            // Nobody of a quorum knows of this: it was a lie, or what a newer leader did.
+            self.log.forget_claimed_commit();
+        }
         self.state = State::Leader(Box::new(leader));
         for (slot, value) in proposals {
             assert_eq!(slot, self.propose_value(value), "phase 1 recovers every slot");
         }
         self.recalled_by_leading(lead, last_recovered);
+        if self.log.known_commit >= first_own {
+            // The own journal knows of it.
+            self.resign(now);
+            return;
+        }
         self.note_commit(now, liveness, recovery.source, recovery.commit);
         self.fortify(now, liveness);
         self.check_quorum(now, liveness);
@@ -407,6 +416,7 @@ impl Engine {
         if !leader.ready && self.log.commit >= leader.first_own {
             leader.ready = true;
             self.outbox.event(Event::LeadershipReady);
+            self.end_survival();
         }
     }
 

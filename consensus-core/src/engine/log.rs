@@ -71,6 +71,8 @@ pub(super) struct Log {
     pub(super) delivered: Slot,
     /// Every slot up to here is committed, as somebody said; above `commit` the value is not known here.
     pub(super) known_commit: Slot,
+    /// As `known_commit`, on the own journal's word.
+    journal_commit: Slot,
     /// The highest slot with a vote or a committed value.
     pub(super) max_voted: Slot,
 }
@@ -87,6 +89,7 @@ impl Log {
             commit: durable.base,
             delivered: durable.base,
             known_commit: durable.base.max(durable.commit),
+            journal_commit: durable.base.max(durable.commit),
             max_voted: durable.base,
         };
         let mut lost = None;
@@ -171,6 +174,12 @@ impl Log {
         self.commit = slot;
         self.known_commit = self.known_commit.max(slot);
         !trusted
+    }
+
+    /// What others said of the commit index is not believed any more. Returns whether that makes a difference.
+    pub(super) fn forget_claimed_commit(&mut self) -> bool {
+        let certain = self.commit.max(self.journal_commit);
+        std::mem::replace(&mut self.known_commit, certain) > certain
     }
 
     /// The next committed slot that the shell has not seen.

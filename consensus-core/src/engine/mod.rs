@@ -13,6 +13,7 @@
 
 mod acceptor;
 mod api;
+mod bounds;
 mod catchup;
 mod configs;
 mod election;
@@ -29,12 +30,16 @@ mod select;
 use std::cmp::Reverse;
 use std::sync::Arc;
 
-pub use api::{Event, FollowerStatus, Input, Output, ReadMode, ReadOutcome, Rejection, Role, Send, Status};
+pub use api::{
+    Event, FollowerStatus, Input, Output, ReadMode, ReadOutcome, Rejection, Role, Send, Status, Suspicion,
+};
 
 use crate::message::Resigned;
 use crate::mutant::mutant;
-use crate::{Config, Durable, Lead, Liveness, Message, Mono, NodeId, Options, Record, Slot, Tag};
+use crate::record::ROUND_DOUBTFUL;
+use crate::{Config, Durable, Lead, Liveness, Message, Mono, NodeId, NodeSet, Options, Record, Slot, Tag};
 use acceptor::Acceptor;
+use bounds::Claims;
 use catchup::Catchup;
 use configs::Configs;
 use election::{Candidate, Follower, PreCandidate};
@@ -67,9 +72,17 @@ pub struct Engine {
     acceptor: Acceptor,
     /// The highest round that anybody is known to have promised. A hint, so not durable.
     round_seen: u64,
+    /// Rounds that were not believed.
+    claims: Claims,
+    /// It was told that the own promise is beyond belief.
+    promise_doubted: bool,
     catchup: Catchup,
     /// What a damaged disk may have forgotten, until that is made up for.
     recall: Option<Recall>,
+    /// The operator has declared that what this node holds is what there is, see [`Durable::survive`].
+    survivor: bool,
+    /// Nobody can lead: who has forgotten what it voted for, as the last phase 1 here told.
+    blocked: Option<NodeSet>,
     /// Committed values up to here stand in for votes that were forgotten, see [`Record::Healed`].
     relied_upto: Slot,
     state: State,
@@ -103,6 +116,9 @@ impl Engine {
                 promise_lost: false,
                 config,
             });
+        } else if durable.survivor {
+            faulty_from = None;
+            outbox.record(Record::Survived { promised: durable.promised });
         } else if let Some(from) = faulty_from.filter(|_| durable.damage_found || lost.is_some()) {
             outbox.record(Record::Faulty { from, promise_lost: durable.promise_lost });
             log.distrust(from);
@@ -110,6 +126,10 @@ impl Engine {
         // The journal may drop a damaged record for good once it has reported it.
         for (slot, ballot) in log.lost_payloads() {
             outbox.record(Record::Vote { slot, ballot, commit: log.commit, value: None });
+        }
+        let promise_doubted = durable.promised.round >= ROUND_DOUBTFUL;
+        if promise_doubted {
+            outbox.event(Event::PromiseDoubtful);
         }
         let recall = faulty_from.map(|from| Recall::new(from, durable.promise_lost, now));
         let mut rng = Rng::new(options.seed ^ (u64::from(options.node.0) << 32) ^ options.group.0);
@@ -130,7 +150,11 @@ impl Engine {
             configs,
             acceptor,
             round_seen: 0,
+            claims: Claims::default(),
+            promise_doubted,
             relied_upto: durable.relied_upto,
+            survivor: durable.survivor,
+            blocked: None,
             recall,
             reported,
         }
@@ -146,7 +170,7 @@ impl Engine {
             Input::PersistFailed => self.fence(),
             _ if self.fenced => {}
             Input::Message { from, message } => {
-                if message.is_plausible() && from != self.options.node {
+                if from != self.options.node && self.believes(from, &message) && message.is_plausible() {
                     self.handle_message(now, liveness, from, message);
                 }
             }
@@ -247,6 +271,7 @@ impl Engine {
             config: self.configs.active().clone(),
             faulty_from: self.recall.as_ref().map(|recall| recall.faulty_from),
             promise_lost: self.promise_lost(),
+            blocked: self.blocked.clone().or_else(|| self.recall.as_ref()?.stuck(self.options.node)),
             lost_payloads: self.log.lost_payloads().count() as u64,
             fenced: self.fenced,
             queued: leading.map_or(0, |leader| leader.queue.len()),
@@ -319,6 +344,7 @@ impl Engine {
             Message::Resigned(message) => self.handle_resigned(now, from, &message),
             Message::Recall(message) => self.handle_recall(from, &message),
             Message::Recalled(message) => self.handle_recalled(from, &message),
+            Message::Vouched(message) => self.handle_vouched(from, &message),
         }
     }
 
@@ -338,6 +364,10 @@ impl Engine {
         match &self.state {
             State::Leader(_) => self.handle_peer_as_leader(now, liveness, node, change),
             State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => {
+                match change {
+                    PeerChange::Up => self.unblock(now),
+                    PeerChange::Down | PeerChange::Other => {}
+                }
                 self.watch_leader(now, liveness)
             }
         }

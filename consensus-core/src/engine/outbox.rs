@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use crate::message::{
     Accept, Accepted, Chosen, Commit, Fetch, Fortified, Fortify, Handoff, Nack, PreVote, PreVoteReply,
-    Prepare, Promise, ReadIndex, ReadIndexReply, Recall, Recalled, Resigned,
+    Prepare, Promise, ReadIndex, ReadIndexReply, Recall, Recalled, Resigned, Vouched,
 };
 use crate::{Event, Message, NodeId, Output, PersistSeq, ReadOutcome, Record, Rejection, Send, Tag};
 
@@ -39,7 +39,7 @@ macro_rules! messages {
 
 messages! { Gated: Prepare Promise Accepted }
 messages! { Free: PreVote PreVoteReply Nack Accept Commit Fortify Fortified ReadIndex ReadIndexReply
-Fetch Chosen Handoff Resigned Recall Recalled }
+Fetch Chosen Handoff Resigned Recall Recalled Vouched }
 
 /// Everything [`crate::Engine::poll`] will hand out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]

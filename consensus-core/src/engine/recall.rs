@@ -24,14 +24,14 @@
 use std::collections::BTreeMap;
 
 use super::{Engine, State};
-use crate::message::{Recall as RecallMessage, Recalled};
+use crate::message::{Recall as RecallMessage, Recalled, Vouched};
 use crate::mutant::mutant;
 use crate::{Event, Lead, Liveness, Mono, NodeId, NodeSet, Record, Slot};
 
 /// More candidacies of this node in one life than can be forgotten without anybody else having heard of the last: each
 /// took a round of pre-votes and tens of milliseconds. Taken once for each life, since what a former life promised after
 /// it had forgotten something, and then forgot again, nobody need have heard of either.
-const FORGOTTEN_ROUNDS_MAX: u64 = 1 << 10;
+pub(super) const FORGOTTEN_ROUNDS_MAX: u64 = 1 << 10;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Recall {
@@ -41,6 +41,8 @@ pub(super) struct Recall {
     pub(super) promise_lost: bool,
     /// What every other member has promised, if it knows; kept while `promise_lost`.
     answers: BTreeMap<NodeId, Option<Lead>>,
+    /// A survivor has vouched for all.
+    vouched: bool,
     /// It was told that too many have forgotten what they promised.
     told_too_many: bool,
     /// The leader at this leadership has proposed up to this slot.
@@ -57,6 +59,7 @@ impl Recall {
             faulty_from,
             promise_lost,
             answers: BTreeMap::new(),
+            vouched: false,
             told_too_many: false,
             proposed: None,
             ask_at: now,
@@ -67,6 +70,17 @@ impl Recall {
 
     pub(super) fn deadline(&self) -> Mono {
         self.ask_at
+    }
+
+    /// Who has forgotten what it promised, `own` included, once it was told that these are too many.
+    pub(super) fn stuck(&self, own: NodeId) -> Option<NodeSet> {
+        let stuck = self.promise_lost && self.told_too_many && !self.vouched;
+        stuck.then(|| self.forgetful(own))
+    }
+
+    fn forgetful(&self, own: NodeId) -> NodeSet {
+        let others = self.answers.iter().filter(|(_, answer)| answer.is_none()).map(|(node, _)| *node);
+        others.chain([own]).collect()
     }
 }
 
@@ -79,7 +93,8 @@ impl Engine {
         let ask = RecallMessage { incarnation: recall.incarnation, question: recall.question };
         for node in self.configs.active().members().filter(|node| *node != self.options.node) {
             let wanted = if recall.promise_lost {
-                recall.answers.get(&node).is_none_or(Option::is_none)
+                // Once too many have forgotten, everybody is asked: one may have come to vouch.
+                recall.told_too_many || recall.answers.get(&node).is_none_or(Option::is_none)
             } else {
                 node == leader
             };
@@ -102,6 +117,21 @@ impl Engine {
             State::Leader(_) | State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => None,
         };
         self.outbox.send_now(from, Recalled { incarnation, question, promised: Some(promised), proposed });
+        if self.survivor {
+            self.outbox.send_now(from, Vouched { incarnation });
+        }
+    }
+
+    pub(super) fn handle_vouched(&mut self, from: NodeId, message: &Vouched) {
+        let known = |recall: &&mut Recall| {
+            recall.incarnation == message.incarnation
+                && recall.answers.get(&from).is_some_and(Option::is_some)
+        };
+        if let Some(recall) = self.recall.as_mut().filter(known) {
+            recall.vouched = true;
+            self.restore_when_all_answered();
+            self.try_heal();
+        }
     }
 
     pub(super) fn handle_recalled(&mut self, from: NodeId, message: &Recalled) {
@@ -133,9 +163,8 @@ impl Engine {
         let config = self.configs.active();
         let own = self.options.node;
         if config.members().all(|node| node == own || recall.answers.contains_key(&node)) {
-            let others = recall.answers.iter().filter(|(_, answer)| answer.is_none()).map(|(node, _)| *node);
-            let forgetful: NodeSet = others.chain([own]).collect();
-            if forgetful.len() > 1 && config.is_q1(&forgetful) {
+            let forgetful = recall.forgetful(own);
+            if forgetful.len() > 1 && config.is_q1(&forgetful) && !recall.vouched {
                 if !std::mem::replace(&mut recall.told_too_many, true) {
                     self.outbox.event(Event::TooManyForgot { nodes: forgetful });
                 }

@@ -35,6 +35,8 @@ pub struct Node {
     pub disk: Vec<Cell>,
     /// What will be found broken at the next start.
     pub damage: Vec<Damage>,
+    /// The operator declares at the next start that what this node holds is what there is.
+    pub survives: bool,
     staged: VecDeque<(PersistSeq, Record)>,
     held: Vec<Send>,
     pub disk_stalled: bool,
@@ -209,6 +211,7 @@ impl Cluster {
             incarnation: 0,
             disk: Vec::new(),
             damage: Vec::new(),
+            survives: false,
             staged: VecDeque::new(),
             held: Vec::new(),
             disk_stalled: false,
@@ -268,6 +271,9 @@ impl Cluster {
                 node.applied_upto = Slot(0);
             }
         }
+        if std::mem::take(&mut node.survives) {
+            durable.survive();
+        }
         let mut options = Options::new(GroupId(1), id, SEED + node.incarnation * 100);
         options.timing = timing;
         make(&mut options);
@@ -279,6 +285,14 @@ impl Cluster {
         node.engine = Some(Engine::new(options, durable, now));
         node.ready = false;
         self.work(id);
+    }
+
+    /// Somebody empties the directory of a node that is down; it will return without its memory.
+    pub fn empty(&mut self, id: NodeId) {
+        let node = self.node(id);
+        node.disk = vec![Cell::Lost(Slot(1))];
+        node.snapshot = None;
+        node.incarnation += 1000;
     }
 
     /// The process dies: what was not durable is gone.
@@ -398,6 +412,10 @@ impl Cluster {
                 Event::TransferAborted { .. }
                 | Event::PayloadRepaired { .. }
                 | Event::Healed
+                | Event::Suspicious { .. }
+                | Event::PromiseDoubtful
+                | Event::Blocked { .. }
+                | Event::Survived
                 | Event::TooManyForgot { .. } => self.lines.push(format!("{}: {event:?}", id.0)),
             }
         }
@@ -782,6 +800,7 @@ pub fn show_message(message: &Message) -> String {
         Message::Handoff(m) => write!(line, "Handoff {}", show_lead(m.lead)),
         Message::Resigned(m) => write!(line, "Resigned {}", show_lead(m.lead)),
         Message::Recall(_) => write!(line, "Recall"),
+        Message::Vouched(_) => write!(line, "Vouched"),
         Message::Recalled(m) => {
             let proposed = m.proposed.map_or(String::new(), |slot| format!(" proposed={}", slot.0));
             write!(line, "Recalled promised={}{proposed}", m.promised.map_or("unknown".to_owned(), show_lead))

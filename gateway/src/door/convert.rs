@@ -3,11 +3,13 @@
 use api::etcdserverpb as pb;
 use api::etcdserverpb::{compare, request_op, response_op};
 use api::mvccpb;
+use keyspace::MAX_TXN_DEPTH;
 use keyspace::{
     Compare, CompareResult, CompareTarget, DeleteRange, DeleteRangeReply, Event, EventKind, KeyRange,
     KeyValue, LeaseId, Put, PutReply, RangeReply, RangeRequest, SortOrder, SortTarget, Txn, TxnOp,
     TxnOpReply, TxnReply,
 };
+use prost::{DecodeError, Message};
 
 pub fn range(request: pb::RangeRequest) -> RangeRequest {
     // etcd up to 3.5 leaves the answer as it is, in the order of keys, when the order has a number without meaning; later
@@ -49,23 +51,35 @@ pub fn delete_range(request: pb::DeleteRangeRequest) -> DeleteRange {
     DeleteRange { range: KeyRange::from_wire(request.key, request.range_end), prev_kv: request.prev_kv }
 }
 
-/// The depth of nesting is bounded by the decoder, which follows at most 100 levels of messages.
-pub fn txn(request: pb::TxnRequest) -> Txn {
-    Txn {
-        compare: request.compare.into_iter().map(compare).collect(),
-        success: request.success.into_iter().map(txn_op).collect(),
-        failure: request.failure.into_iter().map(txn_op).collect(),
-    }
+/// A transaction with those nested in it, which are still bytes. One that is nested too deep is left empty: at that place
+/// [`keyspace::check::txn`] says so, if nothing before it is wrong.
+pub fn txn(request: pb::TxnRequest) -> Result<Txn, DecodeError> {
+    nested_txn(request, MAX_TXN_DEPTH)
 }
 
-fn txn_op(op: pb::RequestOp) -> TxnOp {
-    match op.request {
+fn nested_txn(request: pb::TxnRequest, depth: usize) -> Result<Txn, DecodeError> {
+    let ops = |ops: Vec<pb::RequestOp>| -> Result<Vec<TxnOp>, DecodeError> {
+        ops.into_iter().map(|op| txn_op(op, depth)).collect()
+    };
+    Ok(Txn {
+        compare: request.compare.into_iter().map(compare).collect(),
+        success: ops(request.success)?,
+        failure: ops(request.failure)?,
+    })
+}
+
+/// `depth` bounds the recursion: a level takes less than a kilobyte of stack.
+fn txn_op(op: pb::RequestOp, depth: usize) -> Result<TxnOp, DecodeError> {
+    Ok(match op.request {
         Some(request_op::Request::RequestRange(request)) => TxnOp::Range(range(request)),
         Some(request_op::Request::RequestPut(request)) => TxnOp::Put(put(request)),
         Some(request_op::Request::RequestDeleteRange(request)) => TxnOp::DeleteRange(delete_range(request)),
-        Some(request_op::Request::RequestTxn(request)) => TxnOp::Txn(txn(request)),
+        Some(request_op::Request::RequestTxn(request)) => TxnOp::Txn(match depth.checked_sub(1) {
+            Some(depth) => nested_txn(pb::TxnRequest::decode(request)?, depth)?,
+            None => Txn::default(),
+        }),
         None => TxnOp::Empty,
-    }
+    })
 }
 
 /// A field of another target than the one named counts as unset, and unset as zero, as in etcd.
@@ -201,6 +215,6 @@ mod tests {
     #[test]
     fn an_operation_left_unset_stays_visible_to_the_checks() {
         let request = pb::TxnRequest { success: vec![pb::RequestOp { request: None }], ..Default::default() };
-        assert_eq!(keyspace::check::txn(&txn(request), 128), Err(keyspace::Error::KeyNotFound));
+        assert_eq!(keyspace::check::txn(&txn(request).unwrap(), 128), Err(keyspace::Error::KeyNotFound));
     }
 }

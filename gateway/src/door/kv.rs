@@ -114,7 +114,9 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
         let request = request.into_inner();
         let size = self.0.check_size(&request);
-        let txn = convert::txn(request);
+        // As grpc-go says it where etcd cannot read a request.
+        let unreadable = |error| Status::internal(format!("grpc: error unmarshalling request: {error}"));
+        let txn = convert::txn(request).map_err(unreadable)?;
         check::txn(&txn, self.0.txn_ops_max.load(Ordering::Relaxed)).map_err(Failure::from)?;
         let answer = if txn.is_read_only() {
             let consistency = self.0.consistency(txn.is_serializable(), newest_revision(&txn));

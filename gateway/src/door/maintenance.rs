@@ -12,16 +12,50 @@ use super::{ADVERTISED_STORAGE_VERSION, ADVERTISED_VERSION, Caller, Door, unsupp
 use crate::domain::{Consistency, Domain};
 use crate::errors::NO_LEADER;
 
+/// What the state machine calls the alarms that it raises itself, see [`Alarm::member`].
+const RAISED_BY_THE_GROUP: u64 = 0;
+/// What it is told where clients say 0. Nobody has this id.
+const MEMBER_ZERO: u64 = u64::MAX;
+
 pub(super) struct Maintenance<D>(pub(super) Arc<Caller<D>>);
 
 impl<D: Domain> Door<D> {
+    /// An alarm as clients see it, see [`alarm_member_named`].
     fn alarm_member(&self, alarm: Alarm, leader: u64) -> pb::AlarmMember {
         let kind = match alarm.kind {
             AlarmKind::NoSpace => pb::AlarmType::Nospace,
             AlarmKind::Corrupt => pb::AlarmType::Corrupt,
         };
-        let member_id = if alarm.member == 0 { leader } else { alarm.member };
+        let member_id = match alarm.member {
+            RAISED_BY_THE_GROUP => leader,
+            MEMBER_ZERO => 0,
+            member => member,
+        };
         pb::AlarmMember { member_id, alarm: kind.into() }
+    }
+
+    /// The alarms that are raised, as etcd says them in a status; none while there is no leader to ask.
+    async fn alarm_texts(&self, leader: u64) -> Vec<String> {
+        let answer = self.domain.read(Query::Alarms, Consistency::Linearizable).await;
+        let Ok(Reply::Alarms { alarms, .. }) = answer.map(|answer| answer.reply) else { return Vec::new() };
+        let text = |alarm| {
+            let pb::AlarmMember { member_id, alarm } = self.alarm_member(alarm, leader);
+            let name = pb::AlarmType::try_from(alarm).unwrap_or_default().as_str_name();
+            format!("memberID:{member_id} alarm:{name} ")
+        };
+        alarms.into_iter().map(text).collect()
+    }
+}
+
+/// Whose alarm a client means. Those of the state machine itself are shown as one member's, the same at every gateway of
+/// the region, and taken back under that name. A client may also name member 0, which is another one.
+fn alarm_member_named(member: u64, leader: u64) -> u64 {
+    if member == leader {
+        RAISED_BY_THE_GROUP
+    } else if member == 0 {
+        MEMBER_ZERO
+    } else {
+        member
     }
 }
 
@@ -35,10 +69,8 @@ impl<D: Domain> pb::maintenance_server::Maintenance for Maintenance<D> {
             Ok(pb::AlarmType::Corrupt) => Some(AlarmKind::Corrupt),
             Ok(pb::AlarmType::None) | Err(_) => None,
         };
-        // The alarms of the state machine itself are shown as one member's, the same at every gateway of the region, and
-        // taken back under that name.
         let leader = self.0.leader_member().await?;
-        let member = if request.member_id == leader { 0 } else { request.member_id };
+        let member = alarm_member_named(request.member_id, leader);
         let query = || self.0.domain.read(Query::Alarms, Consistency::Linearizable);
         let answer = match (AlarmAction::try_from(request.action), asked) {
             (Ok(AlarmAction::Activate), Some(alarm)) => {
@@ -75,9 +107,8 @@ impl<D: Domain> pb::maintenance_server::Maintenance for Maintenance<D> {
         if !status.has_leader {
             errors.push(NO_LEADER.1.to_owned());
         }
-        let alarms = [(status.no_space_alarm, "NOSPACE"), (status.corrupt_alarm, "CORRUPT")];
-        for (_, alarm) in alarms.iter().filter(|(raised, _)| *raised) {
-            errors.push(format!("memberID:{} alarm:{alarm} ", leader));
+        if status.no_space_alarm || status.corrupt_alarm {
+            errors.extend(self.0.alarm_texts(leader).await);
         }
         let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         Ok(Response::new(pb::StatusResponse {

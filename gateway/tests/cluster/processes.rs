@@ -1,6 +1,8 @@
 //! A cluster of real processes: `gaios replica` and `gaios gateway`, each with its own configuration file, on a loopback
 //! address of the test's own so that nothing else can take its ports. Everything is killed when it is dropped.
 
+#![allow(dead_code, reason = "each test target uses a part")]
+
 #[cfg(not(feature = "etcd-client"))]
 #[path = "issued.rs"]
 pub(crate) mod issued;
@@ -8,12 +10,12 @@ pub(crate) mod issued;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use tempfile::TempDir;
 
 /// Longest time that anything may take to come about.
@@ -220,15 +222,12 @@ impl Process {
     pub(crate) fn start(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
-        let mut command = match self.descriptors {
-            None => Command::new(gaios()),
-            Some(limit) => {
-                let mut shell = Command::new("sh");
-                shell.arg("-c").arg(format!("ulimit -n {limit}; exec \"$@\"")).arg("sh").arg(gaios());
-                shell
-            }
-        };
-        let child = command
+        let limit = self.descriptors.map(|limit| format!("ulimit -n {limit}; ")).unwrap_or_default();
+        // Past a limit on the size of its files it is to get an error, as on a full disk, and not the signal.
+        let script = format!("{limit}trap '' XFSZ; exec \"$@\"");
+        let child = Command::new("sh")
+            .args(["-c", &script, "sh"])
+            .arg(gaios())
             .arg(self.role)
             .arg("--config")
             .arg(&self.config)
@@ -260,6 +259,23 @@ impl Process {
         let mut child = self.child.take().unwrap_or_else(|| panic!("{} does not run", self.name));
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// How large the files of a running process may be; to one that is above it, its disk looks full.
+    pub(crate) fn limit_files(&self, bytes: Option<u64>) {
+        let child = self.child.as_ref().unwrap_or_else(|| panic!("{} does not run", self.name));
+        let limit = Rlimit { current: bytes, maximum: None };
+        prlimit(Some(Pid::from_child(child)), Resource::Fsize, limit).unwrap();
+    }
+
+    /// Where a replica keeps everything.
+    pub(crate) fn data_dir(&self) -> &Path {
+        self.data.as_deref().expect("gateways have no data")
+    }
+
+    /// Everything it has logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// Removes the data directory of a replica that does not run.
@@ -334,9 +350,18 @@ impl Process {
 
     /// GET on the admin port: status and body. Waits as long as the process takes, within reason.
     pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
-        let mut stream = TcpStream::connect_timeout(&self.admin, Duration::from_secs(1)).ok()?;
+        self.get_from(self.admin, path)
+    }
+
+    /// The same on the port that clients use.
+    pub(crate) fn get_client(&self, path: &str) -> Option<(u16, String)> {
+        self.get_from(self.listen, path)
+    }
+
+    fn get_from(&self, address: SocketAddr, path: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.admin).ok()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").ok()?;
         let mut text = String::new();
         stream.read_to_string(&mut text).ok()?;
         let (head, body) = text.split_once("\r\n\r\n")?;

@@ -2,8 +2,8 @@
 
 use super::{MAX_TXN_DEPTH, Reader, VERSION, Writer, wire::malformed};
 use crate::{
-    AlarmKind, Command, Compare, CompareResult, CompareTarget, DeleteRange, KeyRange, LeaseId, Limits, Op,
-    Put, Query, RangeEnd, RangeRequest, SessionId, SortOrder, SortTarget, Txn, TxnOp, codec::DecodeError,
+    Alarm, AlarmKind, Command, Compare, CompareResult, CompareTarget, DeleteRange, KeyRange, LeaseId, Limits,
+    Op, Put, Query, RangeEnd, RangeRequest, SessionId, SortOrder, SortTarget, Txn, TxnOp, codec::DecodeError,
 };
 
 type Decoded<T> = Result<T, DecodeError>;
@@ -15,6 +15,7 @@ const COMMAND_EXPIRE_LEASES: u8 = 4;
 const COMMAND_CHECKPOINT_LEASES: u8 = 5;
 const COMMAND_SET_LIMITS: u8 = 6;
 const COMMAND_SET_LEADER_REGIONS: u8 = 7;
+const COMMAND_RAISE_ALARM: u8 = 8;
 
 pub(super) fn write_command(writer: &mut Writer<'_>, command: &Command) {
     match command {
@@ -52,6 +53,11 @@ pub(super) fn write_command(writer: &mut Writer<'_>, command: &Command) {
             writer.u8(COMMAND_SET_LEADER_REGIONS);
             writer.list(regions, |writer, region| writer.bytes(region));
         }
+        Command::RaiseAlarm(alarm) => {
+            writer.u8(COMMAND_RAISE_ALARM);
+            writer.u64(alarm.member);
+            writer.u8(alarm_tag(alarm.kind));
+        }
     }
 }
 
@@ -80,6 +86,9 @@ pub(super) fn read_command(reader: &mut Reader) -> Decoded<Command> {
             max_sessions: u32::try_from(reader.u64()?).or(malformed("too many sessions"))?,
         }),
         COMMAND_SET_LEADER_REGIONS => Command::SetLeaderRegions(reader.list(1, |reader| reader.bytes())?),
+        COMMAND_RAISE_ALARM => {
+            Command::RaiseAlarm(Alarm { member: reader.u64()?, kind: read_alarm(reader)? })
+        }
         _ => return malformed("unknown command"),
     })
 }

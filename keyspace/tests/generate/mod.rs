@@ -169,5 +169,6 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
             Command::SetLimits(Limits { quota_bytes, max_sessions })
         }),
         vec(vec(any::<u8>(), 0..4).prop_map(Bytes::from), 0..3).prop_map(Command::SetLeaderRegions),
+        alarm().prop_map(|(member, kind)| Command::RaiseAlarm(Alarm { member, kind })),
     ]
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use api::gaios::link::v1 as wire;
-use consensus_core::{Config, GroupId, LivenessEvent, Message, NodeId, PersistSeq, Send, Slot};
+use consensus_core::{Config, GroupId, LivenessEvent, Message, NodeId, NodeSet, PersistSeq, Send, Slot};
 use journal::Lsn;
 use keyspace::Keyspace;
 use parking_lot::Mutex;
@@ -43,6 +43,10 @@ pub(crate) enum GroupEvent {
     SnapshotRequested { by: NodeId, at_least: Slot },
     /// The own snapshot of this slot cannot be read any more.
     SnapshotLost { slot: Slot },
+    /// A peer that leads asks for the digest of the state at a slot.
+    DigestAsked { by: NodeId, slot: Slot },
+    /// A peer tells its digest.
+    DigestTold { by: NodeId, slot: Slot, digest: u64 },
     /// The hand-over of a snapshot is over, however it went.
     SnapshotSent { to: NodeId },
     /// The journal wants the group to let go of old segments, which it keeps by its floor.
@@ -53,6 +57,8 @@ pub(crate) enum GroupEvent {
 #[derive(Debug)]
 pub(crate) struct GroupHandle {
     pub(crate) id: GroupId,
+    /// As configured, and for good.
+    pub(crate) voters: NodeSet,
     pub(crate) inbox: Inbox<GroupEvent>,
     /// As of the end of the last turn; none before the first. To be told without asking the task, which may be busy.
     pub(crate) told: Mutex<Option<wire::ReplicaStatus>>,
@@ -73,9 +79,10 @@ struct Gate {
 }
 
 impl GroupHandle {
-    pub(crate) fn new(id: GroupId) -> Self {
+    pub(crate) fn new(id: GroupId, voters: NodeSet) -> Self {
         GroupHandle {
             id,
+            voters,
             inbox: Inbox::new(INBOX_BYTES),
             told: Mutex::default(),
             gate: Mutex::default(),
@@ -159,7 +166,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_group_hears_at_once_only_of_what_it_waits_for() {
-        let (handle, peers) = (GroupHandle::new(GroupId(1)), Peers::new());
+        let (handle, peers) = (GroupHandle::new(GroupId(1), NodeSet::new()), Peers::new());
         let mut woken = Box::pin(handle.inbox.wait());
         handle.handle_durable(&peers, PersistSeq(1), Lsn(1));
         assert!(poll!(&mut woken).is_pending());

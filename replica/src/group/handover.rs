@@ -63,7 +63,10 @@ impl Group {
         let others = {
             let liveness = self.shared.liveness.read();
             let others = config.voters.iter().filter(|voter| *voter != self.shared.id);
-            others.filter(|voter| liveness.is_up(now, *voter)).collect::<Vec<_>>()
+            let full = |voter: &NodeId| {
+                self.shared.peers.get(voter).is_some_and(|peer| peer.is_full(now, &self.shared.timing))
+            };
+            others.filter(|voter| liveness.is_up(now, *voter) && !full(voter)).collect::<Vec<_>>()
         };
         let Some(to) = next_after(last, &others) else { return };
         info!(group = self.handle.id.0, to = to.0, "the disk is full: handing leadership over");
@@ -114,7 +117,7 @@ impl Relief {
     }
 }
 
-/// The next one in turn: nothing is known of their disks.
+/// The next one in turn: of disks that are not full when they say so, nothing is known.
 fn next_after(last: NodeId, others: &[NodeId]) -> Option<NodeId> {
     others.iter().find(|voter| **voter > last).or(others.first()).copied()
 }

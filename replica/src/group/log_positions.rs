@@ -52,7 +52,11 @@ impl LogPositions {
             RecordKind::Vote | RecordKind::Revote | RecordKind::Chosen => {
                 self.batches.push_back(Batch { ticket: Ticket(0), max_slot: label.slot, from: lsn });
             }
-            RecordKind::Promised | RecordKind::Base | RecordKind::Faulty | RecordKind::Healed => {}
+            RecordKind::Promised
+            | RecordKind::Base
+            | RecordKind::Faulty
+            | RecordKind::Healed
+            | RecordKind::Survived => {}
         }
         self.last = lsn;
     }
@@ -115,7 +119,11 @@ impl LogPositions {
 fn slot_of(record: &Record) -> Option<Slot> {
     match record {
         Record::Vote { slot, .. } | Record::Revote { slot, .. } | Record::Chosen { slot, .. } => Some(*slot),
-        Record::Promised { .. } | Record::Base { .. } | Record::Faulty { .. } | Record::Healed { .. } => None,
+        Record::Promised { .. }
+        | Record::Base { .. }
+        | Record::Faulty { .. }
+        | Record::Healed { .. }
+        | Record::Survived { .. } => None,
     }
 }
 

@@ -2,6 +2,7 @@
 //! one of the [`GroupEvent`]s, steps the engine, and carries out what comes of it. Nothing else touches either.
 
 mod clients;
+mod digests;
 mod handle;
 mod handover;
 mod leading;
@@ -28,11 +29,11 @@ use api::gaios::link::v1::refused::Why;
 use api::gaios::link::v1::response::Kind;
 use bytes::{Bytes, BytesMut};
 use consensus_core::{
-    Config, Durable, Engine, Event, Input, Message, Mono, NodeId, Options, Output, PersistSeq, ReadOutcome,
-    Record, Rejection, Role, Slot, Tag, Value,
+    Config, Durable, Engine, Event, Input, Message, Mono, NodeId, NodeSet, Options, Output, PersistSeq,
+    ReadOutcome, Record, Rejection, Role, Slot, Tag, Value,
 };
 use journal::{Lsn, Ticket};
-use keyspace::{Command, Effects, Keyspace, LeaseEffect, Reply, RevisionEvents};
+use keyspace::{Alarm, AlarmKind, Command, Effects, Keyspace, LeaseEffect, Reply, RevisionEvents};
 use tracing::{debug, error, info};
 
 pub(crate) use self::handle::{GroupEvent, GroupHandle};
@@ -40,6 +41,7 @@ pub(crate) use self::log_positions::LogPositions;
 pub(crate) use self::snapshotting::{decode_meta, encode_meta, load};
 
 use self::clients::{Clients, PendingRead, Reading, Subject, Waiter};
+use self::digests::Digests;
 use self::handover::{Relief, Stopping};
 use self::leading::Move;
 use self::placement::Placement;
@@ -51,6 +53,7 @@ use self::snapshotting::Snapshotting;
 use self::timer::Timer;
 use self::watches::Watches;
 use crate::clock;
+use crate::entries;
 use crate::lease_clock::LeaseClock;
 use crate::metrics::GroupMetrics;
 use crate::node::Shared;
@@ -133,6 +136,8 @@ async fn obtain_snapshot(
                 | GroupEvent::SnapshotRequested { .. }
                 | GroupEvent::SnapshotLost { .. }
                 | GroupEvent::SnapshotSent { .. }
+                | GroupEvent::DigestAsked { .. }
+                | GroupEvent::DigestTold { .. }
                 | GroupEvent::SnapshotWanted { .. } => {}
             }
         }
@@ -164,6 +169,7 @@ pub(crate) struct Group {
     sweeping: bool,
     positions: LogPositions,
     snapshotting: Snapshotting,
+    digests: Digests,
     replies: Replies,
     seekers: Seekers,
     readiness: Readiness,
@@ -179,6 +185,8 @@ pub(crate) struct Group {
     placement: Option<Placement>,
     /// An operator waits for another leader.
     moving: Option<Move>,
+    /// Whose disks are full, while this leader can make nothing durable for that.
+    disks_full: NodeSet,
     timer: Timer,
 }
 
@@ -208,6 +216,7 @@ impl Group {
             leading: false,
             sweeping: false,
             positions: start.positions,
+            digests: Digests::default(),
             replies: Replies::default(),
             seekers: Seekers::default(),
             readiness: Readiness::default(),
@@ -219,6 +228,7 @@ impl Group {
             relief: None,
             placement: None,
             moving: None,
+            disks_full: NodeSet::new(),
             timer: Timer::default(),
         }
     }
@@ -261,11 +271,12 @@ impl Group {
     }
 
     fn deadline(&self) -> Option<Mono> {
-        let leases = if self.leading { self.leases.next_deadline() } else { None };
+        let (leases, digests) =
+            if self.leading { (self.leases.next_deadline(), self.digests.deadline()) } else { (None, None) };
         let stopping = self.stopping.map(|stopping| stopping.until);
         let placement = self.placement.as_ref().and_then(Placement::deadline);
         let waiting = [self.queries.deadline(), self.seekers.deadline(), placement];
-        let own = [self.engine.next_deadline(), leases, self.propose_again_at, stopping];
+        let own = [self.engine.next_deadline(), leases, digests, self.propose_again_at, stopping];
         own.into_iter().chain(waiting).flatten().min()
     }
 
@@ -296,8 +307,10 @@ impl Group {
         self.stop_in_order(now);
         self.seek_relief(now);
         self.seek_better_place(now);
+        self.watch_disks(now);
         self.carry_out();
         self.propose_due_leases();
+        self.compare_digests(now);
         self.carry_out();
         self.answer_seekers();
         self.answer_queries();
@@ -351,6 +364,12 @@ impl Group {
                 self.step(Input::SnapshotEnded { to });
             }
             GroupEvent::SnapshotWanted { floor } => self.on_snapshot_wanted(floor),
+            GroupEvent::DigestAsked { by, slot } => {
+                if let Some(digest) = self.digests.asked(by, slot) {
+                    self.tell_digest(by, slot, digest);
+                }
+            }
+            GroupEvent::DigestTold { by, slot, digest } => self.on_digest(by, slot, digest),
         }
     }
 
@@ -445,13 +464,7 @@ impl Group {
                 Value::Noop | Value::Config(_) => self.state.skip(slot.0),
                 Value::Batch(commands) => {
                     for (index, command) in commands.iter().enumerate() {
-                        let Ok(command) = Command::decode(command.clone()) else {
-                            // Only a leader of a newer version could have let it in.
-                            panic!(
-                                "group {} slot {}: an entry that this version cannot read; update this node",
-                                self.handle.id.0, slot.0
-                            );
-                        };
+                        let command = entries::read(command.clone());
                         subjects.push(subject(&command));
                         let index = u32::try_from(index).expect("an entry holds fewer than 2^32 commands");
                         self.state.apply(slot.0, index, command, &mut effects);
@@ -459,6 +472,9 @@ impl Group {
                 }
             }
             self.applied = slot;
+            if let Some((by, slot, digest)) = self.digests.applied(slot, self.state.digest()) {
+                self.tell_digest(by, slot, digest);
+            }
         }
         self.on_effects(&effects, &subjects);
         self.effects = effects;
@@ -638,13 +654,86 @@ impl Group {
                     group = self.handle.id.0,
                     %nodes,
                     "these nodes have all lost their disks or directories: what the group had acknowledged may be lost. If \
-                     one of them still has its directory, put it back; if there is nothing to keep, empty those of all nodes"
+                     one of them still has its directory, put it back; if not, choose the node that holds most with `gaios ctl \
+                     recover`; if there is nothing to keep, empty the directories of all nodes"
+                );
+            }
+            Event::Blocked { nodes } => {
+                error!(
+                    group = self.handle.id.0,
+                    %nodes,
+                    "no leader can come to power: all voters have answered, and these nodes have lost what they voted for, so \
+                     that nobody knows what was acknowledged. If one of them still has its directory, put it back; if not, \
+                     choose the node that holds most with `gaios ctl recover`"
+                );
+            }
+            Event::Survived => {
+                info!(
+                    group = self.handle.id.0,
+                    "what this node holds is what there is: the group has a leader"
+                );
+                self.shared.group_survived(self.handle.id);
+            }
+            Event::Suspicious { from, suspicion } => {
+                let detail = format_args!("{suspicion:?}");
+                self.shared.distrust(from, Some(self.handle.id), suspicion.into(), &detail);
+            }
+            Event::PromiseDoubtful => {
+                error!(
+                    group = self.handle.id.0,
+                    "this node's disk says that it has promised a round which no election explains, so it cannot follow any \
+                     leader: {}. If all nodes say so, choose one of them with `gaios ctl recover` first",
+                    journal::EMPTY_IT
                 );
             }
             Event::TransferAborted { to } => {
                 info!(group = self.handle.id.0, to = to.0, "leadership was not handed over");
                 self.end_move(self.shared.id);
                 self.hand_over_to_another();
+            }
+        }
+    }
+
+    fn tell_digest(&self, to: NodeId, slot: Slot, digest: u64) {
+        if let Some(peer) = self.shared.peers.get(&to) {
+            peer.send_digest(self.handle.id, slot, digest);
+        }
+    }
+
+    /// A leader asks the others for their digests, if there is something new to compare.
+    fn compare_digests(&mut self, now: Mono) {
+        if !self.leading {
+            return;
+        }
+        let Some((slot, differing)) = self.digests.ask(now, self.shared.id, &self.handle.voters) else {
+            return;
+        };
+        self.on_differing(&differing);
+        for peer in self.shared.peers.values().filter(|peer| self.handle.voters.contains(peer.id)) {
+            peer.send_digest_asked(self.handle.id, slot);
+        }
+    }
+
+    fn on_digest(&mut self, by: NodeId, slot: Slot, digest: u64) {
+        if self.leading {
+            let differing = self.digests.told(self.shared.id, by, slot, digest, &self.handle.voters);
+            self.on_differing(&differing);
+        }
+    }
+
+    /// These replicas hold something else than the others.
+    fn on_differing(&mut self, nodes: &NodeSet) {
+        for node in nodes.iter() {
+            let alarm = Alarm { member: u64::from(node.0), kind: AlarmKind::Corrupt };
+            error!(
+                group = self.handle.id.0,
+                node = node.0,
+                "this node holds something else than the others, though it has applied the same: writes are refused. Stop it, \
+                 and {}; then take back the alarm (`etcdctl alarm disarm`)",
+                journal::EMPTY_IT
+            );
+            if self.state.alarms().all(|raised| raised != alarm) {
+                self.propose_internal(&Command::RaiseAlarm(alarm));
             }
         }
     }
@@ -676,6 +765,7 @@ impl Group {
             self.state = state;
             self.applied = slot;
             self.snapshotting.replaced(slot);
+            self.digests.replaced();
             self.step(Input::SnapshotInstalled { slot, config });
             for read in self.clients.readable(self.applied) {
                 self.serve(read);
@@ -686,7 +776,8 @@ impl Group {
     fn publish(&mut self) {
         let engine = self.engine.status();
         self.handle.set_unready(self.readiness.judge(&engine, self.applied));
-        self.metrics.publish(&engine, self.applied, self.watches.len());
+        let differing = self.digests.differing();
+        self.metrics.publish(&engine, self.applied, self.watches.len(), differing);
         *self.handle.told.lock() = Some(self.told(&engine));
     }
 }
@@ -700,7 +791,8 @@ fn subject(command: &Command) -> Subject {
         Command::CloseSession(_)
         | Command::ExpireLeases(_)
         | Command::CheckpointLeases(_)
-        | Command::SetLimits(_) => Subject::Internal,
+        | Command::SetLimits(_)
+        | Command::RaiseAlarm(_) => Subject::Internal,
     }
 }
 

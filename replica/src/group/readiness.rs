@@ -16,6 +16,8 @@ pub(crate) enum Unready {
     NoState,
     /// No leader is known, or this replica leads and does not know yet what was committed before.
     NoLeader,
+    /// No leader can come to power.
+    Blocked,
     /// The disk may have forgotten votes or promises.
     Healing,
     /// It has not applied what the leader has committed.
@@ -27,6 +29,9 @@ impl fmt::Display for Unready {
         match self {
             Unready::NoState => f.write_str("waits for a snapshot from a peer"),
             Unready::NoLeader => f.write_str("knows no leader"),
+            Unready::Blocked => f.write_str(
+                "cannot elect a leader, since too many nodes have lost what they voted for: see `gaios ctl recover`",
+            ),
             Unready::Healing => f.write_str("makes up for what the disk has lost"),
             Unready::Behind { applied, committed } => {
                 write!(f, "has applied {} of {} committed entries", applied.0, committed.0)
@@ -46,6 +51,9 @@ pub(super) struct Readiness {
 impl Readiness {
     /// What is missing, if anything.
     pub(super) fn judge(&mut self, status: &Status, applied: Slot) -> Option<Unready> {
+        if status.blocked.is_some() {
+            return Some(Unready::Blocked);
+        }
         if status.promise_lost || status.faulty_from.is_some() {
             return Some(Unready::Healing);
         }
@@ -83,6 +91,7 @@ mod tests {
             config: Arc::new(Config::majority([NodeId(1), NodeId(2), NodeId(3)])),
             faulty_from: None,
             promise_lost: false,
+            blocked: None,
             lost_payloads: 0,
             fenced: false,
             queued: 0,

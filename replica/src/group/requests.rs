@@ -8,8 +8,12 @@ use api::gaios::link::v1::refused::Why;
 use api::gaios::link::v1::request::Kind as RequestKind;
 use api::gaios::link::v1::response::Kind;
 use bytes::Bytes;
-use consensus_core::{Input, ReadMode, Role};
-use keyspace::{Command, LeaseId, Outcome, Query, Reply, Revision, SessionId, SessionLookup};
+use consensus_core::{Input, Mono, NodeId, NodeSet, ReadMode, Role};
+use keyspace::{
+    Alarm, AlarmKind, Command, LeaseId, Outcome, Query, Reply, Revision, SessionId, SessionLookup,
+};
+
+use tracing::{info, warn};
 
 use super::clients::{Enrolled, PendingRead, Reading, Subject, Waiter};
 use super::queries::{Admitted, Asked};
@@ -99,7 +103,8 @@ impl Group {
                 | Command::ExpireLeases(_)
                 | Command::CheckpointLeases(_)
                 | Command::SetLimits(_)
-                | Command::SetLeaderRegions(_),
+                | Command::SetLeaderRegions(_)
+                | Command::RaiseAlarm(_),
             )
             | Err(_) => {
                 self.replies.refuse(link, id, Why::Malformed);
@@ -130,7 +135,8 @@ impl Group {
     /// Refuses what could not be written here, before it costs a proposal.
     fn may_write(&mut self, link: &Arc<Link>, id: u64) -> bool {
         let journal = &self.shared.journal;
-        let why = unwritable(self.elected, journal.is_full(), journal.is_crowded());
+        let full = journal.is_full() || !self.full_voters(clock::now()).is_empty();
+        let why = unwritable(self.elected, full, journal.is_crowded());
         if let Some(why) = why {
             self.replies.refuse(link, id, why);
         }
@@ -217,6 +223,9 @@ impl Group {
             self.replies.refuse(link, id, Why::NotLeader);
             return;
         }
+        if let Query::Alarms = query {
+            self.watch_disks(clock::now());
+        }
         let mut outcome = self.state.query(query);
         // The state machine has no clock; what remains of a lease only its leader knows.
         if self.leading {
@@ -227,6 +236,8 @@ impl Group {
                     }
                 }
                 Ok(Reply::Leases { leases, .. }) => *leases = self.leases.by_end(),
+                // While disks are full the log cannot tell.
+                Ok(Reply::Alarms { alarms, .. }) => alarms.extend(self.alarms_of_disks()),
                 Ok(_) | Err(_) => {}
             }
         }
@@ -317,6 +328,7 @@ impl Group {
     }
 
     fn answer_status(&mut self, waiter: &Waiter) {
+        self.watch_disks(clock::now());
         let status = self.status_reply();
         self.replies.add(&waiter.link, waiter.request, Kind::Status(status));
     }
@@ -325,6 +337,49 @@ impl Group {
     fn led(&self) -> Option<u64> {
         let status = self.engine.status();
         status.leader.map(|_| status.lead.round)
+    }
+
+    /// The voters whose disks are full, if that is why nothing can be made durable: those that are up would be enough, and
+    /// those of them which have room are not.
+    pub(super) fn full_voters(&self, now: Mono) -> NodeSet {
+        let (shared, timing) = (&self.shared, &self.shared.timing);
+        let full = |node: &NodeId| {
+            if *node == shared.id {
+                shared.journal.is_full()
+            } else {
+                shared.peers.get(node).is_some_and(|peer| peer.is_full(now, timing))
+            }
+        };
+        let full: NodeSet = self.handle.voters.iter().filter(full).collect();
+        if full.is_empty() {
+            return full;
+        }
+        let config = self.engine.status().config;
+        let liveness = shared.liveness.read();
+        let up: NodeSet = config.voters.iter().filter(|node| liveness.is_up(now, *node)).collect();
+        let with_room: NodeSet = up.iter().filter(|node| !full.contains(*node)).collect();
+        if config.is_q2(&up) && !config.is_q2(&with_room) { full } else { NodeSet::new() }
+    }
+
+    /// Tells once that writes are refused for want of disks with room, and once that they are not any more.
+    pub(super) fn watch_disks(&mut self, now: Mono) {
+        let full = if self.leading { self.full_voters(now) } else { NodeSet::new() };
+        if full.is_empty() == self.disks_full.is_empty() {
+            return;
+        }
+        if full.is_empty() {
+            info!(group = self.handle.id.0, "enough disks have room again: writes are taken");
+        } else {
+            warn!(group = self.handle.id.0, nodes = %full, "the disks of these nodes are full: writes are refused");
+        }
+        self.disks_full = full;
+    }
+
+    /// The alarms of disks that are full. They end by themselves, when there is room.
+    fn alarms_of_disks(&self) -> impl Iterator<Item = Alarm> {
+        let alarm = |node: NodeId| Alarm { member: u64::from(node.0), kind: AlarmKind::NoSpace };
+        let raised: Vec<Alarm> = self.state.alarms().collect();
+        self.disks_full.iter().map(alarm).filter(move |alarm| !raised.contains(alarm))
     }
 
     pub(super) fn status_reply(&self) -> wire::StatusReply {
@@ -340,8 +395,8 @@ impl Group {
             size_bytes: state.size_bytes,
             size_in_use_bytes: state.size_in_use_bytes,
             quota_bytes: state.quota_bytes,
-            no_space_alarm: self.state.has_alarm(keyspace::AlarmKind::NoSpace),
-            corrupt_alarm: self.state.has_alarm(keyspace::AlarmKind::Corrupt),
+            no_space_alarm: self.state.has_alarm(AlarmKind::NoSpace) || !self.disks_full.is_empty(),
+            corrupt_alarm: self.state.has_alarm(AlarmKind::Corrupt),
             learner: engine.role == Role::Learner,
             digest: self.state.digest(),
         }

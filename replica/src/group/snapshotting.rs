@@ -286,5 +286,9 @@ pub(crate) fn load(
             restore.push(slice)?;
         }
     }
-    Ok((Arc::new(config), restore.finish()?))
+    let state = restore.finish()?;
+    if state.applied() != id.slot {
+        return Err("its state is of another slot".into());
+    }
+    Ok((Arc::new(config), state))
 }

@@ -1,12 +1,10 @@
 //! A group on a node of its own, stepped by hand: its disk and its clock are real, its links have no sockets.
 
 use std::os::unix::process::ExitStatusExt as _;
-use std::panic::AssertUnwindSafe;
 use std::process::Command as Process;
 
 use api::gaios::link::v1::request::Kind as RequestKind;
 use consensus_core::GroupId;
-use futures::FutureExt as _;
 use keyspace::{LeaseId, Query, SessionId};
 use tempfile::TempDir;
 use tokio::time::timeout;
@@ -16,7 +14,7 @@ use super::*;
 use crate::disk_watch::DiskNews;
 use crate::link::Link;
 use crate::node::{self, Node, Recovered, StartError};
-use crate::testing::{PATIENCE, options};
+use crate::testing::{PATIENCE, one_of, options};
 
 struct Rig {
     group: Group,
@@ -361,13 +359,96 @@ async fn a_lease_that_has_ended_holds_up_no_other() {
     assert_eq!(kept.leases, expected);
 }
 
+/// Three nodes that have founded their cluster, and which of them leads.
+async fn three_nodes(dirs: &[TempDir; 3]) -> (Vec<Node>, usize) {
+    let listeners = [(); 3].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let address = |listener: &std::net::TcpListener| listener.local_addr().unwrap().to_string();
+    let addresses: Vec<_> = (1..).map(NodeId).zip(listeners.iter().map(address)).collect();
+    let mut nodes = Vec::new();
+    for ((listener, dir), (id, _)) in listeners.into_iter().zip(dirs).zip(addresses.clone()) {
+        nodes.push(Node::start(one_of(addresses.clone(), id, listener, dir.path())).await.unwrap());
+    }
+    let leader = told_by(&nodes, |told| {
+        let leader = told[0].leader;
+        (leader != 0 && told.iter().all(|told| told.leader == leader)).then_some(leader)
+    })
+    .await;
+    (nodes, leader as usize - 1)
+}
+
+/// What follows from what the replicas of the group tell, once it does.
+async fn told_by<T>(nodes: &[Node], follows: impl Fn(&[wire::ReplicaStatus]) -> Option<T>) -> T {
+    let all = async {
+        loop {
+            let told: Option<Vec<_>> = nodes.iter().map(|node| group_of(node).told.lock().clone()).collect();
+            if let Some(result) = told.and_then(|told| follows(&told)) {
+                return result;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, all).await.expect("it comes about")
+}
+
+fn group_of(node: &Node) -> Arc<GroupHandle> {
+    Arc::clone(node.shared.groups().next().expect("there is one"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_was_told_something_else_is_named_and_writes_are_refused() {
+    let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let (nodes, leader) = three_nodes(&dirs).await;
+    let victim = (leader + 1) % 3;
+    // Once all have applied the same, somebody speaks in the name of the leader to one of them.
+    let slot = told_by(&nodes, |told| {
+        let slot = told[leader].commit_slot;
+        (slot >= 2 && told.iter().all(|told| told.applied_slot == slot)).then_some(Slot(slot + 1))
+    })
+    .await;
+    let forged = Value::Batch([encode(&Command::OpenSession { nonce: 666 })].into_iter().collect());
+    let message = Message::Chosen(consensus_core::message::Chosen {
+        commit: slot,
+        entries: [(slot, forged)].into_iter().collect(),
+    });
+    let from = nodes[leader].shared.id;
+    group_of(&nodes[victim]).inbox.push_always(GroupEvent::Peer { from, message });
+    told_by(&nodes, |told| (told[victim].applied_slot >= slot.0).then_some(())).await;
+
+    let link = Link::unconnected();
+    group_of(&nodes[leader]).inbox.push_always(request(&link, 1, open_session()));
+    told_by(&nodes, |told| told.iter().all(|told| told.corrupt_alarm).then_some(())).await;
+    let alarms = async {
+        let asked = {
+            let mut encoded = BytesMut::new();
+            Query::Alarms.encode(&mut encoded);
+            RequestKind::Read(wire::Read { query: encoded.freeze(), serializable: true, at_least: 0 })
+        };
+        group_of(&nodes[leader]).inbox.push_always(request(&link, 9, asked));
+        loop {
+            let answers = link.take_sent().into_iter();
+            if let Some(Kind::Reply(reply)) = answers.filter(|answer| answer.id == 9).find_map(|a| a.kind) {
+                return keyspace::decode_outcome(reply).unwrap().unwrap();
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let Reply::Alarms { alarms, .. } = timeout(PATIENCE, alarms).await.unwrap() else {
+        panic!("other alarms")
+    };
+    let named = Alarm { member: u64::from(nodes[victim].shared.id.0), kind: AlarmKind::Corrupt };
+    assert_eq!(alarms, [named]);
+    for node in nodes {
+        node.stop().await;
+    }
+}
+
 /// Set for the process that is to end.
 const CHILD: &str = "GAIOS_TEST_A_GROUP_PANICS";
 
 #[tokio::test]
 async fn a_node_ends_with_its_group() {
     if std::env::var_os(CHILD).is_some() {
-        return start_with_an_unreadable_entry().await;
+        return start_a_group_that_panics().await;
     }
     let child = Process::new(std::env::current_exe().unwrap())
         .args(["--exact", "group::tests::a_node_ends_with_its_group"])
@@ -377,15 +458,16 @@ async fn a_node_ends_with_its_group() {
     assert_eq!(child.status.signal(), Some(6), "SIGABRT: {child:?}");
 }
 
-/// An entry of a newer version: by design, the group panics.
-async fn start_with_an_unreadable_entry() {
-    let mut rig = Rig::leader().await;
-    rig.group.step(Input::Propose { tag: Tag(u64::MAX), command: Bytes::from_static(b"unreadable") });
-    let committed = AssertUnwindSafe(rig.until("it is applied", |_| false)).catch_unwind().await;
-    assert!(committed.is_err(), "the rig panics, as it holds no guard");
-    let Rig { group, dir } = rig;
-    drop(group);
+/// A state that is ahead of its slot. Snapshots are checked where they come in, so by design the group panics.
+async fn start_a_group_that_panics() {
+    let dir = tempfile::tempdir().unwrap();
     let node = Node::start(options(NodeId(1), &[], dir.path())).await.unwrap();
+    let mut state = Keyspace::new(keyspace::Options::default());
+    state.skip(u64::MAX);
+    let config = Arc::new(Config::majority([NodeId(1)]));
+    let group = node.shared.groups().next().expect("it has one");
+    let (slot, state) = (Slot(1 << 32), Box::new(state));
+    group.inbox.push_always(GroupEvent::SnapshotReceived { slot, config, state });
     timeout(PATIENCE, std::future::pending::<()>()).await.expect_err("nothing else happens");
     node.stop().await;
 }

@@ -25,7 +25,7 @@ impl Group {
             leases: state.leases,
             sessions: state.sessions,
             watches: self.watches.len() as u64,
-            no_space_alarm: self.state.has_alarm(keyspace::AlarmKind::NoSpace),
+            no_space_alarm: self.state.has_alarm(keyspace::AlarmKind::NoSpace) || !self.disks_full.is_empty(),
             corrupt_alarm: self.state.has_alarm(keyspace::AlarmKind::Corrupt),
             healing: engine.promise_lost || engine.faulty_from.is_some(),
             fenced: engine.fenced,

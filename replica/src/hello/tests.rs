@@ -56,6 +56,7 @@ impl Neighbour {
             taken: false,
             standing: Standing::Placed { known_as: None, incarnation_heard },
             groups,
+            knows: crate::wire::Frames::ALL,
         }
     }
 

@@ -316,7 +316,8 @@ impl Env {
             | Message::ReadIndexReply(_)
             | Message::Fetch(_)
             | Message::Recall(_)
-            | Message::Recalled(_) => Ok(()),
+            | Message::Recalled(_)
+            | Message::Vouched(_) => Ok(()),
         };
         self.note(check);
     }
@@ -364,7 +365,8 @@ impl Env {
             | Message::Handoff(_)
             | Message::Resigned(_)
             | Message::Recall(_)
-            | Message::Recalled(_) => {}
+            | Message::Recalled(_)
+            | Message::Vouched(_) => {}
         }
     }
 

@@ -80,6 +80,10 @@ impl Positions {
 pub(crate) fn slot_of(record: &Record) -> Option<Slot> {
     match record {
         Record::Vote { slot, .. } | Record::Revote { slot, .. } | Record::Chosen { slot, .. } => Some(*slot),
-        Record::Promised { .. } | Record::Base { .. } | Record::Faulty { .. } | Record::Healed { .. } => None,
+        Record::Promised { .. }
+        | Record::Base { .. }
+        | Record::Faulty { .. }
+        | Record::Healed { .. }
+        | Record::Survived { .. } => None,
     }
 }

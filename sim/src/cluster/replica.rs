@@ -550,6 +550,15 @@ impl Replica {
             Event::TransferAborted { .. } => env.mark(Mark::TransferAborted),
             Event::PayloadRepaired { .. } => env.mark(Mark::PayloadRepaired),
             Event::Healed => env.mark(Mark::Healed),
+            Event::Suspicious { from, suspicion } => {
+                env.fail("trust", format!("{from:?} is healthy and was not believed: {suspicion:?}"));
+            }
+            Event::PromiseDoubtful => {
+                env.fail("trust", "an honest promise is taken for a forged one".to_owned());
+            }
+            Event::Survived => env.fail("recovery", "nobody has declared a survivor".to_owned()),
+            // The rest is on its way back, or down for now.
+            Event::Blocked { .. } => {}
             Event::TooManyForgot { nodes } => {
                 env.fail("recovery", format!("{nodes} have lost more than the seed may take from them"));
             }

@@ -49,7 +49,9 @@ impl Fact {
             Record::Revote { slot, ballot, commit: _ } => Fact::Revote(*slot, *ballot),
             Record::Chosen { slot, value, commit: _ } => Fact::Chosen(*slot, Some(value_digest(value))),
             Record::Base { slot, promised, promise_lost, .. } => Fact::Base(*slot, *promised, !*promise_lost),
-            Record::Healed { promised, relied_upto: _ } => Fact::Healed(*promised),
+            Record::Healed { promised, relied_upto: _ } | Record::Survived { promised } => {
+                Fact::Healed(*promised)
+            }
             Record::Faulty { .. } => Fact::Faulty,
         }
     }
@@ -61,7 +63,7 @@ impl Fact {
             RecordKind::Revote => Fact::Revote(label.slot, label.ballot),
             RecordKind::Chosen => Fact::Chosen(label.slot, None),
             RecordKind::Base => Fact::Base(label.slot, label.ballot.lead, false),
-            RecordKind::Healed => Fact::Healed(label.ballot.lead),
+            RecordKind::Healed | RecordKind::Survived => Fact::Healed(label.ballot.lead),
             RecordKind::Faulty => Fact::Faulty,
         }
     }

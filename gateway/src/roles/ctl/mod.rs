@@ -1,9 +1,11 @@
-//! `gaios ctl`: what operators ask of a cluster that runs, by the admin port of one of its processes. Each subcommand has a
-//! file of its own. Data goes to standard output, and every table can be had as JSON.
+//! `gaios ctl`: what operators ask of a cluster that runs, by the admin port of one of its processes, or do to the data
+//! directory of a node that does not. Each subcommand has a file of its own. Data goes to standard output, and every table
+//! can be had as JSON.
 
 mod client;
 mod leader;
 mod output;
+mod recover;
 mod status;
 
 use super::Failure;
@@ -34,11 +36,14 @@ enum Command {
     Status(status::Args),
     /// Show and say who leads the groups.
     Leader(leader::Args),
+    /// Look at what the data directory of a stopped node holds, and declare that this is what there is.
+    Recover(recover::Args),
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let admin = Admin::new(&args.admin)?;
     match &args.command {
+        Command::Recover(recover) => recover::run(recover, args.output),
         Command::Status(status) => block_on(status::run(status, &admin, args.output)),
         Command::Leader(leader) => block_on(leader::run(leader, &admin, args.output)),
     }

@@ -1,0 +1,86 @@
+//! What may enter the log of a group: what this version can apply. To the engine a command is bytes; what they mean is
+//! known here. So entries are read where they come in, from a peer or from the disk, and what cannot be read neither
+//! gets into the journal nor reaches the state machine.
+//!
+//! Commands of gateways are read where they are proposed.
+
+use std::fmt;
+
+use bytes::Bytes;
+use consensus_core::{Durable, Message, Slot, Value};
+use keyspace::Command;
+
+/// An entry that this version cannot apply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Unreadable {
+    /// Where in the log.
+    pub(crate) slot: Slot,
+    why: Why,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    Command(keyspace::DecodeError),
+    /// The voters of a group are those it began with, and nobody proposes others.
+    Membership,
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.why {
+            Why::Command(error) => write!(f, "slot {}: {error}", self.slot.0),
+            Why::Membership => write!(f, "slot {}: a change of membership", self.slot.0),
+        }
+    }
+}
+
+/// Reads a command that has passed the checks of this module, or was made here.
+pub(crate) fn read(command: Bytes) -> Command {
+    Command::decode(command).expect("what enters the log was read before")
+}
+
+/// Whether every entry that a peer's message brings can be applied.
+pub(crate) fn check_message(message: &Message) -> Result<(), Unreadable> {
+    match message {
+        Message::Accept(accept) => accept.entries.iter().try_for_each(|(slot, value)| check(*slot, value)),
+        Message::Chosen(chosen) => chosen.entries.iter().try_for_each(|(slot, value)| check(*slot, value)),
+        Message::Promise(promise) => promise
+            .votes
+            .iter()
+            .filter_map(|(slot, vote)| Some((slot, vote.value.as_ref()?)))
+            .try_for_each(|(slot, value)| check(*slot, value)),
+        Message::PreVote(_)
+        | Message::PreVoteReply(_)
+        | Message::Prepare(_)
+        | Message::Nack(_)
+        | Message::Accepted(_)
+        | Message::Commit(_)
+        | Message::Fortify(_)
+        | Message::Fortified(_)
+        | Message::ReadIndex(_)
+        | Message::ReadIndexReply(_)
+        | Message::Fetch(_)
+        | Message::Handoff(_)
+        | Message::Resigned(_)
+        | Message::Recall(_)
+        | Message::Recalled(_)
+        | Message::Vouched(_) => Ok(()),
+    }
+}
+
+/// Whether everything that the journal may have the group apply can be applied.
+pub(crate) fn check_durable(durable: &Durable) -> Result<(), Unreadable> {
+    durable.values().try_for_each(|(slot, value)| check(slot, value))
+}
+
+fn check(slot: Slot, value: &Value) -> Result<(), Unreadable> {
+    match value {
+        Value::Noop => Ok(()),
+        Value::Batch(commands) => commands.iter().try_for_each(|command| {
+            Command::decode(command.clone())
+                .map(drop)
+                .map_err(|error| Unreadable { slot, why: Why::Command(error) })
+        }),
+        Value::Config(_) => Err(Unreadable { slot, why: Why::Membership }),
+    }
+}
