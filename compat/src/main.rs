@@ -4,12 +4,14 @@
 //! - `etcdctl`: a script of commands, outputs compared ([`etcdctl`]);
 //! - `discovery`: etcdctl finds a gateway by DNS ([`discovery`]);
 //! - `client-tests`: the tests of the `etcd-client` crate against one end ([`client_tests`]);
+//! - `chart`: what the chart rendered, as processes ([`chart`]);
 //! - `all`: installs etcd, starts both, and runs everything.
 //!
 //! It knows nothing of how Gaios works: only the wire, the command line, and what is compared.
 
 mod allowed;
 mod call;
+mod chart;
 mod client_tests;
 mod differ;
 mod discovery;
@@ -54,6 +56,8 @@ enum Command {
         #[arg(long)]
         etcdctl: Option<PathBuf>,
     },
+    /// The chart in helm/gaios without Kubernetes: its pods as processes on loopback.
+    Chart(chart::Flags),
     /// The tests of the etcd-client crate, against a server on 127.0.0.1:2379 that is running already.
     ClientTests,
     /// Starts a server on 127.0.0.1:2379 and runs `client-tests`; `all` does this in a network of its own.
@@ -139,6 +143,7 @@ async fn main() -> ExitCode {
                 Err(problem) => Err(problem),
             }
         }
+        Command::Chart(flags) => chart::run(&flags).await,
         Command::ClientTests => client_tests::run(),
         Command::ClientTestsHere { gaios, private_network } => {
             client_tests::run_here(&gaios, private_network).await

@@ -7,6 +7,7 @@
 mod dev;
 mod document;
 mod given;
+mod json_schema;
 mod problem;
 mod reference;
 mod schema;
@@ -21,6 +22,7 @@ use std::{fmt, fs, io};
 pub use dev::Dev;
 use document::Content;
 pub use given::Given;
+pub use json_schema::json_schema;
 pub use problem::{Place, Problem, Problems};
 pub use reference::reference;
 pub use schema::{

@@ -2,6 +2,7 @@
 //! so that it compiles in a moment.
 
 mod deny;
+mod helm;
 mod run;
 mod third_party;
 mod tidy;
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::{env, fs};
 
+use helm::Generated;
 use run::{Failure, Steps, cargo};
 
 const HELP: &str = "\
@@ -17,7 +19,7 @@ cargo xtask TASK
 
   ci [--without-tests]   everything that must hold before a change lands; changes nothing
   fix                    what can be put right by a program: formatting, generated pages
-  docs                   write docs/configuration.md
+  docs                   write docs/configuration.md, and what of it is in the chart's schema
 
 The parts of `ci`, each also alone:
   fmt       formatting
@@ -28,6 +30,7 @@ The parts of `ci`, each also alone:
   rustdoc   the documentation builds, no warnings
   sim [-- ARGS]          the simulation, optimised; without ARGS, as many seeds as CI runs
   mutants                the rules of consensus broken one by one: simulation, model and tests must notice each
+  helm [--write]         the chart: lint, renders, types of Kubernetes; `--write` takes over renders and the README
   compat [-- ARGS]       etcd 3.5.1 against `gaios dev`: differential run, etcdctl script, tests of the etcd-client crate
 ";
 
@@ -52,6 +55,8 @@ fn main() -> ExitCode {
         ["sim"] => sim(&[]),
         ["sim", "--", rest @ ..] => sim(rest),
         ["mutants"] => mutants(),
+        ["helm"] => helm::run(Generated::Check),
+        ["helm", "--write"] => helm::run(Generated::Write),
         ["compat"] => compat(&[]),
         ["compat", "--", rest @ ..] => compat(rest),
         [] | ["help" | "-h" | "--help"] => {
@@ -97,6 +102,7 @@ fn ci(tests: Tests) -> Result<(), Failure> {
     steps.step("third-party", third_party::run);
     steps.step("sim", || sim(&[]));
     steps.step("mutants", mutants);
+    steps.step("helm", || helm::run(Generated::Check));
     steps.step("compat", || compat(&[]));
     steps.finish()
 }
@@ -154,5 +160,6 @@ fn compat(args: &[&str]) -> Result<(), Failure> {
 fn docs() -> Result<(), Failure> {
     let page = Path::new("docs/configuration.md");
     fs::write(page, config::reference())
-        .map_err(|error| Failure::new(format!("write {}: {error}", page.display())))
+        .map_err(|error| Failure::new(format!("write {}: {error}", page.display())))?;
+    helm::write_schema()
 }

@@ -1,6 +1,8 @@
 //! Running other programs, and telling what ran, for how long, and what failed.
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -33,13 +35,20 @@ pub(crate) fn program(name: &str, args: &[&str]) -> Run {
 /// `cargo ARGS`.
 pub(crate) fn cargo(args: &[&str]) -> Run {
     // Under `cargo run` this is the cargo that runs us.
-    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(program);
-    command.args(args);
-    Run(command)
+    program(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())).args(args)
+}
+
+/// Any other program.
+pub(crate) fn program(program: impl AsRef<OsStr>) -> Run {
+    Run(Command::new(program))
 }
 
 impl Run {
+    pub(crate) fn args<T: AsRef<OsStr>>(mut self, args: &[T]) -> Self {
+        self.0.args(args);
+        self
+    }
+
     pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
         self.0.env(name, value);
         self
@@ -78,8 +87,9 @@ impl Run {
     }
 
     fn shown(&self) -> String {
-        let args = self.0.get_args().map(|arg| arg.to_string_lossy().into_owned());
-        std::iter::once("cargo".to_owned()).chain(args).collect::<Vec<_>>().join(" ")
+        let program = Path::new(self.0.get_program()).file_name().unwrap_or_default();
+        let words = std::iter::once(program).chain(self.0.get_args());
+        words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
 }
 

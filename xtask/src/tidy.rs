@@ -170,7 +170,7 @@ fn check_crates(findings: &mut Vec<String>) -> Result<(), Failure> {
 }
 
 /// The names in the array `members`.
-fn members(manifest: &str) -> Vec<&str> {
+pub(crate) fn members(manifest: &str) -> Vec<&str> {
     let list = manifest.split_once("members = [").and_then(|(_, rest)| rest.split_once(']'));
     let list = list.map_or("", |(list, _)| list);
     list.split(',').map(|name| name.trim().trim_matches('"')).filter(|name| !name.is_empty()).collect()
