@@ -76,6 +76,12 @@ impl Dev {
         }
     }
 
+    /// The folder of its certificates.
+    #[must_use]
+    pub fn tls_dir(&self) -> PathBuf {
+        self.data_dir.join("tls")
+    }
+
     /// The folder of node `node`.
     #[must_use]
     pub fn node_dir(&self, node: u32) -> PathBuf {

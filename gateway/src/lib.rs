@@ -156,7 +156,8 @@ impl Gateway {
         let client_urls = if options.client_urls.is_empty() {
             let own =
                 listener.local_addr().map_err(|source| ListenError { address: options.listen, source })?;
-            vec![format!("http://{own}")]
+            let scheme = if options.door.tls.is_some() { "https" } else { "http" };
+            vec![format!("{scheme}://{own}")]
         } else {
             options.client_urls
         };
@@ -200,6 +201,14 @@ impl Gateway {
         self.serving.admin.as_ref().map(|admin| admin.address)
     }
 
+    /// Reads the files of certificates now. What becomes of that is told in the log.
+    pub fn reload_certificates(&self) {
+        if let Some(tls) = &self.serving.tls {
+            // Logged there.
+            let _ = tls.reload();
+        }
+    }
+
     /// Waits until requests can be served, as `/readyz` would tell. Returns whether that came true in time.
     pub async fn ready(&self, within: Duration) -> bool {
         let mut known = self.carrier.leader_known();
@@ -226,6 +235,7 @@ impl Gateway {
 
 /// The ports over any domain: what a gateway is beside its carrier.
 pub struct Serving {
+    tls: Option<Arc<tls::Server>>,
     client: Server,
     admin: Option<Server>,
     txn_ops_max: Arc<AtomicUsize>,
@@ -253,7 +263,11 @@ impl Serving {
             .iter()
             .find(|member| member.name == name)
             .map_or(member_id(&place.region, &name), |own| own.id);
-        let metrics = Metrics::new(id, &name, place);
+        let mut metrics = Metrics::new(id, &name, place);
+        let tls = options.tls.clone();
+        if let Some(tls) = &tls {
+            metrics.count_handshakes(Arc::clone(tls));
+        }
         let own_name = name.clone();
         let members = if members.is_empty() {
             let own = Member { id, name, peer_urls: client_urls.clone(), client_urls };
@@ -269,6 +283,15 @@ impl Serving {
         let watching =
             watch_leader(leader_known.clone(), options.leaderless_max, leaderless_sender, ending.clone());
         tokio::spawn(watching);
+        if let Some(tls) = tls.clone() {
+            let ending = ending.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = tls.follow() => {}
+                    () = ending.begun() => {}
+                }
+            });
+        }
         let door = Arc::new(Door {
             hub: Hub::new(Arc::clone(&domain), metrics.upstreams.clone()),
             domain,
@@ -290,9 +313,9 @@ impl Serving {
         });
         tokio::spawn(prime(Arc::clone(&door)));
         let front = Front::new(Arc::clone(&door));
-        let client = serve(listener, front.clone(), Arc::clone(&door))?;
-        let admin = admin.map(|admin| serve(admin, front.admin(), door)).transpose()?;
-        Ok(Serving { client, admin, txn_ops_max, draining, ending })
+        let client = serve(listener, front.clone(), Arc::clone(&door), tls.clone())?;
+        let admin = admin.map(|admin| serve(admin, front.admin(), door, None)).transpose()?;
+        Ok(Serving { tls, client, admin, txn_ops_max, draining, ending })
     }
 
     /// Where clients connect.

@@ -1,11 +1,13 @@
 //! What a gateway counts. Names are etcd's where they mean the same, `gaios_` otherwise.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus::{Encoder as _, GaugeVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 use tonic::Code;
 
 use crate::domain::{DomainStatus, LinkCounts, NodeStanding};
+use crate::door::TlsMetrics;
 use crate::door::methods::{Flow, METHODS};
 use crate::door::{ADVERTISED_CLUSTER_VERSION, ADVERTISED_VERSION};
 use crate::nearest::Place;
@@ -65,6 +67,8 @@ pub(crate) struct Metrics {
     size_in_use: IntGauge,
     revision: IntGauge,
     compact_revision: IntGauge,
+    /// Where clients are spoken to by TLS.
+    tls: Option<TlsMetrics>,
 }
 
 /// Counters of one gRPC method.
@@ -233,8 +237,14 @@ impl Metrics {
                 "etcd_debugging_mvcc_compact_revision",
                 "The revision of the last compaction in store.",
             ),
+            tls: None,
             registry,
         }
+    }
+
+    /// Counts what happens at a port that speaks TLS.
+    pub(crate) fn count_handshakes(&mut self, server: Arc<tls::Server>) {
+        self.tls = Some(TlsMetrics::new(&self.registry, server));
     }
 
     pub(crate) fn method(&self, method: usize) -> &MethodMetrics {
@@ -294,6 +304,9 @@ impl Metrics {
 
     /// In Prometheus' text format.
     pub(crate) fn text(&self) -> String {
+        if let Some(tls) = &self.tls {
+            tls.refresh();
+        }
         let mut out = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut out) {
             tracing::warn!(%error, "cannot write metrics");

@@ -3,6 +3,8 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use thiserror::Error;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -73,6 +75,15 @@ impl Certificate {
             not_after: time(parsed.validity().not_after),
             is_ca: parsed.is_ca(),
         })
+    }
+
+    /// Reads the first one of a text in PEM.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn parse_pem(pem: &str) -> Result<Certificate, NoIdentity> {
+        let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| NoIdentity::Unreadable)?;
+        Certificate::parse(&der)
     }
 
     /// Who its holder is: what the one `gaios://` URI says.

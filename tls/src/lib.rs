@@ -8,6 +8,7 @@
 //! does it count for a metrics registry or listen for signals: numbers are plain values, and reloading is a function.
 
 mod certificate;
+mod client;
 mod error;
 mod files;
 mod follow;
@@ -19,6 +20,7 @@ mod stream;
 mod tickets;
 
 pub use certificate::{Certificate, NoIdentity};
+pub use client::{Client, ClientOptions};
 pub use error::{HandshakeError, Why};
 pub use files::{FileKind, Flaw, Flaws};
 pub use follow::Status;

@@ -127,6 +127,16 @@ impl Authority {
         self.issuer.key().serialize_pem()
     }
 
+    /// Whether a certificate, in PEM, carries its signature.
+    #[must_use]
+    pub fn has_signed(&self, certificate: &str) -> bool {
+        let own = x509_parser::pem::parse_x509_pem(self.certificate.as_bytes());
+        let other = x509_parser::pem::parse_x509_pem(certificate.as_bytes());
+        let (Ok((_, own)), Ok((_, other))) = (own, other) else { return false };
+        let (Ok(own), Ok(other)) = (own.parse_x509(), other.parse_x509()) else { return false };
+        other.verify_signature(Some(own.public_key())).is_ok()
+    }
+
     /// A certificate with a new key. `name` is for people.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ mod cluster;
 #[doc(hidden)]
 pub mod convert;
 mod front;
+mod handshake;
 mod health;
 mod http;
 mod kv;
@@ -40,6 +41,7 @@ use crate::watch::Hub;
 pub(crate) use admin::StatusTold;
 pub(crate) use caller::Caller;
 pub(crate) use front::Front;
+pub(crate) use handshake::TlsMetrics;
 pub(crate) use members::Members;
 pub(crate) use serve::{Server, serve};
 pub(crate) use stagger::{Place, Stagger};
@@ -91,6 +93,8 @@ pub struct DoorOptions {
     pub concurrent_streams_max: u32,
     /// A stream that asked for a leader ends after this long without one: three election timeouts.
     pub leaderless_max: Duration,
+    /// Clients are spoken to by TLS, and by nothing else. The door follows its files.
+    pub tls: Option<Arc<tls::Server>>,
 }
 
 impl Default for DoorOptions {
@@ -102,6 +106,7 @@ impl Default for DoorOptions {
             progress_interval: Duration::from_secs(600),
             concurrent_streams_max: u32::MAX,
             leaderless_max: Duration::from_secs(3),
+            tls: None,
         }
     }
 }

@@ -15,8 +15,8 @@ use std::task::{Context, Poll, ready};
 
 use parking_lot::Mutex;
 use prometheus::IntCounter;
+use tls::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 /// When so much is gathered, it is written before more is taken.
 const GATHERED_BYTES_MAX: usize = 64 << 10;
@@ -44,7 +44,7 @@ pub(super) struct Outlet {
 
 /// Never contended: both sides belong to one task.
 struct State {
-    stream: TcpStream,
+    stream: Stream,
     gathered: Vec<u8>,
     /// Bytes of `gathered` that have left.
     written: usize,
@@ -55,9 +55,9 @@ struct State {
 }
 
 /// Both sides of a client's socket, whose bytes are counted.
-pub(super) fn pair(stream: TcpStream, received: IntCounter, sent: IntCounter) -> (Socket, Outlet) {
+pub(super) fn pair(stream: impl Into<Stream>, received: IntCounter, sent: IntCounter) -> (Socket, Outlet) {
     let undecided = Some(0);
-    let state = State { stream, gathered: Vec::new(), written: 0, undecided, received, sent };
+    let state = State { stream: stream.into(), gathered: Vec::new(), written: 0, undecided, received, sent };
     let state = Arc::new(Mutex::new(state));
     (Socket(Arc::clone(&state)), Outlet { state, yielded_at: None, turns_to_trial: 0, turns_per_trial: 1 })
 }
@@ -236,7 +236,7 @@ impl AsyncWrite for Socket {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
     use tokio::task::yield_now;
 
     use super::*;

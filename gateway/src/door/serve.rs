@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::net::{TcpListener, TcpStream};
+use tls::Stream;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use super::{Door, Front, Place, Stagger, outlet};
+use super::{Door, Front, Place, Stagger, handshake, outlet};
 use crate::domain::Domain;
 
 /// etcd's server pings a connection that is idle for so long, and closes it when no answer comes.
@@ -42,11 +43,12 @@ pub(crate) struct Server {
     closing: CancellationToken,
 }
 
-/// Serves `listener`.
+/// Serves `listener`, over TLS if there is any.
 pub(crate) fn serve<D: Domain>(
     listener: TcpListener,
     front: Front<D>,
     door: Arc<Door<D>>,
+    tls: Option<Arc<tls::Server>>,
 ) -> io::Result<Server> {
     let server = Server {
         address: listener.local_addr()?,
@@ -83,15 +85,21 @@ pub(crate) fn serve<D: Domain>(
                     continue;
                 }
             };
-            let serving = serve_connection(
-                Arc::clone(&builder),
-                stream,
-                front.of(from),
-                Arc::clone(&door),
-                goaway.clone(),
-                closing.clone(),
-            );
-            connections.spawn(serving);
+            let (builder, front, door, tls) =
+                (Arc::clone(&builder), front.of(from), Arc::clone(&door), tls.clone());
+            let (goaway, closing) = (goaway.clone(), closing.clone());
+            connections.spawn(async move {
+                if let Err(error) = stream.set_nodelay(true) {
+                    debug!(%error, "cannot set TCP_NODELAY");
+                }
+                let opened = tokio::select! {
+                    opened = handshake::open(stream, tls.as_deref()) => opened,
+                    () = goaway.begun() => None,
+                };
+                if let Some(stream) = opened {
+                    serve_connection(builder, stream, front, door, goaway, closing).await;
+                }
+            });
         }
     });
     Ok(server)
@@ -99,15 +107,12 @@ pub(crate) fn serve<D: Domain>(
 
 async fn serve_connection<D: Domain>(
     builder: Arc<auto::Builder<TokioExecutor>>,
-    stream: TcpStream,
+    stream: Stream,
     front: Front<D>,
     door: Arc<Door<D>>,
     goaway: Stagger,
     closing: CancellationToken,
 ) {
-    if let Err(error) = stream.set_nodelay(true) {
-        debug!(%error, "cannot set TCP_NODELAY");
-    }
     door.metrics.connections.inc();
     let (socket, mut outlet) =
         outlet::pair(stream, door.metrics.received_bytes.clone(), door.metrics.sent_bytes.clone());

@@ -5,13 +5,15 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use config::Dev;
+use config::{ClientAuth, ClientTls, Dev, LinkTls, TlsVersion};
 use gateway::Gateway;
-use replica::Node;
+use replica::{Node, NodeOptions};
+use tls::Holder;
 
+use super::pki::{self, Folder, Plan};
 use super::{
-    Failure, awake, bind, descriptors, gateway as gateway_role, replica as replica_role, runtime, start_log,
-    stop_signal,
+    Failure, awake, bind, descriptors, follow, gateway as gateway_role, link_tls, replica as replica_role,
+    runtime, start_log, stop_signal,
 };
 
 /// How long the cluster may take to elect its leader before a hint is printed.
@@ -31,6 +33,9 @@ pub(crate) struct Args {
     /// Consensus groups.
     #[arg(long, value_name = "N", default_value_t = Dev::default().groups, value_parser = clap::value_parser!(u32).range(1..))]
     groups: u32,
+    /// Speak TLS, with clients and between all parts, with certificates made for this machine; they lie in the folder `tls` of DIR.
+    #[arg(long)]
+    auto_tls: bool,
     /// See `core_wake_latency_max` in docs/configuration.md, such as 0us.
     #[arg(long, value_name = "TIME", value_parser = config::core_wake_latency_max)]
     core_wake_latency_max: Option<Duration>,
@@ -55,7 +60,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         (0..dev.replicas).map(|_| bind(loopback, "a port of this machine")).collect::<Result<Vec<_>, _>>()?;
     let addresses = listeners.iter().map(std::net::TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
     let cluster = Dev::cluster(&addresses);
-    let gateway = Dev::gateway(dev.listen, loopback, &cluster);
+    let mut gateway = Dev::gateway(dev.listen, loopback, &cluster);
+    let certificates =
+        if args.auto_tls { Some(make_certificates(&dev, &cluster, &mut gateway)?) } else { None };
     start_log(&config::Log { level: config::LogLevel::Warn, ..gateway.log.clone() });
     let awake = awake(args.core_wake_latency_max)?;
     // One half is the gateway's.
@@ -64,17 +71,27 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         let mut nodes = Vec::new();
         for ((id, listener), address) in (1..).zip(listeners).zip(&addresses) {
             let replica = dev.replica(id, *address, loopback, &cluster);
-            nodes.push(
-                Node::start(replica_role::options(&replica, listener, awake.clone(), descriptors)?).await?,
-            );
+            let files = certificates.as_ref().map(|folder| member_files(folder, &pki::node(id)));
+            let tls = link_tls(files.as_ref(), &cluster, Holder::Node(id))?;
+            follow(tls.as_ref());
+            let options = replica_role::options(&replica, listener, awake.clone(), descriptors)?;
+            nodes.push(Node::start(NodeOptions { tls, ..options }).await?);
         }
         // The port may have been left to the kernel, so the gateway itself tells where it is.
-        let options =
-            gateway::GatewayOptions { client_urls: Vec::new(), awake, ..gateway_role::options(&gateway) };
+        let files =
+            certificates.as_ref().map(|folder| member_files(folder, &pki::gateway(gateway.name.as_str())));
+        let link_tls = link_tls(files.as_ref(), &cluster, Holder::Gateway)?;
+        follow(link_tls.as_ref());
+        let options = gateway::GatewayOptions {
+            client_urls: Vec::new(),
+            awake,
+            link_tls,
+            ..gateway_role::options(&gateway)?
+        };
         let gateway = Gateway::start(options).await.map_err(|error| {
             format!("cannot listen on {}: {error}; choose another address with --listen", dev.listen)
         })?;
-        say(&dev, &gateway, nodes.len())?;
+        say(&dev, &gateway, nodes.len(), certificates.as_ref())?;
         tokio::select! {
             ready = gateway.ready(READY_WITHIN) => {
                 if ready {
@@ -94,15 +111,66 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     })
 }
 
-fn say(dev: &Dev, gateway: &Gateway, nodes: usize) -> Result<(), Failure> {
+/// The files of a member's certificate.
+fn member_files(folder: &Folder, name: &str) -> LinkTls {
+    LinkTls {
+        cert_file: folder.certificate(name),
+        key_file: folder.key(name),
+        ca_file: folder.certificate(pki::AUTHORITY),
+    }
+}
+
+/// Makes what is not there yet, and has the gateway use it.
+fn make_certificates(
+    dev: &Dev,
+    cluster: &config::Cluster,
+    gateway: &mut config::Gateway,
+) -> Result<Folder, Failure> {
+    let folder = Folder::open(&dev.tls_dir())?;
+    let mut server_names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
+    let ip = dev.listen.ip();
+    if !ip.is_unspecified() && !ip.is_loopback() {
+        server_names.push(ip.to_string());
+    }
+    folder.make(&Plan {
+        cluster: cluster.name.to_string(),
+        nodes: cluster.nodes.iter().map(|node| node.id).collect(),
+        gateways: vec![gateway.name.to_string()],
+        server_names,
+        authority_days: 3650,
+        days: 365,
+    })?;
+    gateway.client_tls = Some(ClientTls {
+        cert_file: folder.certificate(pki::SERVER),
+        key_file: folder.key(pki::SERVER),
+        client_ca_file: Some(folder.certificate(pki::AUTHORITY)),
+        client_auth: ClientAuth::Optional,
+        ticket_keys_file: Some(folder.path(pki::TICKETS)),
+        min_version: TlsVersion::Tls12,
+    });
+    Ok(folder)
+}
+
+fn say(dev: &Dev, gateway: &Gateway, nodes: usize, certificates: Option<&Folder>) -> Result<(), Failure> {
     let address = gateway.address();
+    let scheme = if certificates.is_some() { "https" } else { "http" };
     let mut out = std::io::stdout().lock();
     writeln!(out, "gaios dev: {nodes} replicas, data in {}", dev.data_dir.display())?;
-    writeln!(out, "listening on http://{address}")?;
+    writeln!(out, "listening on {scheme}://{address}")?;
     if let Some(admin) = gateway.admin_address() {
         writeln!(out, "status page on http://{admin}/")?;
     }
-    writeln!(out, "try: etcdctl --endpoints=http://{address} put greeting hello")?;
+    let flags = certificates.map(|folder| {
+        let file = |path: std::path::PathBuf| path.display().to_string();
+        format!(
+            " --cacert={} --cert={} --key={}",
+            file(folder.certificate(pki::AUTHORITY)),
+            file(folder.certificate(pki::CLIENT)),
+            file(folder.key(pki::CLIENT)),
+        )
+    });
+    let flags = flags.unwrap_or_default();
+    writeln!(out, "try: etcdctl --endpoints={scheme}://{address}{flags} put greeting hello")?;
     out.flush()?;
     Ok(())
 }

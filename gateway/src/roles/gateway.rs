@@ -1,6 +1,7 @@
 //! `gaios gateway`: one gateway.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use config::{ClientUrl, Gateway as Config, Given, Name};
 use gateway::door::{DoorOptions, Member, member_id};
@@ -10,8 +11,8 @@ use tls::Holder;
 
 use super::reload::{self, Source};
 use super::{
-    Failure, awake, cannot_listen, descriptors, follow, link_tls, reload_link_tls, runtime, start_log,
-    stop_signal,
+    Failure, awake, cannot_listen, certificates, descriptors, follow, link_tls, reload_link_tls, runtime,
+    start_log, stop_signal,
 };
 
 pub(crate) fn run(file: &Path, given: &Given) -> Result<(), Failure> {
@@ -25,7 +26,7 @@ pub(crate) fn run(file: &Path, given: &Given) -> Result<(), Failure> {
     let options = GatewayOptions {
         awake: awake(config.core_wake_latency_max)?,
         link_tls: link_tls.clone(),
-        ..options(&config)
+        ..options(&config)?
     };
     runtime(config.threads)?.block_on(async {
         follow(options.link_tls.as_ref());
@@ -39,6 +40,7 @@ pub(crate) fn run(file: &Path, given: &Given) -> Result<(), Failure> {
             failed = reload::follow(source, config, |config| {
                 log.set_level(config.log.level);
                 gateway.set_limits(limits(config));
+                gateway.reload_certificates();
                 reload_link_tls(link_tls.as_deref());
             }) => failed?,
         }
@@ -64,13 +66,13 @@ fn limits(config: &Config) -> Limits {
 }
 
 /// What the gateway of this configuration is started with.
-pub(crate) fn options(config: &Config) -> GatewayOptions {
+pub(crate) fn options(config: &Config) -> Result<GatewayOptions, Failure> {
     let cluster = &config.cluster;
     let listed = cluster.nodes.iter().map(|node| &node.address);
     let nodes = listed.chain(&cluster.seeds).map(ToString::to_string).collect();
     let urls = |urls: &[ClientUrl]| urls.iter().map(ToString::to_string).collect::<Vec<_>>();
     let limits = &config.limits;
-    GatewayOptions {
+    Ok(GatewayOptions {
         place: place(config.region.as_ref(), config.zone.as_ref()),
         client_urls: urls(&config.advertise_client_urls),
         capacity: config.capacity,
@@ -96,8 +98,9 @@ pub(crate) fn options(config: &Config) -> GatewayOptions {
             request_bytes_max: usize::try_from(limits.max_request_bytes.bytes()).unwrap_or(usize::MAX),
             txn_ops_max: limits.max_txn_ops as usize,
             progress_interval: config.watch_progress_notify_interval,
+            tls: certificates::client_door(config)?.map(Arc::new),
             ..DoorOptions::default()
         },
         ..GatewayOptions::new(config.name.to_string(), config.listen, nodes)
-    }
+    })
 }

@@ -1,10 +1,12 @@
 //! What each subcommand runs. A role is composed here and nowhere else.
 
 pub(crate) mod admin;
+pub(crate) mod certificates;
 pub(crate) mod ctl;
 pub(crate) mod descriptors;
 pub(crate) mod dev;
 pub(crate) mod gateway;
+pub(crate) mod pki;
 pub(crate) mod reload;
 pub(crate) mod replica;
 
@@ -67,7 +69,7 @@ impl NodeConfigArgs {
 
 /// `gaios check`.
 pub(crate) fn check(file: &Path, given: &Given) -> Result<(), Failure> {
-    let config = Config::load_with(file, given)?;
+    let config = Config::load_and_look(file, given, certificates::problems)?;
     let (role, cluster) = match &config {
         Config::Replica(replica) => ("replica", &replica.cluster),
         Config::Gateway(gateway) => ("gateway", &gateway.cluster),

@@ -2,6 +2,7 @@
 //! directory of a node that does not. Each subcommand has a file of its own. Data goes to standard output, and every table
 //! can be had as JSON.
 
+mod certs;
 mod client;
 mod leader;
 mod output;
@@ -38,14 +39,16 @@ enum Command {
     Leader(leader::Args),
     /// Look at what the data directory of a stopped node holds, and declare that this is what there is.
     Recover(recover::Args),
+    /// Make and renew certificates. Asks nobody.
+    Certs(certs::Args),
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    let admin = Admin::new(&args.admin)?;
     match &args.command {
         Command::Recover(recover) => recover::run(recover, args.output),
-        Command::Status(status) => block_on(status::run(status, &admin, args.output)),
-        Command::Leader(leader) => block_on(leader::run(leader, &admin, args.output)),
+        Command::Status(status) => block_on(status::run(status, &Admin::new(&args.admin)?, args.output)),
+        Command::Leader(leader) => block_on(leader::run(leader, &Admin::new(&args.admin)?, args.output)),
+        Command::Certs(certs) => certs::run(certs, args.output),
     }
 }
 
