@@ -162,8 +162,9 @@ impl Cluster {
     }
 
     #[cfg(feature = "etcd-client")]
-    fn issue(&mut self, _: usize, _: usize, _: &Setup<'_>) -> impl Fn(&str) -> String {
-        |_| String::new()
+    fn issue(&mut self, _: usize, _: usize, setup: &Setup<'_>) -> Box<dyn Fn(&str) -> String> {
+        assert!(setup.links.is_none(), "there are no certificates here");
+        Box::new(|_| String::new())
     }
 
     pub(crate) fn wait_until_ready(&mut self) {
