@@ -105,7 +105,7 @@ pub(crate) async fn receive(shared: Arc<Shared>, group: GroupId, peer: Arc<Peer>
         return;
     };
     let received = tokio::select! {
-        received = try_receive(&shared, &handle, &mut stream) => received,
+        received = try_receive(&shared, handle, &mut stream) => received,
         () = shared.stopped.cancelled() => return,
     };
     match received {
