@@ -51,12 +51,12 @@ pub(crate) const ALLOWED: &[Allowed] = &[
         reason: "etcd before 3.5.8 answers at once, possibly overtaking events; later ones stay silent",
     },
     Allowed {
-        what: "watches with a negative start revision are not generated",
-        reason: "etcd 3.6.6 refuses them; before, they were created and then cancelled by a compaction",
+        what: "watches with a negative start revision are not generated; one is among the named sequences",
+        reason: "etcd from 3.6.6 on refuses them; before, they are created, and cancelled once something was compacted",
     },
     Allowed {
-        what: "unknown sort orders and targets are not sent",
-        reason: "etcd 3.5.1 ignores the one and panics at the other; later ones answer `invalid sort option`",
+        what: "unknown sort targets are not sent, and unknown orders only in a named sequence",
+        reason: "etcd 3.5.1 panics at the one and ignores the other; later ones answer `invalid sort option`",
     },
     Allowed {
         what: "serializable reads: asked again for up to 2 s until they agree",

@@ -3,6 +3,7 @@
 //! - `differ`: generated sequences through raw gRPC, answers compared ([`differ`]);
 //! - `etcdctl`: a script of commands, outputs compared ([`etcdctl`]);
 //! - `discovery`: etcdctl finds a gateway by DNS ([`discovery`]);
+//! - `clients`: real clients whose calls are out of the ordinary ([`real_clients`]);
 //! - `client-tests`: the tests of the `etcd-client` crate against one end ([`client_tests`]);
 //! - `chart`: what the chart rendered, as processes ([`chart`]);
 //! - `all`: installs etcd, starts both, and runs everything.
@@ -19,6 +20,7 @@ mod etcdctl;
 mod generate;
 mod named;
 mod private;
+mod real_clients;
 mod render;
 mod rng;
 mod servers;
@@ -92,7 +94,7 @@ struct All {
     /// Differences after which the differential run ends.
     #[arg(long, default_value_t = 5)]
     most_differences: usize,
-    /// Only these parts: etcdctl, discovery, differ, client-tests, cluster.
+    /// Only these parts: etcdctl, discovery, differ, client-tests, cluster, clients.
     #[arg(long, value_delimiter = ',', default_values = PARTS)]
     only: Vec<String>,
 }
@@ -126,7 +128,7 @@ struct Differ {
 }
 
 /// What `all` consists of.
-const PARTS: [&str; 5] = ["etcdctl", "discovery", "differ", "client-tests", "cluster"];
+const PARTS: [&str; 6] = ["etcdctl", "discovery", "differ", "client-tests", "cluster", "clients"];
 
 /// Why a run could not be carried out, as opposed to what it found.
 type Problem = String;
@@ -213,6 +215,11 @@ async fn run_all(all: &All) -> Result<usize, Problem> {
     if wanted("client-tests") {
         println!("== client-tests");
         failures += client_tests::run_in_private_network(&all.gaios).await?;
+    }
+    if wanted("clients") {
+        println!("== clients");
+        let server = servers::start_gaios(&all.gaios, "127.0.0.1:0").await?;
+        failures += real_clients::run(server.url())?;
     }
     if wanted("cluster") {
         println!("== cluster");

@@ -106,6 +106,21 @@ pub(crate) fn all() -> Vec<Named> {
             ]);
             steps
         }),
+        named("an order without meaning leaves keys as they are", {
+            let mut steps: Vec<Step> = [b"s2", b"s1", b"s0"].iter().map(|key| put(&key[..], b"v")).collect();
+            steps.extend([sorted(2, 99, 3), sorted(0, 99, 0), sorted(0, -1, 2), sorted(1, 3, 4)]);
+            steps
+        }),
+        named("a watch from before everything is created, and compacted", {
+            vec![
+                put(b"a", b"1"),
+                put(b"a", b"2"),
+                Step::Compact { revision: Rev::Base(2), physical: false },
+                Step::Watch(WatchStep::of(b"a", b"", Rev::Exactly(-1))),
+                Step::Watch(WatchStep::of(b"a", b"", Rev::Exactly(-9))),
+                Step::Settle,
+            ]
+        }),
         named("filters cut after the count", {
             let filtered = |limit, count_only| {
                 let range =

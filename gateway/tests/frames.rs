@@ -106,6 +106,29 @@ async fn many_watch_streams_at_once_on_a_connection_are_served() {
     drop(sending.await.unwrap());
 }
 
+/// What a gateway is for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_of_clients_cost_no_links() {
+    let cluster = TestCluster::start(3).await;
+    let gateway = cluster.gateway().await;
+    let links = |cluster: &TestCluster| -> Vec<u64> {
+        (1..=3).map(|node| cluster.seen(&format!("straight {node}"))).collect()
+    };
+    cluster.wait_until(|cluster| links(cluster).iter().all(|links| *links > 0)).await;
+    let before = links(&cluster);
+    let mut connections = Vec::new();
+    for _ in 0..300 {
+        let (mut sender, mut receiver) = http2::connect(gateway.address()).await;
+        sender.call(1, RANGE, None);
+        sender.message(1, &pb::RangeRequest { key: "a".into(), ..Default::default() });
+        sender.end(1);
+        sender.send().await;
+        let _: Vec<pb::RangeResponse> = receiver.messages(1).await;
+        connections.push((sender, receiver));
+    }
+    assert_eq!(links(&cluster), before, "with {} connections open", connections.len());
+}
+
 fn create(key: &str) -> pb::WatchRequest {
     let create = pb::WatchCreateRequest { key: key.to_owned().into(), ..Default::default() };
     pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) }

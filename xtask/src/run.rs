@@ -25,13 +25,6 @@ impl fmt::Display for Failure {
 /// A command line to be run.
 pub(crate) struct Run(Command);
 
-/// Another program.
-pub(crate) fn program(name: &str, args: &[&str]) -> Run {
-    let mut command = Command::new(name);
-    command.args(args);
-    Run(command)
-}
-
 /// `cargo ARGS`.
 pub(crate) fn cargo(args: &[&str]) -> Run {
     // Under `cargo run` this is the cargo that runs us.

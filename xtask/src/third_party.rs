@@ -30,10 +30,10 @@ pub(crate) fn run() -> Result<(), Failure> {
     let (published, patched) = (format!("{vendored}/{NAME}-{VERSION}"), format!("{place}/patched"));
     fs::create_dir_all(&patched).map_err(|error| Failure::new(format!("make {patched}: {error}")))?;
     for kept in KEPT {
-        program("cp", &["-r", &format!("{published}/{kept}"), &patched]).run()?;
+        program("cp").args(&["-r", &format!("{published}/{kept}"), &patched]).run()?;
     }
     let (patch, ours) = (format!("third_party/{NAME}.patch"), format!("third_party/{NAME}"));
-    program("git", &["apply", "--directory", &patched, &patch]).run()?;
+    program("git").args(&["apply", "--directory", &patched, &patch]).run()?;
     let same = Command::new("git").args(["diff", "--no-index", "--exit-code", &patched, &ours]).status();
     if same.is_ok_and(|status| status.success()) {
         return Ok(());

@@ -480,8 +480,8 @@ impl<F: Feeds> Watchers<F> {
         let draft = match (synced, end) {
             (Some(revision), _) => {
                 let revision = self.headers.now(revision);
-                // A start below zero is before everything, as in etcd up to 3.6.5.
-                let next = if watcher.start == 0 { revision + 1 } else { watcher.start.max(1) };
+                // As etcd does it up to 3.6.5, a start below zero is older than any compaction, and tells nothing of the past.
+                let next = if watcher.start <= 0 { revision + 1 } else { watcher.start };
                 watcher.state = State::Live { next };
                 let head = pb::WatchResponse { watch_id: watcher.id, created: true, ..Default::default() };
                 let (id, is_cancelled) = (watcher.id, watcher.cancelled);

@@ -51,7 +51,7 @@ fn instructions(text: &str) -> Vec<Instruction> {
     all
 }
 
-fn mistakes(dockerfile: &str, ignore: &str, members: &[&str], exists: impl Fn(&str) -> bool) -> Vec<String> {
+fn mistakes(dockerfile: &str, ignore: &str, needed: &[&str], exists: impl Fn(&str) -> bool) -> Vec<String> {
     let mut mistakes = Vec::new();
     let all = instructions(dockerfile);
     let ignored: Vec<&str> =
