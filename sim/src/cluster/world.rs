@@ -70,8 +70,11 @@ pub(crate) fn run_into(seed: u64, options: RunOptions, world: &mut Option<World>
     world.report(seed)
 }
 
-/// After the heal, a cluster has ten times (support + election timeout) to work again (I21).
+/// After the heal, and the pauses that are still under way then, a cluster has ten times (support + election timeout) to
+/// work again (I21).
 const PATIENCE: u32 = 10;
+/// The longest pause of a process or a group.
+const PAUSE_MAX: Time = 10 * SECOND;
 /// Histories of so many operations are shown to the independent checker.
 const JUDGED_SEEDS: u64 = 8;
 
@@ -454,7 +457,7 @@ impl World {
     /// Mostly short; long enough to outlive every lease at times.
     fn pause(&mut self) -> Time {
         match self.env.rng.below(8) {
-            0 => self.env.rng.range(0, 10 * SECOND),
+            0 => self.env.rng.range(0, PAUSE_MAX),
             1..=3 => self.env.rng.range(0, 2 * SECOND),
             _ => self.env.rng.range(0, 300 * MILLI),
         }
@@ -483,8 +486,8 @@ impl World {
             env.after(MILLI, Event::Start { node: index });
         }
         let timing = env.profile.timing;
-        self.deadline =
-            env.now + (timing.support + timing.election).as_nanos() as Time * Time::from(PATIENCE);
+        let patience = (timing.support + timing.election).as_nanos() as Time * Time::from(PATIENCE);
+        self.deadline = env.now + PAUSE_MAX + patience;
         self.clients.probe(env);
         env.after(50 * MILLI, Event::Settled);
     }
