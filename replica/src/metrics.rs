@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use consensus_core::{GroupId, NodeId, Role, Slot, Status};
 use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
 use crate::admission::Counts;
@@ -16,6 +16,8 @@ pub(crate) struct Metrics {
     registry: Registry,
     fsync_seconds: Histogram,
     write_seconds: Histogram,
+    pub(crate) apply_seconds: Histogram,
+    round_trip_seconds: HistogramVec,
     journal_records: IntCounter,
     journal_bytes: IntCounter,
     is_leader: IntGaugeVec,
@@ -25,6 +27,10 @@ pub(crate) struct Metrics {
     healing: IntGaugeVec,
     watches: IntGaugeVec,
     differing: IntGaugeVec,
+    counters: GroupCounterVecs,
+    /// Of all groups.
+    pub(crate) commands: IntCounter,
+    pub(crate) queries: IntCounter,
     pub(crate) detours: IntGauge,
     /// 1 where other machines reach the port, and nothing proves who they are.
     pub(crate) insecure: IntGauge,
@@ -56,6 +62,24 @@ impl Metrics {
                 "gaios_journal_write_duration_seconds",
                 "Time to hand one batch of the journal to the operating system",
             ),
+            // etcd's name: what its members commit to their backend is applied to memory here.
+            apply_seconds: histogram(
+                &registry,
+                "etcd_disk_backend_commit_duration_seconds",
+                "Time to apply what one turn of a group has committed; the state is in memory",
+            ),
+            round_trip_seconds: by_peer(
+                &registry,
+                "etcd_network_peer_round_trip_time_seconds",
+                "Time from a heartbeat to its answer",
+            ),
+            counters: GroupCounterVecs::new(&registry),
+            commands: counter(
+                &registry,
+                "gaios_replica_commands_applied_total",
+                "Commands applied, of all groups",
+            ),
+            queries: counter(&registry, "gaios_replica_queries_total", "Queries answered, of all groups"),
             journal_records: counter(&registry, "gaios_journal_records_total", "Records made durable"),
             journal_bytes: counter(
                 &registry,
@@ -126,6 +150,11 @@ impl Metrics {
         self.fsync_seconds.observe(sync.as_secs_f64());
     }
 
+    /// A peer has answered a heartbeat.
+    pub(crate) fn round_trip(&self, peer: NodeId, took: Duration) {
+        self.round_trip_seconds.with_label_values(&[&peer.0.to_string()]).observe(took.as_secs_f64());
+    }
+
     pub(crate) fn of_group(&self, group: GroupId) -> GroupMetrics {
         let label = group.0.to_string();
         GroupMetrics {
@@ -136,6 +165,10 @@ impl Metrics {
             healing: self.healing.with_label_values(&[&label]),
             watches: self.watches.with_label_values(&[&label]),
             differing: self.differing.with_label_values(&[&label]),
+            counters: self.counters.of(&label),
+            apply_seconds: self.apply_seconds.clone(),
+            all_commands: self.commands.clone(),
+            all_queries: self.queries.clone(),
         }
     }
 }
@@ -149,10 +182,27 @@ pub(crate) struct GroupMetrics {
     commit_slot: prometheus::IntGauge,
     healing: prometheus::IntGauge,
     watches: prometheus::IntGauge,
+    pub(crate) counters: GroupCounters,
+    apply_seconds: Histogram,
+    all_commands: IntCounter,
+    all_queries: IntCounter,
     differing: prometheus::IntGauge,
 }
 
 impl GroupMetrics {
+    /// So many commands were applied in one turn.
+    pub(crate) fn applied(&self, commands: u64, took: Duration) {
+        self.apply_seconds.observe(took.as_secs_f64());
+        self.counters.commands_applied.inc_by(commands);
+        self.all_commands.inc_by(commands);
+    }
+
+    /// So many queries were answered in one turn.
+    pub(crate) fn answered(&self, queries: u64) {
+        self.counters.queries.inc_by(queries);
+        self.all_queries.inc_by(queries);
+    }
+
     pub(crate) fn publish(&mut self, status: &Status, applied: Slot, watches: usize, differing: usize) {
         self.is_leader.set(i64::from(status.role == Role::Leader));
         self.has_leader.set(i64::from(status.leader.is_some()));
@@ -165,11 +215,89 @@ impl GroupMetrics {
     }
 }
 
+/// Counters of every group.
+#[derive(Debug, Clone)]
+struct GroupCounterVecs {
+    commands_applied: IntCounterVec,
+    queries: IntCounterVec,
+    rejected: IntCounterVec,
+    leader_changes: IntCounterVec,
+    leases_expired: IntCounterVec,
+    snapshots_taken: IntCounterVec,
+    snapshots_sent: IntCounterVec,
+}
+
+/// One group's counters, looked up once.
+#[derive(Debug)]
+pub(crate) struct GroupCounters {
+    commands_applied: IntCounter,
+    queries: IntCounter,
+    pub(crate) rejected: IntCounter,
+    pub(crate) leader_changes: IntCounter,
+    pub(crate) leases_expired: IntCounter,
+    pub(crate) snapshots_taken: IntCounter,
+    pub(crate) snapshots_sent: IntCounter,
+}
+
+impl GroupCounterVecs {
+    fn new(registry: &Registry) -> Self {
+        let by_group = |name: &str, help: &str| {
+            let counter = IntCounterVec::new(Opts::new(name, help), &["group"]).expect("a constant name");
+            registry.register(Box::new(counter.clone())).expect("registered once per registry");
+            counter
+        };
+        GroupCounterVecs {
+            commands_applied: by_group("gaios_group_commands_applied_total", "Commands applied"),
+            queries: by_group("gaios_group_queries_total", "Queries answered"),
+            rejected: by_group(
+                "gaios_group_proposals_rejected_total",
+                "Commands that certainly did not enter the log: not led here, or too many",
+            ),
+            leader_changes: by_group(
+                "gaios_group_leader_changes_total",
+                "Leaders that came up, as seen here",
+            ),
+            leases_expired: by_group(
+                "gaios_group_leases_expired_total",
+                "Leases that this node, as leader, had removed",
+            ),
+            snapshots_taken: by_group("gaios_group_snapshots_taken_total", "Snapshots made durable here"),
+            snapshots_sent: by_group(
+                "gaios_group_snapshots_sent_total",
+                "Snapshots sent to peers, however it went",
+            ),
+        }
+    }
+
+    fn of(&self, label: &str) -> GroupCounters {
+        GroupCounters {
+            commands_applied: self.commands_applied.with_label_values(&[label]),
+            queries: self.queries.with_label_values(&[label]),
+            rejected: self.rejected.with_label_values(&[label]),
+            leader_changes: self.leader_changes.with_label_values(&[label]),
+            leases_expired: self.leases_expired.with_label_values(&[label]),
+            snapshots_taken: self.snapshots_taken.with_label_values(&[label]),
+            snapshots_sent: self.snapshots_sent.with_label_values(&[label]),
+        }
+    }
+}
+
+/// 32 µs to 1 s: a fast disk's sync lies below etcd's first bucket of 1 ms.
+fn buckets() -> Vec<f64> {
+    prometheus::exponential_buckets(0.000_032, 2.0, 16).expect("constants in range")
+}
+
+fn by_peer(registry: &Registry, name: &str, help: &str) -> HistogramVec {
+    // etcd's label.
+    let opts = HistogramOpts::new(name, help).buckets(buckets());
+    let histogram = HistogramVec::new(opts, &["To"]).expect("a constant name");
+    registry.register(Box::new(histogram.clone())).expect("registered once per registry");
+    histogram
+}
+
 fn histogram(registry: &Registry, name: &str, help: &str) -> Histogram {
-    // 32 µs to 1 s: a fast disk's sync lies below etcd's first bucket of 1 ms.
-    let buckets = prometheus::exponential_buckets(0.000_032, 2.0, 16).expect("constants in range");
     let histogram =
-        Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)).expect("a constant name");
+        Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets())).expect("a constant name");
     registry.register(Box::new(histogram.clone())).expect("registered once per registry");
     histogram
 }

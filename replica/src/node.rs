@@ -36,10 +36,12 @@ use crate::door::{self, Door};
 use crate::entries;
 use crate::essential;
 use crate::gateways::Gateways;
+use crate::gauges::Gauges;
 use crate::group::{self, GroupEvent, GroupHandle, GroupStart, LogPositions};
 use crate::metrics::Metrics;
 use crate::newcomer::{Seat, digest, settle, take_place};
 use crate::peer::{self, Peer};
+use crate::rates::{Rates, SAMPLE_EVERY};
 use crate::suspicion::Accuser;
 use crate::wire::Room;
 
@@ -171,6 +173,9 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) metrics: Metrics,
     pub(crate) gateways: Gateways,
+    gauges: Gauges,
+    pub(crate) rates: Mutex<Rates<4>>,
+    data_dir: PathBuf,
     /// The node wishes to stop: groups hand over.
     pub(crate) stopping: CancellationToken,
     /// The groups have stopped: connections end.
@@ -275,10 +280,12 @@ pub struct Health {
 }
 
 impl Health {
-    /// The registry of the node's metrics.
+    /// The registry of the node's metrics, as of now.
     #[must_use]
     pub fn metrics(&self) -> &prometheus::Registry {
-        self.shared.metrics.registry()
+        let shared = &self.shared;
+        shared.gauges.set(&self.status(), &shared.journal.stats(), &shared.data_dir);
+        shared.metrics.registry()
     }
 
     /// Whether the node takes part in full, and its groups have caught up. Whoever stops nodes one after the other waits for
@@ -342,6 +349,7 @@ fn take_part(shared: &Arc<Shared>, starts: Starts, groups: &TaskTracker, others:
     }
     others.spawn(essential::task("the heartbeats", keep_liveness(Arc::clone(shared))));
     others.spawn(essential::task("doubts of this node", aside::keep(Arc::clone(shared))));
+    others.spawn(keep_rates(Arc::clone(shared)));
     for peer in shared.peers.values().filter(|peer| peer.id < shared.id) {
         let dial = peer::dial(Arc::clone(shared), Arc::clone(peer));
         others.spawn(essential::task("the link to a peer", dial));
@@ -424,6 +432,9 @@ impl Shared {
         if spoken != life {
             self.distrust(from, None, Distrust::Life, &format_args!("life {spoken}, linked in life {life}"));
             return false;
+        }
+        if let LivenessMessage::HeartbeatAck(ack) = &message {
+            self.metrics.round_trip(from, clock::now().since(ack.sent_at));
         }
         self.with_liveness(|liveness, now| liveness.receive(now, from, message));
         true
@@ -650,6 +661,9 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
         name: options.name,
         started: Instant::now(),
         gateways: Gateways::default(),
+        gauges: Gauges::new(metrics.registry()),
+        rates: Mutex::new(Rates::new()),
+        data_dir: options.data_dir,
         cluster: options.cluster,
         timing: options.timing,
         identity,
@@ -909,6 +923,21 @@ async fn keep_liveness(shared: Arc<Shared>) {
                 group.inbox.push_always(GroupEvent::SnapshotWanted { floor });
             }
         }
+    }
+}
+
+/// Looks at the counters once a second.
+async fn keep_rates(shared: Arc<Shared>) {
+    let mut ticks = tokio::time::interval(SAMPLE_EVERY);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = shared.stopped.cancelled() => return,
+        }
+        let journal = shared.journal.stats();
+        let metrics = &shared.metrics;
+        let counters = [metrics.commands.get(), metrics.queries.get(), journal.syncs, journal.bytes];
+        shared.rates.lock().sample(shared.started.elapsed(), counters);
     }
 }
 

@@ -33,6 +33,11 @@ impl Health {
                 segments: journal.segments,
                 full: journal.full,
             }),
+            rates: shared
+                .rates
+                .lock()
+                .per_second()
+                .map(|[commands, queries, syncs, bytes]| wire::NodeRates { commands, queries, syncs, bytes }),
         }
     }
 }

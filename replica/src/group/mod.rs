@@ -360,6 +360,7 @@ impl Group {
             GroupEvent::SnapshotLost { slot } => self.snapshotting.lost(slot),
             // Also when it arrived: the log may have moved on meanwhile, or the peer had no use for it.
             GroupEvent::SnapshotSent { to } => {
+                self.metrics.counters.snapshots_sent.inc();
                 self.snapshotting.sent(to);
                 self.step(Input::SnapshotEnded { to });
             }
@@ -451,6 +452,7 @@ impl Group {
         if committed.is_empty() {
             return;
         }
+        let begun = clock::now();
         let mut effects = std::mem::take(&mut self.effects);
         effects.clear();
         let mut subjects = Vec::new();
@@ -476,6 +478,7 @@ impl Group {
                 self.tell_digest(by, slot, digest);
             }
         }
+        self.metrics.applied(subjects.len() as u64, clock::now().since(begun));
         self.on_effects(&effects, &subjects);
         self.effects = effects;
         for read in self.clients.readable(self.applied) {
@@ -543,6 +546,7 @@ impl Group {
     }
 
     fn on_rejected(&mut self, tag: Tag, rejection: Rejection) {
+        self.metrics.counters.rejected.inc();
         let why = match rejection {
             Rejection::NotLeader { hint } => {
                 self.replies.leader = hint;
@@ -603,6 +607,9 @@ impl Group {
                     leader = leader.map(|l| l.0),
                     "role"
                 );
+                if leader.is_some() && leader != self.replies.leader {
+                    self.metrics.counters.leader_changes.inc();
+                }
                 self.replies.term = lead.round;
                 self.replies.leader = leader;
                 self.elected = role == Role::Leader;
@@ -751,6 +758,7 @@ impl Group {
         let due = self.leases.take_due(now, LEASES_PER_PROPOSAL);
         if !due.expired.is_empty() {
             debug!(group = self.handle.id.0, leases = due.expired.len(), "leases expired");
+            self.metrics.counters.leases_expired.inc_by(due.expired.len() as u64);
             self.propose_internal(&Command::ExpireLeases(due.expired));
         }
         if !due.checkpoints.is_empty() {

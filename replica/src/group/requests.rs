@@ -204,7 +204,9 @@ impl Group {
         self.queries.handle_revision(began, self.state.revision(), |link, request| {
             replies.refuse(link, request, Why::Overloaded);
         });
+        let mut answered = 0;
         while let Some((link, Admitted { request, asked })) = self.queries.next() {
+            answered += 1;
             match asked {
                 Asked::Query { query, linearizable, .. } => {
                     self.answer_query(&link, request, &query, linearizable);
@@ -214,6 +216,9 @@ impl Group {
             if clock::now().since(began) > QUERIES_PER_TURN {
                 break;
             }
+        }
+        if answered > 0 {
+            self.metrics.answered(answered);
         }
     }
 

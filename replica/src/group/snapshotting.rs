@@ -194,6 +194,7 @@ impl Group {
             }
             Progress::Finished(slot) => {
                 info!(group = self.handle.id.0, slot = slot.0, "snapshot durable");
+                self.metrics.counters.snapshots_taken.inc();
                 self.snapshotting.taking = None;
                 self.snapshotting.newest = Some(slot);
                 self.step(Input::SnapshotDurable { slot });

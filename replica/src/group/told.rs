@@ -29,6 +29,8 @@ impl Group {
             corrupt_alarm: self.state.has_alarm(keyspace::AlarmKind::Corrupt),
             healing: engine.promise_lost || engine.faulty_from.is_some(),
             fenced: engine.fenced,
+            commands_queued: engine.queued as u64,
+            slots_under_way: engine.inflight,
         }
     }
 }
