@@ -31,7 +31,8 @@ pub use schema::{
 };
 use value::Scalar;
 pub use value::{
-    ClientAuth, ClientUrl, HostPort, LogFormat, LogLevel, Name, NodeAddress, Role, Size, TlsVersion,
+    AccessLog, ClientAuth, ClientUrl, HostPort, LogFormat, LogLevel, Name, NodeAddress, Role, Size,
+    TlsVersion,
 };
 
 /// Larger files are refused: a configuration of thousands of nodes is still below it.

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use crate::problem::Problem;
 use crate::table::{Fields, Read as _, section};
-use crate::value::{ClientAuth, ClientUrl, LogFormat, LogLevel, Name, NodeAddress, Role, Size, TlsVersion};
+use crate::value::{
+    AccessLog, ClientAuth, ClientUrl, LogFormat, LogLevel, Name, NodeAddress, Role, Size, TlsVersion,
+};
 
 section! {
     /// A node: it hosts replicas of groups, and keeps their journal and snapshots.
@@ -104,6 +106,11 @@ section! {
         watch_progress_notify_interval: Duration = default("10m") ["100ms" to "24h"];
         /// Time that requests in flight have to finish after a signal to stop.
         drain_grace_period: Duration = default("10s") ["0s" to "10m"];
+        /// A request that takes longer is told of in the log, with where its time went; at most five a second. Requests to
+        /// another continent take some hundred milliseconds, so this is above etcd's 100 ms.
+        slow_request_threshold: Duration = default("500ms") ["1ms" to "1h"];
+        /// Which requests have a line of their own in the log: method, client, code, bytes and time.
+        access_log: AccessLog = default("off");
         /// What is logged, to standard error.
         log: Log = default("{}");
     }

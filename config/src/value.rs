@@ -435,6 +435,18 @@ choice! {
 }
 
 choice! {
+    /// Which requests have a line in the log.
+    pub enum AccessLog ("`off`, `failures` or `all`") {
+        /// None.
+        Off = "off",
+        /// Those that were answered with another code than OK.
+        Failures = "failures",
+        /// All.
+        All = "all",
+    }
+}
+
+choice! {
     /// What a line of the log looks like.
     pub enum LogFormat ("`text` or `json`") {
         /// For people.

@@ -8,12 +8,16 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body::Body;
 use http_body_util::{BodyExt as _, Full, Limited};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::backoff::random;
 
 /// The header that whatever changes something carries, with the value 1.
 pub const CTL_HEADER: &str = "gaios-ctl";
@@ -82,6 +86,23 @@ pub fn json(value: &impl Serialize) -> Answer {
     }
 }
 
+/// The status page: one document that asks `/debug/status` of the port it came from, and nothing of anybody else.
+pub fn page() -> Answer {
+    const PAGE: &str = include_str!("admin/page.html");
+    let nonce: String = random::<16>().iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut answer =
+        respond(StatusCode::OK, "text/html; charset=utf-8", PAGE.replace("NONCE", &nonce).into());
+    let policy = format!(
+        "default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; base-uri 'none'; \
+         form-action 'none'; frame-ancestors 'none'"
+    );
+    let headers = answer.headers_mut();
+    headers
+        .insert(CONTENT_SECURITY_POLICY, HeaderValue::try_from(policy).expect("hexadecimal digits are fine"));
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    answer
+}
+
 /// What went wrong, as JSON: `{"error": "…"}`.
 pub fn failure(status: StatusCode, error: &str) -> Answer {
     let body = serde_json::json!({ "error": error }).to_string();
@@ -121,6 +142,21 @@ mod tests {
         admit(from.map(|from| from.parse().unwrap()), request)
             .await
             .map_err(|answer| answer.status().as_u16())
+    }
+
+    #[tokio::test]
+    async fn the_page_runs_nothing_but_what_it_brings() {
+        let answer = page();
+        let policy = answer.headers()["content-security-policy"].to_str().unwrap().to_owned();
+        let nonce = policy.split("'nonce-").nth(1).unwrap().split('\'').next().unwrap().to_owned();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        let body = std::str::from_utf8(&body).unwrap();
+        assert_eq!(body.matches(&format!("nonce=\"{nonce}\"")).count(), 2);
+        assert!(
+            !body.contains("NONCE")
+                && !body.contains("innerHTML")
+                && !body.contains("http://www.w3.org/1999")
+        );
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use keyspace::{KeyRange, LeaseId, Op, Query, Reply, RevisionEvents};
+use prometheus::core::Collector;
 use tokio::sync::watch;
 
 use crate::errors::Failure;
@@ -120,6 +121,8 @@ pub struct LinkCounts {
     pub by_detour: usize,
     /// So many times there was none, by reason: what answers is not the node, or does not want this gateway.
     pub refused: Vec<(&'static str, u64)>,
+    /// Requests that wait for an answer on them.
+    pub owed: usize,
 }
 
 /// Which events a feed carries, and from where on.
@@ -229,6 +232,9 @@ pub trait Domain: Send + Sync + 'static {
 
     /// Asks a group's leader for what an operator wants; `None` if there is no such group.
     fn lead(&self, wanted: Wanted) -> impl Future<Output = Option<Result<Leading, Failure>>> + Send;
+
+    /// What it counts, to be registered with the gateway's metrics.
+    fn collectors(&self) -> Vec<Box<dyn Collector>>;
 
     /// Connections to nodes.
     fn links(&self) -> LinkCounts;

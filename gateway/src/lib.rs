@@ -13,6 +13,7 @@ pub mod carrier;
 pub mod domain;
 pub mod door;
 pub mod errors;
+mod journey;
 pub mod leading;
 mod link;
 mod metrics;
@@ -31,6 +32,7 @@ use std::time::Duration;
 
 use awake::Awake;
 use parking_lot::Mutex;
+use replica::rates::{Rates, SAMPLE_EVERY};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::watch as news;
@@ -40,7 +42,9 @@ use tracing::info;
 
 use carrier::{Carrier, CarrierLimits, CarrierOptions};
 use domain::Domain;
-use door::{Door, DoorOptions, Front, Member, Members, Server, Stagger, StatusTold, member_id, serve};
+use door::{
+    Door, DoorOptions, Front, Member, Members, Server, SlowLog, Stagger, StatusTold, member_id, serve,
+};
 use metrics::Metrics;
 use nearest::Place;
 use watch::Hub;
@@ -268,6 +272,7 @@ impl Serving {
         if let Some(tls) = &tls {
             metrics.count_handshakes(Arc::clone(tls));
         }
+        metrics.register(domain.collectors());
         let own_name = name.clone();
         let members = if members.is_empty() {
             let own = Member { id, name, peer_urls: client_urls.clone(), client_urls };
@@ -293,7 +298,7 @@ impl Serving {
             });
         }
         let door = Arc::new(Door {
-            hub: Hub::new(Arc::clone(&domain), metrics.upstreams.clone()),
+            hub: Hub::new(Arc::clone(&domain), metrics.upstreams.clone(), metrics.histories.clone()),
             domain,
             options,
             txn_ops_max: Arc::clone(&txn_ops_max),
@@ -304,6 +309,8 @@ impl Serving {
             region: Some(place.region.clone()).filter(|region| !region.is_empty()),
             started: Instant::now(),
             status_told: StatusTold::default(),
+            rates: Mutex::new(Rates::new()),
+            slow_log: SlowLog::default(),
             seen_revision: AtomicI64::new(0),
             seen_term: AtomicU64::new(0),
             leader_known,
@@ -312,6 +319,7 @@ impl Serving {
             ending: ending.clone(),
         });
         tokio::spawn(prime(Arc::clone(&door)));
+        tokio::spawn(keep_rates(Arc::clone(&door)));
         let front = Front::new(Arc::clone(&door));
         let client = serve(listener, front.clone(), Arc::clone(&door), tls.clone())?;
         let admin = admin.map(|admin| serve(admin, front.admin(), door, None)).transpose()?;
@@ -372,6 +380,18 @@ async fn prime<D: Domain>(door: Arc<Door<D>>) {
     tokio::select! {
         () = learned => {}
         () = door.ending.begun() => {}
+    }
+}
+
+/// Looks at the counters once a second.
+async fn keep_rates<D: Domain>(door: Arc<Door<D>>) {
+    let mut ticks = tokio::time::interval(SAMPLE_EVERY);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = door.draining.cancelled() => return,
+        }
+        door.rates.lock().sample(door.started.elapsed(), door.metrics.totals());
     }
 }
 

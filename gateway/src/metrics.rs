@@ -1,8 +1,12 @@
 //! What a gateway counts. Names are etcd's where they mean the same, `gaios_` otherwise.
 
+mod histogram;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use prometheus::core::Collector;
 use prometheus::{Encoder as _, GaugeVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 use tonic::Code;
 
@@ -10,10 +14,13 @@ use crate::domain::{DomainStatus, LinkCounts, NodeStanding};
 use crate::door::TlsMetrics;
 use crate::door::methods::{Flow, METHODS};
 use crate::door::{ADVERTISED_CLUSTER_VERSION, ADVERTISED_VERSION};
+use crate::journey::Journey;
 use crate::nearest::Place;
 
+pub(crate) use histogram::{Family, Histogram, Unit};
+
 /// Codes by number, as grpc-go's metrics name them.
-const CODES: [&str; 17] = [
+pub(crate) const CODES: [&str; 17] = [
     "OK",
     "Canceled",
     "Unknown",
@@ -47,6 +54,12 @@ pub(crate) struct Metrics {
     pub(crate) health_success: IntCounter,
     pub(crate) health_failures: IntCounter,
     pub(crate) connections: IntGauge,
+    pub(crate) connections_accepted: IntCounter,
+    pub(crate) slow_requests: IntCounter,
+    stages: Stages,
+    requests_under_way: IntGauge,
+    proposals_pending: IntGauge,
+    proposals_failed: IntCounter,
     pub(crate) received_bytes: IntCounter,
     pub(crate) sent_bytes: IntCounter,
     leader_changes: IntCounter,
@@ -55,6 +68,7 @@ pub(crate) struct Metrics {
     pub(crate) watchers: IntGauge,
     pub(crate) watch_streams: IntGauge,
     pub(crate) upstreams: IntGauge,
+    pub(crate) histories: IntGauge,
     straight_links: IntGauge,
     detours: IntGauge,
     links_refused: IntCounterVec,
@@ -76,7 +90,22 @@ pub(crate) struct Metrics {
 pub(crate) struct MethodMetrics {
     pub(crate) started: IntCounter,
     handled: Vec<IntCounter>,
+    /// Of unary methods.
+    took: Histogram,
+    /// Whether it may change something.
+    writes: bool,
 }
+
+/// Where the time of unary requests went.
+#[derive(Debug)]
+struct Stages {
+    waited: Histogram,
+    at_nodes: Histogram,
+    gateway: Histogram,
+}
+
+/// Methods whose failures etcd counts as failed proposals.
+const WRITES: &[&str] = &["Put", "DeleteRange", "Txn", "Compact", "LeaseGrant", "LeaseRevoke", "Alarm"];
 
 impl MethodMetrics {
     pub(crate) fn handled(&self, code: Code) {
@@ -121,8 +150,35 @@ impl Metrics {
                 .iter()
                 .map(|code| handled.with_label_values(&[flow.label(), service, method, code]))
                 .collect(),
+            took: Histogram::new(Unit::Seconds),
+            writes: WRITES.contains(method),
         });
-        let methods = methods.collect();
+        let methods: Vec<MethodMetrics> = methods.collect();
+        let unary = METHODS.iter().zip(&methods).filter(|((_, _, flow), _)| *flow == Flow::Unary);
+        let took = unary.map(|((service, method, flow), metrics)| {
+            let labels = [("grpc_type", flow.label()), ("grpc_service", service), ("grpc_method", method)];
+            (labels.to_vec(), metrics.took.clone())
+        });
+        let took = Family::new(
+            "grpc_server_handling_seconds",
+            "Time of a unary RPC, from its head to the head of its answer.",
+            took.collect(),
+        );
+        registry.register(Box::new(took)).expect("each name is registered once");
+        let stages = Stages {
+            waited: Histogram::new(Unit::Seconds),
+            at_nodes: Histogram::new(Unit::Seconds),
+            gateway: Histogram::new(Unit::Seconds),
+        };
+        let family = Family::new(
+            "gaios_gateway_stage_seconds",
+            "Where the time of a unary RPC went: `wait` for a leader, a session or a node with room; `node`, and the way to \
+             it and back; `gateway`, the rest. A stage that was not gone through is not counted.",
+            [("wait", &stages.waited), ("node", &stages.at_nodes), ("gateway", &stages.gateway)]
+                .map(|(stage, histogram)| (vec![("stage", stage)], histogram.clone()))
+                .to_vec(),
+        );
+        registry.register(Box::new(family)).expect("each name is registered once");
         let facts = |metric: &str, help: &str, labels: &[(&str, &str)]| {
             let opts = labels
                 .iter()
@@ -176,6 +232,27 @@ impl Metrics {
                 "etcd_server_health_failures",
                 "The total number of failed health checks",
             ),
+            stages,
+            connections_accepted: counter(
+                "gaios_gateway_connections_accepted_total",
+                "Connections of clients that were accepted.",
+            ),
+            slow_requests: counter(
+                "gaios_gateway_slow_requests_total",
+                "Unary requests that took longer than `slow_request_threshold`.",
+            ),
+            requests_under_way: gauge(
+                "gaios_gateway_requests_under_way",
+                "Requests that wait for the answer of a node.",
+            ),
+            proposals_pending: gauge(
+                "etcd_server_proposals_pending",
+                "The current number of requests that wait for the answer of a node.",
+            ),
+            proposals_failed: counter(
+                "etcd_server_proposals_failed_total",
+                "The total number of writes that failed, but for the client's own fault.",
+            ),
             connections: gauge("gaios_gateway_connections", "Connections of clients."),
             received_bytes: counter(
                 "etcd_network_client_grpc_received_bytes_total",
@@ -193,6 +270,10 @@ impl Metrics {
             watchers: gauge("etcd_debugging_mvcc_watcher_total", "Total number of watchers."),
             watch_streams: gauge("etcd_debugging_mvcc_watch_stream_total", "Total number of watch streams."),
             upstreams: gauge("gaios_gateway_watch_upstreams", "Feeds that carry the watches of clients."),
+            histories: gauge(
+                "gaios_gateway_watch_histories",
+                "Feeds that read history, for watches that began in the past or fell behind.",
+            ),
             straight_links: gauge("gaios_gateway_links", "Connections to nodes, without detours."),
             detours: gauge(
                 "gaios_gateway_detours",
@@ -247,6 +328,39 @@ impl Metrics {
         self.tls = Some(TlsMetrics::new(&self.registry, server));
     }
 
+    /// Adds what others count.
+    pub(crate) fn register(&self, collectors: Vec<Box<dyn Collector>>) {
+        for collector in collectors {
+            self.registry.register(collector).expect("each name is registered once");
+        }
+    }
+
+    /// A unary request has taken so long.
+    pub(crate) fn took(&self, method: usize, code: Code, took: Duration, journey: &Journey) {
+        let metrics = &self.methods[method];
+        metrics.took.observe_time(took);
+        let our_fault =
+            [Code::Unavailable, Code::DeadlineExceeded, Code::Internal, Code::Unknown, Code::DataLoss];
+        if metrics.writes && our_fault.contains(&code) {
+            self.proposals_failed.inc();
+        }
+        if journey.attempts > 0 {
+            self.stages.at_nodes.observe_time(journey.at_nodes);
+        }
+        if !journey.waited.is_zero() {
+            self.stages.waited.observe_time(journey.waited);
+        }
+        self.stages
+            .gateway
+            .observe_time(took.saturating_sub(journey.at_nodes).saturating_sub(journey.waited));
+    }
+
+    /// Requests, events, bytes from and to clients.
+    pub(crate) fn totals(&self) -> [u64; 4] {
+        let requests = self.methods.iter().map(|method| method.started.get()).sum();
+        [requests, self.events.get(), self.received_bytes.get(), self.sent_bytes.get()]
+    }
+
     pub(crate) fn method(&self, method: usize) -> &MethodMetrics {
         &self.methods[method]
     }
@@ -285,6 +399,8 @@ impl Metrics {
     pub(crate) fn set_links(&self, links: LinkCounts) {
         self.straight_links.set(links.straight as i64);
         self.detours.set(links.by_detour as i64);
+        self.requests_under_way.set(links.owed as i64);
+        self.proposals_pending.set(links.owed as i64);
         for (reason, count) in links.refused {
             let counted = self.links_refused.with_label_values(&[reason]);
             counted.inc_by(count.saturating_sub(counted.get()));

@@ -4,6 +4,7 @@
 //! What is not known is absent, and never zero.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::replica_status::Role as ToldRole;
@@ -27,6 +28,8 @@ pub struct ClusterStatus {
     pub cluster_id: Option<String>,
     /// The gateway that was asked.
     pub seen_by: String,
+    /// When it had the answers, by its clock, in milliseconds since 1970. Who computes rates goes by this.
+    pub at_unix_ms: u64,
     /// What needs a look, the worst first. Empty: nothing is wrong that a gateway can see.
     pub findings: Vec<Finding>,
     /// By name.
@@ -78,6 +81,35 @@ pub struct GatewayStatus {
     pub watchers: Option<u64>,
     /// Nodes that say they are linked with it.
     pub linked_nodes: Vec<u32>,
+    /// Over the last ten seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rates: Option<GatewayRates>,
+}
+
+/// What a gateway does.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GatewayRates {
+    /// Requests that began.
+    pub requests_per_second: f64,
+    /// Events sent to watchers.
+    pub events_per_second: f64,
+    /// From clients.
+    pub received_bytes_per_second: f64,
+    /// To clients.
+    pub sent_bytes_per_second: f64,
+}
+
+/// What a node does.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeRates {
+    /// Commands applied, of all groups.
+    pub commands_per_second: f64,
+    /// Queries answered, of all groups.
+    pub queries_per_second: f64,
+    /// Syncs of the journal.
+    pub syncs_per_second: f64,
+    /// Payload made durable by the journal.
+    pub journal_bytes_per_second: f64,
 }
 
 /// How a gateway reaches a node.
@@ -132,6 +164,9 @@ pub struct NodeSaid {
     /// Its write-ahead log.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub journal: Option<JournalStatus>,
+    /// Over the last ten seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rates: Option<NodeRates>,
 }
 
 /// A replica, as its node tells.
@@ -174,6 +209,10 @@ pub struct ReplicaStatus {
     pub healing: bool,
     /// Its disk has failed: it takes no part until its node is restarted.
     pub fenced: bool,
+    /// At the leader: commands that wait for a slot.
+    pub commands_queued: u64,
+    /// At the leader: slots proposed and not committed.
+    pub slots_under_way: u64,
 }
 
 /// What a replica is.
@@ -297,6 +336,7 @@ impl ClusterStatus {
     pub fn new(
         cluster_id: u64,
         own: GatewayStatus,
+        at: SystemTime,
         nodes: Vec<NodeStatus>,
         replicas: &BTreeMap<u64, Vec<u32>>,
     ) -> ClusterStatus {
@@ -307,6 +347,9 @@ impl ClusterStatus {
         ClusterStatus {
             cluster_id: (cluster_id != 0).then(|| format!("{cluster_id:x}")),
             seen_by,
+            at_unix_ms: at
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
             findings,
             gateways: gateways(own, &nodes),
             nodes,
@@ -433,6 +476,12 @@ impl From<wire::NodeStatus> for NodeSaid {
                 segments: journal.segments,
                 full: journal.full,
             }),
+            rates: told.rates.map(|rates| NodeRates {
+                commands_per_second: rates.commands,
+                queries_per_second: rates.queries,
+                syncs_per_second: rates.syncs,
+                journal_bytes_per_second: rates.bytes,
+            }),
         }
     }
 }
@@ -470,6 +519,8 @@ impl From<wire::ReplicaStatus> for ReplicaStatus {
             alarms: alarms.iter().filter(|(raised, _)| *raised).map(|(_, alarm)| *alarm).collect(),
             healing: told.healing,
             fenced: told.fenced,
+            commands_queued: told.commands_queued,
+            slots_under_way: told.slots_under_way,
         }
     }
 }
@@ -496,7 +547,7 @@ mod tests {
 
     fn cluster(nodes: Vec<NodeStatus>) -> ClusterStatus {
         let own = GatewayStatus { name: "near".to_owned(), ..GatewayStatus::default() };
-        ClusterStatus::new(0xca5e, own, nodes, &BTreeMap::from([(1, vec![1, 2, 3])]))
+        ClusterStatus::new(0xca5e, own, SystemTime::UNIX_EPOCH, nodes, &BTreeMap::from([(1, vec![1, 2, 3])]))
     }
 
     fn texts(status: &ClusterStatus) -> Vec<&str> {

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::etcdserverpb as pb;
@@ -14,11 +15,13 @@ use api::etcdserverpb::maintenance_client::MaintenanceClient;
 use api::etcdserverpb::watch_client::WatchClient;
 use api::grpc::health::v1 as health;
 use gateway::Gateway;
-use gateway::door::Member;
+use gateway::door::{AccessLog, Member};
 use gateway::status::{Reach, Status};
+use parking_lot::Mutex;
 use support::{TestCluster, connect};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio_stream::StreamExt as _;
 use tonic::Code;
 use tonic::codec::CompressionEncoding;
@@ -213,6 +216,92 @@ async fn grpc_health() {
     assert_eq!(watch.message().await.unwrap().unwrap().status(), not_serving);
     drop(watch);
     shutdown.await.unwrap();
+}
+
+/// What is logged on this thread from now on.
+struct Logged {
+    text: Arc<Mutex<String>>,
+    news: Arc<Notify>,
+    _guard: tracing::subscriber::DefaultGuard,
+}
+
+struct LogWriter(Arc<Mutex<String>>, Arc<Notify>);
+
+impl std::io::Write for LogWriter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().push_str(&String::from_utf8_lossy(bytes));
+        self.1.notify_one();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Logged {
+    fn start() -> Logged {
+        let (text, news) = (Arc::new(Mutex::new(String::new())), Arc::new(Notify::new()));
+        let writer = (Arc::clone(&text), Arc::clone(&news));
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || LogWriter(Arc::clone(&writer.0), Arc::clone(&writer.1)))
+            .finish();
+        Logged { text, news, _guard: tracing::subscriber::set_default(subscriber) }
+    }
+
+    /// Waits for a line that holds all of this, and gives it.
+    async fn line(&self, parts: &[&str]) -> String {
+        loop {
+            let found = {
+                let text = self.text.lock();
+                text.lines().find(|line| parts.iter().all(|part| line.contains(part))).map(str::to_owned)
+            };
+            match found {
+                Some(line) => return line,
+                None => self.news.notified().await,
+            }
+        }
+    }
+}
+
+/// On one thread, so that all of it is seen.
+#[tokio::test]
+async fn requests_are_told_of_in_the_log() {
+    let logged = Logged::start();
+    let cluster = TestCluster::start(3).await;
+    let gateway = cluster
+        .gateway_with(|options| {
+            options.door.slow_request = Duration::ZERO;
+            options.door.access_log = AccessLog::All;
+        })
+        .await;
+    let mut kv = KvClient::new(connect(&gateway).await);
+    let put = |key: &str| pb::PutRequest {
+        key: key.to_owned().into(),
+        value: "value".into(),
+        ..Default::default()
+    };
+    kv.put(put("key")).await.unwrap();
+    let slow = logged.line(&["slow request", "KV/Put", "code=\"OK\""]).await;
+    for part in ["WARN", "from=127.0.0.1:", "at_nodes_ms=", "waited_ms=", "attempts=1 node=1"] {
+        assert!(slow.contains(part), "{part} is in {slow}");
+    }
+    let access = logged.line(&["INFO access: request", "/etcdserverpb.KV/Put", "code=\"OK\""]).await;
+    // A prefix of 5 bytes, key and value with 2 bytes each before them.
+    assert!(access.contains("received=17"), "{access}");
+    assert!(!access.contains("sent=0"), "{access}");
+    kv.put(put("")).await.unwrap_err();
+    logged.line(&["access: request", "/etcdserverpb.KV/Put", "code=\"InvalidArgument\""]).await;
+
+    let (_, metrics) = get(&gateway, "/metrics").await;
+    for sample in [
+        "grpc_server_handling_seconds_count{grpc_type=\"unary\",grpc_service=\"etcdserverpb.KV\",grpc_method=\"Put\"} 2",
+        "gaios_gateway_stage_seconds_count{stage=\"node\"} 1",
+        "gaios_gateway_slow_requests_total 2",
+    ] {
+        assert!(metrics.contains(sample), "{sample} is in\n{metrics}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

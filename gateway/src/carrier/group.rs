@@ -12,12 +12,14 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
+use super::metrics::Retries;
 use super::{Counted, Shared};
 use crate::backoff::random_u32;
 use crate::domain::{Answer, Consistency, DomainStatus, Kept, KnownGateway, KnownGateways};
 use crate::errors::Failure;
+use crate::journey;
 use crate::leading::{Leading, Want};
-use crate::link::{Link, Lost, NotSent};
+use crate::link::{Call, Link, Lost, NotSent};
 use crate::retry::{self, Attempts, Next};
 use crate::router::{NodeId, Route};
 use crate::session::{NoNumber, Number, Session};
@@ -42,6 +44,7 @@ pub(crate) struct Group {
     /// As the keeper last saw it: the leader is known and can be reached.
     led: AtomicBool,
     renewals: mpsc::UnboundedSender<Renewal>,
+    retries: Retries,
     /// The keeper takes it when it starts.
     pub(super) renewals_end: Mutex<Option<mpsc::UnboundedReceiver<Renewal>>>,
 }
@@ -62,7 +65,7 @@ pub(super) struct Renewal {
 }
 
 impl Group {
-    pub(super) fn new(id: u64) -> Group {
+    pub(super) fn new(id: u64, retries: Retries) -> Group {
         let (renewals, renewals_end) = mpsc::unbounded_channel();
         Group {
             id,
@@ -73,6 +76,7 @@ impl Group {
             waiting: AtomicUsize::new(0),
             led: AtomicBool::new(false),
             renewals,
+            retries,
             renewals_end: Mutex::new(Some(renewals_end)),
         }
     }
@@ -147,9 +151,10 @@ impl Group {
             });
             let called = link.call(self.id, kind, bytes).inspect(|_| attempts.handle_sent());
             let next = match called {
-                Ok(call) => match self.judge(node, call.await, attempts) {
+                Ok(call) => match self.judge(node, at_node(node, call).await, attempts) {
                     Judged::Answer(answer) => return Ok(answer),
                     Judged::Refused(keyspace::Error::SessionExpired) => {
+                        self.retries.session_lost.inc();
                         if self.state().session.handle_expired(number.session) {
                             // Those who wait for room in it have nothing to wait for.
                             self.room.notify_waiters();
@@ -200,6 +205,7 @@ impl Group {
             let mut room = pin!(self.room.notified());
             room.as_mut().enable();
             let _counted = Full::new(self);
+            let _stage = journey::waiting();
             match self.try_ready_to_write(shared, held) {
                 Ok(ready) => return Some(ready),
                 Err(NoNumber::Closed) => return None,
@@ -277,7 +283,7 @@ impl Group {
             let next = match link.call(self.id, kind, query.len()) {
                 Ok(call) => {
                     let answered = tokio::select! {
-                        answered = call => answered,
+                        answered = at_node(node, call) => answered,
                         // Others are not waited for by silence: only the leader can answer.
                         () = link.until_silent(), if serializable && replicas.len() > 1 => Err(Lost),
                     };
@@ -426,7 +432,10 @@ impl Group {
         answered: Result<wire::Response, Lost>,
         attempts: &mut Attempts,
     ) -> Judged {
-        let Ok(response) = answered else { return Judged::Next(attempts.handle_lost()) };
+        let Ok(response) = answered else {
+            self.retries.link_lost.inc();
+            return Judged::Next(attempts.handle_lost());
+        };
         let term = response.term;
         match response.kind {
             Some(Kind::Reply(reply)) => match keyspace::decode_outcome(reply) {
@@ -459,6 +468,7 @@ impl Group {
         refused: &wire::Refused,
         attempts: &mut Attempts,
     ) -> Next {
+        self.retries.refused(refused.why());
         let changed = match refused.why() {
             Why::NotLeader | Why::OutcomeUnknown => {
                 let changed = self.state().route.handle_denied(node, term, refused.leader);
@@ -483,6 +493,7 @@ impl Group {
     /// Waits until `ready` holds. Bounded in number here, in time by the caller's deadline.
     pub(super) async fn wait(&self, ready: impl Fn() -> bool, waiting_max: usize) -> Result<(), Failure> {
         let _counted = Counted::new(&self.waiting, 1, waiting_max)?;
+        let _stage = journey::waiting();
         let mut news = self.news.subscribe();
         while !ready() {
             self.work.notify_one();
@@ -541,7 +552,14 @@ impl Drop for Full<'_> {
     }
 }
 
+/// The answer to a call to a node.
+async fn at_node(node: NodeId, call: Call) -> Result<wire::Response, Lost> {
+    let _stage = journey::at_node(node);
+    call.await
+}
+
 async fn pause() {
+    let _stage = journey::waiting();
     let pause = u64::from(random_u32() % PAUSE_MS_MAX) + 1;
     tokio::time::sleep(Duration::from_millis(pause)).await;
 }

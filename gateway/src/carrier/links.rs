@@ -135,7 +135,8 @@ impl Links {
     }
 
     pub(crate) fn count(&self) -> LinkCounts {
-        LinkCounts { refused: self.identity.refusals.counts(), ..self.identity.detours.count() }
+        let owed = self.up.load().iter().map(|(_, link)| link.owed()).sum();
+        LinkCounts { owed, refused: self.identity.refusals.counts(), ..self.identity.detours.count() }
     }
 
     pub(crate) fn handle_round_trip(&self, node: NodeId, sample: Duration) {

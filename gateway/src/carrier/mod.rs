@@ -8,6 +8,7 @@ mod feed;
 mod group;
 mod keeper;
 mod links;
+mod metrics;
 mod names;
 mod nodes;
 mod topology;
@@ -23,6 +24,7 @@ use awake::Awake;
 use bytes::{Bytes, BytesMut};
 use discovery::Discovery;
 use keyspace::{KeyRange, LeaseId, Op, Query, TxnOp};
+use prometheus::core::Collector;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -33,6 +35,7 @@ use crate::domain::{
     Answer, Consistency, Domain, DomainStatus, FeedSpec, Kept, KnownGateways, LinkCounts, NodeStanding,
 };
 use crate::errors::Failure;
+use crate::journey;
 use crate::leading::{Leading, Wanted};
 use crate::link::{Identity, LinkEvent};
 use crate::nearest::Place;
@@ -41,10 +44,12 @@ use crate::status::NodeStatus;
 
 use group::Group;
 use links::Links;
+use metrics::CarrierMetrics;
 use names::Names;
 use topology::Topology;
 
 pub use feed::LinkFeed;
+pub(crate) use metrics::LinkMetrics;
 
 /// Bytes of requests that may wait for nodes to be less busy.
 const EASING_BYTES_MAX: usize = 256 << 20;
@@ -98,6 +103,7 @@ pub(crate) struct Shared {
     links: Links,
     discovery: Discovery,
     names: Names,
+    metrics: CarrierMetrics,
     topology: ArcSwapOption<Topology>,
     /// The groups that carry the domain. One that is known is kept for good.
     groups: ArcSwap<Vec<Arc<Group>>>,
@@ -117,7 +123,9 @@ impl Carrier {
     pub fn start(options: CarrierOptions) -> Carrier {
         let stop = CancellationToken::new();
         let cluster = Arc::new(AtomicU64::new(options.cluster_id.unwrap_or(0)));
+        let metrics = CarrierMetrics::default();
         let identity = Identity {
+            metrics: metrics.links.clone(),
             name: options.name.clone(),
             place: options.place.clone(),
             client_urls: options.client_urls.clone(),
@@ -138,6 +146,7 @@ impl Carrier {
             discovery: Discovery::new(dns_server),
             links,
             names: Names::default(),
+            metrics,
             topology: ArcSwapOption::empty(),
             groups: ArcSwap::default(),
             waiting: AtomicUsize::new(0),
@@ -259,7 +268,7 @@ impl Shared {
         let mut groups = self.groups.load().as_ref().clone();
         for id in topology.groups() {
             if groups.iter().all(|group| group.id() != id) {
-                let group = Arc::new(Group::new(id));
+                let group = Arc::new(Group::new(id, self.metrics.retries.clone()));
                 tokio::spawn(keeper::run(Arc::clone(self), Arc::clone(&group)));
                 groups.push(group);
             }
@@ -297,6 +306,7 @@ impl Shared {
             return group;
         }
         let _counted = Counted::new(&self.waiting, 1, self.waiting_max())?;
+        let _stage = journey::waiting();
         let mut news = self.topology_news.subscribe();
         loop {
             if let Some(group) = self.group_now(&ranges) {
@@ -319,6 +329,7 @@ impl Shared {
         if !attempts.maybe_applied() && counted.is_err() {
             return Err(Failure::Overloaded);
         }
+        let _stage = journey::waiting();
         tokio::time::sleep(attempts.ease(random_u32())).await;
         Ok(())
     }
@@ -403,6 +414,10 @@ impl Domain for Carrier {
     async fn lead(&self, wanted: Wanted) -> Option<Result<Leading, Failure>> {
         let group = self.shared.groups.load().iter().find(|group| group.id() == wanted.group).cloned()?;
         Some(group.lead(&self.shared, wanted.want, self.shared.deadline()).await)
+    }
+
+    fn collectors(&self) -> Vec<Box<dyn Collector>> {
+        self.shared.metrics.collectors()
     }
 
     fn links(&self) -> LinkCounts {

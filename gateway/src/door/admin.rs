@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ::http::{Method, Request, Response, StatusCode};
 use bytes::Bytes;
@@ -12,11 +12,11 @@ use tokio::time::Instant;
 use tonic::body::Body;
 
 use super::{Door, http};
-use crate::admin::{Answer, Asked, admit, failure, json, not_found, parse};
+use crate::admin::{Answer, Asked, admit, failure, json, not_found, page, parse};
 use crate::domain::Domain;
 use crate::errors::code_and_text;
 use crate::leading::Wanted;
-use crate::status::{ClusterStatus, GatewayStatus, Status};
+use crate::status::{ClusterStatus, GatewayRates, GatewayStatus, Status};
 
 /// However many ask, the nodes are asked no more often than this.
 const STATUS_EVERY: Duration = Duration::from_millis(500);
@@ -33,6 +33,7 @@ where
 {
     match admit(from, request).await {
         Ok(Asked::Get(uri)) => match uri.path() {
+            "/" => whole(page()),
             "/debug/status" => whole(json(&Status::Cluster((*door.status().await).clone()))),
             _ => http::answer(door, &Method::GET, &uri).await,
         },
@@ -74,7 +75,8 @@ impl<D: Domain> Door<D> {
         }
         let (nodes, replicas) = self.domain.nodes().await;
         let own = self.own_status();
-        let status = Arc::new(ClusterStatus::new(self.domain.cluster_id(), own, nodes, &replicas));
+        let status =
+            Arc::new(ClusterStatus::new(self.domain.cluster_id(), own, SystemTime::now(), nodes, &replicas));
         *told = Some((Instant::now(), Arc::clone(&status)));
         status
     }
@@ -89,6 +91,14 @@ impl<D: Domain> Door<D> {
             connections: count(&self.metrics.connections),
             watchers: count(&self.metrics.watchers),
             linked_nodes: Vec::new(),
+            rates: self.rates.lock().per_second().map(|[requests, events, received_bytes, sent_bytes]| {
+                GatewayRates {
+                    requests_per_second: requests,
+                    events_per_second: events,
+                    received_bytes_per_second: received_bytes,
+                    sent_bytes_per_second: sent_bytes,
+                }
+            }),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE,
@@ -25,9 +26,11 @@ use super::health::Health;
 use super::kv::Kv;
 use super::lease::Lease;
 use super::maintenance::Maintenance;
+use super::told::{Line, Received, tell_at_end};
 use super::{Caller, Door, admin, http, methods, watch};
 use crate::domain::Domain;
 use crate::errors::{INVALID_CLIENT_API_VERSION, status};
+use crate::journey::{self, Journey};
 
 /// Taken from clients as etcd takes it, and bounded by its decompressed size. Answers go uncompressed: that is allowed, and
 /// costs nothing.
@@ -86,7 +89,7 @@ impl<D: Domain> Front<D> {
     /// Answers any request of a client.
     pub(crate) fn answer<B>(&self, request: Request<B>) -> Answering
     where
-        B: HttpBody<Data = bytes::Bytes> + Send + 'static,
+        B: HttpBody<Data = bytes::Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
     {
         let is_grpc = request
@@ -121,13 +124,16 @@ impl<D: Domain> Front<D> {
             return Box::pin(std::future::ready(Ok(status.into_http())));
         }
         let requires_leader = requires_leader(request.headers());
-        let services = Arc::clone(&self.services);
+        let (services, from) = (Arc::clone(&self.services), self.from);
         Box::pin(async move {
+            let line = Line::begin(services.caller.options.access_log, method, from);
+            let begun = Instant::now();
             if requires_leader && let Err(status) = services.caller.await_leader().await {
                 services.caller.metrics.method(method).handled(status.code());
-                return Ok(status.into_http());
+                return Ok(tell_at_end(status.into_http(), line));
             }
-            let mut response = services.call(method, request).await;
+            let request = request.map(|body| Received::new(body, line.as_ref()));
+            let (mut response, journey) = journey::record(services.call(method, request)).await;
             let code = refused_code(response.headers());
             if code == Some(Code::OutOfRange) {
                 say_it_like_grpc_go(response.headers_mut());
@@ -136,7 +142,11 @@ impl<D: Domain> Front<D> {
             // of it on its way.
             let code = refused_code(response.headers()).unwrap_or(Code::Ok);
             services.caller.metrics.method(method).handled(code);
-            Ok(response)
+            // A stream's time is its client's.
+            if methods::METHODS[method].2 == methods::Flow::Unary {
+                services.caller.tell(method, from, code, begun.elapsed(), &journey);
+            }
+            Ok(tell_at_end(response, line))
         })
     }
 
@@ -154,6 +164,17 @@ impl<D: Domain> Front<D> {
 /// Whether the caller will not wait for a leader for longer than a change of leaders takes.
 fn requires_leader(headers: &HeaderMap) -> bool {
     headers.get("hasleader").is_some_and(|value| value.as_bytes() == b"true")
+}
+
+impl<D: Domain> Door<D> {
+    /// Counts a unary request, and tells of it if it was slow.
+    fn tell(&self, method: usize, from: Option<SocketAddr>, code: Code, took: Duration, journey: &Journey) {
+        self.metrics.took(method, code, took, journey);
+        if took > self.options.slow_request {
+            self.metrics.slow_requests.inc();
+            self.slow_log.tell(method, from, code, took, journey);
+        }
+    }
 }
 
 impl<D: Domain> Services<D> {
@@ -181,9 +202,9 @@ impl<D: Domain> Services<D> {
         }
     }
 
-    async fn call<B>(&self, method: usize, request: Request<B>) -> Response<Body>
+    async fn call<B>(&self, method: usize, request: Request<Received<B>>) -> Response<Body>
     where
-        B: HttpBody<Data = bytes::Bytes> + Send + 'static,
+        B: HttpBody<Data = bytes::Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
     {
         // The generated services want `&mut self`; a clone is a reference count.

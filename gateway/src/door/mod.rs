@@ -20,6 +20,7 @@ pub(crate) mod methods;
 mod outlet;
 mod serve;
 mod stagger;
+mod told;
 mod watch;
 
 use std::sync::Arc;
@@ -27,6 +28,8 @@ use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use api::etcdserverpb as pb;
+use parking_lot::Mutex;
+use replica::rates::Rates;
 use tokio::sync::watch as news;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -45,6 +48,8 @@ pub(crate) use handshake::TlsMetrics;
 pub(crate) use members::Members;
 pub(crate) use serve::{Server, serve};
 pub(crate) use stagger::{Place, Stagger};
+pub(crate) use told::SlowLog;
+pub use told::{ACCESS_TARGET, AccessLog};
 
 /// The version of etcd whose behaviour this is: `Status.version`, `/version`, `etcd_server_version`. Clients ask for
 /// features by it (Kubernetes wants 3.5.13 or above for progress requests).
@@ -95,6 +100,10 @@ pub struct DoorOptions {
     pub leaderless_max: Duration,
     /// Clients are spoken to by TLS, and by nothing else. The door follows its files.
     pub tls: Option<Arc<tls::Server>>,
+    /// A unary request that takes longer is told of in the log.
+    pub slow_request: Duration,
+    /// Which requests have a line in the access log.
+    pub access_log: AccessLog,
 }
 
 impl Default for DoorOptions {
@@ -107,6 +116,8 @@ impl Default for DoorOptions {
             concurrent_streams_max: u32::MAX,
             leaderless_max: Duration::from_secs(3),
             tls: None,
+            slow_request: Duration::from_millis(500),
+            access_log: AccessLog::Off,
         }
     }
 }
@@ -134,6 +145,9 @@ pub(crate) struct Door<D> {
     pub(crate) region: Option<String>,
     pub(crate) started: Instant,
     pub(crate) status_told: StatusTold,
+    /// Requests, events, bytes from and to clients.
+    pub(crate) rates: Mutex<Rates<4>>,
+    pub(crate) slow_log: SlowLog,
     /// Whether a leader is known.
     pub(crate) leader_known: news::Receiver<bool>,
     /// True after `leaderless_max` without a leader.

@@ -114,6 +114,7 @@ async fn serve_connection<D: Domain>(
     closing: CancellationToken,
 ) {
     door.metrics.connections.inc();
+    door.metrics.connections_accepted.inc();
     let (socket, mut outlet) =
         outlet::pair(stream, door.metrics.received_bytes.clone(), door.metrics.sent_bytes.clone());
     let mut connection = Box::pin(builder.serve_connection(TokioIo::new(socket), front));

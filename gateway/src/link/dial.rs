@@ -174,7 +174,7 @@ impl Detours {
 
     pub(crate) fn count(&self) -> LinkCounts {
         let state = self.state.lock();
-        LinkCounts { straight: state.straight.len(), by_detour: state.detours, refused: Vec::new() }
+        LinkCounts { straight: state.straight.len(), by_detour: state.detours, refused: Vec::new(), owed: 0 }
     }
 
     /// Returns when a node is reached straight, by whatever address.
@@ -485,7 +485,7 @@ mod tests {
         }
         detours.link_up(&e, 5, false);
         assert!(by("a:1").iter().flatten().all(|(_, by)| by != "e:1"), "a detour leads over no other");
-        assert_eq!(detours.count(), LinkCounts { straight: 2, by_detour: 1, refused: Vec::new() });
+        assert_eq!(detours.count(), LinkCounts { straight: 2, by_detour: 1, refused: Vec::new(), owed: 0 });
 
         // By another address.
         let mut straight = Box::pin(detours.until_straight(1));

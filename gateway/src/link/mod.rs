@@ -34,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::backoff::{Backoff, random_u32};
+use crate::carrier::LinkMetrics;
 use crate::nearest::Place;
 use crate::router::NodeId;
 
@@ -92,6 +93,7 @@ pub(crate) enum LinkEvent {
 #[derive(Debug)]
 pub(crate) struct Link {
     target: Arc<Target>,
+    metrics: LinkMetrics,
     awake: Awake,
     /// The node at the other end while the connection is up, else 0. A copy of `State::node`, to be read without
     /// the lock.
@@ -111,6 +113,8 @@ struct State {
     /// The node at the other end while the connection is up.
     node: Option<NodeId>,
     batch: OpenBatch,
+    /// When the oldest frame of the batch was begun.
+    open_since: Option<Instant>,
     waiting: Slots<Waiter>,
     /// Watches among the waiting; they owe nothing.
     feeds: usize,
@@ -141,6 +145,7 @@ pub(crate) struct Lost;
 /// Who the gateway is, for `Hello`, and how it is stopped.
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
+    pub(crate) metrics: LinkMetrics,
     pub(crate) name: String,
     pub(crate) place: Place,
     /// What clients are told of it, by other gateways, too.
@@ -165,19 +170,21 @@ impl Link {
         identity: Identity,
         events: mpsc::UnboundedSender<LinkEvent>,
     ) -> Arc<Link> {
-        let link = Arc::new(Link::new(target, identity.awake.clone()));
+        let link = Arc::new(Link::new(target, identity.awake.clone(), identity.metrics.clone()));
         tokio::spawn(Arc::clone(&link).run(identity, events));
         link
     }
 
-    fn new(target: Arc<Target>, awake: Awake) -> Link {
+    fn new(target: Arc<Target>, awake: Awake, metrics: LinkMetrics) -> Link {
         Link {
             target,
+            metrics,
             awake,
             up: AtomicU32::new(0),
             state: Mutex::new(State {
                 node: None,
                 batch: OpenBatch::default(),
+                open_since: None,
                 waiting: Slots::new(),
                 feeds: 0,
                 probe: None,
@@ -278,6 +285,9 @@ impl Link {
             return Err(NotSent::Full);
         }
         state.feeds += usize::from(is_feed);
+        if was_empty {
+            state.open_since = Some(Instant::now());
+        }
         drop(state);
         if was_empty {
             self.filled.notify_one();
@@ -386,6 +396,7 @@ impl Link {
         moving.shutdown().await;
         identity.detours.link_down(&self.target, node, straight);
         self.up.store(0, Ordering::Relaxed);
+        self.metrics.losses.inc();
         let lost = {
             let mut state = self.state.lock();
             state.node = None;
@@ -404,10 +415,27 @@ impl Link {
         ended
     }
 
+    /// The oldest frame of the batch.
+    fn take_frame(&self) -> Option<wire::GatewayFrame> {
+        let mut state = self.state.lock();
+        let frame = state.batch.take()?;
+        let since = state.open_since.take();
+        if !state.batch.is_empty() {
+            state.open_since = Some(Instant::now());
+        }
+        drop(state);
+        if let Some(since) = since {
+            self.metrics.frame_wait.observe_time(since.elapsed());
+        }
+        let requests = frame.groups.iter().map(|batch| batch.requests.len()).sum::<usize>();
+        self.metrics.frame_requests.observe(requests as u64);
+        Some(frame)
+    }
+
     async fn write_frames(self: Arc<Self>, mut socket: WriteHalf) -> io::Error {
         let mut buffer = BytesMut::with_capacity(READ_BYTES);
         loop {
-            let Some(frame) = self.state.lock().batch.take() else {
+            let Some(frame) = self.take_frame() else {
                 self.filled.notified().await;
                 // Whoever is ready to add a request does so now. Not worth it where a single caller waits.
                 if self.owed() > 1 {
@@ -416,6 +444,7 @@ impl Link {
                 continue;
             };
             encode_frame(&frame, &mut buffer);
+            self.metrics.sent_bytes.inc_by(buffer.len() as u64);
             if let Err(error) = socket.write_all(&buffer).await {
                 return error;
             }
@@ -434,7 +463,10 @@ impl Link {
         let codec = LengthDelimitedCodec::builder().max_frame_length(FRAME_BYTES_MAX).new_codec();
         // Every byte is a sign of life: a large frame may take long on a slow line.
         let listening = Arc::clone(&self);
-        let socket = InspectReader::new(socket, move |_: &[u8]| listening.heard());
+        let socket = InspectReader::new(socket, move |bytes: &[u8]| {
+            listening.metrics.received_bytes.inc_by(bytes.len() as u64);
+            listening.heard();
+        });
         let mut frames = FramedRead::with_capacity(socket, codec, READ_BYTES);
         let mut answered = Vec::new();
         while let Some(frame) = frames.next().await {

@@ -11,7 +11,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A frame that is on its way shows that the node lives, however long it takes.
 #[tokio::test(start_paused = true)]
 async fn every_byte_of_a_slow_frame_is_a_sign_of_life() {
-    let link = Arc::new(Link::new(Target::new(""), Awake::never()));
+    let link = Arc::new(Link::new(Target::new(""), Awake::never(), LinkMetrics::default()));
     let (near, mut far) = tokio::io::duplex(64);
     let (events, _) = mpsc::unbounded_channel();
     let reading = tokio::spawn(Arc::clone(&link).read_frames(near, events));
@@ -63,6 +63,7 @@ async fn no_request_is_forgotten_when_a_detour_is_left() {
     let answering = tokio::spawn(answer_all(listener));
     for _ in 0..60 {
         let identity = Identity {
+            metrics: LinkMetrics::default(),
             name: "test".to_owned(),
             place: Place::default(),
             client_urls: Vec::new(),
@@ -75,7 +76,7 @@ async fn no_request_is_forgotten_when_a_detour_is_left() {
             awake: Awake::never(),
         };
         let (events, _listening) = mpsc::unbounded_channel();
-        let link = Arc::new(Link::new(Target::new(address.clone()), Awake::never()));
+        let link = Arc::new(Link::new(Target::new(address.clone()), Awake::never(), LinkMetrics::default()));
         let straight = dial::leave_detour(&address, Duration::ZERO, &identity).await;
         let detour = Reached { by: Some(String::new()), ..straight };
         let enough = CancellationToken::new();
@@ -209,6 +210,7 @@ async fn a_node_that_passes_a_link_on_can_neither_change_it_nor_answer_itself() 
     let serving = tokio::spawn(be_node(one, of("gaios://harbour/node/1", tls::Holder::Node(1))));
     let passing_tls = of("gaios://harbour/node/2", tls::Holder::Node(2));
     let identity = Identity {
+        metrics: LinkMetrics::default(),
         name: "test".to_owned(),
         place: Place::default(),
         client_urls: Vec::new(),

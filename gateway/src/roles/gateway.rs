@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use config::{ClientUrl, Gateway as Config, Given, Name};
-use gateway::door::{DoorOptions, Member, member_id};
+use gateway::door::{AccessLog, DoorOptions, Member, member_id};
 use gateway::nearest::Place;
 use gateway::{Gateway, GatewayOptions, Limits};
 use tls::Holder;
@@ -99,6 +99,12 @@ pub(crate) fn options(config: &Config) -> Result<GatewayOptions, Failure> {
             txn_ops_max: limits.max_txn_ops as usize,
             progress_interval: config.watch_progress_notify_interval,
             tls: certificates::client_door(config)?.map(Arc::new),
+            slow_request: config.slow_request_threshold,
+            access_log: match config.access_log {
+                config::AccessLog::Off => AccessLog::Off,
+                config::AccessLog::Failures => AccessLog::Failures,
+                config::AccessLog::All => AccessLog::All,
+            },
             ..DoorOptions::default()
         },
         ..GatewayOptions::new(config.name.to_string(), config.listen, nodes)

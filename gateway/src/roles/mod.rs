@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::gateway::door as gateway_door;
 use awake::Awake;
 use bytes::Bytes;
 use config::{Config, Given, LinkTls, Log, LogFormat, LogLevel};
@@ -152,7 +153,10 @@ impl RunningLog {
 
 /// What the environment asks for, else the level.
 fn filter(level: LogLevel) -> EnvFilter {
-    EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level.as_str()))
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level.as_str()));
+    // Whoever turned the access log on wants its lines, whatever else is to be quiet.
+    let access = format!("{}=info", gateway_door::ACCESS_TARGET).parse().expect("a constant directive");
+    filter.add_directive(access)
 }
 
 fn start_log(log: &Log) -> RunningLog {

@@ -46,19 +46,31 @@ pub(crate) struct Hub<D> {
     domain: Arc<D>,
     shared: Mutex<HashMap<FeedKey, Arc<SharedFeed>>>,
     upstreams: IntGauge,
+    /// Those of them that read history.
+    histories: IntGauge,
     /// For the subscriptions, which find their way back.
     own: Weak<Hub<D>>,
 }
 
 impl<D: Domain> Hub<D> {
-    pub(crate) fn new(domain: Arc<D>, upstreams: IntGauge) -> Arc<Hub<D>> {
-        Arc::new_cyclic(|own| Hub { domain, shared: Mutex::default(), upstreams, own: own.clone() })
+    pub(crate) fn new(domain: Arc<D>, upstreams: IntGauge, histories: IntGauge) -> Arc<Hub<D>> {
+        Arc::new_cyclic(|own| Hub {
+            domain,
+            shared: Mutex::default(),
+            upstreams,
+            histories,
+            own: own.clone(),
+        })
     }
 
     fn open(&self, range: &KeyRange, prev_kv: bool, start: i64, pace: Pace) -> Arc<SharedFeed> {
         let feed = Arc::new(SharedFeed::new(range.clone(), prev_kv, pace));
         let spec = FeedSpec { range: range.clone(), start, prev_kv, credit: pace.credit_bytes() };
-        tokio::spawn(carry(Arc::clone(&feed), self.domain.feed(spec), self.upstreams.clone()));
+        let mut counted = vec![Counted::new(&self.upstreams)];
+        if pace == Pace::History {
+            counted.push(Counted::new(&self.histories));
+        }
+        tokio::spawn(carry(Arc::clone(&feed), self.domain.feed(spec), counted));
         feed
     }
 
@@ -125,8 +137,7 @@ impl<D: Domain> Feeds for Arc<Hub<D>> {
 }
 
 /// The task behind a feed.
-async fn carry(feed: Arc<SharedFeed>, mut upstream: impl Feed, upstreams: IntGauge) {
-    upstreams.inc();
+async fn carry(feed: Arc<SharedFeed>, mut upstream: impl Feed, _counted: Vec<Counted>) {
     let mut quiet = interval_at(Instant::now() + QUIET_SYNC_INTERVAL, QUIET_SYNC_INTERVAL);
     quiet.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -146,5 +157,20 @@ async fn carry(feed: Arc<SharedFeed>, mut upstream: impl Feed, upstreams: IntGau
             _ = quiet.tick() => feed.state().handle_tick(),
         }
     }
-    upstreams.dec();
+}
+
+/// One more in a gauge, for as long as it lives.
+struct Counted(IntGauge);
+
+impl Counted {
+    fn new(gauge: &IntGauge) -> Counted {
+        gauge.inc();
+        Counted(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use gateway::admin::{Answer, Asked, admit, json, not_found, text};
+use gateway::admin::{Answer, Asked, admit, json, not_found, page, text};
 use gateway::status::{NodeStatus, Status};
 use http::{Request, StatusCode, Uri};
 use hyper::body::Incoming;
@@ -20,6 +20,7 @@ pub(super) async fn answer(health: &Health, from: SocketAddr, request: Request<I
 
 fn get(health: &Health, uri: &Uri) -> Answer {
     match uri.path() {
+        "/" => page(),
         "/metrics" => metrics(health),
         "/livez" => text(StatusCode::OK, "ok\n"),
         "/readyz" => match health.check() {

@@ -225,6 +225,7 @@ mod tests {
         let mut cluster = ClusterStatus::new(
             10,
             GatewayStatus { name: "g".to_owned(), connections: Some(3), ..GatewayStatus::default() },
+            std::time::SystemTime::UNIX_EPOCH,
             vec![NodeStatus {
                 id: 1,
                 reach: Some(Reach::Straight),

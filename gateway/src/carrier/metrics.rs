@@ -1,0 +1,106 @@
+//! What the carrier counts: frames and bytes of links, and attempts that led nowhere.
+
+use api::gaios::link::v1::refused::Why;
+use prometheus::core::Collector;
+use prometheus::{IntCounter, IntCounterVec, Opts};
+
+use crate::metrics::{Family, Histogram, Unit};
+
+/// All of it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct CarrierMetrics {
+    pub(super) links: LinkMetrics,
+    pub(super) retries: Retries,
+}
+
+impl CarrierMetrics {
+    pub(super) fn collectors(&self) -> Vec<Box<dyn Collector>> {
+        let links = &self.links;
+        vec![
+            Box::new(self.retries.all.clone()),
+            Box::new(links.losses.clone()),
+            Box::new(links.sent_bytes.clone()),
+            Box::new(links.received_bytes.clone()),
+            Box::new(Family::single(
+                "gaios_gateway_frame_requests",
+                "Requests that left to a node in one frame.",
+                &links.frame_requests,
+            )),
+            Box::new(Family::single(
+                "gaios_gateway_frame_wait_seconds",
+                "Time that the oldest request of a frame waited for the link to be free.",
+                &links.frame_wait,
+            )),
+        ]
+    }
+}
+
+/// Of all links together.
+#[derive(Clone, Debug)]
+pub(crate) struct LinkMetrics {
+    pub(crate) losses: IntCounter,
+    pub(crate) sent_bytes: IntCounter,
+    pub(crate) received_bytes: IntCounter,
+    pub(crate) frame_requests: Histogram,
+    pub(crate) frame_wait: Histogram,
+}
+
+impl Default for LinkMetrics {
+    fn default() -> LinkMetrics {
+        let counter = |name: &str, help: &str| IntCounter::new(name, help).expect("the name is well formed");
+        LinkMetrics {
+            losses: counter(
+                "gaios_gateway_link_losses_total",
+                "Connections to nodes that ended, detours included.",
+            ),
+            sent_bytes: counter("gaios_gateway_link_sent_bytes_total", "Bytes sent to nodes."),
+            received_bytes: counter("gaios_gateway_link_received_bytes_total", "Bytes received from nodes."),
+            frame_requests: Histogram::new(Unit::Count),
+            frame_wait: Histogram::new(Unit::Seconds),
+        }
+    }
+}
+
+/// Attempts that led nowhere, by cause. What becomes of the request is another matter.
+#[derive(Clone, Debug)]
+pub(super) struct Retries {
+    all: IntCounterVec,
+    pub(super) link_lost: IntCounter,
+    pub(super) session_lost: IntCounter,
+    not_leader: IntCounter,
+    stopping: IntCounter,
+    outcome_unknown: IntCounter,
+    overloaded: IntCounter,
+    refused: IntCounter,
+}
+
+impl Default for Retries {
+    fn default() -> Retries {
+        let opts = Opts::new("gaios_gateway_retries_total", "Attempts at a node that led nowhere, by cause.");
+        let all = IntCounterVec::new(opts, &["cause"]).expect("the name is well formed");
+        let of = |cause: &str| all.with_label_values(&[cause]);
+        Retries {
+            link_lost: of("link_lost"),
+            session_lost: of("session_lost"),
+            not_leader: of("not_leader"),
+            stopping: of("stopping"),
+            outcome_unknown: of("outcome_unknown"),
+            overloaded: of("overloaded"),
+            refused: of("refused"),
+            all,
+        }
+    }
+}
+
+impl Retries {
+    pub(super) fn refused(&self, why: Why) {
+        let counter = match why {
+            Why::NotLeader => &self.not_leader,
+            Why::NoGroup | Why::Stopping => &self.stopping,
+            Why::OutcomeUnknown => &self.outcome_unknown,
+            Why::Overloaded => &self.overloaded,
+            Why::Unspecified | Why::NoDisk | Why::Malformed | Why::AnswerTooLarge => &self.refused,
+        };
+        counter.inc();
+    }
+}

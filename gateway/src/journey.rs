@@ -1,0 +1,101 @@
+//! Where the time of one request goes. The carrier notes it, and the door tells: in metrics, and of slow requests in the
+//! log.
+//!
+//! A request is driven by its caller's own future, so what is noted lives in that future: nothing is shared or locked.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use crate::router::NodeId;
+
+tokio::task_local! {
+    static JOURNEY: Cell<Journey>;
+}
+
+/// What was noted of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Journey {
+    /// For a leader, its link, a session or a number of it, or a node with room.
+    pub(crate) waited: Duration,
+    /// From handing it to a link to the answer.
+    pub(crate) at_nodes: Duration,
+    /// How often it was handed to a link.
+    pub(crate) attempts: u32,
+    /// The node that was asked last.
+    pub(crate) node: Option<NodeId>,
+}
+
+/// Drives a request, and gives what was noted meanwhile.
+pub(crate) async fn record<T>(request: impl Future<Output = T>) -> (T, Journey) {
+    let driven = async {
+        let answer = request.await;
+        (answer, JOURNEY.with(Cell::get))
+    };
+    JOURNEY.scope(Cell::default(), driven).await
+}
+
+/// The request waits until this is dropped, whether by an end of the waiting or of the caller's patience.
+pub(crate) fn waiting() -> Stage {
+    Stage { since: Instant::now(), note: |journey, took| journey.waited += took }
+}
+
+/// The request is at a node, or on its way, until this is dropped.
+pub(crate) fn at_node(node: NodeId) -> Stage {
+    note(|journey| {
+        journey.attempts += 1;
+        journey.node = Some(node);
+    });
+    Stage { since: Instant::now(), note: |journey, took| journey.at_nodes += took }
+}
+
+/// A part of a journey.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    since: Instant,
+    note: fn(&mut Journey, Duration),
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let took = self.since.elapsed();
+        note(|journey| (self.note)(journey, took));
+    }
+}
+
+/// Nothing is noted of what the gateway asks of its own accord.
+fn note(change: impl FnOnce(&mut Journey)) {
+    let _ = JOURNEY.try_with(|cell| {
+        let mut journey = cell.get();
+        change(&mut journey);
+        cell.set(journey);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_begun_counts_also_when_it_was_given_up() {
+        let request = async {
+            drop(waiting());
+            let asked = async {
+                let _stage = at_node(7);
+                std::future::pending::<()>().await;
+            };
+            timeout(Duration::from_millis(5), asked).await.is_err()
+        };
+        let (gave_up, journey) = record(request).await;
+        assert!(gave_up);
+        assert_eq!((journey.attempts, journey.node), (1, Some(7)));
+        assert!(journey.at_nodes >= Duration::from_millis(5) && journey.waited < journey.at_nodes);
+    }
+
+    #[test]
+    fn what_belongs_to_no_request_is_not_noted() {
+        drop(waiting());
+    }
+}
