@@ -3,6 +3,7 @@
 
 mod deny;
 mod helm;
+mod observe;
 mod run;
 mod third_party;
 mod tidy;
@@ -19,7 +20,7 @@ cargo xtask TASK
 
   ci [--without-tests]   everything that must hold before a change lands; changes nothing
   fix                    what can be put right by a program: formatting, generated pages
-  docs                   write docs/configuration.md, and what of it is in the chart's schema
+  docs                   write docs/configuration.md, what of it is in the chart's schema, and the dashboards
 
 The parts of `ci`, each also alone:
   fmt       formatting
@@ -31,6 +32,8 @@ The parts of `ci`, each also alone:
   sim [-- ARGS]          the simulation, optimised; without ARGS, as many seeds as CI runs
   mutants                the rules of consensus broken one by one: simulation, model and tests must notice each
   helm [--write]         the chart: lint, renders, types of Kubernetes; `--write` takes over renders and the README
+  observe [--write]      alerts, dashboards and the status page against Prometheus, a browser and a running cluster; with
+                         --write, docs/metrics.md and the pictures in docs/images are written
   compat [-- ARGS]       etcd 3.5.1 against `gaios dev`: differential run, etcdctl script, tests of the etcd-client crate
 ";
 
@@ -57,6 +60,8 @@ fn main() -> ExitCode {
         ["mutants"] => mutants(),
         ["helm"] => helm::run(Generated::Check),
         ["helm", "--write"] => helm::run(Generated::Write),
+        ["observe"] => observe::run(observe::Mode::Check),
+        ["observe", "--write"] => observe::run(observe::Mode::Write),
         ["compat"] => compat(&[]),
         ["compat", "--", rest @ ..] => compat(rest),
         [] | ["help" | "-h" | "--help"] => {
@@ -103,6 +108,7 @@ fn ci(tests: Tests) -> Result<(), Failure> {
     steps.step("sim", || sim(&[]));
     steps.step("mutants", mutants);
     steps.step("helm", || helm::run(Generated::Check));
+    steps.step("observe", || observe::run(observe::Mode::Check));
     steps.step("compat", || compat(&[]));
     steps.finish()
 }
@@ -161,5 +167,6 @@ fn docs() -> Result<(), Failure> {
     let page = Path::new("docs/configuration.md");
     fs::write(page, config::reference())
         .map_err(|error| Failure::new(format!("write {}: {error}", page.display())))?;
-    helm::write_schema()
+    helm::write_schema()?;
+    observe::write_dashboards()
 }
