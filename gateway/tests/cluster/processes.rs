@@ -338,11 +338,6 @@ impl Process {
         }
     }
 
-    /// All that it has logged.
-    pub(crate) fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
     fn log_tail(&self) -> String {
         let text = self.log();
         let tail: Vec<_> = text.lines().rev().take(60).collect();
