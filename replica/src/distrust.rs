@@ -125,7 +125,7 @@ mod tests {
         };
         // It has proved to be node 2 before.
         node.shared.peers[&FORGER].linked_with(1, 7);
-        let mut stream = connect(&node.address().to_string()).await.unwrap();
+        let mut stream = connect(&node.shared.discovery, &node.address().to_string()).await.unwrap();
         let hello = PeerHello {
             purpose: Purpose::Link,
             cluster: CLUSTER,

@@ -269,9 +269,10 @@ impl Set {
 fn fill(
     release: &Release,
     template: &Template,
-    pod: &Pod,
+    pod: &mut Pod,
     names: &[(String, String)],
 ) -> Result<(), Problem> {
+    pod.resolve(names.to_vec());
     for volume in items(&template.spec["volumes"]) {
         let Some(map) = volume["configMap"]["name"].as_str() else {
             return Err(format!("{}: volume {} is of no kind that is known here", pod.name, volume["name"]));
