@@ -135,7 +135,7 @@ fn relations_between_fields() {
         &replica("timing: {heartbeat: 300ms}"),
         "
 f.yaml:5:9: timing.election: is 500ms, but must be at least 900ms, three times timing.heartbeat
-f.yaml:5:9: timing.support: is 700ms, but must be at least 900ms, three times timing.heartbeat
+f.yaml:5:9: timing.support: is 350ms, but must be at least 900ms, three times timing.heartbeat
 ",
     );
     check(
