@@ -2,6 +2,7 @@
 //! back.
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+#![allow(unexpected_cfgs, reason = "the feature exists in `compat/cluster` only")]
 
 #[path = "cluster/processes.rs"]
 mod processes;

@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 #![allow(unexpected_cfgs, reason = "the feature exists in `compat/cluster` only")]
 
-#[allow(dead_code, reason = "this test has its own faults")]
 #[path = "cluster/processes.rs"]
 mod processes;
 mod support;

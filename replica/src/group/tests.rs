@@ -380,7 +380,7 @@ async fn three_nodes(dirs: &[TempDir; 3]) -> (Vec<Node>, usize) {
 async fn told_by<T>(nodes: &[Node], follows: impl Fn(&[wire::ReplicaStatus]) -> Option<T>) -> T {
     let all = async {
         loop {
-            let told: Option<Vec<_>> = nodes.iter().map(|node| group_of(node).told.lock().clone()).collect();
+            let told: Option<Vec<_>> = nodes.iter().map(|node| *group_of(node).told.lock()).collect();
             if let Some(result) = told.and_then(|told| follows(&told)) {
                 return result;
             }
