@@ -94,12 +94,14 @@ impl Engine {
     }
 
     fn fetch(&mut self, now: Mono, liveness: &Liveness) {
-        self.catchup.fruitless += 1;
+        let to = self.fetch_source(now, liveness);
+        // A question that does not arrive says nothing against whoever spoke of the values.
+        self.catchup.fruitless += u32::from(to.is_some_and(|to| liveness.reaches(now, to)));
         if self.catchup.fruitless > FRUITLESS_MAX {
             self.doubt_commit();
             return;
         }
-        if let Some(to) = self.fetch_source(now, liveness) {
+        if let Some(to) = to {
             self.outbox.send_now(to, Fetch { from: self.log.commit.next(), upto: self.log.known_commit });
         }
         self.await_fetch(now);

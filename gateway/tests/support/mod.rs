@@ -54,6 +54,8 @@ pub(crate) struct Faults {
     pub(crate) silent: Vec<u32>,
     /// These nodes are cut off from the others: watches there hear of nothing new.
     pub(crate) cut_off: Vec<u32>,
+    /// They do not run: nothing is passed on to them.
+    stopped: Vec<u32>,
     /// Gateways reach these nodes by a detour only. Cut their links, too.
     pub(crate) parted: Vec<u32>,
     /// Straight links to these nodes carry nothing but the welcome.
@@ -136,6 +138,7 @@ impl TestCluster {
     fn serve(&mut self, index: usize, listener: TcpListener) {
         let shard_map = self.shard_map();
         let node = &mut self.nodes[index];
+        self.faults.lock().stopped.retain(|stopped| *stopped != node.id);
         let running = node.running.get_or_insert_default().clone();
         let serving = Serving {
             node: node.id,
@@ -169,6 +172,7 @@ impl TestCluster {
         if let Some(running) = self.nodes[id as usize - 1].running.take() {
             running.cancel();
         }
+        self.faults.lock().stopped.push(id);
     }
 
     /// Starts a stopped node at its old address.
@@ -404,6 +408,9 @@ impl Serving {
         // Whom the connection is passed on to serves it.
         let detour = ![0, self.node].contains(&hello.to);
         if detour {
+            if self.faults.lock().stopped.contains(&hello.to) {
+                return;
+            }
             self.node = hello.to;
         } else if self.faults.lock().parted.contains(&self.node) {
             return;

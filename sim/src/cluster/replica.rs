@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use consensus_core::{
     Config, Engine, Event, Input, Liveness, LivenessEvent, Mono, NodeId, Output, PersistSeq, ReadMode,
-    ReadOutcome, Record, Rejection, Role, Slot, Tag, Value,
+    ReadOutcome, Record, Rejection, Role, Slot, Suspicion, Tag, Value,
 };
 use consensus_core::{Lead, Message};
 use journal::{Lsn, SimDisk, SnapshotWriter};
@@ -550,7 +550,12 @@ impl Replica {
             Event::TransferAborted { .. } => env.mark(Mark::TransferAborted),
             Event::PayloadRepaired { .. } => env.mark(Mark::PayloadRepaired),
             Event::Healed => env.mark(Mark::Healed),
-            Event::Suspicious { from, suspicion } => {
+            // Values that nobody could be asked for, long enough, while links came and went. It is heard of again.
+            Event::Suspicious { suspicion: Suspicion::Commit, .. } => {}
+            Event::Suspicious {
+                from,
+                suspicion: suspicion @ (Suspicion::Round | Suspicion::Contradiction),
+            } => {
                 env.fail("trust", format!("{from:?} is healthy and was not believed: {suspicion:?}"));
             }
             Event::PromiseDoubtful => {
