@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::{env, fs};
 
 use helm::Generated;
-use run::{Failure, Steps, cargo};
+use run::{Failure, Steps, build_programs, cargo, program};
 
 const HELP: &str = "\
 cargo xtask TASK
@@ -158,9 +158,8 @@ fn mutants() -> Result<(), Failure> {
 }
 
 fn compat(args: &[&str]) -> Result<(), Failure> {
-    cargo(&["build", "--locked", "--package", "gateway", "--package", "compat"]).run()?;
-    let args = if args.is_empty() { &["all"] } else { args };
-    cargo(&[&["run", "--quiet", "--locked", "--package", "compat", "--"], args].concat()).run()
+    build_programs()?;
+    program("target/debug/compat").args(if args.is_empty() { &["all"] } else { args }).run()
 }
 
 fn docs() -> Result<(), Failure> {

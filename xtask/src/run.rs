@@ -31,6 +31,12 @@ pub(crate) fn cargo(args: &[&str]) -> Run {
     program(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())).args(args)
 }
 
+/// Our programs, in `target/debug`. All with one call, since another choice of packages would compile their dependencies again
+/// with other features.
+pub(crate) fn build_programs() -> Result<(), Failure> {
+    cargo(&["build", "--locked", "--workspace", "--bins"]).run()
+}
+
 /// Any other program.
 pub(crate) fn program(program: impl AsRef<OsStr>) -> Run {
     Run(Command::new(program))

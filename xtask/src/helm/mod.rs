@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::run::{Failure, Steps, cargo, program};
+use crate::run::{Failure, Steps, build_programs, program};
 use tools::Tools;
 
 pub(crate) use schema::write as write_schema;
@@ -36,8 +36,7 @@ pub(crate) enum Generated {
 
 pub(crate) fn run(generated: Generated) -> Result<(), Failure> {
     let tools = tools::install()?;
-    // As the tests are built, so that nothing is compiled twice.
-    cargo(&["build", "--locked", "--workspace", "--bins"]).run()?;
+    build_programs()?;
     let mut steps = Steps::new("helm");
     steps.step("generated", || readme_and_schema(&tools, generated));
     steps.step("lint", || lint(&tools));

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::run::{Failure, cargo};
+use crate::run::{Failure, build_programs};
 use cluster::Cluster;
 use dashboards::DASHBOARDS;
 use prometheus::{Answer, Prometheus};
@@ -41,7 +41,7 @@ pub(crate) fn run(mode: Mode) -> Result<(), Failure> {
     check_dashboards_are_written()?;
     command("promtool", &["check", "rules", RULES])?;
     command("promtool", &["test", "rules", RULE_TESTS])?;
-    cargo(&["build", "--locked", "--package", "gateway", "--package", "bench"]).run()?;
+    build_programs()?;
 
     let dir = Scratch::new()?;
     let cluster = Cluster::start(&dir.0)?;
