@@ -8,12 +8,15 @@ COPY bench bench
 COPY compat compat
 COPY config config
 COPY consensus-core consensus-core
+COPY discovery discovery
 COPY gateway gateway
 COPY journal journal
 COPY keyspace keyspace
+COPY planet planet
 COPY replica replica
 COPY shard-map shard-map
 COPY sim sim
+COPY test-dns test-dns
 COPY third_party third_party
 COPY tls tls
 COPY xtask xtask

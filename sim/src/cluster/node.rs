@@ -234,6 +234,11 @@ impl Node {
         }
     }
 
+    /// Whether it ever took part.
+    pub(crate) fn has_had_a_place(&self) -> bool {
+        !self.incarnations.is_empty()
+    }
+
     /// The disk is replaced by an empty one.
     pub(crate) fn empty(&mut self, env: &mut Env) {
         self.disk = SimDisk::new(CAPACITY);

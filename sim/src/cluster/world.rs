@@ -386,7 +386,10 @@ impl World {
                 }
             }
             Fault::Empty => {
-                if env.profile.damageable >> node & 1 == 1 {
+                // Before anybody else has a place nothing has been promised to anybody, and who is emptied founds once more.
+                let others = self.nodes.iter().enumerate().filter(|(other, _)| *other != node);
+                let has_begun = others.into_iter().any(|(_, other)| other.has_had_a_place());
+                if env.profile.damageable >> node & 1 == 1 && has_begun {
                     self.crash(node, true);
                     self.nodes[node].empty(&mut self.env);
                 }
