@@ -117,7 +117,6 @@ pub(crate) fn all() -> Vec<Named> {
                 put(b"a", b"2"),
                 Step::Compact { revision: Rev::Base(2), physical: false },
                 Step::Watch(WatchStep::of(b"a", b"", Rev::Exactly(-1))),
-                Step::Watch(WatchStep::of(b"a", b"", Rev::Exactly(-9))),
                 Step::Settle,
             ]
         }),
