@@ -8,7 +8,7 @@ use consensus_core::Mutant;
 use harness::chaos;
 
 /// How many seeds catch each of these.
-const SEEDS: u64 = 600;
+const SEEDS: u64 = 1_500;
 
 const SHOWN: [Mutant; 14] = [
     Mutant::AcceptedUngated,
