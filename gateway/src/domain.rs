@@ -148,6 +148,8 @@ pub enum FeedItem {
         revision: i64,
         /// First revision that will be carried.
         start: i64,
+        /// The oldest revision that can be read; 0 if the replica does not say.
+        compact_revision: i64,
         /// As in [`Answer::term`].
         term: u64,
     },

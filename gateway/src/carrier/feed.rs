@@ -159,7 +159,12 @@ impl LinkFeed {
                 }
                 self.opened = true;
                 self.position = opened.start_revision;
-                Ok(Some(FeedItem::Opened { revision: opened.revision, start: opened.start_revision, term }))
+                Ok(Some(FeedItem::Opened {
+                    revision: opened.revision,
+                    start: opened.start_revision,
+                    compact_revision: opened.compact_revision,
+                    term,
+                }))
             }
             Some(Kind::WatchEvents(events)) => {
                 let bytes = events.revisions.len();

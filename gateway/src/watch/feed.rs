@@ -69,7 +69,7 @@ pub(crate) struct FeedState {
     sync_sent: u64,
     synced: u64,
     synced_revision: i64,
-    /// The oldest revision that can be read, as the latest sync told.
+    /// The oldest revision that can be read, as opening it and its syncs told.
     compact_revision: i64,
     /// Who waits for which token.
     sync_waiters: Vec<(u64, Arc<Inbox>, u64)>,
@@ -150,7 +150,8 @@ impl FeedState {
     /// Takes in an item; whoever must look is marked in `marked`.
     pub(crate) fn handle_item(&mut self, item: FeedItem, marked: &mut Vec<(Arc<Inbox>, u64)>) {
         match item {
-            FeedItem::Opened { revision, start, term } => {
+            FeedItem::Opened { revision, start, compact_revision, term } => {
+                self.compact_revision = self.compact_revision.max(compact_revision);
                 self.log = Some(FeedLog::new(start, revision, WINDOW_BYTES));
                 self.term = term;
                 self.handle_synced(1, revision, marked);
@@ -415,7 +416,7 @@ mod tests {
         // The feed is opening, which is the first sync; what is asked for meanwhile is another.
         assert_eq!(feed.sync(&inbox, 7), 2);
         assert_eq!(feed.state().take_upstream(), Upstream::default());
-        feed.handle_item(FeedItem::Opened { revision: 4, start: 5, term: 2 });
+        feed.handle_item(FeedItem::Opened { revision: 4, start: 5, compact_revision: 0, term: 2 });
         assert_eq!(inbox.take().into_iter().collect::<Vec<_>>(), [7]);
         assert_eq!(feed.state().synced(1), Some(4));
         assert_eq!(feed.state().synced(2), None);
@@ -439,7 +440,7 @@ mod tests {
         for (pace, at_once) in [(Pace::Shared, cost), (Pace::History, 0)] {
             let feed = SharedFeed::new(KeyRange::single("a"), false, pace);
             feed.subscribe(&inbox, 1);
-            feed.handle_item(FeedItem::Opened { revision: 1, start: 2, term: 2 });
+            feed.handle_item(FeedItem::Opened { revision: 1, start: 2, compact_revision: 0, term: 2 });
             feed.handle_item(events(2, cost));
             assert_eq!(feed.state().take_upstream().credit, at_once);
             if pace == Pace::History {

@@ -604,7 +604,11 @@ impl Serving {
             request::Kind::WatchOpen(open) => {
                 let revision = core.keyspace.revision().0;
                 let next = if open.start_revision <= 0 { revision + 1 } else { open.start_revision };
-                let opened = wire::WatchOpened { revision, start_revision: next };
+                let opened = wire::WatchOpened {
+                    revision,
+                    start_revision: next,
+                    compact_revision: core.keyspace.compact_revision().0,
+                };
                 core.respond(out, id, response::Kind::WatchOpened(opened));
                 let watch = Watch {
                     out: out.clone(),

@@ -103,7 +103,11 @@ impl Watches {
         replies.add(
             link,
             id,
-            Kind::WatchOpened(wire::WatchOpened { revision: revision.0, start_revision: next.0 }),
+            Kind::WatchOpened(wire::WatchOpened {
+                revision: revision.0,
+                start_revision: next.0,
+                compact_revision: state.compact_revision().0,
+            }),
         );
         if in_step {
             self.in_step.insert(&watch.range, watch_id);

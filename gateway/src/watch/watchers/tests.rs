@@ -81,7 +81,11 @@ fn progress(watchers: &mut Watchers<Fake>) {
 }
 
 fn opened(feed: &SharedFeed, revision: i64) {
-    feed.handle_item(FeedItem::Opened { revision, start: revision + 1, term: 2 });
+    opened_after_compaction(feed, revision, 0);
+}
+
+fn opened_after_compaction(feed: &SharedFeed, revision: i64, compact_revision: i64) {
+    feed.handle_item(FeedItem::Opened { revision, start: revision + 1, compact_revision, term: 2 });
 }
 
 fn events(feed: &SharedFeed, numbers: &[i64], newest: i64) {
@@ -184,6 +188,16 @@ fn a_start_below_zero_tells_nothing_of_the_past_and_is_compacted_by_anything() {
 }
 
 #[test]
+fn a_watch_that_opens_its_feed_learns_what_is_compacted() {
+    for start_revision in [-7, 2] {
+        let (mut watchers, feeds) = watchers(1 << 20);
+        create(&mut watchers, pb::WatchCreateRequest { start_revision, ..on("a") });
+        opened_after_compaction(&feeds.feed(0), 5, 3);
+        assert_eq!(told(&mut watchers), ["created 0 @5", "canceled 0 compacted 3 @0"]);
+    }
+}
+
+#[test]
 fn without_a_leader_a_watch_begins_where_a_replica_is() {
     let (mut watchers, feeds) = watchers(1 << 20);
     create(&mut watchers, on("a"));
@@ -196,7 +210,7 @@ fn without_a_leader_a_watch_begins_where_a_replica_is() {
     assert_eq!(told(&mut watchers), [] as [String; 0]);
     let history = feeds.feed(2);
     assert_eq!(feeds.0.lock()[2].1, 6);
-    history.handle_item(FeedItem::Opened { revision: 8, start: 6, term: 3 });
+    history.handle_item(FeedItem::Opened { revision: 8, start: 6, compact_revision: 0, term: 3 });
     events(&history, &[7, 8], 8);
     events(&feeds.feed(0), &[9], 9);
     assert_eq!(told(&mut watchers), ["2 events 0 @8", "1 events 0 @9"]);
@@ -211,7 +225,7 @@ fn a_start_in_the_past_reads_history_and_then_joins() {
     assert_eq!(told(&mut watchers), ["created 0 @5"]);
     let history = feeds.feed(1);
     assert_eq!(feeds.0.lock()[1].1, 2, "from the revision wanted");
-    history.handle_item(FeedItem::Opened { revision: 5, start: 2, term: 2 });
+    history.handle_item(FeedItem::Opened { revision: 5, start: 2, compact_revision: 0, term: 2 });
     events(&history, &[2, 3], 5);
     assert_eq!(told(&mut watchers), ["2 events 0 @5"], "bundled, at the store's revision");
     events(&shared, &[6], 6);
@@ -278,7 +292,7 @@ fn the_value_before_the_compacted_revision_is_not_told_from_the_window() {
     let histories: Vec<i64> = feeds.0.lock()[1..].iter().map(|(_, start)| *start).collect();
     assert_eq!(histories, [3]);
     let history = feeds.feed(1);
-    history.handle_item(FeedItem::Opened { revision: 4, start: 3, term: 2 });
+    history.handle_item(FeedItem::Opened { revision: 4, start: 3, compact_revision: 0, term: 2 });
     assert_eq!(told(&mut watchers), [] as [String; 0], "although the window has both");
     events(&history, &[3], 4);
     assert_eq!(
@@ -516,7 +530,7 @@ fn a_watcher_that_falls_out_of_the_window_reads_history() {
     assert_eq!(feeds.0.lock()[1].1, 2, "history from where it was");
     let floor = shared.state().log().unwrap().floor();
     let history = feeds.feed(1);
-    history.handle_item(FeedItem::Opened { revision: 41, start: 2, term: 2 });
+    history.handle_item(FeedItem::Opened { revision: 41, start: 2, compact_revision: 0, term: 2 });
     let numbers: Vec<i64> = (2..=floor).collect();
     events(&history, &numbers, 41);
     let told = told(&mut watchers);
