@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use tonic::Status;
 
 use crate::connection::Connection;
+use crate::endpoint::Endpoint;
 use crate::{BenchError, Target};
 
 const MEMBERS: usize = 3;
@@ -22,9 +23,21 @@ const HEALTHY_WITHIN: Duration = Duration::from_secs(30);
 /// Another program may take a port between its choice and its use; then everything is tried again.
 const ATTEMPTS: usize = 3;
 
+/// How the members speak TLS to clients, and how they are spoken to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EtcdTls {
+    /// The members' certificate, for 127.0.0.1.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// The other side.
+    pub client: tls::ClientOptions,
+}
+
 /// A running cluster; dropping it stops the members and removes their data.
 pub struct EtcdCluster {
     members: Vec<Member>,
+    tls: Option<tls::ClientOptions>,
     /// Removed last, when no member writes into it any more.
     _data: TempDir,
 }
@@ -32,6 +45,7 @@ pub struct EtcdCluster {
 struct Member {
     process: Child,
     client_url: String,
+    client: Endpoint,
     log: PathBuf,
 }
 
@@ -46,10 +60,14 @@ impl Drop for Member {
 impl EtcdCluster {
     /// Starts three members of the given binary with default settings, data below `parent`, and waits until each
     /// answers a write and a linearizable read.
-    pub async fn start(binary: &Path, parent: &Path) -> Result<EtcdCluster, BenchError> {
+    pub async fn start(
+        binary: &Path,
+        parent: &Path,
+        tls: Option<&EtcdTls>,
+    ) -> Result<EtcdCluster, BenchError> {
         let mut attempt = 1;
         loop {
-            let mut cluster = EtcdCluster::spawn(binary, parent)?;
+            let mut cluster = EtcdCluster::spawn(binary, parent, tls)?;
             match cluster.until_healthy().await {
                 Ok(()) => return Ok(cluster),
                 Err(error) if attempt == ATTEMPTS => return Err(error),
@@ -64,29 +82,38 @@ impl EtcdCluster {
         let mut endpoints: Vec<String> = Vec::new();
         for member in &self.members {
             let status =
-                status(&member.client_url).await.map_err(BenchError::prepare("ask a member its status"))?;
+                status(&member.client).await.map_err(BenchError::prepare("ask a member its status"))?;
             let is_leader = status.header.is_some_and(|header| header.member_id == status.leader);
             endpoints.insert(if is_leader { 0 } else { endpoints.len() }, member.client_url.clone());
         }
         let pids = self.members.iter().map(|member| member.process.id()).collect();
-        Ok(Target { label: "etcd".to_owned(), endpoints, pids })
+        Ok(Target { label: "etcd".to_owned(), endpoints, pids, tls: self.tls.clone() })
     }
 
-    fn spawn(binary: &Path, parent: &Path) -> Result<EtcdCluster, BenchError> {
+    fn spawn(binary: &Path, parent: &Path, tls: Option<&EtcdTls>) -> Result<EtcdCluster, BenchError> {
         let doing = || format!("start {}", binary.display());
         let data = TempDir::with_prefix_in("gaios-bench-etcd-", parent).map_err(BenchError::io(doing()))?;
         let ports = free_ports(2 * MEMBERS).map_err(BenchError::io("find free ports"))?;
         let url = |port: u16| format!("http://127.0.0.1:{port}");
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let client = tls.map(|tls| tls::Client::load(&tls.client)).transpose();
+        let client = client.map_err(|flaws| BenchError::Flags(vec![flaws.to_string()]))?;
         let (client_ports, peer_ports) = ports.split_at(MEMBERS);
         let peers: Vec<String> =
             peer_ports.iter().enumerate().map(|(index, port)| format!("m{index}={}", url(*port))).collect();
         let mut members = Vec::with_capacity(MEMBERS);
         for (index, (client_port, peer_port)) in client_ports.iter().zip(peer_ports).enumerate() {
-            let (client_url, peer_url) = (url(*client_port), url(*peer_port));
+            let (client_url, peer_url) = (format!("{scheme}://127.0.0.1:{client_port}"), url(*peer_port));
+            let client = Endpoint::parse(&client_url, client.as_ref())
+                .map_err(|mistake| BenchError::Flags(vec![mistake]))?;
             let log = data.path().join(format!("m{index}.log"));
             let log_file = File::create(&log).map_err(BenchError::io(doing()))?;
             let errors = log_file.try_clone().map_err(BenchError::io(doing()))?;
-            let process = Command::new(binary)
+            let mut command = Command::new(binary);
+            if let Some(tls) = tls {
+                command.arg("--cert-file").arg(&tls.certificate).arg("--key-file").arg(&tls.key);
+            }
+            let process = command
                 .args(["--name", &format!("m{index}")])
                 .arg("--data-dir")
                 .arg(data.path().join(format!("m{index}")))
@@ -99,9 +126,9 @@ impl EtcdCluster {
                 .stderr(errors)
                 .spawn()
                 .map_err(BenchError::io(doing()))?;
-            members.push(Member { process, client_url, log });
+            members.push(Member { process, client_url, client, log });
         }
-        Ok(EtcdCluster { members, _data: data })
+        Ok(EtcdCluster { members, tls: tls.map(|tls| tls.client.clone()), _data: data })
     }
 
     async fn until_healthy(&mut self) -> Result<(), BenchError> {
@@ -111,7 +138,7 @@ impl EtcdCluster {
                 if let Ok(Some(exit)) = member.process.try_wait() {
                     return Err(member.failed(&format!("ended with {exit}")));
                 }
-                match answers(&member.client_url).await {
+                match answers(&member.client).await {
                     Ok(()) => break,
                     Err(status) if Instant::now() > deadline => return Err(member.failed(status.message())),
                     // There is nothing to be told by when a foreign process is ready.
@@ -138,9 +165,8 @@ fn free_ports(count: usize) -> std::io::Result<Vec<u16>> {
     listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }
 
-async fn connect(url: &str) -> Result<Connection, Status> {
-    let uri = url.parse().map_err(|error| Status::internal(format!("{url}: {error}")))?;
-    Connection::open(&uri).await.map_err(|error| Status::unavailable(error.to_string()))
+async fn connect(endpoint: &Endpoint) -> Result<Connection, Status> {
+    Connection::open(endpoint).await.map_err(|error| Status::unavailable(error.to_string()))
 }
 
 async fn in_time<T>(asking: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
@@ -150,9 +176,9 @@ async fn in_time<T>(asking: impl Future<Output = Result<T, Status>>) -> Result<T
     }
 }
 
-async fn answers(url: &str) -> Result<(), Status> {
+async fn answers(endpoint: &Endpoint) -> Result<(), Status> {
     in_time(async {
-        let mut client = KvClient::new(connect(url).await?);
+        let mut client = KvClient::new(connect(endpoint).await?);
         client.put(pb::PutRequest { key: "gaios-bench".into(), ..Default::default() }).await?;
         client.range(pb::RangeRequest { key: "gaios-bench".into(), ..Default::default() }).await?;
         Ok(())
@@ -161,9 +187,9 @@ async fn answers(url: &str) -> Result<(), Status> {
 }
 
 /// What a server says of itself.
-pub(crate) async fn status(url: &str) -> Result<pb::StatusResponse, Status> {
+pub(crate) async fn status(endpoint: &Endpoint) -> Result<pb::StatusResponse, Status> {
     in_time(async {
-        let mut client = MaintenanceClient::new(connect(url).await?);
+        let mut client = MaintenanceClient::new(connect(endpoint).await?);
         client.status(pb::StatusRequest {}).await.map(tonic::Response::into_inner)
     })
     .await
@@ -184,7 +210,7 @@ mod tests {
     #[tokio::test]
     async fn a_binary_which_ends_at_once_is_told() {
         let parent = tempfile::tempdir().unwrap();
-        let Err(error) = EtcdCluster::start(Path::new("/bin/false"), parent.path()).await else {
+        let Err(error) = EtcdCluster::start(Path::new("/bin/false"), parent.path(), None).await else {
             panic!("started");
         };
         assert!(error.to_string().contains("ended with exit status: 1"), "{error}");
@@ -194,7 +220,7 @@ mod tests {
     #[tokio::test]
     async fn a_binary_which_is_not_there_is_told() {
         let parent = tempfile::tempdir().unwrap();
-        let result = EtcdCluster::start(Path::new("/no/etcd"), parent.path()).await;
+        let result = EtcdCluster::start(Path::new("/no/etcd"), parent.path(), None).await;
         assert!(matches!(result, Err(BenchError::Io { .. })));
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::cluster::status;
+use crate::endpoint::Endpoint;
 use crate::plan::PATIENCE;
 use crate::report::megabytes;
 use crate::{Environment, Limit, Plan, Report, Target, Workload, run};
@@ -103,10 +104,11 @@ pub async fn compare(
     mut progress: impl FnMut(&str),
 ) -> Comparison {
     let mut systems = Vec::with_capacity(targets.len());
-    for Target { label, endpoints, pids } in targets {
+    for target in targets {
+        let Target { label, endpoints, pids, .. } = target;
         // A comparison is worth having without the version.
-        let version = match endpoints.first() {
-            Some(url) => status(url).await.map(|status| status.version).unwrap_or_default(),
+        let version = match Endpoint::all_of(target).unwrap_or_default().first() {
+            Some(endpoint) => status(endpoint).await.map(|status| status.version).unwrap_or_default(),
             None => String::new(),
         };
         let (label, endpoints, pids) = (label.clone(), endpoints.clone(), pids.clone());
@@ -271,7 +273,7 @@ mod tests {
     /// A report of nothing, but for the numbers the choice depends on.
     fn report(cpu_us_per_op: f64, disturbance: f64) -> Report {
         let window = Opening::now(&[]).unwrap().close().unwrap();
-        let target = Target { label: "test".to_owned(), endpoints: Vec::new(), pids: Vec::new() };
+        let target = Target { label: "test".to_owned(), endpoints: Vec::new(), pids: Vec::new(), tls: None };
         let report = Report::new(&PUT_64, &target, &Recorder::new(PUT_64.limit), window, 0);
         Report { cpu_us_per_op: Some(cpu_us_per_op), disturbance: Some(disturbance), ..report }
     }

@@ -9,11 +9,12 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use h2::client::{Builder, ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
-use http::uri::{Authority, Scheme};
+use http::uri::Scheme;
 use http::{Request, Response, Uri};
 use http_body::{Body, Frame};
-use tokio::net::TcpStream;
 use tonic::codegen::Service;
+
+use crate::endpoint::Endpoint;
 
 /// What a server may send before it is read: 2 MiB a stream, 5 MiB a connection.
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
@@ -25,18 +26,13 @@ const STREAMS_UNTIL_TOLD: usize = 100;
 #[derive(Debug, Clone)]
 pub(crate) struct Connection {
     requests: SendRequest<Bytes>,
-    authority: Authority,
+    endpoint: Endpoint,
 }
 
 impl Connection {
-    /// Connects to `http://host:port`.
-    pub(crate) async fn open(uri: &Uri) -> io::Result<Connection> {
-        let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "not of the form http://host:port");
-        let authority = uri.authority().ok_or_else(invalid)?.clone();
-        // An IPv6 address stands in brackets.
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-        let stream = TcpStream::connect((host, authority.port_u16().ok_or_else(invalid)?)).await?;
-        stream.set_nodelay(true)?;
+    /// Connects, and agrees on HTTP/2.
+    pub(crate) async fn open(endpoint: &Endpoint) -> io::Result<Connection> {
+        let stream = endpoint.connect().await?;
         let (requests, connection) = Builder::new()
             .initial_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -47,7 +43,7 @@ impl Connection {
             .map_err(io::Error::other)?;
         // Its end shows in every request.
         tokio::spawn(connection);
-        Ok(Connection { requests, authority })
+        Ok(Connection { requests, endpoint: endpoint.clone() })
     }
 
     /// Hands in the headers and everything of the body that is there, before the connection's task has its turn.
@@ -57,8 +53,8 @@ impl Connection {
     ) -> Result<ResponseFuture, Box<dyn std::error::Error + Send + Sync>> {
         let (mut head, body) = request.into_parts();
         let mut uri = std::mem::take(&mut head.uri).into_parts();
-        uri.scheme = Some(Scheme::HTTP);
-        uri.authority = Some(self.authority.clone());
+        uri.scheme = Some(if self.endpoint.is_tls() { Scheme::HTTPS } else { Scheme::HTTP });
+        uri.authority = Some(self.endpoint.authority.clone());
         head.uri = Uri::from_parts(uri)?;
         let (response, stream) = self.requests.send_request(Request::from_parts(head, ()), false)?;
         let mut sending = Sending { stream, body, message: None };

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::compare::{CASES, Case};
 use crate::plan::PATIENCE;
-use crate::{BenchError, Limit, Plan, Target, Workload};
+use crate::{BenchError, EtcdTls, Limit, Plan, Target, Workload};
 
 /// Measures servers that speak etcd v3.
 #[derive(Debug, Parser)]
@@ -70,6 +70,9 @@ pub struct RunFlags {
     /// Comma-separated ids of the server's processes, whose CPU time and memory are counted.
     #[arg(long, value_delimiter = ',')]
     pub pids: Vec<u32>,
+    /// How endpoints that begin with https are spoken to.
+    #[command(flatten)]
+    pub tls: TlsFlags,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
@@ -84,6 +87,15 @@ pub struct CompareFlags {
     /// Path of an etcd binary: three members of it are started on loopback, and stopped at the end.
     #[arg(long)]
     pub etcd: Option<PathBuf>,
+    /// Certificate of the members that --etcd starts, for 127.0.0.1; they then speak TLS to clients.
+    #[arg(long, requires_all = ["etcd", "etcd_key", "cacert"])]
+    pub etcd_cert: Option<PathBuf>,
+    /// The key of --etcd-cert.
+    #[arg(long, requires = "etcd_cert")]
+    pub etcd_key: Option<PathBuf>,
+    /// How endpoints that begin with https are spoken to.
+    #[command(flatten)]
+    pub tls: TlsFlags,
     /// A running server, as LABEL=ENDPOINT,…@PID,… (may be repeated).
     #[arg(long = "system", value_name = "LABEL=ENDPOINT,…@PID,…")]
     pub systems: Vec<String>,
@@ -112,6 +124,36 @@ pub struct CompareFlags {
     /// Write the table to this file too.
     #[arg(long)]
     pub markdown: Option<PathBuf>,
+}
+
+/// How endpoints that begin with https are spoken to.
+#[derive(Debug, Clone, Args)]
+pub struct TlsFlags {
+    /// CAs of the servers.
+    #[arg(long)]
+    pub cacert: Option<PathBuf>,
+    /// The generator's certificate.
+    #[arg(long, requires_all = ["key", "cacert"])]
+    pub cert: Option<PathBuf>,
+    /// The key of --cert.
+    #[arg(long, requires = "cert")]
+    pub key: Option<PathBuf>,
+    /// Never go on with an earlier session: every handshake is a full one.
+    #[arg(long, requires = "cacert")]
+    pub full_handshakes: bool,
+    /// Speak TLS 1.2, not 1.3.
+    #[arg(long, requires = "cacert")]
+    pub tls12: bool,
+}
+
+impl TlsFlags {
+    fn options(&self) -> Option<tls::ClientOptions> {
+        let mut options = tls::ClientOptions::new(self.cacert.as_ref()?);
+        options.own = self.cert.clone().zip(self.key.clone());
+        options.resume = !self.full_handshakes;
+        options.tls12 = self.tls12;
+        Some(options)
+    }
 }
 
 /// Above this the generator itself would need more memory and ports than a test machine has.
@@ -163,7 +205,8 @@ impl RunFlags {
             mistakes.add(&format!("--connections {connections} is more than {shared_by}"), ());
         }
         mistakes.range("--connections", connections, 1, CALLERS_MAX);
-        let endpoints = mistakes.endpoints("--endpoints", &self.endpoints);
+        let tls = self.tls.options();
+        let endpoints = mistakes.endpoints("--endpoints", &self.endpoints, tls.is_some());
         mistakes.done()?;
         let plan = Plan {
             workload: self.workload,
@@ -177,11 +220,17 @@ impl RunFlags {
             limit,
             patience: PATIENCE,
         };
-        Ok((plan, Target { label: self.label.clone(), endpoints, pids: self.pids.clone() }))
+        Ok((plan, Target { label: self.label.clone(), endpoints, pids: self.pids.clone(), tls }))
     }
 }
 
 impl CompareFlags {
+    /// How the members that --etcd starts speak TLS, if they do.
+    pub fn etcd_tls(&self) -> Option<EtcdTls> {
+        let (certificate, key) = self.etcd_cert.clone().zip(self.etcd_key.clone())?;
+        Some(EtcdTls { certificate, key, client: self.tls.options()? })
+    }
+
     /// The checked values: the cases, with times filled in, and the running systems.
     pub fn checked(&self) -> Result<(Vec<Case>, Vec<Target>), BenchError> {
         let mut mistakes = Mistakes::default();
@@ -201,8 +250,9 @@ impl CompareFlags {
         for text in &self.systems {
             match parse_system(text) {
                 Some((label, endpoints, pids)) => {
-                    let endpoints = mistakes.endpoints("--system", &endpoints);
-                    systems.push(Target { label, endpoints, pids });
+                    let tls = self.tls.options();
+                    let endpoints = mistakes.endpoints("--system", &endpoints, tls.is_some());
+                    systems.push(Target { label, endpoints, pids, tls });
                 }
                 None => mistakes.add(&format!("--system {text} is not LABEL=ENDPOINT,…@PID,…"), ()),
             }
@@ -258,18 +308,25 @@ impl Mistakes {
     }
 
     /// `host:port` means plain HTTP/2.
-    fn endpoints(&mut self, flag: &str, written: &[String]) -> Vec<String> {
+    fn endpoints(&mut self, flag: &str, written: &[String], tls: bool) -> Vec<String> {
         let mut endpoints = Vec::new();
         for text in written {
             let text = text.trim();
             let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
             let parsed = url.parse::<tonic::transport::Uri>();
             match parsed {
-                Ok(uri) if uri.scheme_str() == Some("https") => {
-                    self.add(&format!("{flag}: {text}: the load generator has no TLS"), ());
+                Ok(uri) if uri.scheme_str() == Some("https") && !tls => {
+                    self.add(&format!("{flag}: {text}: https needs --cacert"), ());
                 }
-                Ok(uri) if uri.scheme_str() == Some("http") && uri.port().is_some() => endpoints.push(url),
-                Ok(_) | Err(_) => self.add(&format!("{flag}: {text:?} is not http://HOST:PORT"), ()),
+                Ok(uri)
+                    if ["http", "https"].contains(&uri.scheme_str().unwrap_or(""))
+                        && uri.port().is_some() =>
+                {
+                    endpoints.push(url)
+                }
+                Ok(_) | Err(_) => {
+                    self.add(&format!("{flag}: {text:?} is not http://HOST:PORT or https://HOST:PORT"), ())
+                }
             }
         }
         endpoints
@@ -337,8 +394,8 @@ mod tests {
             "--warmup must be 0 to 3600 seconds, not -1",
             "--ops must be at least 1",
             "--connections 5 is more than --callers",
-            "--endpoints: https://a:1: the load generator has no TLS",
-            "--endpoints: \"b\" is not http://HOST:PORT",
+            "--endpoints: https://a:1: https needs --cacert",
+            "--endpoints: \"b\" is not http://HOST:PORT or https://HOST:PORT",
         ];
         assert_eq!(found, expected);
     }

@@ -10,6 +10,7 @@
 mod cluster;
 mod compare;
 mod connection;
+mod endpoint;
 mod error;
 mod flags;
 mod floor;
@@ -20,10 +21,10 @@ mod recorder;
 mod report;
 mod workload;
 
-pub use cluster::EtcdCluster;
+pub use cluster::{EtcdCluster, EtcdTls};
 pub use compare::{CASES, Case, Comparison, Row, System, compare};
 pub use error::BenchError;
-pub use flags::{Cli, Command, CompareFlags, RunFlags};
+pub use flags::{Cli, Command, CompareFlags, RunFlags, TlsFlags};
 pub use histogram::Histogram;
 pub use plan::{Limit, Plan, Target, Workload};
 pub use process::{CpuTime, MachineSample, ProcessSample, ProcessUse, parse_machine, parse_rss, parse_stat};

@@ -74,7 +74,7 @@ async fn compare(flags: &CompareFlags) -> Outcome<()> {
     let probed = data_dir.clone();
     let environment = tokio::task::spawn_blocking(move || Environment::probe(&probed)).await??;
     let etcd = match &flags.etcd {
-        Some(binary) => Some(EtcdCluster::start(binary, &data_dir).await?),
+        Some(binary) => Some(EtcdCluster::start(binary, &data_dir, flags.etcd_tls().as_ref()).await?),
         None => None,
     };
     if let Some(etcd) = &etcd {

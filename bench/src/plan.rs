@@ -96,4 +96,6 @@ pub struct Target {
     pub endpoints: Vec<String>,
     /// Processes whose CPU time and memory are counted; none means neither is reported.
     pub pids: Vec<u32>,
+    /// How endpoints that begin with `https` are spoken to.
+    pub tls: Option<tls::ClientOptions>,
 }

@@ -1,6 +1,7 @@
 //! Every workload against a server in this process which answers constants.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
@@ -12,7 +13,9 @@ use bench::{BenchError, Case, Environment, Limit, Plan, Target, Workload, compar
 use pb::kv_server::{Kv, KvServer};
 use pb::lease_server::{Lease, LeaseServer};
 use pb::watch_server::{Watch, WatchServer};
-use tokio::net::TcpListener;
+use tls::make::{Authority, Use, Validity};
+use tls::{ClientAuth, MinVersion, ServerFiles, ServerOptions};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::broadcast;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_stream::{Stream, StreamExt};
@@ -236,8 +239,12 @@ async fn serve(fault: Fault) -> (Constant, Target) {
         .add_service(WatchServer::new(constant.clone()))
         .add_service(LeaseServer::new(constant.clone()));
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-    let target =
-        Target { label: "constant".to_owned(), endpoints: vec![url], pids: vec![std::process::id()] };
+    let target = Target {
+        label: "constant".to_owned(),
+        endpoints: vec![url],
+        pids: vec![std::process::id()],
+        tls: None,
+    };
     (constant, target)
 }
 
@@ -364,9 +371,63 @@ async fn an_endpoint_nobody_listens_at_is_told() {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    let target = Target { label: "nobody".to_owned(), endpoints: vec![url], pids: Vec::new() };
+    let target = Target { label: "nobody".to_owned(), endpoints: vec![url], pids: Vec::new(), tls: None };
     let error = run(&plan(Workload::Put), &target).await.unwrap_err();
     assert!(matches!(error, BenchError::Connect { .. }), "{error}");
+}
+
+/// A TLS server in front of `target`, and how it is spoken to.
+async fn behind_tls(target: &Target, folder: &Path) -> (Arc<tls::Server>, Target) {
+    let authority = Authority::new("test", Validity::days(1)).unwrap();
+    let purpose = Use::Server(vec!["127.0.0.1".to_owned()]);
+    let pair = authority.issue("server", &purpose, Validity::days(1)).unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let files = ServerFiles {
+        certificate: write("server.crt", &pair.certificate),
+        key: write("server.key", &pair.key),
+        client_authorities: None,
+        ticket_keys: None,
+    };
+    let options = ServerOptions { files, client_auth: ClientAuth::Off, min_version: MinVersion::Tls12 };
+    let server = Arc::new(tls::Server::load(options).unwrap());
+    let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let inner = target.endpoints[0].trim_start_matches("http://").to_owned();
+    let accepting = Arc::clone(&server);
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let (server, inner) = (Arc::clone(&accepting), inner.clone());
+            tokio::spawn(async move {
+                let mut outside = server.accept(socket).await.unwrap();
+                let mut inside = TcpStream::connect(inner).await.unwrap();
+                // It ends when either side does.
+                let _ = tokio::io::copy_bidirectional(&mut outside, &mut inside).await;
+            });
+        }
+    });
+    let tls = Some(tls::ClientOptions::new(write("ca.crt", authority.certificate())));
+    (server, Target { endpoints: vec![url], tls, ..target.clone() })
+}
+
+#[tokio::test]
+async fn over_tls_handshakes_are_full_or_resumed_as_wanted() {
+    let (_, target) = serve(Fault::Nothing).await;
+    for resume in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let (server, mut target) = behind_tls(&target, folder.path()).await;
+        target.tls.as_mut().unwrap().resume = resume;
+        let report = run(&plan(Workload::ConnectPutClose), &target).await.unwrap();
+        assert_eq!((report.ops, report.errors), (200, 0), "{report}");
+        let (full, resumed) = (server.full_handshakes(), server.resumed_handshakes());
+        assert!(full + resumed >= 200, "{full} full and {resumed} resumed");
+        assert_eq!(resumed > 0, resume, "{full} full and {resumed} resumed");
+        // Until the first session is known, each caller begins one of its own.
+        assert!(!resume || full < 50, "{full} full and {resumed} resumed");
+    }
 }
 
 #[tokio::test]

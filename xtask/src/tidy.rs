@@ -17,7 +17,7 @@ const BANNED_BY_CLIPPY: &[&str] = &["consensus-core", "keyspace", "shard-map"];
 const ARROWS: &[(&str, &[&str])] = &[
     ("api", &[]),
     ("awake", &[]),
-    ("bench", &["api"]),
+    ("bench", &["api", "tls"]),
     ("compat", &["api", "test-dns"]),
     ("config", &[]),
     ("consensus-core", &[]),

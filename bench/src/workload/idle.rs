@@ -4,13 +4,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use api::etcdserverpb as pb;
-use http::Uri;
 use pb::kv_client::KvClient;
 use tokio::task::JoinSet;
 use tonic::Status;
 
-use super::endpoint;
 use crate::connection::Connection;
+use crate::endpoint::Endpoint;
 use crate::recorder::{Opening, Recorder, Window};
 use crate::{BenchError, Plan, Target};
 
@@ -19,7 +18,7 @@ pub(super) async fn run(
     target: &Target,
     recorder: &Arc<Recorder>,
 ) -> Result<(Window, usize), BenchError> {
-    let endpoints = target.endpoints.iter().map(|url| endpoint(url)).collect::<Result<Vec<_>, _>>()?;
+    let endpoints = Endpoint::all_of(target)?;
     // The first connections make a server take memory which the later ones share; they are opened before the window.
     let mut open = visit_all(&endpoints, plan.connections.div_ceil(10), plan.callers, recorder).await?;
     recorder.start();
@@ -35,7 +34,7 @@ pub(super) async fn run(
 
 /// Opens `count` connections, never more than `at_once` at a time.
 async fn visit_all(
-    endpoints: &[Uri],
+    endpoints: &[Endpoint],
     count: usize,
     at_once: usize,
     recorder: &Arc<Recorder>,
@@ -61,7 +60,7 @@ async fn finished(tasks: &mut JoinSet<Option<Connection>>) -> Result<Option<Conn
     }
 }
 
-async fn visit(endpoint: Uri, recorder: Arc<Recorder>) -> Option<Connection> {
+async fn visit(endpoint: Endpoint, recorder: Arc<Recorder>) -> Option<Connection> {
     let started = Instant::now();
     let opened = Connection::open(&endpoint).await.map_err(|error| Status::unavailable(error.to_string()));
     let read = async {

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use api::etcdserverpb as pb;
 use bytes::Bytes;
-use http::Uri;
 use pb::kv_client::KvClient;
 use tokio::task::JoinSet;
 use tonic::Status;
 
 use super::closed_loop::{self, Caller};
-use super::{Random, connect, endpoint, keys, value};
+use super::{Random, connect, keys, value};
 use crate::connection::Connection;
+use crate::endpoint::Endpoint;
 use crate::recorder::{Recorder, Window};
 use crate::{BenchError, Plan, Target, Workload};
 
@@ -173,7 +173,7 @@ pub(super) async fn compare_and_puts(
 
 /// A client that lives for one request.
 struct Visitor {
-    endpoint: Uri,
+    endpoint: Endpoint,
     keys: Arc<[Bytes]>,
     value: Bytes,
     random: Random,
@@ -195,7 +195,7 @@ pub(super) async fn connect_put_closes(
     recorder: &Arc<Recorder>,
 ) -> Result<(Window, usize), BenchError> {
     let (keys, value) = (keys(plan.keys), value(plan.value_size));
-    let endpoints = target.endpoints.iter().map(|url| endpoint(url)).collect::<Result<Vec<_>, _>>()?;
+    let endpoints = Endpoint::all_of(target)?;
     let caller = |index: usize| Visitor {
         endpoint: endpoints[index % endpoints.len()].clone(),
         keys: Arc::clone(&keys),

@@ -9,9 +9,9 @@ mod watch;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::Uri;
 
 use crate::connection::Connection;
+use crate::endpoint::Endpoint;
 use crate::recorder::Recorder;
 use crate::{BenchError, Plan, Report, Target, Workload};
 
@@ -31,15 +31,12 @@ pub async fn run(plan: &Plan, target: &Target) -> Result<Report, BenchError> {
     Ok(Report::new(plan, target, &recorder, window, unanswered))
 }
 
-fn endpoint(url: &str) -> Result<Uri, BenchError> {
-    url.parse().map_err(|error| BenchError::Flags(vec![format!("{url}: {error}")]))
-}
-
 /// Opens `count` connections, spread over the endpoints.
 async fn connect(target: &Target, count: usize) -> Result<Vec<Connection>, BenchError> {
     let mut connections = Vec::with_capacity(count);
-    for url in target.endpoints.iter().cycle().take(count) {
-        let connection = Connection::open(&endpoint(url)?).await;
+    let endpoints = Endpoint::all_of(target)?;
+    for (endpoint, url) in endpoints.iter().zip(&target.endpoints).cycle().take(count) {
+        let connection = Connection::open(endpoint).await;
         connections.push(connection.map_err(|source| BenchError::Connect { endpoint: url.clone(), source })?);
     }
     Ok(connections)
