@@ -15,6 +15,7 @@ mod clients;
 mod flood;
 mod leading;
 mod processes;
+mod regions;
 mod stops;
 #[cfg(not(feature = "etcd-client"))]
 mod stranger;

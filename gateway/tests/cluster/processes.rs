@@ -47,6 +47,10 @@ pub(crate) struct Setup<'a> {
     pub(crate) links: Option<&'a ()>,
     /// The address of a node in the configuration of all, by its index and where it listens.
     pub(crate) address: Option<&'a dyn Fn(usize, SocketAddr) -> String>,
+    /// More fields of a node in the configuration of all, by its index; they begin with a comma.
+    pub(crate) node: Option<&'a dyn Fn(usize) -> String>,
+    /// More fields of the section `cluster`.
+    pub(crate) cluster: &'a str,
     /// More fields of a replica's configuration, by its index.
     pub(crate) replica: Option<&'a dyn Fn(usize) -> String>,
     /// More fields of a gateway's configuration, by its index.
@@ -104,10 +108,11 @@ impl Cluster {
             .iter()
             .enumerate()
             .map(|(index, listen)| {
-                format!("    - {{id: {}, address: \"{}\"}}\n", index + 1, address(index, *listen))
+                let (id, address) = (index + 1, address(index, *listen));
+                format!("    - {{id: {id}, address: \"{address}\"{}}}\n", more(setup.node, index))
             })
             .collect();
-        let cluster = format!("cluster:\n  name: test\n  nodes:\n{nodes}");
+        let cluster = format!("cluster:\n  name: test\n  nodes:\n{nodes}{}", setup.cluster);
         let mut result = Cluster {
             dir,
             replicas: Vec::new(),

@@ -19,7 +19,7 @@ use crate::processes::{Cluster, PATIENCE};
 const RETRIES_MAX: Duration = Duration::from_secs(30);
 
 /// Callers that put without a pause, each a key of its own.
-struct Callers {
+pub(crate) struct Callers {
     state: Arc<State>,
     tasks: JoinSet<()>,
 }
@@ -37,7 +37,7 @@ struct State {
 }
 
 impl Callers {
-    async fn start(cluster: &Cluster, count: usize, retry: bool) -> Callers {
+    pub(crate) async fn start(endpoints: &[String], count: usize, retry: bool) -> Callers {
         let state = Arc::new(State {
             begun: Instant::now(),
             stop: AtomicBool::new(false),
@@ -51,7 +51,7 @@ impl Callers {
         // Some connections, each with several callers.
         let mut clients = Vec::new();
         for _ in 0..count.div_ceil(8) {
-            clients.push(Client::connect(&cluster.endpoints()).await.expect("the gateways serve"));
+            clients.push(Client::connect(endpoints).await.expect("the gateways serve"));
         }
         for caller in 0..count {
             tasks.spawn(Arc::clone(&state).call(caller, clients[caller % clients.len()].clone()));
@@ -63,7 +63,7 @@ impl Callers {
     }
 
     /// Waits until every caller has had an answer to a request that was made after this was called.
-    async fn each_answered(&self) {
+    pub(crate) async fn each_answered(&self) {
         let goals: Vec<u64> =
             self.state.answered.iter().map(|count| count.load(Ordering::Relaxed) + 2).collect();
         let begun = Instant::now();
@@ -86,11 +86,11 @@ impl Callers {
         self.state.failed.load(Ordering::Relaxed)
     }
 
-    fn lost(&self) -> u64 {
+    pub(crate) fn lost(&self) -> u64 {
         self.state.lost.load(Ordering::Relaxed)
     }
 
-    async fn finish(mut self) {
+    pub(crate) async fn finish(mut self) {
         self.state.stop.store(true, Ordering::Relaxed);
         while self.tasks.join_next().await.is_some() {}
     }
@@ -140,7 +140,7 @@ fn told(what: &str, mut waits: Vec<Duration>) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_is_told_of_a_leader_that_stops_or_dies() {
     let mut cluster = Cluster::start(3, 1);
-    let callers = Callers::start(&cluster, 16, false).await;
+    let callers = Callers::start(&cluster.endpoints(), 16, false).await;
     let (mut stopped, mut killed) = (Vec::new(), Vec::new());
     for round in 0..2 * rounds() {
         let leader = cluster.leader();
@@ -166,7 +166,7 @@ async fn nobody_is_told_of_a_leader_that_stops_or_dies() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_replacement_loses_no_request_of_a_retrying_client() {
     let mut cluster = Cluster::start(3, 2);
-    let callers = Callers::start(&cluster, 64, true).await;
+    let callers = Callers::start(&cluster.endpoints(), 64, true).await;
     let mut waits = Vec::new();
     for index in 0..3 {
         assert!(cluster.replicas[index].terminate(), "{}", cluster.logs());
@@ -219,7 +219,7 @@ async fn a_busy_disk_fails_no_request() {
     let cluster = Cluster::start(3, 1);
     let elected = || cluster.replicas.iter().map(|replica| replica.log_lines("Leader")).sum::<usize>();
     let before = elected();
-    let callers = Callers::start(&cluster, 64, false).await;
+    let callers = Callers::start(&cluster.endpoints(), 64, false).await;
     let stop = Arc::new(AtomicBool::new(false));
     let hog = {
         let (stop, dir) = (Arc::clone(&stop), tempfile::tempdir().unwrap());
