@@ -19,7 +19,7 @@
 //! | `stall A`, `persist A [N]`, `flow A` | A's disk stops, makes N writes durable, goes on |
 //! | `fail-disk A` | a write of A fails |
 //! | `crash A`, `start A` | the process ends, and begins again from its disk |
-//! | `damage A payload S`, `damage A tail N`, `damage A from S` | while A is down, its disk loses things |
+//! | `damage A payload S`, `damage A tail N`, `damage A from S`, `damage A only S` | while A is down, its disk loses things |
 //! | `empty A`, `survive A` | while A is down, its directory is emptied, or declared to be all there is |
 //! | `promised A R` | while A is down, its disk says that it has promised round R to node 9 |
 //! | `forge A->B prepare R`, `… accept R S TEXT`, `… chosen S` | somebody speaks in the name of A; `chosen` claims a commit index |
@@ -125,6 +125,7 @@ impl Runner {
                     "payload" => Damage::Payload(consensus_core::Slot(number(rest[2]))),
                     "tail" => Damage::Tail(number(rest[2]) as usize),
                     "from" => Damage::Lost(consensus_core::Slot(number(rest[2]))),
+                    "only" => Damage::Only(consensus_core::Slot(number(rest[2]))),
                     what => panic!("damage of {what}"),
                 };
                 self.cluster().node(node(rest[0])).damage.push(damage);

@@ -606,7 +606,7 @@ impl Engine {
             if let Some(value) = self.value_voted(candidate, slot, ballot) {
                 return Some(value);
             }
-            // The forced value is lost wherever it was voted for. Perhaps too few voted for any to be chosen.
+            // The forced value is lost with all who tell of it. Perhaps too few voted for any to be chosen.
             let without_vote = all_counted.iter().filter(|node| vote_of(*node).is_none()).collect();
             if !may_be_chosen(&without_vote, config) {
                 return Some(Value::Noop);
@@ -623,14 +623,18 @@ impl Engine {
         }
     }
 
-    /// The value of a vote, from whoever still has it.
+    /// The value that a vote at `ballot` forces, from whoever still has one: that of the highest vote at it or above, also
+    /// one of a node that may have forgotten others. If a value was chosen at `ballot` or below, whoever proposed above it
+    /// had to propose the same (Paxos Made Simple, §2.2, P2c); and nothing was chosen above it, since a phase-1 quorum that
+    /// forgot nothing tells of no vote there.
     fn value_voted(&self, candidate: &Candidate, slot: Slot, ballot: Ballot) -> Option<Value> {
         candidate
             .promises
             .values()
             .filter_map(|parts| parts.votes.get(&slot))
-            .filter(|vote| vote.ballot == ballot)
-            .find_map(|vote| vote.value.clone())
+            .filter(|vote| vote.ballot >= ballot && vote.value.is_some())
+            .max_by_key(|vote| vote.ballot)
+            .and_then(|vote| vote.value.clone())
     }
 
     pub(super) fn handle_nack(&mut self, now: Mono, message: &Nack) {

@@ -79,6 +79,8 @@ pub enum Damage {
     Payload(Slot),
     /// The records of this slot and all later ones of the group are unreadable.
     Lost(Slot),
+    /// The records of this slot alone are unreadable.
+    Only(Slot),
     /// The newest records, of whatever kind, are unreadable.
     Tail(usize),
 }
@@ -101,6 +103,11 @@ impl Damage {
                     if let Some(slot) = cell.slot().filter(|slot| *slot >= from) {
                         *cell = Cell::Lost(slot);
                     }
+                }
+            }
+            Damage::Only(lost) => {
+                for cell in disk.iter_mut().filter(|cell| cell.slot() == Some(lost)) {
+                    *cell = Cell::Lost(lost);
                 }
             }
             Damage::Tail(count) => {
