@@ -45,6 +45,7 @@ use domain::Domain;
 use door::{
     Door, DoorOptions, Front, Member, Members, Server, SlowLog, Stagger, StatusTold, member_id, serve,
 };
+pub use metrics::CertificateMetrics;
 use metrics::Metrics;
 use nearest::Place;
 use watch::Hub;

@@ -1,5 +1,6 @@
 //! What a gateway counts. Names are etcd's where they mean the same, `gaios_` otherwise.
 
+mod certificates;
 mod histogram;
 
 use std::sync::Arc;
@@ -17,6 +18,8 @@ use crate::door::{ADVERTISED_CLUSTER_VERSION, ADVERTISED_VERSION};
 use crate::journey::Journey;
 use crate::nearest::Place;
 
+pub use certificates::CertificateMetrics;
+pub(crate) use certificates::catch_up;
 pub(crate) use histogram::{Family, Histogram, Unit};
 
 /// Codes by number, as grpc-go's metrics name them.

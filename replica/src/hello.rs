@@ -48,16 +48,20 @@ pub(crate) async fn call(
     }
 }
 
-/// The session of a link, where links have certificates: with that peer and nobody else.
+/// The session of a link, where links have certificates: with that peer and nobody else. What answers is refused for the
+/// same reasons as who calls, and counted beside.
 async fn secure(shared: &Shared, peer: &Peer, stream: Stream) -> io::Result<Stream> {
     let Some(tls) = &shared.tls else { return Ok(stream) };
-    let (stream, holder) = tls.connect(stream).await.map_err(io::Error::other)?;
+    let refused = |refusal: Refusal| {
+        shared.metrics.answer_refused(refusal.label());
+        io::Error::other(refusal.to_string())
+    };
+    let (stream, holder) = tls.connect(stream).await.map_err(|error| refused(Refusal::Tls(error)))?;
     if holder.role != tls::Role::Node(peer.id.0) {
-        shared.metrics.refused("wrong_holder");
-        return Err(io::Error::other(format!(
+        return Err(refused(Refusal::WrongHolder(format!(
             "its certificate is that of {holder}, not of node {}: check the addresses in the configuration",
             peer.id.0
-        )));
+        ))));
     }
     Ok(stream)
 }

@@ -36,6 +36,7 @@ pub(crate) struct Metrics {
     pub(crate) insecure: IntGauge,
     connections: IntGaugeVec,
     refused: IntCounterVec,
+    answers_refused: IntCounterVec,
     pub(crate) distrusted: IntCounterVec,
 }
 
@@ -121,6 +122,7 @@ impl Metrics {
             ),
             connections: connections(&registry),
             refused: refused(&registry),
+            answers_refused: answers_refused(&registry),
             distrusted: distrusted(&registry),
             registry,
         }
@@ -141,6 +143,11 @@ impl Metrics {
     /// A connection was turned away, for a reason of [`Refusal::LABELS`].
     pub(crate) fn refused(&self, reason: &str) {
         self.refused.with_label_values(&[reason]).inc();
+    }
+
+    /// What answers at a peer's address has shown no certificate of that peer; a reason of [`Refusal::LABELS`].
+    pub(crate) fn answer_refused(&self, reason: &str) {
+        self.answers_refused.with_label_values(&[reason]).inc();
     }
 
     pub(crate) fn journal_synced(&self, records: u64, bytes: u64, write: Duration, sync: Duration) {
@@ -344,6 +351,16 @@ fn refused(registry: &Registry) -> IntCounterVec {
     for reason in Refusal::LABELS {
         counter.with_label_values(&[reason]);
     }
+    counter
+}
+
+fn answers_refused(registry: &Registry) -> IntCounterVec {
+    let options = Opts::new(
+        "gaios_replica_answers_refused_total",
+        "Calls of peers by this node that ended since what answers has not shown the peer's certificate",
+    );
+    let counter = IntCounterVec::new(options, &["reason"]).expect("a constant name");
+    registry.register(Box::new(counter.clone())).expect("registered once per registry");
     counter
 }
 

@@ -38,6 +38,7 @@ use crate::errors::Failure;
 use crate::journey;
 use crate::leading::{Leading, Wanted};
 use crate::link::{Identity, LinkEvent};
+use crate::metrics::CertificateMetrics;
 use crate::nearest::Place;
 use crate::retry::Attempts;
 use crate::status::NodeStatus;
@@ -104,6 +105,7 @@ pub(crate) struct Shared {
     discovery: Discovery,
     names: Names,
     metrics: CarrierMetrics,
+    link_tls: Option<Arc<tls::Mutual>>,
     topology: ArcSwapOption<Topology>,
     /// The groups that carry the domain. One that is known is kept for good.
     groups: ArcSwap<Vec<Arc<Group>>>,
@@ -139,7 +141,7 @@ impl Carrier {
         };
         let (sender, events) = mpsc::unbounded_channel();
         let links = Links::new(identity, sender, options.links_per_node.max(1));
-        let CarrierOptions { nodes, dns_server, request_timeout, waiting_max, .. } = options;
+        let CarrierOptions { nodes, dns_server, request_timeout, waiting_max, link_tls, .. } = options;
         let limits = CarrierLimits { request_timeout, waiting_max };
         let shared = Arc::new(Shared {
             limits: ArcSwap::from_pointee(limits),
@@ -147,6 +149,7 @@ impl Carrier {
             links,
             names: Names::default(),
             metrics,
+            link_tls,
             topology: ArcSwapOption::empty(),
             groups: ArcSwap::default(),
             waiting: AtomicUsize::new(0),
@@ -417,7 +420,11 @@ impl Domain for Carrier {
     }
 
     fn collectors(&self) -> Vec<Box<dyn Collector>> {
-        self.shared.metrics.collectors()
+        let mut collectors = self.shared.metrics.collectors();
+        if let Some(tls) = self.shared.link_tls.clone() {
+            collectors.push(Box::new(CertificateMetrics::new("link", move || tls.status())));
+        }
+        collectors
     }
 
     fn links(&self) -> LinkCounts {

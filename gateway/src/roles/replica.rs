@@ -9,6 +9,7 @@ use bytes::BytesMut;
 use config::{Given, Name, Replica};
 use consensus_core::{GroupId, NodeId, Timing};
 use discovery::Discovery;
+use gateway::CertificateMetrics;
 use replica::{Node, NodeOptions};
 use tls::Holder;
 use tokio::time::timeout;
@@ -37,6 +38,10 @@ pub(crate) fn run(file: &Path, given: &Given) -> Result<(), Failure> {
         follow(tls.as_ref());
         let options = NodeOptions { tls: tls.clone(), ..options(&config, listener, awake, descriptors)? };
         let node = Node::start(options).await?;
+        if let Some(tls) = tls.clone() {
+            let certificates = CertificateMetrics::new("link", move || tls.status());
+            node.health().metrics().register(Box::new(certificates))?;
+        }
         let admin = admin::serve(admin_listener, node.health())?;
         let source = Source { file: file.to_owned(), given: given.clone() };
         tokio::select! {

@@ -52,7 +52,9 @@ struct Metric {
 /// Compares the page with what is exported; with `rewrite`, writes it.
 pub(super) fn check(cluster: &Cluster, rewrite: bool) -> Result<(), Failure> {
     let mut metrics = BTreeMap::new();
-    collect(cluster.gateway_admin, &mut metrics, |metric| metric.gateway = true)?;
+    for admin in [cluster.gateway_admin, cluster.tls_gateway_admin] {
+        collect(admin, &mut metrics, |metric| metric.gateway = true)?;
+    }
     for admin in &cluster.replica_admins {
         collect(*admin, &mut metrics, |metric| metric.node = true)?;
     }
