@@ -61,7 +61,8 @@ impl Readiness {
             return Some(Unready::NoLeader);
         }
         let committed = status.known_commit;
-        let target = *self.target.get_or_insert(committed);
+        // What was claimed and has lapsed since, as nobody had it, is no target.
+        let target = *self.target.insert(self.target.map_or(committed, |target| target.min(committed)));
         self.caught_up |= applied >= target;
         let due = if self.caught_up { Slot(committed.0.saturating_sub(BEHIND_MAX)) } else { target };
         (applied < due).then_some(Unready::Behind { applied, committed })
@@ -115,6 +116,16 @@ mod tests {
         assert_eq!(readiness.judge(&follower(Some(1), 501_001), Slot(500_000)), behind(500_000, 501_001));
         assert_eq!(readiness.judge(&follower(None, 501_001), Slot(501_001)), Some(Unready::NoLeader));
         assert_eq!(readiness.judge(&follower(Some(2), 501_001), Slot(501_001)), None);
+    }
+
+    #[test]
+    fn a_commit_that_was_claimed_and_has_lapsed_keeps_nobody_unready() {
+        let mut readiness = Readiness::default();
+        let forged = readiness.judge(&follower(Some(1), 1 << 40), Slot(7));
+        assert_eq!(forged, Some(Unready::Behind { applied: Slot(7), committed: Slot(1 << 40) }));
+        let behind = Unready::Behind { applied: Slot(7), committed: Slot(9) };
+        assert_eq!(readiness.judge(&follower(Some(1), 9), Slot(7)), Some(behind));
+        assert_eq!(readiness.judge(&follower(Some(1), 20), Slot(9)), None);
     }
 
     #[test]
