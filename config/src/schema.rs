@@ -203,7 +203,9 @@ section! {
         /// one waits for what is left of that, which is between `support` less a heartbeat and `support`; after an orderly stop
         /// it waits for nothing. While a heartbeat and its answer take longer than `support` less a heartbeat, 1 % and 5 ms
         /// (240 ms with the defaults), a leader has no lease, and its reads ask the others first. At least three heartbeats.
-        /// Nodes with different values break the leases' promise: change it while all nodes are stopped.
+        /// Nodes say it to each other, and a lease lasts as long as who gives it says; so it may be changed on one node after
+        /// the other. A node that is started with a shorter one does not shorten what it gave before, and is ready when that is
+        /// over.
         support: Duration = default("350ms") ["50ms" to "30s"];
         /// Silence after which a leader is given up; each candidate adds up to as much again, by chance. At least three
         /// heartbeats.

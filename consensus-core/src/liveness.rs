@@ -14,8 +14,14 @@
 //! B's view ends before A's for any delay of the messages, since t0 is before the receipt. When support lapses at A,
 //! the epoch is over: A refuses to revive it, B moves to the next, and every group asks for its lease again.
 //!
+//! D is the grantor's: A says it when the two meet, and B counts by that and not by its own, so nodes may differ in it. Of a
+//! node that does not say it nobody knows how long its support lasts, nor for how long it counts on that of others. So a
+//! pair one of whom is silent gives each other none; its groups go on, and its leaders ask before they answer reads.
+//!
 //! A restarted grantor has forgotten whom it supported. For [`Timing::quarantine`] it grants nothing, and its votes
-//! name everybody who might hold a lease. A holder that learns of the restart starts a new epoch.
+//! name everybody who might hold a lease. That is by the longest D of its lives ([`Liveness::remember`]), which its shell
+//! keeps; of one whose disk was emptied nobody knows it, so whoever hears that forgets its support first
+//! ([`Liveness::begins_anew`]). A holder that learns of a restart starts a new epoch.
 //!
 //! A holder that is about to stop need not let others wait for its leases to lapse: [`Liveness::retire`] gives all
 //! support back. It first stops to count on what it was given, and then says so by an epoch above, which ends the old one
@@ -27,6 +33,7 @@
 //! judges for each of its groups whether the leader reaches a quorum, without a message of the group.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::message::{Heartbeat, HeartbeatAck};
 use crate::newcomer::INCARNATION_MAX;
@@ -134,7 +141,8 @@ impl Liveness {
         timing: Timing,
         now: Mono,
     ) -> Liveness {
-        let quarantine_until = if incarnation > 1 { now.after(timing.quarantine()) } else { now };
+        let quarantine_until =
+            if incarnation > 1 { now.after(timing.quarantine(timing.support)) } else { now };
         let mut liveness = Liveness {
             node,
             incarnation,
@@ -155,6 +163,13 @@ impl Liveness {
         liveness
     }
 
+    /// Former lives of this node may have supported others for as long as this.
+    pub fn remember(&mut self, support: Duration, now: Mono) {
+        if self.incarnation > 1 {
+            self.quarantine_until = self.quarantine_until.max(now.after(self.timing.quarantine(support)));
+        }
+    }
+
     /// Starts to exchange heartbeats with `peer`.
     pub fn add_peer(&mut self, peer: NodeId) {
         if peer != self.node {
@@ -168,11 +183,26 @@ impl Liveness {
         self.peers.remove(&peer);
     }
 
-    /// A message from a peer. `now` is sampled while the caller has exclusive access, see the contract above.
-    pub fn receive(&mut self, now: Mono, from: NodeId, message: LivenessMessage) {
+    /// A message from a peer, which gives support for as long as `support`, or does not say so. `now` is sampled while the
+    /// caller has exclusive access, see the contract above.
+    pub fn receive(&mut self, now: Mono, from: NodeId, support: Option<Duration>, message: LivenessMessage) {
         match message {
-            LivenessMessage::Heartbeat(heartbeat) => self.handle_heartbeat(now, from, heartbeat),
-            LivenessMessage::HeartbeatAck(ack) => self.handle_ack(now, from, &ack),
+            LivenessMessage::Heartbeat(heartbeat) => {
+                self.handle_heartbeat(now, from, support.is_some(), heartbeat);
+            }
+            LivenessMessage::HeartbeatAck(ack) => self.handle_ack(now, from, support, &ack),
+        }
+    }
+
+    /// `peer` has lost its memory, and will grant what it grants in a life that has not begun: what it granted before is
+    /// counted on no more.
+    pub fn begins_anew(&mut self, peer: NodeId) {
+        if let Some(state) = self.peers.get_mut(&peer)
+            && state.support_until.take().is_some()
+        {
+            // An answer of the life before may still be on its way.
+            state.epoch.count += 1;
+            self.events.push(LivenessEvent::PeerChanged(peer));
         }
     }
 
@@ -333,7 +363,13 @@ impl Liveness {
         now < self.quarantine_until
     }
 
-    fn handle_heartbeat(&mut self, now: Mono, from: NodeId, heartbeat: Heartbeat) {
+    /// Until when it is.
+    #[must_use]
+    pub fn quarantine_until(&self) -> Mono {
+        self.quarantine_until
+    }
+
+    fn handle_heartbeat(&mut self, now: Mono, from: NodeId, counts_as_we_say: bool, heartbeat: Heartbeat) {
         let quarantined = self.quarantined(now);
         let hears_max = self.peers.len() + HEARS_SPARE_MAX;
         let Some(peer) = self.peers.get_mut(&from) else { return };
@@ -363,6 +399,7 @@ impl Liveness {
         // One who does not hear the answers cannot use the support, but would hold up commits with it.
         let answers_arrive = peer.hears.contains(&self.node);
         let granted = heartbeat.wants_support
+            && counts_as_we_say
             && answers_arrive
             && heartbeat.receiver_incarnation == self.incarnation
             && !quarantined
@@ -386,7 +423,7 @@ impl Liveness {
         self.sends.push((from, LivenessMessage::HeartbeatAck(ack)));
     }
 
-    fn handle_ack(&mut self, now: Mono, from: NodeId, ack: &HeartbeatAck) {
+    fn handle_ack(&mut self, now: Mono, from: NodeId, support: Option<Duration>, ack: &HeartbeatAck) {
         let (fit, mut hears) = (self.is_fit(self.node), self.reached());
         let Some(peer) = self.peers.get_mut(&from) else { return };
         let stale = ack.epoch.incarnation != self.incarnation || ack.incarnation < peer.incarnation;
@@ -413,9 +450,12 @@ impl Liveness {
             let heartbeat = peer.heartbeat(now, fit, hears.clone());
             self.sends.push((from, heartbeat));
         }
-        if ack.granted && ack.epoch == peer.epoch {
+        if let Some(support) = support
+            && ack.granted
+            && ack.epoch == peer.epoch
+        {
             let was = peer.support_until;
-            peer.support_until = was.max(Some(ack.sent_at.after(self.timing.hold())));
+            peer.support_until = was.max(Some(ack.sent_at.after(self.timing.hold(support))));
             if was.is_none_or(|until| now >= until) {
                 self.events.push(LivenessEvent::PeerChanged(from));
             }
@@ -505,14 +545,14 @@ fn lapsed(at: Option<Mono>, now: Mono, timing: &Timing) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use proptest::prelude::*;
 
     use super::*;
 
     const A: NodeId = NodeId(1);
     const B: NodeId = NodeId(2);
+    /// Timing's default.
+    const SAID: Option<Duration> = Some(Duration::from_millis(350));
 
     /// Delivers everything that `from` wants to send to `to`; times are the receivers'.
     fn exchange(from: &mut Liveness, to: &mut Liveness, now: Mono) -> Vec<LivenessEvent> {
@@ -522,12 +562,12 @@ mod tests {
             from.poll(&mut out);
             events.extend(out.events);
             for (_, message) in out.sends {
-                to.receive(now, from.node(), message);
+                to.receive(now, from.node(), Some(from.timing.support), message);
             }
             let mut back = LivenessOutput::default();
             to.poll(&mut back);
             for (_, message) in back.sends {
-                from.receive(now, to.node(), message);
+                from.receive(now, to.node(), Some(to.timing.support), message);
             }
         }
         events
@@ -616,7 +656,7 @@ mod tests {
         let mut late = LivenessOutput::default();
         b.poll(&mut late);
         let (_, heartbeat) = late.sends.remove(0);
-        a.receive(ms(401), B, heartbeat.clone());
+        a.receive(ms(401), B, SAID, heartbeat.clone());
         let mut answers = LivenessOutput::default();
         a.poll(&mut answers);
 
@@ -628,9 +668,9 @@ mod tests {
         assert_eq!(a.supports(ms(403), B), None, "nobody waits for the lapse");
         assert!(a.is_up(ms(403), B) && !a.is_fit(B));
 
-        a.receive(ms(404), B, heartbeat);
+        a.receive(ms(404), B, SAID, heartbeat);
         for (_, answer) in answers.sends {
-            b.receive(ms(404), A, answer);
+            b.receive(ms(404), A, SAID, answer);
         }
         exchange(&mut a, &mut b, ms(405));
         assert_eq!(
@@ -662,12 +702,82 @@ mod tests {
             let mut out = LivenessOutput::default();
             b.poll(&mut out);
             for (_, message) in out.sends {
-                a.receive(ms(at), B, message);
+                a.receive(ms(at), B, SAID, message);
             }
             a.poll(&mut LivenessOutput::default());
         }
         assert!(a.is_up(ms(999), B));
         assert_eq!(a.supports(ms(999), B), None);
+    }
+
+    #[test]
+    fn who_does_not_say_how_long_it_supports_gives_and_gets_nothing() {
+        let (mut a, mut b) = pair(1);
+        for at in 0..1000 {
+            for node in [&mut a, &mut b] {
+                node.disk_progress(ms(at));
+                if node.next_deadline() <= ms(at) {
+                    node.tick(ms(at));
+                }
+            }
+            for _ in 0..4 {
+                let (mut from_a, mut from_b) = (LivenessOutput::default(), LivenessOutput::default());
+                a.poll(&mut from_a);
+                b.poll(&mut from_b);
+                for (_, message) in from_a.sends {
+                    // B is of a version before: it counts on whatever it is granted.
+                    b.receive(ms(at), A, SAID, message);
+                }
+                for (_, message) in from_b.sends {
+                    a.receive(ms(at), B, None, message);
+                }
+            }
+        }
+        assert!(a.is_up(ms(999), B) && a.reaches(ms(999), B) && b.reaches(ms(999), A));
+        assert_eq!((a.supports(ms(999), B), b.supported_by(ms(999), A)), (None, None));
+        assert!(b.supports(ms(999), A).is_some(), "it knows no better");
+        assert_eq!(a.supported_by(ms(999), B), None);
+    }
+
+    #[test]
+    fn support_lasts_as_long_as_who_gives_it_says() {
+        let timing = |support| Timing { support: Duration::from_millis(support), ..Timing::default() };
+        let mut a = Liveness::new(A, [B], 1, timing(400), Mono(0));
+        let mut b = Liveness::new(B, [A], 1, timing(3000), Mono(0));
+        run(&mut a, &mut b, 0, 300);
+        let until = |node: &Liveness, by| node.supported_by(ms(300), by).expect("supported").1;
+        assert!(until(&b, A) < ms(300 + 400) && until(&a, B) > ms(300 + 2700));
+    }
+
+    #[test]
+    fn a_shorter_support_does_not_shorten_the_quarantine_of_the_longer_one() {
+        let mut a = Liveness::new(A, [B], 2, Timing::default(), ms(0));
+        assert!(a.quarantined(ms(350)) && !a.quarantined(ms(360)));
+        a.remember(Duration::from_secs(2), ms(0));
+        assert!(a.quarantined(ms(2000)) && !a.quarantined(ms(2030)));
+        a.remember(Duration::from_millis(50), ms(0));
+        assert!(a.quarantined(ms(2000)));
+        let mut first = Liveness::new(A, [B], 1, Timing::default(), ms(0));
+        first.remember(Duration::from_secs(2), ms(0));
+        assert!(!first.quarantined(ms(0)), "it has had no life before");
+    }
+
+    #[test]
+    fn the_support_of_one_that_has_lost_its_memory_is_counted_on_no_more() {
+        let (mut a, mut b) = pair(1);
+        run(&mut a, &mut b, 0, 300);
+        // An answer is on its way when the disk of A is emptied.
+        b.tick(ms(400));
+        let mut asked = LivenessOutput::default();
+        b.poll(&mut asked);
+        a.receive(ms(401), B, SAID, asked.sends.remove(0).1);
+        let mut answer = LivenessOutput::default();
+        a.poll(&mut answer);
+        assert!(b.supported_by(ms(402), A).is_some());
+        b.begins_anew(A);
+        assert_eq!(b.supported_by(ms(402), A), None);
+        b.receive(ms(403), A, SAID, answer.sends.remove(0).1);
+        assert_eq!(b.supported_by(ms(403), A), None);
     }
 
     #[test]
@@ -692,13 +802,15 @@ mod tests {
             offset_a in 0u64..10_000_000_000,
             offset_b in 0u64..10_000_000_000,
             retires_at in prop::option::of(0u64..3000),
+            support_a in 300u64..1500,
+            support_b in 300u64..1500,
             delays in prop::collection::vec((0u64..900, 0u64..900, any::<bool>(), any::<bool>()), 1..60),
         ) {
-            let timing = Timing::default();
+            let timing = |support| Timing { support: Duration::from_millis(support), ..Timing::default() };
             let clock_a = |true_us: u64| Mono(offset_a + true_us * rate_a / 1000);
             let clock_b = |true_us: u64| Mono(offset_b + true_us * rate_b / 1000);
-            let mut a = Liveness::new(A, [B], 1, timing, clock_a(0));
-            let mut b = Liveness::new(B, [A], 1, timing, clock_b(0));
+            let mut a = Liveness::new(A, [B], 1, timing(support_a), clock_a(0));
+            let mut b = Liveness::new(B, [A], 1, timing(support_b), clock_b(0));
             // Messages on their way: arrival in true time, to A or to B.
             let mut flights: Vec<(u64, NodeId, LivenessMessage)> = Vec::new();
             let mut delays = delays.into_iter().cycle();
@@ -712,7 +824,12 @@ mod tests {
                 let (due, rest): (Vec<_>, Vec<_>) = flights.into_iter().partition(|(when, _, _)| *when <= at);
                 flights = rest;
                 for (_, to, message) in due {
-                    if to == A { a.receive(clock_a(at), B, message); } else { b.receive(clock_b(at), A, message); }
+                    let (said_a, said_b) = (Some(a.timing.support), Some(b.timing.support));
+                    if to == A {
+                        a.receive(clock_a(at), B, said_b, message);
+                    } else {
+                        b.receive(clock_b(at), A, said_a, message);
+                    }
                 }
                 for (node, to) in [(&mut a, B), (&mut b, A)] {
                     let mut out = LivenessOutput::default();
@@ -735,9 +852,10 @@ mod tests {
     fn the_times_fit_together() {
         let timing = Timing::default();
         assert!(timing.is_consistent());
-        assert!(timing.hold() < timing.support && timing.support < timing.quarantine());
+        let support = timing.support;
+        assert!(timing.hold(support) < support && support < timing.quarantine(support));
         // 350 ms * 995 / 1005 - 5 ms.
-        assert_eq!(timing.hold().as_micros(), 341_517);
+        assert_eq!(timing.hold(support).as_micros(), 341_517);
         assert!(!Timing { heartbeat: Duration::from_secs(1), ..timing }.is_consistent());
     }
 }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::{GroupId, NodeId};
 
-/// The times of the protocol. All nodes of a cluster use the same `support` and `clock_drift_ppm`.
+/// The times of the protocol. All nodes of a cluster use the same `clock_drift_ppm`; `support` may differ, since who is
+/// given it goes by the word of who gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Timing {
     /// Between heartbeats to a peer. Default: 100 ms.
@@ -47,20 +48,21 @@ impl Default for Timing {
 }
 
 impl Timing {
-    /// How long a holder may count on support, from when it sent the heartbeat, by its own clock:
-    /// H = D (1 − ρ) / (1 + ρ) − ε. The heartbeat left before the grantor received it and started to count D, so the
-    /// holder stops first however slow its clock and fast the grantor's.
+    /// How long a holder may count on the support of one who gives it for `support`, from when it sent the heartbeat, by its
+    /// own clock: H = D (1 − ρ) / (1 + ρ) − ε. The heartbeat left before the grantor received it and started to count D, so
+    /// the holder stops first however slow its clock and fast the grantor's.
     #[must_use]
-    pub fn hold(&self) -> Duration {
+    pub fn hold(&self, support: Duration) -> Duration {
         let (slow, fast) = self.drift();
-        (self.support * slow / fast).saturating_sub(self.margin)
+        (support * slow / fast).saturating_sub(self.margin)
     }
 
-    /// How long a restarted node does as if every lease it may have granted before were alive: D (1 + ρ) / (1 − ρ).
+    /// How long a restarted node that gave `support` does as if every lease it may have granted before were alive:
+    /// D (1 + ρ) / (1 − ρ).
     #[must_use]
-    pub fn quarantine(&self) -> Duration {
+    pub fn quarantine(&self, support: Duration) -> Duration {
         let (slow, fast) = self.drift();
-        self.support * fast / slow
+        support * fast / slow
     }
 
     /// Whether the times fit together.
@@ -70,7 +72,7 @@ impl Timing {
             && self.heartbeat > Duration::ZERO
             && self.retransmit > Duration::ZERO
             && self.lease_poll > Duration::ZERO
-            && self.hold() > self.heartbeat * 2
+            && self.hold(self.support) > self.heartbeat * 2
             && self.election > self.heartbeat * 2
     }
 

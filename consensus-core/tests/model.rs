@@ -127,7 +127,7 @@ impl State {
                     let mut out = LivenessOutput::default();
                     self.node(id).liveness.poll(&mut out);
                     for (to, message) in out.sends {
-                        self.node(to).liveness.receive(now, id, message);
+                        self.node(to).liveness.receive(now, id, Some(Timing::default().support), message);
                     }
                     for event in out.events {
                         self.input(bounds, id, event.into());

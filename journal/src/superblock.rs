@@ -12,7 +12,8 @@
 //! | 32 | 8 | node |
 //! | 40 | 8 | salt |
 //! | 48 | 8 | incarnation |
-//! | 56 | 8 | flags; 1: the journal was made; 2: the node has its place; 4: it returned without its memory; 8: it is an old copy; 16: it may be one |
+//! | 56 | 4 | flags; 1: the journal was made; 2: the node has its place; 4: it returned without its memory; 8: it is an old copy; 16: it may be one |
+//! | 60 | 4 | support, in milliseconds; 0: not known |
 //! | 64 | 8 | mark |
 //! | 72 | 8 | length of the roll |
 //! | 80 | 16 each | the roll: node, mark |
@@ -21,6 +22,8 @@
 //! A change is written to `a` and synced, then to `b` and synced, and has happened when both are. So at any moment one
 //! copy is whole, and a single damaged copy never takes back a change that has happened. With both copies damaged the
 //! node cannot know what it promised. It has to begin with an empty directory, and the other nodes tell it what it needs.
+
+use std::time::Duration;
 
 use crate::{
     disk::{Disk, DiskFile},
@@ -41,6 +44,8 @@ const FLAG_RETURNED: u64 = 4;
 const FLAG_REVOKED: u64 = 8;
 const FLAG_DOUBTED: u64 = 16;
 const FLAG_SURVIVOR: u64 = 32;
+/// The support lies above the flags.
+const SUPPORT_SHIFT: u32 = 32;
 const ROLL_AT: usize = 80;
 const DOUBT_AT: usize = BLOCK_BYTES - 16;
 /// Longest roll that is kept.
@@ -74,6 +79,8 @@ pub struct Facts {
     /// The operator has declared that what this directory holds is what there is, and its groups have not come to use that
     /// yet.
     pub survivor: bool,
+    /// The longest support that this life gives, or one before it gave that may not be over; zero where that is not known.
+    pub support: Duration,
     /// Nodes that had no place either when this one took its own, and the marks of their directories. Whoever is not
     /// among the first 250 is taken for one that returns, which is safe.
     pub roll: Vec<(u64, u64)>,
@@ -155,14 +162,24 @@ impl<D: Disk> Superblock<D> {
         self.damaged
     }
 
-    /// Counts a start, durably, and returns the new incarnation.
+    /// Counts a start, durably, of a life that gives support for so long, and returns the new incarnation.
     ///
     /// # Errors
     /// [`Error::Io`]: the start must not go on.
-    pub fn begin_incarnation(&mut self) -> Result<u64, Error> {
+    pub fn begin_incarnation(&mut self, support: Duration) -> Result<u64, Error> {
         self.facts.incarnation += 1;
+        self.facts.support = self.facts.support.max(as_kept(support));
         self.store()?;
         Ok(self.facts.incarnation)
+    }
+
+    /// Notes, durably, that support of lives before is over, and this life gives it for so long.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn lower_support(&mut self, support: Duration) -> Result<(), Error> {
+        self.facts.support = as_kept(support);
+        self.store()
     }
 
     /// Notes, durably, that the journal exists. Does nothing when it is noted.
@@ -281,16 +298,37 @@ fn read_copy<D: Disk>(disk: &D, copy: &str) -> Result<Option<(u64, Facts)>, Erro
     }
 }
 
+/// In milliseconds: rounded up, 49 days at most.
+fn millis(support: Duration) -> u32 {
+    u32::try_from(support.as_nanos().div_ceil(1_000_000)).unwrap_or(u32::MAX)
+}
+
+fn as_kept(support: Duration) -> Duration {
+    Duration::from_millis(millis(support).into())
+}
+
 fn encode(sequence: u64, facts: &Facts) -> Vec<u8> {
-    let Facts { identity, incarnation, journal_made, mark, placed, returned, revoked, doubt, survivor, roll } =
-        facts;
+    let Facts {
+        identity,
+        incarnation,
+        journal_made,
+        mark,
+        placed,
+        returned,
+        revoked,
+        doubt,
+        survivor,
+        support,
+        roll,
+    } = facts;
     let flag = |set: bool, flag: u64| if set { flag } else { 0 };
     let flags = flag(*journal_made, FLAG_JOURNAL_MADE)
         | flag(*placed, FLAG_PLACED)
         | flag(*returned, FLAG_RETURNED)
         | flag(*revoked, FLAG_REVOKED)
         | flag(doubt.is_some(), FLAG_DOUBTED)
-        | flag(*survivor, FLAG_SURVIVOR);
+        | flag(*survivor, FLAG_SURVIVOR)
+        | u64::from(millis(*support)) << SUPPORT_SHIFT;
     let Identity { cluster, node, salt } = *identity;
     let mut out = Vec::with_capacity(BLOCK_BYTES);
     out.extend_from_slice(&MAGIC);
@@ -341,6 +379,7 @@ fn decode(block: &[u8; BLOCK_BYTES], copy: &str) -> Result<Option<(u64, Facts)>,
         facts.revoked = flags & FLAG_REVOKED != 0;
         facts.doubt = (flags & FLAG_DOUBTED != 0).then(|| (u64_at(DOUBT_AT), u64_at(DOUBT_AT + 8)));
         facts.survivor = flags & FLAG_SURVIVOR != 0;
+        facts.support = Duration::from_millis(flags >> SUPPORT_SHIFT);
         facts.roll = (0..roll).map(|n| (u64_at(ROLL_AT + 16 * n), u64_at(ROLL_AT + 16 * n + 8))).collect();
     }
     Ok(Some((u64_at(16), facts)))
@@ -365,7 +404,8 @@ mod tests {
     #[test]
     fn a_roll_fills_the_block_and_no_more() {
         let roll: Vec<(u64, u64)> = (0..ROLL_MAX as u64).map(|node| (node, !node)).collect();
-        let facts = Facts { placed: true, doubt: Some((2, !2)), roll, ..Facts::default() };
+        let support = Duration::from_millis(u32::MAX.into());
+        let facts = Facts { placed: true, doubt: Some((2, !2)), support, roll, ..Facts::default() };
         let block: [u8; BLOCK_BYTES] = encode(1, &facts).try_into().unwrap();
         assert_eq!(decode(&block, "a").unwrap(), Some((1, facts)));
     }

@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::time::Duration;
+
 use std::io::{self, IoSlice};
 
 use common::*;
@@ -327,7 +329,7 @@ fn the_superblock_survives_one_damaged_copy() {
     on_both(|disk| {
         assert!(Superblock::open(disk()).unwrap().is_none());
         let mut superblock = Superblock::create(disk(), IDENTITY, 77).unwrap();
-        assert_eq!(superblock.begin_incarnation().unwrap(), 1);
+        assert_eq!(superblock.begin_incarnation(Duration::from_millis(350)).unwrap(), 1);
         superblock.journal_made().unwrap();
         assert!(matches!(Superblock::create(disk(), IDENTITY, 78), Err(Error::Corrupt { .. })));
         let begun =

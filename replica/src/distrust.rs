@@ -124,7 +124,7 @@ mod tests {
             }
         };
         // It has proved to be node 2 before.
-        node.shared.peers[&FORGER].linked_with(1, 7);
+        node.shared.peers[&FORGER].linked_with(1, 7, None);
         let mut stream = connect(&node.shared.discovery, &node.address().to_string()).await.unwrap();
         let hello = PeerHello {
             purpose: Purpose::Link,
@@ -138,6 +138,7 @@ mod tests {
             standing: Standing::Placed { known_as: None, incarnation_heard: 0 },
             groups: node.shared.groups_digest,
             knows: wire::Frames::ALL,
+            support: None,
         };
         let mut body = BytesMut::new();
         hello.encode(&mut body);

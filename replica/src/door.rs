@@ -385,6 +385,7 @@ mod tests {
             standing: Standing::Placed { known_as: None, incarnation_heard: 0 },
             groups: 0,
             knows: crate::wire::Frames::ALL,
+            support: None,
         };
         let mut as_node_2 = bytes::BytesMut::new();
         hello.encode(&mut as_node_2);

@@ -115,6 +115,9 @@ pub(crate) async fn answer(
     if shared.seat.is_aside() && asked.purpose != Purpose::Ask {
         return Err(Refusal::Aside);
     }
+    if let Standing::Newcomer { .. } = asked.standing {
+        shared.begins_anew(asked.from);
+    }
     let answer = hello(shared, asked.purpose, asked.from);
     write_hello(stream, &answer).await.map_err(|_| Refusal::Gone)?;
     // Of a newcomer both know why there is no link.
@@ -126,8 +129,9 @@ pub(crate) async fn answer(
     }
     check_lives(shared, &asked).map_err(Refusal::OldCopy)?;
     if asked.purpose == Purpose::Link {
-        peer.linked_with(asked.incarnation, asked.nonce);
+        peer.linked_with(asked.incarnation, asked.nonce, asked.support);
         peer.knows(asked.knows);
+        shared.compare_support(peer, asked.support);
     }
     Ok(Some((Arc::clone(peer), asked.purpose)))
 }
@@ -176,6 +180,7 @@ fn bare(shared: &Shared, purpose: Purpose, to: NodeId) -> PeerHello {
         standing: Standing::Placed { known_as: None, incarnation_heard: 0 },
         groups: 0,
         knows: Frames::ALL,
+        support: None,
     }
 }
 
@@ -190,6 +195,7 @@ fn hello(shared: &Shared, purpose: Purpose, to: NodeId) -> PeerHello {
         taken: purpose == Purpose::Ask && peer.is_some_and(|peer| peer.is_linked()),
         standing,
         groups: shared.groups_digest,
+        support: Some(shared.timing.support),
         ..bare(shared, purpose, to)
     }
 }

@@ -37,6 +37,7 @@ pub(crate) struct Metrics {
     connections: IntGaugeVec,
     refused: IntCounterVec,
     answers_refused: IntCounterVec,
+    support_differs: IntGaugeVec,
     pub(crate) distrusted: IntCounterVec,
 }
 
@@ -123,6 +124,7 @@ impl Metrics {
             connections: connections(&registry),
             refused: refused(&registry),
             answers_refused: answers_refused(&registry),
+            support_differs: support_differs(&registry),
             distrusted: distrusted(&registry),
             registry,
         }
@@ -148,6 +150,10 @@ impl Metrics {
     /// What answers at a peer's address has shown no certificate of that peer; a reason of [`Refusal::LABELS`].
     pub(crate) fn answer_refused(&self, reason: &str) {
         self.answers_refused.with_label_values(&[reason]).inc();
+    }
+
+    pub(crate) fn support_differs(&self, peer: NodeId, differs: bool) {
+        self.support_differs.with_label_values(&[&peer.0.to_string()]).set(i64::from(differs));
     }
 
     pub(crate) fn journal_synced(&self, records: u64, bytes: u64, write: Duration, sync: Duration) {
@@ -362,6 +368,16 @@ fn answers_refused(registry: &Registry) -> IntCounterVec {
     let counter = IntCounterVec::new(options, &["reason"]).expect("a constant name");
     registry.register(Box::new(counter.clone())).expect("registered once per registry");
     counter
+}
+
+fn support_differs(registry: &Registry) -> IntGaugeVec {
+    let options = Opts::new(
+        "gaios_replica_peer_support_differs",
+        "1 where a peer has another `timing.support` than this node, or does not say it",
+    );
+    let gauge = IntGaugeVec::new(options, &["peer"]).expect("a constant name");
+    registry.register(Box::new(gauge.clone())).expect("registered once per registry");
+    gauge
 }
 
 fn by_group(registry: &Registry, name: &str, help: &str) -> IntGaugeVec {

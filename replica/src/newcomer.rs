@@ -122,6 +122,22 @@ impl Seat {
         }
     }
 
+    /// How long this life, or one before it, has given support.
+    pub(crate) fn support(&self) -> Duration {
+        self.superblock.lock().facts().support
+    }
+
+    /// Support that lives before this one gave is over, and this one gives it for so long.
+    pub(crate) async fn lower_support(&self, support: Duration) {
+        // A fraction of a millisecond more is noted than is given.
+        if self.support() < support + Duration::from_millis(1) {
+            return;
+        }
+        if let Err(error) = self.write(move |superblock| superblock.lower_support(support)).await {
+            warn!(%error, "cannot write down that a longer `timing.support` is over: the next start waits for it again");
+        }
+    }
+
     /// There is nothing in it. Returns whether the node takes part again.
     pub(crate) async fn come_back(&self) -> bool {
         match self.write(|superblock| superblock.doubt(None)).await {

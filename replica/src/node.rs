@@ -350,6 +350,7 @@ fn take_part(shared: &Arc<Shared>, starts: Starts, groups: &TaskTracker, others:
     others.spawn(essential::task("the heartbeats", keep_liveness(Arc::clone(shared))));
     others.spawn(essential::task("doubts of this node", aside::keep(Arc::clone(shared))));
     others.spawn(keep_rates(Arc::clone(shared)));
+    others.spawn(forget_support(Arc::clone(shared)));
     for peer in shared.peers.values().filter(|peer| peer.id < shared.id) {
         let dial = peer::dial(Arc::clone(shared), Arc::clone(peer));
         others.spawn(essential::task("the link to a peer", dial));
@@ -423,8 +424,15 @@ impl Shared {
         }
     }
 
-    /// A heartbeat or an answer to one, on a link that was made with this life of its node; false if it is of another.
-    pub(crate) fn on_liveness(&self, from: NodeId, life: u64, message: LivenessMessage) -> bool {
+    /// A heartbeat or an answer to one, on a link that was made with this life of its node, which supports others for so long;
+    /// false if it is of another.
+    pub(crate) fn on_liveness(
+        &self,
+        from: NodeId,
+        life: u64,
+        support: Option<Duration>,
+        message: LivenessMessage,
+    ) -> bool {
         let spoken = match &message {
             LivenessMessage::Heartbeat(heartbeat) => heartbeat.epoch.incarnation,
             LivenessMessage::HeartbeatAck(ack) => ack.incarnation,
@@ -436,8 +444,35 @@ impl Shared {
         if let LivenessMessage::HeartbeatAck(ack) = &message {
             self.metrics.round_trip(from, clock::now().since(ack.sent_at));
         }
-        self.with_liveness(|liveness, now| liveness.receive(now, from, message));
+        self.with_liveness(|liveness, now| liveness.receive(now, from, support, message));
         true
+    }
+
+    /// Tells of a peer that supports others for another time than this node, or does not say for how long. That is safe, see
+    /// [`Liveness`]; it is no state to stay in.
+    pub(crate) fn compare_support(&self, peer: &Peer, support: Option<Duration>) {
+        let own = self.timing.support;
+        self.metrics.support_differs(peer.id, support != Some(own));
+        if !peer.support_news(own, support) {
+            return;
+        }
+        match support {
+            Some(theirs) => warn!(
+                peer = peer.id.0,
+                ?own,
+                ?theirs,
+                "a peer has another `timing.support`: leases last as long as who gives them has it; make it the same on all                  nodes"
+            ),
+            None => warn!(
+                peer = peer.id.0,
+                "a peer does not say its `timing.support`, as versions before this one: the two give each other no leases                  until it is updated"
+            ),
+        }
+    }
+
+    /// A peer has lost its memory, by its own word: what it supported is not counted on.
+    pub(crate) fn begins_anew(&self, peer: NodeId) {
+        self.with_liveness(|liveness, _| liveness.begins_anew(peer));
     }
 
     /// The peer's process is gone for certain: its port refuses connections. Its leases still run their time; only
@@ -530,7 +565,8 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
             journal::EMPTY_IT
         )));
     }
-    let incarnation = superblock.begin_incarnation()?;
+    let former_support = superblock.facts().support;
+    let incarnation = superblock.begin_incarnation(options.timing.support)?;
     let identity = superblock.facts().identity;
 
     let mut recovering: BTreeMap<GroupId, Recovering> = BTreeMap::new();
@@ -654,6 +690,8 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
     let groups = Arc::new(handles);
     let metrics = Metrics::new(options.id, &options.name, &options.region, &options.zone);
     metrics.insecure.set(i64::from(options.insecure));
+    let mut liveness = Liveness::new(options.id, peers.keys().copied(), incarnation, options.timing, now);
+    liveness.remember(former_support, now);
     let limits = admission::Limits::new(options.descriptors, peers.len(), groups.len());
     let writer = spawn_writer(journal, Arc::clone(&groups), Arc::clone(&peers), metrics.clone())?;
     let shared = Shared {
@@ -670,13 +708,7 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
         seat: Seat::new(superblock),
         disk,
         journal: writer,
-        liveness: RwLock::new(Liveness::new(
-            options.id,
-            peers.keys().copied(),
-            incarnation,
-            options.timing,
-            now,
-        )),
+        liveness: RwLock::new(liveness),
         peers,
         shard_map: options.shard_map,
         region: options.region,
@@ -924,6 +956,22 @@ async fn keep_liveness(shared: Arc<Shared>) {
             }
         }
     }
+}
+
+/// Notes that a longer support of lives before is over, once it is.
+async fn forget_support(shared: Arc<Shared>) {
+    loop {
+        let now = clock::now();
+        let over = shared.liveness.read().quarantine_until();
+        if now >= over {
+            break;
+        }
+        tokio::select! {
+            () = tokio::time::sleep_until(clock::instant(now, over)) => {}
+            () = shared.stopped.cancelled() => return,
+        }
+    }
+    shared.seat.lower_support(shared.timing.support).await;
 }
 
 /// Looks at the counters once a second.

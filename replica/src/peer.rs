@@ -47,6 +47,14 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// A link that lives so long is a good one. A peer that does not know this node ends it at once.
 const SETTLED_AFTER: Duration = Duration::from_secs(1);
 
+/// A peer's process, by its hello.
+#[derive(Debug, Clone, Copy)]
+struct Linked {
+    life: u64,
+    nonce: u64,
+    support: Option<Duration>,
+}
+
 /// Another node, as seen from here.
 #[derive(Debug)]
 pub(crate) struct Peer {
@@ -55,14 +63,16 @@ pub(crate) struct Peer {
     pub(crate) address: String,
     /// The connection's way out; `None` while there is none.
     outbox: Mutex<Option<Arc<Outbox>>>,
-    /// The life and the process that a link was made with last.
-    linked_with: Mutex<Option<(u64, u64)>>,
+    /// The process that a link was made with last.
+    linked_with: Mutex<Option<Linked>>,
     /// Held while it is asked whether a caller is its process.
     pub(crate) call_back: tokio::sync::Mutex<()>,
     /// Which frames it knows, by its last hello.
     knows: Mutex<Option<Frames>>,
     /// When it said last that its disk is full; it does so with every heartbeat.
     full_at: Mutex<Option<Mono>>,
+    /// What was told of how long it supports others, if that is another time than this node's.
+    told_support: Mutex<Option<Option<Duration>>>,
 }
 
 impl Peer {
@@ -75,6 +85,7 @@ impl Peer {
             call_back: tokio::sync::Mutex::default(),
             knows: Mutex::new(None),
             full_at: Mutex::new(None),
+            told_support: Mutex::new(None),
         }
     }
 
@@ -83,21 +94,23 @@ impl Peer {
     }
 
     pub(crate) fn life_linked_with(&self) -> u64 {
-        self.linked_with.lock().map_or(0, |(life, _)| life)
+        self.linked_with.lock().map_or(0, |linked| linked.life)
     }
 
-    /// A link is made with this life and process of it.
-    pub(crate) fn linked_with(&self, incarnation: u64, nonce: u64) {
-        *self.linked_with.lock() = Some((incarnation, nonce));
+    /// A link is made with this life and process of it, which supports others for so long.
+    pub(crate) fn linked_with(&self, life: u64, nonce: u64, support: Option<Duration>) {
+        *self.linked_with.lock() = Some(Linked { life, nonce, support });
     }
 
-    pub(crate) fn was_linked_with(&self, incarnation: u64, nonce: u64) -> bool {
-        *self.linked_with.lock() == Some((incarnation, nonce))
+    pub(crate) fn was_linked_with(&self, incarnation: u64, process: u64) -> bool {
+        self.linked_with
+            .lock()
+            .is_some_and(|Linked { life, nonce, .. }| (life, nonce) == (incarnation, process))
     }
 
     /// The process in this life that a link was made with; 0 for none.
     pub(crate) fn process_in(&self, incarnation: u64) -> u64 {
-        self.linked_with.lock().filter(|(life, _)| *life == incarnation).map_or(0, |(_, nonce)| nonce)
+        self.linked_with.lock().filter(|linked| linked.life == incarnation).map_or(0, |linked| linked.nonce)
     }
 
     pub(crate) fn send_liveness(&self, message: &LivenessMessage) {
@@ -138,6 +151,12 @@ impl Peer {
         if self.knows_disk_and_digests() {
             self.send(|out| wire::encode_digest(group, slot, digest, out));
         }
+    }
+
+    /// What there is to tell of how long it supports others, if that is not told yet.
+    pub(crate) fn support_news(&self, own: Duration, support: Option<Duration>) -> bool {
+        let differs = Some(support).filter(|support| *support != Some(own));
+        mem::replace(&mut *self.told_support.lock(), differs) != differs && differs.is_some()
     }
 
     /// Whether its disk is full, as far as it said; what it said holds for `timing.election`.
@@ -301,8 +320,9 @@ async fn dial_once(shared: &Arc<Shared>, peer: &Arc<Peer>, redial: &mut Redial) 
     if matches!(answer.standing, Standing::Newcomer { .. }) {
         return Err(NoLink::Newcomer);
     }
-    peer.linked_with(answer.incarnation, answer.nonce);
+    peer.linked_with(answer.incarnation, answer.nonce, answer.support);
     peer.knows(answer.knows);
+    shared.compare_support(peer, answer.support);
     // In an outage, links that come and go would fill the log.
     if redial.told.is_none() {
         info!(peer = peer.id.0, "link up");
@@ -378,7 +398,8 @@ async fn run(
     stream: Stream,
     dismissed: &CancellationToken,
 ) -> String {
-    let life = peer.life_linked_with();
+    let linked = *peer.linked_with.lock();
+    let (life, support) = linked.map_or((0, None), |linked| (linked.life, linked.support));
     let (read, write) = stream.into_split();
     let read = Patient::new(read, silence(&shared.timing));
     let outbox = Arc::new(Outbox::new(OUTBOX_BYTES, OUTBOX_BYTES));
@@ -388,7 +409,7 @@ async fn run(
             Ok(()) => "replaced".to_owned(),
             Err(error) => error.to_string(),
         },
-        result = read_frames(shared, peer.id, life, read) => match result {
+        result = read_frames(shared, peer.id, life, support, read) => match result {
             Ok(()) => "closed by the peer".to_owned(),
             Err(error) => error.to_string(),
         },
@@ -408,6 +429,7 @@ async fn read_frames(
     shared: &Arc<Shared>,
     from: NodeId,
     life: u64,
+    support: Option<Duration>,
     read: impl AsyncRead + Unpin,
 ) -> io::Result<()> {
     let mut frames = FramedRead::with_capacity(read, codec(), 64 << 10);
@@ -416,7 +438,7 @@ async fn read_frames(
         let size = frame.len();
         match PeerFrame::decode(frame).map_err(io::Error::other)? {
             PeerFrame::Liveness(message) => {
-                if !shared.on_liveness(from, life, message) {
+                if !shared.on_liveness(from, life, support, message) {
                     return Err(io::Error::other("a heartbeat of another life than linked"));
                 }
             }
@@ -580,24 +602,24 @@ mod tests {
             wants_support: true,
             hears: Vec::new(),
         });
-        shared.on_liveness(NodeId(2), 6, heartbeat);
+        shared.on_liveness(NodeId(2), 6, None, heartbeat);
         let (ended, ()) = tokio::join!(dial_once(&shared, &peer, &mut redial), answer(5, 7, 1, 0));
         let why = ended.unwrap_err();
         assert!(old(&why, "node 2 is in life 5, and another process in life 6"), "{why:?}");
 
         // In the same life, but another process.
         let known = shared.peers.get(&NodeId(2)).unwrap();
-        known.linked_with(6, 7);
+        known.linked_with(6, 7, None);
         let (ended, ()) = tokio::join!(dial_once(&shared, &peer, &mut redial), answer(6, 8, 1, 0));
         let why = ended.unwrap_err();
         assert!(old(&why, "node 2 is in life 6, and another process in life 6"), "{why:?}");
         assert!(!shared.seat.is_revoked());
 
         // A life that has linked, and has not been heard yet, may not be given out again.
-        known.linked_with(9, 7);
+        known.linked_with(9, 7, None);
         let heard = Standing::Placed { known_as: None, incarnation_heard: 9 };
         assert_eq!(shared.standing(NodeId(2)), heard);
-        known.linked_with(6, 7);
+        known.linked_with(6, 7, None);
 
         // It is this node which is in life 1 twice.
         let (ended, ()) = tokio::join!(dial_once(&shared, &peer, &mut redial), answer(6, 7, 1, 8));

@@ -19,7 +19,12 @@
 //! A peer ends the connection at a frame that it does not know. So a hello says how far its speaker knows them, and frames
 //! above that are not sent. The oldest nodes know seven and do not say so.
 //!
+//! It says, too, for how long its speaker gives support for leases, which the other one counts by. With one that does not say
+//! so no support is exchanged.
+//!
 //! Integers are little-endian. Numbers are never reused.
+
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use consensus_core::{Config, GroupId, LivenessMessage, Message, NodeId, Slot, Standing};
@@ -31,6 +36,9 @@ pub(crate) const FRAME_BYTES_MAX: usize = 64 << 20;
 const MAGIC: &[u8; 11] = b"\0gaios-peer";
 const VERSION: u8 = 2;
 const HELLO_BYTES: usize = 1 + 8 * 8 + 2 * 4 + 3;
+
+/// No configuration allows for more than half of it.
+const SUPPORT_MAX: Duration = Duration::from_secs(60);
 
 const LIVENESS: u8 = 1;
 const GROUP: u8 = 2;
@@ -81,6 +89,8 @@ pub(crate) struct PeerHello {
     pub(crate) groups: u64,
     /// Which frames the speaker knows.
     pub(crate) knows: Frames,
+    /// How long a heartbeat to the speaker is worth as support for leases. The oldest nodes do not say so.
+    pub(crate) support: Option<Duration>,
 }
 
 /// Up to which kind somebody knows the frames.
@@ -166,6 +176,8 @@ impl PeerHello {
         out.put_u64_le(heard);
         out.put_u64_le(self.groups);
         out.put_u8(self.knows.0);
+        let nanos = self.support.map_or(0, |support| u64::try_from(support.as_nanos()).unwrap_or(u64::MAX));
+        out.put_u64_le(nanos);
     }
 
     pub(crate) fn decode(mut frame: &[u8]) -> Result<PeerHello, WireError> {
@@ -204,6 +216,10 @@ impl PeerHello {
         };
         let groups = frame.get_u64_le();
         let knows = Frames(frame.try_get_u8().unwrap_or(FRAMES_OF_OLD));
+        let support = Duration::from_nanos(frame.try_get_u64_le().unwrap_or(0));
+        if support > SUPPORT_MAX {
+            return Err(WireError::Message(format!("a support of {support:?}")));
+        }
         Ok(PeerHello {
             purpose,
             cluster,
@@ -216,6 +232,7 @@ impl PeerHello {
             standing,
             groups,
             knows,
+            support: Some(support).filter(|support| !support.is_zero()),
         })
     }
 }
@@ -351,15 +368,23 @@ mod tests {
                 standing,
                 groups: 8,
                 knows: Frames::ALL,
+                support: Some(Duration::from_millis(350)),
             };
             let mut bytes = BytesMut::new();
             hello.encode(&mut bytes);
             assert!(is_peer_hello(&bytes));
             assert_eq!(PeerHello::decode(&bytes).unwrap(), hello);
-            let old = bytes.len() - 1;
-            let of_old = PeerHello { knows: Frames(FRAMES_OF_OLD), ..hello };
-            assert_eq!(PeerHello::decode(&bytes[..old]).unwrap(), of_old);
-            for cut in 0..old {
+            // Versions before said less at its end.
+            let before = PeerHello { support: None, ..hello };
+            let oldest = bytes.len() - 9;
+            assert_eq!(PeerHello::decode(&bytes[..=oldest]).unwrap(), before);
+            let of_old = PeerHello { knows: Frames(FRAMES_OF_OLD), ..before };
+            assert_eq!(PeerHello::decode(&bytes[..oldest]).unwrap(), of_old);
+            let silent = PeerHello { support: Some(SUPPORT_MAX * 2), ..hello };
+            let mut forged = BytesMut::new();
+            silent.encode(&mut forged);
+            PeerHello::decode(&forged).unwrap_err();
+            for cut in 0..oldest {
                 PeerHello::decode(&bytes[..cut]).unwrap_err();
             }
         }

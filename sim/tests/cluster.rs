@@ -29,6 +29,12 @@ fn a_thousand_clusters_survive_their_faults_and_every_interesting_event_occurs()
     assert!(missing.is_empty(), "never happened in {SEEDS} seeds: {missing:?}");
 }
 
+/// Nodes whose configuration differs, and is another after a restart: a lease lasts as long as who gives it says.
+#[test]
+fn nodes_that_differ_in_how_long_they_support_others_survive_their_faults_too() {
+    expect_ok(&suite(SEEDS / 4, RunOptions { mixed_support: true, ..RunOptions::default() }).failures);
+}
+
 #[test]
 fn seeds_that_failed_once_do_not_fail_again() {
     let corpus = include_str!("../corpus/seeds.txt");

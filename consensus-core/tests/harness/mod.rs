@@ -489,7 +489,7 @@ impl Cluster {
         match parcel {
             Parcel::Group(message) => self.step(to, Input::Message { from, message }),
             Parcel::Liveness(message) => {
-                node.liveness.receive(now, from, message);
+                node.liveness.receive(now, from, Some(self.timing.support), message);
                 self.work(to);
             }
         }

@@ -17,6 +17,7 @@ cargo run -p sim --bin sim -- FLAGS
   --seed S            run this seed alone
   --trace             with --seed: print every line of its trace
   --last N            with --seed: print the last N lines of its trace
+  --mixed-support     lives differ in how long they support others
   --mutant NAME       break this rule of the engine (needs --features mutants)
   --mutants           every mutant must be caught within --seeds seeds (needs --features mutants)
 ";
@@ -30,6 +31,7 @@ struct Flags {
     keep_going: bool,
     seed: Option<u64>,
     trace: TraceMode,
+    mixed_support: bool,
     mutant: Option<String>,
     mutants: bool,
 }
@@ -76,6 +78,7 @@ impl Flags {
             keep_going: false,
             seed: None,
             trace: TraceMode::Off,
+            mixed_support: false,
             mutant: None,
             mutants: false,
         };
@@ -92,6 +95,7 @@ impl Flags {
                 "--seed" => flags.seed = Some(number(&flag, &value()?)?),
                 "--trace" => flags.trace = TraceMode::All,
                 "--last" => flags.trace = TraceMode::Last(number(&flag, &value()?)? as usize),
+                "--mixed-support" => flags.mixed_support = true,
                 "--mutant" => flags.mutant = Some(value()?),
                 "--mutants" => flags.mutants = true,
                 "--help" | "-h" => return Ok(None),
@@ -107,7 +111,8 @@ impl Flags {
             let mut all = consensus_core::Mutant::ALL.into_iter();
             all.find(|mutant| format!("{mutant:?}") == *name).ok_or(format!("no such mutant: {name}"))
         };
-        Ok(RunOptions { trace: self.trace, mutant: self.mutant.as_ref().map(find).transpose()? })
+        let mutant = self.mutant.as_ref().map(find).transpose()?;
+        Ok(RunOptions { trace: self.trace, mixed_support: self.mixed_support, mutant })
     }
 
     #[cfg(not(feature = "mutants"))]
@@ -115,7 +120,7 @@ impl Flags {
         if self.mutant.is_some() || self.mutants {
             return Err("mutants are not built in: add --features mutants".to_owned());
         }
-        Ok(RunOptions { trace: self.trace })
+        Ok(RunOptions { trace: self.trace, mixed_support: self.mixed_support })
     }
 }
 

@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::fmt;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use consensus_core::{Lead, LivenessMessage, Message, Mono, NodeId, Slot};
@@ -15,6 +16,9 @@ use super::node::NodeEvent;
 use super::profile::Profile;
 use super::rng::{Rng, mix};
 use super::truth::{Check, GroupTruth, Violation, bits, index};
+
+/// How many times the configured support lives give, where they differ in it.
+const MIXED_SUPPORT: [u32; 3] = [1, 2, 4];
 
 /// Something that will happen.
 #[derive(Debug)]
@@ -148,6 +152,7 @@ pub(crate) struct Env {
     /// The faults are over.
     pub(crate) healed: bool,
     pub(crate) seed: u64,
+    pub(crate) mixed_support: bool,
     #[cfg(feature = "mutants")]
     pub(crate) mutant: Option<consensus_core::Mutant>,
     acknowledged: Vec<Acknowledged>,
@@ -181,6 +186,7 @@ impl Env {
             after: Vec::new(),
             healed: false,
             seed,
+            mixed_support: false,
             #[cfg(feature = "mutants")]
             mutant: None,
             handoffs: BTreeMap::new(),
@@ -246,10 +252,16 @@ impl Env {
         }
     }
 
-    pub(crate) fn send_liveness(&mut self, from: usize, to: NodeId, message: LivenessMessage) {
+    pub(crate) fn send_liveness(
+        &mut self,
+        from: usize,
+        support: Duration,
+        to: NodeId,
+        message: LivenessMessage,
+    ) {
         let to = index(to);
         for at in self.net.arrivals(&mut self.rng, self.now, from, to) {
-            let event = NodeEvent::Liveness { from, message: message.clone() };
+            let event = NodeEvent::Liveness { from, support, message: message.clone() };
             self.at(at, Event::Node { node: to, life: None, event: Box::new(event) });
         }
     }
@@ -386,6 +398,21 @@ impl Env {
     /// A seed for something of a node, the same in every run.
     pub(crate) fn seed_for(&self, node: usize, group: usize, life: u64) -> u64 {
         mix(self.seed ^ mix(node as u64 ^ (group as u64) << 16 ^ life << 32))
+    }
+
+    /// How long a node supports others in this life.
+    pub(crate) fn support_of(&self, node: usize, life: u64) -> Duration {
+        let support = self.profile.timing.support;
+        if !self.mixed_support {
+            return support;
+        }
+        support * MIXED_SUPPORT[(self.seed_for(node, 0xfffd, life) % MIXED_SUPPORT.len() as u64) as usize]
+    }
+
+    /// The longest that any node supports others.
+    pub(crate) fn support_max(&self) -> Duration {
+        let most = if self.mixed_support { MIXED_SUPPORT.into_iter().max() } else { None };
+        self.profile.timing.support * most.unwrap_or(1)
     }
 
     pub(crate) fn answer(&mut self, client: u32, operation: u64, attempt: u32, node: usize, answer: Answer) {

@@ -3,11 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use consensus_core::{
     Config, Durable, Engine, GroupId, Liveness, LivenessEvent, LivenessMessage, LivenessOutput, Message,
-    Mono, Newcomer, NodeId, Options, PersistSeq, Place, Record, Slot, Standing,
+    Mono, Newcomer, NodeId, Options, PersistSeq, Place, Record, Slot, Standing, Timing,
 };
 use journal::sim::CrashChoice;
 use journal::{
@@ -46,6 +47,8 @@ pub(crate) enum NodeEvent {
     },
     Liveness {
         from: usize,
+        /// How long the sender supports others, as it says when the two meet.
+        support: Duration,
         message: LivenessMessage,
     },
     Request(Request),
@@ -126,6 +129,8 @@ pub(crate) struct Node {
     pub(crate) damaged: bool,
     /// It cannot start from what its disk holds.
     pub(crate) lost: bool,
+    /// How long it supported others before this life, at most, by its superblock.
+    former_support: Duration,
     /// Of all its lives.
     incarnations: BTreeSet<u64>,
     /// How often it has lost its whole disk.
@@ -153,6 +158,8 @@ struct Written {
 pub(crate) struct Process {
     pub(crate) life: u64,
     pub(crate) incarnation: u64,
+    /// How long it supports others.
+    support: Duration,
     pub(crate) liveness: Liveness,
     liveness_out: LivenessOutput,
     journal: Journal<SimDisk>,
@@ -194,6 +201,7 @@ impl Node {
             lost: false,
             incarnations: BTreeSet::new(),
             emptied: 0,
+            former_support: Duration::ZERO,
             log: WrittenLog::default(),
         }
     }
@@ -287,7 +295,8 @@ impl Node {
                 Superblock::create(self.disk.clone(), identity, mark)?
             }
         };
-        superblock.begin_incarnation()?;
+        self.former_support = superblock.facts().support;
+        superblock.begin_incarnation(env.support_of(self.index, self.life))?;
         Ok(superblock)
     }
 
@@ -463,7 +472,10 @@ impl Node {
 
         let now = self.now(env);
         let peers = (0..env.profile.nodes).filter(|peer| *peer != index).map(id);
-        let liveness = Liveness::new(id(index), peers, incarnation, env.profile.timing, now);
+        let support = env.support_of(index, self.life);
+        let timing = Timing { support, ..env.profile.timing };
+        let mut liveness = Liveness::new(id(index), peers, incarnation, timing, now);
+        liveness.remember(self.former_support, now);
         let snapshots = self.load_snapshots(env, identity)?;
         let mut replicas: Vec<Option<Box<Replica>>> = (0..env.profile.groups.len()).map(|_| None).collect();
         for (group, (mut durable, mut positions)) in recovering {
@@ -509,6 +521,7 @@ impl Node {
         Ok(Process {
             life: self.life,
             incarnation,
+            support,
             liveness,
             liveness_out: LivenessOutput::default(),
             journal,
@@ -712,13 +725,15 @@ impl Process {
                 }
                 self.input(node, env, group, GroupInput::Peer { from: id(from), message });
             }
-            NodeEvent::Liveness { from, message } => {
+            NodeEvent::Liveness { from, support, message } => {
                 let holder = match message {
                     LivenessMessage::Heartbeat(_) => After::Support { holder: from, grantor: node.index },
                     LivenessMessage::HeartbeatAck(_) => After::Support { holder: node.index, grantor: from },
                 };
                 env.after.push(holder);
-                self.with_liveness(node, env, |liveness, now| liveness.receive(now, id(from), message));
+                self.with_liveness(node, env, |liveness, now| {
+                    liveness.receive(now, id(from), Some(support), message);
+                });
             }
             NodeEvent::Request(request) => self.input(node, env, request.group, GroupInput::Request(request)),
             NodeEvent::Disconnected(peer) => {
@@ -816,7 +831,7 @@ impl Process {
         let mut out = std::mem::take(&mut self.liveness_out);
         self.liveness.poll(&mut out);
         for (to, message) in out.sends.drain(..) {
-            env.send_liveness(node.index, to, message);
+            env.send_liveness(node.index, self.support, to, message);
         }
         for event in out.events.drain(..) {
             self.tell_groups(node, env, event);

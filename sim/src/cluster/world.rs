@@ -19,6 +19,8 @@ use crate::linear::wgl::{self, Budget, Outcome};
 pub struct RunOptions {
     /// What is kept of the trace.
     pub trace: TraceMode,
+    /// Nodes, and the lives of a node, differ in how long they support others.
+    pub mixed_support: bool,
     /// Which rule of the engine is broken.
     #[cfg(feature = "mutants")]
     pub mutant: Option<consensus_core::Mutant>,
@@ -28,6 +30,7 @@ impl Default for RunOptions {
     fn default() -> RunOptions {
         RunOptions {
             trace: TraceMode::Off,
+            mixed_support: false,
             #[cfg(feature = "mutants")]
             mutant: None,
         }
@@ -91,6 +94,7 @@ impl World {
         let mut rng = Rng::new(seed);
         let profile = Profile::draw(&mut rng);
         let mut env = Env::new(seed, profile, rng, options.trace);
+        env.mixed_support = options.mixed_support;
         #[cfg(feature = "mutants")]
         {
             env.mutant = options.mutant;
@@ -181,6 +185,9 @@ impl World {
                 && let Some((newcomer, _)) = &mut self.nodes[node].newcomer
             {
                 newcomer.answered(id(other), standing);
+                if let Some(process) = &mut self.nodes[other].process {
+                    process.liveness.begins_anew(id(node));
+                }
             }
         }
         let env = &mut self.env;
@@ -488,8 +495,8 @@ impl World {
             }
             env.after(MILLI, Event::Start { node: index });
         }
-        let timing = env.profile.timing;
-        let patience = (timing.support + timing.election).as_nanos() as Time * Time::from(PATIENCE);
+        let patience =
+            (env.support_max() + env.profile.timing.election).as_nanos() as Time * Time::from(PATIENCE);
         self.deadline = env.now + PAUSE_MAX + patience;
         self.clients.probe(env);
         env.after(50 * MILLI, Event::Settled);
