@@ -383,6 +383,30 @@ fn check_finds_what_is_wrong_with_files_by_line_and_field() {
         "gaios: f.yaml:7:14: link_tls.cert_file: node-1.crt says `gaios://harbour/node/1`, and this is \
          `gaios://haven/node/1`"
     );
+    assert_eq!(
+        check(dir, &link("gateway-eu.crt", "gateway-eu.key", "ca.crt")),
+        "gaios: f.yaml:7:14: link_tls.cert_file: gateway-eu.crt says `gaios://harbour/gateway/eu`, and this is \
+         `gaios://harbour/node/1`"
+    );
+    assert_eq!(
+        check(dir, &link("client.crt", "client.key", "ca.crt")),
+        "gaios: f.yaml:7:14: link_tls.cert_file: client.crt does not say `gaios://harbour/node/1`: the certificate names \
+         no gaios:// URI"
+    );
+    let another = Authority::new("another CA", Validity::days(10)).unwrap();
+    std::fs::write(dir.join("another.crt"), another.certificate()).unwrap();
+    assert_eq!(
+        check(dir, &link("node-1.crt", "node-1.key", "another.crt")),
+        "gaios: f.yaml:9:12: link_tls.ca_file: another.crt has no CA that has signed our own certificate, so no other \
+         member of the cluster would take it"
+    );
+    std::fs::write(dir.join("nothing.crt"), "nothing\n").unwrap();
+    assert_eq!(
+        check(dir, &link("nothing.crt", "nothing.crt", "nothing.crt")),
+        "gaios: f.yaml:7:14: link_tls.cert_file: nothing.crt has no certificate (`-----BEGIN CERTIFICATE-----`)\n\
+         f.yaml:8:13: link_tls.key_file: nothing.crt has no private key (`-----BEGIN PRIVATE KEY-----`)\n\
+         f.yaml:9:12: link_tls.ca_file: nothing.crt has no certificate (`-----BEGIN CERTIFICATE-----`)"
+    );
     let gateway = |tls: &str| {
         format!(
             "role: gateway\nname: g\nadvertise_client_urls: ['https://g.example:1']\n\
@@ -390,6 +414,12 @@ fn check_finds_what_is_wrong_with_files_by_line_and_field() {
         )
     };
     let files = format!("  cert_file: {}\n  key_file: {}\n", at("server.crt"), at("server.key"));
+    let clients =
+        "  client_auth: required\n".to_owned() + &format!("  client_ca_file: {}\n", at("nowhere.crt"));
+    assert_eq!(
+        check(dir, &gateway(&(files.clone() + &clients))),
+        "gaios: f.yaml:9:19: client_tls.client_ca_file: nowhere.crt cannot be read: No such file or directory (os error 2)"
+    );
     let tickets = format!("  ticket_keys_file: {}\n", at("tickets.keys"));
     assert_eq!(check(dir, &gateway(&(files.clone() + &tickets))), "f.yaml: a valid gateway configuration");
     std::fs::write(dir.join("tickets.keys"), "12345\n").unwrap();
@@ -404,6 +434,25 @@ fn check_finds_what_is_wrong_with_files_by_line_and_field() {
     };
     let ca = std::fs::read_to_string(dir.join("ca.crt")).unwrap();
     let ca = Authority::from_pem(&ca, &std::fs::read_to_string(dir.join("ca.key")).unwrap()).unwrap();
+    let early = Validity {
+        not_before: std::time::SystemTime::now() + std::time::Duration::from_secs(9015),
+        ..Validity::days(5)
+    };
+    for (name, validity) in [("old", old), ("early", early)] {
+        let node = Use::Member("gaios://harbour/node/1".parse().unwrap());
+        let pair = ca.issue(name, &node, validity).unwrap();
+        std::fs::write(dir.join(format!("{name}.crt")), pair.certificate).unwrap();
+        std::fs::write(dir.join(format!("{name}.key")), pair.key).unwrap();
+    }
+    assert_eq!(
+        check(dir, &link("old.crt", "old.key", "ca.crt")),
+        "gaios: f.yaml:7:14: link_tls.cert_file: old.crt has expired: it was valid until 3 days ago"
+    );
+    assert_eq!(
+        check(dir, &link("early.crt", "early.key", "ca.crt")),
+        "gaios: f.yaml:7:14: link_tls.cert_file: early.crt is not valid yet: it will be in 2 hours; is the clock of this \
+         machine right?"
+    );
     let expired = ca.issue("old", &Use::Server(vec!["g.example".to_owned()]), old).unwrap();
     std::fs::write(dir.join("server.crt"), expired.certificate).unwrap();
     std::fs::write(dir.join("server.key"), expired.key).unwrap();

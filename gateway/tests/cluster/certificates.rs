@@ -1,5 +1,7 @@
 //! Links with certificates: what they are made of changes under traffic, and nobody notices.
 
+use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -7,11 +9,15 @@ use std::time::{Duration, Instant};
 use api::gaios::link::v1 as wire;
 use prost::Message as _;
 use rustix::process::Signal;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme};
 use sim::model;
 use tls::make::{Authority, Use, Validity};
 use tls::{Holder, Mutual};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::client::Client;
 use crate::processes::issued::members;
@@ -164,4 +170,153 @@ async fn certificates_are_taken_over_at_once_on_sighup() {
     issue_server();
     gateway.signal(Signal::HUP);
     metric_is(gateway, &refused("client"), 0.0);
+}
+
+/// The hello of a node that wants a link, as `replica` writes it.
+fn hello_of_node(from: u32, to: u32) -> Vec<u8> {
+    let mut hello = b"\0gaios-peer\x02\0".to_vec();
+    hello.extend([0; 8]);
+    hello.extend(cluster_id("test").to_le_bytes());
+    hello.extend(from.to_le_bytes());
+    hello.extend(to.to_le_bytes());
+    // Life and process, and the one that it has heard; not a newcomer, with no mark; and what else it knows.
+    for number in [1_u64, 7, 0] {
+        hello.extend(number.to_le_bytes());
+    }
+    hello.extend([0, 1, 0]);
+    hello.extend([0; 24]);
+    hello
+}
+
+/// Takes whatever certificate is shown.
+#[derive(Debug)]
+struct AnyServer(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Shakes hands with a node and shows no certificate, until the node ends that.
+async fn shake_without_certificate(socket: TcpStream) {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
+        .with_no_client_auth();
+    let socket = socket.into_std().unwrap();
+    socket.set_nonblocking(false).unwrap();
+    let shaking = move || {
+        let mut socket = socket;
+        let name = ServerName::try_from("node.invalid").unwrap();
+        let mut connection = ClientConnection::new(Arc::new(config), name).unwrap();
+        let mut stream = rustls::Stream::new(&mut connection, &mut socket);
+        // The refusal comes after the client believes to be in.
+        let _ = stream.write_all(b"hello");
+        assert!(stream.read_to_end(&mut Vec::new()).is_err(), "it is refused");
+    };
+    tokio::task::spawn_blocking(shaking).await.unwrap();
+}
+
+/// Who calls a node, and how it is refused.
+enum Caller<'a> {
+    /// Speaks no TLS.
+    InTheClear,
+    /// Speaks TLS, and shows nothing.
+    WithoutCertificate,
+    /// Shows this certificate, and says that it is node 2.
+    As(&'a Mutual),
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_is_refused_is_counted_and_told_of() {
+    let authority = Authority::new("ours", Validity::days(2)).unwrap();
+    let mut cluster = Cluster::start_as(3, 1, &Setup { links: Some(&authority), ..Setup::default() });
+    let certificates = cluster.certificates.take().expect("its links have some");
+    let stranger = Authority::new("theirs", Validity::days(2)).unwrap();
+    let issue = |authority: &Authority, name: &str, uri: &str, holder| {
+        certificates.issue(authority, &[(name.to_owned(), uri.to_owned())]);
+        Mutual::load(certificates.files(name), "test", holder)
+    };
+    let gateway = issue(&authority, "guest", "gaios://test/gateway/guest", Holder::Gateway).unwrap();
+    let node_3 = issue(&authority, "three", "gaios://test/node/3", Holder::Node(3)).unwrap();
+    certificates.trust(&[&authority, &stranger]);
+    let foreign = issue(&stranger, "foreign", "gaios://test/node/2", Holder::Node(2)).unwrap();
+    certificates.trust(&[&authority]);
+
+    let node = &cluster.replicas[0];
+    let wrong = |who: &str| format!("{who} says that it is node 2");
+    let cases = [
+        (Caller::InTheClear, "plain_text", "not_tls".to_owned()),
+        (Caller::WithoutCertificate, "no_certificate", "no_certificate".to_owned()),
+        (Caller::As(&foreign), "untrusted", "untrusted".to_owned()),
+        (Caller::As(&gateway), "wrong_holder", wrong("gaios://test/gateway/guest")),
+        (Caller::As(&node_3), "wrong_holder", wrong("gaios://test/node/3")),
+    ];
+    for (number, (caller, reason, words)) in (1..).zip(cases) {
+        let counter = format!("gaios_replica_connections_refused_total{{reason=\"{reason}\"}}");
+        let before = metric(node, &counter);
+        // From an address of its own: a source is told of once in a while for each reason.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from(([127, 99, 0, number], 0))).unwrap();
+        let mut socket = socket.connect(node.listen).await.unwrap();
+        let hello = hello_of_node(2, 1);
+        let frame = [&(hello.len() as u32).to_be_bytes()[..], &hello].concat();
+        match caller {
+            Caller::InTheClear => {
+                socket.write_all(&frame).await.unwrap();
+                let _ = socket.read_to_end(&mut Vec::new()).await;
+            }
+            Caller::WithoutCertificate => shake_without_certificate(socket).await,
+            Caller::As(certificate) => {
+                let (mut stream, _) = certificate.connect(socket).await.unwrap();
+                // What comes back is an end, or an alert.
+                let _ = stream.write_all(&frame).await;
+                let mut said = Vec::new();
+                let _ = stream.read_to_end(&mut said).await;
+                assert!(said.is_empty(), "{reason}: {said:?}");
+            }
+        }
+        metric_is(node, &counter, before + 1.0);
+        let from = format!("127.99.0.{number}:");
+        wait_for("a line in the log", || {
+            let log = node.log();
+            let told =
+                log.lines().find(|line| line.contains("refused a connection") && line.contains(&from))?;
+            assert!(told.contains("WARN") && told.contains(&words), "{told}");
+            Some(())
+        });
+    }
 }
