@@ -31,6 +31,8 @@ pub(crate) struct Known {
     addresses: Option<Arc<[SocketAddr]>>,
     /// How the last question ended, and when.
     last: Option<Last>,
+    /// When they were told last.
+    answered: Option<Instant>,
     pause: Duration,
 }
 
@@ -84,6 +86,7 @@ impl Known {
         let early = self.last.and_then(|last| last.expires).is_some_and(|expires| now < expires);
         self.pause = if early && !moved { self.next_pause() } else { PAUSE_MIN };
         self.addresses = Some(addresses.into());
+        self.answered = Some(now);
         self.last = Some(Last { asked: now, expires: Some(now + ttl.max(PAUSE_MIN)) });
         Change { moved, recovered }
     }
@@ -94,6 +97,12 @@ impl Known {
         self.pause = if first { PAUSE_MIN } else { self.next_pause() };
         self.last = Some(Last { asked: now, expires: None });
         first
+    }
+
+    /// How old the addresses are that are used since a question for newer ones has failed.
+    pub(crate) fn stale(&self, now: Instant) -> Option<Duration> {
+        let answered = self.answered.filter(|_| self.is_failing())?;
+        Some(now.saturating_duration_since(answered))
     }
 
     fn is_failing(&self) -> bool {
@@ -174,9 +183,12 @@ mod tests {
             now = known.due(Trust::Trusted).unwrap();
             assert!(!known.handle_failure(now), "told already");
         }
+        assert_eq!(known.stale(now), None, "nothing old is used");
         let change = known.handle_answer(now, vec![address(1)], MINUTE);
         assert_eq!(change, Change { moved: true, recovered: true });
+        assert_eq!(known.stale(now + MINUTE), None);
         assert!(known.handle_failure(now + MINUTE), "the next outage is told again");
+        assert_eq!(known.stale(now + MINUTE * 2), Some(MINUTE * 2));
         assert_eq!(known.addresses().as_ref(), [address(1)]);
         let change = known.handle_answer(now + MINUTE * 2, vec![address(1)], MINUTE);
         assert_eq!(change, Change { moved: false, recovered: true });

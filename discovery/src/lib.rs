@@ -59,6 +59,7 @@ struct Shared {
     names: Mutex<BTreeMap<Address, Arc<Name>>>,
     questions: AtomicU64,
     failures: AtomicU64,
+    changes: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -78,6 +79,7 @@ impl Discovery {
             names: Mutex::default(),
             questions: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
         };
         Discovery { shared: Arc::new(shared) }
     }
@@ -92,6 +94,19 @@ impl Discovery {
     #[must_use]
     pub fn failures(&self) -> u64 {
         self.shared.failures.load(Ordering::Relaxed)
+    }
+
+    /// Answers with other addresses than were known of the name.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.shared.changes.load(Ordering::Relaxed)
+    }
+
+    /// The age of the oldest answer that is used although a question for a newer one has failed; none if there is none such.
+    #[must_use]
+    pub fn stale(&self) -> Option<Duration> {
+        let now = Instant::now();
+        self.shared.names.lock().values().filter_map(|name| name.known.lock().stale(now)).max()
     }
 
     /// Where the address leads. Asks only if what is known has expired, or is doubted and was not asked for a moment ago; else
@@ -155,7 +170,9 @@ impl Discovery {
         let mut known = name.known.lock();
         match answered {
             Ok((addresses, ttl)) => {
+                let first = known.addresses().is_empty();
                 let change = known.handle_answer(Instant::now(), addresses, ttl);
+                self.shared.changes.fetch_add(u64::from(change.moved && !first), Ordering::Relaxed);
                 if change.moved || change.recovered {
                     info!(name = %address, addresses = ?known.addresses(), "resolved");
                 }

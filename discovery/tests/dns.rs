@@ -106,6 +106,8 @@ async fn what_was_known_is_used_while_nobody_answers() {
     assert_eq!(sorted(&stale), sorted(&first));
     assert_eq!(discovery.lookup(&name, Trust::Doubted).await.addresses, first.addresses);
     assert_eq!(discovery.failures(), 1, "not asked again at once");
+    assert_eq!(discovery.changes(), 0);
+    assert!(discovery.stale().is_some_and(|age| age >= Duration::from_secs(1)), "its time to live is over");
 
     // It knows nothing of the name: no better than silence.
     let server = DnsServer::start(dns).await.unwrap();
@@ -113,9 +115,11 @@ async fn what_was_known_is_used_while_nobody_answers() {
     assert_eq!(sorted(&until_failed(&discovery, &name, 2).await), sorted(&first));
     server.set_addresses("node.test", 1, &[ip(3)]).await;
     until(&discovery, &name, Trust::Trusted, &[SocketAddr::new(ip(3), 7)]).await;
+    assert_eq!((discovery.changes(), discovery.stale()), (1, None));
 
     let nothing = discovery.lookup(&address("nobody.test:7"), Trust::Trusted).await;
     assert!(nothing.addresses.is_empty() && nothing.until.is_some());
+    assert_eq!(discovery.stale(), None, "there is no old answer that is used");
 }
 
 /// Packets to it get lost: no refusal tells.

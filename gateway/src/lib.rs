@@ -45,8 +45,8 @@ use domain::Domain;
 use door::{
     Door, DoorOptions, Front, Member, Members, Server, SlowLog, Stagger, StatusTold, member_id, serve,
 };
-pub use metrics::CertificateMetrics;
 use metrics::Metrics;
+pub use metrics::{CertificateMetrics, DnsMetrics};
 use nearest::Place;
 use watch::Hub;
 

@@ -1,6 +1,7 @@
 //! What a gateway counts. Names are etcd's where they mean the same, `gaios_` otherwise.
 
 mod certificates;
+mod dns;
 mod histogram;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::nearest::Place;
 
 pub use certificates::CertificateMetrics;
 pub(crate) use certificates::catch_up;
+pub use dns::DnsMetrics;
 pub(crate) use histogram::{Family, Histogram, Unit};
 
 /// Codes by number, as grpc-go's metrics name them.

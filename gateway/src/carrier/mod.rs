@@ -38,7 +38,7 @@ use crate::errors::Failure;
 use crate::journey;
 use crate::leading::{Leading, Wanted};
 use crate::link::{Identity, LinkEvent};
-use crate::metrics::CertificateMetrics;
+use crate::metrics::{CertificateMetrics, DnsMetrics};
 use crate::nearest::Place;
 use crate::retry::Attempts;
 use crate::status::NodeStatus;
@@ -421,6 +421,7 @@ impl Domain for Carrier {
 
     fn collectors(&self) -> Vec<Box<dyn Collector>> {
         let mut collectors = self.shared.metrics.collectors();
+        collectors.push(Box::new(DnsMetrics::new(self.shared.discovery.clone())));
         if let Some(tls) = self.shared.link_tls.clone() {
             collectors.push(Box::new(CertificateMetrics::new("link", move || tls.status())));
         }

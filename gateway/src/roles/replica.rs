@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use config::{Given, Name, Replica};
 use consensus_core::{GroupId, NodeId, Timing};
 use discovery::Discovery;
-use gateway::CertificateMetrics;
+use gateway::{CertificateMetrics, DnsMetrics};
 use replica::{Node, NodeOptions};
 use tls::Holder;
 use tokio::time::timeout;
@@ -37,7 +37,9 @@ pub(crate) fn run(file: &Path, given: &Given) -> Result<(), Failure> {
     runtime(config.threads)?.block_on(async {
         follow(tls.as_ref());
         let options = NodeOptions { tls: tls.clone(), ..options(&config, listener, awake, descriptors)? };
+        let names = DnsMetrics::new(options.discovery.clone());
         let node = Node::start(options).await?;
+        node.health().metrics().register(Box::new(names))?;
         if let Some(tls) = tls.clone() {
             let certificates = CertificateMetrics::new("link", move || tls.status());
             node.health().metrics().register(Box::new(certificates))?;
