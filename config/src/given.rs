@@ -12,11 +12,13 @@ pub struct Given {
     pub node: Option<String>,
     /// For `name`.
     pub name: Option<String>,
+    /// For `zone`.
+    pub zone: Option<String>,
 }
 
 impl Given {
     fn fields(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        let all = [("node", &self.node), ("name", &self.name)];
+        let all = [("node", &self.node), ("name", &self.name), ("zone", &self.zone)];
         all.into_iter()
             .filter_map(|(name, text)| Some((name, text.as_deref()?)))
             .filter(|(_, text)| !text.is_empty())

@@ -32,8 +32,8 @@ each with its line, column and field, and changes nothing. Examples: `config/exa
 - Durations and sizes carry their unit: `100ms`, `5s`, `1h30m`; `512B`, `64KiB`, `1.5MiB`, `2GiB` (powers of 1024).
 - Unknown and repeated fields are mistakes. Aliases, tags and second documents are not supported.
 - A file is at most 1 MiB.
-- `--node ID` and `--name NAME`, or the variables `GAIOS_NODE` and `GAIOS_NAME`, take the place of these two fields, so that
-  processes can share a file; empty variables count as unset.
+- `--node ID`, `--name NAME` and `--zone NAME`, or the variables `GAIOS_NODE`, `GAIOS_NAME` and `GAIOS_ZONE`, take the place of
+  these fields, so that processes can share a file; empty variables count as unset.
 ";
 
 fn fields(page: &mut String, path: &str, section: &SectionDoc) {

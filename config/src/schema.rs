@@ -350,7 +350,9 @@ impl Cluster {
     #[must_use]
     pub fn advice(&self) -> Vec<String> {
         let groups = self.groups_or_default();
-        let even = groups.iter().filter(|group| group.voters.len().is_multiple_of(2));
+        // Without nodes, nothing is known of their votes.
+        let known = groups.iter().filter(|group| !group.voters.is_empty());
+        let even = known.filter(|group| group.voters.len().is_multiple_of(2));
         even.map(|group| {
             let voters = group.voters.len();
             format!(

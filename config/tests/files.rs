@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use config::{ClientAuth, Config, Gateway, Given, LoadError, Replica, TlsVersion};
+use config::{ClientAuth, Config, Gateway, Given, LoadError, Name, Replica, TlsVersion};
 use proptest::prelude::*;
 
 fn folder(name: &str) -> PathBuf {
@@ -415,7 +415,7 @@ proptest! {
 fn what_is_given_stands_in_place_of_the_files_fields() {
     let file = "role: replica\ndata_dir: x\nname: from-the-file\ncluster: {name: x, nodes: [{id: 1, address: 'a:1'}, {id: 2, address: 'a:2'}]}\n";
     let check = |node: &str, name: &str, expected: &str| {
-        let given = Given { node: Some(node.to_owned()), name: Some(name.to_owned()) };
+        let given = Given { node: Some(node.to_owned()), name: Some(name.to_owned()), ..Given::default() };
         let said = match Config::parse_with("f.yaml", file, &given) {
             Ok(Config::Replica(replica)) => format!("{} {}", replica.node, replica.display_name()),
             Ok(Config::Gateway(_)) => "a gateway".to_owned(),
@@ -436,11 +436,20 @@ fn what_is_given_stands_in_place_of_the_files_fields() {
     check("two", "", "f.yaml:1:1: node: `two` is no whole number (given by --node or GAIOS_NODE)");
     // A gateway has no such field, and says so.
     let gateway = "role: gateway\nname: g\nadvertise_client_urls: ['http://a:1']\ncluster: {name: x, nodes: [{id: 1, address: 'a:1'}]}\n";
-    let given = Given { name: Some("pod-7".to_owned()), ..Given::default() };
+    let zone = |zone: &str| Given {
+        name: Some("pod-7".to_owned()),
+        zone: Some(zone.to_owned()),
+        ..Given::default()
+    };
+    let given = zone("a");
     match Config::parse_with("f.yaml", gateway, &given) {
-        Ok(Config::Gateway(gateway)) => assert_eq!(gateway.name.as_str(), "pod-7"),
+        Ok(Config::Gateway(gateway)) => {
+            assert_eq!((gateway.name.as_str(), gateway.zone), ("pod-7", Some(Name::new("a").unwrap())));
+        }
         other => panic!("{other:?}"),
     }
+    let problems = Config::parse_with("f.yaml", gateway, &zone("a b")).unwrap_err().to_string();
+    assert!(problems.contains("zone: `a b` is not a name") && problems.contains("GAIOS_ZONE"), "{problems}");
     // What is no section stays the mistake that it is.
     let problems = Config::parse_with("f.yaml", "7", &given).unwrap_err();
     assert!(problems.to_string().contains("is a single value"), "{problems}");
@@ -478,4 +487,8 @@ fn an_even_number_of_voters_is_allowed_and_told() {
         advice(", groups: [{id: 1, voters: [1, 2, 3]}, {id: 7, voters: [1, 3]}]"),
         ["group 7 has 2 voters: with 1 it would survive as many failures, and write faster"]
     );
+    // Who finds nodes by seeds does not know yet who votes.
+    let text =
+        "role: gateway\nname: g\nadvertise_client_urls: ['http://a:1']\ncluster: {name: c, seeds: ['a:1']}\n";
+    assert!(Gateway::parse("f.yaml", text).unwrap().cluster.advice().is_empty());
 }

@@ -44,11 +44,14 @@ pub(crate) struct ConfigArgs {
     /// In place of the file's `name`, for processes that share a file.
     #[arg(long, value_name = "NAME", env = "GAIOS_NAME")]
     name: Option<String>,
+    /// In place of the file's `zone`, for processes that share a file.
+    #[arg(long, value_name = "NAME", env = "GAIOS_ZONE")]
+    zone: Option<String>,
 }
 
 impl ConfigArgs {
     pub(crate) fn given(&self) -> Given {
-        Given { name: self.name.clone(), ..Given::default() }
+        Given { name: self.name.clone(), zone: self.zone.clone(), ..Given::default() }
     }
 }
 
