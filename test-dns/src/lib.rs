@@ -77,14 +77,11 @@ impl DnsServer {
     /// # Panics
     /// `name` is no name.
     pub async fn set_addresses(&self, name: &str, ttl_s: u32, addresses: &[IpAddr]) {
-        self.remove(name).await;
-        for address in addresses {
-            let data = match address {
-                IpAddr::V4(ip) => RData::A(A(*ip)),
-                IpAddr::V6(ip) => RData::AAAA(AAAA(*ip)),
-            };
-            self.add(name, ttl_s, data).await;
-        }
+        let data = addresses.iter().map(|address| match address {
+            IpAddr::V4(ip) => RData::A(A(*ip)),
+            IpAddr::V6(ip) => RData::AAAA(AAAA(*ip)),
+        });
+        self.set(name, ttl_s, data.collect()).await;
     }
 
     /// The service `name` has these targets from here on, and no others.
@@ -92,11 +89,11 @@ impl DnsServer {
     /// # Panics
     /// `name` or a target is no name.
     pub async fn set_services(&self, name: &str, ttl_s: u32, services: &[Service<'_>]) {
-        self.remove(name).await;
-        for service in services {
+        let data = services.iter().map(|service| {
             let Service { priority, weight, port, target } = *service;
-            self.add(name, ttl_s, RData::SRV(SRV::new(priority, weight, port, parse(target)))).await;
-        }
+            RData::SRV(SRV::new(priority, weight, port, parse(target)))
+        });
+        self.set(name, ttl_s, data.collect()).await;
     }
 
     /// Nothing is known of `name` from here on.
@@ -104,11 +101,7 @@ impl DnsServer {
     /// # Panics
     /// `name` is no name.
     pub async fn remove(&self, name: &str) {
-        let name = LowerName::new(&parse(name));
-        let mut records = self.zone.records_mut().await;
-        for kind in [RecordType::A, RecordType::AAAA, RecordType::SRV] {
-            records.remove(&RrKey::new(name.clone(), kind));
-        }
+        self.set(name, 0, Vec::new()).await;
     }
 
     /// Ends it, and waits until its port is free.
@@ -117,8 +110,21 @@ impl DnsServer {
         let _ = self.server.shutdown_gracefully().await;
     }
 
-    async fn add(&self, name: &str, ttl_s: u32, data: RData) {
-        self.zone.upsert(Record::from_rdata(parse(name), ttl_s, data), 1).await;
+    /// At one moment: who asks meanwhile is told of what was or of what is.
+    async fn set(&self, name: &str, ttl_s: u32, data: Vec<RData>) {
+        let name = parse(name);
+        let key = |kind| RrKey::new(LowerName::new(&name), kind);
+        let mut sets: BTreeMap<RrKey, RecordSet> = BTreeMap::new();
+        for data in data {
+            let record = Record::from_rdata(name.clone(), ttl_s, data);
+            let kind = record.record_type();
+            sets.entry(key(kind)).or_insert_with(|| RecordSet::new(name.clone(), kind, 1)).insert(record, 1);
+        }
+        let mut records = self.zone.records_mut().await;
+        for kind in [RecordType::A, RecordType::AAAA, RecordType::SRV] {
+            records.remove(&key(kind));
+        }
+        records.extend(sets.into_iter().map(|(key, set)| (key, Arc::new(set))));
     }
 }
 
