@@ -17,6 +17,7 @@ COPY replica replica
 COPY shard-map shard-map
 COPY sim sim
 COPY test-dns test-dns
+COPY test-kubernetes test-kubernetes
 COPY third_party third_party
 COPY tls tls
 COPY xtask xtask

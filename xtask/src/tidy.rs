@@ -18,7 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("api", &[]),
     ("awake", &[]),
     ("bench", &["api", "tls"]),
-    ("compat", &["api", "test-dns"]),
+    ("compat", &["api", "test-dns", "test-kubernetes", "tls"]),
     ("config", &[]),
     ("consensus-core", &[]),
     ("discovery", &[]),
@@ -36,6 +36,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("shard-map", &[]),
     ("sim", &["consensus-core", "journal", "keyspace", "shard-map"]),
     ("test-dns", &[]),
+    ("test-kubernetes", &["tls"]),
     ("tls", &[]),
     ("xtask", &["config"]),
 ];

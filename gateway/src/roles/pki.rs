@@ -2,6 +2,7 @@
 //!
 //! What is there and good is kept, so making is also mending: it can be done again whenever something was added.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -227,6 +228,25 @@ impl Folder {
             holder: holder(name, &purpose_of(certificate)),
             days_left: Some(left.as_secs() / 86_400),
         }
+    }
+
+    /// All certificates, keys and rings of the folder, by name.
+    pub(crate) fn files(&self) -> Result<BTreeMap<String, String>, Failure> {
+        let mut files = BTreeMap::new();
+        for entry in fs::read_dir(&self.0).map_err(|error| format!("{}: {error}", self.0.display()))? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if let Some(text) = self.read(&name)? {
+                files.insert(name, text);
+            }
+        }
+        Ok(files)
+    }
+
+    /// Puts a file there that was made before. What has another name than the files of such a folder is left out.
+    pub(crate) fn put(&self, name: &str, text: &str) -> Result<(), Failure> {
+        let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+        let ours = [".crt", ".key", ".keys"].iter().any(|end| name.len() > end.len() && name.ends_with(end));
+        if plain && ours { self.write(name, text) } else { Ok(()) }
     }
 
     fn read(&self, name: &str) -> Result<Option<String>, Failure> {

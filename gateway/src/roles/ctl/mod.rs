@@ -7,6 +7,7 @@ mod client;
 mod leader;
 mod output;
 mod recover;
+mod secrets;
 mod status;
 
 use super::Failure;
@@ -39,7 +40,7 @@ enum Command {
     Leader(leader::Args),
     /// Look at what the data directory of a stopped node holds, and declare that this is what there is.
     Recover(recover::Args),
-    /// Make and renew certificates. Asks nobody.
+    /// Make and renew certificates. Asks nobody, unless they are to be kept in Secrets of Kubernetes.
     Certs(certs::Args),
 }
 
