@@ -70,6 +70,14 @@ enum Command {
         #[arg(long)]
         private_network: bool,
     },
+    /// `chart`, in a network and with mounts of its own.
+    #[command(hide = true)]
+    ChartHere {
+        #[arg(long)]
+        etcdctl: PathBuf,
+        #[command(flatten)]
+        flags: chart::Flags,
+    },
     /// `discovery`, in a network and with mounts of its own.
     #[command(hide = true)]
     DiscoveryHere {
@@ -145,7 +153,8 @@ async fn main() -> ExitCode {
                 Err(problem) => Err(problem),
             }
         }
-        Command::Chart(flags) => chart::run(&flags).await,
+        Command::Chart(flags) => chart::run_in_private_network(&flags),
+        Command::ChartHere { etcdctl, flags } => chart::run_here(&flags, etcdctl).await,
         Command::ClientTests => client_tests::run(),
         Command::ClientTestsHere { gaios, private_network } => {
             client_tests::run_here(&gaios, private_network).await

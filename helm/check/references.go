@@ -10,6 +10,7 @@ import (
 	core "k8s.io/api/core/v1"
 	network "k8s.io/api/networking/v1"
 	policy "k8s.io/api/policy/v1"
+	rbac "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -17,6 +18,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation"
 )
+
+// rootCAs is the ConfigMap that Kubernetes puts into every namespace: the CA of its API.
+const rootCAs = "kube-root-ca.crt"
 
 // pod is what a workload makes its pods of.
 type pod struct {
@@ -70,6 +74,9 @@ func checkReferences(objects []runtime.Object) error {
 	}
 	for _, object := range objects {
 		mistakes = append(mistakes, checkSelector(object, pods)...)
+		if binding, ok := object.(*rbac.RoleBinding); ok {
+			mistakes = append(mistakes, checkBinding(binding, names)...)
+		}
 	}
 	return errors.Join(mistakes...)
 }
@@ -82,6 +89,8 @@ func podTemplate(object runtime.Object) (*core.PodTemplateSpec, *metav1.LabelSel
 		return &workload.Spec.Template, workload.Spec.Selector
 	case *batch.Job:
 		return &workload.Spec.Template, nil
+	case *batch.CronJob:
+		return &workload.Spec.JobTemplate.Spec.Template, nil
 	case *core.Pod:
 		return &core.PodTemplateSpec{ObjectMeta: workload.ObjectMeta, Spec: workload.Spec}, nil
 	}
@@ -111,8 +120,10 @@ func checkPod(made pod, names map[string]bool) []error {
 	}
 	for _, volume := range made.spec.Volumes {
 		volumes[volume.Name] = true
-		if volume.ConfigMap != nil && !names["ConfigMap/"+volume.ConfigMap.Name] {
-			note("volume %s: no ConfigMap %s", volume.Name, volume.ConfigMap.Name)
+		for _, name := range configMaps(volume) {
+			if !names["ConfigMap/"+name] && name != rootCAs {
+				note("volume %s: no ConfigMap %s", volume.Name, name)
+			}
 		}
 	}
 	if account := made.spec.ServiceAccountName; account != "" && account != "default" && !names["ServiceAccount/"+account] {
@@ -138,6 +149,37 @@ func checkPod(made pod, names map[string]bool) []error {
 	for name := range volumes {
 		if !mounted[name] {
 			note("volume %s is mounted by no container", name)
+		}
+	}
+	return mistakes
+}
+
+// configMaps gives the names of those that a volume is made of.
+func configMaps(volume core.Volume) []string {
+	var names []string
+	if volume.ConfigMap != nil {
+		names = append(names, volume.ConfigMap.Name)
+	}
+	if volume.Projected != nil {
+		for _, source := range volume.Projected.Sources {
+			if source.ConfigMap != nil {
+				names = append(names, source.ConfigMap.Name)
+			}
+		}
+	}
+	return names
+}
+
+// checkBinding wants a role and accounts that are rendered, too. Kubernetes takes a binding of what is not there.
+func checkBinding(binding *rbac.RoleBinding, names map[string]bool) []error {
+	var mistakes []error
+	wanted := []string{binding.RoleRef.Kind + "/" + binding.RoleRef.Name}
+	for _, subject := range binding.Subjects {
+		wanted = append(wanted, subject.Kind+"/"+subject.Name)
+	}
+	for _, name := range wanted {
+		if !names[name] {
+			mistakes = append(mistakes, fmt.Errorf("RoleBinding/%s: no %s", binding.Name, name))
 		}
 	}
 	return mistakes

@@ -1,43 +1,109 @@
 //! Callers that put keys all the time and try again, as real clients do, while a cluster is changed under them.
 
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use api::etcdserverpb::cluster_client::ClusterClient;
 use api::etcdserverpb::kv_client::KvClient;
-use api::etcdserverpb::{PutRequest, RangeRequest};
+use api::etcdserverpb::{MemberListRequest, PutRequest, RangeRequest};
 use bytes::Bytes;
+use hyper_util::rt::TokioIo;
+use tls::{Client, ClientOptions, Stream};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Endpoint, Uri};
 
+use super::service::Endpoints;
 use crate::Problem;
 
 /// After which a request counts as failed, however often it was tried.
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(10);
 /// For one try; a gateway answers within it, if only that it cannot.
 const TRY_FOR: Duration = Duration::from_secs(8);
+/// For a connection, with its handshake.
+const CONNECT_FOR: Duration = Duration::from_secs(2);
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Where clients may connect: what a Service knows of its ready pods.
+/// The name that the certificates of gateways say, and what clients trust: both may change while clients are under way.
 #[derive(Clone, Default)]
-pub(crate) struct Endpoints(Arc<Mutex<Vec<SocketAddr>>>);
+pub(crate) struct Door(Arc<Mutex<Option<(String, Client)>>>);
 
-impl Endpoints {
-    pub(crate) fn set(&self, all: Vec<SocketAddr>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = all;
+impl Door {
+    /// From here on, clients trust the CAs in this folder, and show the certificate there, if there is one. Connections that
+    /// are there stay.
+    pub(crate) fn load(&self, name: &str, folder: &Path) -> Result<(), Problem> {
+        let own = (folder.join("client.crt"), folder.join("client.key"));
+        let own = own.0.exists().then_some(own);
+        let options = ClientOptions { own, ..ClientOptions::new(folder.join("ca.crt")) };
+        let client = Client::load(&options).map_err(|flaws| flaws.to_string())?;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((name.to_owned(), client));
+        Ok(())
     }
 
-    fn pick(&self, turn: usize) -> Option<SocketAddr> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(turn % all.len().max(1)).copied()
+    pub(crate) async fn connect(&self, address: &str) -> std::io::Result<Stream> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (name, client) = known.ok_or_else(|| std::io::Error::other("no CA is known yet"))?;
+        let socket = TcpStream::connect(address).await?;
+        socket.set_nodelay(true)?;
+        client.connect(&name, socket).await.map_err(std::io::Error::other)
+    }
+
+    /// The names of the gateways that the one at `address` tells of.
+    pub(crate) async fn members(&self, address: &str) -> Result<BTreeSet<String>, Problem> {
+        let channel = self.channel(address).await?;
+        let told = ClusterClient::new(channel).member_list(MemberListRequest::default()).await;
+        let members = told.map_err(|status| status.to_string())?.into_inner().members;
+        Ok(members.into_iter().map(|member| member.name).collect())
+    }
+
+    async fn channel(&self, address: &str) -> Result<Channel, Problem> {
+        // The channel leaves TLS to the door.
+        let endpoint =
+            Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
+        let connecting = timeout(CONNECT_FOR, endpoint.connect_with_connector(self.clone())).await;
+        let connected = connecting.map_err(|_| format!("{address}: no connection within {CONNECT_FOR:?}"))?;
+        connected.map_err(|error| format!("{address}: {error:?}"))
+    }
+}
+
+/// How a channel connects.
+impl tower_service::Service<Uri> for Door {
+    type Response = TokioIo<Stream>;
+    type Error = std::io::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let door = self.clone();
+        Box::pin(async move {
+            let address = uri.authority().map(ToString::to_string).unwrap_or_default();
+            Ok(TokioIo::new(door.connect(&address).await?))
+        })
     }
 }
 
 /// What they saw.
+#[derive(Debug, Default)]
+struct Record {
+    /// In all turns that are over.
+    before: Seen,
+    /// In the one that goes on.
+    now: Seen,
+    last: Option<Instant>,
+}
+
+/// What they saw for a while.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) done: u64,
@@ -47,16 +113,25 @@ pub(crate) struct Seen {
     pub(crate) longest: Duration,
     /// The longest time in which no request of any caller was answered.
     pub(crate) gap: Duration,
-    last: Option<Instant>,
 }
 
-impl Seen {
+impl Record {
     fn answered(&mut self, begun: Instant) {
         let now = Instant::now();
-        self.done += 1;
-        self.longest = self.longest.max(now - begun);
-        self.gap = self.gap.max(now - self.last.unwrap_or(begun));
+        self.now.done += 1;
+        self.now.longest = self.now.longest.max(now - begun);
+        self.now.gap = self.now.gap.max(now - self.last.unwrap_or(begun));
         self.last = Some(now);
+    }
+
+    fn turn(&mut self) -> Seen {
+        let over = std::mem::take(&mut self.now);
+        self.before.done += over.done;
+        self.before.tried_again += over.tried_again;
+        self.before.failed.extend(over.failed.iter().cloned());
+        self.before.longest = self.before.longest.max(over.longest);
+        self.before.gap = self.before.gap.max(over.gap);
+        over
     }
 }
 
@@ -64,18 +139,19 @@ impl Seen {
 pub(crate) struct Callers {
     tasks: JoinSet<Result<(), Problem>>,
     stop: Arc<AtomicBool>,
-    seen: Arc<Mutex<Seen>>,
+    seen: Arc<Mutex<Record>>,
 }
 
 impl Callers {
-    pub(crate) fn start(count: usize, endpoints: &Endpoints) -> Callers {
-        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Seen::default())));
+    pub(crate) fn start(count: usize, endpoints: &Endpoints, door: &Door) -> Callers {
+        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Record::default())));
         let mut tasks = JoinSet::new();
         for number in 0..count {
             let caller = Caller {
                 number,
                 turn: number,
                 endpoints: endpoints.clone(),
+                door: door.clone(),
                 client: None,
                 seen: Arc::clone(&seen),
             };
@@ -84,9 +160,9 @@ impl Callers {
         Callers { tasks, stop, seen }
     }
 
-    /// What was seen so far.
-    pub(crate) fn seen(&self) -> Seen {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What was seen since the last turn.
+    pub(crate) fn turn(&self) -> Seen {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).turn()
     }
 
     /// Ends them. Each reads what it wrote last: nothing that was answered may be lost.
@@ -95,7 +171,9 @@ impl Callers {
         while let Some(ended) = self.tasks.join_next().await {
             ended.map_err(|error| format!("a caller: {error}"))??;
         }
-        Ok(self.seen())
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.turn();
+        Ok(std::mem::take(&mut seen.before))
     }
 }
 
@@ -104,8 +182,9 @@ struct Caller {
     /// Which endpoint is next.
     turn: usize,
     endpoints: Endpoints,
+    door: Door,
     client: Option<KvClient<Channel>>,
-    seen: Arc<Mutex<Seen>>,
+    seen: Arc<Mutex<Record>>,
 }
 
 impl Caller {
@@ -160,10 +239,10 @@ impl Caller {
             self.turn += 1;
             if begun.elapsed() > GIVEN_UP_AFTER {
                 let number = self.number;
-                self.note(|seen| seen.failed.push(format!("caller {number}: {problem}")));
+                self.note(|seen| seen.now.failed.push(format!("caller {number}: {problem}")));
                 return None;
             }
-            self.note(|seen| seen.tried_again += 1);
+            self.note(|seen| seen.now.tried_again += 1);
             sleep(PAUSE).await;
         }
     }
@@ -173,15 +252,12 @@ impl Caller {
             return Ok(client.clone());
         }
         let address = self.endpoints.pick(self.turn).ok_or("no gateway is ready")?;
-        let endpoint =
-            Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
-        let channel = endpoint.connect_timeout(Duration::from_secs(2)).tcp_nodelay(true).connect().await;
-        let client = KvClient::new(channel.map_err(|error| format!("{address}: {error}"))?);
+        let client = KvClient::new(self.door.channel(&address.to_string()).await?);
         self.client = Some(client.clone());
         Ok(client)
     }
 
-    fn note(&self, what: impl FnOnce(&mut Seen)) {
+    fn note(&self, what: impl FnOnce(&mut Record)) {
         what(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }

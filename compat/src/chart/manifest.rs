@@ -1,10 +1,12 @@
-//! What the chart rendered, read: workloads, what their pods are made of, and Services.
+//! What the chart rendered, read: workloads, what their pods are made of, Services, certificates that are asked for, and who may
+//! do what.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
+use test_kubernetes::Rule;
 
 use crate::Problem;
 
@@ -15,6 +17,8 @@ pub(crate) type Labels = BTreeMap<String, String>;
 pub(crate) struct Release {
     /// For people: the name of the values file.
     pub(crate) title: String,
+    /// What people are told after the install.
+    pub(crate) notes: String,
     objects: Vec<Value>,
 }
 
@@ -38,25 +42,72 @@ pub(crate) struct Template {
     pub(crate) labels: Labels,
     pub(crate) annotations: Labels,
     pub(crate) spec: Value,
+    /// The Service that names each pod by itself.
+    pub(crate) service: Option<String>,
+}
+
+/// How a Service leads to pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// By its name, to the pods themselves: to those that are ready, or to all.
+    Headless { all: bool },
+    /// By an address of its own.
+    ClusterIp,
+    /// By one that the world outside can reach, too.
+    LoadBalancer,
 }
 
 /// A name for pods.
+#[derive(Clone)]
 pub(crate) struct Service {
     pub(crate) name: String,
-    /// Whether clients see the pods themselves.
-    pub(crate) headless: bool,
+    pub(crate) kind: Kind,
+    pub(crate) labels: Labels,
     pub(crate) selector: Labels,
     pub(crate) annotations: Labels,
+    pub(crate) ports: Vec<Port>,
+}
+
+/// A port of a Service.
+#[derive(Clone)]
+pub(crate) struct Port {
+    pub(crate) name: String,
+    pub(crate) number: u16,
+    /// The name of the pods' port behind it.
+    pub(crate) target: String,
+}
+
+/// What somebody is asked to sign.
+pub(crate) struct Certificate {
+    pub(crate) name: String,
+    /// Where it is to be kept.
+    pub(crate) secret: String,
+    pub(crate) issuer: String,
+    pub(crate) duration_hours: u64,
+    pub(crate) common_name: String,
+    pub(crate) uris: Vec<String>,
+    pub(crate) dns_names: Vec<String>,
+    pub(crate) usages: Vec<String>,
+}
+
+/// Where metrics are to be read.
+pub(crate) enum Monitor {
+    /// At the pods of all Services with these labels, by the Services' port.
+    Services { labels: Labels, port: String, path: String },
+    /// At all pods with these labels, by their own port.
+    Pods { labels: Labels, port: String, path: String },
 }
 
 impl Release {
-    /// Reads a list of objects as JSON.
+    /// Reads a list of objects as JSON, and the notes beside it.
     pub(crate) fn load(path: &Path) -> Result<Release, Problem> {
-        let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-        let text = fs::read_to_string(path).map_err(|error| failed(&error))?;
-        let objects = serde_json::from_str(&text).map_err(|error| failed(&error))?;
+        let failed = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+        let text = fs::read_to_string(path).map_err(|error| failed(path, &error))?;
+        let objects = serde_json::from_str(&text).map_err(|error| failed(path, &error))?;
+        let beside = path.with_extension("notes.txt");
+        let notes = fs::read_to_string(&beside).map_err(|error| failed(&beside, &error))?;
         let title = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Release { title, objects })
+        Ok(Release { title, notes, objects })
     }
 
     pub(crate) fn of_kind(&self, kind: &str) -> impl Iterator<Item = &Value> {
@@ -86,14 +137,10 @@ impl Release {
             .of_kind("HorizontalPodAutoscaler")
             .find(|scaler| scaler["spec"]["scaleTargetRef"]["name"] == name.as_str());
         let least = scaler.and_then(|scaler| scaler["spec"]["minReplicas"].as_u64()).unwrap_or(1);
-        let made = &object["spec"]["template"];
         Template {
-            workload,
             replicas: object["spec"]["replicas"].as_u64().unwrap_or(least),
-            labels: labels(&made["metadata"]["labels"]),
-            annotations: labels(&made["metadata"]["annotations"]),
-            spec: made["spec"].clone(),
-            name,
+            service: object["spec"]["serviceName"].as_str().map(str::to_owned),
+            ..made(name, workload, &object["spec"]["template"])
         }
     }
 
@@ -101,13 +148,66 @@ impl Release {
     pub(crate) fn tests(&self) -> Vec<Template> {
         let tests =
             self.of_kind("Pod").filter(|pod| pod["metadata"]["annotations"]["helm.sh/hook"] == "test");
-        let made = tests.map(|pod| Template {
-            workload: Workload::Once,
-            name: text(&pod["metadata"]["name"]),
-            replicas: 1,
-            labels: labels(&pod["metadata"]["labels"]),
-            annotations: labels(&pod["metadata"]["annotations"]),
-            spec: pod["spec"].clone(),
+        tests.map(|pod| made(text(&pod["metadata"]["name"]), Workload::Once, pod)).collect()
+    }
+
+    /// The pods that an install or an upgrade begins with.
+    pub(crate) fn hooks(&self) -> Vec<Template> {
+        let hook = |job: &&Value| {
+            let when = text(&job["metadata"]["annotations"]["helm.sh/hook"]);
+            when.split(',').any(|when| when == "pre-install")
+                && when.split(',').any(|when| when == "pre-upgrade")
+        };
+        let hooks = self.of_kind("Job").filter(hook);
+        hooks
+            .map(|job| made(text(&job["metadata"]["name"]), Workload::Once, &job["spec"]["template"]))
+            .collect()
+    }
+
+    /// The pods that run from time to time.
+    pub(crate) fn scheduled(&self) -> Vec<Template> {
+        let jobs = self.of_kind("CronJob");
+        let made = jobs.map(|job| {
+            let template = &job["spec"]["jobTemplate"]["spec"]["template"];
+            made(text(&job["metadata"]["name"]), Workload::Once, template)
+        });
+        made.collect()
+    }
+
+    /// What a service account may do with Secrets.
+    pub(crate) fn rules(&self, account: &str) -> Vec<Rule> {
+        let bound = self.of_kind("RoleBinding").filter(|binding| {
+            items(&binding["subjects"])
+                .iter()
+                .any(|subject| subject["kind"] == "ServiceAccount" && subject["name"] == account)
+        });
+        let roles = bound.flat_map(|binding| {
+            let role = &binding["roleRef"]["name"];
+            self.of_kind("Role").filter(move |known| known["metadata"]["name"] == *role)
+        });
+        let rules = roles.flat_map(|role| items(&role["rules"]));
+        let secrets = rules.filter(|rule| items(&rule["resources"]).iter().any(|what| what == "secrets"));
+        secrets
+            .map(|rule| Rule { verbs: texts(&rule["verbs"]), names: texts(&rule["resourceNames"]) })
+            .collect()
+    }
+
+    /// What cert-manager is asked for.
+    pub(crate) fn certificates(&self) -> Vec<Certificate> {
+        let made = self.of_kind("Certificate").map(|object| {
+            let spec = &object["spec"];
+            let duration = text(&spec["duration"]);
+            let hours = duration.split_once('h').and_then(|(hours, _)| hours.parse().ok());
+            Certificate {
+                name: text(&object["metadata"]["name"]),
+                secret: text(&spec["secretName"]),
+                issuer: text(&spec["issuerRef"]["name"]),
+                duration_hours: hours.unwrap_or_default(),
+                common_name: text(&spec["commonName"]),
+                uris: texts(&spec["uris"]),
+                dns_names: texts(&spec["dnsNames"]),
+                usages: texts(&spec["usages"]),
+            }
         });
         made.collect()
     }
@@ -115,19 +215,65 @@ impl Release {
     pub(crate) fn services(&self) -> Vec<Service> {
         let made = self.of_kind("Service").map(|service| {
             let spec = &service["spec"];
+            let ports = items(&spec["ports"]).iter().map(|port| Port {
+                name: text(&port["name"]),
+                number: number(&port["port"]),
+                target: text(&port["targetPort"]),
+            });
             Service {
                 name: text(&service["metadata"]["name"]),
-                headless: spec["clusterIP"] == "None",
+                kind: if spec["clusterIP"] == "None" {
+                    Kind::Headless { all: spec["publishNotReadyAddresses"] == true }
+                } else if spec["type"] == "LoadBalancer" {
+                    Kind::LoadBalancer
+                } else {
+                    Kind::ClusterIp
+                },
+                labels: labels(&service["metadata"]["labels"]),
                 selector: labels(&spec["selector"]),
                 annotations: labels(&service["metadata"]["annotations"]),
+                ports: ports.collect(),
             }
         });
         made.collect()
     }
 
+    /// What the Prometheus operator is told.
+    pub(crate) fn monitors(&self) -> Vec<Monitor> {
+        let mut monitors = Vec::new();
+        for monitor in self.of_kind("ServiceMonitor") {
+            let labels = labels(&monitor["spec"]["selector"]["matchLabels"]);
+            for endpoint in items(&monitor["spec"]["endpoints"]) {
+                let (port, path) = (text(&endpoint["port"]), text(&endpoint["path"]));
+                monitors.push(Monitor::Services { labels: labels.clone(), port, path });
+            }
+        }
+        for monitor in self.of_kind("PodMonitor") {
+            let labels = labels(&monitor["spec"]["selector"]["matchLabels"]);
+            for endpoint in items(&monitor["spec"]["podMetricsEndpoints"]) {
+                let (port, path) = (text(&endpoint["port"]), text(&endpoint["path"]));
+                monitors.push(Monitor::Pods { labels: labels.clone(), port, path });
+            }
+        }
+        monitors
+    }
+
     pub(crate) fn namespace(&self) -> String {
         let first = self.of_kind("ConfigMap").next();
         first.map(|map| text(&map["metadata"]["namespace"])).unwrap_or_default()
+    }
+}
+
+/// From whatever has the metadata and the specification of a pod.
+fn made(name: String, workload: Workload, pod: &Value) -> Template {
+    Template {
+        workload,
+        name,
+        replicas: 1,
+        labels: labels(&pod["metadata"]["labels"]),
+        annotations: labels(&pod["metadata"]["annotations"]),
+        spec: pod["spec"].clone(),
+        service: None,
     }
 }
 
@@ -141,17 +287,28 @@ impl Template {
         &self.spec["containers"][0]
     }
 
-    /// The number of a port that a probe or an annotation names.
+    /// The number of a port that a probe, a Service or a monitor names.
     pub(crate) fn port(&self, name: &str) -> Option<u16> {
         let ports = items(&self.container()["ports"]);
         ports.iter().find(|port| port["name"] == name).map(|port| number(&port["containerPort"]))
+    }
+
+    /// What an argument of the form `--name=value` says.
+    pub(crate) fn argument(&self, name: &str) -> Option<&str> {
+        let args = items(&self.container()["args"]).iter().filter_map(Value::as_str);
+        args.filter_map(|arg| arg.strip_prefix(name)?.strip_prefix('=')).next()
     }
 }
 
 impl Service {
     pub(crate) fn selects(&self, labels: &Labels) -> bool {
-        self.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+        has(labels, &self.selector)
     }
+}
+
+/// Whether these labels are among those.
+pub(crate) fn has(all: &Labels, wanted: &Labels) -> bool {
+    wanted.iter().all(|(key, value)| all.get(key) == Some(value))
 }
 
 /// The items of a list; none if there is no list.
@@ -161,6 +318,10 @@ pub(crate) fn items(list: &Value) -> &[Value] {
 
 pub(crate) fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
+}
+
+fn texts(list: &Value) -> Vec<String> {
+    items(list).iter().map(text).collect()
 }
 
 fn number(value: &Value) -> u16 {

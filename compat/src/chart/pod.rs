@@ -1,9 +1,9 @@
-//! A pod as a process: its volumes are folders, its address is one of loopback, and what its containers are told is what
-//! the manifest says, but for the paths and addresses that stand for its own.
+//! A pod as a process: its volumes are folders, its address is one of this network, its DNS server is its cluster's, and what its
+//! containers are told is what the manifest says, but for the paths and the address that stand for its own.
 
 use std::fs;
-use std::net::Ipv4Addr;
-use std::os::unix::fs::symlink;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -20,7 +20,9 @@ use crate::Problem;
 /// How long anything may take to come about, on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two looks at a process.
-const ASK_AGAIN: Duration = Duration::from_millis(20);
+pub(crate) const ASK_AGAIN: Duration = Duration::from_millis(20);
+/// In a mount namespace of its own, with the resolver's configuration that a pod has, and an environment of its own.
+const ENTER: &str = "mount --bind \"$0\" /etc/resolv.conf && exec env -i \"$@\"";
 
 /// The programs that images hold.
 pub(crate) struct Programs {
@@ -28,46 +30,56 @@ pub(crate) struct Programs {
     pub(crate) etcdctl: PathBuf,
 }
 
-/// Files of a ConfigMap or of Secrets, by their paths within the volume.
+/// Files of a volume, by their paths within it.
 pub(crate) type Files = Vec<(String, Vec<u8>)>;
 
-/// What is written in manifests, and what it leads to.
-pub(crate) type Names = Vec<(String, String)>;
+/// What the kubelet gives to every pod of a cluster.
+#[derive(Clone)]
+pub(crate) struct Machine {
+    pub(crate) resolv_conf: PathBuf,
+    pub(crate) api: SocketAddr,
+    /// Where folders of pods are, and claims that outlive them.
+    pub(crate) pods: PathBuf,
+    pub(crate) claims: PathBuf,
+}
 
 /// A pod that runs, or is about to.
 pub(crate) struct Pod {
     pub(crate) name: String,
     pub(crate) ip: Ipv4Addr,
     pub(crate) labels: Labels,
+    /// Whether Services may lead to it.
+    pub(crate) ready: bool,
+    machine: Machine,
     dir: PathBuf,
     /// Where each mount of the containers is: path in the pod, folder here. Longest first.
     mounts: Vec<(String, PathBuf)>,
-    /// What names lead to.
-    names: Names,
     child: Option<Child>,
 }
 
 impl Pod {
-    /// A pod with folders for its volumes. `claims` are kept from one pod of the name to the next.
+    /// A pod with folders for its volumes. Claims are kept from one pod of the name to the next.
     pub(crate) fn new(
         template: &Template,
         name: String,
         ip: Ipv4Addr,
-        home: &Path,
-        claims: &Path,
+        zone: &str,
+        machine: &Machine,
     ) -> Result<Pod, Problem> {
-        let dir = home.join(&name);
+        let dir = machine.pods.join(&name);
         let mut labels = template.labels.clone();
         if let Some((_, index)) = name.rsplit_once('-') {
             labels.insert("apps.kubernetes.io/pod-index".to_owned(), index.to_owned());
         }
+        labels.insert("topology.kubernetes.io/zone".to_owned(), zone.to_owned());
         let volumes = items(&template.spec["volumes"]);
         let mut mounts = Vec::new();
         for container in template.init_containers().iter().chain([template.container()]) {
             for mount in items(&container["volumeMounts"]) {
                 let volume = text(&mount["name"]);
                 let is_claim = !volumes.iter().any(|known| known["name"] == volume);
-                let folder = if is_claim { claims.join(&name).join(&volume) } else { dir.join(&volume) };
+                let folder =
+                    if is_claim { machine.claims.join(&name).join(&volume) } else { dir.join(&volume) };
                 let path = text(&mount["mountPath"]);
                 if !mounts.iter().any(|(known, _)| *known == path) {
                     fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
@@ -77,37 +89,42 @@ impl Pod {
         }
         mounts.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
         fs::create_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
-        Ok(Pod { name, ip, labels, dir, mounts, names: Names::new(), child: None })
+        Ok(Pod { name, ip, labels, ready: false, machine: machine.clone(), dir, mounts, child: None })
     }
 
-    /// Lets it know the names of others.
-    pub(crate) fn resolve(&mut self, names: Names) {
-        self.names = names;
-    }
-
-    /// What a text of the manifest is in here: paths of volumes, the address that stands for all of a pod's own, names.
+    /// What a text of the manifest is in here: paths of volumes, and the address that stands for all of a pod's own.
     pub(crate) fn translate(&self, text: &str) -> String {
         let mut text = text.replace("0.0.0.0:", &format!("{}:", self.ip));
         for (path, folder) in &self.mounts {
             text = text.replace(path, &folder.display().to_string());
         }
-        for (name, leads_to) in &self.names {
-            text = text.replace(name, leads_to);
-        }
         text
     }
 
-    /// Puts files into a volume, as the kubelet does: all of them change at one moment, by a link that is replaced.
-    pub(crate) fn fill(&self, volume: &str, files: &Files) -> Result<(), Problem> {
-        let folder = self.dir.join(volume);
+    /// The folder of a volume.
+    pub(crate) fn volume(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Puts files into a volume, as the kubelet does: all of them change at one moment, by a link that is replaced. What is
+    /// there already is left alone.
+    pub(crate) fn fill(&self, volume: &str, files: &Files, mode: u32) -> Result<(), Problem> {
+        let folder = self.volume(volume);
         let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
         fs::create_dir_all(&folder).map_err(failed)?;
+        let is_there = |(path, bytes): &(String, Vec<u8>)| {
+            fs::read(folder.join(path)).is_ok_and(|there| there == *bytes)
+        };
+        if !files.is_empty() && files.iter().all(is_there) {
+            return Ok(());
+        }
         let version = (1..).map(|n| format!("..version-{n}")).find(|name| !folder.join(name).exists());
         let version = version.unwrap_or_default();
         for (path, bytes) in files {
             let file = folder.join(&version).join(path);
             fs::create_dir_all(file.parent().unwrap_or(&folder)).map_err(failed)?;
             fs::write(&file, bytes).map_err(failed)?;
+            fs::set_permissions(&file, fs::Permissions::from_mode(mode)).map_err(failed)?;
         }
         let _ = fs::remove_file(folder.join("..new"));
         symlink(&version, folder.join("..new")).map_err(failed)?;
@@ -159,30 +176,42 @@ impl Pod {
         let log = fs::File::options().create(true).append(true).open(&log_path);
         let log = log.map_err(|error| format!("{}: {error}", log_path.display()))?;
         let errors = log.try_clone().map_err(|error| format!("{}: {error}", log_path.display()))?;
-        let mut command = match container["command"][0].as_str() {
-            None => Command::new(&programs.gaios),
-            Some("etcdctl") => Command::new(&programs.etcdctl),
+        let program = match container["command"][0].as_str() {
+            None => &programs.gaios,
+            Some("etcdctl") => &programs.etcdctl,
             Some(other) => return Err(format!("{}: no image here has {other}", self.name)),
         };
-        command.env_clear().stdin(Stdio::null()).stdout(log).stderr(errors).kill_on_drop(true);
-        for arg in items(&container["args"]) {
-            command.arg(self.translate(&text(arg)));
-        }
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", ENTER]).arg(&self.machine.resolv_conf);
         for variable in items(&container["env"]) {
             let value = match variable["valueFrom"]["fieldRef"]["fieldPath"].as_str() {
                 None => self.translate(&text(&variable["value"])),
-                Some("metadata.name") => self.name.clone(),
-                Some("status.podIP") => self.ip.to_string(),
-                Some(path) => {
-                    let label =
-                        path.strip_prefix("metadata.labels['").and_then(|rest| rest.strip_suffix("']"));
-                    let label = label.ok_or_else(|| format!("{}: unknown field {path}", self.name))?;
-                    self.labels.get(label).cloned().unwrap_or_default()
-                }
+                Some(path) => self.field(path)?,
             };
-            command.env(text(&variable["name"]), value);
+            command.arg(format!("{}={value}", text(&variable["name"])));
         }
+        // Every pod is told of these, whatever its manifest says.
+        command.arg(format!("KUBERNETES_SERVICE_HOST={}", self.machine.api.ip()));
+        command.arg(format!("KUBERNETES_SERVICE_PORT={}", self.machine.api.port()));
+        command.arg(absolute(program)?);
+        for arg in items(&container["args"]) {
+            command.arg(self.translate(&text(arg)));
+        }
+        command.stdin(Stdio::null()).stdout(log).stderr(errors).kill_on_drop(true);
         Ok(command)
+    }
+
+    /// What the downward API says of it.
+    pub(crate) fn field(&self, path: &str) -> Result<String, Problem> {
+        match path {
+            "metadata.name" => Ok(self.name.clone()),
+            "status.podIP" => Ok(self.ip.to_string()),
+            _ => {
+                let label = path.strip_prefix("metadata.labels['").and_then(|rest| rest.strip_suffix("']"));
+                let label = label.ok_or_else(|| format!("{}: unknown field {path}", self.name))?;
+                Ok(self.labels.get(label).cloned().unwrap_or_default())
+            }
+        }
     }
 
     /// Waits for what its readiness probe asks for.
@@ -194,6 +223,7 @@ impl Pod {
         loop {
             let answer = get(self.ip, port, &text(&probe["path"])).await;
             if matches!(answer, Some((200, _))) {
+                self.ready = true;
                 return Ok(());
             }
             let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
@@ -211,6 +241,7 @@ impl Pod {
 
     /// Stops it as Kubernetes does: its pause before, SIGTERM, and it must be gone within the grace period.
     pub(crate) async fn stop(&mut self, template: &Template) -> Result<(), Problem> {
+        self.ready = false;
         let Some(mut child) = self.child.take() else { return Ok(()) };
         let grace =
             Duration::from_secs(template.spec["terminationGracePeriodSeconds"].as_u64().unwrap_or(30));
@@ -227,6 +258,12 @@ impl Pod {
             Ok(Err(error)) => Err(format!("{}: {error}", self.name)),
             Err(_) => Err(format!("{} has not ended within {grace:?}\n{}", self.name, self.log())),
         }
+    }
+
+    /// How many lines of its log have all these words.
+    pub(crate) fn logged(&self, words: &[&str]) -> usize {
+        let text = fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+        text.lines().filter(|line| words.iter().all(|word| line.contains(word))).count()
     }
 
     /// The end of what it logged.

@@ -92,6 +92,11 @@ capabilities:
 {{- printf "%s.%s.svc.%s" (include "gaios.fullname" .) .Release.Namespace .Values.clusterDomain -}}
 {{- end -}}
 
+{{/* Where each gateway by itself is named, by the headless Service. */}}
+{{- define "gaios.gatewaysDomain" -}}
+{{- printf "%s-gateways.%s.svc.%s" (include "gaios.fullname" .) .Release.Namespace .Values.clusterDomain -}}
+{{- end -}}
+
 {{/* The ids of this release's nodes, as a JSON list. */}}
 {{- define "gaios.nodeIds" -}}
 {{- $ids := list -}}
@@ -103,18 +108,42 @@ capabilities:
 {{- toJson $ids -}}
 {{- end -}}
 
-{{/* `cluster` of a configuration. */}}
+{{/* `cluster` of a node's configuration. */}}
 {{- define "gaios.clusterConfig" -}}
 {{- $nodes := list -}}
 {{- range include "gaios.nodeIds" . | fromJsonArray -}}
 {{- $pod := printf "%s-node-%d" (include "gaios.fullname" $) (int .) -}}
-{{- $nodes = append $nodes (dict "id" (int .) "address" (printf "%s.%s:2380" $pod (include "gaios.nodesDomain" $))) -}}
+{{- $node := dict "id" (int .) "address" (printf "%s.%s:2380" $pod (include "gaios.nodesDomain" $)) -}}
+{{- with $.Values.region -}}
+{{- $_ := set $node "region" . -}}
+{{- end -}}
+{{- $nodes = append $nodes $node -}}
 {{- end -}}
 {{- $cluster := dict "name" .Values.cluster.name "nodes" (concat $nodes .Values.cluster.otherNodes) -}}
 {{- with .Values.cluster.groups -}}
 {{- $_ := set $cluster "groups" . -}}
 {{- end -}}
 {{- toYaml $cluster -}}
+{{- end -}}
+
+{{/*
+`cluster` of a gateway's configuration. It finds nodes by DNS: those of this release by the SRV records of their headless
+Service, others by what the values say. From one that answers it learns of all.
+*/}}
+{{- define "gaios.gatewayClusterConfig" -}}
+{{- $seeds := list -}}
+{{- if .Values.nodes.enabled -}}
+{{- $domain := printf "%s-nodes.%s.svc.%s" (include "gaios.fullname" .) .Release.Namespace .Values.clusterDomain -}}
+{{- $seeds = append $seeds (printf "_gaios-replica._tcp.%s" $domain) -}}
+{{- end -}}
+{{- range .Values.cluster.otherNodes -}}
+{{- $seeds = append $seeds .address -}}
+{{- end -}}
+{{- $seeds = concat $seeds .Values.cluster.seeds | uniq -}}
+{{- if not $seeds -}}
+{{- fail "gateways without nodes need cluster.seeds or cluster.otherNodes: where nodes are" -}}
+{{- end -}}
+{{- dict "name" .Values.cluster.name "seeds" $seeds | toYaml -}}
 {{- end -}}
 
 {{- define "gaios.replicaConfig" -}}
@@ -134,13 +163,19 @@ capabilities:
 {{- end -}}
 
 {{- define "gaios.gatewayConfig" -}}
+{{- $scheme := printf "%s://" (include "gaios.scheme" .) -}}
+{{- range .Values.gateways.advertiseClientUrls -}}
+{{- if not (hasPrefix $scheme .) -}}
+{{- fail (printf "gateways.advertiseClientUrls: %s must begin with %s, by tls.mode %s" . $scheme $.Values.tls.mode) -}}
+{{- end -}}
+{{- end -}}
 {{- $url := printf "%s://%s:2379" (include "gaios.scheme" .) (include "gaios.clientDomain" .) -}}
 {{- $own := dict
   "role" "gateway"
   "listen" (printf "%s:2379" .Values.listenIp)
   "admin_listen" (printf "%s:2378" .Values.listenIp)
   "advertise_client_urls" (default (list $url) .Values.gateways.advertiseClientUrls)
-  "cluster" (include "gaios.clusterConfig" . | fromYaml)
+  "cluster" (include "gaios.gatewayClusterConfig" . | fromYaml)
 -}}
 {{- with .Values.region -}}
 {{- $_ := set $own "region" . -}}

@@ -4,23 +4,24 @@ Parts of the pods: what the check of the configuration and the process itself ha
 
 {{/* Which node it is: the number of the pod. */}}
 {{- define "gaios.nodeEnv" -}}
-env:
+{{ include "gaios.gatewayEnv" . }}
   - name: GAIOS_NODE
     valueFrom:
       fieldRef:
         fieldPath: metadata.labels['apps.kubernetes.io/pod-index']
-  - name: GAIOS_NAME
-    valueFrom:
-      fieldRef:
-        fieldPath: metadata.name
 {{- end -}}
 
+{{/* Who it is, and where: from version 1.35 on, Kubernetes labels a pod with the zone of its machine. Before, there is none. */}}
 {{- define "gaios.gatewayEnv" -}}
 env:
   - name: GAIOS_NAME
     valueFrom:
       fieldRef:
         fieldPath: metadata.name
+  - name: GAIOS_ZONE
+    valueFrom:
+      fieldRef:
+        fieldPath: metadata.labels['topology.kubernetes.io/zone']
 {{- end -}}
 
 {{- define "gaios.configMounts" -}}
@@ -30,12 +31,15 @@ env:
 {{- end }}
 {{- end -}}
 
-{{/* A container that runs `etcdctl` by discovery. Takes (dict "root" $ "command" (list "put" "key" "value")). */}}
+{{/*
+A container that runs `etcdctl`, which finds gateways by the SRV records of a domain.
+Takes (dict "root" $ "domain" "name" "command" (list "put" "key" "value")).
+*/}}
 {{- define "gaios.etcdctl" -}}
 image: {{ .root.Values.tests.etcdctlImage }}
 command: [etcdctl]
 args:
-  - --discovery-srv={{ include "gaios.clientDomain" .root }}
+  - --discovery-srv={{ .domain }}
   {{- if include "gaios.tls" .root }}
   - --cacert=/etc/gaios/tls/ca.crt
   {{- if ne .root.Values.tls.clients.auth "off" }}

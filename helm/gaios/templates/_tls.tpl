@@ -10,13 +10,35 @@ Where certificates come from. In the pods, files have the names that `gaios ctl 
 {{- ternary "https" "http" (ne .Values.tls.mode "none") -}}
 {{- end -}}
 
-{{/* What all gateways of a release call themselves in their certificate. */}}
+{{/* What all gateways of a release call themselves in their certificate: their region. */}}
 {{- define "gaios.gatewayIdentity" -}}
-{{- include "gaios.fullname" . -}}
+{{- default (include "gaios.fullname" .) .Values.region -}}
+{{- end -}}
+
+{{/* Whether all certificates of a release are in one Secret, as `gaios ctl certs` makes it. */}}
+{{- define "gaios.oneSecret" -}}
+{{- if has .Values.tls.mode (list "hook" "secret") -}}true{{- end -}}
 {{- end -}}
 
 {{- define "gaios.tlsSecretName" -}}
 {{- default (printf "%s-tls" (include "gaios.fullname" .)) .Values.tls.secretName -}}
+{{- end -}}
+
+{{- define "gaios.authoritySecretName" -}}
+{{- default (printf "%s-ca" (include "gaios.tlsSecretName" .)) .Values.tls.hook.authoritySecretName -}}
+{{- end -}}
+
+{{/* What `gaios ctl certs make` is told of this release, as a JSON list. */}}
+{{- define "gaios.certsArgs" -}}
+{{- $args := list (printf "--cluster=%s" .Values.cluster.name) -}}
+{{- with include "gaios.nodeIds" . | fromJsonArray -}}
+{{- $args = append $args (printf "--nodes=%s" (join "," .)) -}}
+{{- end -}}
+{{- if .Values.gateways.enabled -}}
+{{- $args = append $args (printf "--gateways=%s" (include "gaios.gatewayIdentity" .)) -}}
+{{- $args = append $args (printf "--names=%s" (include "gaios.serverNames" . | fromJsonArray | join ",")) -}}
+{{- end -}}
+{{- toJson $args -}}
 {{- end -}}
 
 {{/* Names under which clients reach this release's gateways, as a JSON list. */}}
@@ -27,16 +49,20 @@ Where certificates come from. In the pods, files have the names that `gaios ctl 
 {{- $names = concat $names (list $service (printf "%s.%s" $service $.Release.Namespace) (printf "%s.%s.svc" $service $.Release.Namespace) (printf "%s.%s.svc.%s" $service $.Release.Namespace $.Values.clusterDomain)) -}}
 {{- end -}}
 {{- $names = append $names (printf "*.%s-gateways.%s.svc.%s" (include "gaios.fullname" .) .Release.Namespace .Values.clusterDomain) -}}
-{{- concat $names (list "localhost") .Values.tls.clients.dnsNames .Values.gateways.tlsRoute.hostnames | uniq | toJson -}}
+{{- $names = concat $names (list "localhost") .Values.tls.clients.dnsNames .Values.gateways.tlsRoute.hostnames -}}
+{{- range .Values.gateways.advertiseClientUrls -}}
+{{- $names = append $names (urlParse .).hostname -}}
+{{- end -}}
+{{- $names | uniq | toJson -}}
 {{- end -}}
 
 {{/*
 The files of one certificate, from wherever it is, as sources of a projected volume.
-Takes (dict "root" $ "files" (list "node-1") "ca" true).
+Takes (dict "root" $ "files" (list "node-1")).
 */}}
 {{- define "gaios.tlsSources" -}}
 {{- $root := .root -}}
-{{- if eq $root.Values.tls.mode "secret" -}}
+{{- if include "gaios.oneSecret" $root -}}
 - secret:
     name: {{ include "gaios.tlsSecretName" $root }}
     items:
@@ -62,7 +88,7 @@ Takes (dict "root" $ "files" (list "node-1") "ca" true).
 
 {{/* Keys of session tickets, as a source. */}}
 {{- define "gaios.ticketSources" -}}
-{{- if eq .Values.tls.mode "secret" -}}
+{{- if include "gaios.oneSecret" . -}}
 - secret:
     name: {{ include "gaios.tlsSecretName" . }}
     items:
@@ -113,7 +139,7 @@ gateway-{{ include "gaios.gatewayIdentity" . }}
   projected:
     defaultMode: 0440
     sources:
-      {{- if eq .Values.tls.mode "secret" }}
+      {{- if include "gaios.oneSecret" . }}
       {{- include "gaios.tlsSources" (dict "root" . "files" (list "client")) | trim | nindent 6 }}
       {{- else }}
       - secret:

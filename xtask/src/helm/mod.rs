@@ -10,6 +10,7 @@ mod tools;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use config::{Config, Given};
 use serde_json::Value;
 
 use crate::run::{Failure, Steps, build_programs, program};
@@ -24,6 +25,8 @@ const RENDERS: &str = "target/helm";
 const RELEASE: &str = "gaios";
 /// The Kubernetes whose types helm/check decodes by.
 const KUBE_VERSION: &str = "1.37.0";
+/// Where certificates are in the pods.
+const CERTIFICATES: &str = "/etc/gaios/tls";
 const GAIOS: &str = "target/debug/gaios";
 const COMPAT: &str = "target/debug/compat";
 
@@ -104,6 +107,8 @@ fn render_one(tools: &Tools, values: &Path, generated: Generated) -> Result<(), 
     write(&rendered, &render(tools, values, &[])?)?;
     let decoded = tools.check("decode").args(&[&rendered.display().to_string()]).output()?;
     write(&Path::new(RENDERS).join(format!("{name}.json")), &decoded)?;
+    let notes = tools.check("notes").args(&[CHART, RELEASE, KUBE_VERSION]).args(&[values]).output()?;
+    write(&Path::new(RENDERS).join(format!("{name}.notes.txt")), &notes)?;
     let objects: Value =
         serde_json::from_str(&decoded).map_err(|error| Failure::new(format!("{name}: {error}")))?;
     check_configuration(&name, &objects)?;
@@ -127,8 +132,11 @@ fn render_one(tools: &Tools, values: &Path, generated: Generated) -> Result<(), 
 }
 
 /// Files of values whose renders are the releases of one cluster.
-const CLUSTERS: &[&[&str]] =
-    &[&["one-region"], &["three-regions-eu", "three-regions-us", "three-regions-ap", "gateways-only"]];
+const CLUSTERS: &[&[&str]] = &[
+    &["three-regions-eu", "three-regions-us", "three-regions-ap", "gateways-only"],
+    &["one-region"],
+    &["cert-manager"],
+];
 
 /// Starts the pods of the renders as processes, replaces them under load, and looks at what they serve.
 fn processes() -> Result<(), Failure> {
@@ -139,11 +147,38 @@ fn processes() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Every rendered configuration must pass as each of the pods that will read it.
+/// Every rendered configuration must pass as each of the pods that will read it, with certificates as they will be there.
 fn check_configuration(name: &str, objects: &Value) -> Result<(), Failure> {
+    let configurations = configurations(objects);
+    if configurations.is_empty() {
+        return Err(Failure::new("no configuration was rendered"));
+    }
+    let folder = Path::new(RENDERS).join(format!("{name}.tls"));
+    make_certificates(&folder, &configurations)?;
+    for Configuration { file, text, pods } in &configurations {
+        let path = Path::new(RENDERS).join(format!("{name}.{file}"));
+        write(&path, &text.replace(CERTIFICATES, &folder.display().to_string()))?;
+        for pod in pods {
+            let check = program(GAIOS).args(&["check", "--config", &path.display().to_string()]);
+            let check = check.env("GAIOS_NAME", pod).env("GAIOS_ZONE", "a");
+            let check = if file == "replica.yaml" { check.env("GAIOS_NODE", ordinal(pod)) } else { check };
+            check.output()?;
+        }
+    }
+    Ok(())
+}
+
+/// A configuration, and the pods that will read it.
+struct Configuration {
+    file: String,
+    text: String,
+    pods: Vec<String>,
+}
+
+fn configurations(objects: &Value) -> Vec<Configuration> {
     let objects = objects.as_array().map(Vec::as_slice).unwrap_or_default();
     let of_kind = |kind: &'static str| objects.iter().filter(move |object| object["kind"] == kind);
-    let mut checked = 0;
+    let mut found = Vec::new();
     for map in of_kind("ConfigMap") {
         for (file, text) in map["data"].as_object().into_iter().flatten() {
             let pods: Vec<String> = match file.as_str() {
@@ -151,19 +186,53 @@ fn check_configuration(name: &str, objects: &Value) -> Result<(), Failure> {
                 "gateway.yaml" => vec!["gaios-gateway-0".to_owned()],
                 _ => continue,
             };
-            let path = Path::new(RENDERS).join(format!("{name}.{file}"));
-            write(&path, text.as_str().unwrap_or_default())?;
-            for pod in pods {
-                let ordinal = pod.rsplit('-').next().unwrap_or_default();
-                let check = program(GAIOS).args(&["check", "--config", &path.display().to_string()]);
-                let check = check.env("GAIOS_NAME", &pod);
-                let check = if file == "replica.yaml" { check.env("GAIOS_NODE", ordinal) } else { check };
-                check.output()?;
-                checked += 1;
+            let text = text.as_str().unwrap_or_default().to_owned();
+            found.push(Configuration { file: file.clone(), text, pods });
+        }
+    }
+    found
+}
+
+/// Those that the configurations name, if they name some, as `gaios ctl certs` makes them.
+fn make_certificates(folder: &Path, configurations: &[Configuration]) -> Result<(), Failure> {
+    let (mut cluster, mut nodes, mut gateways, mut hosts) =
+        (String::new(), Vec::new(), Vec::new(), Vec::new());
+    for Configuration { file, text, pods } in configurations {
+        for pod in pods {
+            let node = (file == "replica.yaml").then(|| ordinal(pod).to_owned());
+            let given = Given { node, name: Some(pod.clone()), ..Given::default() };
+            let parsed = Config::parse_with(file, text, &given);
+            match parsed.map_err(|problems| Failure::new(problems.to_string()))? {
+                Config::Replica(replica) => {
+                    cluster = replica.cluster.name.to_string();
+                    nodes.extend(replica.link_tls.map(|_| replica.node.to_string()));
+                }
+                Config::Gateway(gateway) => {
+                    cluster = gateway.cluster.name.to_string();
+                    let shown = gateway.link_tls.map(|tls| stem(&tls.cert_file));
+                    gateways.extend(shown.map(|file| file.trim_start_matches("gateway-").to_owned()));
+                    let urls = gateway.advertise_client_urls.iter();
+                    hosts.extend(urls.map(|url| url.address().host().to_owned()));
+                }
             }
         }
     }
-    if checked == 0 { Err(Failure::new("no configuration was rendered")) } else { Ok(()) }
+    if nodes.is_empty() && gateways.is_empty() {
+        return Ok(());
+    }
+    let mut make = program(GAIOS).args(&["ctl", "certs", "--dir", &folder.display().to_string(), "make"]);
+    make = make.args(&["--cluster", &cluster]);
+    for (flag, values) in [("--nodes", nodes), ("--gateways", gateways), ("--names", hosts)] {
+        if !values.is_empty() {
+            make = make.args(&[flag, &values.join(",")]);
+        }
+    }
+    make.output().map(drop)
+}
+
+/// The number at the end of a pod's name.
+fn ordinal(pod: &str) -> &str {
+    pod.rsplit('-').next().unwrap_or_default()
 }
 
 /// The names of a StatefulSet's pods.

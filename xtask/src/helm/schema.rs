@@ -1,5 +1,5 @@
 //! The parts of values.schema.json that come from the tables in config/: what may stand under `nodes.config`,
-//! `gateways.config`, `cluster.otherNodes` and `cluster.groups`.
+//! `gateways.config`, `cluster.otherNodes`, `cluster.seeds` and `cluster.groups`.
 
 use std::path::Path;
 
@@ -52,6 +52,7 @@ fn wanted(found: &str) -> Result<String, Failure> {
         "gateway": parse(&json_schema(Role::Gateway, OF_THE_CHART))?,
         "nodes": cluster["nodes"],
         "groups": cluster["groups"],
+        "seeds": cluster["seeds"],
     });
     let text = serde_json::to_string_pretty(&schema).map_err(failed)?;
     Ok(text + "\n")
