@@ -140,6 +140,8 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 struct End<'a> {
     etcdctl: &'a Path,
     url: &'a str,
+    /// A folder with the CA of the server and a certificate of the client's.
+    tls: Option<&'a Path>,
     /// Leases granted, newest last, as etcdctl writes them.
     leases: Vec<String>,
 }
@@ -151,9 +153,16 @@ struct Said {
 }
 
 /// Runs the script; the number of commands whose output differs.
-pub(crate) async fn run(etcdctl: &Path, left: &str, right: &str) -> Result<usize, Problem> {
-    let mut left = End { etcdctl, url: left, leases: Vec::new() };
-    let mut right = End { etcdctl, url: right, leases: Vec::new() };
+///
+/// `tls` is a folder with `ca.crt`, `client.crt` and `client.key`, if the right end is spoken to with these.
+pub(crate) async fn run(
+    etcdctl: &Path,
+    left: &str,
+    right: &str,
+    tls: Option<&Path>,
+) -> Result<usize, Problem> {
+    let mut left = End { etcdctl, url: left, tls: None, leases: Vec::new() };
+    let mut right = End { etcdctl, url: right, tls, leases: Vec::new() };
     let mut differences = 0;
     for line in SCRIPT {
         let (said_left, said_right) = tokio::join!(left.run(line), right.run(line));
@@ -174,6 +183,10 @@ impl End<'_> {
         let lease = self.leases.last().cloned().unwrap_or_default();
         let mut command = Command::new(self.etcdctl);
         command.env("ETCDCTL_API", "3").arg("--endpoints").arg(self.url);
+        if let Some(tls) = self.tls {
+            command.arg("--cacert").arg(tls.join("ca.crt"));
+            command.arg("--cert").arg(tls.join("client.crt")).arg("--key").arg(tls.join("client.key"));
+        }
         command.args(line.args.split(' ').map(|arg| arg.replace("$L", &lease)));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let said = match tokio::time::timeout(TIMEOUT, talk(command, line)).await {
@@ -206,8 +219,8 @@ impl End<'_> {
     }
 
     fn normal_text(&self, text: &str) -> String {
-        let mut normal =
-            text.replace(self.url, "$URL").replace(self.url.trim_start_matches("http://"), "$URL");
+        let (_, address) = self.url.split_once("://").unwrap_or(("", self.url));
+        let mut normal = text.replace(self.url, "$URL").replace(address, "$URL");
         for (number, lease) in self.leases.iter().enumerate() {
             normal = normal.replace(lease, &format!("$L{number}"));
         }

@@ -102,7 +102,7 @@ struct All {
     /// Differences after which the differential run ends.
     #[arg(long, default_value_t = 5)]
     most_differences: usize,
-    /// Only these parts: etcdctl, discovery, differ, client-tests, cluster, clients.
+    /// Only these parts: etcdctl, etcdctl-tls, discovery, differ, client-tests, cluster, clients.
     #[arg(long, value_delimiter = ',', default_values = PARTS)]
     only: Vec<String>,
 }
@@ -136,7 +136,8 @@ struct Differ {
 }
 
 /// What `all` consists of.
-const PARTS: [&str; 6] = ["etcdctl", "discovery", "differ", "client-tests", "cluster", "clients"];
+const PARTS: [&str; 7] =
+    ["etcdctl", "etcdctl-tls", "discovery", "differ", "client-tests", "cluster", "clients"];
 
 /// Why a run could not be carried out, as opposed to what it found.
 type Problem = String;
@@ -149,7 +150,7 @@ async fn main() -> ExitCode {
         Command::Etcdctl { left, right, etcdctl } => {
             let program = etcdctl.map_or_else(|| servers::install_etcd().map(|etcd| etcd.etcdctl), Ok);
             match program {
-                Ok(program) => etcdctl::run(&program, &left, &right).await,
+                Ok(program) => etcdctl::run(&program, &left, &right, None).await,
                 Err(problem) => Err(problem),
             }
         }
@@ -199,7 +200,13 @@ async fn run_all(all: &All) -> Result<usize, Problem> {
         println!("== etcdctl");
         let left = servers::start_etcd(&etcd.etcd).await?;
         let right = servers::start_gaios(&all.gaios, "127.0.0.1:0").await?;
-        failures += etcdctl::run(&etcd.etcdctl, left.url(), right.url()).await?;
+        failures += etcdctl::run(&etcd.etcdctl, left.url(), right.url(), None).await?;
+    }
+    if wanted("etcdctl-tls") {
+        println!("== etcdctl-tls");
+        let left = servers::start_etcd(&etcd.etcd).await?;
+        let right = servers::start_gaios_with_tls(&all.gaios).await?;
+        failures += etcdctl::run(&etcd.etcdctl, left.url(), right.url(), right.tls()).await?;
     }
     if wanted("discovery") {
         println!("== discovery");

@@ -66,11 +66,17 @@ pub(crate) struct Server {
     child: Child,
     url: String,
     data_dir: PathBuf,
+    /// Where `gaios dev --auto-tls` has left what its clients need.
+    tls: Option<PathBuf>,
 }
 
 impl Server {
     pub(crate) fn url(&self) -> &str {
         &self.url
+    }
+
+    pub(crate) fn tls(&self) -> Option<&Path> {
+        self.tls.as_deref()
     }
 }
 
@@ -110,19 +116,31 @@ pub(crate) async fn start_etcd(program: &Path) -> Result<Server, Problem> {
     command.args(["--initial-cluster", &format!("left={peer_url}")]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     let child = command.spawn().map_err(|error| format!("start {}: {error}", program.display()))?;
-    let mut server = Server { child, url, data_dir };
-    wait_until_ready(&mut server, "/health").await?;
+    let address = format!("127.0.0.1:{client}");
+    let mut server = Server { child, url, data_dir, tls: None };
+    wait_until_ready(&mut server, &address, "/health").await?;
     Ok(server)
 }
 
 /// Starts `gaios dev` on `listen`, and waits until it is ready.
 pub(crate) async fn start_gaios(program: &Path, listen: &str) -> Result<Server, Problem> {
+    start_dev(program, listen, false).await
+}
+
+/// Starts `gaios dev --auto-tls` on a free port, and waits until it is ready.
+pub(crate) async fn start_gaios_with_tls(program: &Path) -> Result<Server, Problem> {
+    start_dev(program, "127.0.0.1:0", true).await
+}
+
+async fn start_dev(program: &Path, listen: &str, tls: bool) -> Result<Server, Problem> {
     let (data_dir, log) = place("gaios")?;
     let mut command = Command::new(program);
     command.args(["dev", "--listen", listen, "--data-dir"]).arg(data_dir.join("data"));
+    command.args(tls.then_some("--auto-tls"));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
     let child = command.spawn().map_err(|error| format!("start {}: {error}", program.display()))?;
-    let mut server = Server { child, url: String::new(), data_dir };
+    let tls = tls.then(|| data_dir.join("data/tls"));
+    let mut server = Server { child, url: String::new(), data_dir, tls };
     let stdout = server.child.stdout.take().ok_or("gaios has no standard output")?;
     let (sender, receiver) = mpsc::channel();
     // Reads to the end, so that the server never waits for us.
@@ -132,17 +150,20 @@ pub(crate) async fn start_gaios(program: &Path, listen: &str) -> Result<Server, 
         }
     });
     let deadline = Instant::now() + START_TIMEOUT;
-    loop {
+    let admin = loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let line = receiver
             .recv_timeout(left)
             .map_err(|_| format!("`gaios dev` did not say where it listens; see {HOME}/gaios.log"))?;
         if let Some((_, url)) = line.split_once("listening on ") {
             url.trim().clone_into(&mut server.url);
-            break;
         }
-    }
-    wait_until_ready(&mut server, "/readyz").await?;
+        if let Some((_, url)) = line.split_once("status page on ") {
+            break url.trim().trim_start_matches("http://").trim_end_matches('/').to_owned();
+        }
+    };
+    let address = server.url.strip_prefix("http://").map_or(admin, str::to_owned);
+    wait_until_ready(&mut server, &address, "/readyz").await?;
     Ok(server)
 }
 
@@ -159,14 +180,13 @@ fn free_ports<const COUNT: usize>() -> Result<[u16; COUNT], Problem> {
     Ok(ports)
 }
 
-async fn wait_until_ready(server: &mut Server, path: &str) -> Result<(), Problem> {
+async fn wait_until_ready(server: &mut Server, address: &str, path: &str) -> Result<(), Problem> {
     let deadline = Instant::now() + START_TIMEOUT;
-    let address = server.url.strip_prefix("http://").unwrap_or(&server.url).to_owned();
     loop {
         if let Ok(Some(status)) = server.child.try_wait() {
             return Err(format!("the server for {} ended: {status}; see {HOME}/*.log", server.url));
         }
-        if answers_ok(&address, path) {
+        if answers_ok(address, path) {
             return Ok(());
         }
         if Instant::now() > deadline {
