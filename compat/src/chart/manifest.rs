@@ -34,6 +34,7 @@ pub(crate) enum Workload {
 }
 
 /// What pods are made of.
+#[derive(Clone)]
 pub(crate) struct Template {
     pub(crate) workload: Workload,
     /// Name of the workload, with which the names of its pods begin.
@@ -282,9 +283,30 @@ impl Template {
         items(&self.spec["initContainers"])
     }
 
-    /// The one that the pod is there for.
+    pub(crate) fn containers(&self) -> &[Value] {
+        items(&self.spec["containers"])
+    }
+
+    /// The one that the pod is there for, where there is one.
     pub(crate) fn container(&self) -> &Value {
         &self.spec["containers"][0]
+    }
+
+    /// The same pod, with its first container alone, which is told something else after its flags.
+    pub(crate) fn told(&self, words: &[&str]) -> Template {
+        let mut spec = self.spec.clone();
+        let mut container = self.container().clone();
+        let flags = items(&container["args"]).iter().filter(|arg| text(arg).starts_with("--")).cloned();
+        let words = words.iter().copied().map(Value::from);
+        container["args"] = flags.chain(words).collect();
+        spec["initContainers"] = Value::Array(Vec::new());
+        spec["containers"] = Value::Array(vec![container]);
+        Template { spec, ..self.clone() }
+    }
+
+    /// Whether its pods have a volume of this name.
+    pub(crate) fn has_volume(&self, name: &str) -> bool {
+        items(&self.spec["volumes"]).iter().any(|volume| volume["name"] == name)
     }
 
     /// The number of a port that a probe, a Service or a monitor names.

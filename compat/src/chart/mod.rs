@@ -110,6 +110,7 @@ pub(crate) async fn run_here(flags: &Flags, etcdctl: PathBuf) -> Result<usize, P
 async fn look(regions: &mut Regions) -> Result<(), Problem> {
     regions.run_tests().await?;
     regions.check_members().await?;
+    regions.check_urls().await?;
     println!(
         "{}: etcdctl finds it by DNS, MemberList tells of each region its gateways, {} pods scraped",
         regions.title(),

@@ -74,7 +74,7 @@ impl Pod {
         labels.insert("topology.kubernetes.io/zone".to_owned(), zone.to_owned());
         let volumes = items(&template.spec["volumes"]);
         let mut mounts = Vec::new();
-        for container in template.init_containers().iter().chain([template.container()]) {
+        for container in template.init_containers().iter().chain(template.containers()) {
             for mount in items(&container["volumeMounts"]) {
                 let volume = text(&mount["name"]);
                 let is_claim = !volumes.iter().any(|known| known["name"] == volume);
@@ -149,7 +149,10 @@ impl Pod {
     /// Runs all containers to their end. They must succeed.
     pub(crate) async fn run(&mut self, template: &Template, programs: &Programs) -> Result<(), Problem> {
         self.run_init(template, programs).await?;
-        self.run_one(template.container(), programs).await
+        for container in template.containers() {
+            self.run_one(container, programs).await?;
+        }
+        Ok(())
     }
 
     async fn run_init(&self, template: &Template, programs: &Programs) -> Result<(), Problem> {

@@ -22,6 +22,8 @@ use crate::Problem;
 
 /// The port for clients.
 const CLIENTS: &str = "clients";
+/// The volume with certificates, in all pods that have some.
+const CERTIFICATES: &str = "tls";
 /// The domain of every Kubernetes cluster.
 const CLUSTER_DOMAIN: &str = "cluster.local";
 /// The ConfigMap that is in every namespace.
@@ -186,6 +188,17 @@ impl Regions {
         Ok(scraped)
     }
 
+    /// What a client does that follows `MemberList`: every URL there must lead to a gateway that it can trust.
+    pub(crate) async fn check_urls(&mut self) -> Result<(), Problem> {
+        for region in &mut self.all {
+            let follow = region.client.as_ref().map(|(template, _)| {
+                template.told(&["--command-timeout=20s", "endpoint", "health", "--cluster"])
+            });
+            region.run_jobs(follow.as_slice(), &self.programs).await?;
+        }
+        Ok(())
+    }
+
     /// Every gateway must tell clients of the gateways of its own region, and of no others.
     pub(crate) async fn check_members(&self) -> Result<(), Problem> {
         let begun = Instant::now();
@@ -233,7 +246,26 @@ impl Regions {
             let doors: &[&str] = if step == Step::SignAnew { &["link", "client"] } else { &["link"] };
             self.take_up(doors).await?;
         }
+        for old in &old {
+            self.expect_refused(old).await?;
+        }
         Ok(steps.len())
+    }
+
+    /// Who trusts these CAs alone must find no gateway to be one.
+    async fn expect_refused(&self, authorities: &[u8]) -> Result<(), Problem> {
+        let folder = self.home.join("stranger");
+        let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
+        fs::create_dir_all(&folder).map_err(failed)?;
+        fs::write(folder.join("ca.crt"), authorities).map_err(failed)?;
+        let stranger = Door::default();
+        stranger.load(&self.client()?.0, &folder)?;
+        for address in self.endpoints.all() {
+            if stranger.connect(&address.to_string()).await.is_ok() {
+                return Err(format!("the gateway at {address} still shows a certificate of the old CA"));
+            }
+        }
+        Ok(())
     }
 
     /// Shows all pods their Secrets as they are, and waits until every one has taken them up at these doors, if it has them.
@@ -332,13 +364,19 @@ impl Regions {
 
     /// Clients have what a pod of `helm test` has.
     fn load_door(&self) -> Result<(), Problem> {
+        let (name, folder) = self.client()?;
+        self.door.load(&name, &folder)
+    }
+
+    /// The name by which clients know gateways, and where the certificates of clients are.
+    fn client(&self) -> Result<(String, PathBuf), Problem> {
         let with_client = self.all.iter().find_map(|region| Some((region, region.client.as_ref()?)));
         let (region, (_, pod)) =
             with_client.ok_or("no release has tests, whose certificates clients could use")?;
         let service = region.services.iter().find(|(service, _)| service.kind == Kind::ClusterIp);
         let (service, _) = service.ok_or("no Service for clients")?;
         let name = format!("{}.{}.svc.{CLUSTER_DOMAIN}", service.name, region.release.namespace());
-        self.door.load(&name, &pod.volume("tls"))
+        Ok((name, pod.volume(CERTIFICATES)))
     }
 
     /// Tells DNS, Services and clients which pods there are.
@@ -415,7 +453,7 @@ impl Region {
             .into_iter()
             .map(|template| Set { template, pods: Vec::new(), made: 0 })
             .collect();
-        let client = match release.tests().into_iter().next() {
+        let client = match release.tests().into_iter().find(|test| test.has_volume(CERTIFICATES)) {
             Some(template) => {
                 let pod = Pod::new(&template, "client".to_owned(), ips.pod(), ips.zone(), &machine)?;
                 Some((template, pod))

@@ -17,6 +17,10 @@ impl Endpoints {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = all;
     }
 
+    pub(crate) fn all(&self) -> Vec<SocketAddr> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub(crate) fn pick(&self, turn: usize) -> Option<SocketAddr> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.get(turn % all.len().max(1)).copied()

@@ -83,9 +83,14 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{/* Where pods are named in DNS. */}}
+{{/* Where nodes are named in the DNS of this Kubernetes cluster. */}}
+{{- define "gaios.nodesServiceDomain" -}}
+{{- printf "%s-nodes.%s.svc.%s" (include "gaios.fullname" .) .Release.Namespace .Values.clusterDomain -}}
+{{- end -}}
+
+{{/* Where they are for everybody. */}}
 {{- define "gaios.nodesDomain" -}}
-{{- default (printf "%s-nodes.%s.svc.%s" (include "gaios.fullname" .) .Release.Namespace .Values.clusterDomain) .Values.nodes.domain -}}
+{{- default (include "gaios.nodesServiceDomain" .) .Values.nodes.domain -}}
 {{- end -}}
 
 {{- define "gaios.clientDomain" -}}
@@ -133,8 +138,7 @@ Service, others by what the values say. From one that answers it learns of all.
 {{- define "gaios.gatewayClusterConfig" -}}
 {{- $seeds := list -}}
 {{- if .Values.nodes.enabled -}}
-{{- $domain := printf "%s-nodes.%s.svc.%s" (include "gaios.fullname" .) .Release.Namespace .Values.clusterDomain -}}
-{{- $seeds = append $seeds (printf "_gaios-replica._tcp.%s" $domain) -}}
+{{- $seeds = append $seeds (printf "_gaios-replica._tcp.%s" (include "gaios.nodesServiceDomain" .)) -}}
 {{- end -}}
 {{- range .Values.cluster.otherNodes -}}
 {{- $seeds = append $seeds .address -}}
