@@ -229,6 +229,9 @@ pub trait Domain: Send + Sync + 'static {
     /// What the nodes say of themselves, and which of them hold replicas of which group.
     fn nodes(&self) -> impl Future<Output = (Vec<NodeStatus>, BTreeMap<u64, Vec<u32>>)> + Send;
 
+    /// How the certificates of its links are; `None` where they have none.
+    fn link_certificates(&self) -> Option<tls::Status>;
+
     /// The nodes that are reached, and how far they are.
     fn standings(&self) -> Vec<NodeStanding>;
 

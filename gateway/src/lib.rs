@@ -307,7 +307,7 @@ impl Serving {
             members,
             metrics,
             name: own_name,
-            region: Some(place.region.clone()).filter(|region| !region.is_empty()),
+            standing: place.clone(),
             started: Instant::now(),
             status_told: StatusTold::default(),
             rates: Mutex::new(Rates::new()),

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use api::gaios::link::v1 as wire;
+use api::gaios::link::v1::certificate_status::Kind as ToldKind;
 use api::gaios::link::v1::replica_status::Role as ToldRole;
 use serde::{Deserialize, Serialize};
 
@@ -59,7 +60,7 @@ pub enum Severity {
     Warning,
 }
 
-/// A gateway. Only the one that was asked knows more of itself than its name.
+/// A gateway. Only the one that was asked knows more of itself than its name and where it stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GatewayStatus {
     /// Unique in its region.
@@ -67,6 +68,9 @@ pub struct GatewayStatus {
     /// Where it stands.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
+    /// The zone of the region.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
     /// Of the program.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
@@ -81,6 +85,9 @@ pub struct GatewayStatus {
     pub watchers: Option<u64>,
     /// Nodes that say they are linked with it.
     pub linked_nodes: Vec<u32>,
+    /// For clients, and of its links.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<CertificateStatus>,
     /// Over the last ten seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rates: Option<GatewayRates>,
@@ -152,6 +159,12 @@ pub struct NodeSaid {
     pub version: String,
     /// Since its process started, in seconds.
     pub uptime_seconds: f64,
+    /// Where it stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// The zone of the region.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
     /// Why it does not take part in full; absent if it does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_ready: Option<String>,
@@ -161,12 +174,160 @@ pub struct NodeSaid {
     pub peers: Vec<PeerStatus>,
     /// The gateways that are linked with it.
     pub gateways: Vec<LinkedGateway>,
+    /// Of its links.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<CertificateStatus>,
     /// Its write-ahead log.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub journal: Option<JournalStatus>,
     /// Over the last ten seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rates: Option<NodeRates>,
+}
+
+/// A certificate of a process: one that it shows, or the last CA that it trusts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// Whom it is for.
+    pub door: CertificateDoor,
+    /// What it is.
+    pub kind: CertificateKind,
+    /// Whom it names; absent of a CA.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub holder: Option<String>,
+    /// In seconds since 1970.
+    pub expires_unix: u64,
+    /// Whole days until then; below 0 once it has expired.
+    pub days_left: i64,
+    /// What is wrong with the files that lie there, while the process goes on with those before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+}
+
+/// Whom a certificate is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CertificateDoor {
+    /// Clients.
+    Client,
+    /// Gateways and nodes.
+    Link,
+}
+
+/// What a certificate is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CertificateKind {
+    /// The process shows it; or it links that one with its CA, and expires earlier.
+    Own,
+    /// The CA that expires last of those whose certificates are taken.
+    Ca,
+}
+
+impl CertificateDoor {
+    /// As in JSON, and in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            CertificateDoor::Client => "client",
+            CertificateDoor::Link => "link",
+        }
+    }
+}
+
+impl CertificateKind {
+    /// As in JSON, and in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            CertificateKind::Own => "own",
+            CertificateKind::Ca => "ca",
+        }
+    }
+}
+
+impl CertificateStatus {
+    /// Those of a door of this process.
+    pub fn of(door: CertificateDoor, status: &tls::Status, now: SystemTime) -> Vec<CertificateStatus> {
+        let unix =
+            |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let refused = status.refused.as_ref().map(ToString::to_string);
+        let of = |kind, holder, expires| {
+            CertificateStatus::new(door, kind, holder, unix(expires), refused.clone(), unix(now))
+        };
+        let own = of(CertificateKind::Own, Some(status.holder.clone()), status.certificate_expires);
+        let authority = status.authorities_expire.map(|expires| of(CertificateKind::Ca, None, expires));
+        std::iter::once(own).chain(authority).collect()
+    }
+
+    fn new(
+        door: CertificateDoor,
+        kind: CertificateKind,
+        holder: Option<String>,
+        expires_unix: u64,
+        refused: Option<String>,
+        now_unix: u64,
+    ) -> CertificateStatus {
+        let seconds = i128::from(expires_unix) - i128::from(now_unix);
+        let days_left = i64::try_from(seconds.div_euclid(86_400)).unwrap_or(i64::MAX);
+        CertificateStatus { door, kind, holder, expires_unix, days_left, refused }
+    }
+
+    fn of_link(told: wire::CertificateStatus, now_unix: u64) -> Option<CertificateStatus> {
+        let kind = match told.kind() {
+            ToldKind::Unspecified => return None,
+            ToldKind::Own => CertificateKind::Own,
+            ToldKind::Authority => CertificateKind::Ca,
+        };
+        let wire::CertificateStatus { holder, expires_unix, refused, .. } = told;
+        let link = CertificateDoor::Link;
+        Some(CertificateStatus::new(
+            link,
+            kind,
+            told_text(holder),
+            expires_unix,
+            told_text(refused),
+            now_unix,
+        ))
+    }
+
+    /// What needs a look, of the certificate of `whose`.
+    fn finding(&self, whose: &str) -> Option<Finding> {
+        let door = self.door.name();
+        let lasts = format!("{whose}: a certificate of the door `{door}` {}", self.left());
+        let (severity, text) = if self.days_left < DAYS_LEFT_CRITICAL {
+            (Severity::Critical, lasts)
+        } else if let (Some(refused), CertificateKind::Own) = (&self.refused, self.kind) {
+            let text =
+                format!("{whose} refuses the certificates of the door `{door}` that lie there: {refused}");
+            (Severity::Warning, text)
+        } else if self.days_left < DAYS_LEFT_WARNING {
+            (Severity::Warning, lasts)
+        } else {
+            return None;
+        };
+        Some(Finding { severity, text })
+    }
+
+    fn left(&self) -> String {
+        match self.days_left {
+            ..0 => "has expired".to_owned(),
+            0 => "expires today".to_owned(),
+            1 => "expires in a day".to_owned(),
+            days => format!("expires in {days} days"),
+        }
+    }
+}
+
+/// As the alerts have it, in days.
+const DAYS_LEFT_CRITICAL: i64 = 3;
+const DAYS_LEFT_WARNING: i64 = 14;
+
+/// What was said, if anything was.
+pub(crate) fn told(text: &str) -> Option<String> {
+    told_text(text.to_owned())
+}
+
+fn told_text(text: String) -> Option<String> {
+    Some(text).filter(|text| !text.is_empty())
 }
 
 /// A replica, as its node tells.
@@ -280,6 +441,12 @@ pub struct LinkedGateway {
     pub name: String,
     /// Its connections.
     pub links: u32,
+    /// Where it stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// The zone of the region.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
 }
 
 /// A node's write-ahead log.
@@ -343,6 +510,8 @@ impl ClusterStatus {
         let seen_by = own.name.clone();
         let groups: Vec<_> = replicas.iter().map(|(group, on)| group_status(*group, on, &nodes)).collect();
         let mut findings = findings(&nodes, &groups);
+        let of_own = own.certificates.iter().filter_map(|one| one.finding(&format!("gateway {}", own.name)));
+        findings.extend(of_own);
         findings.sort_by_key(|finding| finding.severity);
         ClusterStatus {
             cluster_id: (cluster_id != 0).then(|| format!("{cluster_id:x}")),
@@ -364,8 +533,12 @@ fn gateways(own: GatewayStatus, nodes: &[NodeStatus]) -> Vec<GatewayStatus> {
     for node in nodes {
         for gateway in node.said.iter().flat_map(|said| &said.gateways) {
             let known = by_name.entry(gateway.name.clone());
-            let known = known
-                .or_insert_with(|| GatewayStatus { name: gateway.name.clone(), ..GatewayStatus::default() });
+            let known = known.or_insert_with(|| GatewayStatus {
+                name: gateway.name.clone(),
+                region: gateway.region.clone(),
+                zone: gateway.zone.clone(),
+                ..GatewayStatus::default()
+            });
             known.linked_nodes.push(node.id);
         }
     }
@@ -401,6 +574,10 @@ fn group_status(id: u64, on: &[u32], nodes: &[NodeStatus]) -> GroupStatus {
 
 fn findings(nodes: &[NodeStatus], groups: &[GroupStatus]) -> Vec<Finding> {
     let mut found = Vec::new();
+    for node in nodes {
+        let certificates = node.said.iter().flat_map(|said| &said.certificates);
+        found.extend(certificates.filter_map(|one| one.finding(&format!("node {}", node.id))));
+    }
     let mut say = |severity, text: String| found.push(Finding { severity, text });
     for node in nodes {
         let id = node.id;
@@ -455,11 +632,20 @@ fn findings(nodes: &[NodeStatus], groups: &[GroupStatus]) -> Vec<Finding> {
 
 impl From<wire::NodeStatus> for NodeSaid {
     fn from(told: wire::NodeStatus) -> NodeSaid {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let now_unix = now.unwrap_or_default().as_secs();
         NodeSaid {
             name: told.name,
             version: told.version,
             uptime_seconds: told.uptime_ms as f64 / 1000.0,
-            not_ready: Some(told.not_ready).filter(|why| !why.is_empty()),
+            region: told_text(told.region),
+            zone: told_text(told.zone),
+            certificates: told
+                .certificates
+                .into_iter()
+                .filter_map(|one| CertificateStatus::of_link(one, now_unix))
+                .collect(),
+            not_ready: told_text(told.not_ready),
             replicas: told.replicas.into_iter().map(ReplicaStatus::from).collect(),
             peers: told
                 .peers
@@ -469,7 +655,12 @@ impl From<wire::NodeStatus> for NodeSaid {
             gateways: told
                 .gateways
                 .into_iter()
-                .map(|gateway| LinkedGateway { name: gateway.name, links: gateway.links })
+                .map(|gateway| LinkedGateway {
+                    name: gateway.name,
+                    links: gateway.links,
+                    region: told_text(gateway.region),
+                    zone: told_text(gateway.zone),
+                })
                 .collect(),
             journal: told.journal.map(|journal| JournalStatus {
                 disk_bytes: journal.disk_bytes,
@@ -540,7 +731,13 @@ mod tests {
             applied_slot: applied,
             ..wire::ReplicaStatus::default()
         };
-        let gateways = vec![wire::LinkedGateway { name: "far".to_owned(), links: 1 }];
+        let far = wire::LinkedGateway {
+            name: "far".to_owned(),
+            links: 1,
+            region: "eu".to_owned(),
+            ..Default::default()
+        };
+        let gateways = vec![far];
         let told = wire::NodeStatus { node: id, replicas: vec![replica], gateways, ..Default::default() };
         NodeStatus { reach: Some(Reach::Straight), ..NodeStatus::from(told) }
     }
@@ -565,6 +762,7 @@ mod tests {
         let names: Vec<_> = status.gateways.iter().map(|gateway| gateway.name.as_str()).collect();
         assert_eq!(names, ["far", "near"]);
         assert_eq!(status.gateways[0].linked_nodes, [1, 2, 3]);
+        assert_eq!((status.gateways[0].region.as_deref(), &status.gateways[0].zone), (Some("eu"), &None));
     }
 
     #[test]
@@ -583,6 +781,53 @@ mod tests {
             ]
         );
         assert_eq!(status.groups[0].replicas[1], Member { node: 2, ..Member::default() });
+    }
+
+    #[test]
+    fn certificates_that_need_a_look_are_among_the_findings() {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let of = |days: u64, refused: &str| wire::CertificateStatus {
+            kind: ToldKind::Own.into(),
+            holder: "gaios://harbour/node/1".to_owned(),
+            // An hour for the test.
+            expires_unix: now + days * 86_400 + 3600,
+            refused: refused.to_owned(),
+        };
+        let with = |id, certificate| {
+            let NodeStatus { said, .. } = node(id, 1, 5, 10);
+            let of_links = CertificateStatus::of_link(certificate, now);
+            let said = said.map(|said| NodeSaid { certificates: of_links.into_iter().collect(), ..said });
+            NodeStatus { id, said, reach: Some(Reach::Straight), ..NodeStatus::default() }
+        };
+        let expired = wire::CertificateStatus { expires_unix: now - 1, ..of(0, "") };
+        let nodes = vec![with(1, of(14, "")), with(2, of(13, "")), with(3, expired)];
+        assert_eq!(
+            texts(&cluster(nodes)),
+            [
+                "node 3: a certificate of the door `link` has expired",
+                "node 2: a certificate of the door `link` expires in 13 days",
+            ]
+        );
+        let nodes = vec![
+            with(1, of(90, "n.key has no key")),
+            with(2, of(2, "n.key has no key")),
+            with(3, of(90, "")),
+        ];
+        let status = cluster(nodes);
+        assert_eq!(
+            texts(&status),
+            [
+                "node 2: a certificate of the door `link` expires in 2 days",
+                "node 1 refuses the certificates of the door `link` that lie there: n.key has no key",
+            ]
+        );
+        let json = serde_json::to_value(&status.nodes[0]).unwrap();
+        let certificate = &json["certificates"][0];
+        assert_eq!((&certificate["door"], &certificate["kind"]), (&"link".into(), &"own".into()));
+        assert_eq!(
+            (&certificate["holder"], &certificate["days_left"]),
+            (&"gaios://harbour/node/1".into(), &90.into())
+        );
     }
 
     #[test]

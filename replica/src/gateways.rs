@@ -116,7 +116,12 @@ impl List {
     fn linked(&self) -> Vec<wire::LinkedGateway> {
         let linked = self.0.values().filter(|known| known.links > 0);
         linked
-            .map(|known| wire::LinkedGateway { name: known.gateway.name.clone(), links: known.links })
+            .map(|Known { gateway, links, .. }| wire::LinkedGateway {
+                name: gateway.name.clone(),
+                links: *links,
+                region: gateway.region.clone(),
+                zone: gateway.zone.clone(),
+            })
             .collect()
     }
 

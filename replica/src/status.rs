@@ -1,7 +1,10 @@
 //! What a node tells operators about itself, on its admin port and to gateways that ask. It is told from what the tasks
 //! leave behind, without asking them: a node that is stuck still says so.
 
+use std::time::SystemTime;
+
 use api::gaios::link::v1 as wire;
+use api::gaios::link::v1::certificate_status::Kind;
 
 use crate::node::Health;
 
@@ -38,6 +41,21 @@ impl Health {
                 .lock()
                 .per_second()
                 .map(|[commands, queries, syncs, bytes]| wire::NodeRates { commands, queries, syncs, bytes }),
+            region: shared.region.clone(),
+            zone: shared.zone.clone(),
+            certificates: shared.tls.as_ref().map(|tls| certificates(&tls.status())).unwrap_or_default(),
         }
     }
+}
+
+fn certificates(status: &tls::Status) -> Vec<wire::CertificateStatus> {
+    let of = |kind: Kind, holder: &str, expires: SystemTime| wire::CertificateStatus {
+        kind: kind.into(),
+        holder: holder.to_owned(),
+        expires_unix: expires.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
+        refused: status.refused.as_ref().map(ToString::to_string).unwrap_or_default(),
+    };
+    let own = of(Kind::Own, &status.holder, status.certificate_expires);
+    let authority = status.authorities_expire.map(|expires| of(Kind::Authority, "", expires));
+    std::iter::once(own).chain(authority).collect()
 }

@@ -86,6 +86,17 @@ impl Certificate {
         Certificate::parse(&der)
     }
 
+    /// Whom it names, in the words that its verifiers go by: its one `gaios://` URI, else its DNS names and addresses, else its
+    /// subject.
+    #[must_use]
+    pub fn holder(&self) -> String {
+        match self.identity() {
+            Ok(identity) => identity.to_string(),
+            Err(_) if !self.names.is_empty() => self.names.join(", "),
+            Err(_) => self.subject.clone(),
+        }
+    }
+
     /// Who its holder is: what the one `gaios://` URI says.
     ///
     /// # Errors

@@ -18,6 +18,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How a door's certificates are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
+    /// Whom the door's own certificate names.
+    pub holder: String,
     /// When the door's own certificate expires, or one that links it with its CA, whichever is first.
     pub certificate_expires: SystemTime,
     /// When the last CA expires that the door trusts, if it trusts any.
@@ -36,6 +38,7 @@ pub struct Status {
 #[derive(Debug)]
 pub(crate) struct Built<T> {
     pub(crate) material: T,
+    pub(crate) holder: String,
     pub(crate) certificate_expires: SystemTime,
     pub(crate) authorities_expire: Option<SystemTime>,
 }
@@ -77,10 +80,11 @@ impl<T> Followed<T> {
         build: impl Fn(&Snapshot, SystemTime) -> Result<Built<T>, Flaws> + Send + Sync + 'static,
     ) -> Result<Followed<T>, Flaws> {
         let snapshot = source.read();
-        let Built { material, certificate_expires, authorities_expire } =
+        let Built { material, holder, certificate_expires, authorities_expire } =
             build(&snapshot, SystemTime::now())?;
         let warnings = snapshot.open_secrets();
         let status = Status {
+            holder,
             certificate_expires,
             authorities_expire,
             reloads: 0,
@@ -144,6 +148,7 @@ impl<T> Followed<T> {
                 state.loaded = seen;
                 state.bad = None;
                 let status = &mut state.status;
+                status.holder = built.holder;
                 status.certificate_expires = built.certificate_expires;
                 status.authorities_expire = built.authorities_expire;
                 status.reloads += 1;

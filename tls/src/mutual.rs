@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
-use rustls::crypto::{CryptoProvider, ring as with_ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{CryptoProvider, ring as with_ring};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
@@ -161,7 +161,7 @@ fn build(
     };
     let verifier = Arc::new(Verifier::new(provider, cluster, Arc::clone(&authorities.roots)));
     check_chain(snapshot, &verifier, &own, now).map_err(|flaw| Flaws(vec![flaw]))?;
-    let Own { certified, expires, .. } = own;
+    let Own { certified, leaf, expires } = own;
     let Authorities { expire, .. } = authorities;
     let resolver = Arc::new(SingleCertAndKey::from(certified));
 
@@ -183,6 +183,7 @@ fn build(
     client.enable_sni = false;
     Ok(Built {
         material: Material { identity, server: Arc::new(server), client: Arc::new(client) },
+        holder: leaf.holder(),
         certificate_expires: expires,
         authorities_expire: Some(expire),
     })
@@ -221,7 +222,8 @@ fn check_chain(snapshot: &Snapshot, verifier: &Verifier, own: &Own, now: SystemT
     Ok(())
 }
 
-/// Checks the other side's certificate: its chain as the library does, and who it says its holder is.
+/// Checks the other side's certificate: its chain as the library does, and who it says its holder is. Signatures are the
+/// library's affair, for servers as for clients.
 #[derive(Debug)]
 struct Verifier {
     cluster: String,
@@ -275,7 +277,7 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+        self.clients.verify_tls12_signature(message, certificate, signed)
     }
 
     fn verify_tls13_signature(
@@ -284,11 +286,11 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+        self.clients.verify_tls13_signature(message, certificate, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.clients.supported_verify_schemes()
     }
 }
 
@@ -314,7 +316,7 @@ impl ClientCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+        self.clients.verify_tls12_signature(message, certificate, signed)
     }
 
     fn verify_tls13_signature(
@@ -323,10 +325,10 @@ impl ClientCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+        self.clients.verify_tls13_signature(message, certificate, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.clients.supported_verify_schemes()
     }
 }

@@ -251,6 +251,7 @@ fn build(
     config.send_tls13_tickets = 1;
     Ok(Built {
         material: config,
+        holder: own.leaf.holder(),
         certificate_expires: own.expires,
         authorities_expire: authorities.map(|authorities| authorities.expire),
     })

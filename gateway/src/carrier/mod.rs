@@ -410,6 +410,10 @@ impl Domain for Carrier {
         self.shared.nodes().await
     }
 
+    fn link_certificates(&self) -> Option<tls::Status> {
+        self.shared.link_tls.as_ref().map(|tls| tls.status())
+    }
+
     fn standings(&self) -> Vec<NodeStanding> {
         self.shared.links.standings()
     }

@@ -16,7 +16,9 @@ use crate::admin::{Answer, Asked, admit, failure, json, not_found, page, parse};
 use crate::domain::Domain;
 use crate::errors::code_and_text;
 use crate::leading::Wanted;
-use crate::status::{ClusterStatus, GatewayRates, GatewayStatus, Status};
+use crate::status::{
+    CertificateDoor, CertificateStatus, ClusterStatus, GatewayRates, GatewayStatus, Status, told,
+};
 
 /// However many ask, the nodes are asked no more often than this.
 const STATUS_EVERY: Duration = Duration::from_millis(500);
@@ -85,12 +87,20 @@ impl<D: Domain> Door<D> {
         let count = |gauge: &prometheus::IntGauge| u64::try_from(gauge.get()).ok();
         GatewayStatus {
             name: self.name.clone(),
-            region: self.region.clone(),
+            region: told(&self.standing.region),
+            zone: told(&self.standing.zone),
             version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             uptime_seconds: Some(self.started.elapsed().as_secs_f64()),
             connections: count(&self.metrics.connections),
             watchers: count(&self.metrics.watchers),
             linked_nodes: Vec::new(),
+            certificates: {
+                let now = SystemTime::now();
+                let client = self.options.tls.as_ref().map(|tls| (CertificateDoor::Client, tls.status()));
+                let link = self.domain.link_certificates().map(|status| (CertificateDoor::Link, status));
+                let doors = client.into_iter().chain(link);
+                doors.flat_map(|(door, status)| CertificateStatus::of(door, &status, now)).collect()
+            },
             rates: self.rates.lock().per_second().map(|[requests, events, received_bytes, sent_bytes]| {
                 GatewayRates {
                     requests_per_second: requests,

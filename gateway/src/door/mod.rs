@@ -39,6 +39,7 @@ use tonic::metadata::MetadataMap;
 use crate::domain::{Domain, KnownGateways};
 use crate::errors::{Failure, NO_LEADER, status};
 use crate::metrics::Metrics;
+use crate::nearest;
 use crate::watch::Hub;
 
 pub(crate) use admin::StatusTold;
@@ -141,8 +142,8 @@ pub(crate) struct Door<D> {
     pub(crate) metrics: Metrics,
     /// The gateway's.
     pub(crate) name: String,
-    /// Where it stands, if that was said.
-    pub(crate) region: Option<String>,
+    /// Where it stands.
+    pub(crate) standing: nearest::Place,
     pub(crate) started: Instant,
     pub(crate) status_told: StatusTold,
     /// Requests, events, bytes from and to clients.

@@ -97,6 +97,7 @@ mod tests {
 
     fn status(days: u64) -> Status {
         Status {
+            holder: "gaios://harbour/node/1".to_owned(),
             certificate_expires: SystemTime::now() + Duration::from_secs(days * 86_400),
             authorities_expire: None,
             reloads: 2,

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use api::gaios::link::v1 as wire;
+use gateway::status::Status;
 use prost::Message as _;
 use rustix::process::Signal;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -138,7 +139,7 @@ async fn certificates_are_taken_over_at_once_on_sighup() {
     let client_tls = |_| {
         let file = |name: &str| folder.path().join(name).display().to_string();
         let fields = format!("{{cert_file: {}, key_file: {}}}", file("server.crt"), file("server.key"));
-        format!("client_tls: {fields}\n")
+        format!("client_tls: {fields}\nregion: eu\nzone: a\n")
     };
     let setup = Setup { links: Some(&authority), gateway: Some(&client_tls), ..Setup::default() };
     let mut cluster = Cluster::plan(1, 1, &setup);
@@ -167,6 +168,27 @@ async fn certificates_are_taken_over_at_once_on_sighup() {
     gateway.signal(Signal::HUP);
     metric_is(gateway, &refused("client"), 1.0);
     assert_eq!(metric(gateway, &refused("link")), 0.0);
+    let Status::Cluster(status) = serde_json::from_str(&gateway.get("/debug/status").unwrap().1).unwrap()
+    else {
+        panic!("a gateway tells of the cluster")
+    };
+    let told = &status.gateways[0];
+    let certificates: Vec<_> =
+        told.certificates.iter().map(|one| (one.door.name(), one.kind.name())).collect();
+    assert_eq!(certificates, [("client", "own"), ("link", "own"), ("link", "ca")]);
+    let [client, link, _] = &told.certificates[..] else { unreachable!("there are three") };
+    assert_eq!(client.holder.as_deref(), Some("127.0.0.1"));
+    assert!(client.refused.as_ref().is_some_and(|why| why.contains("server.crt")), "{client:?}");
+    assert_eq!((link.holder.as_deref(), &link.refused), (Some("gaios://test/gateway/gateway-1"), &None));
+    assert_eq!((told.region.as_deref(), told.zone.as_deref()), (Some("eu"), Some("a")));
+    let node = status.nodes[0].said.as_ref().expect("it is up");
+    assert_eq!(node.certificates[0].holder.as_deref(), Some("gaios://test/node/1"));
+    assert_eq!(node.gateways[0].zone.as_deref(), Some("a"));
+    let findings: Vec<_> = status.findings.iter().map(|finding| finding.text.as_str()).collect();
+    assert!(
+        findings.iter().any(|text| text.starts_with("node 1: a certificate")),
+        "they last a day: {findings:?}"
+    );
     issue_server();
     gateway.signal(Signal::HUP);
     metric_is(gateway, &refused("client"), 0.0);

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use sim::model;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::client::Client;
 use crate::processes::{Cluster, PATIENCE};
@@ -30,6 +32,8 @@ struct State {
     /// Whether a failed request is made again.
     retry: bool,
     answered: Vec<AtomicU64>,
+    /// Told of each.
+    answer: Notify,
     /// The longest time between two answers of one caller, in microseconds, since it was asked for last.
     longest_us: AtomicU64,
     failed: AtomicU64,
@@ -43,6 +47,7 @@ impl Callers {
             stop: AtomicBool::new(false),
             retry,
             answered: (0..count).map(|_| AtomicU64::new(0)).collect(),
+            answer: Notify::new(),
             longest_us: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             lost: AtomicU64::new(0),
@@ -66,15 +71,18 @@ impl Callers {
     pub(crate) async fn each_answered(&self) {
         let goals: Vec<u64> =
             self.state.answered.iter().map(|count| count.load(Ordering::Relaxed) + 2).collect();
-        let begun = Instant::now();
-        while goals
-            .iter()
-            .zip(&self.state.answered)
-            .any(|(goal, count)| count.load(Ordering::Relaxed) < *goal)
-        {
-            assert!(begun.elapsed() < PATIENCE, "no answers for {PATIENCE:?}");
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        let all = async {
+            loop {
+                // Before the look, so that no answer after it is missed.
+                let answer = self.state.answer.notified();
+                let mut counts = goals.iter().zip(&self.state.answered);
+                if counts.all(|(goal, count)| count.load(Ordering::Relaxed) >= *goal) {
+                    return;
+                }
+                answer.await;
+            }
+        };
+        timeout(PATIENCE, all).await.unwrap_or_else(|_| panic!("no answers for {PATIENCE:?}"));
     }
 
     /// The longest that a caller has waited since this was called last.
@@ -119,6 +127,7 @@ impl State {
             let waited = u64::try_from((now - last).as_micros()).unwrap_or(u64::MAX);
             self.longest_us.fetch_max(waited, Ordering::Relaxed);
             self.answered[caller].fetch_add(1, Ordering::Relaxed);
+            self.answer.notify_waiters();
             last = now;
         }
     }

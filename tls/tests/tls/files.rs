@@ -122,6 +122,7 @@ fn a_change_is_taken_over_when_it_is_good_and_refused_when_not() {
     let links = load(&folder).unwrap();
     let first = links.status();
     assert_eq!((first.reloads, first.refusals), (0, 0));
+    assert_eq!(first.holder, node_uri(1));
     assert_eq!(links.reload(), Ok(false), "nothing has changed");
 
     let old = member(&node_uri(1), &ca);

@@ -59,8 +59,15 @@ impl Cluster {
         make_certificates(&tls)?;
         let listens = (0..NODES).map(|_| free_address()).collect::<Result<Vec<_>, _>>()?;
         let replica_admins = (0..NODES).map(|_| free_address()).collect::<Result<Vec<_>, _>>()?;
-        let nodes: String =
-            (1..).zip(&listens).map(|(id, at)| format!("  - {{id: {id}, address: '{at}'}}\n")).collect();
+        let nodes: String = (1..)
+            .zip(&listens)
+            .map(|(id, at)| {
+                format!(
+                    "  - {{id: {id}, address: '{at}', region: eu-west, zone: {}}}\n",
+                    ["a", "b", "c"][id - 1]
+                )
+            })
+            .collect();
         let cluster = format!("log: {{level: warn}}\ncluster:\n  name: {NAME}\n  nodes:\n{nodes}");
         let mut processes = Vec::new();
         for ((id, listen), admin) in (1..).zip(&listens).zip(&replica_admins) {
@@ -76,7 +83,7 @@ impl Cluster {
         let mut gateway = |name: &str, scheme: &str, client_tls: &str| {
             let (listen, admin) = (free_address()?, free_address()?);
             let text = format!(
-                "role: gateway\nname: {name}\nregion: eu-west\nlisten: '{listen}'\nadmin_listen: '{admin}'\n\
+                "role: gateway\nname: {name}\nregion: eu-west\nzone: a\nlisten: '{listen}'\nadmin_listen: '{admin}'\n\
                  advertise_client_urls: ['{scheme}://{listen}']\n{client_tls}{}{cluster}",
                 link_tls(&tls, &format!("gateway-{name}"))
             );

@@ -28,10 +28,24 @@ pub(super) fn check(dir: &Path, cluster: &Cluster) -> Result<(), Failure> {
     let seen = shown(dir, cluster.gateway_admin)?;
     contains(
         &seen,
-        &["harbour", "node 1", "node 2", "node 3", "All is well.", ">leader<", "3 of 3", "node-2"],
+        &[
+            "harbour",
+            "haven",
+            "node 1",
+            "node 2",
+            "node 3",
+            "All is well.",
+            ">leader<",
+            "3 of 3",
+            "node-2",
+            "eu-west / b",
+            "gaios://observed/gateway/harbour",
+            "gaios://observed/node/3",
+            "364 days",
+        ],
     )?;
     let seen = shown(dir, cluster.replica_admins[0])?;
-    contains(&seen, &["node 1 · node-1", "Replicas", "All is well.", "harbour"])
+    contains(&seen, &["node 1 · node-1", "Replicas", "All is well.", "harbour", "eu-west / a", "CA of links"])
 }
 
 /// Pictures in light and dark.

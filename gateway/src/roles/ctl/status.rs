@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
-use gateway::status::{ClusterStatus, NodeSaid, NodeStatus, Reach, ReplicaStatus, Severity, Status};
+use gateway::status::{
+    CertificateStatus, ClusterStatus, NodeSaid, NodeStatus, Reach, ReplicaStatus, Severity, Status,
+};
 
 use super::Failure;
 use super::client::Admin;
@@ -62,22 +64,31 @@ fn cluster_table(cluster: &ClusterStatus) -> String {
         let _ = writeln!(text, "{severity}: {}", finding.text);
     }
 
-    let mut gateways =
-        Table::new(&["GATEWAY", "REGION", "VERSION", "UPTIME", "CONNECTIONS", "WATCHERS", "NODES"]);
+    let mut gateways = Table::new(&[
+        "GATEWAY",
+        "PLACE",
+        "VERSION",
+        "UPTIME",
+        "CONNECTIONS",
+        "WATCHERS",
+        "REQUESTS/S",
+        "NODES",
+    ]);
     for gateway in &cluster.gateways {
         gateways.row(vec![
             gateway.name.clone(),
-            gateway.region.clone().unwrap_or_default(),
+            place(gateway.region.as_deref(), gateway.zone.as_deref()),
             gateway.version.clone().unwrap_or_default(),
             gateway.uptime_seconds.map(duration).unwrap_or_default(),
             number(gateway.connections),
             number(gateway.watchers),
+            gateway.rates.map(|rates| format!("{:.1}", rates.requests_per_second)).unwrap_or_default(),
             joined(&gateway.linked_nodes),
         ]);
     }
 
     let mut nodes = Table::new(&[
-        "NODE", "NAME", "ADDRESS", "REACHED", "ANSWER", "VERSION", "UPTIME", "JOURNAL", "READY",
+        "NODE", "NAME", "PLACE", "ADDRESS", "REACHED", "ANSWER", "VERSION", "UPTIME", "JOURNAL", "READY",
     ]);
     for node in &cluster.nodes {
         nodes.row(node_row(node));
@@ -102,7 +113,41 @@ fn cluster_table(cluster: &ClusterStatus) -> String {
         }
     }
     let _ = write!(text, "\n{gateways}\n{nodes}\n{groups}");
+    let of_gateways = cluster.gateways.iter().flat_map(|gateway| {
+        gateway.certificates.iter().map(|certificate| (format!("gateway {}", gateway.name), certificate))
+    });
+    text += &certificates(of_gateways.chain(cluster.nodes.iter().flat_map(of_node)));
     text
+}
+
+fn of_node(node: &NodeStatus) -> impl Iterator<Item = (String, &CertificateStatus)> {
+    let certificates = node.said.iter().flat_map(|said| &said.certificates);
+    certificates.map(|certificate| (format!("node {}", node.id), certificate))
+}
+
+/// A table, unless there are none.
+fn certificates<'a>(list: impl Iterator<Item = (String, &'a CertificateStatus)>) -> String {
+    let mut table = Table::new(&["CERTIFICATE OF", "DOOR", "KIND", "NAMES", "DAYS LEFT", "REFUSED"]);
+    let mut list = list.peekable();
+    if list.peek().is_none() {
+        return String::new();
+    }
+    for (whose, certificate) in list {
+        table.row(vec![
+            whose,
+            certificate.door.name().to_owned(),
+            certificate.kind.name().to_owned(),
+            certificate.holder.clone().unwrap_or_default(),
+            if certificate.days_left < 0 { "expired".to_owned() } else { certificate.days_left.to_string() },
+            certificate.refused.clone().unwrap_or_default(),
+        ]);
+    }
+    format!("\n{table}")
+}
+
+/// `eu-west/a`, as far as it was said.
+fn place(region: Option<&str>, zone: Option<&str>) -> String {
+    region.into_iter().chain(zone).collect::<Vec<_>>().join("/")
 }
 
 fn node_row(node: &NodeStatus) -> Vec<String> {
@@ -111,6 +156,7 @@ fn node_row(node: &NodeStatus) -> Vec<String> {
     vec![
         node.id.to_string(),
         of(|said| said.name.clone()),
+        of(|said| place(said.region.as_deref(), said.zone.as_deref())),
         node.address.clone().unwrap_or_default(),
         match node.reach {
             Some(Reach::Straight) => "yes".to_owned(),
@@ -127,9 +173,9 @@ fn node_row(node: &NodeStatus) -> Vec<String> {
 }
 
 fn node_table(node: &NodeStatus) -> String {
-    let mut nodes = Table::new(&["NODE", "NAME", "VERSION", "UPTIME", "JOURNAL", "READY"]);
+    let mut nodes = Table::new(&["NODE", "NAME", "PLACE", "VERSION", "UPTIME", "JOURNAL", "READY"]);
     let mut row = node_row(node);
-    row.drain(2..5);
+    row.drain(3..6);
     nodes.row(row);
     let mut replicas = Table::new(&[
         "GROUP", "ROLE", "LEADER", "TERM", "REVISION", "COMMIT", "APPLIED", "KEYS", "SIZE", "QUOTA",
@@ -143,7 +189,7 @@ fn node_table(node: &NodeStatus) -> String {
             peers.row(vec![peer.node.to_string(), peer.address.clone(), linked.to_owned()]);
         }
     }
-    format!("{nodes}\n{replicas}\n{peers}")
+    format!("{nodes}\n{replicas}\n{peers}{}", certificates(of_node(node)))
 }
 
 fn replica_row(replica: &ReplicaStatus) -> Vec<String> {
@@ -197,7 +243,7 @@ fn bytes(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use gateway::status::{GatewayStatus, Member, Role};
+    use gateway::status::{CertificateDoor, CertificateKind, GatewayStatus, Member, Role};
 
     use super::*;
 
@@ -209,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_is_three_tables() {
+    fn a_cluster_is_three_tables_and_one_of_certificates() {
         let replica = |node, role| Member {
             node,
             role,
@@ -220,6 +266,16 @@ mod tests {
             name: "one".to_owned(),
             version: "0.1.0".to_owned(),
             uptime_seconds: 61.0,
+            region: Some("eu".to_owned()),
+            zone: Some("a".to_owned()),
+            certificates: vec![CertificateStatus {
+                door: CertificateDoor::Link,
+                kind: CertificateKind::Own,
+                holder: Some("gaios://harbour/node/1".to_owned()),
+                expires_unix: 0,
+                days_left: 90,
+                refused: None,
+            }],
             ..NodeSaid::default()
         };
         let mut cluster = ClusterStatus::new(
@@ -240,8 +296,9 @@ mod tests {
             text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
         assert_eq!(lines[0], "cluster a, seen by g");
         assert_eq!(lines[2], "CRITICAL: group 1 has no leader");
-        assert_eq!(lines[5], "g - - - 3 - -");
-        assert_eq!(lines[8], "1 one - yes - 0.1.0 1m01s - yes");
-        assert_eq!(lines[11..], ["1 none 0 0 0 1 leader 0".to_owned(), "2 - -".to_owned()]);
+        assert_eq!(lines[5], "g - - - 3 - - -");
+        assert_eq!(lines[8], "1 one eu/a - yes - 0.1.0 1m01s - yes");
+        assert_eq!(lines[11..13], ["1 none 0 0 0 1 leader 0".to_owned(), "2 - -".to_owned()]);
+        assert_eq!(lines[15..], ["node 1 link own gaios://harbour/node/1 90 -".to_owned()]);
     }
 }
