@@ -59,7 +59,7 @@ pub(super) fn pictures(dir: &Path, cluster: &Cluster, to: &Path) -> Result<(), F
             &[
                 &format!("--screenshot={}", file.display()),
                 &format!("--blink-settings=preferredColorScheme={scheme}"),
-                "--window-size=1200,860",
+                "--window-size=1200,1320",
                 // The curve needs some real time, of which the browser's runs ahead.
                 "--virtual-time-budget=3000000",
                 &page,
