@@ -15,7 +15,7 @@ use crate::errors::Failure;
 use crate::leading::{Leading, Wanted};
 use crate::nearest::Place;
 use crate::router::NodeId;
-use crate::status::NodeStatus;
+use crate::status::{GatewayStatus, NodeStatus};
 
 /// A granted request.
 #[derive(Clone, Debug, PartialEq)]
@@ -228,6 +228,9 @@ pub trait Domain: Send + Sync + 'static {
 
     /// What the nodes say of themselves, and which of them hold replicas of which group.
     fn nodes(&self) -> impl Future<Output = (Vec<NodeStatus>, BTreeMap<u64, Vec<u32>>)> + Send;
+
+    /// What this gateway does, for others to see.
+    fn tell(&self, own: &GatewayStatus);
 
     /// How the certificates of its links are; `None` where they have none.
     fn link_certificates(&self) -> Option<tls::Status>;

@@ -384,7 +384,7 @@ async fn prime<D: Domain>(door: Arc<Door<D>>) {
     }
 }
 
-/// Looks at the counters once a second.
+/// Looks at the counters once a second, and has the nodes know of them.
 async fn keep_rates<D: Domain>(door: Arc<Door<D>>) {
     let mut ticks = tokio::time::interval(SAMPLE_EVERY);
     loop {
@@ -393,6 +393,7 @@ async fn keep_rates<D: Domain>(door: Arc<Door<D>>) {
             () = door.draining.cancelled() => return,
         }
         door.rates.lock().sample(door.started.elapsed(), door.metrics.totals());
+        door.domain.tell(&door.own_status());
     }
 }
 

@@ -60,7 +60,7 @@ pub enum Severity {
     Warning,
 }
 
-/// A gateway. Only the one that was asked knows more of itself than its name and where it stands.
+/// A gateway. Others than the one that was asked are as they told nodes of themselves, up to some seconds ago.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GatewayStatus {
     /// Unique in its region.
@@ -91,6 +91,66 @@ pub struct GatewayStatus {
     /// Over the last ten seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rates: Option<GatewayRates>,
+}
+
+impl GatewayStatus {
+    /// What others are told.
+    pub(crate) fn figures(&self) -> Option<wire::GatewayFigures> {
+        Some(wire::GatewayFigures {
+            version: self.version.clone()?,
+            uptime_ms: (self.uptime_seconds? * 1000.0) as u64,
+            connections: self.connections?,
+            watchers: self.watchers?,
+            rates: self.rates.map(|rates| wire::GatewayRates {
+                requests: rates.requests_per_second,
+                events: rates.events_per_second,
+                received_bytes: rates.received_bytes_per_second,
+                sent_bytes: rates.sent_bytes_per_second,
+            }),
+        })
+    }
+
+    /// Takes in what a node was told.
+    fn take(&mut self, figures: &GatewayFigures) {
+        self.version = Some(figures.version.clone());
+        self.uptime_seconds = Some(figures.uptime_seconds);
+        self.connections = Some(figures.connections);
+        self.watchers = Some(figures.watchers);
+        self.rates = figures.rates;
+    }
+}
+
+/// What a gateway says of itself to nodes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GatewayFigures {
+    /// Of the program.
+    pub version: String,
+    /// Since it started, in seconds.
+    pub uptime_seconds: f64,
+    /// Connections of clients.
+    pub connections: u64,
+    /// Watches of clients.
+    pub watchers: u64,
+    /// Over ten seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rates: Option<GatewayRates>,
+}
+
+impl From<wire::GatewayFigures> for GatewayFigures {
+    fn from(told: wire::GatewayFigures) -> GatewayFigures {
+        GatewayFigures {
+            version: told.version,
+            uptime_seconds: told.uptime_ms as f64 / 1000.0,
+            connections: told.connections,
+            watchers: told.watchers,
+            rates: told.rates.map(|rates| GatewayRates {
+                requests_per_second: rates.requests,
+                events_per_second: rates.events,
+                received_bytes_per_second: rates.received_bytes,
+                sent_bytes_per_second: rates.sent_bytes,
+            }),
+        }
+    }
 }
 
 /// What a gateway does.
@@ -435,7 +495,7 @@ pub struct PeerStatus {
 }
 
 /// A gateway, as a node sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LinkedGateway {
     /// Its name.
     pub name: String,
@@ -447,6 +507,9 @@ pub struct LinkedGateway {
     /// The zone of the region.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
+    /// As it said last.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub figures: Option<GatewayFigures>,
 }
 
 /// A node's write-ahead log.
@@ -529,6 +592,7 @@ impl ClusterStatus {
 
 /// The gateway itself, and those that nodes tell of.
 fn gateways(own: GatewayStatus, nodes: &[NodeStatus]) -> Vec<GatewayStatus> {
+    let own_name = own.name.clone();
     let mut by_name = BTreeMap::from([(own.name.clone(), own)]);
     for node in nodes {
         for gateway in node.said.iter().flat_map(|said| &said.gateways) {
@@ -540,6 +604,9 @@ fn gateways(own: GatewayStatus, nodes: &[NodeStatus]) -> Vec<GatewayStatus> {
                 ..GatewayStatus::default()
             });
             known.linked_nodes.push(node.id);
+            if let Some(figures) = gateway.figures.as_ref().filter(|_| gateway.name != own_name) {
+                known.take(figures);
+            }
         }
     }
     by_name.into_values().collect()
@@ -660,6 +727,7 @@ impl From<wire::NodeStatus> for NodeSaid {
                     links: gateway.links,
                     region: told_text(gateway.region),
                     zone: told_text(gateway.zone),
+                    figures: gateway.figures.map(GatewayFigures::from),
                 })
                 .collect(),
             journal: told.journal.map(|journal| JournalStatus {
@@ -735,6 +803,7 @@ mod tests {
             name: "far".to_owned(),
             links: 1,
             region: "eu".to_owned(),
+            figures: Some(wire::GatewayFigures { connections: 7, ..Default::default() }),
             ..Default::default()
         };
         let gateways = vec![far];
@@ -762,7 +831,9 @@ mod tests {
         let names: Vec<_> = status.gateways.iter().map(|gateway| gateway.name.as_str()).collect();
         assert_eq!(names, ["far", "near"]);
         assert_eq!(status.gateways[0].linked_nodes, [1, 2, 3]);
-        assert_eq!((status.gateways[0].region.as_deref(), &status.gateways[0].zone), (Some("eu"), &None));
+        let far = &status.gateways[0];
+        assert_eq!((far.region.as_deref(), &far.zone, far.connections), (Some("eu"), &None, Some(7)));
+        assert_eq!(status.gateways[1].connections, None, "what it knows of itself is its own");
     }
 
     #[test]

@@ -60,6 +60,13 @@ impl Gateways {
     }
 }
 
+impl Shown {
+    /// What the gateway does, by its own word.
+    pub(crate) fn tell(&self, figures: wire::GatewayFigures) {
+        self.gateways.0.lock().tell(&self.key, figures);
+    }
+}
+
 impl Drop for Shown {
     fn drop(&mut self) {
         self.gateways.0.lock().leave(clock::now(), &self.key);
@@ -76,6 +83,8 @@ struct List(BTreeMap<Key, Known>);
 struct Known {
     /// As the newest link said.
     gateway: wire::Gateway,
+    /// As it said last, on whichever link.
+    figures: Option<wire::GatewayFigures>,
     links: u32,
     /// When the last one ended.
     left: Mono,
@@ -93,6 +102,7 @@ impl List {
         }
         let known = self.0.entry(key.clone()).or_insert_with(|| Known {
             gateway: gateway.clone(),
+            figures: None,
             links: 0,
             left: now,
         });
@@ -108,6 +118,14 @@ impl List {
         }
     }
 
+    fn tell(&mut self, key: &Key, figures: wire::GatewayFigures) {
+        if let Some(known) = self.0.get_mut(key)
+            && figures.version.len() <= NAME_BYTES_MAX
+        {
+            known.figures = Some(figures);
+        }
+    }
+
     fn list(&mut self, now: Mono) -> Vec<wire::Gateway> {
         self.forget_gone(now);
         self.0.values().map(|known| known.gateway.clone()).collect()
@@ -116,11 +134,12 @@ impl List {
     fn linked(&self) -> Vec<wire::LinkedGateway> {
         let linked = self.0.values().filter(|known| known.links > 0);
         linked
-            .map(|Known { gateway, links, .. }| wire::LinkedGateway {
+            .map(|Known { gateway, figures, links, .. }| wire::LinkedGateway {
                 name: gateway.name.clone(),
                 links: *links,
                 region: gateway.region.clone(),
                 zone: gateway.zone.clone(),
+                figures: figures.clone(),
             })
             .collect()
     }
@@ -183,6 +202,22 @@ mod tests {
         let moved = wire::Gateway { client_urls: vec!["https://b:1".to_owned()], ..gateway("r", "a") };
         list.come(Mono(1), moved.clone());
         assert_eq!(list.list(Mono(2)), [moved]);
+    }
+
+    #[test]
+    fn what_it_does_is_told_as_it_said_last() {
+        let mut list = List::default();
+        let key = list.come(Mono(0), gateway("r", "a")).unwrap();
+        list.come(Mono(0), gateway("q", "a")).unwrap();
+        let figures = |connections| wire::GatewayFigures { connections, ..wire::GatewayFigures::default() };
+        list.tell(&key, figures(7));
+        list.tell(&key, figures(9));
+        let told =
+            |list: &List| -> Vec<_> { list.linked().into_iter().map(|linked| linked.figures).collect() };
+        assert_eq!(told(&list), [None, Some(figures(9))], "of the one in the other region nothing is known");
+        let large = "v".repeat(NAME_BYTES_MAX + 1);
+        list.tell(&key, wire::GatewayFigures { version: large, ..figures(11) });
+        assert_eq!(told(&list), [None, Some(figures(9))]);
     }
 
     #[test]

@@ -22,6 +22,7 @@ use tracing::{debug, info, warn};
 
 use crate::admission::TooMany;
 use crate::detour;
+use crate::gateways::Shown;
 use crate::group::GroupEvent;
 use crate::node::{Health, Shared};
 use crate::outbox::Outbox;
@@ -167,7 +168,7 @@ pub(crate) async fn serve(
         return;
     }
     let link = Arc::new(Link::new());
-    let _shown = shared.gateways.come(&hello);
+    let shown = shared.gateways.come(&hello);
     info!(%from, gateway = hello.name, region = hello.region, link = link.id, "gateway linked");
     let (read, write) = stream.into_split();
     let read = Patient::new(read, SILENCE_MAX);
@@ -185,7 +186,7 @@ pub(crate) async fn serve(
             Ok(()) => "it does not read its answers".to_owned(),
             Err(error) => error.to_string(),
         },
-        result = read_frames(shared, &link, read) => match result {
+        result = read_frames(shared, &link, shown.as_ref(), read) => match result {
             Ok(()) => "closed by the gateway".to_owned(),
             Err(error) => error.to_string(),
         },
@@ -220,7 +221,12 @@ fn welcome(shared: &Shared, hello: &wire::Hello, room: Result<(), TooMany>) -> w
     wire::Welcome { version, refused, ..wire::Welcome::default() }
 }
 
-async fn read_frames(shared: &Arc<Shared>, link: &Arc<Link>, read: impl AsyncRead + Unpin) -> io::Result<()> {
+async fn read_frames(
+    shared: &Arc<Shared>,
+    link: &Arc<Link>,
+    shown: Option<&Shown>,
+    read: impl AsyncRead + Unpin,
+) -> io::Result<()> {
     let mut frames = FramedRead::with_capacity(read, peer::codec(), 64 << 10);
     while let Some(frame) = frames.next().await {
         let frame = frame?.freeze();
@@ -230,11 +236,23 @@ async fn read_frames(shared: &Arc<Shared>, link: &Arc<Link>, read: impl AsyncRea
             shared.awake.work();
         }
         for mut batch in frame.groups {
-            batch.requests.retain(|request| !answer_for_node(shared, link, request));
+            batch.requests.retain_mut(|request| {
+                take_figures(shown, request);
+                !answer_for_node(shared, link, request)
+            });
             hand_in(shared, link, batch, frame_bytes);
         }
     }
     Ok(())
+}
+
+/// Takes in what a gateway says of itself.
+fn take_figures(shown: Option<&Shown>, request: &mut wire::Request) {
+    if let Some(wire::request::Kind::Status(probe)) = &mut request.kind
+        && let (Some(shown), Some(figures)) = (shown, probe.figures.take())
+    {
+        shown.tell(figures);
+    }
 }
 
 /// Answers what is asked of the node rather than of a group. Returns whether that was it.

@@ -97,6 +97,7 @@ async fn scout(shared: &Shared, group: &Group, suspect: Option<NodeId>) {
     let question = wire::StatusRequest {
         wait_ms: u32::try_from(SCOUT_WAIT.as_millis()).unwrap_or(u32::MAX),
         least_term: group.state().route.least_term(),
+        figures: None,
     };
     let mut news = group.news();
     let mut asked: FuturesUnordered<_> = shared
@@ -105,7 +106,7 @@ async fn scout(shared: &Shared, group: &Group, suspect: Option<NodeId>) {
         .filter(|node| Some(*node) != suspect)
         .filter_map(|node| {
             let link = shared.links.to(node)?;
-            let call = link.call(group.id(), request::Kind::Status(question), 0).ok()?;
+            let call = link.call(group.id(), request::Kind::Status(question.clone()), 0).ok()?;
             Some(async move { (node, call.await) })
         })
         .collect();

@@ -37,11 +37,11 @@ use crate::domain::{
 use crate::errors::Failure;
 use crate::journey;
 use crate::leading::{Leading, Wanted};
-use crate::link::{Identity, LinkEvent};
+use crate::link::{Figures, Identity, LinkEvent};
 use crate::metrics::{CertificateMetrics, DnsMetrics};
 use crate::nearest::Place;
 use crate::retry::Attempts;
-use crate::status::NodeStatus;
+use crate::status::{GatewayStatus, NodeStatus};
 
 use group::Group;
 use links::Links;
@@ -106,6 +106,8 @@ pub(crate) struct Shared {
     names: Names,
     metrics: CarrierMetrics,
     link_tls: Option<Arc<tls::Mutual>>,
+    /// What the gateway does, for nodes to tell.
+    figures: Figures,
     topology: ArcSwapOption<Topology>,
     /// The groups that carry the domain. One that is known is kept for good.
     groups: ArcSwap<Vec<Arc<Group>>>,
@@ -126,6 +128,7 @@ impl Carrier {
         let stop = CancellationToken::new();
         let cluster = Arc::new(AtomicU64::new(options.cluster_id.unwrap_or(0)));
         let metrics = CarrierMetrics::default();
+        let figures = Figures::default();
         let identity = Identity {
             metrics: metrics.links.clone(),
             name: options.name.clone(),
@@ -137,6 +140,7 @@ impl Carrier {
             detours: Arc::default(),
             tls: options.link_tls.clone(),
             refusals: Arc::default(),
+            figures: Arc::clone(&figures),
             awake: options.awake.clone(),
         };
         let (sender, events) = mpsc::unbounded_channel();
@@ -150,6 +154,7 @@ impl Carrier {
             names: Names::default(),
             metrics,
             link_tls,
+            figures,
             topology: ArcSwapOption::empty(),
             groups: ArcSwap::default(),
             waiting: AtomicUsize::new(0),
@@ -408,6 +413,10 @@ impl Domain for Carrier {
 
     async fn nodes(&self) -> (Vec<NodeStatus>, BTreeMap<u64, Vec<u32>>) {
         self.shared.nodes().await
+    }
+
+    fn tell(&self, own: &GatewayStatus) {
+        self.shared.figures.store(own.figures().map(Arc::new));
     }
 
     fn link_certificates(&self) -> Option<tls::Status> {

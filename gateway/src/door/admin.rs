@@ -83,7 +83,8 @@ impl<D: Domain> Door<D> {
         status
     }
 
-    fn own_status(&self) -> GatewayStatus {
+    /// What this gateway knows of itself.
+    pub(crate) fn own_status(&self) -> GatewayStatus {
         let count = |gauge: &prometheus::IntGauge| u64::try_from(gauge.get()).ok();
         GatewayStatus {
             name: self.name.clone(),

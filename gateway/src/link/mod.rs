@@ -18,6 +18,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use api::gaios::link::v1::{self as wire, request, response};
+use arc_swap::ArcSwapOption;
 use awake::Awake;
 use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -44,6 +45,9 @@ use slots::Slots;
 
 pub(crate) use dial::{Detours, Target};
 pub(crate) use refusals::Refusals;
+
+/// What the gateway does, as of late; none before that is known.
+pub(crate) type Figures = Arc<ArcSwapOption<wire::GatewayFigures>>;
 
 /// The largest frame accepted from a node. etcd sends answers of up to 2 GiB; the codec takes memory as announced, so
 /// the bound is lower.
@@ -94,6 +98,7 @@ pub(crate) enum LinkEvent {
 pub(crate) struct Link {
     target: Arc<Target>,
     metrics: LinkMetrics,
+    figures: Figures,
     awake: Awake,
     /// The node at the other end while the connection is up, else 0. A copy of `State::node`, to be read without
     /// the lock.
@@ -158,6 +163,8 @@ pub(crate) struct Identity {
     /// The certificates of links; without them, links are plain.
     pub(crate) tls: Option<Arc<Mutual>>,
     pub(crate) refusals: Arc<Refusals>,
+    /// What the gateway does, for nodes to tell.
+    pub(crate) figures: Figures,
     /// Told of what comes for clients. What goes needs no word: whoever asks often is answered as often.
     pub(crate) awake: Awake,
 }
@@ -170,15 +177,17 @@ impl Link {
         identity: Identity,
         events: mpsc::UnboundedSender<LinkEvent>,
     ) -> Arc<Link> {
-        let link = Arc::new(Link::new(target, identity.awake.clone(), identity.metrics.clone()));
+        let (awake, metrics) = (identity.awake.clone(), identity.metrics.clone());
+        let link = Arc::new(Link::new(target, awake, metrics, identity.figures.clone()));
         tokio::spawn(Arc::clone(&link).run(identity, events));
         link
     }
 
-    fn new(target: Arc<Target>, awake: Awake, metrics: LinkMetrics) -> Link {
+    fn new(target: Arc<Target>, awake: Awake, metrics: LinkMetrics, figures: Figures) -> Link {
         Link {
             target,
             metrics,
+            figures,
             awake,
             up: AtomicU32::new(0),
             state: Mutex::new(State {
@@ -546,7 +555,8 @@ impl Link {
             if silent > patience || measured.is_none_or(|measured| measured.elapsed() >= PROBE_EVERY) {
                 measured = Some(Instant::now());
                 let id = state.waiting.insert(Waiter::Probe);
-                let kind = request::Kind::Status(wire::StatusRequest::default());
+                let figures = self.figures.load_full().map(Arc::unwrap_or_clone);
+                let kind = request::Kind::Status(wire::StatusRequest { figures, ..Default::default() });
                 // A node without group 0 says so, which is as good an answer.
                 state.batch.push_always(0, wire::Request { id, kind: Some(kind) }, 0);
                 state.probe = Some((id, Instant::now()));

@@ -67,7 +67,8 @@ mod tests {
 
     fn ask(seekers: &mut Seekers, request: u64, led: Option<u64>, wait_ms: u32, least_term: u64) -> bool {
         let waiter = Waiter { link: Link::unconnected(), request };
-        seekers.admit(Mono(0), led, waiter, &StatusRequest { wait_ms, least_term }).is_none()
+        let asked = StatusRequest { wait_ms, least_term, figures: None };
+        seekers.admit(Mono(0), led, waiter, &asked).is_none()
     }
 
     fn due(seekers: &mut Seekers, at: Duration, led: Option<u64>) -> Vec<u64> {
