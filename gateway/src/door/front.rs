@@ -80,6 +80,11 @@ impl<D: Domain> Front<D> {
         Front { port: Port::Admin, ..self.clone() }
     }
 
+    /// Whether clients connect there.
+    pub(super) fn is_for_clients(&self) -> bool {
+        self.port == Port::Clients
+    }
+
     /// For a new connection, of this client.
     pub(crate) fn of(&self, from: SocketAddr) -> Front<D> {
         let door = Arc::clone(self.services.caller.door());

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use prometheus::{IntCounter, IntGauge};
 use tls::Stream;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -105,6 +106,33 @@ pub(crate) fn serve<D: Domain>(
     Ok(server)
 }
 
+/// What is counted of a connection.
+struct Counts {
+    connections: IntGauge,
+    accepted: IntCounter,
+    received: IntCounter,
+    sent: IntCounter,
+}
+
+impl Counts {
+    fn of_clients<D: Domain>(door: &Door<D>) -> Counts {
+        let metrics = &door.metrics;
+        Counts {
+            connections: metrics.connections.clone(),
+            accepted: metrics.connections_accepted.clone(),
+            received: metrics.received_bytes.clone(),
+            sent: metrics.sent_bytes.clone(),
+        }
+    }
+
+    /// Scrapers and operators are no clients: what they do goes into numbers that nobody is told.
+    fn of_operators() -> Counts {
+        let counter = || IntCounter::new("operators", "Not exported.").expect("the name is well formed");
+        let connections = IntGauge::new("operators", "Not exported.").expect("the name is well formed");
+        Counts { connections, accepted: counter(), received: counter(), sent: counter() }
+    }
+}
+
 async fn serve_connection<D: Domain>(
     builder: Arc<auto::Builder<TokioExecutor>>,
     stream: Stream,
@@ -113,10 +141,10 @@ async fn serve_connection<D: Domain>(
     goaway: Stagger,
     closing: CancellationToken,
 ) {
-    door.metrics.connections.inc();
-    door.metrics.connections_accepted.inc();
-    let (socket, mut outlet) =
-        outlet::pair(stream, door.metrics.received_bytes.clone(), door.metrics.sent_bytes.clone());
+    let counts = if front.is_for_clients() { Counts::of_clients(&door) } else { Counts::of_operators() };
+    counts.connections.inc();
+    counts.accepted.inc();
+    let (socket, mut outlet) = outlet::pair(stream, counts.received, counts.sent);
     let mut connection = Box::pin(builder.serve_connection(TokioIo::new(socket), front));
     let unopened = tokio::select! {
         served = outlet.open(connection.as_mut()) => served,
@@ -143,7 +171,7 @@ async fn serve_connection<D: Domain>(
         () = closing.cancelled() => {}
         () = tokio::time::sleep(DRAIN_TIMEOUT) => {}
     }
-    door.metrics.connections.dec();
+    counts.connections.dec();
     if let Err(error) = served {
         debug!(%error, "connection ended");
     }
