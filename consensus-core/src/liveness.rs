@@ -197,12 +197,12 @@ impl Liveness {
     /// `peer` has lost its memory, and will grant what it grants in a life that has not begun: what it granted before is
     /// counted on no more.
     pub fn begins_anew(&mut self, peer: NodeId) {
-        if let Some(state) = self.peers.get_mut(&peer)
-            && state.support_until.take().is_some()
-        {
-            // An answer of the life before may still be on its way.
+        if let Some(state) = self.peers.get_mut(&peer) {
+            // An answer of the life before may still be on its way, also the first.
             state.epoch.count += 1;
-            self.events.push(LivenessEvent::PeerChanged(peer));
+            if state.support_until.take().is_some() {
+                self.events.push(LivenessEvent::PeerChanged(peer));
+            }
         }
     }
 
@@ -778,6 +778,34 @@ mod tests {
         assert_eq!(b.supported_by(ms(402), A), None);
         b.receive(ms(403), A, SAID, answer.sends.remove(0).1);
         assert_eq!(b.supported_by(ms(403), A), None);
+    }
+
+    #[test]
+    fn nor_is_an_answer_that_comes_only_after_that() {
+        let (mut a, mut b) = pair(1);
+        for node in [&mut a, &mut b] {
+            node.disk_progress(ms(0));
+            node.tick(ms(0));
+        }
+        // Both have met; the first support of A is on its way.
+        let mut granted = None;
+        for at in 1..20 {
+            let mut of_b = LivenessOutput::default();
+            b.poll(&mut of_b);
+            of_b.sends.into_iter().for_each(|(_, message)| a.receive(ms(at), B, SAID, message));
+            let mut of_a = LivenessOutput::default();
+            a.poll(&mut of_a);
+            for (_, message) in of_a.sends {
+                match message {
+                    LivenessMessage::HeartbeatAck(ack) if ack.granted => granted = Some(ack),
+                    message => b.receive(ms(at), A, SAID, message),
+                }
+            }
+        }
+        assert_eq!(b.supported_by(ms(20), A), None);
+        b.begins_anew(A);
+        b.receive(ms(20), A, SAID, LivenessMessage::HeartbeatAck(granted.expect("it was asked for support")));
+        assert_eq!(b.supported_by(ms(20), A), None);
     }
 
     #[test]

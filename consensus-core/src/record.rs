@@ -397,7 +397,7 @@ impl Durable {
                 }
                 self.damage_found = self.lost_from.is_some();
             }
-            Record::Survived { promised } => self.survived(promised),
+            Record::Survived { promised } => self.promised = promised,
         }
     }
 
@@ -419,7 +419,7 @@ impl Durable {
                 self.promise_lost = label.flag;
             }
             RecordKind::Promised | RecordKind::Healed => self.promise(label.ballot.lead),
-            RecordKind::Survived => self.survived(label.ballot.lead),
+            RecordKind::Survived => self.promised = label.ballot.lead,
             RecordKind::Faulty => {
                 if let Some(from) = label.faulty_from {
                     self.mark_faulty(from);
@@ -494,27 +494,20 @@ impl Durable {
     }
 
     /// The operator declares that what this node holds is what there is of the group: so many others have lost what they
-    /// voted for that no phase 1 could ever succeed. This node is whole from here on, whatever it may have forgotten. It
-    /// may lead once **every** voter has answered, those that have forgotten included: their votes, as far as they still
-    /// have any, count as all there ever were, and a value that nobody has any more is given up. With every voter's
-    /// promise, no ballot that is still voted for somewhere can lie above that of this node, so that nothing which comes
-    /// back later contradicts what is chosen now.
+    /// voted for that no phase 1 could ever succeed. This node may lead once **every** voter has answered, those that have
+    /// forgotten included: their votes, as far as they still have any, count as all there ever were, and a value that
+    /// nobody has any more is given up. With every voter's promise, no ballot that is still voted for somewhere can lie
+    /// above that of this node, so that nothing which comes back later contradicts what is chosen now.
+    ///
+    /// What this node itself may have forgotten it makes up for as any other: by that leadership, or by another's that
+    /// came about without it. Until then it does not count for anybody else.
     ///
     /// A promise that leaves no room for elections is taken back; the votes that are left have lower ones.
     pub fn survive(&mut self) {
         self.survivor = true;
-        let voted = self.entries.values().map(|entry| entry.ballot.lead).max().unwrap_or_default();
-        let promised = if self.promised.round >= ROUND_DOUBTFUL { voted } else { self.promised };
-        self.survived(promised);
-    }
-
-    fn survived(&mut self, promised: Lead) {
-        self.newborn = false;
-        self.promised = promised;
-        self.promise_lost = false;
-        self.faulty_from = None;
-        self.lost_from = None;
-        self.damage_found = false;
+        if self.promised.round >= ROUND_DOUBTFUL {
+            self.promised = self.entries.values().map(|entry| entry.ballot.lead).max().unwrap_or_default();
+        }
     }
 
     /// What a node holds of the group, for the operator who compares them.

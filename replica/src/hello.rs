@@ -115,10 +115,11 @@ pub(crate) async fn answer(
     if shared.seat.is_aside() && asked.purpose != Purpose::Ask {
         return Err(Refusal::Aside);
     }
-    if let Standing::Newcomer { .. } = asked.standing {
+    let answer = hello(shared, asked.purpose, asked.from);
+    // One that is told that its place is taken takes nothing from this answer.
+    if matches!(asked.standing, Standing::Newcomer { .. }) && !answer.taken {
         shared.begins_anew(asked.from);
     }
-    let answer = hello(shared, asked.purpose, asked.from);
     write_hello(stream, &answer).await.map_err(|_| Refusal::Gone)?;
     // Of a newcomer both know why there is no link.
     let newcomer = [answer.standing, asked.standing]

@@ -461,11 +461,11 @@ impl Shared {
                 peer = peer.id.0,
                 ?own,
                 ?theirs,
-                "a peer has another `timing.support`: leases last as long as who gives them has it; make it the same on all                  nodes"
+                "a peer has another `timing.support`: leases last as long as who gives them has it; make it the same on all nodes"
             ),
             None => warn!(
                 peer = peer.id.0,
-                "a peer does not say its `timing.support`, as versions before this one: the two give each other no leases                  until it is updated"
+                "a peer does not say its `timing.support`, as versions before this one: the two give each other no leases until it is updated"
             ),
         }
     }

@@ -324,6 +324,11 @@ impl Engine {
     /// Others lead, or this node does: there is nobody to stand in for.
     pub(super) fn end_survival(&mut self) {
         self.blocked = None;
+        if self.survivor
+            && let Some(recall) = &mut self.recall
+        {
+            recall.vouched = false;
+        }
         if std::mem::take(&mut self.survivor) {
             self.outbox.event(Event::Survived);
         }
@@ -509,7 +514,9 @@ impl Engine {
                 // Fast rounds are never opened.
                 slot.0 <= window
                     && vote.ballot.lead <= message.lead
-                    && (*slot <= message.commit || vote.ballot.kind == Kind::Classic)
+                    // Who asks has proposed nothing yet at its new ballot.
+                    && (*slot <= message.commit
+                        || vote.ballot.kind == Kind::Classic && vote.ballot.lead < message.lead)
             });
         let State::Candidate(candidate) = &self.state else { return };
         if sane && candidate.lead == message.lead {
@@ -547,10 +554,10 @@ impl Engine {
         let complete = || candidate.promises.iter().filter(|(_, parts)| parts.is_complete());
         let answered: NodeSet = complete().map(|(node, _)| *node).collect();
         let whole = complete().filter(|(_, parts)| parts.head.faulty_from.is_none());
-        let counted: NodeSet = if self.survivor && config.voters.is_subset(&answered) {
-            answered
-        } else {
-            whole.map(|(node, _)| *node).collect()
+        let counted: NodeSet = match self.survivor {
+            true if !config.voters.is_subset(&answered) => return None,
+            true => answered,
+            false => whole.map(|(node, _)| *node).collect(),
         };
         let enough = if mutant!(self.options, PhaseOneQuorumShort) {
             counted.count_in(&config.voters) + 1 >= usize::from(config.q1)
@@ -631,6 +638,7 @@ impl Engine {
         candidate
             .promises
             .values()
+            .filter(|parts| parts.is_complete())
             .filter_map(|parts| parts.votes.get(&slot))
             .filter(|vote| vote.ballot >= ballot && vote.value.is_some())
             .max_by_key(|vote| vote.ballot)

@@ -116,12 +116,12 @@ impl Engine {
                 promise_lost: false,
                 config,
             });
-        } else if durable.survivor {
-            faulty_from = None;
-            outbox.record(Record::Survived { promised: durable.promised });
         } else if let Some(from) = faulty_from.filter(|_| durable.damage_found || lost.is_some()) {
             outbox.record(Record::Faulty { from, promise_lost: durable.promise_lost });
             log.distrust(from);
+        }
+        if durable.survivor {
+            outbox.record(Record::Survived { promised: durable.promised });
         }
         // The journal may drop a damaged record for good once it has reported it.
         for (slot, ballot) in log.lost_payloads() {
@@ -131,7 +131,7 @@ impl Engine {
         if promise_doubted {
             outbox.event(Event::PromiseDoubtful);
         }
-        let recall = faulty_from.map(|from| Recall::new(from, durable.promise_lost, now));
+        let recall = faulty_from.map(|from| Recall::new(from, durable.promise_lost, durable.survivor, now));
         let mut rng = Rng::new(options.seed ^ (u64::from(options.node.0) << 32) ^ options.group.0);
         let acceptor = Acceptor::new(durable.promised, &log, configs.active(), &options);
         let follower = Follower::at_start(&options, &configs, &mut rng, now);

@@ -41,8 +41,8 @@ pub(super) struct Recall {
     pub(super) promise_lost: bool,
     /// What every other member has promised, if it knows; kept while `promise_lost`.
     answers: BTreeMap<NodeId, Option<Lead>>,
-    /// A survivor has vouched for all.
-    vouched: bool,
+    /// A survivor has vouched for all, or this node is one.
+    pub(super) vouched: bool,
     /// It was told that too many have forgotten what they promised.
     told_too_many: bool,
     /// The leader at this leadership has proposed up to this slot.
@@ -54,12 +54,12 @@ pub(super) struct Recall {
 }
 
 impl Recall {
-    pub(super) fn new(faulty_from: Slot, promise_lost: bool, now: Mono) -> Recall {
+    pub(super) fn new(faulty_from: Slot, promise_lost: bool, vouched: bool, now: Mono) -> Recall {
         Recall {
             faulty_from,
             promise_lost,
             answers: BTreeMap::new(),
-            vouched: false,
+            vouched,
             told_too_many: false,
             proposed: None,
             ask_at: now,
