@@ -50,6 +50,8 @@ use crate::wire::Room;
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two looks at a directory that is in use.
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
+/// So long after its start, a node that all others have not linked with is not ready. One that is down is not waited for longer.
+const PEERS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a node is started with.
 #[derive(Debug)]
@@ -322,6 +324,11 @@ impl Health {
         }
         if shared.journal.is_full() {
             return Err("the disk is full".into());
+        }
+        // Whoever has not found it yet, at another address perhaps, cannot count on it when it is to lead.
+        let missing = shared.peers.values().find(|peer| !peer.is_linked());
+        if let Some(peer) = missing.filter(|_| shared.started.elapsed() < PEERS_PATIENCE) {
+            return Err(format!("node {} is not linked with this one yet", peer.id.0).into());
         }
         Ok(())
     }
