@@ -93,9 +93,24 @@ impl tower_service::Service<Uri> for Door {
     }
 }
 
+/// What is done to the cluster meanwhile, in words.
+#[derive(Clone, Default)]
+pub(crate) struct Stage(Arc<Mutex<String>>);
+
+impl Stage {
+    pub(crate) fn set(&self, words: impl Into<String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = words.into();
+    }
+
+    fn words(&self) -> String {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// What they saw.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Record {
+    stage: Stage,
     /// In all turns that are over.
     before: Seen,
     /// In the one that goes on.
@@ -113,6 +128,8 @@ pub(crate) struct Seen {
     pub(crate) longest: Duration,
     /// The longest time in which no request of any caller was answered.
     pub(crate) gap: Duration,
+    /// What was done when it ended.
+    pub(crate) gap_at: String,
 }
 
 impl Record {
@@ -120,7 +137,10 @@ impl Record {
         let now = Instant::now();
         self.now.done += 1;
         self.now.longest = self.now.longest.max(now - begun);
-        self.now.gap = self.now.gap.max(now - self.last.unwrap_or(begun));
+        let gap = now - self.last.unwrap_or(begun);
+        if gap > self.now.gap {
+            (self.now.gap, self.now.gap_at) = (gap, self.stage.words());
+        }
         self.last = Some(now);
     }
 
@@ -130,9 +150,20 @@ impl Record {
         self.before.tried_again += over.tried_again;
         self.before.failed.extend(over.failed.iter().cloned());
         self.before.longest = self.before.longest.max(over.longest);
-        self.before.gap = self.before.gap.max(over.gap);
+        if over.gap > self.before.gap {
+            (self.before.gap, self.before.gap_at) = (over.gap, over.gap_at.clone());
+        }
         over
     }
+}
+
+/// What clients know of a cluster, and what they are told of what is done to it.
+#[derive(Clone, Default)]
+pub(crate) struct Clients {
+    /// The gateways of all regions that are ready.
+    pub(crate) endpoints: Endpoints,
+    pub(crate) door: Door,
+    pub(crate) stage: Stage,
 }
 
 /// Callers under way.
@@ -143,15 +174,15 @@ pub(crate) struct Callers {
 }
 
 impl Callers {
-    pub(crate) fn start(count: usize, endpoints: &Endpoints, door: &Door) -> Callers {
-        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Record::default())));
+    pub(crate) fn start(count: usize, clients: &Clients) -> Callers {
+        let record = Record { stage: clients.stage.clone(), ..Record::default() };
+        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(record)));
         let mut tasks = JoinSet::new();
         for number in 0..count {
             let caller = Caller {
                 number,
                 turn: number,
-                endpoints: endpoints.clone(),
-                door: door.clone(),
+                clients: clients.clone(),
                 client: None,
                 seen: Arc::clone(&seen),
             };
@@ -181,8 +212,7 @@ struct Caller {
     number: usize,
     /// Which endpoint is next.
     turn: usize,
-    endpoints: Endpoints,
-    door: Door,
+    clients: Clients,
     client: Option<KvClient<Channel>>,
     seen: Arc<Mutex<Record>>,
 }
@@ -251,8 +281,8 @@ impl Caller {
         if let Some(client) = &self.client {
             return Ok(client.clone());
         }
-        let address = self.endpoints.pick(self.turn).ok_or("no gateway is ready")?;
-        let client = KvClient::new(self.door.channel(&address.to_string()).await?);
+        let address = self.clients.endpoints.pick(self.turn).ok_or("no gateway is ready")?;
+        let client = KvClient::new(self.clients.door.channel(&address.to_string()).await?);
         self.client = Some(client.clone());
         Ok(client)
     }

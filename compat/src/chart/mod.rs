@@ -29,10 +29,9 @@ use clap::Args;
 
 use crate::servers::{self, HOME, succeed};
 use crate::{Problem, private};
-use callers::{Callers, Door, Seen};
+use callers::{Callers, Clients, Seen};
 use pod::Programs;
 use regions::Regions;
-use service::Endpoints;
 
 /// Long enough that callers have seen the cluster at rest, before and after.
 const AT_REST: Duration = Duration::from_secs(1);
@@ -47,6 +46,9 @@ pub(crate) struct Flags {
     /// Callers.
     #[arg(long, default_value_t = 64)]
     callers: usize,
+    /// Leaves the folders of pods where they are, with their logs.
+    #[arg(long)]
+    keep: bool,
     /// Renders of the chart, decoded, with the notes of each beside it: the releases of one cluster, each in a Kubernetes cluster
     /// of its own.
     #[arg(required = true)]
@@ -63,6 +65,7 @@ pub(crate) fn run_in_private_network(flags: &Flags) -> Result<usize, Problem> {
     let callers = flags.callers.to_string();
     let mut arguments: Vec<&OsStr> = vec!["chart-here".as_ref(), "--etcdctl".as_ref(), etcdctl.as_ref()];
     arguments.extend([OsStr::new("--gaios"), flags.gaios.as_ref(), "--callers".as_ref(), callers.as_ref()]);
+    arguments.extend(flags.keep.then_some(OsStr::new("--keep")));
     arguments.extend(flags.releases.iter().map(AsRef::<OsStr>::as_ref));
     private::run_ourselves(true, &arguments)
 }
@@ -75,9 +78,8 @@ pub(crate) async fn run_here(flags: &Flags, etcdctl: PathBuf) -> Result<usize, P
     fs::create_dir_all(&home).map_err(|error| format!("{}: {error}", home.display()))?;
     let home = std::path::absolute(&home).map_err(|error| format!("{}: {error}", home.display()))?;
     let programs = Programs { gaios: flags.gaios.clone(), etcdctl };
-    let (endpoints, door) = (Endpoints::default(), Door::default());
-    let mut regions =
-        Regions::load(&flags.releases, programs, endpoints.clone(), door.clone(), &home).await?;
+    let clients = Clients::default();
+    let mut regions = Regions::load(&flags.releases, programs, clients.clone(), &home).await?;
     let begun = Instant::now();
     regions.start().await?;
     println!(
@@ -88,7 +90,7 @@ pub(crate) async fn run_here(flags: &Flags, etcdctl: PathBuf) -> Result<usize, P
     );
     look(&mut regions).await?;
 
-    let callers = Callers::start(flags.callers, &endpoints, &door);
+    let callers = Callers::start(flags.callers, &clients);
     tokio::time::sleep(AT_REST).await;
     report(&regions, "at rest", &callers.turn());
     let steps = regions.rotate().await?;
@@ -103,6 +105,11 @@ pub(crate) async fn run_here(flags: &Flags, etcdctl: PathBuf) -> Result<usize, P
     }
     look(&mut regions).await?;
     regions.stop().await?;
+    if flags.keep {
+        println!("{}: logs of pods are in {}", regions.title(), home.display());
+    } else {
+        fs::remove_dir_all(&home).map_err(|error| format!("{}: {error}", home.display()))?;
+    }
     Ok(seen.failed.len())
 }
 
@@ -121,12 +128,13 @@ async fn look(regions: &mut Regions) -> Result<(), Problem> {
 
 fn report(regions: &Regions, what: &str, seen: &Seen) {
     println!(
-        "{}: {what}: {} requests, {} failed, {} tries again; longest gap {:.0} ms, longest request {:.0} ms",
+        "{}: {what}: {} requests, {} failed, {} tries again; longest gap {:.0} ms{}, longest request {:.0} ms",
         regions.title(),
         seen.done,
         seen.failed.len(),
         seen.tried_again,
         seen.gap.as_secs_f64() * 1e3,
+        if seen.gap_at.is_empty() { String::new() } else { format!(" ({})", seen.gap_at) },
         seen.longest.as_secs_f64() * 1e3,
     );
 }

@@ -12,12 +12,12 @@ use test_kubernetes::Api;
 use tls::make::Authority;
 use tokio::time::sleep;
 
-use super::callers::Door;
+use super::callers::{Clients, Door};
 use super::dns::{Dns, Member, Records, inside, outside};
 use super::manifest::{Kind, Monitor, Release, Service, Template, Workload, has, items, text};
 use super::pod::{ASK_AGAIN, Files, Machine, PATIENCE, Pod, Programs, get};
 use super::secrets::{Keys, Origin, Step, authority_files, new_authority, trusted, trusting};
-use super::service::{Endpoints, Relay};
+use super::service::Relay;
 use crate::Problem;
 
 /// The port for clients.
@@ -39,10 +39,8 @@ pub(crate) struct Regions {
     programs: Programs,
     keys: Keys,
     all: Vec<Region>,
-    /// What clients outside know of the gateways of all regions.
-    endpoints: Endpoints,
-    /// By which they come in.
-    door: Door,
+    /// What clients outside know.
+    clients: Clients,
 }
 
 /// A Kubernetes cluster with its release.
@@ -101,8 +99,7 @@ impl Regions {
     pub(crate) async fn load(
         paths: &[PathBuf],
         programs: Programs,
-        endpoints: Endpoints,
-        door: Door,
+        clients: Clients,
         home: &Path,
     ) -> Result<Regions, Problem> {
         let mut all = Vec::new();
@@ -113,7 +110,7 @@ impl Regions {
         let titles: Vec<_> = all.iter().map(|region| region.release.title.as_str()).collect();
         let title = titles.join(" + ");
         let keys = Keys::new(home.join("people"), &programs.gaios)?;
-        Ok(Regions { title, home: home.to_owned(), programs, keys, all, endpoints, door })
+        Ok(Regions { title, home: home.to_owned(), programs, keys, all, clients })
     }
 
     pub(crate) fn title(&self) -> &str {
@@ -208,7 +205,7 @@ impl Regions {
                 let there: BTreeSet<_> = set.pods.iter().map(|pod| pod.name.clone()).collect();
                 for pod in &set.pods {
                     loop {
-                        let told = self.door.members(&format!("{}:{port}", pod.ip)).await;
+                        let told = self.clients.door.members(&format!("{}:{port}", pod.ip)).await;
                         if told.as_ref() == Ok(&there) {
                             break;
                         }
@@ -237,6 +234,7 @@ impl Regions {
         let old: Vec<_> = self.all.iter().map(Region::trusted).collect::<Result<_, _>>()?;
         let steps = [Step::TrustBoth, Step::SignAnew, Step::TrustNew];
         for step in steps {
+            self.clients.stage.set(format!("{step:?}"));
             if step == Step::SignAnew {
                 self.keys.replace_authority(&new)?;
             }
@@ -260,7 +258,7 @@ impl Regions {
         fs::write(folder.join("ca.crt"), authorities).map_err(failed)?;
         let stranger = Door::default();
         stranger.load(&self.client()?.0, &folder)?;
-        for address in self.endpoints.all() {
+        for address in self.clients.endpoints.all() {
             if stranger.connect(&address.to_string()).await.is_ok() {
                 return Err(format!("the gateway at {address} still shows a certificate of the old CA"));
             }
@@ -322,7 +320,9 @@ impl Regions {
         let Region { sets, ips, machine, .. } = &mut self.all[region];
         let Set { template, pods, .. } = &mut sets[set];
         let mut old = pods.pop().ok_or("a set without pods")?;
+        self.clients.stage.set(format!("{} stops", old.name));
         old.stop(template).await?;
+        self.clients.stage.set(format!("{} starts", old.name));
         let new = Pod::new(template, old.name.clone(), ips.pod(), ips.zone(), machine)?;
         pods.insert(0, new);
         self.start_new(region, set, 0).await
@@ -332,8 +332,10 @@ impl Regions {
         let Region { sets, ips, machine, .. } = &mut self.all[region];
         sets[set].add(ips, machine)?;
         let last = sets[set].pods.len() - 1;
+        self.clients.stage.set(format!("{} starts", sets[set].pods[last].name));
         self.start_new(region, set, last).await?;
         let mut old = self.all[region].sets[set].pods.remove(0);
+        self.clients.stage.set(format!("{} stops", old.name));
         // A pod that is about to end takes no new connections.
         self.publish().await;
         old.stop(&self.all[region].sets[set].template).await
@@ -351,7 +353,7 @@ impl Regions {
     }
 
     /// Ends everything, gateways first.
-    pub(crate) async fn stop(mut self) -> Result<(), Problem> {
+    pub(crate) async fn stop(&mut self) -> Result<(), Problem> {
         for region in &mut self.all {
             for set in region.sets.iter_mut().rev() {
                 for pod in &mut set.pods {
@@ -359,13 +361,13 @@ impl Regions {
                 }
             }
         }
-        fs::remove_dir_all(&self.home).map_err(|error| format!("{}: {error}", self.home.display()))
+        Ok(())
     }
 
     /// Clients have what a pod of `helm test` has.
     fn load_door(&self) -> Result<(), Problem> {
         let (name, folder) = self.client()?;
-        self.door.load(&name, &folder)
+        self.clients.door.load(&name, &folder)
     }
 
     /// The name by which clients know gateways, and where the certificates of clients are.
@@ -404,7 +406,7 @@ impl Regions {
                 ports.filter_map(|pod| Some(SocketAddr::new(pod.ip.into(), *pod.ports.get(CLIENTS)?))),
             );
         }
-        self.endpoints.set(gateways);
+        self.clients.endpoints.set(gateways);
     }
 }
 
