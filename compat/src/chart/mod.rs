@@ -116,10 +116,11 @@ pub(crate) async fn run_here(flags: &Flags, etcdctl: PathBuf) -> Result<usize, P
 /// What must be so at any time.
 async fn look(regions: &mut Regions) -> Result<(), Problem> {
     regions.run_tests().await?;
+    regions.check_status().await?;
     regions.check_members().await?;
     regions.check_urls().await?;
     println!(
-        "{}: etcdctl finds it by DNS, MemberList tells of each region its gateways, {} pods scraped",
+        "{}: etcdctl finds it by DNS, every gateway knows who stands where, {} pods scraped",
         regions.title(),
         regions.scrape().await?
     );

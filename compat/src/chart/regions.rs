@@ -24,6 +24,10 @@ use crate::Problem;
 const CLIENTS: &str = "clients";
 /// The volume with certificates, in all pods that have some.
 const CERTIFICATES: &str = "tls";
+/// The port for operators.
+const ADMIN: &str = "admin";
+/// By which a pod is told of its zone.
+const ZONE_FIELD: &str = "metadata.labels['topology.kubernetes.io/zone']";
 /// The domain of every Kubernetes cluster.
 const CLUSTER_DOMAIN: &str = "cluster.local";
 /// The ConfigMap that is in every namespace.
@@ -183,6 +187,43 @@ impl Regions {
             }
         }
         Ok(scraped)
+    }
+
+    /// Every gateway must know all gateways and nodes, and where each of them stands.
+    pub(crate) async fn check_status(&self) -> Result<(), Problem> {
+        let place = |region: &Region, pod: &Pod| -> Result<Place, Problem> {
+            Ok((pod.name.clone(), region.name()?, pod.field(ZONE_FIELD)?))
+        };
+        let (mut gateways, mut nodes, mut asked) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
+        for region in &self.all {
+            for set in &region.sets {
+                for pod in &set.pods {
+                    if set.template.port(CLIENTS).is_some() {
+                        gateways.insert(place(region, pod)?);
+                        asked.push((pod, set.template.port(ADMIN).unwrap_or_default()));
+                    } else {
+                        nodes.insert(place(region, pod)?);
+                    }
+                }
+            }
+        }
+        let begun = Instant::now();
+        for (pod, port) in asked {
+            loop {
+                let answer = get(pod.ip, port, "/debug/status").await;
+                let status = answer.and_then(|(_, body)| serde_json::from_str::<Value>(&body).ok());
+                let status = status.unwrap_or_default();
+                let seen = [places(&status["gateways"]), places(&status["nodes"])];
+                if seen == [gateways.clone(), nodes.clone()] {
+                    break;
+                }
+                if begun.elapsed() > PATIENCE {
+                    return Err(format!("{} sees {seen:?}, and there are {gateways:?}, {nodes:?}", pod.name));
+                }
+                sleep(ASK_AGAIN).await;
+            }
+        }
+        Ok(())
     }
 
     /// What a client does that follows `MemberList`: every URL there must lead to a gateway that it can trust.
@@ -410,6 +451,15 @@ impl Regions {
     }
 }
 
+/// Name, region and zone.
+type Place = (String, String, String);
+
+/// What a status says of gateways, or of nodes.
+fn places(list: &Value) -> BTreeSet<Place> {
+    let place = |one: &Value| (text(&one["name"]), text(&one["region"]), text(&one["zone"]));
+    items(list).iter().map(place).collect()
+}
+
 /// How often a pod has taken up certificates at a door.
 fn taken_up(pod: &Pod, door: &str) -> usize {
     pod.logged(&["took over new certificates", &format!("\"door\":\"{door}\"")])
@@ -464,6 +514,17 @@ impl Region {
         };
         let origin = Origin::of(&release);
         Ok(Region { release, origin, machine, ips, api, dns, services, sets, client })
+    }
+
+    /// The region that the configurations of its pods name.
+    fn name(&self) -> Result<String, Problem> {
+        let data = self.release.of_kind("ConfigMap").filter_map(|map| map["data"].as_object());
+        let lines = data.flat_map(|data| data.values()).filter_map(Value::as_str).flat_map(str::lines);
+        let named: BTreeSet<_> = lines.filter_map(|line| line.strip_prefix("region: ")).collect();
+        match named.into_iter().collect::<Vec<_>>().as_slice() {
+            [one] => Ok((*one).to_owned()),
+            other => Err(format!("{}: not one region: {other:?}", self.release.title)),
+        }
     }
 
     fn members(&self) -> Vec<Member> {

@@ -158,6 +158,9 @@ Service, others by what the values say. From one that answers it learns of all.
   "admin_listen" (printf "%s:2381" .Values.listenIp)
   "cluster" (include "gaios.clusterConfig" . | fromYaml)
 -}}
+{{- with .Values.region -}}
+{{- $_ := set $own "region" . -}}
+{{- end -}}
 {{- if include "gaios.tls" . -}}
 {{- $_ := set $own "link_tls" (include "gaios.linkTls" "node-{node}" | fromYaml) -}}
 {{- else -}}
