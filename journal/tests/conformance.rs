@@ -332,8 +332,14 @@ fn the_superblock_survives_one_damaged_copy() {
         assert_eq!(superblock.begin_incarnation(Duration::from_millis(350)).unwrap(), 1);
         superblock.journal_made().unwrap();
         assert!(matches!(Superblock::create(disk(), IDENTITY, 78), Err(Error::Corrupt { .. })));
-        let begun =
-            Facts { identity: IDENTITY, incarnation: 1, journal_made: true, mark: 77, ..Facts::default() };
+        let begun = Facts {
+            identity: IDENTITY,
+            incarnation: 1,
+            journal_made: true,
+            mark: 77,
+            support: Duration::from_millis(350),
+            ..Facts::default()
+        };
         assert_eq!(*Superblock::open(disk()).unwrap().unwrap().facts(), begun);
         let roll = vec![(2, u64::MAX), (3, 7)];
         superblock.take_place(roll.clone(), Some(1000)).unwrap();
@@ -362,6 +368,23 @@ fn the_superblock_survives_one_damaged_copy() {
             matches!(Superblock::open(disk()), Err(Error::Corrupt { .. })),
             "a journal without a superblock"
         );
+    });
+}
+
+#[test]
+fn the_longest_support_is_kept_until_it_is_said_to_be_over() {
+    on_both(|disk| {
+        let micros = Duration::from_micros;
+        let kept = || Superblock::open(disk()).unwrap().unwrap().facts().support;
+        let mut superblock = Superblock::create(disk(), IDENTITY, 77).unwrap();
+        assert_eq!(kept(), Duration::ZERO, "no life has given any");
+        for (support, expected) in [(350_000, 350_000), (2_000_500, 2_001_000), (50_000, 2_001_000)] {
+            superblock.begin_incarnation(micros(support)).unwrap();
+            assert_eq!(kept(), micros(expected), "never less than was given");
+        }
+        superblock.lower_support(micros(50_000)).unwrap();
+        assert_eq!(kept(), micros(50_000));
+        assert_eq!(superblock.facts().incarnation, 3);
     });
 }
 
