@@ -1,5 +1,7 @@
 //! Every workload against a server in this process which answers constants.
 
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
