@@ -798,7 +798,9 @@ mod tests {
             for (_, message) in of_a.sends {
                 match message {
                     LivenessMessage::HeartbeatAck(ack) if ack.granted => granted = Some(ack),
-                    message => b.receive(ms(at), A, SAID, message),
+                    message @ (LivenessMessage::HeartbeatAck(_) | LivenessMessage::Heartbeat(_)) => {
+                        b.receive(ms(at), A, SAID, message);
+                    }
                 }
             }
         }
