@@ -135,9 +135,9 @@ impl Regions {
             match region.origin {
                 Origin::People => {
                     let name = region.secret_of_pods()?;
-                    region.api.set_secret(&name, &self.keys.make(&region.release)?);
+                    region.api.set_secret(&name, &self.keys.make(&region.release).await?);
                 }
-                Origin::CertManager => region.sign(&mut self.keys)?,
+                Origin::CertManager => region.sign(&mut self.keys).await?,
                 Origin::Hook => region.run_jobs(&region.release.hooks(), &self.programs).await?,
             }
             for set in &mut region.sets {
@@ -266,7 +266,7 @@ impl Regions {
     pub(crate) async fn rotate(&mut self) -> Result<usize, Problem> {
         if self.all.iter().any(|region| region.origin == Origin::CertManager) {
             for region in &mut self.all {
-                region.sign(&mut self.keys)?;
+                region.sign(&mut self.keys).await?;
             }
             self.take_up(&["link", "client"]).await?;
             return Ok(1);
@@ -630,13 +630,13 @@ impl Region {
     }
 
     /// cert-manager makes all that it is asked for, and people the Secret that the values name for tickets.
-    fn sign(&mut self, keys: &mut Keys) -> Result<(), Problem> {
+    async fn sign(&mut self, keys: &mut Keys) -> Result<(), Problem> {
         for certificate in self.release.certificates() {
             self.api.set_secret(&certificate.secret, &keys.sign(&certificate)?);
         }
         for name in self.secrets_of_pods() {
             if self.api.secret(&name).is_none() {
-                self.api.set_secret(&name, &keys.tickets()?);
+                self.api.set_secret(&name, &keys.tickets().await?);
             }
         }
         Ok(())
@@ -690,7 +690,7 @@ impl Region {
                 Ok(())
             }
             (Step::SignAnew, Origin::People | Origin::CertManager) => {
-                self.api.set_secret(&name, &trusting(keys.make(&self.release)?, &both));
+                self.api.set_secret(&name, &trusting(keys.make(&self.release).await?, &both));
                 Ok(())
             }
             (Step::TrustNew, _) => {

@@ -4,15 +4,15 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
 use test_kubernetes::Files;
 use tls::make::{Authority, Use, Validity};
+use tokio::process::Command;
 
 use super::manifest::{Certificate, Release};
 use crate::Problem;
-use crate::servers::succeed;
 
 /// The two files of a CA, and the one by which it is trusted.
 const CA_CERTIFICATE: &str = "ca.crt";
@@ -73,7 +73,7 @@ impl Keys {
 
     /// What the notes of a release tell people to do, done to the letter: the files of its Secret. The CA of the first release
     /// is that of all.
-    pub(crate) fn make(&self, release: &Release) -> Result<Files, Problem> {
+    pub(crate) async fn make(&self, release: &Release) -> Result<Files, Problem> {
         let folder = self.home.join(&release.title);
         let made = folder.join("tls");
         create(&made)?;
@@ -85,7 +85,7 @@ impl Keys {
         let told = release.notes.lines().map(str::trim).find(|line| line.starts_with("gaios ctl certs "));
         let told =
             told.ok_or_else(|| format!("{}: its notes tell nobody how to make certificates", release.title))?;
-        self.run(&folder, told)?;
+        self.run(&folder, told).await?;
         for name in [CA_CERTIFICATE, CA_KEY] {
             copy(&made.join(name), &self.home.join(name))?;
         }
@@ -94,10 +94,10 @@ impl Keys {
     }
 
     /// A ring for session tickets.
-    pub(crate) fn tickets(&self) -> Result<Files, Problem> {
+    pub(crate) async fn tickets(&self) -> Result<Files, Problem> {
         let folder = self.home.join("tickets");
         create(&folder)?;
-        self.run(&folder, "gaios ctl certs --dir tls tickets 2> /dev/null")?;
+        self.run(&folder, "gaios ctl certs --dir tls tickets 2> /dev/null").await?;
         read(&folder.join("tls"))
     }
 
@@ -141,14 +141,19 @@ impl Keys {
         Ok(files.into_iter().map(|(name, text)| (name.to_owned(), text.into_bytes())).collect())
     }
 
-    /// A line of a shell, in a folder, with `gaios` in the path.
-    fn run(&self, folder: &Path, line: &str) -> Result<(), Problem> {
+    /// A line of a shell, in a folder, with `gaios` in the path. Callers go on meanwhile.
+    async fn run(&self, folder: &Path, line: &str) -> Result<(), Problem> {
         let beside = self.gaios.parent().unwrap_or(Path::new("/")).to_path_buf();
         let others = std::env::var_os("PATH").unwrap_or_default();
         let path = std::env::join_paths(std::iter::once(beside).chain(std::env::split_paths(&others)));
         let mut shell = Command::new("sh");
-        shell.args(["-c", line]).current_dir(folder).stdout(std::process::Stdio::null());
-        succeed(shell.env("PATH", path.map_err(|error| error.to_string())?))
+        shell.args(["-c", line]).current_dir(folder).stdin(Stdio::null()).stdout(Stdio::null());
+        shell.env("PATH", path.map_err(|error| error.to_string())?);
+        match shell.status().await {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(format!("{line}: {status}")),
+            Err(error) => Err(format!("{line}: {error}")),
+        }
     }
 }
 
