@@ -640,7 +640,10 @@ impl Engine {
             .values()
             .filter(|parts| parts.is_complete())
             .filter_map(|parts| parts.votes.get(&slot))
-            .filter(|vote| vote.ballot >= ballot && vote.value.is_some())
+            .filter(|vote| {
+                vote.ballot == ballot || vote.ballot > ballot && !mutant!(self.options, SelectLowest)
+            })
+            .filter(|vote| vote.value.is_some())
             .max_by_key(|vote| vote.ballot)
             .and_then(|vote| vote.value.clone())
     }
