@@ -16,6 +16,7 @@ mod flood;
 mod leading;
 mod processes;
 mod regions;
+#[cfg(not(feature = "etcd-client"))]
 mod status;
 mod stops;
 #[cfg(not(feature = "etcd-client"))]
