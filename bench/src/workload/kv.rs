@@ -195,12 +195,17 @@ pub(super) async fn connect_put_closes(
     recorder: &Arc<Recorder>,
 ) -> Result<(Window, usize), BenchError> {
     let (keys, value) = (keys(plan.keys), value(plan.value_size));
-    let endpoints = Endpoint::all_of(target)?;
-    let caller = |index: usize| Visitor {
-        endpoint: endpoints[index % endpoints.len()].clone(),
-        keys: Arc::clone(&keys),
-        value: value.clone(),
-        random: Random::new(index),
+    let caller = |index: usize| {
+        // Each has sessions of its own, as clients on different machines do: a ticket is good for one connection, and a
+        // TLS client keeps no more than eight for a server.
+        let mut endpoints = Endpoint::all_of(target)?;
+        Ok(Visitor {
+            endpoint: endpoints.swap_remove(index % endpoints.len()),
+            keys: Arc::clone(&keys),
+            value: value.clone(),
+            random: Random::new(index),
+        })
     };
-    closed_loop::run(plan, target, recorder, (0..plan.callers).map(caller).collect()).await
+    let callers = (0..plan.callers).map(caller).collect::<Result<_, BenchError>>()?;
+    closed_loop::run(plan, target, recorder, callers).await
 }
