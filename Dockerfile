@@ -3,7 +3,6 @@ FROM rust:1.95-slim-trixie AS build
 WORKDIR /source
 COPY Cargo.toml Cargo.lock ./
 COPY api api
-COPY awake awake
 COPY bench bench
 COPY compat compat
 COPY config config

@@ -16,7 +16,6 @@ mod value;
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 use std::{fmt, fs, io};
 
 pub use dev::Dev;
@@ -29,7 +28,6 @@ pub use schema::{
     ClientTls, Cluster, Gateway, Group, Journal, Limits, LinkTls, Log, Member, Node, Replica, Snapshot,
     Timing,
 };
-use value::Scalar;
 pub use value::{
     AccessLog, ClientAuth, ClientUrl, HostPort, LogFormat, LogLevel, Name, NodeAddress, Role, Size,
     TlsVersion,
@@ -165,18 +163,6 @@ impl Gateway {
         let (file, text) = (path.display().to_string(), read_file(path)?);
         Ok(read(&file, parse_document(&file, &text)?, given)?)
     }
-}
-
-/// Reads the field of that name, for a flag.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn core_wake_latency_max(text: &str) -> Result<Duration, String> {
-    let latency = Duration::parse(text)?;
-    if latency > Duration::from_secs(1) {
-        return Err("is at most 1s".to_owned());
-    }
-    Ok(latency)
 }
 
 /// Why a file gave no configuration.

@@ -51,13 +51,6 @@ section! {
         /// Threads that do the work, beside the journal's; without it, half as many as there are cores for this process. More
         /// wake each other for little: half of the work is the kernel's.
         threads: u32 = optional ["1" to "1024"];
-        /// The longest time that a sleeping core of this machine may take to wake up while there is work, and 20 to 40 ms after:
-        /// asked of Linux by `/dev/cpu_dma_latency`, which only root may write to by default; the process does not start without.
-        /// With `0us` idle cores poll. Where a virtual machine gives up idle cores at once, a client whose writes follow each
-        /// other waits about a quarter less for each; the machine then takes the power, or uses up the CPU credit, of busy cores.
-        /// Other values are of use on physical machines: `10us` keeps cores from deep sleep. Without it, cores sleep as they
-        /// like.
-        core_wake_latency_max: Duration = optional ["0us" to "1s"];
         /// What is logged, to standard error.
         log: Log = default("{}");
     }
@@ -98,8 +91,6 @@ section! {
         /// Threads that do the work; without it, half as many as there are cores for this process. Set it to all cores where
         /// the gateway has them for itself and needs them: it then serves more, at a higher price for each request.
         threads: u32 = optional ["1" to "1024"];
-        /// As for a replica: the longest time that a sleeping core of this machine may take to wake up while there is work.
-        core_wake_latency_max: Duration = optional ["0us" to "1s"];
         /// Bounds on what clients may ask.
         limits: Limits = default("{}");
         /// How often a watch that asked for progress notices gets one while nothing happens.

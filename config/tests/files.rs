@@ -100,6 +100,19 @@ f.yaml:22:1: node: is written a second time; the first is on line 3
 }
 
 #[test]
+fn a_field_that_was_taken_back_is_named_to_whoever_still_sets_it() {
+    let cluster = "cluster: {name: c, nodes: [{id: 1, address: 'a:1'}]}\ncore_wake_latency_max: 0us\n";
+    for role in ["replica\nnode: 1\ndata_dir: d", "gateway\nname: g\nadvertise_client_urls: ['http://a:1']"] {
+        let problems = Config::parse("f.yaml", &format!("role: {role}\n{cluster}")).unwrap_err().to_string();
+        assert!(
+            problems.starts_with("f.yaml:5:1: core_wake_latency_max: is not a known field"),
+            "{problems}"
+        );
+        assert_eq!(problems.lines().count(), 1, "{problems}");
+    }
+}
+
+#[test]
 fn a_node_that_other_machines_can_reach_in_the_clear_says_so() {
     let replica = |rest: &str| {
         format!(

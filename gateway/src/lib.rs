@@ -30,7 +30,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use awake::Awake;
 use parking_lot::Mutex;
 use replica::rates::{Rates, SAMPLE_EVERY};
 use thiserror::Error;
@@ -93,8 +92,6 @@ pub struct GatewayOptions {
     pub drain: Duration,
     /// Limits and times of the doors.
     pub door: DoorOptions,
-    /// Told of work.
-    pub awake: Awake,
 }
 
 impl GatewayOptions {
@@ -117,7 +114,6 @@ impl GatewayOptions {
             waiting_max: 10_000,
             drain: Duration::from_secs(10),
             door: DoorOptions::default(),
-            awake: Awake::never(),
         }
     }
 }
@@ -178,7 +174,6 @@ impl Gateway {
             links_per_node: options.links_per_node,
             request_timeout: options.request_timeout,
             waiting_max: options.waiting_max,
-            awake: options.awake,
         }));
         let (name, place, drain) = (options.name.clone(), options.place.clone(), Mutex::new(options.drain));
         let serving = Serving::start(

@@ -232,9 +232,6 @@ async fn read_frames(
         let frame = frame?.freeze();
         let frame_bytes = frame.len();
         let frame = wire::GatewayFrame::decode(frame).map_err(io::Error::other)?;
-        if frame.groups.iter().any(|batch| batch.requests.iter().any(is_of_a_client)) {
-            shared.awake.work();
-        }
         for mut batch in frame.groups {
             batch.requests.retain_mut(|request| {
                 take_figures(shown, request);
@@ -280,25 +277,6 @@ fn hand_in(shared: &Shared, link: &Arc<Link>, batch: wire::GroupRequests, frame_
     // What nobody is told the loss of must not be lost; it is small, and each is bounded by an earlier watch.
     if !rest.is_empty() {
         group.inbox.push_always(GroupEvent::Requests { link: Arc::clone(link), requests: rest });
-    }
-}
-
-/// What gateways ask of their own accord they ask over and over, also when there is no client.
-fn is_of_a_client(request: &wire::Request) -> bool {
-    use wire::request::Kind;
-    match &request.kind {
-        Some(Kind::Write(_) | Kind::Read(_) | Kind::KeepAlive(_) | Kind::WatchOpen(_)) => true,
-        Some(
-            Kind::OpenSession(_)
-            | Kind::Status(_)
-            | Kind::Gateways(_)
-            | Kind::LeaderControl(_)
-            | Kind::WatchCredit(_)
-            | Kind::WatchSync(_)
-            | Kind::WatchClose(_)
-            | Kind::NodeStatus(_),
-        )
-        | None => false,
     }
 }
 

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use awake::Awake;
 use bytes::Bytes;
 use consensus_core::{
     Config, Durable, GroupId, Liveness, LivenessMessage, LivenessOutput, Message, Mono, NodeId, NodeSet,
@@ -92,8 +91,6 @@ pub struct NodeOptions {
     pub zone: String,
     /// Resolves the addresses of peers.
     pub discovery: Discovery,
-    /// Told of work.
-    pub awake: Awake,
     /// Files and connections that the process may have open for this node at a time.
     pub descriptors: usize,
     /// The certificates of links; without them, whoever reaches the port is believed what it says.
@@ -167,8 +164,6 @@ pub(crate) struct Shared {
     pub(crate) discovery: Discovery,
     pub(crate) regions: BTreeMap<NodeId, String>,
     pub(crate) leader_regions: BTreeMap<GroupId, Vec<Bytes>>,
-    /// Told of requests of gateways and messages of groups; heartbeats are no work.
-    pub(crate) awake: Awake,
     pub(crate) snapshot_least_bytes: u64,
     pub(crate) snapshot_slice_bytes: usize,
     /// What this node would set as leader.
@@ -424,7 +419,6 @@ impl Shared {
             self.distrust(from, Some(group), Distrust::Entry, &unreadable);
             return;
         }
-        self.awake.work();
         if let Some(group) = self.group(group) {
             // A message dropped here is one lost on the way: the engine repeats what matters.
             let _ = group.inbox.push(GroupEvent::Peer { from, message }, bytes);
@@ -727,7 +721,6 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
             .into_iter()
             .map(|(group, regions)| (group, regions.into_iter().map(Bytes::from).collect()))
             .collect(),
-        awake: options.awake,
         snapshot_least_bytes: options.snapshot_least_bytes,
         snapshot_slice_bytes: options.snapshot_slice_bytes,
         limits: Limits { quota_bytes: options.quota_bytes, ..Limits::default() },

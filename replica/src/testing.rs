@@ -6,7 +6,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use awake::Awake;
 use bytes::Bytes;
 use consensus_core::{GroupId, NodeId, Timing};
 use discovery::Discovery;
@@ -59,7 +58,6 @@ pub(crate) fn one_of(
         snapshot_least_bytes: 1 << 20,
         snapshot_slice_bytes: 64 << 10,
         quota_bytes: 1 << 30,
-        awake: Awake::never(),
         descriptors: 1024,
         insecure: false,
         tls: None,

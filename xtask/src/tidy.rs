@@ -16,23 +16,16 @@ const BANNED_BY_CLIPPY: &[&str] = &["consensus-core", "keyspace", "shard-map"];
 /// docs/architecture.md with it.
 const ARROWS: &[(&str, &[&str])] = &[
     ("api", &[]),
-    ("awake", &[]),
     ("bench", &["api", "tls"]),
     ("compat", &["api", "test-dns", "test-kubernetes", "tls"]),
     ("config", &[]),
     ("consensus-core", &[]),
     ("discovery", &[]),
-    (
-        "gateway",
-        &["api", "awake", "config", "consensus-core", "discovery", "keyspace", "replica", "shard-map", "tls"],
-    ),
+    ("gateway", &["api", "config", "consensus-core", "discovery", "keyspace", "replica", "shard-map", "tls"]),
     ("journal", &[]),
     ("keyspace", &[]),
     ("planet", &[]),
-    (
-        "replica",
-        &["api", "awake", "config", "consensus-core", "discovery", "journal", "keyspace", "shard-map", "tls"],
-    ),
+    ("replica", &["api", "config", "consensus-core", "discovery", "journal", "keyspace", "shard-map", "tls"]),
     ("shard-map", &[]),
     ("sim", &["consensus-core", "journal", "keyspace", "shard-map"]),
     ("test-dns", &[]),

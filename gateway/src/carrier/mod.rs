@@ -20,7 +20,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use awake::Awake;
 use bytes::{Bytes, BytesMut};
 use discovery::Discovery;
 use keyspace::{KeyRange, LeaseId, Op, Query, TxnOp};
@@ -80,8 +79,6 @@ pub struct CarrierOptions {
     pub request_timeout: Duration,
     /// Requests of one group that may wait for a leader.
     pub waiting_max: usize,
-    /// Told of work.
-    pub awake: Awake,
 }
 
 /// What may change of [`CarrierOptions`] while the carrier runs; the fields are as there.
@@ -141,7 +138,6 @@ impl Carrier {
             tls: options.link_tls.clone(),
             refusals: Arc::default(),
             figures: Arc::clone(&figures),
-            awake: options.awake.clone(),
         };
         let (sender, events) = mpsc::unbounded_channel();
         let links = Links::new(identity, sender, options.links_per_node.max(1));

@@ -19,7 +19,6 @@ use std::time::Duration;
 
 use api::gaios::link::v1::{self as wire, request, response};
 use arc_swap::ArcSwapOption;
-use awake::Awake;
 use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use prost::Message as _;
@@ -99,7 +98,6 @@ pub(crate) struct Link {
     target: Arc<Target>,
     metrics: LinkMetrics,
     figures: Figures,
-    awake: Awake,
     /// The node at the other end while the connection is up, else 0. A copy of `State::node`, to be read without
     /// the lock.
     up: AtomicU32,
@@ -165,8 +163,6 @@ pub(crate) struct Identity {
     pub(crate) refusals: Arc<Refusals>,
     /// What the gateway does, for nodes to tell.
     pub(crate) figures: Figures,
-    /// Told of what comes for clients. What goes needs no word: whoever asks often is answered as often.
-    pub(crate) awake: Awake,
 }
 
 impl Link {
@@ -177,18 +173,16 @@ impl Link {
         identity: Identity,
         events: mpsc::UnboundedSender<LinkEvent>,
     ) -> Arc<Link> {
-        let (awake, metrics) = (identity.awake.clone(), identity.metrics.clone());
-        let link = Arc::new(Link::new(target, awake, metrics, identity.figures.clone()));
+        let link = Arc::new(Link::new(target, identity.metrics.clone(), identity.figures.clone()));
         tokio::spawn(Arc::clone(&link).run(identity, events));
         link
     }
 
-    fn new(target: Arc<Target>, awake: Awake, metrics: LinkMetrics, figures: Figures) -> Link {
+    fn new(target: Arc<Target>, metrics: LinkMetrics, figures: Figures) -> Link {
         Link {
             target,
             metrics,
             figures,
-            awake,
             up: AtomicU32::new(0),
             state: Mutex::new(State {
                 node: None,
@@ -487,9 +481,6 @@ impl Link {
                 Ok(frame) => frame,
                 Err(error) => return io::Error::other(error),
             };
-            if frame.responses.iter().any(brings_news) {
-                self.awake.work();
-            }
             self.hand_out(frame, &mut answered, &events);
         }
         io::ErrorKind::UnexpectedEof.into()
@@ -652,26 +643,6 @@ impl Drop for FeedCall {
         if waiter.is_some() {
             self.link.tell(self.group, self.id, request::Kind::WatchClose(wire::WatchClose {}));
         }
-    }
-}
-
-/// Whether a client waits for it. What answers the gateway itself comes over and over, also when it has no client.
-fn brings_news(response: &wire::Response) -> bool {
-    use response::Kind;
-    match &response.kind {
-        Some(Kind::Reply(_) | Kind::KeptAlive(_) | Kind::WatchOpened(_) | Kind::WatchEvents(_)) => true,
-        Some(
-            Kind::Refused(_)
-            | Kind::SessionOpened(_)
-            | Kind::Status(_)
-            | Kind::WatchCanceled(_)
-            | Kind::WatchSynced(_)
-            | Kind::ShardMap(_)
-            | Kind::NodeStatus(_)
-            | Kind::Gateways(_)
-            | Kind::LeaderControlled(_),
-        )
-        | None => false,
     }
 }
 

@@ -11,8 +11,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A frame that is on its way shows that the node lives, however long it takes.
 #[tokio::test(start_paused = true)]
 async fn every_byte_of_a_slow_frame_is_a_sign_of_life() {
-    let link =
-        Arc::new(Link::new(Target::new(""), Awake::never(), LinkMetrics::default(), Figures::default()));
+    let link = Arc::new(Link::new(Target::new(""), LinkMetrics::default(), Figures::default()));
     let (near, mut far) = tokio::io::duplex(64);
     let (events, _) = mpsc::unbounded_channel();
     let reading = tokio::spawn(Arc::clone(&link).read_frames(near, events));
@@ -75,15 +74,10 @@ async fn no_request_is_forgotten_when_a_detour_is_left() {
             tls: None,
             refusals: Arc::default(),
             figures: Figures::default(),
-            awake: Awake::never(),
         };
         let (events, _listening) = mpsc::unbounded_channel();
-        let link = Arc::new(Link::new(
-            Target::new(address.clone()),
-            Awake::never(),
-            LinkMetrics::default(),
-            Figures::default(),
-        ));
+        let link =
+            Arc::new(Link::new(Target::new(address.clone()), LinkMetrics::default(), Figures::default()));
         let straight = dial::leave_detour(&address, Duration::ZERO, &identity).await;
         let detour = Reached { by: Some(String::new()), ..straight };
         let enough = CancellationToken::new();
@@ -228,7 +222,6 @@ async fn a_node_that_passes_a_link_on_can_neither_change_it_nor_answer_itself() 
         tls: Some(of("gaios://harbour/gateway/g", tls::Holder::Gateway)),
         refusals: Arc::default(),
         figures: Figures::default(),
-        awake: Awake::never(),
     };
     for (passing, expected) in [
         (Passing::Honest, Ok(1)),

@@ -12,8 +12,8 @@ use tls::Holder;
 
 use super::pki::{self, Folder, Plan};
 use super::{
-    Failure, awake, bind, descriptors, follow, gateway as gateway_role, link_tls, replica as replica_role,
-    runtime, start_log, stop_signal,
+    Failure, bind, descriptors, follow, gateway as gateway_role, link_tls, replica as replica_role, runtime,
+    start_log, stop_signal,
 };
 
 /// How long the cluster may take to elect its leader before a hint is printed.
@@ -36,9 +36,6 @@ pub(crate) struct Args {
     /// Speak TLS, with clients and between all parts, with certificates made for this machine; they lie in the folder `tls` of DIR.
     #[arg(long)]
     auto_tls: bool,
-    /// See `core_wake_latency_max` in docs/configuration.md, such as 0us.
-    #[arg(long, value_name = "TIME", value_parser = config::core_wake_latency_max)]
-    core_wake_latency_max: Option<Duration>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
@@ -64,7 +61,6 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let certificates =
         if args.auto_tls { Some(make_certificates(&dev, &cluster, &mut gateway)?) } else { None };
     start_log(&config::Log { level: config::LogLevel::Warn, ..gateway.log.clone() });
-    let awake = awake(args.core_wake_latency_max)?;
     // One half is the gateway's.
     let descriptors = descriptors::raise() / 2 / listeners.len().max(1);
     runtime(None)?.block_on(async {
@@ -74,7 +70,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             let files = certificates.as_ref().map(|folder| member_files(folder, &pki::node(id)));
             let tls = link_tls(files.as_ref(), &cluster, Holder::Node(id))?;
             follow(tls.as_ref());
-            let options = replica_role::options(&replica, listener, awake.clone(), descriptors)?;
+            let options = replica_role::options(&replica, listener, descriptors)?;
             nodes.push(Node::start(NodeOptions { tls, ..options }).await?);
         }
         // The port may have been left to the kernel, so the gateway itself tells where it is.
@@ -82,12 +78,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             certificates.as_ref().map(|folder| member_files(folder, &pki::gateway(gateway.name.as_str())));
         let link_tls = link_tls(files.as_ref(), &cluster, Holder::Gateway)?;
         follow(link_tls.as_ref());
-        let options = gateway::GatewayOptions {
-            client_urls: Vec::new(),
-            awake,
-            link_tls,
-            ..gateway_role::options(&gateway)?
-        };
+        let options =
+            gateway::GatewayOptions { client_urls: Vec::new(), link_tls, ..gateway_role::options(&gateway)? };
         let gateway = Gateway::start(options).await.map_err(|error| {
             format!("cannot listen on {}: {error}; choose another address with --listen", dev.listen)
         })?;

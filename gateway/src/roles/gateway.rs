@@ -11,8 +11,8 @@ use tls::Holder;
 
 use super::reload::{self, Source};
 use super::{
-    Failure, awake, cannot_listen, certificates, descriptors, follow, link_tls, reload_link_tls, runtime,
-    start_log, stop_signal,
+    Failure, cannot_listen, certificates, descriptors, follow, link_tls, reload_link_tls, runtime, start_log,
+    stop_signal,
 };
 
 pub(crate) fn run(file: &Path, given: &Given) -> Result<(), Failure> {
@@ -23,11 +23,7 @@ pub(crate) fn run(file: &Path, given: &Given) -> Result<(), Failure> {
         tracing::warn!("{advice}");
     }
     let link_tls = link_tls(config.link_tls.as_ref(), &config.cluster, Holder::Gateway)?;
-    let options = GatewayOptions {
-        awake: awake(config.core_wake_latency_max)?,
-        link_tls: link_tls.clone(),
-        ..options(&config)?
-    };
+    let options = GatewayOptions { link_tls: link_tls.clone(), ..options(&config)? };
     runtime(config.threads)?.block_on(async {
         follow(options.link_tls.as_ref());
         let gateway = Gateway::start(options).await.map_err(|error| {

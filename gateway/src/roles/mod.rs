@@ -17,10 +17,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use ::gateway::door as gateway_door;
-use awake::Awake;
 use bytes::Bytes;
 use config::{Config, Given, LinkTls, Log, LogFormat, LogLevel};
 use shard_map::{Epoch, Group, GroupId, NodeId, Role, Shard, ShardMap};
@@ -28,9 +26,6 @@ use tls::{Holder, LinkFiles, Mutual};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
-
-/// What the kernel lets idle cores sleep by, or `none`.
-const IDLE_DRIVER: &str = "/sys/devices/system/cpu/cpuidle/current_driver";
 
 /// A failure to start or run, in words for the operator.
 pub(crate) type Failure = Box<dyn Error + Send + Sync>;
@@ -129,18 +124,6 @@ fn runtime(threads: Option<u32>) -> Result<Runtime, Failure> {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let threads = threads.map_or(cores.div_ceil(2), |threads| threads as usize);
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?)
-}
-
-/// As `core_wake_latency_max` says. The log must run.
-fn awake(latency_max: Option<Duration>) -> Result<Awake, Failure> {
-    let Some(latency_max) = latency_max else { return Ok(Awake::never()) };
-    if std::fs::read_to_string(IDLE_DRIVER).is_ok_and(|driver| driver.trim() == "none") {
-        tracing::warn!("this kernel has no driver for idle cores, so `core_wake_latency_max` has no effect");
-    }
-    Awake::while_working(latency_max).map_err(|error| {
-        let fix = "let this process write to it, or leave out `core_wake_latency_max`";
-        format!("cannot ask for awake cores by {}: {error}; {fix}", awake::DEVICE).into()
-    })
 }
 
 /// The log that runs.

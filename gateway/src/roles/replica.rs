@@ -4,7 +4,6 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
-use awake::Awake;
 use bytes::BytesMut;
 use config::{Given, Name, Replica};
 use consensus_core::{GroupId, NodeId, Timing};
@@ -16,8 +15,7 @@ use tokio::time::timeout;
 
 use super::reload::{self, Source};
 use super::{
-    Failure, admin, awake, bind, descriptors, follow, link_tls, reload_link_tls, runtime, start_log,
-    stop_signal,
+    Failure, admin, bind, descriptors, follow, link_tls, reload_link_tls, runtime, start_log, stop_signal,
 };
 
 /// Groups hand over within a second, and the journal finishes what it has. Less than the half minute that supervisors give.
@@ -31,12 +29,11 @@ pub(crate) fn run(file: &Path, given: &Given) -> Result<(), Failure> {
     }
     let descriptors = descriptors::raise();
     let tls = link_tls(config.link_tls.as_ref(), &config.cluster, Holder::Node(config.node))?;
-    let awake = awake(config.core_wake_latency_max)?;
     let listener = bind(config.listen, "`listen`")?;
     let admin_listener = bind(config.admin_listen, "`admin_listen`")?;
     runtime(config.threads)?.block_on(async {
         follow(tls.as_ref());
-        let options = NodeOptions { tls: tls.clone(), ..options(&config, listener, awake, descriptors)? };
+        let options = NodeOptions { tls: tls.clone(), ..options(&config, listener, descriptors)? };
         let names = DnsMetrics::new(options.discovery.clone());
         let node = Node::start(options).await?;
         node.health().metrics().register(Box::new(names))?;
@@ -65,7 +62,6 @@ pub(crate) fn run(file: &Path, given: &Given) -> Result<(), Failure> {
 pub(crate) fn options(
     config: &Replica,
     listener: TcpListener,
-    awake: Awake,
     descriptors: usize,
 ) -> Result<NodeOptions, Failure> {
     let cluster = &config.cluster;
@@ -110,7 +106,6 @@ pub(crate) fn options(
         region: config.region().map(ToString::to_string).unwrap_or_default(),
         zone: config.zone().map(ToString::to_string).unwrap_or_default(),
         discovery: Discovery::new(config.dns_server),
-        awake,
         descriptors,
         tls: None,
         insecure: config.is_exposed(),
