@@ -3,7 +3,6 @@
 //! in a value or a [`DecodeError`].
 
 use std::fmt;
-use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -396,7 +395,8 @@ fn take_len(bytes: &mut Bytes, element: usize) -> Result<usize> {
 
 const VALUE_NOOP: u8 = 0;
 const VALUE_BATCH: u8 = 1;
-const VALUE_CONFIG: u8 = 2;
+/// Stands before the configuration that a base carries.
+const BASE_CONFIG: u8 = 2;
 
 /// Hands the byte form of `value` to `write`, commands as they lie in memory.
 pub(crate) fn write_value(value: &Value, mut write: impl FnMut(&[u8])) {
@@ -413,11 +413,21 @@ pub(crate) fn write_value(value: &Value, mut write: impl FnMut(&[u8])) {
                 write(command);
             }
         }
-        Value::Config(config) => {
-            let mut bytes = vec![VALUE_CONFIG];
-            config.put(&mut bytes);
-            write(&bytes);
-        }
+    }
+}
+
+/// Hands the byte form of what a base carries beside its label to `write`.
+pub(crate) fn write_base(config: &Config, mut write: impl FnMut(&[u8])) {
+    let mut bytes = vec![BASE_CONFIG];
+    config.put(&mut bytes);
+    write(&bytes);
+}
+
+/// Takes what [`write_base`] wrote off the front of `bytes`.
+pub(crate) fn decode_base(bytes: &mut Bytes) -> Result<Config> {
+    match u8::take(bytes)? {
+        BASE_CONFIG => Config::take(bytes),
+        _ => Err(DecodeError::Invalid("base without configuration")),
     }
 }
 
@@ -434,7 +444,6 @@ pub(crate) fn decode_value(bytes: &mut Bytes) -> Result<Value> {
             }
             Ok(Value::Batch(commands.into()))
         }
-        VALUE_CONFIG => Ok(Value::Config(Arc::new(Config::take(bytes)?))),
         tag => Err(DecodeError::Unknown(tag)),
     }
 }
@@ -489,6 +498,8 @@ pub(crate) fn decode_label(label: &[u8]) -> Result<RecordLabel> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -532,7 +543,6 @@ mod tests {
         prop_oneof![
             Just(Value::Noop),
             prop::collection::vec(bytes(), 0..5).prop_map(|commands| Value::Batch(commands.into())),
-            config().prop_map(Value::Config),
         ]
     }
 
@@ -721,6 +731,26 @@ mod tests {
                 let _ = other.is_plausible();
             }
         }
+    }
+
+    /// What journals hold is read, and a change of membership, for which there is no rule, is not.
+    #[test]
+    fn the_form_of_a_base_is_fixed_and_is_no_value() {
+        let config = Arc::new(Config::majority([NodeId(1)]));
+        let base = Record::Base {
+            slot: Slot(5),
+            promised: Lead::default(),
+            faulty_from: None,
+            promise_lost: false,
+            config,
+        };
+        let one_node = [&1u32.to_le_bytes()[..], &1u32.to_le_bytes()].concat();
+        let none = 0u32.to_le_bytes();
+        let payload = [&[2][..], &1u64.to_le_bytes(), &one_node, &none, &[1, 1, 0], &one_node].concat();
+        let mut written = Vec::new();
+        base.payload(|piece| written.extend_from_slice(piece));
+        assert_eq!(written, payload);
+        assert_eq!(decode_value(&mut Bytes::from(payload)), Err(DecodeError::Unknown(2)));
     }
 
     /// The form on the wire is fixed: a change needs a new version.

@@ -105,11 +105,10 @@ impl fmt::Display for NodeSet {
     }
 }
 
-/// Who votes, and how many of them make a quorum. A log entry ([`crate::Value::Config`]); governs the slots above
-/// its own.
+/// Who votes, and how many of them make a quorum: what a group begins with, and stays with.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Config {
-    /// Grows by one with each change.
+    /// Which configuration of the group it is; who votes by an older one is not elected.
     pub epoch: u64,
     /// Nodes whose votes count.
     pub voters: NodeSet,

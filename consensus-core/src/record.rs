@@ -74,7 +74,7 @@ pub enum Record {
         faulty_from: Option<Slot>,
         /// Whether the promise might have been forgotten, see [`Durable::lost`].
         promise_lost: bool,
-        /// The configuration that governs the slots above `slot`.
+        /// The configuration of the group.
         config: Arc<Config>,
     },
     /// Damage was found. Written so that it stays known when the damaged part of the journal is gone.
@@ -143,7 +143,7 @@ impl Record {
             Record::Vote { value: Some(value), .. } | Record::Chosen { value, .. } => {
                 codec::write_value(value, &mut write);
             }
-            Record::Base { config, .. } => codec::write_value(&Value::Config(config.clone()), &mut write),
+            Record::Base { config, .. } => codec::write_base(config, &mut write),
             Record::Vote { value: None, .. }
             | Record::Revote { .. }
             | Record::Promised { .. }
@@ -181,17 +181,12 @@ impl Record {
                 commit: label.commit,
                 value: codec::decode_value(&mut payload)?,
             },
-            RecordKind::Base => match codec::decode_value(&mut payload)? {
-                Value::Config(config) => Record::Base {
-                    slot: label.slot,
-                    promised: label.ballot.lead,
-                    faulty_from: label.faulty_from,
-                    promise_lost: label.flag,
-                    config,
-                },
-                Value::Noop | Value::Batch(_) => {
-                    return Err(DecodeError::Invalid("base without configuration"));
-                }
+            RecordKind::Base => Record::Base {
+                slot: label.slot,
+                promised: label.ballot.lead,
+                faulty_from: label.faulty_from,
+                promise_lost: label.flag,
+                config: Arc::new(codec::decode_base(&mut payload)?),
             },
             RecordKind::Faulty => match label.faulty_from {
                 Some(from) => Record::Faulty { from, promise_lost: label.flag },

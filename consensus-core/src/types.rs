@@ -5,8 +5,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::Config;
-
 /// A replica process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct NodeId(pub u32);
@@ -108,8 +106,6 @@ pub enum Value {
     Noop,
     /// Commands in the order in which they take effect. What they mean is the state machine's business.
     Batch(Arc<[Bytes]>),
-    /// The membership that governs every later slot.
-    Config(Arc<Config>),
 }
 
 impl Value {
@@ -117,7 +113,7 @@ impl Value {
     #[must_use]
     pub fn size(&self) -> usize {
         match self {
-            Value::Noop | Value::Config(_) => 16,
+            Value::Noop => 16,
             Value::Batch(commands) => commands.iter().map(|command| command.len() + 16).sum(),
         }
     }

@@ -15,22 +15,12 @@ use keyspace::Command;
 pub(crate) struct Unreadable {
     /// Where in the log.
     pub(crate) slot: Slot,
-    why: Why,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Why {
-    Command(keyspace::DecodeError),
-    /// The voters of a group are those it began with, and nobody proposes others.
-    Membership,
+    error: keyspace::DecodeError,
 }
 
 impl fmt::Display for Unreadable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.why {
-            Why::Command(error) => write!(f, "slot {}: {error}", self.slot.0),
-            Why::Membership => write!(f, "slot {}: a change of membership", self.slot.0),
-        }
+        write!(f, "slot {}: {}", self.slot.0, self.error)
     }
 }
 
@@ -77,10 +67,7 @@ fn check(slot: Slot, value: &Value) -> Result<(), Unreadable> {
     match value {
         Value::Noop => Ok(()),
         Value::Batch(commands) => commands.iter().try_for_each(|command| {
-            Command::decode(command.clone())
-                .map(drop)
-                .map_err(|error| Unreadable { slot, why: Why::Command(error) })
+            Command::decode(command.clone()).map(drop).map_err(|error| Unreadable { slot, error })
         }),
-        Value::Config(_) => Err(Unreadable { slot, why: Why::Membership }),
     }
 }

@@ -94,7 +94,7 @@ impl Engine {
         if message.lead.node != from || self.promise_lost() {
             return;
         }
-        if message.lead < self.acceptor.promised || message.config_epoch < self.configs.active().epoch {
+        if message.lead < self.acceptor.promised || message.config_epoch < self.config.epoch {
             self.doubt_promise(message.lead);
             self.nack(from, message.lead);
             return;
@@ -341,9 +341,6 @@ impl Engine {
             self.record_chosen(slot, value);
         }
         let entry = self.log.get(slot).expect("committed slots above the snapshot are kept");
-        if let Some(value) = &entry.value {
-            self.configs.committed(slot, value);
-        }
         if self.acceptor.upto < slot {
             self.acceptor.upto_staged = self.acceptor.upto_staged.max(entry.staged);
             self.acceptor.upto = slot;
@@ -354,7 +351,7 @@ impl Engine {
     /// Who holds a lease from this node now. Everybody who might, after a restart, until what was granted before it
     /// has lapsed.
     pub(super) fn sample_grants(&mut self, now: Mono, liveness: &Liveness) {
-        let config = self.configs.active();
+        let config = &self.config;
         if liveness.quarantined(now) && !mutant!(self.options, QuarantineSkipped) {
             self.acceptor.granted.clone_from(&config.lease_eligible);
             return;
@@ -413,7 +410,7 @@ impl Engine {
             State::Follower(follower) => follower.following.map(|following| following.lead),
             State::PreCandidate(_) | State::Candidate(_) => None,
         };
-        let config_epoch = self.configs.active().epoch;
+        let config_epoch = self.config.epoch;
         self.outbox.send_now(to, Nack { lead, promised: self.acceptor.promised, config_epoch, leader });
     }
 

@@ -60,7 +60,7 @@ pub enum Input {
     SnapshotInstalled {
         /// The last slot in the snapshot.
         slot: Slot,
-        /// The configuration that governs the slots above.
+        /// The configuration of the group.
         config: Arc<Config>,
     },
     /// The hand-over that [`Event::SnapshotNeeded`] asked for broke, or is over: if the peer still lags, because the log

@@ -128,7 +128,7 @@ impl Engine {
         if let Some(node) = best.filter(up).or(self.catchup.source.filter(up)) {
             return Some(node);
         }
-        let members: Vec<NodeId> = self.configs.active().members().filter(up).collect();
+        let members: Vec<NodeId> = self.config.members().filter(up).collect();
         let turn = self.catchup.attempts.checked_rem(members.len() as u64)?;
         members.get(usize::try_from(turn).ok()?).copied()
     }
@@ -147,7 +147,7 @@ impl Engine {
                 }),
                 State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => false,
             };
-            if !known && self.log.base >= message.from && self.configs.active().is_member(from) {
+            if !known && self.log.base >= message.from && self.config.is_member(from) {
                 self.outbox.event(Event::SnapshotNeeded { to: from, at_least: Slot(self.log.first().0 - 1) });
             }
             return;
@@ -189,10 +189,8 @@ impl Engine {
         if slot > self.log.delivered || slot < self.log.base {
             return;
         }
-        let Some(config) = self.config_after(slot) else { return };
         self.log.compact(slot, self.options.retain_slots, self.options.retain_bytes);
-        self.configs.compact(slot);
-        self.record_base(slot, config);
+        self.record_base(slot);
     }
 
     pub(super) fn handle_snapshot_installed(
@@ -210,8 +208,8 @@ impl Engine {
             self.resign(now);
         }
         self.log.install(slot);
-        self.configs.install(slot, config.clone());
-        self.record_base(slot, config);
+        self.config = config;
+        self.record_base(slot);
         self.installed();
         self.note_commit(now, liveness, self.options.node, slot);
         self.acknowledge_unasked();
@@ -219,13 +217,13 @@ impl Engine {
         self.try_heal();
     }
 
-    fn record_base(&mut self, slot: Slot, config: Arc<Config>) {
+    fn record_base(&mut self, slot: Slot) {
         self.outbox.record(Record::Base {
             slot,
             promised: self.acceptor.promised(),
             faulty_from: self.faulty_from(),
             promise_lost: self.promise_lost(),
-            config,
+            config: self.config.clone(),
         });
         // Otherwise it could go with the part of the journal that this base makes superfluous.
         if self.relied_upto > slot && self.recall.is_none() {

@@ -21,9 +21,7 @@ use super::select::{Selection, may_be_chosen, select};
 use super::{Engine, State};
 use crate::message::{Handoff, Nack, PreVote, PreVoteReply, Prepare, Promise, Resigned};
 use crate::mutant::mutant;
-use crate::{Ballot, Event, Kind, Lead, Liveness, Mono, NodeId, NodeSet, Options, Slot, Value, Vote};
-
-use super::configs::Configs;
+use crate::{Ballot, Config, Event, Kind, Lead, Liveness, Mono, NodeId, NodeSet, Options, Slot, Value, Vote};
 
 /// A voter denies a candidate that is further behind than this, in slots: catching up would cost more time than waiting
 /// for another.
@@ -126,8 +124,7 @@ impl Following {
 
 impl Follower {
     /// A node that has just started knows no leader, and gives one the time to show itself.
-    pub(super) fn at_start(options: &Options, configs: &Configs, rng: &mut Rng, now: Mono) -> Follower {
-        let config = configs.active();
+    pub(super) fn at_start(options: &Options, config: &Config, rng: &mut Rng, now: Mono) -> Follower {
         let election = options.timing.election;
         let delay =
             if config.voters.len() == 1 { Duration::ZERO } else { rng.between(election / 5, election) };
@@ -209,7 +206,7 @@ impl Engine {
     fn leader_alive(&self, now: Mono, liveness: &Liveness) -> bool {
         match &self.state {
             State::Leader(_) => {
-                let config = self.configs.active();
+                let config = &self.config;
                 self.reaches(now, liveness, |reached| config.is_q2(reached))
             }
             State::Follower(Follower { following: Some(following), .. }) => {
@@ -227,12 +224,12 @@ impl Engine {
         liveness.is_up(now, leader)
             && [0, liveness.incarnation_of(leader)].contains(&following.incarnation)
             && liveness.is_fit(leader)
-            && self.configs.active().is_q2(&reached)
+            && self.config.is_q2(&reached)
     }
 
     /// Whether the voters that answer this node make a quorum.
     pub(super) fn reaches(&self, now: Mono, liveness: &Liveness, quorum: impl Fn(&NodeSet) -> bool) -> bool {
-        let config = self.configs.active();
+        let config = &self.config;
         quorum(&config.voters.iter().filter(|node| liveness.reaches(now, *node)).collect())
     }
 
@@ -297,7 +294,7 @@ impl Engine {
     /// way. There is one now and then, since what is lost may turn up again.
     fn note_blocked(&mut self) -> bool {
         let State::Candidate(candidate) = &self.state else { return false };
-        let voters = &self.configs.active().voters;
+        let voters = &self.config.voters;
         let complete = |node| candidate.promises.get(&node).filter(|parts| parts.is_complete());
         if !voters.iter().all(|node| complete(node).is_some()) {
             return false;
@@ -336,7 +333,7 @@ impl Engine {
 
     /// Asks whether it would be followed, if it is fit to lead at all.
     fn run(&mut self, now: Mono, liveness: &Liveness) {
-        let config = self.configs.active().clone();
+        let config = self.config.clone();
         let fit = self.is_voter()
             && !self.promise_lost()
             && liveness.is_fit(self.options.node)
@@ -393,7 +390,7 @@ impl Engine {
         }
         let behind = message.commit.0 + CATCHUP_SLOTS_MAX < self.log.commit.0 && self.is_voter();
         let granted = message.lead > self.acceptor.promised()
-            && message.config_epoch >= self.configs.active().epoch
+            && message.config_epoch >= self.config.epoch
             && !behind
             && !self.leader_alive(now, liveness);
         let leader = match &self.state {
@@ -427,7 +424,7 @@ impl Engine {
         if message.granted {
             candidate.granted.insert(from);
             let attempts = candidate.attempts;
-            if self.configs.active().is_q1(&candidate.granted) {
+            if self.config.is_q1(&candidate.granted) {
                 self.start_candidate(now, attempts);
             }
             return;
@@ -480,7 +477,7 @@ impl Engine {
     fn send_prepare(&mut self, now: Mono) {
         let State::Candidate(candidate) = &mut self.state else { return };
         candidate.retry_at = now.after(self.options.timing.retransmit);
-        let config = self.configs.active();
+        let config = &self.config;
         let from =
             if mutant!(self.options, PhaseOneFromTooHigh) { candidate.from.next() } else { candidate.from };
         let prepare = Prepare { lead: candidate.lead, from, config_epoch: config.epoch };
@@ -550,7 +547,7 @@ impl Engine {
     /// every value that must be proposed again somebody who still has it.
     fn recover(&self) -> Option<Recovery> {
         let State::Candidate(candidate) = &self.state else { return None };
-        let config = self.configs.active();
+        let config = &self.config;
         let complete = || candidate.promises.iter().filter(|(_, parts)| parts.is_complete());
         let answered: NodeSet = complete().map(|(node, _)| *node).collect();
         let whole = complete().filter(|(_, parts)| parts.head.faulty_from.is_none());
@@ -589,7 +586,7 @@ impl Engine {
     fn recover_slot(
         &self,
         candidate: &Candidate,
-        config: &crate::Config,
+        config: &Config,
         counted: &NodeSet,
         slot: Slot,
     ) -> Option<Value> {
@@ -649,8 +646,7 @@ impl Engine {
     }
 
     pub(super) fn handle_nack(&mut self, now: Mono, message: &Nack) {
-        if message.promised <= self.acceptor.promised() && message.config_epoch <= self.configs.active().epoch
-        {
+        if message.promised <= self.acceptor.promised() && message.config_epoch <= self.config.epoch {
             return;
         }
         match &self.state {
@@ -670,7 +666,7 @@ impl Engine {
     pub(super) fn resign(&mut self, now: Mono) {
         let State::Leader(leader) = &self.state else { return };
         let lead = leader.lead;
-        for node in self.configs.active().members().filter(|node| *node != self.options.node) {
+        for node in self.config.members().filter(|node| *node != self.options.node) {
             self.outbox.send_now(node, Resigned { lead });
         }
         self.back_off(now);

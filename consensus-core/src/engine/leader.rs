@@ -10,7 +10,6 @@ use smallvec::SmallVec;
 
 use super::acceptor::Acceptor;
 use super::catchup::{CHUNK_BYTES, CHUNK_SLOTS};
-use super::configs::Configs;
 use super::election::Recovery;
 use super::log::{ACCEPT_WINDOW, Log};
 use super::outbox::Outbox;
@@ -32,8 +31,6 @@ pub(super) struct Leader {
     pub(super) ready: bool,
     /// The next slot to propose at.
     pub(super) next: Slot,
-    /// An uncommitted configuration: nothing is proposed above it.
-    barrier: Option<Slot>,
     /// Every other member, by node.
     pub(super) peers: Vec<Progress>,
     /// Own votes are durable up to here.
@@ -117,9 +114,6 @@ impl Leader {
     fn next_value(&mut self, options: &Options, commit: Slot) -> Option<Value> {
         let room = self.inflight_slots(commit) < options.inflight_slots_max
             && self.inflight_bytes < options.inflight_bytes_max;
-        if self.barrier.is_some() {
-            return None;
-        }
         if self.next <= self.fill_upto {
             return Some(Value::Noop);
         }
@@ -214,16 +208,13 @@ impl Leader {
         outbox.send_now(to, Accept { lead: self.lead, commit: log.commit, entries: Entries::new() });
     }
 
-    pub(super) fn check_invariants(&self, log: &Log, configs: &Configs, acceptor: &Acceptor) {
+    pub(super) fn check_invariants(&self, log: &Log, config: &Config, acceptor: &Acceptor) {
         assert_eq!(self.lead, acceptor.promised(), "I1: a leader has promised nothing higher");
         assert!(self.own_durable <= acceptor.upto, "own votes are counted when durable");
         assert!(log.known_commit < self.next, "I7: nobody else commits where this node leads");
         assert!(self.inflight_slots(log.commit) <= ACCEPT_WINDOW, "I19: the pipeline is bounded");
-        if let Some(barrier) = self.barrier {
-            assert!(self.next == barrier.next(), "I14: nothing above an uncommitted configuration");
-        }
-        let members = configs.active().members().filter(|node| *node != self.lead.node).count();
-        assert_eq!(members, self.peers.len(), "I15: peers are the members of the configuration in force");
+        let members = config.members().filter(|node| *node != self.lead.node).count();
+        assert_eq!(members, self.peers.len(), "peers are the other members");
         for peer in &self.peers {
             peer.check_invariants(self.next);
         }
@@ -249,14 +240,13 @@ impl Engine {
         let next = recovery.commit.max(self.log.commit).next();
         // Fetched values may have moved the own commit index on while the promises travelled.
         let proposals: Vec<_> = recovery.proposals.into_iter().filter(|(slot, _)| *slot >= next).collect();
-        let config = self.configs.active().clone();
+        let config = self.config.clone();
         let first_own = Slot(next.0 + proposals.len() as u64);
         let mut leader = Leader {
             lead,
             first_own,
             ready: false,
             next,
-            barrier: None,
             peers: Vec::new(),
             own_durable: self.log.commit,
             queue: VecDeque::new(),
@@ -312,10 +302,6 @@ impl Engine {
         let slot = leader.next;
         leader.next = slot.next();
         leader.inflight_bytes += value.size();
-        match &value {
-            Value::Config(_) => leader.barrier = Some(slot),
-            Value::Noop | Value::Batch(_) => {}
-        }
         let lead = leader.lead;
         self.vote(slot, value, lead);
         slot
@@ -399,7 +385,7 @@ impl Engine {
                 return;
             }
             leader.gap_at = None;
-            let config = self.configs.active();
+            let config = &self.config;
             let (target, held_back) =
                 leader.quorum_commit(&self.options, config, self.acceptor.granted(), self.log.commit);
             leader.lease_poll_at = match leader.lease_poll_at {
@@ -420,29 +406,13 @@ impl Engine {
         }
     }
 
-    /// Commits own proposals up to `target`, or up to a configuration, above which other quorums may count.
+    /// Commits own proposals up to `target`.
     fn commit_proposals(&mut self, target: Slot) {
         while self.log.commit < target {
             self.commit_next();
             let State::Leader(leader) = &mut self.state else { return };
             let entry = self.log.get(self.log.commit).expect("what was just committed is kept");
             leader.inflight_bytes = leader.inflight_bytes.saturating_sub(entry.size());
-            if leader.barrier == Some(self.log.commit) {
-                leader.barrier = None;
-                let config = self.configs.active();
-                leader.peers.retain(|peer| config.is_member(peer.node));
-                for node in config.members() {
-                    if node != self.options.node && leader.peer(node).is_none() {
-                        leader.peers.push(Progress::new(node, true, None, leader.next));
-                        leader.peers.sort_unstable_by_key(|peer| peer.node);
-                    }
-                }
-                for peer in &mut leader.peers {
-                    peer.fortified = None;
-                    peer.fortify_sent = None;
-                }
-                return;
-            }
         }
     }
 
@@ -540,7 +510,7 @@ impl Engine {
     }
 
     fn has_quorum(&self, now: Mono, liveness: &Liveness) -> bool {
-        let config = self.configs.active();
+        let config = &self.config;
         liveness.is_fit(self.options.node) && self.reaches(now, liveness, |reached| config.is_q2(reached))
     }
 
@@ -555,7 +525,7 @@ impl Engine {
     }
 
     pub(super) fn handle_transfer(&mut self, now: Mono, liveness: &Liveness, to: NodeId) {
-        let can_lead = self.configs.active().voters.contains(to) && liveness.is_fit(to);
+        let can_lead = self.config.voters.contains(to) && liveness.is_fit(to);
         if let State::Leader(leader) = &mut self.state
             && can_lead
             && leader.transfer.is_none()

@@ -61,7 +61,7 @@ impl Leader {
 impl Engine {
     /// Asks every voter that supports this node, and was not asked under this epoch of support, for the lease.
     pub(super) fn fortify(&mut self, now: Mono, liveness: &Liveness) {
-        let config = self.configs.active();
+        let config = &self.config;
         let State::Leader(leader) = &mut self.state else { return };
         if !config.lease_eligible.contains(leader.lead.node) {
             return;
@@ -95,7 +95,7 @@ impl Engine {
     }
 
     pub(super) fn handle_fortify(&mut self, now: Mono, liveness: &Liveness, from: NodeId, message: &Fortify) {
-        let config = self.configs.active();
+        let config = &self.config;
         let unchecked = mutant!(self.options, FloorSkipped | LeaderIgnoresFloor);
         if let Some(lead) = message.lead
             && lead < self.acceptor.promised()
@@ -119,7 +119,7 @@ impl Engine {
     }
 
     pub(super) fn handle_fortified(&mut self, now: Mono, from: NodeId, message: &Fortified) {
-        let config_epoch = self.configs.active().epoch;
+        let config_epoch = self.config.epoch;
         let State::Leader(leader) = &mut self.state else { return };
         let fits = message.lead == Some(leader.lead) && message.config_epoch == config_epoch;
         let bounded = message.max_voted.0 <= self.log.known_commit.0 + 2 * ACCEPT_WINDOW;

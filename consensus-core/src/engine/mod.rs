@@ -15,7 +15,6 @@ mod acceptor;
 mod api;
 mod bounds;
 mod catchup;
-mod configs;
 mod election;
 mod leader;
 mod lease;
@@ -41,7 +40,6 @@ use crate::{Config, Durable, Lead, Liveness, Message, Mono, NodeId, NodeSet, Opt
 use acceptor::Acceptor;
 use bounds::Claims;
 use catchup::Catchup;
-use configs::Configs;
 use election::{Candidate, Follower, PreCandidate};
 use leader::{Leader, PeerChange};
 use log::Log;
@@ -68,7 +66,7 @@ pub struct Engine {
     fenced: bool,
     outbox: Outbox,
     log: Log,
-    configs: Configs,
+    config: Arc<Config>,
     acceptor: Acceptor,
     /// The highest round that anybody is known to have promised. A hint, so not durable.
     round_seen: u64,
@@ -101,8 +99,6 @@ impl Engine {
         let config = durable.config.clone().expect("the shell starts no group without a configuration");
         let (mut log, lost) = Log::recover(&durable);
         let mut outbox = Outbox::default();
-        let mut configs = Configs::new(log.base, config.clone());
-        configs.recover(&log);
 
         let mut faulty_from = durable.faulty_from;
         if let Some(slot) = lost {
@@ -114,7 +110,7 @@ impl Engine {
                 promised: Lead::default(),
                 faulty_from: None,
                 promise_lost: false,
-                config,
+                config: config.clone(),
             });
         } else if let Some(from) = faulty_from.filter(|_| durable.damage_found || lost.is_some()) {
             outbox.record(Record::Faulty { from, promise_lost: durable.promise_lost });
@@ -133,10 +129,9 @@ impl Engine {
         }
         let recall = faulty_from.map(|from| Recall::new(from, durable.promise_lost, durable.survivor, now));
         let mut rng = Rng::new(options.seed ^ (u64::from(options.node.0) << 32) ^ options.group.0);
-        let acceptor = Acceptor::new(durable.promised, &log, configs.active(), &options);
-        let follower = Follower::at_start(&options, &configs, &mut rng, now);
-        let role =
-            if configs.active().voters.contains(options.node) { Role::Follower } else { Role::Learner };
+        let acceptor = Acceptor::new(durable.promised, &log, &config, &options);
+        let follower = Follower::at_start(&options, &config, &mut rng, now);
+        let role = if config.voters.contains(options.node) { Role::Follower } else { Role::Learner };
         let reported = (role, acceptor.promised(), None);
         Engine {
             clock: now,
@@ -147,7 +142,7 @@ impl Engine {
             rng,
             outbox,
             log,
-            configs,
+            config,
             acceptor,
             round_seen: 0,
             claims: Claims::default(),
@@ -236,17 +231,16 @@ impl Engine {
     pub fn lease_read(&self, now: Mono, liveness: &Liveness) -> Option<Slot> {
         match &self.state {
             State::Leader(leader) if !self.fenced => {
-                leader.lease_read(&self.options, self.configs.active(), self.log.commit, now, liveness)
+                leader.lease_read(&self.options, &self.config, self.log.commit, now, liveness)
             }
             State::Leader(_) | State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => None,
         }
     }
 
-    /// The configuration that governs the slots above `slot`, which is not below the last snapshot and not above the
-    /// commit index; what a snapshot at `slot` has to carry.
+    /// The configuration of the group; what a snapshot has to carry.
     #[must_use]
-    pub fn config_after(&self, slot: Slot) -> Option<Arc<Config>> {
-        if slot > self.log.commit { None } else { self.configs.governing(slot.next()).cloned() }
+    pub fn config(&self) -> &Arc<Config> {
+        &self.config
     }
 
     /// The view from outside.
@@ -268,7 +262,7 @@ impl Engine {
             known_commit: self.log.known_commit.max(self.log.commit),
             first_kept: self.log.first(),
             max_voted: self.log.max_voted,
-            config: self.configs.active().clone(),
+            config: self.config.clone(),
             faulty_from: self.recall.as_ref().map(|recall| recall.faulty_from),
             promise_lost: self.promise_lost(),
             blocked: self.blocked.clone().or_else(|| self.recall.as_ref()?.stuck(self.options.node)),
@@ -286,7 +280,7 @@ impl Engine {
             State::Leader(leader) => Some(leader),
             State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => None,
         };
-        let voters = &self.configs.active().voters;
+        let voters = &self.config.voters;
         let peers = leader.into_iter().flat_map(|leader| leader.peers.iter());
         peers.filter(|peer| voters.contains(peer.node)).map(|peer| FollowerStatus {
             node: peer.node,
@@ -313,10 +307,9 @@ impl Engine {
     pub fn check_invariants(&self) {
         self.log.check_invariants();
         self.outbox.check_invariants();
-        self.configs.check_invariants();
         self.acceptor.check_invariants(&self.log);
         match &self.state {
-            State::Leader(leader) => leader.check_invariants(&self.log, &self.configs, &self.acceptor),
+            State::Leader(leader) => leader.check_invariants(&self.log, &self.config, &self.acceptor),
             State::Candidate(candidate) => {
                 assert_eq!(candidate.lead, self.acceptor.promised(), "I1: a candidate promised to itself");
             }
@@ -401,8 +394,7 @@ impl Engine {
         self.outbox.fence();
         self.outbox.event(Event::Fenced);
         // That it does not lead any more depends on no disk.
-        for node in self.configs.active().members().filter(|node| led.is_some() && *node != self.options.node)
-        {
+        for node in self.config.members().filter(|node| led.is_some() && *node != self.options.node) {
             self.outbox.send_now(node, Resigned { lead: led.unwrap_or_default() });
         }
     }
@@ -418,7 +410,7 @@ impl Engine {
             State::Leader(leader) => (Role::Leader, leader.lead, Some(leader.lead.node)),
             State::Candidate(_) | State::PreCandidate(_) => (Role::Candidate, seen, None),
             State::Follower(follower) => {
-                let voter = self.configs.active().voters.contains(self.options.node);
+                let voter = self.config.voters.contains(self.options.node);
                 let role = if voter { Role::Follower } else { Role::Learner };
                 let following = follower.following.map(|following| following.lead);
                 (role, following.map_or(seen, |lead| lead.max(seen)), following.map(|lead| lead.node))
@@ -436,7 +428,7 @@ impl Engine {
     }
 
     fn is_voter(&self) -> bool {
-        self.configs.active().voters.contains(self.options.node)
+        self.config.voters.contains(self.options.node)
     }
 
     /// Whether this node may have forgotten a promise, and so must not act as an acceptor.

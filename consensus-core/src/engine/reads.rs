@@ -87,7 +87,7 @@ impl Engine {
         let number = leader.reads.round;
         let Some(round) = leader.reads.current.as_mut().filter(|round| now >= round.retry_at) else { return };
         round.retry_at = now.after(self.options.timing.retransmit);
-        for node in self.configs.active().voters.iter().filter(|node| !round.confirmed.contains(*node)) {
+        for node in self.config.voters.iter().filter(|node| !round.confirmed.contains(*node)) {
             self.outbox.send_now(node, ReadIndex { lead: leader.lead, round: number });
         }
     }
@@ -117,7 +117,7 @@ impl Engine {
     /// Ends the round if it is confirmed.
     fn finish_read_round(&mut self) -> bool {
         let State::Leader(leader) = &mut self.state else { return false };
-        let config = self.configs.active();
+        let config = &self.config;
         let confirmed =
             |round: &Round| config.blocks_q1(&round.confirmed) || mutant!(self.options, ReadIndexUnconfirmed);
         let Some(round) = leader.reads.current.take_if(|round| confirmed(round)) else { return false };

@@ -91,7 +91,7 @@ impl Engine {
         recall.ask_at = now.after(self.options.timing.retransmit * 2);
         let leader = self.acceptor.promised().node;
         let ask = RecallMessage { incarnation: recall.incarnation, question: recall.question };
-        for node in self.configs.active().members().filter(|node| *node != self.options.node) {
+        for node in self.config.members().filter(|node| *node != self.options.node) {
             let wanted = if recall.promise_lost {
                 // Once too many have forgotten, everybody is asked: one may have come to vouch.
                 recall.told_too_many || recall.answers.get(&node).is_none_or(Option::is_none)
@@ -160,7 +160,7 @@ impl Engine {
     /// Restores the promise once every other member has answered, and enough of them know what they promised.
     fn restore_when_all_answered(&mut self) {
         let Some(recall) = self.recall.as_mut().filter(|recall| recall.promise_lost) else { return };
-        let config = self.configs.active();
+        let config = &self.config;
         let own = self.options.node;
         if config.members().all(|node| node == own || recall.answers.contains_key(&node)) {
             let forgetful = recall.forgetful(own);

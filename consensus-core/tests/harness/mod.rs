@@ -628,7 +628,7 @@ impl Cluster {
             return;
         }
         let engine = node.engine.as_ref().expect("a node that runs");
-        let config = engine.config_after(slot).expect("an applied slot has a configuration");
+        let config = engine.config().clone();
         node.snapshot = Some((slot, config, node.applied.clone()));
         self.step(id, Input::SnapshotDurable { slot });
     }
@@ -702,7 +702,7 @@ impl Cluster {
 pub fn commands(value: &Value) -> impl Iterator<Item = &str> {
     let batch: &[Bytes] = match value {
         Value::Batch(commands) => commands,
-        Value::Noop | Value::Config(_) => &[],
+        Value::Noop => &[],
     };
     batch.iter().map(|command| std::str::from_utf8(command).expect("tests propose text"))
 }
@@ -745,7 +745,6 @@ pub fn show_value(value: &Value) -> String {
     match value {
         Value::Noop => "noop".into(),
         Value::Batch(_) => commands(value).collect::<Vec<_>>().join("+"),
-        Value::Config(config) => format!("config {}", config.epoch),
     }
 }
 

@@ -463,7 +463,7 @@ impl Group {
             }
             assert_eq!(slot, self.applied.next(), "the engine commits in slot order without gaps");
             match value {
-                Value::Noop | Value::Config(_) => self.state.skip(slot.0),
+                Value::Noop => self.state.skip(slot.0),
                 Value::Batch(commands) => {
                     for (index, command) in commands.iter().enumerate() {
                         let command = entries::read(command.clone());

@@ -157,13 +157,12 @@ impl Group {
 
     fn begin_snapshot(&mut self) {
         let slot = self.applied;
-        let Some(config) = self.engine.config_after(slot) else { return };
         let id = SnapshotId { group: self.handle.id.0, slot: slot.0 };
         debug!(group = id.group, slot = id.slot, "snapshot begun");
         let (sender, receiver) = sync_channel::<Piece>(SLICES_WAITING);
         let shared = Arc::clone(&self.shared);
         let handle = Arc::clone(&self.handle);
-        let meta = encode_meta(&config);
+        let meta = encode_meta(self.engine.config());
         tokio::task::spawn_blocking(move || {
             let _essential = essential::Thread("the writing of a snapshot");
             let progress = match write(&shared, &handle, id, &meta, &receiver) {

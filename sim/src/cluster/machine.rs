@@ -93,7 +93,6 @@ impl Machine {
         self.digest = mix(self.digest ^ slot.0.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         match value {
             Value::Noop => {}
-            Value::Config(config) => self.digest ^= mix(config.epoch),
             Value::Batch(commands) => {
                 for command in commands.iter() {
                     self.digest = digest(self.digest, command);
@@ -158,7 +157,6 @@ impl Machine {
 pub(crate) fn value_digest(value: &Value) -> u64 {
     match value {
         Value::Noop => 1,
-        Value::Config(config) => mix(config.epoch ^ 0xc0f1),
         Value::Batch(commands) => commands.iter().fold(2, |state, command| digest(state, command)),
     }
 }

@@ -606,10 +606,9 @@ impl Replica {
         if self.taking.is_some() || !due || slot == Slot(0) || Some(slot) <= self.newest {
             return;
         }
-        let Some(config) = self.engine.config_after(slot) else { return };
         self.logged = 0;
         self.wanted = false;
-        match process.begin_snapshot(node, self.group, slot, &config, &self.machine.encode()) {
+        match process.begin_snapshot(node, self.group, slot, self.engine.config(), &self.machine.encode()) {
             Ok(writer) => {
                 self.taking = Some((slot, writer));
                 let at = env.now + env.rng.around(20 * MILLI);
