@@ -17,7 +17,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::backoff::random;
+use crate::random::random;
 
 /// The header that whatever changes something carries, with the value 1.
 pub const CTL_HEADER: &str = "gaios-ctl";

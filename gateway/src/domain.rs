@@ -7,14 +7,13 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 
-use keyspace::{KeyRange, LeaseId, Op, Query, Reply, RevisionEvents};
+use gateway_core::nearest::Place;
+use gateway_core::{Failure, FeedItem, FeedSpec, NodeId};
+use keyspace::{LeaseId, Op, Query, Reply};
 use prometheus::core::Collector;
 use tokio::sync::watch;
 
-use crate::errors::Failure;
 use crate::leading::{Leading, Wanted};
-use crate::nearest::Place;
-use crate::router::NodeId;
 use crate::status::{GatewayStatus, NodeStatus};
 
 /// A granted request.
@@ -123,67 +122,6 @@ pub struct LinkCounts {
     pub refused: Vec<(&'static str, u64)>,
     /// Requests that wait for an answer on them.
     pub owed: usize,
-}
-
-/// Which events a feed carries, and from where on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FeedSpec {
-    /// The keys.
-    pub range: KeyRange,
-    /// First revision wanted; 0 for the first one after every write that was acknowledged before. May lie in the
-    /// future.
-    pub start: i64,
-    /// Whether events tell what was there before.
-    pub prev_kv: bool,
-    /// Bytes of events that may be under way before [`Feed::credit`] allows more.
-    pub credit: u64,
-}
-
-/// What a feed yields. A feed goes on through the loss of replicas and leaders; its reader sees no seam.
-#[derive(Clone, Debug)]
-pub enum FeedItem {
-    /// First item, once.
-    Opened {
-        /// The newest revision when the feed was opened.
-        revision: i64,
-        /// First revision that will be carried.
-        start: i64,
-        /// The oldest revision that can be read; 0 if the replica does not say.
-        compact_revision: i64,
-        /// As in [`Answer::term`].
-        term: u64,
-    },
-    /// Whole revisions in ascending order, each once.
-    Events {
-        /// The revisions.
-        revisions: Vec<RevisionEvents>,
-        /// Every event up to this revision has been yielded.
-        upto: i64,
-        /// The newest revision known.
-        revision: i64,
-        /// As in [`Answer::term`].
-        term: u64,
-        /// What they cost of the credit.
-        bytes: u64,
-    },
-    /// Answer to [`Feed::sync`].
-    Synced {
-        /// The token given.
-        token: u64,
-        /// Every event up to this revision has been yielded. At least the newest revision when `sync` was called.
-        revision: i64,
-        /// The oldest revision that can be read; at least what it was when `sync` was called.
-        compact_revision: i64,
-        /// As in [`Answer::term`].
-        term: u64,
-    },
-    /// Last item: the revisions wanted are compacted away.
-    Compacted {
-        /// The oldest revision that can be read.
-        compact_revision: i64,
-    },
-    /// Last item: the feed cannot go on.
-    Failed(Failure),
 }
 
 /// A stream of one range's events.

@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use crate::router::NodeId;
+use gateway_core::NodeId;
 
 tokio::task_local! {
     static JOURNEY: Cell<Journey>;

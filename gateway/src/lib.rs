@@ -4,23 +4,18 @@
 //! keyspace; [`carrier`] carries it by our groups, over a few persistent links. Nothing here knows the disk or the
 //! messages of consensus, and nothing survives a restart.
 //!
-//! Decisions are pure and tested alone: who leads ([`router`]), what to do after a failure ([`retry`]), under which
-//! number a write goes ([`session`]), what a client is told ([`errors`]).
+//! What is decided about requests to nodes is decided in [`gateway_core`], which is pure; what a client is told of a failure,
+//! in `door/errors.rs`.
 
 pub mod admin;
-mod backoff;
 pub mod carrier;
 pub mod domain;
 pub mod door;
-pub mod errors;
 mod journey;
 pub mod leading;
 mod link;
 mod metrics;
-pub mod nearest;
-pub mod retry;
-pub mod router;
-pub mod session;
+mod random;
 pub mod status;
 mod watch;
 
@@ -30,6 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+pub use gateway_core::nearest::Place;
 use parking_lot::Mutex;
 use replica::rates::{Rates, SAMPLE_EVERY};
 use thiserror::Error;
@@ -46,7 +42,6 @@ use door::{
 };
 use metrics::Metrics;
 pub use metrics::{CertificateMetrics, DnsMetrics};
-use nearest::Place;
 use watch::Hub;
 
 /// A gateway that drains sends its clients away over this share of the grace period, and ends their streams over as much

@@ -17,7 +17,7 @@ use crate::door::TlsMetrics;
 use crate::door::methods::{Flow, METHODS};
 use crate::door::{ADVERTISED_CLUSTER_VERSION, ADVERTISED_VERSION};
 use crate::journey::Journey;
-use crate::nearest::Place;
+use gateway_core::nearest::Place;
 
 pub use certificates::CertificateMetrics;
 pub(crate) use certificates::catch_up;

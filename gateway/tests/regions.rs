@@ -11,7 +11,7 @@ use api::etcdserverpb as pb;
 use api::etcdserverpb::cluster_client::ClusterClient;
 use api::etcdserverpb::kv_client::KvClient;
 use api::etcdserverpb::maintenance_client::MaintenanceClient;
-use gateway::nearest::Place;
+use gateway::Place;
 use planet::{Region, Relay};
 use processes::{Cluster, Setup, wait_for};
 use support::{TestCluster, connect};

@@ -2,44 +2,37 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use api::gaios::link::v1::{self as wire, refused::Why, request, response::Kind};
-use bytes::{Bytes, BytesMut};
-use keyspace::{Command, LeaseId, Op, SessionId};
+use bytes::Bytes;
+use gateway_core::{
+    Attempted, Failure, GroupState, Learned, NodeId, Number, Reach, Request, Send, Step, Target, Verdict,
+};
+use keyspace::{LeaseId, Op};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
+use super::asks;
 use super::metrics::Retries;
 use super::{Counted, Shared};
-use crate::backoff::random_u32;
-use crate::domain::{Answer, Consistency, DomainStatus, Kept, KnownGateway, KnownGateways};
-use crate::errors::Failure;
+use crate::domain::{Answer, Consistency, DomainStatus, Kept, KnownGateways};
 use crate::journey;
 use crate::leading::{Leading, Want};
-use crate::link::{Call, Link, Lost, NotSent};
-use crate::retry::{self, Attempts, Next};
-use crate::router::{NodeId, Route};
-use crate::session::{NoNumber, Number, Session};
-
-/// The longest pause between redirects that lead nowhere.
-const PAUSE_MS_MAX: u32 = 40;
-
-/// Room for a common command; a larger one grows it.
-const COMMAND_BYTES: usize = 512;
+use crate::link::{Ask, Link, sort};
 
 #[derive(Debug)]
 pub(crate) struct Group {
     id: u64,
-    state: Mutex<State>,
+    state: Mutex<GroupState>,
     /// Bumped whenever a waiting request may have become able to go.
     news: watch::Sender<u64>,
     /// Wakes the keeper.
     pub(super) work: Notify,
     /// A number of the session became free while none was.
     room: Notify,
+    /// Callers that wait for one.
+    full: AtomicU64,
     waiting: AtomicUsize,
     /// As the keeper last saw it: the leader is known and can be reached.
     led: AtomicBool,
@@ -47,14 +40,6 @@ pub(crate) struct Group {
     retries: Retries,
     /// The keeper takes it when it starts.
     pub(super) renewals_end: Mutex<Option<mpsc::UnboundedReceiver<Renewal>>>,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct State {
-    pub(super) route: Route,
-    pub(super) session: Session,
-    /// Callers that wait for a number.
-    full: u64,
 }
 
 /// A lease to renew, and who asks.
@@ -73,6 +58,7 @@ impl Group {
             news: watch::Sender::new(0),
             work: Notify::new(),
             room: Notify::new(),
+            full: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
             led: AtomicBool::new(false),
             renewals,
@@ -85,7 +71,7 @@ impl Group {
         self.id
     }
 
-    pub(super) fn state(&self) -> parking_lot::MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> parking_lot::MutexGuard<'_, GroupState> {
         self.state.lock()
     }
 
@@ -116,129 +102,20 @@ impl Group {
         self.announce();
     }
 
+    /// The leader's node, as far as is known.
+    pub(super) fn leader(&self) -> Option<NodeId> {
+        self.state().route.leader().map(|leader| leader.node)
+    }
+
     /// The leader's node, and a link to it.
     pub(super) fn leader_link(&self, shared: &Shared) -> Option<(NodeId, Arc<Link>)> {
-        let leader = self.state().route.leader()?;
-        shared.links.to(leader.node).map(|link| (leader.node, link))
+        let leader = self.leader()?;
+        shared.links.to(leader).map(|link| (leader, link))
     }
 
     /// Carries out a write once.
     pub(super) async fn write(&self, shared: &Shared, op: Op, deadline: Instant) -> Result<Answer, Failure> {
-        let mut attempts = Attempts::new(retry::Kind::Write);
-        let driven = timeout_at(deadline, self.drive_write(shared, op, &mut attempts)).await;
-        driven.unwrap_or_else(|_| Err(attempts.timed_out()))
-    }
-
-    async fn drive_write(&self, shared: &Shared, op: Op, attempts: &mut Attempts) -> Result<Answer, Failure> {
-        let mut held: Option<Held<'_>> = None;
-        let mut command = Command::Write { session: SessionId::NONE, seq: 0, ack_upto: 0, op };
-        loop {
-            let ready = self.ready_to_write(shared, &mut held).await;
-            let Ready { node, link, number, ack_upto } = match ready {
-                Some(ready) => ready,
-                None => {
-                    self.wait_to_write(shared, attempts).await?;
-                    continue;
-                }
-            };
-            renumber(&mut command, number, ack_upto);
-            let encoded = encode(&command);
-            let bytes = encoded.len();
-            let kind = request::Kind::Write(wire::Write {
-                session: number.session.0,
-                seq: number.seq,
-                command: encoded,
-            });
-            let called = link.call(self.id, kind, bytes).inspect(|_| attempts.handle_sent());
-            let next = match called {
-                Ok(call) => match self.judge(node, at_node(node, call).await, attempts) {
-                    Judged::Answer(answer) => return Ok(answer),
-                    Judged::Refused(keyspace::Error::SessionExpired) => {
-                        self.retries.session_lost.inc();
-                        if self.state().session.handle_expired(number.session) {
-                            // Those who wait for room in it have nothing to wait for.
-                            self.room.notify_waiters();
-                            self.work.notify_one();
-                        }
-                        attempts.handle_session_expired()
-                    }
-                    // The number was given up: by this caller alone, so it was an older attempt's result.
-                    Judged::Refused(keyspace::Error::ResultForgotten) => Next::Give(attempts.timed_out()),
-                    Judged::Refused(keyspace::Error::SessionWindowExceeded) => Next::Pause,
-                    Judged::Refused(error) => return Err(Failure::Refused(error)),
-                    Judged::Next(next) => next,
-                },
-                Err(NotSent::Down) => attempts.handle_unsent(),
-                Err(NotSent::Full) => attempts.handle_refused(Why::Overloaded, false),
-            };
-            match next {
-                Next::Again => {}
-                Next::Wait => self.wait_to_write(shared, attempts).await?,
-                Next::Pause => pause().await,
-                Next::Ease => {
-                    if !attempts.maybe_applied() {
-                        // Others need not wait for its number meanwhile.
-                        held = None;
-                    }
-                    shared.ease(attempts, bytes).await?;
-                }
-                Next::Renumber => held = None,
-                Next::Give(failure) => return Err(failure),
-            }
-        }
-    }
-
-    /// Waits for a leader and a session. A write that may have been applied always finds room to wait.
-    async fn wait_to_write(&self, shared: &Shared, attempts: &Attempts) -> Result<(), Failure> {
-        let max = if attempts.maybe_applied() { usize::MAX } else { shared.waiting_max() };
-        self.wait(|| self.can_write(shared), max).await
-    }
-
-    /// The leader's link and a number, if both can be had. Waits while the session's window is full.
-    async fn ready_to_write<'a>(&'a self, shared: &Shared, held: &mut Option<Held<'a>>) -> Option<Ready> {
-        loop {
-            match self.try_ready_to_write(shared, held) {
-                Ok(ready) => return Some(ready),
-                Err(NoNumber::Closed) => return None,
-                Err(NoNumber::Full) => {}
-            }
-            let mut room = pin!(self.room.notified());
-            room.as_mut().enable();
-            let _counted = Full::new(self);
-            let _stage = journey::waiting();
-            match self.try_ready_to_write(shared, held) {
-                Ok(ready) => return Some(ready),
-                Err(NoNumber::Closed) => return None,
-                Err(NoNumber::Full) => room.await,
-            }
-        }
-    }
-
-    fn try_ready_to_write<'a>(
-        &'a self,
-        shared: &Shared,
-        held: &mut Option<Held<'a>>,
-    ) -> Result<Ready, NoNumber> {
-        let mut state = self.state();
-        let leader = state.route.leader().ok_or(NoNumber::Closed)?;
-        let link = shared.links.to(leader.node).ok_or(NoNumber::Closed)?;
-        // A number is kept through all attempts, also when its session is gone: only the group can say so.
-        let number = match held {
-            Some(held) => held.number,
-            None => state.session.take()?,
-        };
-        let ack_upto = state.session.ack_upto(number);
-        drop(state);
-        if held.is_none() {
-            *held = Some(Held { group: self, number });
-        }
-        Ok(Ready { node: leader.node, link, number, ack_upto })
-    }
-
-    fn can_write(&self, shared: &Shared) -> bool {
-        let state = self.state();
-        state.session.is_open()
-            && state.route.leader().is_some_and(|leader| shared.links.to(leader.node).is_some())
+        self.drive(shared, Request::write(), asks::Write::new(op), deadline).await
     }
 
     /// Answers an encoded query.
@@ -249,82 +126,16 @@ impl Group {
         consistency: Consistency,
         deadline: Instant,
     ) -> Result<Answer, Failure> {
-        let mut attempts = Attempts::new(retry::Kind::Read);
-        let driven = timeout_at(deadline, self.drive_read(shared, query, consistency, &mut attempts)).await;
-        driven.unwrap_or_else(|_| Err(attempts.timed_out()))
-    }
-
-    async fn drive_read(
-        &self,
-        shared: &Shared,
-        query: Bytes,
-        consistency: Consistency,
-        attempts: &mut Attempts,
-    ) -> Result<Answer, Failure> {
-        let waiting_max = shared.waiting_max();
-        let replicas = match consistency {
-            Consistency::Linearizable => Vec::new(),
-            Consistency::Serializable { .. } => shared.replicas(self),
+        let (target, serializable) = match consistency {
+            Consistency::Linearizable => (Target::Leader, None),
+            Consistency::Serializable { seen } => (Target::Nearest, Some(seen)),
         };
-        let target = || match consistency {
-            Consistency::Linearizable => self.leader_link(shared),
-            Consistency::Serializable { .. } => shared.links.to_nearest(&replicas),
-        };
-        let (serializable, at_least) = match consistency {
-            Consistency::Linearizable => (false, 0),
-            Consistency::Serializable { seen } => (true, seen),
-        };
-        loop {
-            let Some((node, link)) = target() else {
-                self.wait(|| target().is_some(), waiting_max).await?;
-                continue;
-            };
-            let kind = request::Kind::Read(wire::Read { query: query.clone(), serializable, at_least });
-            let next = match link.call(self.id, kind, query.len()) {
-                Ok(call) => {
-                    let answered = tokio::select! {
-                        answered = at_node(node, call) => answered,
-                        // Others are not waited for by silence: only the leader can answer.
-                        () = link.until_silent(), if serializable && replicas.len() > 1 => Err(Lost),
-                    };
-                    match self.judge(node, answered, attempts) {
-                        Judged::Answer(answer) => {
-                            if serializable {
-                                shared.links.handle_answered(node);
-                            }
-                            return Ok(answer);
-                        }
-                        Judged::Refused(error) => return Err(Failure::Refused(error)),
-                        Judged::Next(next) => next,
-                    }
-                }
-                Err(NotSent::Down) => attempts.handle_unsent(),
-                Err(NotSent::Full) => attempts.handle_refused(Why::Overloaded, false),
-            };
-            if serializable {
-                // It is gone, or silent, or behind what the client has seen.
-                shared.links.handle_failed(node);
-            }
-            match next {
-                Next::Again => {}
-                // Another replica may do for a serializable read.
-                Next::Wait if serializable => pause().await,
-                Next::Wait => self.wait(|| target().is_some(), waiting_max).await?,
-                Next::Pause | Next::Renumber => pause().await,
-                Next::Ease => shared.ease(attempts, query.len()).await?,
-                Next::Give(failure) => return Err(failure),
-            }
-        }
+        self.drive(shared, Request::read(target), asks::Read { query, serializable }, deadline).await
     }
 
     /// What a node knows of the group.
     pub(super) async fn status(&self, shared: &Shared, deadline: Instant) -> Result<DomainStatus, Failure> {
-        let ask = request::Kind::Status(wire::StatusRequest::default());
-        let understand = |response: wire::Response| {
-            let Some(Kind::Status(status)) = response.kind else { return None };
-            Some(domain_status(response.term, &status))
-        };
-        self.ask(shared, deadline, ask, understand).await
+        self.drive(shared, Request::inquiry(), asks::Status, deadline).await
     }
 
     /// The gateways that a node knows.
@@ -333,50 +144,7 @@ impl Group {
         shared: &Shared,
         deadline: Instant,
     ) -> Result<KnownGateways, Failure> {
-        let ask = request::Kind::Gateways(wire::GatewaysRequest {});
-        let understand = |response: wire::Response| {
-            let term = response.term;
-            if let Some(Kind::Refused(refused)) = &response.kind
-                && refused.why() == Why::Malformed
-            {
-                // It does not know the question: it is older than this gateway.
-                return Some(KnownGateways { term, gateways: Vec::new() });
-            }
-            let Some(Kind::Gateways(list)) = response.kind else { return None };
-            Some(known_gateways(term, list))
-        };
-        self.ask(shared, deadline, ask, understand).await
-    }
-
-    /// Asks the leader if there is one, else any replica, until an answer is understood.
-    async fn ask<T>(
-        &self,
-        shared: &Shared,
-        deadline: Instant,
-        ask: request::Kind,
-        understand: impl Fn(wire::Response) -> Option<T>,
-    ) -> Result<T, Failure> {
-        let replicas = shared.replicas(self);
-        let mut attempts = Attempts::new(retry::Kind::Read);
-        let driven = timeout_at(deadline, async {
-            loop {
-                let target = || self.leader_link(shared).or_else(|| shared.links.to_nearest(&replicas));
-                let Some((_, link)) = target() else {
-                    self.wait(|| target().is_some(), shared.waiting_max()).await?;
-                    continue;
-                };
-                let answered = match link.call(self.id, ask.clone(), 0) {
-                    Ok(call) => call.await,
-                    Err(NotSent::Down | NotSent::Full) => Err(Lost),
-                };
-                if let Some(understood) = answered.ok().and_then(&understand) {
-                    return Ok(understood);
-                }
-                attempts.handle_lost();
-                pause().await;
-            }
-        });
-        driven.await.unwrap_or(Err(Failure::TimedOut))
+        self.drive(shared, Request::inquiry(), asks::Gateways, deadline).await
     }
 
     /// Asks the leader for what an operator wants.
@@ -386,30 +154,132 @@ impl Group {
         want: Want,
         deadline: Instant,
     ) -> Result<Leading, Failure> {
-        let control = wire::LeaderControl::from(want);
-        let mut attempts = Attempts::new(retry::Kind::Read);
-        let driven = timeout_at(deadline, async {
-            loop {
-                let Some((node, link)) = self.leader_link(shared) else {
-                    self.wait(|| self.leader_link(shared).is_some(), shared.waiting_max()).await?;
-                    continue;
-                };
-                let answered = match link.call(self.id, request::Kind::LeaderControl(control.clone()), 0) {
-                    Ok(call) => call.await,
-                    Err(NotSent::Down | NotSent::Full) => Err(Lost),
-                };
-                match answered {
-                    Ok(wire::Response { kind: Some(Kind::LeaderControlled(told)), .. }) => {
-                        return Ok(Leading::new(self.id, told));
+        let ask = asks::Control { group: self.id, want };
+        self.drive(shared, Request::read(Target::Leader), ask, deadline).await
+    }
+
+    /// Renews leases at the leader.
+    pub(super) async fn renew(
+        &self,
+        shared: &Shared,
+        leases: Vec<i64>,
+        deadline: Instant,
+    ) -> Result<asks::KeptAlive, Failure> {
+        self.drive(shared, Request::read(Target::Leader), asks::KeepAlive { leases }, deadline).await
+    }
+
+    /// Drives a request of whatever kind until it is answered, refused for good, or out of time.
+    async fn drive<A: Ask>(
+        &self,
+        shared: &Shared,
+        request: Request,
+        ask: A,
+        deadline: Instant,
+    ) -> Result<A::Answer, Failure> {
+        let mut driven = Driven { group: self, request };
+        let answer = timeout_at(deadline, self.drive_attempts(shared, &mut driven.request, ask)).await;
+        answer.unwrap_or_else(|_| Err(driven.request.timed_out()))
+    }
+
+    async fn drive_attempts<A: Ask>(
+        &self,
+        shared: &Shared,
+        request: &mut Request,
+        mut ask: A,
+    ) -> Result<A::Answer, Failure> {
+        let reach = Reached::new(shared, self, request);
+        loop {
+            let Send { node, link, numbered } = self.next_attempt(shared, request, &reach).await?;
+            let (kind, bytes) = ask.request(numbered);
+            let attempted = match link.call(self.id, kind, bytes) {
+                Ok(call) => {
+                    let _stage = journey::at_node(node);
+                    tokio::select! {
+                        biased;
+                        answered = call => sort(&ask, answered),
+                        // Others are not waited for by silence: only the leader can answer.
+                        () = link.until_silent(), if reach.has_others() => Attempted::Lost,
                     }
-                    other => match self.judge(node, other, &mut attempts) {
-                        Judged::Next(Next::Give(failure)) => return Err(failure),
-                        Judged::Next(_) | Judged::Answer(_) | Judged::Refused(_) => pause().await,
-                    },
+                }
+                Err(unsent) => Attempted::Unsent(unsent),
+            };
+            reach.handle_attempted(node, &attempted);
+            let learned = self.learn(node, numbered.map(|numbered| numbered.number), &attempted);
+            match request.handle(attempted, learned) {
+                Verdict::Done(result) => return result,
+                Verdict::Retry => {}
+                Verdict::RetryAfter { pause, returned } => {
+                    if let Some(number) = returned {
+                        self.done(number);
+                    }
+                    shared.pause(pause, bytes).await?;
                 }
             }
-        });
-        driven.await.unwrap_or(Err(Failure::TimedOut))
+        }
+    }
+
+    /// Waits until there is somebody to ask.
+    async fn next_attempt(
+        &self,
+        shared: &Shared,
+        request: &mut Request,
+        reach: &Reached<'_>,
+    ) -> Result<Send<Arc<Link>>, Failure> {
+        loop {
+            // What may have changed since is seen by asking again once that is listened for.
+            match request.poll(|| self.state(), reach) {
+                Step::Send(send) => return Ok(send),
+                Step::AwaitNews { bounded } => {
+                    let waiting_max = if bounded { shared.waiting_max() } else { usize::MAX };
+                    let mut waiting = self.wait_for_news(waiting_max)?;
+                    loop {
+                        match request.poll(|| self.state(), reach) {
+                            Step::Send(send) => return Ok(send),
+                            Step::AwaitNews { .. } => waiting.news().await?,
+                            Step::AwaitNumber => break,
+                        }
+                    }
+                }
+                Step::AwaitNumber => {
+                    let mut room = pin!(self.room.notified());
+                    room.as_mut().enable();
+                    let _counted = Full::new(self);
+                    let _stage = journey::waiting();
+                    match request.poll(|| self.state(), reach) {
+                        Step::Send(send) => return Ok(send),
+                        Step::AwaitNews { .. } => {}
+                        Step::AwaitNumber => room.await,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes in what an attempt says of the group, and wakes whom it concerns.
+    pub(super) fn learn<T>(&self, node: NodeId, number: Option<Number>, attempted: &Attempted<T>) -> Learned {
+        self.retries.count(attempted);
+        if !attempted.teaches() {
+            return Learned::default();
+        }
+        let learned = self.state().handle_attempted(node, number, attempted);
+        if learned.session_lost {
+            // Those who wait for room in it have nothing to wait for.
+            self.room.notify_waiters();
+            self.work.notify_one();
+        }
+        if learned.route_changed {
+            self.announce();
+        }
+        learned
+    }
+
+    /// The caller of `number` was answered, or waits without it, or went away.
+    fn done(&self, number: Number) {
+        let freed = self.state().session.done(number);
+        let wake = freed.min(self.full.load(Ordering::Relaxed));
+        for _ in 0..wake {
+            self.room.notify_one();
+        }
     }
 
     /// Renews a lease, together with whatever else is to be renewed.
@@ -425,182 +295,114 @@ impl Group {
         }
     }
 
-    /// Sorts an answer, and learns from it who leads.
-    pub(super) fn judge(
-        &self,
-        node: NodeId,
-        answered: Result<wire::Response, Lost>,
-        attempts: &mut Attempts,
-    ) -> Judged {
-        let Ok(response) = answered else {
-            self.retries.link_lost.inc();
-            return Judged::Next(attempts.handle_lost());
-        };
-        let term = response.term;
-        match response.kind {
-            Some(Kind::Reply(reply)) => match keyspace::decode_outcome(reply) {
-                Ok(Ok(reply)) => Judged::Answer(Answer { reply, term }),
-                Ok(Err(error)) => Judged::Refused(error),
-                Err(_) => Judged::Next(Next::Give(Failure::Internal("gaios: an answer cannot be read"))),
-            },
-            Some(Kind::Refused(refused)) => Judged::Next(self.handle_refused(node, term, &refused, attempts)),
-            Some(
-                Kind::SessionOpened(_)
-                | Kind::KeptAlive(_)
-                | Kind::Status(_)
-                | Kind::WatchOpened(_)
-                | Kind::WatchEvents(_)
-                | Kind::WatchCanceled(_)
-                | Kind::WatchSynced(_)
-                | Kind::ShardMap(_)
-                | Kind::NodeStatus(_)
-                | Kind::Gateways(_)
-                | Kind::LeaderControlled(_),
-            )
-            | None => Judged::Next(Next::Give(Failure::Internal("gaios: an answer to another question"))),
-        }
-    }
-
-    pub(super) fn handle_refused(
-        &self,
-        node: NodeId,
-        term: u64,
-        refused: &wire::Refused,
-        attempts: &mut Attempts,
-    ) -> Next {
-        self.retries.refused(refused.why());
-        let changed = match refused.why() {
-            Why::NotLeader | Why::OutcomeUnknown => {
-                let changed = self.state().route.handle_denied(node, term, refused.leader);
-                if changed {
-                    self.announce();
-                }
-                changed
-            }
-            Why::Stopping | Why::NoGroup => {
-                let changed = self.state().route.handle_gone(node);
-                if changed {
-                    self.announce();
-                }
-                changed
-            }
-            Why::Unspecified | Why::Overloaded | Why::NoDisk | Why::Malformed | Why::AnswerTooLarge => false,
-        };
-        let leader_named = self.state().route.leader().is_some();
-        attempts.handle_refused(refused.why(), changed && leader_named)
-    }
-
-    /// Waits until `ready` holds. Bounded in number here, in time by the caller's deadline.
-    pub(super) async fn wait(&self, ready: impl Fn() -> bool, waiting_max: usize) -> Result<(), Failure> {
-        let _counted = Counted::new(&self.waiting, 1, waiting_max)?;
-        let _stage = journey::waiting();
-        let mut news = self.news.subscribe();
-        while !ready() {
-            self.work.notify_one();
-            if news.changed().await.is_err() {
-                return Err(Failure::Stopping);
-            }
-        }
-        Ok(())
+    /// Begins to wait for news of the leader, the links or the session. Bounded in number here, in time by the caller's
+    /// deadline.
+    ///
+    /// # Errors
+    /// Too many wait.
+    pub(super) fn wait_for_news(&self, waiting_max: usize) -> Result<Waiting<'_>, Failure> {
+        let counted = Counted::new(&self.waiting, 1, waiting_max)?;
+        Ok(Waiting {
+            group: self,
+            news: self.news.subscribe(),
+            _counted: counted,
+            _stage: journey::waiting(),
+        })
     }
 }
 
-/// What an answer means.
-pub(super) enum Judged {
-    Answer(Answer),
-    Refused(keyspace::Error),
-    Next(Next),
-}
-
-struct Ready {
-    node: NodeId,
-    link: Arc<Link>,
-    number: Number,
-    ack_upto: u64,
-}
-
-/// A number that its caller holds; done when dropped, whether the caller was answered or went away.
-struct Held<'a> {
+/// A request that waits for news.
+pub(super) struct Waiting<'a> {
     group: &'a Group,
-    number: Number,
+    news: watch::Receiver<u64>,
+    _counted: Counted<'a>,
+    _stage: journey::Stage,
 }
 
-impl Drop for Held<'_> {
+impl Waiting<'_> {
+    /// Until there are some since the last time.
+    ///
+    /// # Errors
+    /// The gateway is stopping.
+    pub(super) async fn news(&mut self) -> Result<(), Failure> {
+        self.group.work.notify_one();
+        self.news.changed().await.map_err(|_| Failure::Stopping)
+    }
+}
+
+/// A request, whose number is done when this is dropped: whether the caller was answered or went away.
+struct Driven<'a> {
+    group: &'a Group,
+    request: Request,
+}
+
+impl Drop for Driven<'_> {
     fn drop(&mut self) {
-        let mut state = self.group.state();
-        let freed = state.session.done(self.number);
-        let wake = freed.min(state.full);
-        drop(state);
-        for _ in 0..wake {
-            self.group.room.notify_one();
+        if let Some(number) = self.request.take_number() {
+            self.group.done(number);
         }
     }
 }
 
+/// A caller that waits for a number.
 struct Full<'a>(&'a Group);
 
 impl<'a> Full<'a> {
     fn new(group: &'a Group) -> Full<'a> {
-        group.state().full += 1;
+        group.full.fetch_add(1, Ordering::Relaxed);
         Full(group)
     }
 }
 
 impl Drop for Full<'_> {
     fn drop(&mut self) {
-        self.0.state().full -= 1;
+        self.0.full.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// The answer to a call to a node.
-async fn at_node(node: NodeId, call: Call) -> Result<wire::Response, Lost> {
-    let _stage = journey::at_node(node);
-    call.await
+/// The links, as a request sees them.
+struct Reached<'a> {
+    shared: &'a Shared,
+    /// The replicas that may answer beside the leader.
+    replicas: Vec<NodeId>,
+    /// How a replica answers says whether it is fit.
+    judges: bool,
 }
 
-async fn pause() {
-    let _stage = journey::waiting();
-    let pause = u64::from(random_u32() % PAUSE_MS_MAX) + 1;
-    tokio::time::sleep(Duration::from_millis(pause)).await;
-}
+impl<'a> Reached<'a> {
+    fn new(shared: &'a Shared, group: &Group, request: &Request) -> Reached<'a> {
+        let replicas = if request.asks_any() { shared.replicas(group) } else { Vec::new() };
+        Reached { shared, replicas, judges: request.leaves_the_silent() }
+    }
 
-fn renumber(command: &mut Command, number: Number, ack: u64) {
-    if let Command::Write { session, seq, ack_upto, op: _ } = command {
-        *session = number.session;
-        *seq = number.seq;
-        *ack_upto = ack;
+    /// Whether another replica may do as well.
+    fn has_others(&self) -> bool {
+        self.judges && self.replicas.len() > 1
+    }
+
+    fn handle_attempted<T>(&self, node: NodeId, attempted: &Attempted<T>) {
+        if !self.judges {
+            return;
+        }
+        match attempted {
+            Attempted::Answer(_) => self.shared.links.handle_answered(node),
+            Attempted::Denied(_) => {}
+            // It is gone, or silent, or behind what the client has seen.
+            Attempted::Lost | Attempted::Unsent(_) | Attempted::Refused(_) | Attempted::Protocol(_) => {
+                self.shared.links.handle_failed(node);
+            }
+        }
     }
 }
 
-fn encode(command: &Command) -> Bytes {
-    let mut encoded = BytesMut::with_capacity(COMMAND_BYTES);
-    command.encode(&mut encoded);
-    encoded.freeze()
-}
+impl Reach for Reached<'_> {
+    type Link = Arc<Link>;
 
-fn known_gateways(term: u64, list: wire::GatewayList) -> KnownGateways {
-    let gateways = list.gateways.into_iter().map(|gateway| KnownGateway {
-        name: gateway.name,
-        region: gateway.region,
-        zone: gateway.zone,
-        client_urls: gateway.client_urls,
-        capacity: gateway.capacity,
-    });
-    KnownGateways { term, gateways: gateways.collect() }
-}
+    fn to(&self, node: NodeId) -> Option<Arc<Link>> {
+        self.shared.links.to(node)
+    }
 
-fn domain_status(term: u64, status: &wire::StatusReply) -> DomainStatus {
-    DomainStatus {
-        term,
-        has_leader: status.leader != 0,
-        commit_slot: status.commit_slot,
-        applied_slot: status.applied_slot,
-        revision: status.revision,
-        compact_revision: status.compact_revision,
-        size_bytes: status.size_bytes,
-        size_in_use_bytes: status.size_in_use_bytes,
-        quota_bytes: status.quota_bytes,
-        no_space_alarm: status.no_space_alarm,
-        corrupt_alarm: status.corrupt_alarm,
+    fn nearest(&self) -> Option<(NodeId, Arc<Link>)> {
+        self.shared.links.to_nearest(&self.replicas)
     }
 }

@@ -5,22 +5,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::gaios::link::v1::{self as wire, request, response::Kind};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use gateway_core::{Attempted, Backoff, NodeId};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info};
 
-use super::Shared;
-use super::group::{Group, Judged, Renewal};
-use crate::backoff::{Backoff, random, random_u32};
+use super::group::{Group, Renewal};
+use super::{Shared, asks};
 use crate::domain::Kept;
-use crate::errors::Failure;
-use crate::link::{Link, Lost};
-use crate::retry::{self, Attempts, Next};
-use crate::router::NodeId;
+use crate::link::{Link, attempt};
+use crate::random::{random, random_u32};
 
 /// How long a replica may wait for a leader before it answers that it knows none: so a new one is heard of at once, and a
 /// gateway asks five times a second at most.
@@ -94,10 +91,9 @@ async fn keep_leader(shared: &Shared, group: &Group) {
 
 /// Asks the replicas who leads. Ends as soon as a leader is known that can be reached and is not `suspect`.
 async fn scout(shared: &Shared, group: &Group, suspect: Option<NodeId>) {
-    let question = wire::StatusRequest {
+    let question = asks::WhoLeads {
         wait_ms: u32::try_from(SCOUT_WAIT.as_millis()).unwrap_or(u32::MAX),
         least_term: group.state().route.least_term(),
-        figures: None,
     };
     let mut news = group.news();
     let mut asked: FuturesUnordered<_> = shared
@@ -106,8 +102,9 @@ async fn scout(shared: &Shared, group: &Group, suspect: Option<NodeId>) {
         .filter(|node| Some(*node) != suspect)
         .filter_map(|node| {
             let link = shared.links.to(node)?;
-            let call = link.call(group.id(), request::Kind::Status(question.clone()), 0).ok()?;
-            Some(async move { (node, call.await) })
+            let mut question = question;
+            let group = group.id();
+            Some(async move { (node, attempt(&link, group, &mut question, None).await) })
         })
         .collect();
     let any_asked = !asked.is_empty();
@@ -123,19 +120,13 @@ async fn scout(shared: &Shared, group: &Group, suspect: Option<NodeId>) {
             _ = news.changed() => None,
             () = sleep_until(deadline) => return,
         };
-        if let Some((node, Ok(response))) = answer
-            && let Some(Kind::Status(status)) = response.kind
-        {
+        if let Some((node, Attempted::Answer(asks::Led { term, leader: Some(leader) }))) = answer {
             let changed = {
-                let mut state = group.state();
-                if status.leader == node {
-                    state.route.handle_led(node, response.term)
-                } else {
-                    state.route.handle_said(response.term, status.leader)
-                }
+                let route = &mut group.state().route;
+                if leader == node { route.handle_led(node, term) } else { route.handle_said(term, leader) }
             };
             if changed {
-                debug!(group = group.id(), leader = status.leader, term = response.term, "leader found");
+                debug!(group = group.id(), leader, term, "leader found");
             }
         }
         let found = group.leader_link(shared);
@@ -160,37 +151,19 @@ async fn check_silence(shared: &Shared, group: &Group, node: NodeId, link: &Arc<
     }
 }
 
+/// Returns whether there is one, or somebody else to ask at once.
 async fn open_session(group: &Group, node: NodeId, link: &Arc<Link>, nonce: Bytes) -> bool {
-    let kind = request::Kind::OpenSession(wire::OpenSession { nonce });
-    let Ok(call) = link.call(group.id(), kind, 16) else { return false };
-    let Ok(Ok(response)) = timeout(OPEN_TIMEOUT, call).await else { return false };
-    match response.kind {
-        Some(Kind::SessionOpened(opened)) => {
-            let mut state = group.state();
-            state.route.handle_led(node, response.term);
-            state.session.handle_opened(keyspace::SessionId(opened.session));
-            debug!(group = group.id(), session = opened.session, "session opened");
-            true
-        }
-        Some(Kind::Refused(refused)) => {
-            let mut attempts = Attempts::new(retry::Kind::Write);
-            group.handle_refused(node, response.term, &refused, &mut attempts) == Next::Again
-        }
-        Some(
-            Kind::Reply(_)
-            | Kind::KeptAlive(_)
-            | Kind::Status(_)
-            | Kind::WatchOpened(_)
-            | Kind::WatchEvents(_)
-            | Kind::WatchCanceled(_)
-            | Kind::WatchSynced(_)
-            | Kind::ShardMap(_)
-            | Kind::NodeStatus(_)
-            | Kind::Gateways(_)
-            | Kind::LeaderControlled(_),
-        )
-        | None => false,
-    }
+    let mut ask = asks::OpenSession { nonce };
+    let Ok(attempted) = timeout(OPEN_TIMEOUT, attempt(link, group.id(), &mut ask, None)).await else {
+        return false;
+    };
+    let learned = group.learn(node, None, &attempted);
+    let Some(asks::Opened { term, session }) = attempted.answer() else { return learned.leader_found };
+    let mut state = group.state();
+    state.route.handle_led(node, term);
+    state.session.handle_opened(session);
+    debug!(group = group.id(), session = session.0, "session opened");
+    true
 }
 
 /// Renews leases: what comes in while one request is under way goes with the next.
@@ -198,62 +171,16 @@ async fn keep_leases(shared: &Shared, group: &Group, mut renewals: mpsc::Unbound
     let mut batch = Vec::new();
     while renewals.recv_many(&mut batch, RENEWALS_MAX).await > 0 {
         let leases: Vec<i64> = batch.iter().map(|renewal| renewal.lease.0).collect();
-        let deadline = shared.deadline();
-        let mut attempts = Attempts::new(retry::Kind::Read);
-        let renewed = timeout_at(deadline, renew(shared, group, leases, &mut attempts)).await;
-        let renewed = renewed.unwrap_or_else(|_| Err(attempts.timed_out()));
-        match renewed {
-            Ok((term, kept)) => {
-                for (renewal, lease) in batch.drain(..).zip(&kept.leases) {
-                    let kept = Kept { ttl: lease.ttl, revision: kept.revision, term };
-                    let _ = renewal.answer.send(Ok(kept));
+        match group.renew(shared, leases, shared.deadline()).await {
+            Ok(asks::KeptAlive { term, revision, ttls }) => {
+                for (renewal, ttl) in batch.drain(..).zip(ttls) {
+                    let _ = renewal.answer.send(Ok(Kept { ttl, revision, term }));
                 }
             }
             Err(failure) => {
                 for renewal in batch.drain(..) {
                     let _ = renewal.answer.send(Err(failure.clone()));
                 }
-            }
-        }
-    }
-}
-
-async fn renew(
-    shared: &Shared,
-    group: &Group,
-    leases: Vec<i64>,
-    attempts: &mut Attempts,
-) -> Result<(u64, wire::KeptAlive), Failure> {
-    let waiting_max = shared.waiting_max();
-    loop {
-        let Some((node, link)) = group.leader_link(shared) else {
-            group.wait(|| group.leader_link(shared).is_some(), waiting_max).await?;
-            continue;
-        };
-        let bytes = leases.len() * 9;
-        let kind = request::Kind::KeepAlive(wire::KeepAlive { leases: leases.clone() });
-        let answered = match link.call(group.id(), kind, bytes) {
-            Ok(call) => call.await,
-            Err(_) => Err(Lost),
-        };
-        let next = match answered {
-            Ok(wire::Response { term, kind: Some(Kind::KeptAlive(kept)), .. })
-                if kept.leases.len() == leases.len() =>
-            {
-                return Ok((term, kept));
-            }
-            other => match group.judge(node, other, attempts) {
-                Judged::Next(next) => next,
-                Judged::Refused(error) => return Err(Failure::Refused(error)),
-                Judged::Answer(_) => Next::Give(Failure::Internal("gaios: an answer to another question")),
-            },
-        };
-        match next {
-            Next::Give(failure) => return Err(failure),
-            Next::Again => {}
-            Next::Ease => shared.ease(attempts, bytes).await?,
-            Next::Wait | Next::Pause | Next::Renumber => {
-                tokio::time::sleep(Duration::from_millis(u64::from(random_u32() % 20) + 1)).await;
             }
         }
     }

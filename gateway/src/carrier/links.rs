@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use discovery::Address;
+use gateway_core::NodeId;
+use gateway_core::nearest::{Nodes, Place};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
 use crate::domain::{LinkCounts, NodeStanding};
 use crate::link::{Identity, Link, LinkEvent, Target};
-use crate::nearest::{Nodes, Place};
-use crate::router::NodeId;
 use crate::status::Reach;
 
 #[derive(Debug)]

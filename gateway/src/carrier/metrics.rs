@@ -1,6 +1,6 @@
 //! What the carrier counts: frames and bytes of links, and attempts that led nowhere.
 
-use api::gaios::link::v1::refused::Why;
+use gateway_core::{Attempted, Why};
 use prometheus::core::Collector;
 use prometheus::{IntCounter, IntCounterVec, Opts};
 
@@ -65,8 +65,8 @@ impl Default for LinkMetrics {
 #[derive(Clone, Debug)]
 pub(super) struct Retries {
     all: IntCounterVec,
-    pub(super) link_lost: IntCounter,
-    pub(super) session_lost: IntCounter,
+    link_lost: IntCounter,
+    session_lost: IntCounter,
     not_leader: IntCounter,
     stopping: IntCounter,
     outcome_unknown: IntCounter,
@@ -93,14 +93,22 @@ impl Default for Retries {
 }
 
 impl Retries {
-    pub(super) fn refused(&self, why: Why) {
-        let counter = match why {
+    pub(super) fn count<T>(&self, attempted: &Attempted<T>) {
+        match attempted {
+            Attempted::Lost => self.link_lost.inc(),
+            Attempted::Refused(refused) => self.of(refused.why).inc(),
+            Attempted::Denied(keyspace::Error::SessionExpired) => self.session_lost.inc(),
+            Attempted::Unsent(_) | Attempted::Denied(_) | Attempted::Protocol(_) | Attempted::Answer(_) => {}
+        }
+    }
+
+    fn of(&self, why: Why) -> &IntCounter {
+        match why {
             Why::NotLeader => &self.not_leader,
             Why::NoGroup | Why::Stopping => &self.stopping,
             Why::OutcomeUnknown => &self.outcome_unknown,
             Why::Overloaded => &self.overloaded,
-            Why::Unspecified | Why::NoDisk | Why::Malformed | Why::AnswerTooLarge => &self.refused,
-        };
-        counter.inc();
+            Why::Unknown | Why::NoDisk | Why::Malformed | Why::AnswerTooLarge => &self.refused,
+        }
     }
 }

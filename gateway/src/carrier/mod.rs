@@ -1,9 +1,10 @@
 //! A domain carried by our groups: requests find the group's leader over the links, writes go under session numbers,
 //! feeds move from replica to replica.
 //!
-//! Decisions are taken by pure parts ([`crate::router`], [`crate::session`], [`crate::retry`]); this folder waits for
-//! answers and carries out what they say. A request is driven by its caller's own future: no task is spawned for it.
+//! What to do is decided in [`gateway_core`]; this folder waits for answers and carries out what it says. A request is
+//! driven by its caller's own future: no task is spawned for it.
 
+mod asks;
 mod feed;
 mod group;
 mod keeper;
@@ -22,6 +23,8 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::{Bytes, BytesMut};
 use discovery::Discovery;
+use gateway_core::nearest::Place;
+use gateway_core::{Failure, FeedSpec, Pause};
 use keyspace::{KeyRange, LeaseId, Op, Query, TxnOp};
 use prometheus::core::Collector;
 use tokio::sync::{mpsc, watch};
@@ -29,17 +32,14 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::backoff::random_u32;
 use crate::domain::{
-    Answer, Consistency, Domain, DomainStatus, FeedSpec, Kept, KnownGateways, LinkCounts, NodeStanding,
+    Answer, Consistency, Domain, DomainStatus, Kept, KnownGateways, LinkCounts, NodeStanding,
 };
-use crate::errors::Failure;
 use crate::journey;
 use crate::leading::{Leading, Wanted};
 use crate::link::{Figures, Identity, LinkEvent};
 use crate::metrics::{CertificateMetrics, DnsMetrics};
-use crate::nearest::Place;
-use crate::retry::Attempts;
+use crate::random::random_u32;
 use crate::status::{GatewayStatus, NodeStatus};
 
 use group::Group;
@@ -324,17 +324,20 @@ impl Shared {
         }
     }
 
-    /// Leaves an overloaded node alone for a moment, before a request of so many bytes goes to it again.
+    /// Pauses before a request of so many bytes goes out again.
     ///
     /// # Errors
-    /// Too much waits like this, and no attempt of the request can have been applied.
-    async fn ease(&self, attempts: &Attempts, bytes: usize) -> Result<(), Failure> {
-        let counted = Counted::new(&self.easing, bytes, EASING_BYTES_MAX);
-        if !attempts.maybe_applied() && counted.is_err() {
-            return Err(Failure::Overloaded);
-        }
+    /// Too much waits for nodes to be less busy.
+    async fn pause(&self, pause: Pause, bytes: usize) -> Result<(), Failure> {
+        let _easing = match pause {
+            Pause::Moment => None,
+            Pause::Ease { bounded, most: _ } => {
+                let bytes_max = if bounded { EASING_BYTES_MAX } else { usize::MAX };
+                Some(Counted::new(&self.easing, bytes, bytes_max)?)
+            }
+        };
         let _stage = journey::waiting();
-        tokio::time::sleep(attempts.ease(random_u32())).await;
+        tokio::time::sleep(pause.length(random_u32())).await;
         Ok(())
     }
 

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use discovery::{Address, Trust};
+use gateway_core::NodeId;
 use parking_lot::Mutex;
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::Shared;
-use crate::router::NodeId;
 
 /// The addresses that are followed.
 #[derive(Debug, Default)]

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use api::gaios::link::v1::{self as wire, request, response::Kind};
 use futures::future::join_all;
+use gateway_core::NodeId;
 use tokio::time::{Instant, timeout};
 
-use super::Shared;
-use crate::router::NodeId;
+use super::{Shared, asks};
+use crate::link::attempt;
 use crate::status::{NodeSaid, NodeStatus};
 
 /// A node that has not answered for this long is told of without.
@@ -37,9 +37,7 @@ impl Shared {
 
     async fn ask_node(&self, id: NodeId) -> Option<NodeSaid> {
         let link = self.links.to(id)?;
-        let asked = link.call(0, request::Kind::NodeStatus(wire::NodeStatusRequest {}), 0);
         // A node of an older version refuses the question.
-        let Some(Kind::NodeStatus(said)) = asked.ok()?.await.ok()?.kind else { return None };
-        Some(said.into())
+        attempt(&link, 0, &mut asks::NodeStatus, None).await.answer()
     }
 }

@@ -2,11 +2,9 @@
 //! are.
 
 use bytes::Bytes;
+use gateway_core::{Failure, NodeId};
 use keyspace::{KeyRange, RangeEnd};
 use shard_map::{DecodeError, GroupId, Role, ShardMap};
-
-use crate::errors::Failure;
-use crate::router::NodeId;
 
 /// A shard map, read. Never changed: a newer one takes its place.
 #[derive(Debug)]

@@ -11,10 +11,10 @@ use http_body::Body as HttpBody;
 use tokio::time::Instant;
 use tonic::body::Body;
 
+use super::errors::code_and_text;
 use super::{Door, http};
 use crate::admin::{Answer, Asked, admit, failure, json, not_found, page, parse};
 use crate::domain::Domain;
-use crate::errors::code_and_text;
 use crate::leading::Wanted;
 use crate::status::{
     CertificateDoor, CertificateStatus, ClusterStatus, GatewayRates, GatewayStatus, Status, told,

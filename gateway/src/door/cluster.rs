@@ -5,6 +5,7 @@ use std::sync::Arc;
 use api::etcdserverpb as pb;
 use tonic::{Request, Response, Status};
 
+use super::errors::to_status;
 use super::{Caller, unsupported};
 use crate::domain::Domain;
 
@@ -16,7 +17,7 @@ impl<D: Domain> pb::cluster_server::Cluster for Cluster<D> {
         &self,
         _request: Request<pb::MemberListRequest>,
     ) -> Result<Response<pb::MemberListResponse>, Status> {
-        let known = self.0.domain.gateways().await?;
+        let known = self.0.domain.gateways().await.map_err(to_status)?;
         // etcd leaves the revision of cluster answers at 0.
         let header = self.0.header(0, known.term);
         let members = self.0.members.list(&known.gateways).into_iter().map(|member| pb::Member {

@@ -22,6 +22,7 @@ use tonic::{Code, Status};
 use tower_service::Service as _;
 
 use super::cluster::Cluster;
+use super::errors::{INVALID_CLIENT_API_VERSION, status};
 use super::health::Health;
 use super::kv::Kv;
 use super::lease::Lease;
@@ -29,7 +30,6 @@ use super::maintenance::Maintenance;
 use super::told::{Line, Received, tell_at_end};
 use super::{Caller, Door, admin, http, methods, watch};
 use crate::domain::Domain;
-use crate::errors::{INVALID_CLIENT_API_VERSION, status};
 use crate::journey::{self, Journey};
 
 /// Taken from clients as etcd takes it, and bounded by its decompressed size. Answers go uncompressed: that is allowed, and

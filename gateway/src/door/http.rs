@@ -8,9 +8,10 @@ use http_body_util::Full;
 use keyspace::{KeyRange, Query, RangeRequest};
 use tonic::body::Body;
 
+use super::errors::code_and_text;
 use super::{ADVERTISED_CLUSTER_VERSION, ADVERTISED_STORAGE_VERSION, ADVERTISED_VERSION, Door};
 use crate::domain::{Consistency, Domain};
-use crate::errors::{Failure, code_and_text};
+use gateway_core::Failure;
 
 /// The content type of Prometheus' text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";

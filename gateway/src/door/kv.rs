@@ -8,9 +8,10 @@ use keyspace::{Op, Query, RangeRequest, Reply, SortOrder, SortTarget, Txn, TxnOp
 use tokio_stream::Once;
 use tonic::{Request, Response, Status};
 
+use super::errors::to_status;
 use super::{Caller, Door, convert};
 use crate::domain::Domain;
-use crate::errors::Failure;
+use gateway_core::Failure;
 
 /// What etcd's raft request adds to a client's message at most: an id, a tag and lengths.
 const RAFT_REQUEST_OVERHEAD_BYTES: usize = 18;
@@ -54,8 +55,8 @@ fn newest_revision(txn: &Txn) -> i64 {
 impl<D: Domain> pb::kv_server::Kv for Kv<D> {
     async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
         let request = convert::range(request.into_inner());
-        check::range(&request).map_err(Failure::from)?;
-        Ok(Response::new(self.0.range(request).await?))
+        check::range(&request).map_err(to_status)?;
+        Ok(Response::new(self.0.range(request).await.map_err(to_status)?))
     }
 
     type RangeStreamStream = Once<Result<pb::RangeStreamResponse, Status>>;
@@ -66,7 +67,7 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
         let request = convert::range(request.into_inner());
-        check::range(&request).map_err(Failure::from)?;
+        check::range(&request).map_err(to_status)?;
         let is_ascending = matches!(request.sort_order, SortOrder::None | SortOrder::Ascend);
         if request.sort_target != SortTarget::Key || !is_ascending {
             return Err(Status::unimplemented("RangeStream does not support custom sort orders"));
@@ -80,7 +81,7 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
         if filters.iter().any(|filter| *filter != 0) {
             return Err(Status::unimplemented("RangeStream does not support revision filters"));
         }
-        let range_response = Some(self.0.range(request).await?);
+        let range_response = Some(self.0.range(request).await.map_err(to_status)?);
         Ok(Response::new(tokio_stream::once(Ok(pb::RangeStreamResponse { range_response }))))
     }
 
@@ -88,10 +89,10 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
         let request = request.into_inner();
         let size = self.0.check_size(&request);
         let put = convert::put(request);
-        check::put(&put).map_err(Failure::from)?;
-        size?;
-        let answer = self.0.domain.write(Op::Put(put)).await?;
-        let Reply::Put(reply) = answer.reply else { return Err(MISMATCH.into()) };
+        check::put(&put).map_err(to_status)?;
+        size.map_err(to_status)?;
+        let answer = self.0.domain.write(Op::Put(put)).await.map_err(to_status)?;
+        let Reply::Put(reply) = answer.reply else { return Err(to_status(MISMATCH)) };
         let header = self.0.header(reply.revision.0, answer.term);
         Ok(Response::new(convert::put_reply(reply, header)))
     }
@@ -103,10 +104,10 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
         let request = request.into_inner();
         let size = self.0.check_size(&request);
         let delete = convert::delete_range(request);
-        check::delete_range(&delete).map_err(Failure::from)?;
-        size?;
-        let answer = self.0.domain.write(Op::DeleteRange(delete)).await?;
-        let Reply::DeleteRange(reply) = answer.reply else { return Err(MISMATCH.into()) };
+        check::delete_range(&delete).map_err(to_status)?;
+        size.map_err(to_status)?;
+        let answer = self.0.domain.write(Op::DeleteRange(delete)).await.map_err(to_status)?;
+        let Reply::DeleteRange(reply) = answer.reply else { return Err(to_status(MISMATCH)) };
         let header = self.0.header(reply.revision.0, answer.term);
         Ok(Response::new(convert::delete_range_reply(reply, header)))
     }
@@ -117,15 +118,15 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
         // As grpc-go says it where etcd cannot read a request.
         let unreadable = |error| Status::internal(format!("grpc: error unmarshalling request: {error}"));
         let txn = convert::txn(request).map_err(unreadable)?;
-        check::txn(&txn, self.0.txn_ops_max.load(Ordering::Relaxed)).map_err(Failure::from)?;
+        check::txn(&txn, self.0.txn_ops_max.load(Ordering::Relaxed)).map_err(to_status)?;
         let answer = if txn.is_read_only() {
             let consistency = self.0.consistency(txn.is_serializable(), newest_revision(&txn));
-            self.0.domain.read(Query::Txn(txn), consistency).await?
+            self.0.domain.read(Query::Txn(txn), consistency).await.map_err(to_status)?
         } else {
-            size?;
-            self.0.domain.write(Op::Txn(txn)).await?
+            size.map_err(to_status)?;
+            self.0.domain.write(Op::Txn(txn)).await.map_err(to_status)?
         };
-        let Reply::Txn(reply) = answer.reply else { return Err(MISMATCH.into()) };
+        let Reply::Txn(reply) = answer.reply else { return Err(to_status(MISMATCH)) };
         let header = self.0.header(reply.revision.0, answer.term);
         Ok(Response::new(convert::txn_reply(reply, header)))
     }
@@ -136,8 +137,8 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
     ) -> Result<Response<pb::CompactionResponse>, Status> {
         // A compaction is complete when it is answered, so `physical` has nothing to wait for.
         let revision = request.into_inner().revision;
-        let answer = self.0.domain.write(Op::Compact { revision }).await?;
-        let Reply::Compacted { revision } = answer.reply else { return Err(MISMATCH.into()) };
+        let answer = self.0.domain.write(Op::Compact { revision }).await.map_err(to_status)?;
+        let Reply::Compacted { revision } = answer.reply else { return Err(to_status(MISMATCH)) };
         let header = self.0.header(revision.0, answer.term);
         Ok(Response::new(pb::CompactionResponse { header }))
     }

@@ -10,11 +10,11 @@ use futures::{FutureExt as _, Stream, StreamExt as _};
 use keyspace::{LeaseId, Op, Query, Reply, check};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::errors::to_status;
 use super::kv::MISMATCH;
 use super::{Caller, StreamEnd};
-use crate::backoff::random;
 use crate::domain::{Consistency, Domain};
-use crate::errors::Failure;
+use crate::random::random;
 
 /// Keep-alives of one stream that may wait for their answers. Clients send those of all their leases at once.
 const RENEWALS_MAX: usize = 4096;
@@ -28,14 +28,14 @@ impl<D: Domain> pb::lease_server::Lease for Lease<D> {
         request: Request<pb::LeaseGrantRequest>,
     ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
         let request = request.into_inner();
-        check::lease_ttl(request.ttl).map_err(Failure::from)?;
+        check::lease_ttl(request.ttl).map_err(to_status)?;
         let ttl = request.ttl.max(self.0.options.lease_ttl_min_s);
         let id = match request.id {
             0 => random_lease(),
             id => id,
         };
-        let answer = self.0.domain.write(Op::LeaseGrant { id: LeaseId(id), ttl }).await?;
-        let Reply::LeaseGranted { revision, id, ttl } = answer.reply else { return Err(MISMATCH.into()) };
+        let answer = self.0.domain.write(Op::LeaseGrant { id: LeaseId(id), ttl }).await.map_err(to_status)?;
+        let Reply::LeaseGranted { revision, id, ttl } = answer.reply else { return Err(to_status(MISMATCH)) };
         let header = self.0.header(revision.0, answer.term);
         Ok(Response::new(pb::LeaseGrantResponse { header, id: id.0, ttl, error: String::new() }))
     }
@@ -45,8 +45,8 @@ impl<D: Domain> pb::lease_server::Lease for Lease<D> {
         request: Request<pb::LeaseRevokeRequest>,
     ) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
         let id = LeaseId(request.into_inner().id);
-        let answer = self.0.domain.write(Op::LeaseRevoke { id }).await?;
-        let Reply::LeaseRevoked { revision } = answer.reply else { return Err(MISMATCH.into()) };
+        let answer = self.0.domain.write(Op::LeaseRevoke { id }).await.map_err(to_status)?;
+        let Reply::LeaseRevoked { revision } = answer.reply else { return Err(to_status(MISMATCH)) };
         let header = self.0.header(revision.0, answer.term);
         Ok(Response::new(pb::LeaseRevokeResponse { header }))
     }
@@ -79,8 +79,8 @@ impl<D: Domain> pb::lease_server::Lease for Lease<D> {
     ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
         let request = request.into_inner();
         let query = Query::LeaseTimeToLive { id: LeaseId(request.id), keys: request.keys };
-        let answer = self.0.domain.read(query, Consistency::Linearizable).await?;
-        let Reply::LeaseTimeToLive(reply) = answer.reply else { return Err(MISMATCH.into()) };
+        let answer = self.0.domain.read(query, Consistency::Linearizable).await.map_err(to_status)?;
+        let Reply::LeaseTimeToLive(reply) = answer.reply else { return Err(to_status(MISMATCH)) };
         let header = self.0.header(reply.revision.0, answer.term);
         Ok(Response::new(pb::LeaseTimeToLiveResponse {
             header,
@@ -96,8 +96,8 @@ impl<D: Domain> pb::lease_server::Lease for Lease<D> {
         _request: Request<pb::LeaseLeasesRequest>,
     ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
         let consistency = self.0.consistency_of_a_member();
-        let answer = self.0.domain.read(Query::Leases, consistency).await?;
-        let Reply::Leases { revision, leases } = answer.reply else { return Err(MISMATCH.into()) };
+        let answer = self.0.domain.read(Query::Leases, consistency).await.map_err(to_status)?;
+        let Reply::Leases { revision, leases } = answer.reply else { return Err(to_status(MISMATCH)) };
         let header = self.0.header(revision.0, answer.term);
         let leases = leases.into_iter().map(|lease| pb::LeaseStatus { id: lease.0 }).collect();
         Ok(Response::new(pb::LeaseLeasesResponse { header, leases }))
@@ -141,7 +141,7 @@ impl<D: Domain> Keeping<D> {
 }
 
 async fn renew<D: Domain>(caller: Arc<Caller<D>>, id: i64) -> Result<pb::LeaseKeepAliveResponse, Status> {
-    let kept = caller.domain.keep_alive(LeaseId(id)).await?;
+    let kept = caller.domain.keep_alive(LeaseId(id)).await.map_err(to_status)?;
     Ok(pb::LeaseKeepAliveResponse { header: caller.header(kept.revision, kept.term), id, ttl: kept.ttl })
 }
 

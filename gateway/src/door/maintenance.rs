@@ -7,10 +7,10 @@ use keyspace::{Alarm, AlarmKind, Op, Query, Reply};
 use tokio_stream::Empty;
 use tonic::{Request, Response, Status};
 
+use super::errors::{NO_LEADER, to_status};
 use super::kv::MISMATCH;
 use super::{ADVERTISED_STORAGE_VERSION, ADVERTISED_VERSION, Caller, Door, unsupported};
 use crate::domain::{Consistency, Domain};
-use crate::errors::NO_LEADER;
 
 /// What the state machine calls the alarms that it raises itself, see [`Alarm::member`].
 const RAISED_BY_THE_GROUP: u64 = 0;
@@ -69,25 +69,25 @@ impl<D: Domain> pb::maintenance_server::Maintenance for Maintenance<D> {
             Ok(pb::AlarmType::Corrupt) => Some(AlarmKind::Corrupt),
             Ok(pb::AlarmType::None) | Err(_) => None,
         };
-        let leader = self.0.leader_member().await?;
+        let leader = self.0.leader_member().await.map_err(to_status)?;
         let member = alarm_member_named(request.member_id, leader);
         let query = || self.0.domain.read(Query::Alarms, Consistency::Linearizable);
         let answer = match (AlarmAction::try_from(request.action), asked) {
             (Ok(AlarmAction::Activate), Some(alarm)) => {
-                self.0.domain.write(Op::AlarmActivate { member, alarm }).await?
+                self.0.domain.write(Op::AlarmActivate { member, alarm }).await.map_err(to_status)?
             }
             (Ok(AlarmAction::Deactivate), Some(alarm)) => {
-                self.0.domain.write(Op::AlarmDeactivate { member, alarm }).await?
+                self.0.domain.write(Op::AlarmDeactivate { member, alarm }).await.map_err(to_status)?
             }
-            (Ok(AlarmAction::Get), _) => query().await?,
+            (Ok(AlarmAction::Get), _) => query().await.map_err(to_status)?,
             // etcd answers an unknown action, or one without an alarm to act on, with nothing.
             (Ok(AlarmAction::Activate | AlarmAction::Deactivate) | Err(_), _) => {
-                let answer = query().await?;
+                let answer = query().await.map_err(to_status)?;
                 let header = self.0.header(answer.reply.revision().0, answer.term);
                 return Ok(Response::new(pb::AlarmResponse { header, alarms: Vec::new() }));
             }
         };
-        let Reply::Alarms { revision, alarms } = answer.reply else { return Err(MISMATCH.into()) };
+        let Reply::Alarms { revision, alarms } = answer.reply else { return Err(to_status(MISMATCH)) };
         let header = self.0.header(revision.0, answer.term);
         let is_get = request.action == i32::from(AlarmAction::Get);
         let alarms = alarms
@@ -102,7 +102,8 @@ impl<D: Domain> pb::maintenance_server::Maintenance for Maintenance<D> {
         &self,
         _request: Request<pb::StatusRequest>,
     ) -> Result<Response<pb::StatusResponse>, Status> {
-        let (status, leader) = tokio::try_join!(self.0.domain.status(), self.0.leader_member())?;
+        let (status, leader) =
+            tokio::try_join!(self.0.domain.status(), self.0.leader_member()).map_err(to_status)?;
         let mut errors = Vec::new();
         if !status.has_leader {
             errors.push(NO_LEADER.1.to_owned());
@@ -135,8 +136,8 @@ impl<D: Domain> pb::maintenance_server::Maintenance for Maintenance<D> {
     ) -> Result<Response<pb::HashKvResponse>, Status> {
         let revision = request.into_inner().revision;
         let consistency = self.0.consistency_of_a_member();
-        let answer = self.0.domain.read(Query::HashKv { revision }, consistency).await?;
-        let Reply::HashKv(reply) = answer.reply else { return Err(MISMATCH.into()) };
+        let answer = self.0.domain.read(Query::HashKv { revision }, consistency).await.map_err(to_status)?;
+        let Reply::HashKv(reply) = answer.reply else { return Err(to_status(MISMATCH)) };
         Ok(Response::new(pb::HashKvResponse {
             header: self.0.header(reply.revision.0, answer.term),
             hash: reply.hash,

@@ -8,6 +8,7 @@ mod caller;
 mod cluster;
 #[doc(hidden)]
 pub mod convert;
+pub(crate) mod errors;
 mod front;
 mod handshake;
 mod health;
@@ -37,10 +38,10 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use crate::domain::{Domain, KnownGateways};
-use crate::errors::{Failure, NO_LEADER, status};
 use crate::metrics::Metrics;
-use crate::nearest;
 use crate::watch::Hub;
+use errors::{NO_LEADER, status, to_status};
+use gateway_core::Failure;
 
 pub(crate) use admin::StatusTold;
 pub(crate) use caller::Caller;
@@ -143,7 +144,7 @@ pub(crate) struct Door<D> {
     /// The gateway's.
     pub(crate) name: String,
     /// Where it stands.
-    pub(crate) standing: nearest::Place,
+    pub(crate) standing: gateway_core::nearest::Place,
     pub(crate) started: Instant,
     pub(crate) status_told: StatusTold,
     /// Requests, events, bytes from and to clients.
@@ -197,7 +198,7 @@ impl<D: Domain> Door<D> {
             biased;
             Ok(_) = known.wait_for(|known| *known) => Ok(()),
             Ok(_) = leaderless.wait_for(|leaderless| *leaderless) => Err(status(NO_LEADER)),
-            () = self.ending.begun() => Err(Failure::Stopping.into()),
+            () = self.ending.begun() => Err(to_status(Failure::Stopping)),
         }
     }
 
@@ -244,7 +245,7 @@ impl StreamEnd {
         };
         tokio::select! {
             () = leaderless => status(NO_LEADER),
-            () = self.ending.turn(self.place) => Failure::Stopping.into(),
+            () = self.ending.turn(self.place) => to_status(Failure::Stopping),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::backoff::random_u32;
+use crate::random::random_u32;
 
 /// Cheap to clone; all clones begin together.
 #[derive(Clone, Debug, Default)]

@@ -20,8 +20,8 @@ use tonic::{Status, Streaming};
 
 use super::front::{COMPRESSION, sizes_of_too_large};
 use super::{Caller, StreamEnd};
-use crate::backoff::random_u32;
 use crate::domain::{Domain, DomainStatus};
+use crate::random::random_u32;
 use crate::watch::{Frame, Hub, WatchOptions, Watchers};
 
 /// Room for the encoder and the decoder of a stream. Most streams are idle, and there are many.

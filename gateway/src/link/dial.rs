@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use api::gaios::link::v1 as wire;
 use bytes::{Bytes, BytesMut};
+use gateway_core::{Backoff, NodeId};
 use parking_lot::Mutex;
 use prost::Message as _;
 use tls::{Mutual, Role, Stream};
@@ -22,9 +23,8 @@ use tracing::debug;
 
 use super::refusals::Refusal;
 use super::{Identity, encode_frame};
-use crate::backoff::{Backoff, random_u32};
 use crate::domain::LinkCounts;
-use crate::router::NodeId;
+use crate::random::random_u32;
 
 /// Version of the protocol in `link.proto`.
 const VERSION: u32 = 1;

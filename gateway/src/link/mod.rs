@@ -2,8 +2,9 @@
 //!
 //! Requests of all clients share it. [`Link::call`] adds a request to the open batch and gives a future of its answer;
 //! a pair of tasks moves frames. Losing the connection loses every answer that was awaited on it: whoever waited
-//! decides what that means ([`crate::retry`]).
+//! decides what that means ([`gateway_core::Request`]).
 
+mod ask;
 mod batch;
 mod dial;
 mod refusals;
@@ -20,6 +21,8 @@ use std::time::Duration;
 use api::gaios::link::v1::{self as wire, request, response};
 use arc_swap::ArcSwapOption;
 use bytes::{BufMut, Bytes, BytesMut};
+use gateway_core::nearest::Place;
+use gateway_core::{Backoff, NodeId, Unsent};
 use parking_lot::Mutex;
 use prost::Message as _;
 use tls::{Mutual, WriteHalf};
@@ -33,15 +36,14 @@ use tokio_util::io::InspectReader;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::backoff::{Backoff, random_u32};
 use crate::carrier::LinkMetrics;
-use crate::nearest::Place;
-use crate::router::NodeId;
+use crate::random::random_u32;
 
 use batch::OpenBatch;
 use dial::{Order, Reached};
 use slots::Slots;
 
+pub(crate) use ask::{Ask, attempt, mismatch, refused, sort};
 pub(crate) use dial::{Detours, Target};
 pub(crate) use refusals::Refusals;
 
@@ -130,15 +132,6 @@ enum Waiter {
     Call { group: u64, answer: oneshot::Sender<wire::Response> },
     Feed { items: mpsc::UnboundedSender<wire::Response> },
     Probe,
-}
-
-/// Why a request was not handed to a link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NotSent {
-    /// The connection is down.
-    Down,
-    /// Too much waits.
-    Full,
 }
 
 /// The connection was lost before the answer came.
@@ -245,21 +238,17 @@ impl Link {
         group: u64,
         kind: request::Kind,
         bytes: usize,
-    ) -> Result<Call, NotSent> {
+    ) -> Result<Call, Unsent> {
         let (answer, receiver) = oneshot::channel();
         let id = self.submit(group, kind, bytes, Waiter::Call { group, answer })?;
         Ok(Call { link: Arc::clone(self), id, receiver, done: false })
     }
 
     /// Opens a watch; its frames come in order.
-    pub(crate) fn open_feed(
-        self: &Arc<Self>,
-        group: u64,
-        open: wire::WatchOpen,
-    ) -> Result<FeedCall, NotSent> {
+    pub(crate) fn open_feed(self: &Arc<Self>, group: u64, ask: &mut impl Ask) -> Result<FeedCall, Unsent> {
         let (items, receiver) = mpsc::unbounded_channel();
-        let bytes = open.key.len() + open.range_end.len();
-        let id = self.submit(group, request::Kind::WatchOpen(open), bytes, Waiter::Feed { items })?;
+        let (open, bytes) = ask.request(None);
+        let id = self.submit(group, open, bytes, Waiter::Feed { items })?;
         Ok(FeedCall { link: Arc::clone(self), group, id, receiver })
     }
 
@@ -272,20 +261,20 @@ impl Link {
         drop(gone);
     }
 
-    fn submit(&self, group: u64, kind: request::Kind, bytes: usize, waiter: Waiter) -> Result<u64, NotSent> {
+    fn submit(&self, group: u64, kind: request::Kind, bytes: usize, waiter: Waiter) -> Result<u64, Unsent> {
         let mut state = self.state.lock();
         if state.node.is_none() {
-            return Err(NotSent::Down);
+            return Err(Unsent::Down);
         }
         if state.waiting.len() >= CALLS_MAX {
-            return Err(NotSent::Full);
+            return Err(Unsent::Full);
         }
         let is_feed = matches!(waiter, Waiter::Feed { .. });
         let id = state.waiting.insert(waiter);
         let was_empty = state.batch.is_empty();
         if state.batch.push(group, wire::Request { id, kind: Some(kind) }, bytes).is_err() {
             state.waiting.remove(id);
-            return Err(NotSent::Full);
+            return Err(Unsent::Full);
         }
         state.feeds += usize::from(is_feed);
         if was_empty {
@@ -626,9 +615,15 @@ impl FeedCall {
         self.link.tell(self.group, self.id, request::Kind::WatchCredit(wire::WatchCredit { bytes }));
     }
 
-    /// Asks how far the watch has come.
-    pub(crate) fn sync(&self) -> Result<Call, NotSent> {
-        self.link.call(self.group, request::Kind::WatchSync(wire::WatchSync { watch: self.id }), 0)
+    /// The id of the request that opened it, by which its node knows it.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Asks something about it.
+    pub(crate) fn call(&self, ask: &mut impl Ask) -> Result<Call, Unsent> {
+        let (request, bytes) = ask.request(None);
+        self.link.call(self.group, request, bytes)
     }
 }
 

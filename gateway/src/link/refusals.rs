@@ -4,11 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use gateway_core::NodeId;
 use parking_lot::Mutex;
 use tls::{HandshakeError, Identity, Why};
 use tracing::warn;
-
-use crate::router::NodeId;
 
 /// Why there is no link.
 #[derive(Debug)]

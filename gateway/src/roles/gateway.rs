@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use config::{ClientUrl, Gateway as Config, Given, Name};
+use gateway::Place;
 use gateway::door::{AccessLog, DoorOptions, Member, member_id};
-use gateway::nearest::Place;
 use gateway::{Gateway, GatewayOptions, Limits};
 use tls::Holder;
 

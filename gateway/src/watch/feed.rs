@@ -9,13 +9,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
+use gateway_core::{Failure, FeedItem};
 use keyspace::KeyRange;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::log::FeedLog;
-use crate::domain::FeedItem;
-use crate::errors::Failure;
 
 /// Bytes of events kept for watchers of a range that are a little behind.
 const WINDOW_BYTES: usize = 1 << 20;

@@ -17,12 +17,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use gateway_core::FeedSpec;
 use keyspace::KeyRange;
 use parking_lot::Mutex;
 use prometheus::IntGauge;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-use crate::domain::{Domain, Feed, FeedSpec};
+use crate::domain::{Domain, Feed};
 
 pub(crate) use feed::Inbox;
 pub(crate) use watchers::{Feeds, Frame, Subscription, WatchOptions, Watchers};

@@ -21,7 +21,7 @@ use keyspace::{Event, EventKind, KeyRange};
 use super::feed::{FeedEnd, Inbox, SharedFeed};
 use super::log::{Entry, encode_event};
 use crate::door::convert;
-use crate::errors::code_and_text;
+use crate::door::errors::code_and_text;
 
 pub(crate) use headers::Frame;
 use progress::Progress;

@@ -16,7 +16,7 @@ use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::refused::Why;
 use api::gaios::link::v1::{request, response};
 use bytes::{BufMut, Bytes, BytesMut};
-use gateway::nearest::Place;
+use gateway::Place;
 use gateway::{Gateway, GatewayOptions};
 use keyspace::{Command, Effects, KeyRange, Keyspace, Op, Outcome, Query, Reply, Revision, RevisionEvents};
 use parking_lot::Mutex;

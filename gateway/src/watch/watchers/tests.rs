@@ -3,9 +3,9 @@
 use parking_lot::Mutex;
 
 use super::*;
-use crate::domain::FeedItem;
 use crate::watch::feed::Pace;
 use crate::watch::log::tests::revision;
+use gateway_core::FeedItem;
 
 /// Feeds without anything behind them: the test says what they bring.
 #[derive(Clone, Default)]
@@ -415,7 +415,7 @@ fn progress_that_a_watcher_falls_behind_is_given_up_and_nothing_waits_for_it() {
     synced(&b, 6);
     events(&a, &[9], 9);
     assert_eq!(told(&mut watchers), [] as [String; 0]);
-    b.handle_item(FeedItem::Failed(crate::errors::Failure::Stopping));
+    b.handle_item(FeedItem::Failed(gateway_core::Failure::Stopping));
     assert_eq!(told(&mut watchers), ["canceled 1 compacted 0 @8", "1 events 0 @9"]);
     progress(&mut watchers);
     synced(&a, 9);

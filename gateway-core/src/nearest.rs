@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::router::NodeId;
+use crate::route::NodeId;
 
 /// The first rest of a node that failed, and the longest: it doubles with each failure after a rest.
 const REST_MIN: Duration = Duration::from_secs(1);
@@ -151,6 +151,7 @@ impl Nodes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::any_instant;
 
     fn place(region: &str, zone: &str) -> Place {
         Place { region: region.to_owned(), zone: zone.to_owned() }
@@ -170,7 +171,7 @@ mod tests {
 
     #[test]
     fn the_zone_comes_before_the_region_and_that_before_the_round_trip() {
-        let now = Instant::now();
+        let now = any_instant();
         let mut nodes = Nodes::new(place("a", "1"));
         let places = [place("a", "1"), place("a", "2"), place("a", ""), place("b", "1"), place("", "")];
         for (node, place) in (1..).zip(places) {
@@ -195,7 +196,7 @@ mod tests {
 
     #[test]
     fn nodes_that_are_equally_far_share_the_work() {
-        let now = Instant::now();
+        let now = any_instant();
         let mut nodes = Nodes::new(Place::default());
         assert_eq!(chosen(&mut nodes, now, &[1, 2, 3]), [1, 2, 3], "nothing is known of them");
         nodes.handle_round_trip(1, milliseconds(100));
@@ -215,7 +216,7 @@ mod tests {
 
     #[test]
     fn a_node_that_fails_rests_ever_longer_until_it_answers() {
-        let start = Instant::now();
+        let start = any_instant();
         let mut nodes = Nodes::new(Place::default());
         nodes.handle_round_trip(1, milliseconds(1));
         nodes.handle_round_trip(2, milliseconds(100));

@@ -1,43 +1,33 @@
-//! Full-jitter back-off, and the gateway's randomness.
+//! Full-jitter back-off.
 
 use std::time::Duration;
 
 /// A pause drawn evenly from zero to a ceiling that doubles with each failure (full jitter, as in Brooker,
 /// "Exponential Backoff and Jitter").
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Backoff {
+pub struct Backoff {
     ceiling: Duration,
     first: Duration,
     most: Duration,
 }
 
 impl Backoff {
-    pub(crate) const fn new(first: Duration, most: Duration) -> Backoff {
+    /// Pauses of at most `first` at first, and of at most `most` in the end.
+    pub const fn new(first: Duration, most: Duration) -> Backoff {
         Backoff { ceiling: first, first, most }
     }
 
     /// The pause before the next attempt, by a random number.
-    pub(crate) fn next(&mut self, random: u32) -> Duration {
+    pub fn next(&mut self, random: u32) -> Duration {
         let pause = self.ceiling.mul_f64(f64::from(random) / f64::from(u32::MAX));
         self.ceiling = (self.ceiling * 2).min(self.most);
         pause
     }
 
     /// After a success.
-    pub(crate) fn reset(&mut self) {
+    pub fn reset(&mut self) {
         self.ceiling = self.first;
     }
-}
-
-/// Random bytes from the operating system.
-pub(crate) fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).expect("Linux has getrandom since 3.17");
-    bytes
-}
-
-pub(crate) fn random_u32() -> u32 {
-    u32::from_le_bytes(random())
 }
 
 #[cfg(test)]

@@ -1,90 +1,22 @@
 //! The one table from what went wrong to etcd's codes and exact texts.
 //!
-//! Clients convert errors by their text (etcd `api/v3rpc/rpctypes/error.go`), so each is etcd's to the letter. Whether
-//! the caller may try again is a property of the failure, decided here once.
+//! Clients convert errors by their text (etcd `api/v3rpc/rpctypes/error.go`), so each is etcd's to the letter.
 
+use gateway_core::Failure;
 use tonic::{Code, Status};
 
-/// Why a request was not granted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// The state machine refused: the same on every replica.
-    Refused(keyspace::Error),
-    /// The request is larger than the limit.
-    TooLarge,
-    /// The answer is larger than can be sent.
-    AnswerTooLarge,
-    /// The deadline passed; no reason is known.
-    TimedOut,
-    /// The deadline passed after a leader was lost or could not be found.
-    TimedOutLeaderFailed,
-    /// The deadline passed after a link was lost.
-    TimedOutConnectionLost,
-    /// Too much is waiting.
-    Overloaded,
-    /// There is no leader, and the caller asked not to wait for one.
-    NoLeader,
-    /// The nodes' disks are full or fenced.
-    NoDisk,
-    /// The gateway is stopping.
-    Stopping,
-    /// The request touches keys of several shards, which this version does not carry out.
-    SpansShards,
-    /// Ours.
-    Internal(&'static str),
-}
-
-/// Who should do what about a failure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RetryClass {
-    /// The caller's fault, or a plain fact: the same request will fail again.
-    Never,
-    /// Nothing was applied: any request may be sent again, to another gateway at best.
-    Safe,
-    /// It may have been applied: only a read may be sent again.
-    OutcomeUnknown,
-}
-
-impl Failure {
-    /// Whether the request may be sent again.
-    pub fn retry_class(&self) -> RetryClass {
-        match self {
-            Failure::Refused(_)
-            | Failure::TooLarge
-            | Failure::AnswerTooLarge
-            | Failure::SpansShards
-            | Failure::Internal(_) => RetryClass::Never,
-            Failure::Overloaded | Failure::NoLeader | Failure::NoDisk | Failure::Stopping => RetryClass::Safe,
-            Failure::TimedOut | Failure::TimedOutLeaderFailed | Failure::TimedOutConnectionLost => {
-                RetryClass::OutcomeUnknown
-            }
-        }
-    }
-}
-
-impl From<keyspace::Error> for Failure {
-    fn from(error: keyspace::Error) -> Failure {
-        Failure::Refused(error)
-    }
-}
-
-impl From<Failure> for Status {
-    fn from(failure: Failure) -> Status {
-        let (code, text) = code_and_text(&failure);
-        Status::new(code, text)
-    }
+/// What the client is told of a failure.
+pub(super) fn to_status(failure: impl Into<Failure>) -> Status {
+    status(code_and_text(&failure.into()))
 }
 
 /// `etcdserver: no leader`, also as the end of streams that asked for a leader.
-pub const NO_LEADER: (Code, &str) = (Code::Unavailable, "etcdserver: no leader");
+pub(super) const NO_LEADER: (Code, &str) = (Code::Unavailable, "etcdserver: no leader");
 /// Metadata `client-api-version` that is no text.
-pub const INVALID_CLIENT_API_VERSION: (Code, &str) =
+pub(super) const INVALID_CLIENT_API_VERSION: (Code, &str) =
     (Code::InvalidArgument, "etcdserver: invalid client api version");
-/// A watch stream that the server ends.
-pub const WATCH_CANCELED: (Code, &str) = (Code::Cancelled, "etcdserver: watch canceled");
-
 /// The table.
-pub fn code_and_text(failure: &Failure) -> (Code, &'static str) {
+pub(crate) fn code_and_text(failure: &Failure) -> (Code, &'static str) {
     match failure {
         Failure::Refused(error) => refusal(*error),
         Failure::TooLarge => (Code::InvalidArgument, "etcdserver: request is too large"),
@@ -138,7 +70,7 @@ fn refusal(error: keyspace::Error) -> (Code, &'static str) {
 }
 
 /// A status from a row of the table.
-pub fn status((code, text): (Code, &'static str)) -> Status {
+pub(super) fn status((code, text): (Code, &'static str)) -> Status {
     Status::new(code, text)
 }
 
@@ -147,7 +79,7 @@ mod tests {
     use super::*;
 
     fn check(failure: Failure, code: Code, text: &str) {
-        let status = Status::from(failure);
+        let status = to_status(failure);
         assert_eq!((status.code(), status.message()), (code, text));
     }
 
@@ -166,13 +98,5 @@ mod tests {
         check(Failure::Overloaded, Code::Unknown, "etcdserver: too many requests");
         check(Failure::TooLarge, Code::InvalidArgument, "etcdserver: request is too large");
         check(Failure::TimedOut, Code::Unavailable, "etcdserver: request timed out");
-    }
-
-    #[test]
-    fn what_clients_retry_blindly_was_not_applied() {
-        // clientv3 sends a write again only when it is provably unsent; a proxy of ours may when the class says so.
-        assert_eq!(Failure::TimedOut.retry_class(), RetryClass::OutcomeUnknown);
-        assert_eq!(Failure::Overloaded.retry_class(), RetryClass::Safe);
-        assert_eq!(Failure::Refused(keyspace::Error::NoSpace).retry_class(), RetryClass::Never);
     }
 }

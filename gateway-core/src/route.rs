@@ -47,8 +47,8 @@ impl Route {
         self.adopt(Leader { node, term })
     }
 
-    /// `node`, in round `term`, refused to lead, and named `hint` (0: nobody). Returns whether the guess changed.
-    pub fn handle_denied(&mut self, node: NodeId, term: u64, hint: NodeId) -> bool {
+    /// `node`, in round `term`, refused to lead, and named `hint`, if anybody. Returns whether the guess changed.
+    pub fn handle_denied(&mut self, node: NodeId, term: u64, hint: Option<NodeId>) -> bool {
         let before = self.leader;
         self.denied = Some(Leader { node, term });
         // Whatever round it is in: one that has lost its disk has forgotten how far it was. Should it be late news of a time
@@ -56,7 +56,7 @@ impl Route {
         if self.leader.is_some_and(|known| known.node == node) {
             self.leader = None;
         }
-        if hint != 0 && hint != node {
+        if let Some(hint) = hint.filter(|hint| *hint != node) {
             self.handle_said(term, hint);
         }
         self.leader != before
@@ -71,9 +71,9 @@ impl Route {
         was
     }
 
-    /// A replica in round `term` says that `leader` leads it (0: nobody). Returns whether the guess changed.
+    /// A replica in round `term` says that `leader` leads it. Returns whether the guess changed.
     pub fn handle_said(&mut self, term: u64, leader: NodeId) -> bool {
-        if leader == 0 || self.leader.is_some_and(|known| known.term > term) {
+        if self.leader.is_some_and(|known| known.term > term) {
             return false;
         }
         if self.denied.is_some_and(|denied| denied.node == leader && denied.term >= term) {
@@ -107,7 +107,7 @@ mod tests {
     fn a_node_that_denies_is_not_believed_in_by_others_of_the_same_round() {
         let mut route = Route::default();
         route.handle_led(1, 3);
-        assert!(route.handle_denied(1, 4, 0));
+        assert!(route.handle_denied(1, 4, None));
         assert_eq!(route.leader(), None);
         assert!(!route.handle_said(4, 1), "a replica that has not heard yet");
         assert!(route.handle_said(5, 1), "elected again");
@@ -117,7 +117,7 @@ mod tests {
     fn a_leader_that_has_forgotten_its_rounds_is_not_believed_in_any_more() {
         let mut route = Route::default();
         route.handle_led(1, 7);
-        assert!(route.handle_denied(1, 2, 0));
+        assert!(route.handle_denied(1, 2, None));
         assert_eq!(route.leader(), None);
         assert!(route.handle_said(8, 3));
     }
@@ -126,7 +126,7 @@ mod tests {
     fn a_hint_redirects() {
         let mut route = Route::default();
         route.handle_led(1, 3);
-        assert!(route.handle_denied(1, 4, 3));
+        assert!(route.handle_denied(1, 4, Some(3)));
         assert_eq!(route.leader(), Some(Leader { node: 3, term: 4 }));
     }
 
@@ -134,7 +134,7 @@ mod tests {
     fn a_denial_by_another_does_not_shake_a_newer_guess() {
         let mut route = Route::default();
         route.handle_led(2, 5);
-        assert!(!route.handle_denied(1, 4, 3));
+        assert!(!route.handle_denied(1, 4, Some(3)));
         assert_eq!(route.leader(), Some(Leader { node: 2, term: 5 }));
     }
 }

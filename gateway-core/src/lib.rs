@@ -1,0 +1,36 @@
+//! What a gateway decides about requests to replicas: whom to ask, under which number, and what to do when it fails.
+//!
+//! Plain state machines. Nothing here knows sockets, tasks, locks, metrics, etcd's messages or those of the link protocol;
+//! the time and random numbers come in as arguments. The crate `gateway` waits and carries out.
+//!
+//! - [`Request`]: one request across its attempts. Whether it may be tried again is decided there and nowhere else.
+//! - [`Session`]: the numbers under which writes are applied once.
+//! - [`Route`]: who leads a group, as far as a gateway can know.
+//! - [`Upstream`]: a feed's replica, and how the feed moves on to another.
+//! - [`nearest`]: which replica to ask where several would do.
+
+mod attempt;
+mod backoff;
+mod failure;
+mod group;
+pub mod nearest;
+mod request;
+mod route;
+mod session;
+mod upstream;
+
+pub use attempt::{Attempted, Refused, Unsent, Why};
+pub use backoff::Backoff;
+pub use failure::Failure;
+pub use group::{GroupState, Learned};
+pub use request::{Numbered, Pause, Reach, Request, Send, Step, Target, Verdict};
+pub use route::{Leader, NodeId, Route};
+pub use session::{NoNumber, Number, Session};
+pub use upstream::{FeedItem, FeedSpec, Frame, Heard, Open, Synced, Upstream, UpstreamStep};
+
+/// Where the time of a test begins: anywhere, for only differences count.
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "there is no other way to have an instant")]
+fn any_instant() -> std::time::Instant {
+    std::time::Instant::now()
+}

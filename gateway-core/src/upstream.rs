@@ -1,0 +1,468 @@
+//! A feed's upstream: the replica that serves it, and how it moves on.
+//!
+//! It is served by the group's leader, which alone can tell that it has told everything; it moves when the leader does, and
+//! goes on where it was. Without a leader, any replica serves what it has, once the feed knows where it is.
+//!
+//! ```text
+//!   Detached ── poll: Open ──▶ Attached ── Compacted, or it cannot be read ──▶ Ended
+//!      ▲                          │
+//!      └── lost, refused, silent, led by another ──┘
+//! ```
+
+use std::time::{Duration, Instant};
+
+use keyspace::{KeyRange, RevisionEvents};
+
+use crate::attempt::{Attempted, Why};
+use crate::backoff::Backoff;
+use crate::failure::Failure;
+use crate::request::Reach;
+use crate::route::NodeId;
+
+/// A replica that may send and does not say how far it has come for this long is left.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(2);
+/// Between two replicas: the longest first pause, and the longest.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+
+/// Which events a feed carries, and from where on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FeedSpec {
+    /// The keys.
+    pub range: KeyRange,
+    /// First revision wanted; 0 for the first one after every write that was acknowledged before. May lie in the
+    /// future.
+    pub start: i64,
+    /// Whether events tell what was there before.
+    pub prev_kv: bool,
+    /// Bytes of events that may be under way before more credit is given.
+    pub credit: u64,
+}
+
+/// What a feed yields. A feed goes on through the loss of replicas and leaders; its reader sees no seam.
+#[derive(Clone, Debug)]
+pub enum FeedItem {
+    /// First item, once.
+    Opened {
+        /// The newest revision when the feed was opened.
+        revision: i64,
+        /// First revision that will be carried.
+        start: i64,
+        /// The oldest revision that could be read when the feed was opened.
+        compact_revision: i64,
+        /// Round of the leadership: etcd's `raft_term`.
+        term: u64,
+    },
+    /// Whole revisions in ascending order, none twice, none left out.
+    Events {
+        /// The revisions.
+        revisions: Vec<RevisionEvents>,
+        /// Every event up to this revision has been yielded.
+        upto: i64,
+        /// The newest revision of the store.
+        revision: i64,
+        /// As above.
+        term: u64,
+        /// What the events count against the credit.
+        bytes: u64,
+    },
+    /// Every event up to `revision` has been yielded, and `revision` was the newest one when it was asked for, or later.
+    Synced {
+        /// As asked with.
+        token: u64,
+        /// See above.
+        revision: i64,
+        /// The oldest revision that could be read then.
+        compact_revision: i64,
+        /// As above.
+        term: u64,
+    },
+    /// Last item: the revisions wanted are compacted away.
+    Compacted {
+        /// The oldest revision that can be read.
+        compact_revision: i64,
+    },
+    /// Last item: the feed cannot go on.
+    Failed(Failure),
+}
+
+/// What a replica sends for a watch.
+#[derive(Clone, Debug)]
+pub enum Frame {
+    /// First: it is open.
+    Opened {
+        /// The replica's newest revision.
+        revision: i64,
+        /// First revision that will be sent.
+        start: i64,
+        /// The oldest revision that it can read.
+        compact_revision: i64,
+        /// The round that it is in.
+        term: u64,
+    },
+    /// Whole revisions in ascending order.
+    Events {
+        /// The revisions.
+        revisions: Vec<RevisionEvents>,
+        /// All there are up to this one have been sent.
+        upto: i64,
+        /// The replica's newest revision.
+        revision: i64,
+        /// The round that it is in.
+        term: u64,
+        /// What they count against the credit.
+        bytes: u64,
+    },
+    /// Last: the revisions wanted are compacted away.
+    Compacted {
+        /// The oldest revision that can be read.
+        compact_revision: i64,
+    },
+    /// Last: the replica ended it.
+    Canceled,
+}
+
+/// A replica's answer to a sync: everything up to `revision` has been sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Synced {
+    /// See above.
+    pub revision: i64,
+    /// The oldest revision that can be read.
+    pub compact_revision: i64,
+    /// The round that the replica is in.
+    pub term: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Upstream {
+    position: Position,
+    /// Bytes of events that may still come. Below zero where a replica sent a revision larger than what was left.
+    credit: i64,
+    /// The token of a sync that is not answered.
+    wanted: Option<u64>,
+    backoff: Backoff,
+    state: State,
+}
+
+/// Where the feed is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Position {
+    /// No replica has opened it: this is what was asked for.
+    Unopened { start: i64 },
+    /// First revision that was not yielded.
+    At(i64),
+}
+
+#[derive(Debug)]
+enum State {
+    Detached(Detached),
+    Attached(Attached),
+    Ended,
+}
+
+/// On no replica.
+#[derive(Debug)]
+struct Detached {
+    /// No other is asked before.
+    pause_until: Option<Instant>,
+}
+
+/// On a replica.
+#[derive(Debug)]
+struct Attached {
+    node: NodeId,
+    sync: Sync,
+}
+
+/// How the sync stands that a replica is asked for.
+#[derive(Debug)]
+enum Sync {
+    Idle,
+    Asked {
+        token: u64,
+        /// When the replica is left that has said nothing since.
+        until: Instant,
+    },
+    /// It could not answer.
+    Refused {
+        /// When it is asked again.
+        again_at: Instant,
+    },
+}
+
+/// What to do next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum UpstreamStep<L> {
+    /// Open a watch. Tell [`Upstream::handle_frame`] of every frame, or that the opening was not sent.
+    Open(Open<L>),
+    /// Ask the replica how far the watch has come. Tell [`Upstream::handle_synced`] the answer.
+    Sync {
+        /// To be told with the answer.
+        token: u64,
+    },
+    /// There is nobody to ask: wait for news of the leader or the links.
+    AwaitNews,
+    /// Wait for what comes, and until then call [`Upstream::handle_timeout`].
+    AwaitFrames {
+        /// None: as long as it takes.
+        until: Option<Instant>,
+    },
+    /// It is over.
+    Ended,
+}
+
+/// A watch to be opened.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Open<L> {
+    /// At this node.
+    pub node: NodeId,
+    /// Over this link.
+    pub link: L,
+    /// First revision wanted; 0 for the first one behind the newest.
+    pub start: i64,
+    /// Bytes of events that may come.
+    pub credit: u64,
+    /// The replica first catches up with the leader, so that the feed does not start before a write that was acknowledged.
+    pub linearizable: bool,
+}
+
+/// What came of something that was heard.
+#[derive(Debug)]
+pub enum Heard {
+    /// The feed's reader gets this.
+    Item(FeedItem),
+    /// The watch is to be closed, for this reason: the next one is opened elsewhere, or anew.
+    Left(&'static str),
+    /// Nothing.
+    Nothing,
+}
+
+impl Upstream {
+    /// On no replica yet.
+    pub fn new(spec: &FeedSpec) -> Upstream {
+        Upstream {
+            position: Position::Unopened { start: spec.start },
+            credit: i64::try_from(spec.credit).unwrap_or(i64::MAX),
+            wanted: None,
+            backoff: Backoff::new(PAUSE.0, PAUSE.1),
+            state: State::Detached(Detached { pause_until: None }),
+        }
+    }
+
+    /// Allows this many more bytes of events. Replicas must be told, too.
+    pub fn credit(&mut self, bytes: u64) {
+        self.credit = self.credit.saturating_add_unsigned(bytes);
+    }
+
+    /// Asks for a [`FeedItem::Synced`] with this token, in place of one that is not answered.
+    pub fn sync(&mut self, token: u64) {
+        debug_assert!(self.wanted.is_none_or(|wanted| wanted <= token), "tokens ascend");
+        self.wanted = Some(token);
+    }
+
+    /// What to do next. `leader`: who leads the group, if that is known; asked for only if it matters.
+    pub fn poll<R: Reach>(
+        &mut self,
+        now: Instant,
+        leader: impl FnOnce() -> Option<NodeId>,
+        reach: &R,
+    ) -> UpstreamStep<R::Link> {
+        match &mut self.state {
+            State::Detached(detached) => match detached.pause_until {
+                Some(until) if now < until => UpstreamStep::AwaitFrames { until: Some(until) },
+                Some(_) | None => self.poll_open(leader(), reach),
+            },
+            State::Attached(attached) => {
+                if let (Some(token), Position::At(_)) = (self.wanted, self.position)
+                    && attached.sync.may_ask(token)
+                {
+                    attached.sync = Sync::Asked { token, until: now + SYNC_TIMEOUT };
+                    return UpstreamStep::Sync { token };
+                }
+                UpstreamStep::AwaitFrames { until: attached.sync.due() }
+            }
+            State::Ended => UpstreamStep::Ended,
+        }
+    }
+
+    /// A watch that was never open starts at the leader, which knows of every write; one that goes on may do so anywhere.
+    fn poll_open<R: Reach>(&mut self, leader: Option<NodeId>, reach: &R) -> UpstreamStep<R::Link> {
+        let at_leader = leader.and_then(|node| Some((node, reach.to(node)?)));
+        let elsewhere = || if self.was_opened() { reach.nearest() } else { None };
+        let Some((node, link)) = at_leader.or_else(elsewhere) else { return UpstreamStep::AwaitNews };
+        self.state = State::Attached(Attached { node, sync: Sync::Idle });
+        let (start, linearizable) = match self.position {
+            Position::Unopened { start } => (start, true),
+            Position::At(position) => (position, false),
+        };
+        UpstreamStep::Open(Open {
+            node,
+            link,
+            start,
+            credit: self.credit.max(0).unsigned_abs(),
+            linearizable,
+        })
+    }
+
+    /// Whether it has been open: from then on any replica may serve it.
+    pub fn was_opened(&self) -> bool {
+        matches!(self.position, Position::At(_))
+    }
+
+    /// The node whose replica serves it.
+    pub fn node(&self) -> Option<NodeId> {
+        match &self.state {
+            State::Attached(attached) => Some(attached.node),
+            State::Detached(_) | State::Ended => None,
+        }
+    }
+
+    /// The replica sent a frame, or will send none any more. `random` draws a number if one is needed.
+    pub fn handle_frame(
+        &mut self,
+        now: Instant,
+        frame: Attempted<Frame>,
+        random: impl FnOnce() -> u32,
+    ) -> Heard {
+        let State::Attached(attached) = &mut self.state else { return Heard::Nothing };
+        if let (Sync::Asked { until, .. }, true) = (&mut attached.sync, frame.is_of_replica()) {
+            *until = now + SYNC_TIMEOUT;
+        }
+        match frame {
+            Attempted::Answer(Frame::Opened { revision, start, compact_revision, term }) => {
+                self.backoff.reset();
+                if self.was_opened() {
+                    return Heard::Nothing;
+                }
+                self.position = Position::At(start);
+                Heard::Item(FeedItem::Opened { revision, start, compact_revision, term })
+            }
+            Attempted::Answer(Frame::Events { mut revisions, upto, revision, term, bytes }) => {
+                let Position::At(position) = self.position else {
+                    return self.leave(now, "events of a watch that is not open", random);
+                };
+                self.credit = self.credit.saturating_sub_unsigned(bytes);
+                revisions.retain(|events| events.revision.0 >= position);
+                let position = position.max(upto.saturating_add(1));
+                self.position = Position::At(position);
+                Heard::Item(FeedItem::Events { revisions, upto: position - 1, revision, term, bytes })
+            }
+            Attempted::Answer(Frame::Compacted { compact_revision }) => {
+                self.state = State::Ended;
+                Heard::Item(FeedItem::Compacted { compact_revision })
+            }
+            Attempted::Refused(refused) if refused.why == Why::Malformed => {
+                self.fail(Failure::Internal("gaios: a node could not read the watch"))
+            }
+            Attempted::Answer(Frame::Canceled) => self.leave(now, "canceled", random),
+            Attempted::Refused(_) | Attempted::Denied(_) => self.leave(now, "refused", random),
+            Attempted::Lost => self.leave(now, "link lost", random),
+            Attempted::Unsent(_) => self.leave(now, "not sent", random),
+            Attempted::Protocol(text) => self.leave(now, text, random),
+        }
+    }
+
+    /// The replica answered a sync, or will not. Every frame that it sent before has been handled. `leader`: the leader that
+    /// can be reached.
+    pub fn handle_synced(
+        &mut self,
+        now: Instant,
+        token: u64,
+        synced: Attempted<Synced>,
+        leader: Option<NodeId>,
+        random: impl FnOnce() -> u32,
+    ) -> Heard {
+        let State::Attached(attached) = &mut self.state else { return Heard::Nothing };
+        // One that another has taken the place of says nothing any more.
+        if !matches!(attached.sync, Sync::Asked { token: asked, .. } if asked == token) {
+            return Heard::Nothing;
+        }
+        match synced {
+            Attempted::Answer(Synced { revision, compact_revision, term }) => {
+                attached.sync = Sync::Idle;
+                if self.wanted != Some(token) {
+                    return Heard::Nothing;
+                }
+                self.wanted = None;
+                if let Position::At(position) = &mut self.position {
+                    *position = (*position).max(revision.saturating_add(1));
+                }
+                Heard::Item(FeedItem::Synced { token, revision, compact_revision, term })
+            }
+            // The request for the watch was lost on the way.
+            Attempted::Refused(refused) if refused.why == Why::Malformed => {
+                self.leave(now, "it has no such watch", random)
+            }
+            Attempted::Refused(_) if leader.is_some_and(|leader| leader != attached.node) => {
+                self.leave(now, "it does not lead", random)
+            }
+            Attempted::Refused(_) | Attempted::Denied(_) => {
+                attached.sync = Sync::Refused { again_at: now + self.backoff.next(random()) };
+                Heard::Nothing
+            }
+            Attempted::Lost => self.leave(now, "sync lost", random),
+            // The link is full or gone; in the latter case the next frame would say so.
+            Attempted::Unsent(_) => self.leave(now, "sync not sent", random),
+            Attempted::Protocol(text) => self.leave(now, text, random),
+        }
+    }
+
+    /// `leader` can be reached, and leads the group.
+    pub fn handle_leader(&mut self, now: Instant, leader: NodeId, random: impl FnOnce() -> u32) -> Heard {
+        match self.node() {
+            Some(node) if node != leader => self.leave(now, "the leader is elsewhere", random),
+            Some(_) | None => Heard::Nothing,
+        }
+    }
+
+    /// The time has come that [`UpstreamStep::AwaitFrames`] told.
+    pub fn handle_timeout(&mut self, now: Instant, random: impl FnOnce() -> u32) -> Heard {
+        let State::Attached(attached) = &mut self.state else { return Heard::Nothing };
+        match &mut attached.sync {
+            Sync::Asked { until, .. } if *until <= now => {
+                if self.credit > 0 {
+                    return self.leave(now, "sync timed out", random);
+                }
+                // It waits for us, not we for it.
+                *until = now + SYNC_TIMEOUT;
+            }
+            Sync::Refused { again_at } if *again_at <= now => attached.sync = Sync::Idle,
+            Sync::Idle | Sync::Asked { .. } | Sync::Refused { .. } => {}
+        }
+        Heard::Nothing
+    }
+
+    /// It cannot go on.
+    pub fn fail(&mut self, failure: Failure) -> Heard {
+        self.state = State::Ended;
+        Heard::Item(FeedItem::Failed(failure))
+    }
+
+    fn leave(&mut self, now: Instant, reason: &'static str, random: impl FnOnce() -> u32) -> Heard {
+        let pause_until = Some(now + self.backoff.next(random()));
+        self.state = State::Detached(Detached { pause_until });
+        Heard::Left(reason)
+    }
+}
+
+impl Sync {
+    /// Whether a sync with this token is to be sent: none is under way, or an older one.
+    fn may_ask(&self, wanted: u64) -> bool {
+        match self {
+            Sync::Idle => true,
+            Sync::Asked { token, .. } => *token != wanted,
+            Sync::Refused { .. } => false,
+        }
+    }
+
+    fn due(&self) -> Option<Instant> {
+        match self {
+            Sync::Idle => None,
+            Sync::Asked { until, .. } => Some(*until),
+            Sync::Refused { again_at } => Some(*again_at),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

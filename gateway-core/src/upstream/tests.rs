@@ -1,0 +1,235 @@
+//! Feeds as stories: what replicas send, and what the reader gets.
+
+use keyspace::Revision;
+
+use super::*;
+use crate::any_instant;
+use crate::attempt::{Refused, Unsent};
+
+/// Nodes whose links are up; a link is its node. The first is the nearest.
+struct Up(&'static [NodeId]);
+
+impl Reach for Up {
+    type Link = NodeId;
+
+    fn to(&self, node: NodeId) -> Option<NodeId> {
+        self.0.contains(&node).then_some(node)
+    }
+
+    fn nearest(&self) -> Option<(NodeId, NodeId)> {
+        self.0.first().map(|node| (*node, *node))
+    }
+}
+
+struct Story {
+    upstream: Upstream,
+    now: Instant,
+    up: Up,
+    leader: Option<NodeId>,
+}
+
+impl Story {
+    fn new(start: i64) -> Story {
+        let range = KeyRange::single("a");
+        let upstream = Upstream::new(&FeedSpec { range, start, prev_kv: false, credit: 100 });
+        Story { upstream, now: any_instant(), up: Up(&[3, 1, 2]), leader: Some(1) }
+    }
+
+    /// Open at node 1, from revision 5 on.
+    fn opened() -> Story {
+        let mut story = Story::new(0);
+        story.poll();
+        assert_eq!(story.frame(opened(4, 5)), "opened at 4 from 5");
+        story
+    }
+
+    fn poll(&mut self) -> UpstreamStep<NodeId> {
+        let leader = self.leader;
+        self.upstream.poll(self.now, || leader, &self.up)
+    }
+
+    /// As `poll`, once the pause after the last replica is over.
+    fn poll_after_pause(&mut self) -> UpstreamStep<NodeId> {
+        let UpstreamStep::AwaitFrames { until: Some(until) } = self.poll() else {
+            panic!("it does not pause")
+        };
+        assert!(until - self.now <= PAUSE.1);
+        self.now = until;
+        self.poll()
+    }
+
+    fn frame(&mut self, frame: Attempted<Frame>) -> String {
+        told(self.upstream.handle_frame(self.now, frame, || u32::MAX))
+    }
+
+    fn synced(&mut self, token: u64, synced: Attempted<Synced>) -> String {
+        let leader = self.leader;
+        told(self.upstream.handle_synced(self.now, token, synced, leader, || u32::MAX))
+    }
+
+    fn timeout(&mut self) -> String {
+        told(self.upstream.handle_timeout(self.now, || u32::MAX))
+    }
+}
+
+fn opened(revision: i64, start: i64) -> Attempted<Frame> {
+    Attempted::Answer(Frame::Opened { revision, start, compact_revision: 0, term: 2 })
+}
+
+fn events(revisions: &[i64], upto: i64) -> Attempted<Frame> {
+    let events = |number: &i64| RevisionEvents { revision: Revision(*number), events: [].into() };
+    let revisions = revisions.iter().map(events).collect();
+    Attempted::Answer(Frame::Events { revisions, upto, revision: upto, term: 2, bytes: 40 })
+}
+
+fn synced_at(revision: i64) -> Attempted<Synced> {
+    Attempted::Answer(Synced { revision, compact_revision: 1, term: 2 })
+}
+
+fn refused<T>(why: Why) -> Attempted<T> {
+    Attempted::Refused(Refused { why, term: 2, leader: None })
+}
+
+fn told(heard: Heard) -> String {
+    match heard {
+        Heard::Item(FeedItem::Opened { revision, start, .. }) => format!("opened at {revision} from {start}"),
+        Heard::Item(FeedItem::Events { revisions, upto, .. }) => {
+            let revisions: Vec<i64> = revisions.iter().map(|events| events.revision.0).collect();
+            format!("events {revisions:?} up to {upto}")
+        }
+        Heard::Item(FeedItem::Synced { token, revision, .. }) => format!("synced {token} at {revision}"),
+        Heard::Item(FeedItem::Compacted { compact_revision }) => format!("compacted at {compact_revision}"),
+        Heard::Item(FeedItem::Failed(failure)) => format!("failed: {failure:?}"),
+        Heard::Left(reason) => format!("left: {reason}"),
+        Heard::Nothing => String::new(),
+    }
+}
+
+fn open(node: NodeId, start: i64, credit: u64, linearizable: bool) -> UpstreamStep<NodeId> {
+    UpstreamStep::Open(Open { node, link: node, start, credit, linearizable })
+}
+
+#[test]
+fn a_feed_starts_at_the_leader_alone() {
+    let mut feed = Story::new(0);
+    feed.leader = None;
+    assert_eq!(feed.poll(), UpstreamStep::AwaitNews);
+    feed.leader = Some(1);
+    assert_eq!(feed.poll(), open(1, 0, 100, true));
+    assert_eq!(feed.poll(), UpstreamStep::AwaitFrames { until: None });
+    assert_eq!(feed.frame(opened(4, 5)), "opened at 4 from 5");
+    assert_eq!(feed.frame(events(&[5, 7], 8)), "events [5, 7] up to 8");
+}
+
+#[test]
+fn it_goes_on_where_it_was_and_repeats_nothing() {
+    let mut feed = Story::opened();
+    assert_eq!(feed.frame(events(&[5], 6)), "events [5] up to 6");
+    assert_eq!(feed.frame(Attempted::Lost), "left: link lost");
+    assert_eq!(feed.upstream.node(), None);
+    feed.leader = None;
+    assert_eq!(feed.poll_after_pause(), open(3, 7, 60, false), "the nearest, for want of a leader");
+    assert_eq!(feed.frame(opened(9, 7)), "", "its reader sees no seam");
+    assert_eq!(feed.frame(events(&[6, 8], 9)), "events [8] up to 9");
+    let moved = feed.upstream.handle_leader(feed.now, 2, || 0);
+    assert_eq!(told(moved), "left: the leader is elsewhere");
+    feed.leader = Some(2);
+    assert_eq!(feed.poll(), open(2, 10, 20, false));
+    assert_eq!(told(feed.upstream.handle_leader(feed.now, 2, || 0)), "");
+}
+
+#[test]
+fn a_sync_is_asked_for_until_it_is_answered() {
+    let mut feed = Story::new(0);
+    feed.upstream.sync(2);
+    feed.poll();
+    assert_eq!(feed.poll(), UpstreamStep::AwaitFrames { until: None }, "opening comes first");
+    feed.frame(opened(4, 5));
+    assert_eq!(feed.poll(), UpstreamStep::Sync { token: 2 });
+    assert_eq!(feed.poll(), UpstreamStep::AwaitFrames { until: Some(feed.now + SYNC_TIMEOUT) });
+    assert_eq!(feed.synced(2, Attempted::Lost), "left: sync lost");
+    feed.poll_after_pause();
+    assert_eq!(feed.poll(), UpstreamStep::Sync { token: 2 });
+    // Another takes its place.
+    feed.upstream.sync(3);
+    assert_eq!(feed.poll(), UpstreamStep::Sync { token: 3 });
+    assert_eq!(feed.synced(2, synced_at(6)), "", "too late");
+    assert_eq!(feed.synced(3, synced_at(6)), "synced 3 at 6");
+    assert_eq!(feed.poll(), UpstreamStep::AwaitFrames { until: None });
+    assert_eq!(feed.frame(events(&[6, 7], 7)), "events [7] up to 7", "6 was spoken of");
+}
+
+#[test]
+fn a_replica_that_owes_a_sync_and_is_silent_is_left() {
+    let mut feed = Story::opened();
+    feed.upstream.sync(2);
+    feed.poll();
+    feed.now += SYNC_TIMEOUT / 2;
+    feed.frame(events(&[5], 5));
+    feed.now += SYNC_TIMEOUT / 2;
+    assert_eq!(feed.timeout(), "", "it has said something");
+    feed.now += SYNC_TIMEOUT / 2;
+    assert_eq!(feed.timeout(), "left: sync timed out");
+}
+
+#[test]
+fn a_replica_without_credit_is_waited_for() {
+    let mut feed = Story::opened();
+    for revision in 5..8 {
+        feed.frame(events(&[revision], revision));
+    }
+    feed.upstream.sync(2);
+    feed.poll();
+    feed.now += SYNC_TIMEOUT;
+    assert_eq!(feed.timeout(), "", "it waits for us");
+    feed.upstream.credit(40);
+    feed.now += SYNC_TIMEOUT;
+    assert_eq!(feed.timeout(), "left: sync timed out");
+    assert_eq!(feed.poll_after_pause(), open(1, 8, 20, false));
+}
+
+#[test]
+fn a_sync_that_is_refused_is_asked_again_or_elsewhere() {
+    let mut feed = Story::opened();
+    feed.upstream.sync(2);
+    feed.poll();
+    assert_eq!(feed.synced(2, refused(Why::NotLeader)), "");
+    let UpstreamStep::AwaitFrames { until: Some(again_at) } = feed.poll() else { panic!("it waits") };
+    feed.now = again_at;
+    assert_eq!(feed.timeout(), "");
+    assert_eq!(feed.poll(), UpstreamStep::Sync { token: 2 });
+    feed.leader = Some(2);
+    assert_eq!(feed.synced(2, refused(Why::NotLeader)), "left: it does not lead");
+    assert_eq!(feed.poll_after_pause(), open(2, 5, 100, false));
+    assert_eq!(feed.poll(), UpstreamStep::Sync { token: 2 });
+    assert_eq!(feed.synced(2, refused(Why::Malformed)), "left: it has no such watch");
+}
+
+#[test]
+fn it_ends_when_its_revisions_are_gone_or_nobody_can_read_it() {
+    let mut feed = Story::opened();
+    assert_eq!(feed.frame(Attempted::Answer(Frame::Compacted { compact_revision: 9 })), "compacted at 9");
+    assert_eq!(feed.poll(), UpstreamStep::Ended);
+    assert_eq!(feed.frame(events(&[9], 9)), "");
+    let mut unread = Story::new(0);
+    unread.poll();
+    let failed = unread.frame(refused(Why::Malformed));
+    assert!(failed.starts_with("failed: Internal"), "{failed}");
+}
+
+#[test]
+fn whatever_else_ends_a_watch_another_follows() {
+    let ends = [
+        (Attempted::Answer(Frame::Canceled), "left: canceled"),
+        (refused(Why::Stopping), "left: refused"),
+        (Attempted::Unsent(Unsent::Full), "left: not sent"),
+        (Attempted::Protocol("noise"), "left: noise"),
+        (events(&[5], 5), "left: events of a watch that is not open"),
+    ];
+    for (end, reason) in ends {
+        let mut feed = Story::new(0);
+        feed.poll();
+        assert_eq!(feed.frame(end), reason);
+        assert_eq!(feed.poll_after_pause(), open(1, 0, 100, true));
+    }
+}

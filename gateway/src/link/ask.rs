@@ -1,0 +1,77 @@
+//! Questions to replicas, and how their answers are read: the one place that sorts what comes over a link.
+
+use std::sync::Arc;
+
+use api::gaios::link::v1::{self as wire, request, response::Kind};
+use gateway_core::{Attempted, Numbered, Refused, Why};
+
+use super::{Link, Lost};
+
+/// A question, and which answer it has.
+pub(crate) trait Ask {
+    /// What answers it.
+    type Answer;
+
+    /// As it goes over the link, and how many bytes its variable part has. A write goes under a number.
+    fn request(&mut self, numbered: Option<Numbered>) -> (request::Kind, usize);
+
+    /// Reads the answer of a replica in round `term`.
+    fn answer(&self, term: u64, answer: Kind) -> Attempted<Self::Answer>;
+
+    /// What a replica says with it that does not know the question, if that is an answer, too.
+    fn answer_of_older(&self, _term: u64) -> Option<Self::Answer> {
+        None
+    }
+}
+
+/// What came is no answer to what was asked.
+pub(crate) const fn mismatch<T>() -> Attempted<T> {
+    Attempted::Protocol("gaios: an answer to another question")
+}
+
+/// Asks once.
+pub(crate) async fn attempt<A: Ask>(
+    link: &Arc<Link>,
+    group: u64,
+    ask: &mut A,
+    numbered: Option<Numbered>,
+) -> Attempted<A::Answer> {
+    let (request, bytes) = ask.request(numbered);
+    match link.call(group, request, bytes) {
+        Ok(call) => sort(ask, call.await),
+        Err(unsent) => Attempted::Unsent(unsent),
+    }
+}
+
+/// Sorts what came back.
+pub(crate) fn sort<A: Ask>(ask: &A, answered: Result<wire::Response, Lost>) -> Attempted<A::Answer> {
+    let Ok(wire::Response { term, kind, .. }) = answered else { return Attempted::Lost };
+    match kind {
+        Some(Kind::Refused(refused)) => {
+            let refused = self::refused(term, &refused);
+            match ask.answer_of_older(term) {
+                Some(answer) if refused.why == Why::Malformed => Attempted::Answer(answer),
+                Some(_) | None => Attempted::Refused(refused),
+            }
+        }
+        Some(answer) => ask.answer(term, answer),
+        None => mismatch(),
+    }
+}
+
+/// A refusal in our own words.
+pub(crate) fn refused(term: u64, refused: &wire::Refused) -> Refused {
+    use wire::refused::Why as Wire;
+    let why = match refused.why() {
+        Wire::NotLeader => Why::NotLeader,
+        Wire::NoGroup => Why::NoGroup,
+        Wire::Overloaded => Why::Overloaded,
+        Wire::OutcomeUnknown => Why::OutcomeUnknown,
+        Wire::NoDisk => Why::NoDisk,
+        Wire::Malformed => Why::Malformed,
+        Wire::Stopping => Why::Stopping,
+        Wire::AnswerTooLarge => Why::AnswerTooLarge,
+        Wire::Unspecified => Why::Unknown,
+    };
+    Refused { why, term, leader: Some(refused.leader).filter(|leader| *leader != 0) }
+}
