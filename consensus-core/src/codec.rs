@@ -284,17 +284,22 @@ impl Wire for Config {
     fn put(&self, out: &mut impl BufMut) {
         self.epoch.put(out);
         self.voters.put(out);
-        self.learners.put(out);
+        // Nodes without a vote, which no configuration has.
+        NodeSet::new().put(out);
         self.q1.put(out);
         self.q2.put(out);
         self.qf.put(out);
         self.lease_eligible.put(out);
     }
     fn take(bytes: &mut Bytes) -> Result<Config> {
+        let epoch = Wire::take(bytes)?;
+        let voters = Wire::take(bytes)?;
+        if !NodeSet::take(bytes)?.is_empty() {
+            return Err(DecodeError::Invalid("configuration with nodes that do not vote"));
+        }
         let config = Config {
-            epoch: Wire::take(bytes)?,
-            voters: Wire::take(bytes)?,
-            learners: Wire::take(bytes)?,
+            epoch,
+            voters,
             q1: Wire::take(bytes)?,
             q2: Wire::take(bytes)?,
             qf: Wire::take(bytes)?,
@@ -534,8 +539,7 @@ mod tests {
         (1u32..=9, any::<u64>(), any::<bool>()).prop_map(|(n, epoch, fast)| {
             let config = Config::majority((1..=n).map(NodeId));
             let qf = (fast && n >= 4).then_some((n - n / 4) as u8);
-            let learners = [NodeId(90), NodeId(91)].into_iter().collect();
-            Arc::new(Config { epoch, qf, learners, ..config })
+            Arc::new(Config { epoch, qf, ..config })
         })
     }
 
@@ -751,6 +755,10 @@ mod tests {
         base.payload(|piece| written.extend_from_slice(piece));
         assert_eq!(written, payload);
         assert_eq!(decode_value(&mut Bytes::from(payload)), Err(DecodeError::Unknown(2)));
+        let without_vote =
+            [&[2][..], &1u64.to_le_bytes(), &one_node, &one_node, &[1, 1, 0], &one_node].concat();
+        let refused = Err(DecodeError::Invalid("configuration with nodes that do not vote"));
+        assert_eq!(decode_base(&mut Bytes::from(without_vote)), refused);
     }
 
     /// The form on the wire is fixed: a change needs a new version.

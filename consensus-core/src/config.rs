@@ -110,10 +110,8 @@ impl fmt::Display for NodeSet {
 pub struct Config {
     /// Which configuration of the group it is; who votes by an older one is not elected.
     pub epoch: u64,
-    /// Nodes whose votes count.
+    /// Who has a replica of the log, and a vote.
     pub voters: NodeSet,
-    /// Nodes that get the log but do not count.
-    pub learners: NodeSet,
     /// Promises that phase 1 needs.
     pub q1: u8,
     /// Votes that choose a value at a classic ballot.
@@ -131,8 +129,6 @@ pub enum ConfigError {
     NoVoters,
     /// More voters than [`Config::VOTERS_MAX`].
     TooManyVoters,
-    /// A node is voter and learner at once.
-    VoterAndLearner(NodeId),
     /// A quorum of nobody, or of more nodes than vote.
     QuorumSize,
     /// `q1 + q2 > n` does not hold: a new leader could miss a chosen value.
@@ -141,8 +137,8 @@ pub enum ConfigError {
     FastQuorumsDisjoint,
     /// `qf < q2`.
     FastQuorumBelowClassic,
-    /// A node that may hold leases is neither voter nor learner.
-    HolderNotMember(NodeId),
+    /// A node that may hold leases has no vote.
+    HolderNotVoter(NodeId),
 }
 
 impl fmt::Display for ConfigError {
@@ -150,15 +146,14 @@ impl fmt::Display for ConfigError {
         match self {
             ConfigError::NoVoters => f.write_str("a group needs at least one voter"),
             ConfigError::TooManyVoters => write!(f, "a group has at most {} voters", Config::VOTERS_MAX),
-            ConfigError::VoterAndLearner(node) => write!(f, "node {} is voter and learner at once", node.0),
             ConfigError::QuorumSize => f.write_str("a quorum has at least one node and at most all voters"),
             ConfigError::ClassicQuorumsDisjoint => f.write_str("q1 + q2 must exceed the number of voters"),
             ConfigError::FastQuorumsDisjoint => {
                 f.write_str("q1 + 2 x qf must exceed twice the number of voters")
             }
             ConfigError::FastQuorumBelowClassic => f.write_str("qf must not be below q2"),
-            ConfigError::HolderNotMember(node) => {
-                write!(f, "node {} may hold leases but is not a member", node.0)
+            ConfigError::HolderNotVoter(node) => {
+                write!(f, "node {} may hold leases but does not vote", node.0)
             }
         }
     }
@@ -176,15 +171,7 @@ impl Config {
     pub fn majority(voters: impl IntoIterator<Item = NodeId>) -> Config {
         let voters: NodeSet = voters.into_iter().collect();
         let majority = u8::try_from(voters.len() / 2 + 1).unwrap_or(u8::MAX);
-        Config {
-            epoch: 1,
-            lease_eligible: voters.clone(),
-            voters,
-            learners: NodeSet::new(),
-            q1: majority,
-            q2: majority,
-            qf: None,
-        }
+        Config { epoch: 1, lease_eligible: voters.clone(), voters, q1: majority, q2: majority, qf: None }
     }
 
     /// The same members with other quorum sizes.
@@ -206,9 +193,6 @@ impl Config {
         if n > Self::VOTERS_MAX {
             return Err(ConfigError::TooManyVoters);
         }
-        if let Some(node) = self.learners.iter().find(|node| self.voters.contains(*node)) {
-            return Err(ConfigError::VoterAndLearner(node));
-        }
         if !(1..=n).contains(&q1) || !(1..=n).contains(&q2) {
             return Err(ConfigError::QuorumSize);
         }
@@ -226,21 +210,10 @@ impl Config {
                 return Err(ConfigError::FastQuorumsDisjoint);
             }
         }
-        if let Some(node) = self.lease_eligible.iter().find(|node| !self.is_member(*node)) {
-            return Err(ConfigError::HolderNotMember(node));
+        if let Some(node) = self.lease_eligible.iter().find(|node| !self.voters.contains(*node)) {
+            return Err(ConfigError::HolderNotVoter(node));
         }
         Ok(())
-    }
-
-    /// Whether `node` gets the log.
-    #[must_use]
-    pub fn is_member(&self, node: NodeId) -> bool {
-        self.voters.contains(node) || self.learners.contains(node)
-    }
-
-    /// Everybody who gets the log.
-    pub fn members(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.voters.iter().chain(self.learners.iter())
     }
 
     /// Whether the voters among `nodes` can complete phase 1.
@@ -352,10 +325,8 @@ mod tests {
         assert_eq!(good.check(), Ok(()));
         assert_eq!(Config::majority([]).check(), Err(ConfigError::NoVoters));
         assert_eq!(Config::majority((0..16).map(NodeId)).check(), Err(ConfigError::TooManyVoters));
-        let learners = [NodeId(3)].into_iter().collect();
-        assert_eq!(Config { learners, ..good.clone() }.check(), Err(ConfigError::VoterAndLearner(NodeId(3))));
         let lease_eligible = [NodeId(4)].into_iter().collect();
-        assert_eq!(Config { lease_eligible, ..good }.check(), Err(ConfigError::HolderNotMember(NodeId(4))));
+        assert_eq!(Config { lease_eligible, ..good }.check(), Err(ConfigError::HolderNotVoter(NodeId(4))));
     }
 
     #[test]

@@ -446,8 +446,6 @@ pub enum Role {
     Follower,
     /// It tries to lead.
     Candidate,
-    /// It gets the log and does not vote.
-    Learner,
 }
 
 impl Role {
@@ -457,7 +455,6 @@ impl Role {
             Role::Leader => "leader",
             Role::Follower => "follower",
             Role::Candidate => "candidate",
-            Role::Learner => "learner",
         }
     }
 }
@@ -761,7 +758,6 @@ impl From<wire::ReplicaStatus> for ReplicaStatus {
                 ToldRole::Leader => Some(Role::Leader),
                 ToldRole::Follower => Some(Role::Follower),
                 ToldRole::Candidate => Some(Role::Candidate),
-                ToldRole::Learner => Some(Role::Learner),
             },
             leader: Some(told.leader).filter(|leader| *leader != 0),
             term: told.term,

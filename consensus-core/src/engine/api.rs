@@ -207,8 +207,6 @@ pub enum Role {
     Candidate,
     /// Votes and proposes.
     Leader,
-    /// Gets the log without a vote that counts.
-    Learner,
 }
 
 /// What the shell must do: send what waits for nothing, and append `records` to the journal, in either order; then apply,

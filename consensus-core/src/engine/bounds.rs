@@ -67,7 +67,7 @@ impl Engine {
         if round <= bound(self.round_known()) {
             return true;
         }
-        if self.config.is_member(from)
+        if self.config.voters.contains(from)
             && round < ROUND_MAX
             && let Some(seconded) = self.claims.add(from, round)
         {

@@ -128,7 +128,7 @@ impl Engine {
         if let Some(node) = best.filter(up).or(self.catchup.source.filter(up)) {
             return Some(node);
         }
-        let members: Vec<NodeId> = self.config.members().filter(up).collect();
+        let members: Vec<NodeId> = self.config.voters.iter().filter(up).collect();
         let turn = self.catchup.attempts.checked_rem(members.len() as u64)?;
         members.get(usize::try_from(turn).ok()?).copied()
     }
@@ -147,7 +147,7 @@ impl Engine {
                 }),
                 State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => false,
             };
-            if !known && self.log.base >= message.from && self.config.is_member(from) {
+            if !known && self.log.base >= message.from && self.config.voters.contains(from) {
                 self.outbox.event(Event::SnapshotNeeded { to: from, at_least: Slot(self.log.first().0 - 1) });
             }
             return;
@@ -208,6 +208,7 @@ impl Engine {
             self.resign(now);
         }
         self.log.install(slot);
+        assert_eq!(config.voters, self.config.voters, "the shell takes no snapshot of other voters");
         self.config = config;
         self.record_base(slot);
         self.installed();

@@ -128,8 +128,7 @@ impl Follower {
         let election = options.timing.election;
         let delay =
             if config.voters.len() == 1 { Duration::ZERO } else { rng.between(election / 5, election) };
-        let election_at = config.voters.contains(options.node).then(|| now.after(delay));
-        Follower { following: None, election_at, attempts: 0 }
+        Follower { following: None, election_at: Some(now.after(delay)), attempts: 0 }
     }
 
     pub(super) fn deadline(&self) -> Option<Mono> {
@@ -236,13 +235,8 @@ impl Engine {
     /// Arms the election timer: short and random at first, and after each failure longer and more random, so that of
     /// several candidates one gets a round trip to itself.
     pub(super) fn await_election(&mut self, now: Mono) {
-        let voter = self.is_voter();
         let election = self.options.timing.election;
         let State::Follower(follower) = &mut self.state else { return };
-        if !voter {
-            follower.election_at = None;
-            return;
-        }
         let (low, high) = match follower.attempts {
             _ if self.blocked.is_some() => (election * 10, election * 40),
             0 => (election / 50, election / 2),
@@ -334,8 +328,7 @@ impl Engine {
     /// Asks whether it would be followed, if it is fit to lead at all.
     fn run(&mut self, now: Mono, liveness: &Liveness) {
         let config = self.config.clone();
-        let fit = self.is_voter()
-            && !self.promise_lost()
+        let fit = !self.promise_lost()
             && liveness.is_fit(self.options.node)
             && self.reaches(now, liveness, |reached| config.is_q1(reached));
         if !fit {
@@ -388,7 +381,7 @@ impl Engine {
         {
             peer.on_up();
         }
-        let behind = message.commit.0 + CATCHUP_SLOTS_MAX < self.log.commit.0 && self.is_voter();
+        let behind = message.commit.0 + CATCHUP_SLOTS_MAX < self.log.commit.0;
         let granted = message.lead > self.acceptor.promised()
             && message.config_epoch >= self.config.epoch
             && !behind
@@ -666,7 +659,7 @@ impl Engine {
     pub(super) fn resign(&mut self, now: Mono) {
         let State::Leader(leader) = &self.state else { return };
         let lead = leader.lead;
-        for node in self.config.members().filter(|node| *node != self.options.node) {
+        for node in self.config.voters.iter().filter(|node| *node != self.options.node) {
             self.outbox.send_now(node, Resigned { lead });
         }
         self.back_off(now);
@@ -685,7 +678,7 @@ impl Engine {
     /// The leader wants this node to lead: no pre-vote, since the others still hear the leader.
     pub(super) fn handle_handoff(&mut self, now: Mono, liveness: &Liveness, from: NodeId, message: &Handoff) {
         let current = message.lead.node == from && message.lead == self.acceptor.promised();
-        if current && self.is_voter() && !self.promise_lost() && liveness.is_fit(self.options.node) {
+        if current && !self.promise_lost() && liveness.is_fit(self.options.node) {
             self.start_candidate(now, 0);
         }
     }

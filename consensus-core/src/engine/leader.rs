@@ -31,7 +31,7 @@ pub(super) struct Leader {
     pub(super) ready: bool,
     /// The next slot to propose at.
     pub(super) next: Slot,
-    /// Every other member, by node.
+    /// Every other voter, by node.
     pub(super) peers: Vec<Progress>,
     /// Own votes are durable up to here.
     own_durable: Slot,
@@ -150,10 +150,8 @@ impl Leader {
             let voted = |node: NodeId| {
                 node == me || votes.iter().any(|(voter, upto, _)| *voter == node && *upto >= slot)
             };
-            let voters =
-                votes.iter().filter(|(node, upto, _)| *upto >= slot && config.voters.contains(*node));
             let (mut all, mut counted) = (0, 0);
-            for (_, _, grants) in voters {
+            for (_, _, grants) in votes.iter().filter(|(_, upto, _)| *upto >= slot) {
                 all += 1;
                 counted += usize::from(mutant!(options, GrantsIgnored) || grants.iter().all(voted));
             }
@@ -213,8 +211,8 @@ impl Leader {
         assert!(self.own_durable <= acceptor.upto, "own votes are counted when durable");
         assert!(log.known_commit < self.next, "I7: nobody else commits where this node leads");
         assert!(self.inflight_slots(log.commit) <= ACCEPT_WINDOW, "I19: the pipeline is bounded");
-        let members = config.members().filter(|node| *node != self.lead.node).count();
-        assert_eq!(members, self.peers.len(), "peers are the other members");
+        let others = config.voters.iter().filter(|node| *node != self.lead.node).count();
+        assert_eq!(others, self.peers.len(), "peers are the other voters");
         for peer in &self.peers {
             peer.check_invariants(self.next);
         }
@@ -263,7 +261,7 @@ impl Engine {
             gap_upto: Slot(next.0 - 1),
             gap_at: None,
         };
-        for node in config.members().filter(|node| *node != self.options.node) {
+        for node in config.voters.iter().filter(|node| *node != self.options.node) {
             let known = recovery.commits.get(&node).copied();
             leader.peers.push(Progress::new(node, liveness.is_up(now, node), known, first_own));
         }

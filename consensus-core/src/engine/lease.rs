@@ -24,9 +24,9 @@ impl Leader {
         now: Mono,
         liveness: &Liveness,
     ) -> Option<Slot> {
-        let mut granted = usize::from(config.voters.contains(self.lead.node));
+        let mut granted = 1;
         let mut floor = Slot(0);
-        for peer in self.peers.iter().filter(|peer| config.voters.contains(peer.node)) {
+        for peer in &self.peers {
             let Some((epoch, max_voted)) = peer.fortified else { continue };
             let supported =
                 liveness.supported_by(now, peer.node).is_some_and(|(current, _)| current == epoch);
@@ -67,7 +67,7 @@ impl Engine {
             return;
         }
         let mut waiting = false;
-        for peer in leader.peers.iter_mut().filter(|peer| config.voters.contains(peer.node) && peer.up) {
+        for peer in leader.peers.iter_mut().filter(|peer| peer.up) {
             let Some((epoch, _)) = liveness.supported_by(now, peer.node) else { continue };
             if peer.fortified.is_some_and(|(granted, _)| granted == epoch) {
                 continue;

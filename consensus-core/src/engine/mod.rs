@@ -5,7 +5,7 @@
 //!                                  │
 //!  election ── pre-vote, phase 1 ──┼── acceptor ── promises, votes, C3, grants ──┐
 //!  leader ──── pipeline, commit ───┤                                             ▼
-//!    progress  per member          ├── catchup ─── fetched values, snapshots    log, configs
+//!    progress  per member          ├── catchup ─── fetched values, snapshots    log
 //!    lease     fortify, C2         └── recall ──── what a damaged disk forgot    │
 //!    reads     lease, read-index                                                 ▼
 //!                                                    outbox ── gates ── poll(&mut out)
@@ -93,10 +93,11 @@ impl Engine {
     /// committed before the first [`Engine::poll`].
     ///
     /// # Panics
-    /// When `durable` has no configuration, see [`Durable::is_usable`].
+    /// When `durable` has no configuration, see [`Durable::is_usable`], or one in which this node does not vote.
     #[must_use]
     pub fn new(options: Options, durable: Durable, now: Mono) -> Engine {
         let config = durable.config.clone().expect("the shell starts no group without a configuration");
+        assert!(config.voters.contains(options.node), "the shell starts the groups in which this node votes");
         let (mut log, lost) = Log::recover(&durable);
         let mut outbox = Outbox::default();
 
@@ -131,8 +132,7 @@ impl Engine {
         let mut rng = Rng::new(options.seed ^ (u64::from(options.node.0) << 32) ^ options.group.0);
         let acceptor = Acceptor::new(durable.promised, &log, &config, &options);
         let follower = Follower::at_start(&options, &config, &mut rng, now);
-        let role = if config.voters.contains(options.node) { Role::Follower } else { Role::Learner };
-        let reported = (role, acceptor.promised(), None);
+        let reported = (Role::Follower, acceptor.promised(), None);
         Engine {
             clock: now,
             fenced: false,
@@ -280,13 +280,8 @@ impl Engine {
             State::Leader(leader) => Some(leader),
             State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => None,
         };
-        let voters = &self.config.voters;
         let peers = leader.into_iter().flat_map(|leader| leader.peers.iter());
-        peers.filter(|peer| voters.contains(peer.node)).map(|peer| FollowerStatus {
-            node: peer.node,
-            up: peer.up,
-            matched: peer.matched,
-        })
+        peers.map(|peer| FollowerStatus { node: peer.node, up: peer.up, matched: peer.matched })
     }
 
     /// Who would lead in place of this node with the least ado: of the other voters that live and are fit to lead, the one
@@ -394,7 +389,7 @@ impl Engine {
         self.outbox.fence();
         self.outbox.event(Event::Fenced);
         // That it does not lead any more depends on no disk.
-        for node in self.config.members().filter(|node| led.is_some() && *node != self.options.node) {
+        for node in self.config.voters.iter().filter(|node| led.is_some() && *node != self.options.node) {
             self.outbox.send_now(node, Resigned { lead: led.unwrap_or_default() });
         }
     }
@@ -410,10 +405,12 @@ impl Engine {
             State::Leader(leader) => (Role::Leader, leader.lead, Some(leader.lead.node)),
             State::Candidate(_) | State::PreCandidate(_) => (Role::Candidate, seen, None),
             State::Follower(follower) => {
-                let voter = self.config.voters.contains(self.options.node);
-                let role = if voter { Role::Follower } else { Role::Learner };
                 let following = follower.following.map(|following| following.lead);
-                (role, following.map_or(seen, |lead| lead.max(seen)), following.map(|lead| lead.node))
+                (
+                    Role::Follower,
+                    following.map_or(seen, |lead| lead.max(seen)),
+                    following.map(|lead| lead.node),
+                )
             }
         }
     }
@@ -425,10 +422,6 @@ impl Engine {
             let (role, lead, leader) = role;
             self.outbox.event(Event::RoleChanged { role, lead, leader });
         }
-    }
-
-    fn is_voter(&self) -> bool {
-        self.config.voters.contains(self.options.node)
     }
 
     /// Whether this node may have forgotten a promise, and so must not act as an acceptor.

@@ -91,7 +91,7 @@ impl Engine {
         recall.ask_at = now.after(self.options.timing.retransmit * 2);
         let leader = self.acceptor.promised().node;
         let ask = RecallMessage { incarnation: recall.incarnation, question: recall.question };
-        for node in self.config.members().filter(|node| *node != self.options.node) {
+        for node in self.config.voters.iter().filter(|node| *node != self.options.node) {
             let wanted = if recall.promise_lost {
                 // Once too many have forgotten, everybody is asked: one may have come to vouch.
                 recall.told_too_many || recall.answers.get(&node).is_none_or(Option::is_none)
@@ -162,7 +162,7 @@ impl Engine {
         let Some(recall) = self.recall.as_mut().filter(|recall| recall.promise_lost) else { return };
         let config = &self.config;
         let own = self.options.node;
-        if config.members().all(|node| node == own || recall.answers.contains_key(&node)) {
+        if config.voters.iter().all(|node| node == own || recall.answers.contains_key(&node)) {
             let forgetful = recall.forgetful(own);
             if forgetful.len() > 1 && config.is_q1(&forgetful) && !recall.vouched {
                 if !std::mem::replace(&mut recall.told_too_many, true) {

@@ -193,7 +193,7 @@ impl Cluster {
             #[cfg(feature = "mutants")]
             mutant: None,
         };
-        for id in config.members() {
+        for id in config.voters.iter() {
             cluster.add_node(id);
         }
         cluster
@@ -204,13 +204,13 @@ impl Cluster {
     pub fn mutate(&mut self, mutant: Option<consensus_core::Mutant>) {
         self.mutant = mutant;
         self.network.clear();
-        for id in self.config.clone().members() {
+        for id in self.config.clone().voters.iter() {
             self.add_node(id);
         }
     }
 
     fn add_node(&mut self, id: NodeId) {
-        let liveness = Liveness::new(id, self.config.members(), 1, self.timing, self.now);
+        let liveness = Liveness::new(id, self.config.voters.iter(), 1, self.timing, self.now);
         let node = Node {
             id,
             engine: None,
@@ -288,7 +288,7 @@ impl Cluster {
         {
             options.mutant = mutant;
         }
-        node.liveness = Liveness::new(id, config.members(), node.incarnation, timing, now);
+        node.liveness = Liveness::new(id, config.voters.iter(), node.incarnation, timing, now);
         node.engine = Some(Engine::new(options, durable, now));
         node.ready = false;
         self.work(id);
@@ -596,7 +596,7 @@ impl Cluster {
 
     /// Cuts or mends the links between `a` and everybody else, both ways.
     pub fn isolate(&mut self, a: NodeId) {
-        for b in self.config.members().filter(|b| *b != a).collect::<Vec<_>>() {
+        for b in self.config.voters.iter().filter(|b| *b != a).collect::<Vec<_>>() {
             self.cut.insert((a, b));
             self.cut.insert((b, a));
         }

@@ -596,7 +596,6 @@ impl Serving {
                     quota_bytes: status.quota_bytes,
                     no_space_alarm: core.keyspace.has_alarm(keyspace::AlarmKind::NoSpace),
                     corrupt_alarm: core.keyspace.has_alarm(keyspace::AlarmKind::Corrupt),
-                    learner: false,
                     digest: core.keyspace.digest(),
                 };
                 core.respond(out, id, response::Kind::Status(reply));

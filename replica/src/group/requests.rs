@@ -8,7 +8,7 @@ use api::gaios::link::v1::refused::Why;
 use api::gaios::link::v1::request::Kind as RequestKind;
 use api::gaios::link::v1::response::Kind;
 use bytes::Bytes;
-use consensus_core::{Input, Mono, NodeId, NodeSet, ReadMode, Role};
+use consensus_core::{Input, Mono, NodeId, NodeSet, ReadMode};
 use keyspace::{
     Alarm, AlarmKind, Command, LeaseId, Outcome, Query, Reply, Revision, SessionId, SessionLookup,
 };
@@ -402,7 +402,6 @@ impl Group {
             quota_bytes: state.quota_bytes,
             no_space_alarm: self.state.has_alarm(AlarmKind::NoSpace) || !self.disks_full.is_empty(),
             corrupt_alarm: self.state.has_alarm(AlarmKind::Corrupt),
-            learner: engine.role == Role::Learner,
             digest: self.state.digest(),
         }
     }

@@ -40,6 +40,5 @@ fn told_role(role: Role) -> ToldRole {
         Role::Leader => ToldRole::Leader,
         Role::Follower => ToldRole::Follower,
         Role::Candidate => ToldRole::Candidate,
-        Role::Learner => ToldRole::Learner,
     }
 }

@@ -196,7 +196,7 @@ impl Clients {
         let node = match state.hints.get(&current.group) {
             Some(node) if env.rng.below(16) > 0 => *node,
             Some(_) | None => {
-                let members: Vec<usize> = config.members().map(index).collect();
+                let members: Vec<usize> = config.voters.iter().map(index).collect();
                 env.rng.pick(&members)
             }
         };

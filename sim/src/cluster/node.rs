@@ -455,7 +455,7 @@ impl Node {
 
         let mut recovering = BTreeMap::new();
         for (group, config) in env.profile.groups.iter().enumerate() {
-            if config.is_member(id(index)) {
+            if config.voters.contains(id(index)) {
                 recovering.insert(group as u64, (Durable::bootstrap(config.clone()), Positions::default()));
             }
         }

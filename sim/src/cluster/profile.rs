@@ -5,7 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use consensus_core::{Config, NodeId, NodeSet, Timing};
+use consensus_core::{Config, NodeId, Timing};
 
 use super::clock::{MICRO, MILLI, SECOND, Time};
 use super::net::Quality;
@@ -194,15 +194,10 @@ impl Profile {
 
     fn draw_group(rng: &mut Rng, nodes: usize) -> Config {
         let mut all: Vec<NodeId> = (1..=nodes as u32).map(NodeId).collect();
-        let mut learners = NodeSet::new();
         if nodes >= 4 && rng.chance(250_000) {
-            // Some other three of the nodes; one more may learn.
-            while all.len() > 4 {
+            // Some three of the nodes.
+            while all.len() > 3 {
                 all.remove(rng.index(all.len()));
-            }
-            let left = all.remove(rng.index(all.len()));
-            if rng.flip() {
-                learners.insert(left);
             }
         }
         let (q1, q2) = match (all.len(), rng.flip()) {
@@ -211,7 +206,7 @@ impl Profile {
             (7, true) => (5, 3),
             (n, _) => (n as u8 / 2 + 1, n as u8 / 2 + 1),
         };
-        let config = Config { learners, ..Config::majority(all).with_quorums(q1, q2, None) };
+        let config = Config::majority(all).with_quorums(q1, q2, None);
         assert_eq!(config.check(), Ok(()), "the profile draws configurations that work");
         config
     }
@@ -268,11 +263,7 @@ impl fmt::Display for Profile {
             self.operations
         )?;
         for (index, config) in self.groups.iter().enumerate() {
-            writeln!(
-                f,
-                "    group {index}: voters {} learners {} q1 {} q2 {}",
-                config.voters, config.learners, config.q1, config.q2
-            )?;
+            writeln!(f, "    group {index}: voters {} q1 {} q2 {}", config.voters, config.q1, config.q2)?;
         }
         writeln!(
             f,

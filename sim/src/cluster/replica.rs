@@ -540,7 +540,7 @@ impl Replica {
                     env.mark(Mark::TransferDone);
                 }
             }
-            Event::RoleChanged { role: Role::Follower | Role::Candidate | Role::Learner, .. } => {
+            Event::RoleChanged { role: Role::Follower | Role::Candidate, .. } => {
                 for request in std::mem::take(&mut self.writes).into_values().flatten() {
                     self.answer(node, env, &request, Answer::Unknown);
                 }

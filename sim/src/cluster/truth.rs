@@ -144,7 +144,7 @@ struct NodeTruth {
 
 impl GroupTruth {
     pub(crate) fn new(group: usize, config: Arc<Config>) -> GroupTruth {
-        let nodes = config.members().map(|node| (index(node), NodeTruth::default())).collect();
+        let nodes = config.voters.iter().map(|node| (index(node), NodeTruth::default())).collect();
         GroupTruth {
             group,
             config,
@@ -329,15 +329,9 @@ impl GroupTruth {
 
     /// The node has lost its whole disk.
     pub(crate) fn emptied(&mut self, node: usize) {
-        let votes = self.config.voters.iter().any(|voter| index(voter) == node);
         let truth = self.nodes.entry(node).or_default();
         truth.base = Slot(0);
         truth.durable_chosen.clear();
-        if !votes {
-            // Voters that lose their own disks meanwhile ask voters only, so nobody can tell a learner what it promised. No
-            // quorum counts it.
-            truth.durable_promise = Lead::default();
-        }
     }
 
     /// A slot above `applied` that may hold a chosen value which no disk has any more: so many voted that a quorum may

@@ -403,7 +403,7 @@ impl World {
             }
             Fault::Transfer => {
                 if let Some(leader) = self.leader_of(group) {
-                    let members: Vec<NodeId> = self.env.truths[group].config().members().collect();
+                    let members: Vec<NodeId> = self.env.truths[group].config().voters.iter().collect();
                     let to = self.env.rng.pick(&members);
                     self.tell(leader, NodeEvent::Transfer { group, to });
                 }
