@@ -2,7 +2,7 @@
 
 use keyspace::Error;
 
-use crate::route::NodeId;
+use crate::leader_tracker::NodeId;
 
 /// What an attempt came to.
 #[derive(Clone, Debug, PartialEq, Eq)]

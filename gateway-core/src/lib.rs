@@ -5,7 +5,8 @@
 //!
 //! - [`Request`]: one request across its attempts. Whether it may be tried again is decided there and nowhere else.
 //! - [`Session`]: the numbers under which writes are applied once.
-//! - [`Route`]: who leads a group, as far as a gateway can know.
+//! - [`LeaderTracker`]: finds a group's leader, and notices when it may have been replaced; [`Route`] is what it knows.
+//! - [`silence`]: what a node's silence means.
 //! - [`Upstream`]: a feed's replica, and how the feed moves on to another.
 //! - [`nearest`]: which replica to ask where several would do.
 
@@ -13,18 +14,21 @@ mod attempt;
 mod backoff;
 mod failure;
 mod group;
+mod leader_tracker;
 pub mod nearest;
 mod request;
-mod route;
 mod session;
+pub mod silence;
 mod upstream;
 
 pub use attempt::{Attempted, Refused, Unsent, Why};
 pub use backoff::Backoff;
 pub use failure::Failure;
 pub use group::{GroupState, Learned};
+pub use leader_tracker::{
+    Leader, LeaderTracker, Led, NodeId, PROBE_WAIT, Quiet, Replicas, Route, SessionOpened, TrackerStep,
+};
 pub use request::{Numbered, Pause, Reach, Request, Send, Step, Target, Verdict};
-pub use route::{Leader, NodeId, Route};
 pub use session::{NoNumber, Number, Session};
 pub use upstream::{FeedItem, FeedSpec, Frame, Heard, Open, Synced, Upstream, UpstreamStep};
 

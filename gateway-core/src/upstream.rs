@@ -16,8 +16,8 @@ use keyspace::{KeyRange, RevisionEvents};
 use crate::attempt::{Attempted, Why};
 use crate::backoff::Backoff;
 use crate::failure::Failure;
+use crate::leader_tracker::NodeId;
 use crate::request::Reach;
-use crate::route::NodeId;
 
 /// A replica that may send and does not say how far it has come for this long is left.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(2);

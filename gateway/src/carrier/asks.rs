@@ -2,7 +2,7 @@
 
 use api::gaios::link::v1::{self as wire, request, response::Kind};
 use bytes::{Bytes, BytesMut};
-use gateway_core::{Attempted, Frame, NodeId, Numbered, Synced, Why};
+use gateway_core::{Attempted, Frame, Led, Numbered, SessionOpened, Synced, Why};
 use keyspace::{Command, KeyRange, Op, SessionId};
 
 use crate::domain::{Answer, DomainStatus, KnownGateway, KnownGateways};
@@ -107,16 +107,9 @@ impl Ask for Status {
 }
 
 /// Who leads. A replica answers when it knows of a round that is news, or after a while.
-#[derive(Clone, Copy)]
 pub(super) struct WhoLeads {
     pub(super) least_term: u64,
     pub(super) wait_ms: u32,
-}
-
-/// What a replica knows of who leads.
-pub(super) struct Led {
-    pub(super) term: u64,
-    pub(super) leader: Option<NodeId>,
 }
 
 impl Ask for WhoLeads {
@@ -184,14 +177,8 @@ pub(super) struct OpenSession {
     pub(super) nonce: Bytes,
 }
 
-/// A session that is open.
-pub(super) struct Opened {
-    pub(super) term: u64,
-    pub(super) session: SessionId,
-}
-
 impl Ask for OpenSession {
-    type Answer = Opened;
+    type Answer = SessionOpened;
 
     fn request(&mut self, _: Option<Numbered>) -> (request::Kind, usize) {
         let nonce = self.nonce.clone();
@@ -199,9 +186,9 @@ impl Ask for OpenSession {
         (request::Kind::OpenSession(wire::OpenSession { nonce }), bytes)
     }
 
-    fn answer(&self, term: u64, answer: Kind) -> Attempted<Opened> {
+    fn answer(&self, term: u64, answer: Kind) -> Attempted<SessionOpened> {
         let Kind::SessionOpened(opened) = answer else { return mismatch() };
-        Attempted::Answer(Opened { term, session: SessionId(opened.session) })
+        Attempted::Answer(SessionOpened { term, session: SessionId(opened.session) })
     }
 }
 

@@ -15,6 +15,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::asks;
 use super::metrics::Retries;
+use super::renewals::{Renewal, renew_leases};
+use super::tracking::track_leader;
 use super::{Counted, Shared};
 use crate::domain::{Answer, Consistency, DomainStatus, Kept, KnownGateways};
 use crate::journey;
@@ -27,26 +29,19 @@ pub(crate) struct Group {
     state: Mutex<GroupState>,
     /// Bumped whenever a waiting request may have become able to go.
     news: watch::Sender<u64>,
-    /// Wakes the keeper.
+    /// Wakes who keeps the group usable.
     pub(super) work: Notify,
     /// A number of the session became free while none was.
     room: Notify,
     /// Callers that wait for one.
     full: AtomicU64,
     waiting: AtomicUsize,
-    /// As the keeper last saw it: the leader is known and can be reached.
+    /// As of late: the leader is known and can be reached.
     led: AtomicBool,
     renewals: mpsc::UnboundedSender<Renewal>,
     retries: Retries,
-    /// The keeper takes it when it starts.
-    pub(super) renewals_end: Mutex<Option<mpsc::UnboundedReceiver<Renewal>>>,
-}
-
-/// A lease to renew, and who asks.
-#[derive(Debug)]
-pub(super) struct Renewal {
-    pub(super) lease: LeaseId,
-    pub(super) answer: oneshot::Sender<Result<Kept, Failure>>,
+    /// For the one who carries them out, who takes it when it starts.
+    renewals_end: Mutex<Option<mpsc::UnboundedReceiver<Renewal>>>,
 }
 
 impl Group {
@@ -67,6 +62,16 @@ impl Group {
         }
     }
 
+    /// Keeps the group usable until the carrier stops: its leader known, a session open, leases renewed.
+    pub(super) async fn run(&self, shared: &Shared) {
+        let renewals = self.renewals_end.lock().take().expect("it is run once");
+        tokio::select! {
+            () = shared.stop.cancelled() => {}
+            () = track_leader(shared, self) => {}
+            () = renew_leases(shared, self, renewals) => {}
+        }
+    }
+
     pub(super) fn id(&self) -> u64 {
         self.id
     }
@@ -75,7 +80,7 @@ impl Group {
         self.state.lock()
     }
 
-    /// Wakes those who wait for a leader, its link or the session, and the keeper.
+    /// Wakes those who wait for a leader, its link or the session, and who looks for what is missing.
     pub(super) fn announce(&self) {
         self.news.send_modify(|news| *news += 1);
         self.work.notify_one();

@@ -7,12 +7,13 @@
 mod asks;
 mod feed;
 mod group;
-mod keeper;
 mod links;
 mod metrics;
 mod names;
 mod nodes;
+mod renewals;
 mod topology;
+mod tracking;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -273,7 +274,8 @@ impl Shared {
         for id in topology.groups() {
             if groups.iter().all(|group| group.id() != id) {
                 let group = Arc::new(Group::new(id, self.metrics.retries.clone()));
-                tokio::spawn(keeper::run(Arc::clone(self), Arc::clone(&group)));
+                let (shared, kept) = (Arc::clone(self), Arc::clone(&group));
+                tokio::spawn(async move { kept.run(&shared).await });
                 groups.push(group);
             }
         }

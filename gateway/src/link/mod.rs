@@ -22,7 +22,8 @@ use api::gaios::link::v1::{self as wire, request, response};
 use arc_swap::ArcSwapOption;
 use bytes::{BufMut, Bytes, BytesMut};
 use gateway_core::nearest::Place;
-use gateway_core::{Backoff, NodeId, Unsent};
+use gateway_core::silence::{Check, Expected, Health, patience};
+use gateway_core::{Backoff, NodeId, Quiet, Unsent};
 use parking_lot::Mutex;
 use prost::Message as _;
 use tls::{Mutual, WriteHalf};
@@ -68,18 +69,6 @@ const DETOUR_MIN_MAX: Duration = Duration::from_mins(10);
 const LASTING: Duration = Duration::from_mins(1);
 /// How often the health of a connection is looked at.
 const HEALTH_TICK: Duration = Duration::from_millis(250);
-/// A node that owes an answer and is silent for this long is asked for a sign of life.
-const PROBE_AFTER: Duration = Duration::from_millis(750);
-/// The same where nothing is owed but watches are open: silence may mean that nothing happens, or that the node is gone.
-const PROBE_WATCHES_AFTER: Duration = Duration::from_secs(1);
-/// The same for an idle connection.
-const PROBE_IDLE_AFTER: Duration = Duration::from_secs(10);
-/// A node that says nothing for so long, and for three round trips, is not waited for where another would do.
-const SILENT_AFTER: Duration = Duration::from_millis(400);
-/// A round trip is measured by a probe this often at least, whatever else is said.
-const PROBE_EVERY: Duration = Duration::from_secs(5);
-/// A node that did not answer a probe for this long is given up.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a link tells its owner.
 #[derive(Debug)]
@@ -123,8 +112,7 @@ struct State {
     waiting: Slots<Waiter>,
     /// Watches among the waiting; they owe nothing.
     feeds: usize,
-    /// The probe on its way, and since when.
-    probe: Option<(u64, Instant)>,
+    health: Health,
 }
 
 #[derive(Debug)]
@@ -183,7 +171,7 @@ impl Link {
                 open_since: None,
                 waiting: Slots::new(),
                 feeds: 0,
-                probe: None,
+                health: Health::default(),
             }),
             filled: Notify::new(),
             heard_ms: AtomicU64::new(0),
@@ -207,8 +195,13 @@ impl Link {
         state.waiting.len() - state.feeds
     }
 
+    /// How quiet the node is.
+    pub(crate) fn quiet(&self) -> Quiet {
+        Quiet { owes: self.owed() > 0, silent_for: self.silent_for(), round_trip: self.round_trip() }
+    }
+
     /// How long nothing was heard.
-    pub(crate) fn silent_for(&self) -> Duration {
+    fn silent_for(&self) -> Duration {
         let heard = Duration::from_millis(self.heard_ms.load(Ordering::Relaxed));
         self.born.elapsed().saturating_sub(heard)
     }
@@ -218,7 +211,7 @@ impl Link {
     pub(crate) async fn until_silent(&self) {
         let asked = Instant::now();
         loop {
-            let patience = SILENT_AFTER.max(self.round_trip() * 3);
+            let patience = patience(self.round_trip());
             let silent = self.silent_for().min(asked.elapsed());
             if silent >= patience {
                 return;
@@ -394,7 +387,7 @@ impl Link {
             state.node = None;
             state.batch = OpenBatch::default();
             state.feeds = 0;
-            state.probe = None;
+            state.health = Health::default();
             state.waiting.remove_where(|_| true)
         };
         match &ended {
@@ -497,8 +490,8 @@ impl Link {
                 match state.waiting.remove(id) {
                     Some(Waiter::Call { answer, .. }) => answered.push((answer, response)),
                     Some(Waiter::Probe) => {
-                        if let (Some((_, since)), Some(node)) = (state.probe.take(), state.node) {
-                            let sample = since.elapsed();
+                        let sample = state.health.handle_answered(Instant::now().into_std());
+                        if let (Some(sample), Some(node)) = (sample, state.node) {
                             self.round_trip_us.store(sample.as_micros() as u64, Ordering::Relaxed);
                             let _ = events.send(LinkEvent::RoundTrip { node, sample });
                         }
@@ -516,32 +509,27 @@ impl Link {
     /// Returns when the node is given up.
     async fn watch_health(&self) -> io::Error {
         let mut ticks = tokio::time::interval(HEALTH_TICK);
-        let mut measured: Option<Instant> = None;
         loop {
             ticks.tick().await;
-            let silent = self.silent_for();
+            let silent_for = self.silent_for();
             let mut state = self.state.lock();
-            if let Some((_, since)) = state.probe {
-                if since.elapsed() > PROBE_TIMEOUT && silent > PROBE_TIMEOUT {
-                    return io::Error::new(io::ErrorKind::TimedOut, "the node is silent");
-                }
-                continue;
-            }
-            let patience = match (state.waiting.len() > state.feeds, state.feeds > 0) {
-                (true, _) => PROBE_AFTER,
-                (false, true) => PROBE_WATCHES_AFTER,
-                (false, false) => PROBE_IDLE_AFTER,
+            let expected = match (state.waiting.len() > state.feeds, state.feeds > 0) {
+                (true, _) => Expected::Answer,
+                (false, true) => Expected::Events,
+                (false, false) => Expected::Nothing,
             };
-            if silent > patience || measured.is_none_or(|measured| measured.elapsed() >= PROBE_EVERY) {
-                measured = Some(Instant::now());
-                let id = state.waiting.insert(Waiter::Probe);
-                let figures = self.figures.load_full().map(Arc::unwrap_or_clone);
-                let kind = request::Kind::Status(wire::StatusRequest { figures, ..Default::default() });
-                // A node without group 0 says so, which is as good an answer.
-                state.batch.push_always(0, wire::Request { id, kind: Some(kind) }, 0);
-                state.probe = Some((id, Instant::now()));
-                drop(state);
-                self.filled.notify_one();
+            match state.health.check(Instant::now().into_std(), silent_for, expected) {
+                Check::Wait => {}
+                Check::GiveUp => return io::Error::new(io::ErrorKind::TimedOut, "the node is silent"),
+                Check::Probe => {
+                    let id = state.waiting.insert(Waiter::Probe);
+                    let figures = self.figures.load_full().map(Arc::unwrap_or_clone);
+                    let kind = request::Kind::Status(wire::StatusRequest { figures, ..Default::default() });
+                    // A node without group 0 says so, which is as good an answer.
+                    state.batch.push_always(0, wire::Request { id, kind: Some(kind) }, 0);
+                    drop(state);
+                    self.filled.notify_one();
+                }
             }
         }
     }

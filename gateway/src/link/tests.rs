@@ -7,6 +7,9 @@ use tokio::time::{advance, timeout};
 use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than a node that owes an answer is let be.
+const PAUSE_BETWEEN_BYTES: Duration = Duration::from_secs(1);
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// A frame that is on its way shows that the node lives, however long it takes.
 #[tokio::test(start_paused = true)]
@@ -17,7 +20,7 @@ async fn every_byte_of_a_slow_frame_is_a_sign_of_life() {
     let reading = tokio::spawn(Arc::clone(&link).read_frames(near, events));
     // The beginning of a frame of a megabyte, which is not nearly there at the end.
     for bytes in std::iter::once(&[0, 16, 0, 0][..]).chain([&[0][..]; 100]) {
-        advance(PROBE_AFTER).await;
+        advance(PAUSE_BETWEEN_BYTES).await;
         far.write_all(bytes).await.unwrap();
         let mut turns = 0..100;
         while link.silent_for() > Duration::ZERO {
@@ -25,8 +28,8 @@ async fn every_byte_of_a_slow_frame_is_a_sign_of_life() {
             tokio::task::yield_now().await;
         }
     }
-    advance(PROBE_TIMEOUT).await;
-    assert_eq!(link.silent_for(), PROBE_TIMEOUT, "silence is still told");
+    advance(SILENCE).await;
+    assert_eq!(link.silent_for(), SILENCE, "silence is still told");
 }
 
 /// Welcomes links, and answers every request.
