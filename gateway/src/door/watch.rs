@@ -1,20 +1,18 @@
 //! The service Watch. Served by hand rather than by generated code, so that the events of a response can be encoded
 //! once for many watchers.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use ::http::{Request, Response};
 use api::etcdserverpb as pb;
-use bytes::BufMut as _;
 use futures::Stream;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use http_body::Body as HttpBody;
-use prost::Message as _;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tonic::body::Body;
-use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::server::{Grpc, StreamingService};
 use tonic::{Status, Streaming};
 
@@ -22,12 +20,11 @@ use super::front::{COMPRESSION, sizes_of_too_large};
 use super::{Caller, StreamEnd};
 use crate::domain::{Domain, DomainStatus};
 use crate::random::random_u32;
-use crate::watch::{Frame, Hub, WatchOptions, Watchers};
+use crate::watch::{Frame, Hub, Told, Watchers};
 
-/// Room for the encoder and the decoder of a stream. Most streams are idle, and there are many.
-const BUFFER_BYTES: usize = 512;
-/// Bytes of responses that are gathered before they are handed on.
-const YIELD_BYTES: usize = 32 << 10;
+mod messages;
+
+use messages::{Encoded, WatchCodec};
 
 /// Serves one watch stream.
 pub(super) async fn call<D: Domain, B>(caller: &Arc<Caller<D>>, request: Request<B>) -> Response<Body>
@@ -63,6 +60,8 @@ impl<D: Domain> StreamingService<pb::WatchRequest> for Service<D> {
 struct WatchStream<D: Domain> {
     door: Arc<Caller<D>>,
     watchers: Watchers<Arc<Hub<D>>>,
+    /// The rest of a response that was cut: the parts follow each other.
+    parts: VecDeque<Encoded>,
     /// What else there is to wait for. Each is looked at only when it has woken the stream, which costs nothing where
     /// all that happens is events.
     others: FuturesUnordered<Pin<Box<dyn Future<Output = Woken> + Send>>>,
@@ -92,11 +91,11 @@ impl<D: Domain> WatchStream<D> {
         mut end: StreamEnd,
     ) -> WatchStream<D> {
         door.metrics.watch_streams.inc();
-        let options = WatchOptions { fragment_bytes: door.options.message_bytes_max() };
-        let watchers = Watchers::new(Arc::clone(&door.hub), options);
+        let watchers = Watchers::new(Arc::clone(&door.hub));
         let mut stream = WatchStream {
             door,
             watchers,
+            parts: VecDeque::new(),
             others: FuturesUnordered::new(),
             requests: Some(Box::new(requests)),
             ticking: false,
@@ -128,7 +127,7 @@ impl<D: Domain> WatchStream<D> {
                 self.requests = Some(requests);
                 let (revision, term) = self.door.seen();
                 self.watchers.handle_revision(revision, term);
-                self.watchers.handle_request(request);
+                messages::take_in(&mut self.watchers, request);
                 self.start_ticks();
                 self.ask_around();
             }
@@ -175,9 +174,14 @@ impl<D: Domain> WatchStream<D> {
         }
     }
 
-    fn encoded(&self, frame: Frame) -> Encoded {
-        let header = self.door.header(frame.stamp.revision(), frame.stamp.term());
-        Encoded { head: pb::WatchResponse { header, ..frame.head }, events: frame.events }
+    /// The first response of a frame; the others, if it is cut, wait in `parts`.
+    fn encoded(&mut self, frame: Frame) -> Encoded {
+        let Frame { told, stamp } = frame;
+        if let Told::Events(events) = &told {
+            self.door.metrics.events.inc_by(events.event_count as u64);
+        }
+        let header = self.door.header(stamp.revision(), stamp.term());
+        messages::encode(told, header, self.door.options.message_bytes_max(), &mut self.parts)
     }
 
     fn count(&mut self) {
@@ -202,6 +206,9 @@ impl<D: Domain> Stream for WatchStream<D> {
         if stream.ended {
             return Poll::Ready(None);
         }
+        if let Some(part) = stream.parts.pop_front() {
+            return Poll::Ready(Some(Ok(part)));
+        }
         loop {
             stream.read_on();
             // Before the events, which may be there whenever one looks.
@@ -215,7 +222,6 @@ impl<D: Domain> Stream for WatchStream<D> {
             let frame = stream.watchers.next_frame();
             stream.count();
             if let Some(frame) = frame {
-                stream.door.metrics.events.inc_by(frame.event_count as u64);
                 return Poll::Ready(Some(Ok(stream.encoded(frame))));
             }
             if stream.watchers.inbox().poll_filled(cx).is_pending() {
@@ -238,65 +244,5 @@ fn in_the_words_of_grpc_go(status: Status) -> Status {
             Status::resource_exhausted(format!("grpc: received message larger than max ({size} vs. {limit})"))
         }
         None => status,
-    }
-}
-
-/// A response whose events are bytes already.
-pub(super) struct Encoded {
-    head: pb::WatchResponse,
-    events: Vec<bytes::Bytes>,
-}
-
-struct WatchCodec;
-
-impl Codec for WatchCodec {
-    type Encode = Encoded;
-    type Decode = pb::WatchRequest;
-    type Encoder = WatchEncoder;
-    type Decoder = WatchDecoder;
-
-    fn encoder(&mut self) -> WatchEncoder {
-        WatchEncoder
-    }
-
-    fn decoder(&mut self) -> WatchDecoder {
-        WatchDecoder
-    }
-}
-
-struct WatchEncoder;
-
-impl Encoder for WatchEncoder {
-    type Item = Encoded;
-    type Error = Status;
-
-    /// The events are the last field of the message, so they may simply follow the rest.
-    fn encode(&mut self, item: Encoded, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        item.head.encode(out).map_err(|error| Status::internal(error.to_string()))?;
-        for events in item.events {
-            out.reserve(events.len());
-            out.put(events);
-        }
-        Ok(())
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(BUFFER_BYTES, YIELD_BYTES)
-    }
-}
-
-struct WatchDecoder;
-
-impl Decoder for WatchDecoder {
-    type Item = pb::WatchRequest;
-    type Error = Status;
-
-    fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<pb::WatchRequest>, Status> {
-        let request = pb::WatchRequest::decode(bytes);
-        request.map(Some).map_err(|error| Status::internal(error.to_string()))
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(BUFFER_BYTES, YIELD_BYTES)
     }
 }

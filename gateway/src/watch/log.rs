@@ -3,16 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 
-use api::mvccpb;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use keyspace::{Event, RevisionEvents};
-use prost::Message as _;
-use prost::encoding::{WireType, encode_key, encode_varint};
-
-use crate::door::convert;
-
-/// Number of the field `events` in etcd's `WatchResponse`.
-const EVENTS_FIELD: u32 = 11;
 
 /// The events of one revision.
 #[derive(Debug)]
@@ -20,32 +12,24 @@ pub(crate) struct Entry {
     pub(crate) revision: i64,
     pub(crate) events: Arc<[Event]>,
     /// About what the entry takes in memory.
-    bytes: usize,
+    pub(crate) bytes: usize,
     /// Its share of the feed's credit.
     cost: u64,
     encoded: OnceLock<Bytes>,
 }
 
 impl Entry {
-    /// All events as etcd's messages, the field's tags and lengths included. Made once for all watchers.
-    pub(crate) fn encoded(&self) -> &Bytes {
-        self.encoded.get_or_init(|| {
-            let mut out = BytesMut::with_capacity(self.bytes + 16 * self.events.len());
-            for event in self.events.iter() {
-                encode_event(&convert::event(event), &mut out);
-            }
-            out.freeze()
-        })
+    /// `cost` is its share of the feed's credit.
+    pub(crate) fn new(revision: RevisionEvents, cost: u64) -> Entry {
+        let bytes = revision.events.iter().map(Event::size_bytes).sum();
+        let RevisionEvents { revision, events } = revision;
+        Entry { revision: revision.0, events, bytes, cost, encoded: OnceLock::new() }
     }
-}
 
-/// Appends one event as an element of `WatchResponse.events`.
-pub(crate) fn encode_event(event: &mvccpb::Event, out: &mut BytesMut) {
-    let length = event.encoded_len();
-    out.reserve(length + 12);
-    encode_key(EVENTS_FIELD, WireType::LengthDelimited, out);
-    encode_varint(length as u64, out);
-    event.encode_raw(out);
+    /// All events in the form that clients get, by `encode`: made once for all watchers.
+    pub(crate) fn encoded(&self, encode: impl FnOnce(&Entry) -> Bytes) -> &Bytes {
+        self.encoded.get_or_init(|| encode(self))
+    }
 }
 
 /// See the module. Invariant: every event of the range with a revision in `(floor, upto]` is in `entries`.
@@ -91,17 +75,11 @@ impl FeedLog {
         let last = revisions.len().saturating_sub(1);
         for (index, revision) in revisions.into_iter().enumerate() {
             debug_assert!(revision.revision.0 > self.upto, "a feed repeats nothing");
-            let bytes = revision.events.iter().map(Event::size_bytes).sum();
             let cost = if index == last { std::mem::take(&mut rest) } else { 0 };
-            self.bytes += bytes;
-            self.upto = revision.revision.0;
-            self.entries.push_back(Arc::new(Entry {
-                revision: revision.revision.0,
-                events: revision.events,
-                bytes,
-                cost,
-                encoded: OnceLock::new(),
-            }));
+            let entry = Entry::new(revision, cost);
+            self.bytes += entry.bytes;
+            self.upto = entry.revision;
+            self.entries.push_back(Arc::new(entry));
         }
         self.handle_upto(upto, revision);
         rest
@@ -206,15 +184,5 @@ pub(crate) mod tests {
         assert_eq!(log.forget_through(2), 0);
         assert_eq!(log.forget_through(3), 70);
         assert_eq!(log.floor(), 3);
-    }
-
-    #[test]
-    fn an_entry_is_encoded_as_the_field_of_the_response() {
-        let mut log = FeedLog::new(2, 1, 1 << 20);
-        log.push(vec![revision(2, &["a", "b"])], 2, 2, 0);
-        let entry = log.from(2).next().unwrap();
-        let response = api::etcdserverpb::WatchResponse::decode(entry.encoded().clone()).unwrap();
-        assert_eq!(response.events.len(), 2);
-        assert_eq!(response.events[1].kv.as_ref().unwrap().key, "b");
     }
 }

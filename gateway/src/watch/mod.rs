@@ -26,7 +26,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use crate::domain::{Domain, Feed};
 
 pub(crate) use feed::Inbox;
-pub(crate) use watchers::{Feeds, Frame, Subscription, WatchOptions, Watchers};
+pub(crate) use log::Entry;
+#[cfg(test)]
+pub(crate) use log::tests::revision as revision_of_test;
+pub(crate) use watchers::{
+    Canceled, Create, Events, Feeds, Filters, Frame, NotCreated, Part, Subscription, Told, Watchers,
+};
 
 use feed::{Pace, SharedFeed};
 

@@ -1,5 +1,5 @@
-//! The watchers of one client stream: etcd's watch protocol as a plain struct. Requests go in, frames come out; what
-//! the feeds bring is looked at when a frame is asked for.
+//! The watchers of one client stream: etcd's watch protocol as a plain struct. Requests go in, what the client is told
+//! comes out; what the feeds bring is looked at when that is asked for. How it is put in messages is the door's business.
 //!
 //! Order on the stream: a watcher's `created` comes first, in the order of the requests; then its events, by revision;
 //! a progress answer never before an event it speaks of, and never below what the stream has told ([`headers`]).
@@ -11,17 +11,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
-use api::etcdserverpb as pb;
-use api::etcdserverpb::watch_create_request::FilterType;
-use api::etcdserverpb::watch_request::RequestUnion;
-use bytes::{Bytes, BytesMut};
+use gateway_core::Failure;
 use headers::{Draft, Headers, Says};
 use keyspace::{Event, EventKind, KeyRange};
 
 use super::feed::{FeedEnd, Inbox, SharedFeed};
-use super::log::{Entry, encode_event};
-use crate::door::convert;
-use crate::door::errors::code_and_text;
+use super::log::Entry;
 
 pub(crate) use headers::Frame;
 use progress::Progress;
@@ -36,8 +31,6 @@ const LIVE_BEHIND_MAX: usize = 128;
 const WAITING_MAX: usize = 1024;
 /// Ids of compacted watches that are remembered on a stream. A client that lets more pile up is not told of the oldest.
 const COMPACTED_IDS_MAX: usize = 1024;
-/// `watch_id` of answers that concern no watcher.
-const NO_WATCH: i64 = -1;
 
 /// Where feeds come from.
 pub(crate) trait Feeds {
@@ -94,17 +87,101 @@ impl fmt::Debug for Subscription {
     }
 }
 
-/// What a stream is configured with.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct WatchOptions {
-    /// A response of a watcher that allows fragments is cut at this size.
-    pub(crate) fragment_bytes: usize,
+/// A watch that a client wants.
+#[derive(Clone, Debug)]
+pub(crate) struct Create {
+    /// None: whichever is free.
+    pub(crate) id: Option<i64>,
+    pub(crate) range: KeyRange,
+    /// First revision wanted; 0 for "from now on".
+    pub(crate) start: i64,
+    pub(crate) prev_kv: bool,
+    pub(crate) filters: Filters,
+    /// Large responses may come in parts.
+    pub(crate) fragment: bool,
+    /// It wishes to be told now and then how far it has come.
+    pub(crate) progress_notify: bool,
+}
+
+impl Create {
+    /// From now on, and nothing special.
+    pub(crate) fn new(range: KeyRange) -> Create {
+        Create {
+            id: None,
+            range,
+            start: 0,
+            prev_kv: false,
+            filters: Filters::default(),
+            fragment: false,
+            progress_notify: false,
+        }
+    }
+}
+
+/// What a client is told.
+#[derive(Clone, Debug)]
+pub(crate) enum Told {
+    /// The watch is there; its events follow.
+    Created { id: i64 },
+    /// There is no such watch.
+    NotCreated(NotCreated),
+    /// Events of a watch.
+    Events(Events),
+    /// This watch was told everything up to the revision of the header; without an id, all that the client knows of were.
+    Progress { id: Option<i64> },
+    /// The watch is over.
+    Canceled { id: i64, why: Canceled },
+}
+
+/// Why there is no watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum NotCreated {
+    EmptyRange,
+    /// Another has the id.
+    IdTaken,
+    Failed(Failure),
+}
+
+/// Why a watch is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Canceled {
+    /// The client wanted it.
+    ByClient,
+    /// The revisions that it needs are gone; the oldest that can be read.
+    Compacted {
+        compact_revision: i64,
+    },
+    Failed(Failure),
+}
+
+/// Events of whole revisions, in ascending order.
+#[derive(Clone, Debug)]
+pub(crate) struct Events {
+    pub(crate) id: i64,
+    pub(crate) parts: Vec<Part>,
+    /// How many events those are.
+    pub(crate) event_count: usize,
+    /// The client takes them in several messages, too.
+    pub(crate) fragment: bool,
+}
+
+/// The events of one revision, as far as a watcher wants them.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    pub(crate) entry: Arc<Entry>,
+    pub(crate) filters: Filters,
+}
+
+impl Part {
+    /// Its events.
+    pub(crate) fn events(&self) -> impl Iterator<Item = &Event> {
+        self.entry.events.iter().filter(|event| self.filters.passes(event))
+    }
 }
 
 /// See the module.
 pub(crate) struct Watchers<F> {
     feeds: F,
-    options: WatchOptions,
     inbox: Arc<Inbox>,
     watchers: BTreeMap<u64, Watcher>,
     by_id: BTreeMap<i64, u64>,
@@ -173,10 +250,11 @@ struct Known {
     term: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Filters {
-    no_put: bool,
-    no_delete: bool,
+/// Events that a watcher does not want.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Filters {
+    pub(crate) no_put: bool,
+    pub(crate) no_delete: bool,
 }
 
 /// What looking at a watcher led to.
@@ -192,10 +270,9 @@ enum Step {
 }
 
 impl<F: Feeds> Watchers<F> {
-    pub(crate) fn new(feeds: F, options: WatchOptions) -> Watchers<F> {
+    pub(crate) fn new(feeds: F) -> Watchers<F> {
         Watchers {
             feeds,
-            options,
             inbox: Arc::default(),
             watchers: BTreeMap::new(),
             by_id: BTreeMap::new(),
@@ -255,16 +332,6 @@ impl<F: Feeds> Watchers<F> {
         self.headers.handle_revision(revision, term);
     }
 
-    /// Takes in a request. Empty ones are ignored, as in etcd.
-    pub(crate) fn handle_request(&mut self, request: pb::WatchRequest) {
-        match request.request_union {
-            Some(RequestUnion::CreateRequest(create)) => self.create(create),
-            Some(RequestUnion::CancelRequest(cancel)) => self.cancel(cancel.watch_id),
-            Some(RequestUnion::ProgressRequest(_)) => self.request_progress(),
-            None => {}
-        }
-    }
-
     /// A progress interval has passed: watchers that asked for it and were sent nothing are told where they are.
     pub(crate) fn handle_tick(&mut self) {
         let mut quiet = Vec::new();
@@ -307,51 +374,43 @@ impl<F: Feeds> Watchers<F> {
         }
     }
 
-    fn create(&mut self, create: pb::WatchCreateRequest) {
-        let range = KeyRange::from_watch_wire(create.key, create.range_end);
-        let reason = if range.is_empty() {
-            Some("mvcc: watcher range is empty")
-        } else if create.watch_id != 0 && self.is_taken(create.watch_id) {
-            Some("mvcc: duplicate watch ID provided on the WatchStream")
+    /// The client wants a watch.
+    pub(crate) fn create(&mut self, create: Create) {
+        let Create { id, range, start, prev_kv, filters, fragment, progress_notify } = create;
+        let refused = if range.is_empty() {
+            Some(NotCreated::EmptyRange)
+        } else if id.is_some_and(|id| self.is_taken(id)) {
+            Some(NotCreated::IdTaken)
         } else {
             None
         };
-        if let Some(reason) = reason {
-            self.creating.push_back(Creating::Refused(refused(reason)));
+        if let Some(why) = refused {
+            self.creating.push_back(Creating::Refused(refusal(why)));
             self.announce_created();
             return;
         }
-        let id = if create.watch_id == 0 { self.free_id() } else { create.watch_id };
+        let id = id.unwrap_or_else(|| self.free_id());
         let key = self.next_key;
         self.next_key += 1;
-        let (shared, token) = self.feeds.shared(&range, create.prev_kv, &self.inbox, key);
-        let mut filters = Filters::default();
-        for filter in &create.filters {
-            match FilterType::try_from(*filter) {
-                Ok(FilterType::Noput) => filters.no_put = true,
-                Ok(FilterType::Nodelete) => filters.no_delete = true,
-                Err(_) => {}
-            }
-        }
+        let (shared, token) = self.feeds.shared(&range, prev_kv, &self.inbox, key);
         self.by_id.insert(id, key);
-        self.notified += usize::from(create.progress_notify);
-        self.watchers.insert(
-            key,
-            Watcher {
-                id,
-                range,
-                prev_kv: create.prev_kv,
-                filters,
-                fragment: create.fragment,
-                progress_notify: create.progress_notify,
-                start: create.start_revision,
-                shared,
-                state: State::Opening { token, known: None },
-                queued: false,
-                active: false,
-                cancelled: false,
-            },
-        );
+        self.notified += usize::from(progress_notify);
+        let state = State::Opening { token, known: None };
+        let watcher = Watcher {
+            id,
+            range,
+            prev_kv,
+            filters,
+            fragment,
+            progress_notify,
+            start,
+            shared,
+            state,
+            queued: false,
+            active: false,
+            cancelled: false,
+        };
+        self.watchers.insert(key, watcher);
         self.creating.push_back(Creating::Watcher(key));
         self.announce_created();
     }
@@ -368,7 +427,8 @@ impl<F: Feeds> Watchers<F> {
         self.by_id.contains_key(&id) || self.compacted_ids.contains(&id)
     }
 
-    fn cancel(&mut self, id: i64) {
+    /// The client wants a watch no more.
+    pub(crate) fn cancel(&mut self, id: i64) {
         if let Some(at) = self.compacted_ids.iter().position(|compacted| *compacted == id) {
             self.compacted_ids.remove(at);
             self.out.push_back(cancelled(id));
@@ -438,7 +498,7 @@ impl<F: Feeds> Watchers<F> {
                     }
                     // There may be more; others have their turn first.
                     self.queue(key);
-                    return Some(self.cut(key, draft));
+                    return Some(draft);
                 }
                 Step::Again => {}
                 Step::Nothing => return None,
@@ -448,8 +508,8 @@ impl<F: Feeds> Watchers<F> {
                 }
                 Step::End(draft) => {
                     self.remove(key);
-                    if draft.head.compact_revision != 0 {
-                        self.remember_compacted(draft.head.watch_id);
+                    if let Told::Canceled { id, why: Canceled::Compacted { .. } } = draft.told {
+                        self.remember_compacted(id);
                     }
                     return Some(draft);
                 }
@@ -483,7 +543,6 @@ impl<F: Feeds> Watchers<F> {
                 // As etcd does it up to 3.6.5, a start below zero is older than any compaction, and tells nothing of the past.
                 let next = if watcher.start <= 0 { revision + 1 } else { watcher.start };
                 watcher.state = State::Live { next };
-                let head = pb::WatchResponse { watch_id: watcher.id, created: true, ..Default::default() };
                 let (id, is_cancelled) = (watcher.id, watcher.cancelled);
                 let is_compacted =
                     compact_revision > 0 && watcher.start != 0 && watcher.start < compact_revision;
@@ -503,7 +562,7 @@ impl<F: Feeds> Watchers<F> {
                     }
                     self.queue(key);
                 }
-                Draft::bare(head, Says::Created { revision, term })
+                Draft { told: Told::Created { id }, says: Says::Created { revision, term } }
             }
             (None, Some(FeedEnd::Compacted { .. })) => {
                 // The feed that was joined had lost its place; another begins from now.
@@ -514,7 +573,7 @@ impl<F: Feeds> Watchers<F> {
             }
             (None, Some(FeedEnd::Failed(failure))) => {
                 self.remove(key);
-                refused(code_and_text(&failure).1)
+                refusal(NotCreated::Failed(failure))
             }
             (None, None) => return None,
         };
@@ -554,7 +613,7 @@ impl<F: Feeds> Watchers<F> {
                 return Step::Nothing;
             }
             Some(FeedEnd::Failed(failure)) => {
-                return Step::End(failed(watcher.id, code_and_text(failure).1));
+                return Step::End(failed(watcher.id, failure.clone()));
             }
             Some(FeedEnd::Compacted { .. }) | None => {}
         }
@@ -609,7 +668,7 @@ impl<F: Feeds> Watchers<F> {
                 return Step::End(compacted(watcher.id, *compact_revision, feed.term()));
             }
             Some(FeedEnd::Failed(failure)) => {
-                return Step::End(failed(watcher.id, code_and_text(failure).1));
+                return Step::End(failed(watcher.id, failure.clone()));
             }
             None => {}
         }
@@ -626,40 +685,6 @@ impl<F: Feeds> Watchers<F> {
         watcher.state = State::Live { next };
         Step::Again
     }
-
-    /// Cuts a response that is too large, if the watcher allows it. The rest waits in `out`.
-    fn cut(&mut self, key: u64, draft: Draft) -> Draft {
-        let limit = self.options.fragment_bytes;
-        let bytes: usize = draft.events.iter().map(Bytes::len).sum();
-        let fragment = self.watchers.get(&key).is_some_and(|watcher| watcher.fragment);
-        if !fragment || draft.event_count < 2 || bytes < limit {
-            return draft;
-        }
-        let mut fragments: Vec<Draft> = Vec::new();
-        let mut room = 0;
-        for event in draft.events.iter().flat_map(each_event) {
-            if event.len() > room || fragments.is_empty() {
-                let head = pb::WatchResponse { fragment: true, ..draft.head.clone() };
-                fragments.push(Draft::bare(head, draft.says));
-                room = limit;
-            }
-            room = room.saturating_sub(event.len());
-            if let Some(last) = fragments.last_mut() {
-                last.events.push(event);
-                last.event_count += 1;
-            }
-        }
-        if let Some(last) = fragments.last_mut() {
-            last.head.fragment = false;
-        }
-        let mut fragments = fragments.into_iter();
-        let first = fragments.next().unwrap_or(draft);
-        // Before whatever else is made: the parts of a response follow each other.
-        for fragment in fragments.rev() {
-            self.out.push_front(fragment);
-        }
-        first
-    }
 }
 
 impl Watcher {
@@ -670,96 +695,65 @@ impl Watcher {
         revision: i64,
         term: u64,
     ) -> (Step, i64) {
-        let head = pb::WatchResponse { watch_id: self.id, ..Default::default() };
-        let mut draft = Draft::bare(head, Says::Events { revision, term });
-        let mut bytes = 0;
-        let mut next = 0;
+        let mut parts = Vec::new();
+        let (mut event_count, mut bytes, mut next) = (0, 0, 0);
         for entry in entries.take(HISTORY_REVISIONS) {
             next = entry.revision + 1;
-            let (encoded, count) = self.filters.apply(entry);
+            let part = Part { entry: Arc::clone(entry), filters: self.filters };
+            let (count, size) = part.size();
             if count == 0 {
                 continue;
             }
-            bytes += encoded.len();
-            draft.events.push(encoded);
-            draft.event_count += count;
+            event_count += count;
+            bytes += size;
+            parts.push(part);
             if bytes >= HISTORY_BYTES {
                 break;
             }
         }
-        if draft.event_count == 0 {
+        if event_count == 0 {
             return (Step::Again, next);
         }
+        let events = Events { id: self.id, parts, event_count, fragment: self.fragment };
+        let draft = Draft { told: Told::Events(events), says: Says::Events { revision, term } };
         (Step::Draft(draft), next)
     }
 }
 
-impl Filters {
-    /// The events that pass, encoded, and how many they are.
-    fn apply(self, entry: &Entry) -> (Bytes, usize) {
-        if !self.no_put && !self.no_delete {
-            return (entry.encoded().clone(), entry.events.len());
+impl Part {
+    /// How many events it has, and how many bytes those are, about.
+    fn size(&self) -> (usize, usize) {
+        if self.filters == Filters::default() {
+            return (self.entry.events.len(), self.entry.bytes);
         }
-        let passes = |event: &&Event| match event.kind {
+        self.events().fold((0, 0), |(count, bytes), event| (count + 1, bytes + event.size_bytes()))
+    }
+}
+
+impl Filters {
+    fn passes(self, event: &Event) -> bool {
+        match event.kind {
             EventKind::Put => !self.no_put,
             EventKind::Delete => !self.no_delete,
-        };
-        let mut encoded = BytesMut::new();
-        let mut count = 0;
-        for event in entry.events.iter().filter(passes) {
-            encode_event(&convert::event(event), &mut encoded);
-            count += 1;
         }
-        (encoded.freeze(), count)
     }
 }
 
-/// The elements of an encoded field of events.
-fn each_event(encoded: &Bytes) -> Vec<Bytes> {
-    let mut rest = encoded.clone();
-    let mut events = Vec::new();
-    while !rest.is_empty() {
-        let mut read = rest.clone();
-        // Our own encoding: a tag of one byte, a length, the event.
-        let before = read.len();
-        let tag = prost::encoding::decode_varint(&mut read);
-        let length = prost::encoding::decode_varint(&mut read);
-        let (Ok(_), Ok(length)) = (tag, length) else { break };
-        let head = before - read.len();
-        let whole = head.saturating_add(usize::try_from(length).unwrap_or(usize::MAX)).min(rest.len());
-        events.push(rest.split_to(whole));
-    }
-    events
-}
-
-fn refused(reason: &str) -> Draft {
-    let head = pb::WatchResponse {
-        watch_id: NO_WATCH,
-        created: true,
-        canceled: true,
-        cancel_reason: reason.to_owned(),
-        ..Default::default()
-    };
-    Draft::bare(head, Says::Now)
+fn refusal(why: NotCreated) -> Draft {
+    Draft { told: Told::NotCreated(why), says: Says::Now }
 }
 
 fn cancelled(id: i64) -> Draft {
-    Draft::bare(pb::WatchResponse { watch_id: id, canceled: true, ..Default::default() }, Says::Now)
+    Draft { told: Told::Canceled { id, why: Canceled::ByClient }, says: Says::Now }
 }
 
 fn compacted(id: i64, compact_revision: i64, term: u64) -> Draft {
-    let head = pb::WatchResponse { watch_id: id, canceled: true, compact_revision, ..Default::default() };
-    Draft::bare(head, Says::Nothing { term })
+    let why = Canceled::Compacted { compact_revision };
+    Draft { told: Told::Canceled { id, why }, says: Says::Nothing { term } }
 }
 
-fn failed(id: i64, reason: &str) -> Draft {
-    let head = pb::WatchResponse {
-        watch_id: id,
-        canceled: true,
-        cancel_reason: reason.to_owned(),
-        ..Default::default()
-    };
-    Draft::bare(head, Says::Now)
+fn failed(id: i64, failure: Failure) -> Draft {
+    Draft { told: Told::Canceled { id, why: Canceled::Failed(failure) }, says: Says::Now }
 }
 
 #[cfg(test)]

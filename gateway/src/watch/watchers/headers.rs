@@ -6,19 +6,13 @@
 //! never above what each watcher it speaks of has been sent: before it is given, the stream is put under a *ceiling*, a
 //! revision that nothing may exceed until the answer has left. So events of writers who do not rest cannot outrun it.
 
-use api::etcdserverpb as pb;
-use bytes::Bytes;
+use super::Told;
 
-/// A response whose events are encoded already, perhaps for many watchers together.
+/// What a client is told, and under which header.
 #[derive(Clone, Debug)]
 pub(crate) struct Frame {
-    /// Everything but header and events.
-    pub(crate) head: pb::WatchResponse,
+    pub(crate) told: Told,
     pub(crate) stamp: Stamp,
-    /// Elements of the field `events`, with tags and lengths.
-    pub(crate) events: Vec<Bytes>,
-    /// How many events those are.
-    pub(crate) event_count: usize,
 }
 
 /// What a header says.
@@ -41,17 +35,8 @@ impl Stamp {
 /// A response that has not left.
 #[derive(Clone, Debug)]
 pub(super) struct Draft {
-    pub(super) head: pb::WatchResponse,
+    pub(super) told: Told,
     pub(super) says: Says,
-    pub(super) events: Vec<Bytes>,
-    pub(super) event_count: usize,
-}
-
-impl Draft {
-    /// A response without events.
-    pub(super) fn bare(head: pb::WatchResponse, says: Says) -> Draft {
-        Draft { head, says, events: Vec::new(), event_count: 0 }
-    }
 }
 
 /// Which revision a response speaks of.
@@ -132,11 +117,6 @@ impl Headers {
         );
         self.said = self.said.max(revision);
         self.handle_revision(revision, term);
-        Frame {
-            head: draft.head,
-            stamp: Stamp { revision, term },
-            events: draft.events,
-            event_count: draft.event_count,
-        }
+        Frame { told: draft.told, stamp: Stamp { revision, term } }
     }
 }

@@ -8,10 +8,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use api::etcdserverpb as pb;
-
 use super::headers::{Draft, Says};
-use super::{Creating, Feeds, NO_WATCH, State, Watcher, Watchers};
+use super::{Creating, Feeds, State, Told, Watcher, Watchers};
 use crate::watch::feed::SharedFeed;
 
 /// Progress requests that may wait for their answer. More are dropped, as etcd drops those it cannot answer at once.
@@ -44,7 +42,7 @@ enum Position {
 
 impl<F: Feeds> Watchers<F> {
     /// The client wants to know.
-    pub(super) fn request_progress(&mut self) {
+    pub(crate) fn request_progress(&mut self) {
         let is_request = |progress: &&Progress| matches!(progress.scope, Scope::All { .. });
         if self.progress.iter().filter(is_request).count() < PROGRESS_MAX {
             self.owe_progress(Scope::All { before: self.next_key });
@@ -159,14 +157,13 @@ impl<F: Feeds> Watchers<F> {
                 self.queue(key);
                 return None;
             }
-            let watch_id = match scope {
-                Scope::All { .. } => NO_WATCH,
-                Scope::One(key) => self.watchers.get(&key).map_or(NO_WATCH, |watcher| watcher.id),
+            let id = match scope {
+                Scope::All { .. } => None,
+                Scope::One(key) => self.watchers.get(&key).map(|watcher| watcher.id),
             };
             self.progress.pop_front();
             self.release_held();
-            let head = pb::WatchResponse { watch_id, ..Default::default() };
-            return Some(Draft::bare(head, Says::Progress { term }));
+            return Some(Draft { told: Told::Progress { id }, says: Says::Progress { term } });
         }
     }
 

@@ -62,22 +62,17 @@ impl Feeds for Fake {
     }
 }
 
-fn watchers(fragment_bytes: usize) -> (Watchers<Fake>, Fake) {
+fn watchers() -> (Watchers<Fake>, Fake) {
     let feeds = Fake::default();
-    (Watchers::new(feeds.clone(), WatchOptions { fragment_bytes }), feeds)
+    (Watchers::new(feeds.clone()), feeds)
 }
 
-fn create(watchers: &mut Watchers<Fake>, create: pb::WatchCreateRequest) {
-    watchers.handle_request(pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) });
+fn on(key: &str) -> Create {
+    Create::new(KeyRange::single(key.to_owned()))
 }
 
-fn on(key: &str) -> pb::WatchCreateRequest {
-    pb::WatchCreateRequest { key: key.to_owned().into(), ..Default::default() }
-}
-
-fn progress(watchers: &mut Watchers<Fake>) {
-    let request = RequestUnion::ProgressRequest(pb::WatchProgressRequest {});
-    watchers.handle_request(pb::WatchRequest { request_union: Some(request) });
+fn nothing() -> Create {
+    Create::new(KeyRange::between("b", "a"))
 }
 
 fn opened(feed: &SharedFeed, revision: i64) {
@@ -105,8 +100,8 @@ fn synced(feed: &SharedFeed, revision: i64) {
 
 /// A watcher whose feed holds the revisions 2, 3 and 4.
 fn with_window() -> (Watchers<Fake>, Fake, Arc<SharedFeed>) {
-    let (mut watchers, feeds) = watchers(1 << 20);
-    create(&mut watchers, on("a"));
+    let (mut watchers, feeds) = watchers();
+    watchers.create(on("a"));
     let feed = feeds.feed(0);
     opened(&feed, 1);
     events(&feed, &[2, 3, 4], 4);
@@ -118,18 +113,16 @@ fn with_window() -> (Watchers<Fake>, Fake, Arc<SharedFeed>) {
 fn told(watchers: &mut Watchers<Fake>) -> Vec<String> {
     let mut told = Vec::new();
     while let Some(frame) = watchers.next_frame() {
-        let id = frame.head.watch_id;
-        let what = if frame.head.created && frame.head.canceled {
-            format!("refused {id}")
-        } else if frame.head.created {
-            format!("created {id}")
-        } else if frame.head.canceled {
-            format!("canceled {id} compacted {}", frame.head.compact_revision)
-        } else if frame.event_count == 0 {
-            format!("progress {id}")
-        } else {
-            let part = if frame.head.fragment { "part of " } else { "" };
-            format!("{part}{} events {id}", frame.event_count)
+        let what = match frame.told {
+            Told::NotCreated(_) => "refused".to_owned(),
+            Told::Created { id } => format!("created {id}"),
+            Told::Canceled { id, why: Canceled::Compacted { compact_revision } } => {
+                format!("canceled {id} compacted {compact_revision}")
+            }
+            Told::Canceled { id, why: Canceled::ByClient | Canceled::Failed(_) } => format!("canceled {id}"),
+            Told::Progress { id: Some(id) } => format!("progress {id}"),
+            Told::Progress { id: None } => "progress".to_owned(),
+            Told::Events(events) => format!("{} events {}", events.event_count, events.id),
         };
         told.push(format!("{what} @{}", frame.stamp.revision()));
     }
@@ -138,11 +131,11 @@ fn told(watchers: &mut Watchers<Fake>) -> Vec<String> {
 
 #[test]
 fn created_comes_first_and_in_order() {
-    let (mut watchers, feeds) = watchers(1 << 20);
-    create(&mut watchers, on("a"));
-    create(&mut watchers, on("b"));
-    create(&mut watchers, pb::WatchCreateRequest { range_end: "b".into(), ..on("c") });
-    create(&mut watchers, on("d"));
+    let (mut watchers, feeds) = watchers();
+    watchers.create(on("a"));
+    watchers.create(on("b"));
+    watchers.create(nothing());
+    watchers.create(on("d"));
     // The later feeds open first.
     opened(&feeds.feed(2), 9);
     opened(&feeds.feed(1), 8);
@@ -151,19 +144,19 @@ fn created_comes_first_and_in_order() {
     opened(&feeds.feed(0), 7);
     assert_eq!(
         told(&mut watchers),
-        ["created 0 @7", "created 1 @8", "refused -1 @8", "1 events 1 @9", "created 2 @9"]
+        ["created 0 @7", "created 1 @8", "refused @8", "1 events 1 @9", "created 2 @9"]
     );
 }
 
 #[test]
 fn a_watcher_that_joins_starts_where_the_store_is() {
-    let (mut watchers, feeds) = watchers(1 << 20);
-    create(&mut watchers, on("a"));
+    let (mut watchers, feeds) = watchers();
+    watchers.create(on("a"));
     let feed = feeds.feed(0);
     opened(&feed, 4);
     told(&mut watchers);
-    create(&mut watchers, on("a"));
-    create(&mut watchers, pb::WatchCreateRequest { start_revision: 6, ..on("a") });
+    watchers.create(on("a"));
+    watchers.create(Create { start: 6, ..on("a") });
     events(&feed, &[5, 6], 6);
     synced(&feed, 6);
     assert_eq!(
@@ -176,13 +169,13 @@ fn a_watcher_that_joins_starts_where_the_store_is() {
 
 #[test]
 fn a_start_below_zero_tells_nothing_of_the_past_and_is_compacted_by_anything() {
-    let (mut watchers, feeds) = watchers(1 << 20);
-    create(&mut watchers, pb::WatchCreateRequest { start_revision: -7, ..on("a") });
+    let (mut watchers, feeds) = watchers();
+    watchers.create(Create { start: -7, ..on("a") });
     opened(&feeds.feed(0), 5);
     events(&feeds.feed(0), &[6], 6);
     assert_eq!(told(&mut watchers), ["created 0 @5", "1 events 0 @6"]);
     assert_eq!(feeds.0.lock().len(), 1, "no history");
-    create(&mut watchers, pb::WatchCreateRequest { start_revision: -7, ..on("a") });
+    watchers.create(Create { start: -7, ..on("a") });
     synced(&feeds.feed(0), 6);
     assert_eq!(told(&mut watchers), ["created 1 @6", "canceled 1 compacted 3 @0"]);
 }
@@ -190,8 +183,8 @@ fn a_start_below_zero_tells_nothing_of_the_past_and_is_compacted_by_anything() {
 #[test]
 fn a_watch_that_opens_its_feed_learns_what_is_compacted() {
     for start_revision in [-7, 2] {
-        let (mut watchers, feeds) = watchers(1 << 20);
-        create(&mut watchers, pb::WatchCreateRequest { start_revision, ..on("a") });
+        let (mut watchers, feeds) = watchers();
+        watchers.create(Create { start: start_revision, ..on("a") });
         opened_after_compaction(&feeds.feed(0), 5, 3);
         assert_eq!(told(&mut watchers), ["created 0 @5", "canceled 0 compacted 3 @0"]);
     }
@@ -199,9 +192,9 @@ fn a_watch_that_opens_its_feed_learns_what_is_compacted() {
 
 #[test]
 fn without_a_leader_a_watch_begins_where_a_replica_is() {
-    let (mut watchers, feeds) = watchers(1 << 20);
-    create(&mut watchers, on("a"));
-    create(&mut watchers, pb::WatchCreateRequest { start_revision: 2, ..on("b") });
+    let (mut watchers, feeds) = watchers();
+    watchers.create(on("a"));
+    watchers.create(Create { start: 2, ..on("b") });
     assert_eq!(told(&mut watchers), [] as [String; 0]);
     watchers.handle_leaderless(5, 4, 2);
     assert_eq!(told(&mut watchers), ["created 0 @5", "created 1 @5", "canceled 1 compacted 4 @0"]);
@@ -218,8 +211,8 @@ fn without_a_leader_a_watch_begins_where_a_replica_is() {
 
 #[test]
 fn a_start_in_the_past_reads_history_and_then_joins() {
-    let (mut watchers, feeds) = watchers(1 << 20);
-    create(&mut watchers, pb::WatchCreateRequest { start_revision: 2, ..on("a") });
+    let (mut watchers, feeds) = watchers();
+    watchers.create(Create { start: 2, ..on("a") });
     let shared = feeds.feed(0);
     opened(&shared, 5);
     assert_eq!(told(&mut watchers), ["created 0 @5"]);
@@ -238,8 +231,8 @@ fn a_start_in_the_past_reads_history_and_then_joins() {
 
 #[test]
 fn history_that_is_gone_cancels() {
-    let (mut watchers, feeds) = watchers(1 << 20);
-    create(&mut watchers, pb::WatchCreateRequest { start_revision: 2, ..on("a") });
+    let (mut watchers, feeds) = watchers();
+    watchers.create(Create { start: 2, ..on("a") });
     opened(&feeds.feed(0), 5);
     told(&mut watchers);
     feeds.feed(1).handle_item(FeedItem::Compacted { compact_revision: 4 });
@@ -250,18 +243,18 @@ fn history_that_is_gone_cancels() {
 
 #[test]
 fn the_id_of_a_compacted_watch_is_taken_until_the_client_cancels_it() {
-    let (mut watchers, feeds) = watchers(1 << 20);
-    create(&mut watchers, pb::WatchCreateRequest { start_revision: 2, watch_id: 1, ..on("a") });
+    let (mut watchers, feeds) = watchers();
+    watchers.create(Create { start: 2, id: Some(1), ..on("a") });
     opened(&feeds.feed(0), 5);
     told(&mut watchers);
     feeds.feed(1).handle_item(FeedItem::Compacted { compact_revision: 4 });
     assert_eq!(told(&mut watchers), ["canceled 1 compacted 4 @0"]);
-    create(&mut watchers, pb::WatchCreateRequest { watch_id: 1, ..on("b") });
-    assert_eq!(told(&mut watchers), ["refused -1 @5"]);
+    watchers.create(Create { id: Some(1), ..on("b") });
+    assert_eq!(told(&mut watchers), ["refused @5"]);
     assert_eq!(watchers.len(), 0);
     assert_eq!((watchers.free_id(), watchers.free_id()), (0, 2));
     watchers.cancel(1);
-    assert_eq!(told(&mut watchers), ["canceled 1 compacted 0 @5"]);
+    assert_eq!(told(&mut watchers), ["canceled 1 @5"]);
     watchers.cancel(1);
     assert_eq!(told(&mut watchers), [] as [String; 0], "nobody has the id");
 }
@@ -270,7 +263,7 @@ fn the_id_of_a_compacted_watch_is_taken_until_the_client_cancels_it() {
 fn a_compacted_start_is_cancelled_although_the_window_holds_it() {
     let (mut watchers, _, feed) = with_window();
     for start_revision in [2, 3] {
-        create(&mut watchers, pb::WatchCreateRequest { start_revision, ..on("a") });
+        watchers.create(Create { start: start_revision, ..on("a") });
     }
     synced(&feed, 4);
     assert_eq!(
@@ -285,7 +278,7 @@ fn a_compacted_start_is_cancelled_although_the_window_holds_it() {
 fn the_value_before_the_compacted_revision_is_not_told_from_the_window() {
     let (mut watchers, feeds, feed) = with_window();
     for start_revision in [3, 4] {
-        create(&mut watchers, pb::WatchCreateRequest { start_revision, prev_kv: true, ..on("a") });
+        watchers.create(Create { start: start_revision, prev_kv: true, ..on("a") });
     }
     synced(&feed, 4);
     assert_eq!(told(&mut watchers), ["created 1 @4", "created 2 @4", "1 events 2 @4"]);
@@ -304,9 +297,9 @@ fn the_value_before_the_compacted_revision_is_not_told_from_the_window() {
 
 #[test]
 fn a_feed_that_lost_its_place_cancels_only_those_who_needed_it() {
-    let (mut watchers, feeds) = watchers(1 << 20);
-    create(&mut watchers, on("a"));
-    create(&mut watchers, pb::WatchCreateRequest { start_revision: 50, ..on("a") });
+    let (mut watchers, feeds) = watchers();
+    watchers.create(on("a"));
+    watchers.create(Create { start: 50, ..on("a") });
     opened(&feeds.feed(0), 5);
     synced(&feeds.feed(0), 5);
     assert_eq!(told(&mut watchers), ["created 0 @5", "created 1 @5"]);
@@ -320,24 +313,24 @@ fn a_feed_that_lost_its_place_cancels_only_those_who_needed_it() {
 
 #[test]
 fn progress_waits_for_every_watcher_and_every_event() {
-    let (mut watchers, feeds) = watchers(1 << 20);
-    create(&mut watchers, on("a"));
-    create(&mut watchers, on("b"));
+    let (mut watchers, feeds) = watchers();
+    watchers.create(on("a"));
+    watchers.create(on("b"));
     let (a, b) = (feeds.feed(0), feeds.feed(1));
     opened(&a, 4);
     opened(&b, 4);
     told(&mut watchers);
-    progress(&mut watchers);
+    watchers.request_progress();
     synced(&a, 7);
     assert_eq!(told(&mut watchers), [] as [String; 0], "b is not synced");
     events(&b, &[5], 6);
     synced(&b, 6);
-    assert_eq!(told(&mut watchers), ["1 events 1 @5", "progress -1 @6"], "the lower of the two");
+    assert_eq!(told(&mut watchers), ["1 events 1 @5", "progress @6"], "the lower of the two");
     // A watcher of the future cannot be spoken for.
-    create(&mut watchers, pb::WatchCreateRequest { start_revision: 100, ..on("a") });
+    watchers.create(Create { start: 100, ..on("a") });
     synced(&a, 8);
     assert_eq!(told(&mut watchers), ["created 2 @8"]);
-    progress(&mut watchers);
+    watchers.request_progress();
     synced(&a, 9);
     synced(&b, 9);
     assert_eq!(told(&mut watchers), [] as [String; 0]);
@@ -345,27 +338,27 @@ fn progress_waits_for_every_watcher_and_every_event() {
 
 #[test]
 fn progress_is_not_below_what_came_while_it_was_asked_for() {
-    let (mut watchers, feeds) = watchers(1 << 20);
-    create(&mut watchers, on("a"));
+    let (mut watchers, feeds) = watchers();
+    watchers.create(on("a"));
     let feed = feeds.feed(0);
     opened(&feed, 4);
     told(&mut watchers);
-    progress(&mut watchers);
+    watchers.request_progress();
     synced(&feed, 5);
     events(&feed, &[6, 7], 7);
-    assert_eq!(told(&mut watchers), ["1 events 0 @6", "1 events 0 @7", "progress -1 @7"]);
+    assert_eq!(told(&mut watchers), ["1 events 0 @6", "1 events 0 @7", "progress @7"]);
 }
 
 #[test]
 fn events_beyond_a_progress_answer_wait_for_it() {
-    let (mut watchers, feeds) = watchers(1 << 20);
-    create(&mut watchers, on("a"));
-    create(&mut watchers, on("b"));
+    let (mut watchers, feeds) = watchers();
+    watchers.create(on("a"));
+    watchers.create(on("b"));
     let (a, b) = (feeds.feed(0), feeds.feed(1));
     opened(&a, 4);
     opened(&b, 4);
     told(&mut watchers);
-    progress(&mut watchers);
+    watchers.request_progress();
     synced(&a, 5);
     events(&a, &[8], 8);
     assert_eq!(told(&mut watchers), ["1 events 0 @8"]);
@@ -376,11 +369,10 @@ fn events_beyond_a_progress_answer_wait_for_it() {
         [] as [String; 0],
         "b may have something before 8, and 9 waits for the answer"
     );
-    create(&mut watchers, on("a"));
-    let cancel = RequestUnion::CancelRequest(pb::WatchCancelRequest { watch_id: 7 });
-    watchers.handle_request(pb::WatchRequest { request_union: Some(cancel) });
+    watchers.create(on("a"));
+    watchers.cancel(7);
     watchers.handle_revision(11, 2);
-    create(&mut watchers, pb::WatchCreateRequest { range_end: "a".into(), ..on("b") });
+    watchers.create(nothing());
     synced(&a, 11);
     assert_eq!(told(&mut watchers), [] as [String; 0], "nor is a watch announced");
     events(&b, &[7, 10], 10);
@@ -389,10 +381,10 @@ fn events_beyond_a_progress_answer_wait_for_it() {
         told(&mut watchers),
         [
             "1 events 1 @7",
-            "progress -1 @8",
+            "progress @8",
             "1 events 0 @9",
             "created 2 @11",
-            "refused -1 @11",
+            "refused @11",
             "1 events 1 @10",
             "1 events 0 @11",
         ]
@@ -401,14 +393,14 @@ fn events_beyond_a_progress_answer_wait_for_it() {
 
 #[test]
 fn progress_that_a_watcher_falls_behind_is_given_up_and_nothing_waits_for_it() {
-    let (mut watchers, feeds) = watchers(1 << 20);
-    create(&mut watchers, on("a"));
-    create(&mut watchers, on("b"));
+    let (mut watchers, feeds) = watchers();
+    watchers.create(on("a"));
+    watchers.create(on("b"));
     let (a, b) = (feeds.feed(0), feeds.feed(1));
     opened(&a, 4);
     opened(&b, 4);
     told(&mut watchers);
-    progress(&mut watchers);
+    watchers.request_progress();
     synced(&a, 5);
     events(&a, &[8], 8);
     told(&mut watchers);
@@ -416,26 +408,26 @@ fn progress_that_a_watcher_falls_behind_is_given_up_and_nothing_waits_for_it() {
     events(&a, &[9], 9);
     assert_eq!(told(&mut watchers), [] as [String; 0]);
     b.handle_item(FeedItem::Failed(gateway_core::Failure::Stopping));
-    assert_eq!(told(&mut watchers), ["canceled 1 compacted 0 @8", "1 events 0 @9"]);
-    progress(&mut watchers);
+    assert_eq!(told(&mut watchers), ["canceled 1 @8", "1 events 0 @9"]);
+    watchers.request_progress();
     synced(&a, 9);
-    assert_eq!(told(&mut watchers), ["progress -1 @9"]);
+    assert_eq!(told(&mut watchers), ["progress @9"]);
 }
 
 /// A busy stream always has something else to send.
 #[test]
 fn progress_comes_although_events_never_pause() {
-    let (mut watchers, feeds) = watchers(1 << 20);
-    create(&mut watchers, on("a"));
+    let (mut watchers, feeds) = watchers();
+    watchers.create(on("a"));
     let feed = feeds.feed(0);
     opened(&feed, 4);
     told(&mut watchers);
-    progress(&mut watchers);
+    watchers.request_progress();
     synced(&feed, 4);
     let mut number = 5;
     events(&feed, &[number], number);
     while let Some(frame) = watchers.next_frame() {
-        if frame.event_count == 0 {
+        if matches!(frame.told, Told::Progress { .. }) {
             assert_eq!(frame.stamp.revision(), number - 1);
             return;
         }
@@ -447,10 +439,10 @@ fn progress_comes_although_events_never_pause() {
 
 #[test]
 fn a_watch_begins_behind_what_the_stream_has_told() {
-    let (mut watchers, feeds) = watchers(1 << 20);
-    create(&mut watchers, on("a"));
+    let (mut watchers, feeds) = watchers();
+    watchers.create(on("a"));
     opened(&feeds.feed(0), 4);
-    create(&mut watchers, on("b"));
+    watchers.create(on("b"));
     events(&feeds.feed(0), &[5, 6, 7], 7);
     assert_eq!(told(&mut watchers).len(), 4);
     opened(&feeds.feed(1), 5);
@@ -460,9 +452,9 @@ fn a_watch_begins_behind_what_the_stream_has_told() {
 
 #[test]
 fn ticks_tell_quiet_watchers_only() {
-    let (mut watchers, feeds) = watchers(1 << 20);
-    create(&mut watchers, pb::WatchCreateRequest { progress_notify: true, ..on("a") });
-    create(&mut watchers, on("a"));
+    let (mut watchers, feeds) = watchers();
+    watchers.create(Create { progress_notify: true, ..on("a") });
+    watchers.create(on("a"));
     let feed = feeds.feed(0);
     opened(&feed, 4);
     synced(&feed, 4);
@@ -477,38 +469,19 @@ fn ticks_tell_quiet_watchers_only() {
 
 #[test]
 fn a_cancel_before_creation_is_answered_after_it() {
-    let (mut watchers, feeds) = watchers(1 << 20);
-    create(&mut watchers, on("a"));
-    let cancel = RequestUnion::CancelRequest(pb::WatchCancelRequest { watch_id: 0 });
-    watchers.handle_request(pb::WatchRequest { request_union: Some(cancel) });
+    let (mut watchers, feeds) = watchers();
+    watchers.create(on("a"));
+    watchers.cancel(0);
     assert_eq!(told(&mut watchers), [] as [String; 0]);
     opened(&feeds.feed(0), 4);
-    assert_eq!(told(&mut watchers), ["created 0 @4", "canceled 0 compacted 0 @4"]);
+    assert_eq!(told(&mut watchers), ["created 0 @4", "canceled 0 @4"]);
     assert_eq!(watchers.len(), 0);
 }
 
 #[test]
-fn large_responses_are_cut_between_events() {
-    let (mut watchers, feeds) = watchers(50);
-    create(&mut watchers, pb::WatchCreateRequest { fragment: true, ..on("a") });
-    create(&mut watchers, on("a"));
-    let feed = feeds.feed(0);
-    opened(&feed, 4);
-    synced(&feed, 4);
-    told(&mut watchers);
-    let revisions = vec![revision(5, &["a", "b", "c", "d", "e"])];
-    feed.handle_item(FeedItem::Events { revisions, upto: 5, revision: 5, term: 2, bytes: 10 });
-    assert_eq!(
-        told(&mut watchers),
-        ["part of 3 events 0 @5", "2 events 0 @5", "5 events 1 @5"],
-        "the parts follow each other"
-    );
-}
-
-#[test]
 fn a_watcher_that_falls_out_of_the_window_reads_history() {
-    let (mut watchers, feeds) = watchers(1 << 20);
-    create(&mut watchers, on("a"));
+    let (mut watchers, feeds) = watchers();
+    watchers.create(on("a"));
     let shared = feeds.feed(0);
     opened(&shared, 1);
     told(&mut watchers);
