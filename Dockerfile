@@ -3,12 +3,14 @@ FROM rust:1.95-slim-trixie AS build
 WORKDIR /source
 COPY Cargo.toml Cargo.lock ./
 COPY api api
+COPY backoff backoff
 COPY bench bench
 COPY compat compat
 COPY config config
 COPY consensus-core consensus-core
 COPY discovery discovery
 COPY gateway gateway
+COPY gateway-core gateway-core
 COPY journal journal
 COPY keyspace keyspace
 COPY planet planet

@@ -55,6 +55,18 @@ pub mod grpc {
 pub mod gaios {
     /// Between gateways and nodes.
     pub mod link {
+        /// The newest version of the protocol, of which both sides speak the lower one.
+        pub const VERSION: u32 = 1;
+        /// The longest body of a `Hello`, in bytes: what a node reads of somebody whom it does not know yet.
+        pub const HELLO_BYTES_MAX: usize = 4 << 10;
+        /// The longest body of a `Welcome`, in bytes; the shard map takes most of it.
+        pub const WELCOME_BYTES_MAX: usize = 64 << 10;
+        /// The longest body of a `GatewayFrame`, in bytes: one request above the limit of a batch, and headers.
+        pub const GATEWAY_FRAME_BYTES_MAX: usize = 64 << 20;
+        /// The longest body of a `NodeFrame`, in bytes. etcd sends answers of up to 2 GiB; readers take memory as announced,
+        /// so the bound is lower.
+        pub const NODE_FRAME_BYTES_MAX: usize = 512 << 20;
+
         package! {
             /// The messages of the link protocol; their framing is told at the head of `link.proto`.
             v1 = "gaios.link.v1"

@@ -8,6 +8,7 @@ mod dev;
 mod document;
 mod given;
 mod json_schema;
+mod number;
 mod problem;
 mod reference;
 mod schema;
@@ -22,6 +23,7 @@ pub use dev::Dev;
 use document::Content;
 pub use given::Given;
 pub use json_schema::json_schema;
+pub use number::fnv1a;
 pub use problem::{Place, Problem, Problems};
 pub use reference::reference;
 pub use schema::{

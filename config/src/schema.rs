@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::number::fnv1a;
 use crate::problem::Problem;
 use crate::table::{Fields, Read as _, section};
 use crate::value::{
@@ -331,10 +332,7 @@ impl Cluster {
     /// uses for "unknown".
     #[must_use]
     pub fn id(&self) -> u64 {
-        let hash = self.name.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
-        hash.max(1)
+        fnv1a(self.name.as_str().bytes()).max(1)
     }
 
     /// What is allowed and not wise.

@@ -11,7 +11,6 @@
 //! - [`nearest`]: which replica to ask where several would do.
 
 mod attempt;
-mod backoff;
 mod failure;
 mod group;
 mod leader_tracker;
@@ -22,7 +21,6 @@ pub mod silence;
 mod upstream;
 
 pub use attempt::{Attempted, Refused, Unsent, Why};
-pub use backoff::Backoff;
 pub use failure::Failure;
 pub use group::{GroupState, Learned};
 pub use leader_tracker::{

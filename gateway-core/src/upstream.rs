@@ -11,10 +11,10 @@
 
 use std::time::{Duration, Instant};
 
+use backoff::Backoff;
 use keyspace::{KeyRange, RevisionEvents};
 
 use crate::attempt::{Attempted, Why};
-use crate::backoff::Backoff;
 use crate::failure::Failure;
 use crate::leader_tracker::NodeId;
 use crate::request::Reach;

@@ -72,6 +72,6 @@ async fn ask_all(shared: &Arc<Shared>, accuser: Accuser) {
                 journal::EMPTY_IT
             );
         }
-        tokio::time::sleep(ASK_AGAIN_AFTER.mul_f64(shared.jitter())).await;
+        tokio::time::sleep(shared.up_to(ASK_AGAIN_AFTER)).await;
     }
 }

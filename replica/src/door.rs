@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::gaios::link::v1 as wire;
+use api::gaios::link::{HELLO_BYTES_MAX, v1 as wire};
 use parking_lot::Mutex;
 use prost::Message as _;
 use tls::Stream;
@@ -28,8 +28,6 @@ use crate::peer::{self, HANDSHAKE_TIMEOUT, Peer};
 use crate::refusal::{Refusal, Told};
 use crate::wire::{Purpose, is_peer_hello};
 
-/// The largest first frame of a connection.
-const FIRST_FRAME_BYTES: usize = 4096;
 /// The longest name of a gateway.
 const NAME_BYTES_MAX: usize = 256;
 /// Between two attempts to accept, when the system refuses.
@@ -203,7 +201,7 @@ async fn greet(shared: &Arc<Shared>, socket: TcpStream) -> Result<(Stream, Greet
             (stream, Some(holder))
         }
     };
-    let first = peer::read_frame(&mut stream, FIRST_FRAME_BYTES).await.map_err(Refusal::of_first_frame)?;
+    let first = peer::read_frame(&mut stream, HELLO_BYTES_MAX).await.map_err(Refusal::of_first_frame)?;
     if is_peer_hello(&first) {
         let asked = hello::answer(shared, &mut stream, &first, holder.as_ref()).await?;
         let greeted = asked.map_or(Greeted::Answered, |(peer, purpose)| Greeted::Peer(peer, purpose));

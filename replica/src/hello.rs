@@ -19,10 +19,8 @@ use crate::node::Shared;
 use crate::peer::{HANDSHAKE_TIMEOUT, NoLink, Peer, connect, read_frame, write_frame};
 use crate::refusal::Refusal;
 use crate::suspicion::Accuser;
-use crate::wire::{Frames, PeerHello, Purpose};
+use crate::wire::{Frames, HELLO_BYTES_MAX, PeerHello, Purpose};
 
-/// The largest hello.
-const HELLO_BYTES_MAX: usize = 1024;
 /// For the call back: the caller waits meanwhile.
 const CALL_BACK_TIMEOUT: Duration = Duration::from_secs(2);
 

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::refused::Why;
 use api::gaios::link::v1::response::Kind;
+use api::gaios::link::{GATEWAY_FRAME_BYTES_MAX, NODE_FRAME_BYTES_MAX, VERSION, v1 as wire};
 use bytes::{BufMut, BytesMut};
 use futures::StreamExt;
 use keyspace::Outcome;
@@ -17,7 +17,7 @@ use prost::Message as _;
 use tls::Stream;
 use tokio::io::AsyncRead;
 use tokio::time::timeout;
-use tokio_util::codec::FramedRead;
+use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use tracing::{debug, info, warn};
 
 use crate::admission::TooMany;
@@ -30,16 +30,13 @@ use crate::patience::Patient;
 use crate::peer::{self, HANDSHAKE_TIMEOUT};
 use consensus_core::{GroupId, NodeId};
 
-/// Version of the protocol in `link.proto`.
-const VERSION: u32 = 1;
-
 /// Bytes of answers that may wait for a gateway before its link is cut. Queries are answered and large answers made while
 /// there is room, watches are bounded by credit, and what else there is to say is small.
 const OUTBOX_BYTES: usize = 1 << 30;
 /// No further query is answered while more than this waits: as much as a gateway takes in some milliseconds.
 const ROOM_BYTES: usize = 8 << 20;
-/// The largest answer. A gateway accepts frames of 512 MiB.
-const ANSWER_BYTES_MAX: usize = (512 << 20) - 1024;
+/// The largest answer, in a frame of its own.
+const ANSWER_BYTES_MAX: usize = NODE_FRAME_BYTES_MAX - 1024;
 
 /// A gateway that says nothing for so long is gone: it probes every few seconds, whatever else it says.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -227,7 +224,8 @@ async fn read_frames(
     shown: Option<&Shown>,
     read: impl AsyncRead + Unpin,
 ) -> io::Result<()> {
-    let mut frames = FramedRead::with_capacity(read, peer::codec(), 64 << 10);
+    let codec = LengthDelimitedCodec::builder().max_frame_length(GATEWAY_FRAME_BYTES_MAX).new_codec();
+    let mut frames = FramedRead::with_capacity(read, codec, 64 << 10);
     while let Some(frame) = frames.next().await {
         let frame = frame?.freeze();
         let frame_bytes = frame.len();

@@ -214,8 +214,7 @@ pub(crate) fn digest(groups: &[(GroupId, Vec<NodeId>)]) -> u64 {
     let numbers = sorted.iter().flat_map(|(group, voters)| {
         [group.0, voters.len() as u64].into_iter().chain(voters.iter().map(|voter| u64::from(voter.0)))
     });
-    let bytes = numbers.flat_map(u64::to_le_bytes);
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    config::fnv1a(numbers.flat_map(u64::to_le_bytes))
 }
 
 /// Makes the place durable that the answers of all others give this node. `None` when the node stops first.
@@ -296,7 +295,7 @@ async fn ask_all(shared: &Arc<Shared>, newcomer: &mut Newcomer) -> Place {
         if let Some(place) = newcomer.place(clock::calendar()) {
             return place;
         }
-        tokio::time::sleep(ASK_AGAIN_AFTER.mul_f64(shared.jitter())).await;
+        tokio::time::sleep(shared.up_to(ASK_AGAIN_AFTER)).await;
     }
 }
 
@@ -327,7 +326,7 @@ async fn ask(shared: &Shared, peer: &Peer) -> (NodeId, Standing) {
             Ok(standing) => return (peer.id, standing),
             Err(why) => redial.tell(peer, why),
         }
-        tokio::time::sleep(redial.next_pause().mul_f64(shared.jitter())).await;
+        tokio::time::sleep(redial.next_pause(shared.random_u32())).await;
     }
 }
 

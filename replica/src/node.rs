@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use backoff::Backoff;
 use bytes::Bytes;
 use consensus_core::{
     Config, Durable, GroupId, Liveness, LivenessMessage, LivenessOutput, Message, Mono, NodeId, NodeSet,
@@ -495,12 +496,16 @@ impl Shared {
         });
     }
 
-    /// A number in (0, 1] for back-off, so that nodes do not dial in step.
-    pub(crate) fn jitter(&self) -> f64 {
+    /// A number for back-off, so that nodes do not dial in step.
+    pub(crate) fn random_u32(&self) -> u32 {
         let mut hasher = self.random.build_hasher();
         hasher.write_u64(clock::now().0);
-        // 2^-32 steps are fine enough, and u32 to f64 is exact.
-        (f64::from((hasher.finish() >> 32) as u32) + 1.0) / 4_294_967_296.0
+        (hasher.finish() >> 32) as u32
+    }
+
+    /// A pause of at most so long, so that nodes do not ask in step.
+    pub(crate) fn up_to(&self, most: Duration) -> Duration {
+        Backoff::new(most, most).next(self.random_u32())
     }
 
     fn with_liveness(&self, step: impl FnOnce(&mut Liveness, Mono)) {

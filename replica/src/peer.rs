@@ -7,6 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use backoff::Backoff;
 use bytes::{Bytes, BytesMut};
 use consensus_core::{GroupId, LivenessMessage, Message, Mono, NodeId, Slot, Standing, Timing};
 use discovery::Discovery;
@@ -219,7 +220,7 @@ impl NoLink {
 
 /// What the dialler knows from its attempts since the last good link.
 pub(crate) struct Redial {
-    backoff: Duration,
+    backoff: Backoff,
     /// What was told of the outage.
     told: Option<NoLink>,
     /// A link was brief.
@@ -228,12 +229,12 @@ pub(crate) struct Redial {
 
 impl Redial {
     pub(crate) fn new() -> Redial {
-        Redial { backoff: BACKOFF_FIRST, told: None, brief_before: false }
+        Redial { backoff: Backoff::new(BACKOFF_FIRST, BACKOFF_MAX), told: None, brief_before: false }
     }
 
     /// A link has proved good. Returns whether this ends an outage that was told.
     fn settled(&mut self) -> bool {
-        self.backoff = BACKOFF_FIRST;
+        self.backoff.reset();
         self.brief_before = false;
         self.told.take().is_some()
     }
@@ -271,11 +272,9 @@ impl Redial {
         }
     }
 
-    /// Longest pause before the next attempt.
-    pub(crate) fn next_pause(&mut self) -> Duration {
-        let pause = self.backoff;
-        self.backoff = (pause * 2).min(BACKOFF_MAX);
-        pause
+    /// The pause before the next attempt, by a random number.
+    pub(crate) fn next_pause(&mut self, random: u32) -> Duration {
+        self.backoff.next(random)
     }
 }
 
@@ -306,7 +305,7 @@ pub(crate) async fn dial(shared: Arc<Shared>, peer: Arc<Peer>) {
             }
             redial.tell(&peer, why);
         }
-        let pause = redial.next_pause().mul_f64(shared.jitter());
+        let pause = redial.next_pause(shared.random_u32());
         tokio::select! {
             () = shared.stopped.cancelled() => return,
             () = tokio::time::sleep(pause) => {}
@@ -570,7 +569,7 @@ mod tests {
                 "{why:?}"
             );
             assert_eq!(redial.is_news(why), attempt == 1, "told once, if it was not the only one");
-            assert_eq!(redial.next_pause(), BACKOFF_FIRST * 2_u32.pow(attempt));
+            assert_eq!(redial.next_pause(u32::MAX), BACKOFF_FIRST * 2_u32.pow(attempt));
         }
         node.stop().await;
     }
@@ -654,14 +653,14 @@ mod tests {
         for (why, news) in attempts {
             let shown = format!("{why:?}");
             assert_eq!(redial.is_news(why), news, "{shown}");
-            redial.next_pause();
+            redial.next_pause(u32::MAX);
         }
-        assert_eq!(redial.next_pause(), BACKOFF_MAX);
+        assert_eq!(redial.next_pause(u32::MAX), BACKOFF_MAX);
         assert!(redial.settled());
         assert!(!redial.settled());
         assert!(!redial.is_news(brief()), "the peer may be stopping");
         assert!(!redial.settled(), "nothing was told");
-        assert_eq!(redial.next_pause(), BACKOFF_FIRST);
+        assert_eq!(redial.next_pause(u32::MAX), BACKOFF_FIRST);
         assert!(redial.is_news(unreachable(io::ErrorKind::TimedOut)), "the next outage is told again");
     }
 

@@ -33,6 +33,9 @@ use thiserror::Error;
 /// The largest frame either side accepts: an entry of the engine's batch limit, or one request above it, and headers.
 pub(crate) const FRAME_BYTES_MAX: usize = 64 << 20;
 
+/// The largest hello.
+pub(crate) const HELLO_BYTES_MAX: usize = 1024;
+
 const MAGIC: &[u8; 11] = b"\0gaios-peer";
 const VERSION: u8 = 2;
 const HELLO_BYTES: usize = 1 + 8 * 8 + 2 * 4 + 3;

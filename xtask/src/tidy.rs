@@ -8,7 +8,7 @@ use crate::run::{Failure, cargo};
 
 /// Crates that decide and do nothing: no async runtime may come into their dependency tree.
 const PURE: &[&str] =
-    &["consensus-core", "keyspace", "shard-map", "gateway-core", "journal", "config", "sim"];
+    &["consensus-core", "keyspace", "shard-map", "gateway-core", "backoff", "journal", "config", "sim"];
 
 /// Crates whose own `clippy.toml` bans clocks, randomness, sockets and unordered maps.
 const BANNED_BY_CLIPPY: &[&str] = &["consensus-core", "keyspace", "shard-map", "gateway-core"];
@@ -17,6 +17,7 @@ const BANNED_BY_CLIPPY: &[&str] = &["consensus-core", "keyspace", "shard-map", "
 /// docs/architecture.md with it.
 const ARROWS: &[(&str, &[&str])] = &[
     ("api", &[]),
+    ("backoff", &[]),
     ("bench", &["api", "tls"]),
     ("compat", &["api", "test-dns", "test-kubernetes", "tls"]),
     ("config", &[]),
@@ -26,6 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "gateway",
         &[
             "api",
+            "backoff",
             "config",
             "consensus-core",
             "discovery",
@@ -36,11 +38,24 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tls",
         ],
     ),
-    ("gateway-core", &["keyspace"]),
+    ("gateway-core", &["backoff", "keyspace"]),
     ("journal", &[]),
     ("keyspace", &[]),
     ("planet", &[]),
-    ("replica", &["api", "config", "consensus-core", "discovery", "journal", "keyspace", "shard-map", "tls"]),
+    (
+        "replica",
+        &[
+            "api",
+            "backoff",
+            "config",
+            "consensus-core",
+            "discovery",
+            "journal",
+            "keyspace",
+            "shard-map",
+            "tls",
+        ],
+    ),
     ("shard-map", &[]),
     ("sim", &["consensus-core", "journal", "keyspace", "shard-map"]),
     ("test-dns", &[]),

@@ -18,10 +18,10 @@ mod route;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use backoff::Backoff;
 use keyspace::SessionId;
 
 use crate::attempt::Attempted;
-use crate::backoff::Backoff;
 use crate::group::{GroupState, Learned};
 use crate::request::Reach;
 use crate::silence::patience;

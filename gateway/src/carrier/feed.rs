@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use backoff::Backoff;
 use gateway_core::{
-    Attempted, Backoff, Failure, FeedItem, FeedSpec, Frame, Heard, NodeId, Open, Reach, Synced, Upstream,
-    UpstreamStep,
+    Attempted, Failure, FeedItem, FeedSpec, Frame, Heard, NodeId, Open, Reach, Synced, Upstream, UpstreamStep,
 };
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};

@@ -79,10 +79,7 @@ pub struct Member {
 pub fn member_id(region: &str, name: &str) -> u64 {
     let prefix = if region.is_empty() { [region, ""] } else { [region, "/"] };
     let bytes = prefix.into_iter().chain([name]).flat_map(str::bytes);
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    hash.max(1)
+    config::fnv1a(bytes).max(1)
 }
 
 /// Limits and times of the doors, all etcd's by default.

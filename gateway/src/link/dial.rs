@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use api::gaios::link::v1 as wire;
+use api::gaios::link::{VERSION, WELCOME_BYTES_MAX, v1 as wire};
+use backoff::Backoff;
 use bytes::{Bytes, BytesMut};
-use gateway_core::{Backoff, NodeId};
+use gateway_core::NodeId;
 use parking_lot::Mutex;
 use prost::Message as _;
 use tls::{Mutual, Role, Stream};
@@ -26,14 +27,10 @@ use super::{Identity, encode_frame};
 use crate::domain::LinkCounts;
 use crate::random::random_u32;
 
-/// Version of the protocol in `link.proto`.
-const VERSION: u32 = 1;
 /// From dialling to the node's welcome.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A second address of a node that is reached by another one is dialled this often.
 const SPARE_FOR: Duration = Duration::from_mins(1);
-/// The largest welcome.
-const WELCOME_BYTES_MAX: usize = 64 << 10;
 /// A node that has not welcomed us for so long is looked for by a detour, if nothing is known of the ways to it.
 const DETOUR_AFTER: Duration = Duration::from_millis(500);
 /// After a straight link that fell silent a detour has this start over the straight way.

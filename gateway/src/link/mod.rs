@@ -18,12 +18,14 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use api::gaios::link::NODE_FRAME_BYTES_MAX;
 use api::gaios::link::v1::{self as wire, request, response};
 use arc_swap::ArcSwapOption;
+use backoff::Backoff;
 use bytes::{BufMut, Bytes, BytesMut};
 use gateway_core::nearest::Place;
 use gateway_core::silence::{Check, Expected, Health, patience};
-use gateway_core::{Backoff, NodeId, Quiet, Unsent};
+use gateway_core::{NodeId, Quiet, Unsent};
 use parking_lot::Mutex;
 use prost::Message as _;
 use tls::{Mutual, WriteHalf};
@@ -51,9 +53,6 @@ pub(crate) use refusals::Refusals;
 /// What the gateway does, as of late; none before that is known.
 pub(crate) type Figures = Arc<ArcSwapOption<wire::GatewayFigures>>;
 
-/// The largest frame accepted from a node. etcd sends answers of up to 2 GiB; the codec takes memory as announced, so
-/// the bound is lower.
-const FRAME_BYTES_MAX: usize = 512 << 20;
 /// Room for reads from the socket.
 const READ_BYTES: usize = 64 << 10;
 /// A write buffer that grew beyond this is given back.
@@ -445,7 +444,7 @@ impl Link {
         socket: impl AsyncRead + Unpin + Send + 'static,
         events: mpsc::UnboundedSender<LinkEvent>,
     ) -> io::Error {
-        let codec = LengthDelimitedCodec::builder().max_frame_length(FRAME_BYTES_MAX).new_codec();
+        let codec = LengthDelimitedCodec::builder().max_frame_length(NODE_FRAME_BYTES_MAX).new_codec();
         // Every byte is a sign of life: a large frame may take long on a slow line.
         let listening = Arc::clone(&self);
         let socket = InspectReader::new(socket, move |bytes: &[u8]| {

@@ -1,4 +1,7 @@
-//! Full-jitter back-off.
+//! How long to wait before something that failed is tried again.
+//!
+//! A crate of its own, since what gateways decide (`gateway-core`), what they dial and what nodes dial must not know each other,
+//! and should wait alike. Pure: the random number comes in, and nobody sleeps here.
 
 use std::time::Duration;
 
@@ -13,11 +16,12 @@ pub struct Backoff {
 
 impl Backoff {
     /// Pauses of at most `first` at first, and of at most `most` in the end.
+    #[must_use]
     pub const fn new(first: Duration, most: Duration) -> Backoff {
         Backoff { ceiling: first, first, most }
     }
 
-    /// The pause before the next attempt, by a random number.
+    /// The pause before the next attempt, by a random number: with the highest, the whole ceiling.
     pub fn next(&mut self, random: u32) -> Duration {
         let pause = self.ceiling.mul_f64(f64::from(random) / f64::from(u32::MAX));
         self.ceiling = (self.ceiling * 2).min(self.most);
