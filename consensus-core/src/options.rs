@@ -65,17 +65,6 @@ impl Timing {
         support * fast / slow
     }
 
-    /// Whether the times fit together.
-    #[must_use]
-    pub fn is_consistent(&self) -> bool {
-        self.clock_drift_ppm < 100_000
-            && self.heartbeat > Duration::ZERO
-            && self.retransmit > Duration::ZERO
-            && self.lease_poll > Duration::ZERO
-            && self.hold(self.support) > self.heartbeat * 2
-            && self.election > self.heartbeat * 2
-    }
-
     /// (1 − ρ, 1 + ρ) in thousandths, ρ rounded up.
     fn drift(&self) -> (u32, u32) {
         let drift = self.clock_drift_ppm.min(900_000).div_ceil(1000);

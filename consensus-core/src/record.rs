@@ -555,12 +555,6 @@ impl Durable {
         self.newborn
     }
 
-    /// Whether there is a configuration, so that an engine can start.
-    #[must_use]
-    pub fn is_usable(&self) -> bool {
-        self.config.is_some()
-    }
-
     /// Promises only grow, so a promise that is known bounds every one before it.
     fn promise(&mut self, lead: Lead) {
         self.promised = self.promised.max(lead);

@@ -269,15 +269,7 @@ impl<D: Disk> Journal<D> {
         Ok((journal, outcome.report))
     }
 
-    /// Judges a journal without changing anything on the disk.
-    ///
-    /// # Errors
-    /// As [`Journal::open`].
-    pub fn inspect(disk: &D, options: Options) -> Result<Report, Error> {
-        Journal::read(disk, options, &mut |_| {})
-    }
-
-    /// As [`Journal::inspect`], and hands every surviving record in Lsn order to `visit`.
+    /// Judges a journal without changing anything on the disk, and hands every surviving record in Lsn order to `visit`.
     ///
     /// # Errors
     /// As [`Journal::open`].

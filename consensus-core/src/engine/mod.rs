@@ -93,7 +93,7 @@ impl Engine {
     /// committed before the first [`Engine::poll`].
     ///
     /// # Panics
-    /// When `durable` has no configuration, see [`Durable::is_usable`], or one in which this node does not vote.
+    /// When `durable` has no configuration, or one in which this node does not vote.
     #[must_use]
     pub fn new(options: Options, durable: Durable, now: Mono) -> Engine {
         let config = durable.config.clone().expect("the shell starts no group without a configuration");
@@ -269,7 +269,6 @@ impl Engine {
             lost_payloads: self.log.lost_payloads().count() as u64,
             fenced: self.fenced,
             queued: leading.map_or(0, |leader| leader.queue.len()),
-            queued_bytes: leading.map_or(0, |leader| leader.queue_bytes),
             inflight: leading.map_or(0, |leader| leader.inflight_slots(self.log.commit)),
         }
     }

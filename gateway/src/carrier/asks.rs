@@ -290,7 +290,7 @@ impl Ask for Open {
 }
 
 fn events_of(term: u64, events: &wire::WatchEvents) -> Attempted<Frame> {
-    let wire::WatchEvents { revisions, upto, revision, catching_up: _ } = events;
+    let wire::WatchEvents { revisions, upto, revision } = events;
     let bytes = revisions.len() as u64;
     // Keys and values are parts of what they are decoded from. They may be kept for long, and the link's frame, with answers to
     // anybody, may not.
@@ -318,7 +318,7 @@ impl Ask for Sync {
 
     fn answer(&self, term: u64, answer: Kind) -> Attempted<Synced> {
         let Kind::WatchSynced(synced) = answer else { return mismatch() };
-        let wire::WatchSynced { revision, compact_revision, watch: _ } = synced;
+        let wire::WatchSynced { revision, compact_revision } = synced;
         Attempted::Answer(Synced { revision, compact_revision, term })
     }
 }

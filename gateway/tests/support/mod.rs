@@ -313,7 +313,6 @@ impl Core {
                 Err(keyspace::Compacted(compacted)) => {
                     let kind = response::Kind::WatchCanceled(wire::WatchCanceled {
                         compact_revision: compacted.0,
-                        revision: revision.0,
                         refused: None,
                     });
                     let out = watch.out.clone();
@@ -342,7 +341,6 @@ impl Core {
                 revisions: revisions.freeze(),
                 upto: page.next.0 - 1,
                 revision: revision.0,
-                catching_up: from < revision.0,
             };
             let kind = Some(response::Kind::WatchEvents(events));
             let _ = watch.out.send(wire::Response { id: id.1, term: self.term, kind });
@@ -350,7 +348,7 @@ impl Core {
         if watch.next > revision.0 {
             for sync in std::mem::take(&mut watch.syncs) {
                 let compact_revision = self.keyspace.compact_revision().0;
-                let synced = wire::WatchSynced { watch: id.1, revision: revision.0, compact_revision };
+                let synced = wire::WatchSynced { revision: revision.0, compact_revision };
                 let kind = Some(response::Kind::WatchSynced(synced));
                 let _ = watch.out.send(wire::Response { id: sync, term: self.term, kind });
             }
@@ -585,7 +583,6 @@ impl Serving {
             request::Kind::Status(_) => {
                 let status = core.keyspace.status();
                 let reply = wire::StatusReply {
-                    node: self.node,
                     leader: core.leader,
                     commit_slot: core.slot,
                     applied_slot: core.slot,
@@ -596,7 +593,6 @@ impl Serving {
                     quota_bytes: status.quota_bytes,
                     no_space_alarm: core.keyspace.has_alarm(keyspace::AlarmKind::NoSpace),
                     corrupt_alarm: core.keyspace.has_alarm(keyspace::AlarmKind::Corrupt),
-                    digest: core.keyspace.digest(),
                 };
                 core.respond(out, id, response::Kind::Status(reply));
             }

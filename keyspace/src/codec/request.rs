@@ -28,8 +28,11 @@ pub(super) fn write_command(writer: &mut Writer<'_>, command: &Command) {
             writer.u64(session.0);
         }
         Command::Write { session, seq, ack_upto, op } => {
-            write_write_header(writer, *session, *seq, *ack_upto);
-            // An operation has its own version, since it may have been encoded apart from its command.
+            writer.u8(COMMAND_WRITE);
+            writer.u64(session.0);
+            writer.u64(*seq);
+            writer.u64(*ack_upto);
+            // An operation has its own version, and can be read by itself.
             writer.u8(VERSION);
             write_op(writer, op);
         }
@@ -59,13 +62,6 @@ pub(super) fn write_command(writer: &mut Writer<'_>, command: &Command) {
             writer.u8(alarm_tag(alarm.kind));
         }
     }
-}
-
-pub(super) fn write_write_header(writer: &mut Writer<'_>, session: SessionId, seq: u64, ack_upto: u64) {
-    writer.u8(COMMAND_WRITE);
-    writer.u64(session.0);
-    writer.u64(seq);
-    writer.u64(ack_upto);
 }
 
 pub(super) fn read_command(reader: &mut Reader) -> Decoded<Command> {

@@ -96,7 +96,6 @@ mod tests {
             lost_payloads: 0,
             fenced: false,
             queued: 0,
-            queued_bytes: 0,
             inflight: 0,
         }
     }

@@ -391,7 +391,6 @@ impl Group {
         let engine = self.engine.status();
         let state = self.state.status();
         wire::StatusReply {
-            node: self.shared.id.0,
             leader: engine.leader.map_or(0, |leader| leader.0),
             commit_slot: engine.commit.0,
             applied_slot: self.applied.0,
@@ -402,7 +401,6 @@ impl Group {
             quota_bytes: state.quota_bytes,
             no_space_alarm: self.state.has_alarm(AlarmKind::NoSpace) || !self.disks_full.is_empty(),
             corrupt_alarm: self.state.has_alarm(AlarmKind::Corrupt),
-            digest: self.state.digest(),
         }
     }
 }

@@ -152,7 +152,7 @@ impl Watches {
         match self.watches.get_mut(&(link.id, watch)) {
             None => replies.refuse(link, id, Why::Malformed),
             Some(found) if found.in_step => {
-                replies.add(link, id, Kind::WatchSynced(synced(watch, state)));
+                replies.add(link, id, Kind::WatchSynced(synced(state)));
             }
             Some(found) => found.syncs.push(id),
         }
@@ -209,7 +209,7 @@ impl Watches {
                 .into_iter()
                 .map(|(revision, events)| RevisionEvents { revision, events: events.into() })
                 .collect();
-            watch.send(id.1, &revisions, revision, revision, false, replies);
+            watch.send(id.1, &revisions, revision, revision, replies);
         }
     }
 
@@ -256,7 +256,7 @@ impl Watches {
                         }
                     }
                     let upto = Revision(page.next.0 - 1);
-                    watch.send(id.1, &page.revisions, upto, revision, true, replies);
+                    watch.send(id.1, &page.revisions, upto, revision, replies);
                 }
                 watch.next = page.next.max(watch.next);
                 if watch.next > revision {
@@ -265,18 +265,14 @@ impl Watches {
                     self.in_step.insert(&watch.range, id);
                     self.behind.remove(&id);
                     for sync in watch.syncs.drain(..) {
-                        replies.add(&watch.link, sync, Kind::WatchSynced(synced(id.1, state)));
+                        replies.add(&watch.link, sync, Kind::WatchSynced(synced(state)));
                     }
                 } else if watch.credit <= 0 {
                     self.behind.remove(&id);
                 }
             }
             Err(keyspace::Compacted(compacted)) => {
-                let canceled = wire::WatchCanceled {
-                    compact_revision: compacted.0,
-                    revision: revision.0,
-                    refused: None,
-                };
+                let canceled = wire::WatchCanceled { compact_revision: compacted.0, refused: None };
                 replies.add(&watch.link, id.1, Kind::WatchCanceled(canceled));
                 for sync in watch.syncs.drain(..) {
                     replies.refuse(&watch.link, sync, Why::Malformed);
@@ -300,24 +296,18 @@ impl Watch {
         revisions: &[RevisionEvents],
         upto: Revision,
         revision: Revision,
-        catching_up: bool,
         replies: &mut Replies,
     ) {
         let mut encoded = BytesMut::new();
         RevisionEvents::encode_all(revisions, &mut encoded);
         self.credit -= i64::try_from(encoded.len()).unwrap_or(i64::MAX);
         self.next = Revision(upto.0 + 1);
-        let events = wire::WatchEvents {
-            revisions: encoded.freeze(),
-            upto: upto.0,
-            revision: revision.0,
-            catching_up,
-        };
+        let events = wire::WatchEvents { revisions: encoded.freeze(), upto: upto.0, revision: revision.0 };
         replies.add(&self.link, id, Kind::WatchEvents(events));
     }
 }
 
 /// The answer to a sync of a watch that is in step with the state.
-fn synced(watch: u64, state: &Keyspace) -> wire::WatchSynced {
-    wire::WatchSynced { watch, revision: state.revision().0, compact_revision: state.compact_revision().0 }
+fn synced(state: &Keyspace) -> wire::WatchSynced {
+    wire::WatchSynced { revision: state.revision().0, compact_revision: state.compact_revision().0 }
 }
