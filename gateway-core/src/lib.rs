@@ -8,9 +8,11 @@
 //! - [`LeaderTracker`]: finds a group's leader, and notices when it may have been replaced; [`Route`] is what it knows.
 //! - [`silence`]: what a node's silence means.
 //! - [`Upstream`]: a feed's replica, and how the feed moves on to another.
+//! - [`Dialler`]: when a link is dialled, which way, and when it is left.
 //! - [`nearest`]: which replica to ask where several would do.
 
 mod attempt;
+mod dialling;
 mod failure;
 mod group;
 mod leader_tracker;
@@ -21,12 +23,13 @@ pub mod silence;
 mod upstream;
 
 pub use attempt::{Attempted, Refused, Unsent, Why};
+pub use dialling::{Detour, DialStep, Dialler, Loss, Target, Way, Ways};
 pub use failure::Failure;
 pub use group::{GroupState, Learned};
 pub use leader_tracker::{
     Leader, LeaderTracker, Led, NodeId, PROBE_WAIT, Quiet, Replicas, Route, SessionOpened, TrackerStep,
 };
-pub use request::{Numbered, Pause, Reach, Request, Send, Step, Target, Verdict};
+pub use request::{Numbered, Pause, Reach, ReadAt, Request, Send, Step, Verdict};
 pub use session::{NoNumber, Number, Session};
 pub use upstream::{FeedItem, FeedSpec, Frame, Heard, Open, Synced, Upstream, UpstreamStep};
 

@@ -38,7 +38,7 @@ pub trait Reach {
 
 /// Who may answer a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
+pub enum ReadAt {
     /// The leader alone.
     Leader,
     /// Any replica; the nearest that is fit.
@@ -66,7 +66,7 @@ enum Kind {
     /// It is applied once per number.
     Write,
     /// It may be sent any number of times.
-    Read(Target),
+    Read(ReadAt),
     /// The same; any replica may answer, the leader at best, and no failure of one says anything about the next.
     Inquiry,
 }
@@ -161,8 +161,8 @@ impl Request {
     }
 
     /// What may be sent any number of times.
-    pub fn read(target: Target) -> Request {
-        Request::new(Kind::Read(target))
+    pub fn read(at: ReadAt) -> Request {
+        Request::new(Kind::Read(at))
     }
 
     /// What any replica may answer, the leader at best: asked until one does.
@@ -196,8 +196,8 @@ impl Request {
         };
         let found = match self.kind {
             Kind::Write => return self.poll_write(&mut group(), reach),
-            Kind::Read(Target::Leader) => leader(group()),
-            Kind::Read(Target::Nearest) => reach.nearest(),
+            Kind::Read(ReadAt::Leader) => leader(group()),
+            Kind::Read(ReadAt::Nearest) => reach.nearest(),
             Kind::Inquiry => leader(group()).or_else(|| reach.nearest()),
         };
         match found {
@@ -320,14 +320,14 @@ impl Request {
     /// Whether any replica may answer.
     pub fn asks_any(&self) -> bool {
         match self.kind {
-            Kind::Read(Target::Nearest) | Kind::Inquiry => true,
-            Kind::Write | Kind::Read(Target::Leader) => false,
+            Kind::Read(ReadAt::Nearest) | Kind::Inquiry => true,
+            Kind::Write | Kind::Read(ReadAt::Leader) => false,
         }
     }
 
     /// A node that falls silent need not be waited for, where another may answer.
     pub fn leaves_the_silent(&self) -> bool {
-        self.kind == Kind::Read(Target::Nearest)
+        self.kind == Kind::Read(ReadAt::Nearest)
     }
 
     /// A definite refusal is only definite if nothing was applied by an earlier attempt.
@@ -355,8 +355,8 @@ impl Request {
     /// next one is asked a little later: there is always one.
     fn retry<T>(&self) -> Verdict<T> {
         match self.kind {
-            Kind::Read(Target::Nearest) => self.pause(),
-            Kind::Write | Kind::Read(Target::Leader) | Kind::Inquiry => Verdict::Retry,
+            Kind::Read(ReadAt::Nearest) => self.pause(),
+            Kind::Write | Kind::Read(ReadAt::Leader) | Kind::Inquiry => Verdict::Retry,
         }
     }
 

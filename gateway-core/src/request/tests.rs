@@ -180,14 +180,14 @@ fn a_full_window_is_waited_for() {
 
 #[test]
 fn replicas_that_point_at_each_other_earn_a_pause() {
-    let mut read = Story::new(Request::read(Target::Leader));
+    let mut read = Story::new(Request::read(ReadAt::Leader));
     let verdicts: Vec<_> = (0..6).map(|n| read.refused(Why::NotLeader, Some(2 - n % 2))).collect();
     assert_eq!(verdicts.iter().filter(|verdict| **verdict == moment()).count(), 2, "{verdicts:?}");
 }
 
 #[test]
 fn a_read_that_any_replica_may_answer_goes_to_the_nearest_and_waits_for_no_leader() {
-    let mut read = Story::new(Request::read(Target::Nearest));
+    let mut read = Story::new(Request::read(ReadAt::Nearest));
     read.group = GroupState::default();
     assert_eq!(read.goes_to(), (3, None));
     assert_eq!(read.attempt(Attempted::Lost), moment(), "another replica may do");
@@ -208,7 +208,7 @@ fn an_inquiry_goes_on_whatever_it_hears() {
 
 #[test]
 fn the_text_of_a_timeout_tells_the_cause() {
-    let mut read = Story::new(Request::read(Target::Leader));
+    let mut read = Story::new(Request::read(ReadAt::Leader));
     assert_eq!(read.request.timed_out(), Failure::TimedOut);
     read.refused(Why::NotLeader, Some(2));
     assert_eq!(read.request.timed_out(), Failure::TimedOutLeaderFailed);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use gateway_core::{
-    Attempted, Failure, GroupState, Learned, NodeId, Number, Reach, Request, Send, Step, Target, Verdict,
+    Attempted, Failure, GroupState, Learned, NodeId, Number, Reach, ReadAt, Request, Send, Step, Verdict,
 };
 use keyspace::{LeaseId, Op};
 use parking_lot::Mutex;
@@ -131,11 +131,11 @@ impl Group {
         consistency: Consistency,
         deadline: Instant,
     ) -> Result<Answer, Failure> {
-        let (target, serializable) = match consistency {
-            Consistency::Linearizable => (Target::Leader, None),
-            Consistency::Serializable { seen } => (Target::Nearest, Some(seen)),
+        let (read_at, serializable) = match consistency {
+            Consistency::Linearizable => (ReadAt::Leader, None),
+            Consistency::Serializable { seen } => (ReadAt::Nearest, Some(seen)),
         };
-        self.drive(shared, Request::read(target), asks::Read { query, serializable }, deadline).await
+        self.drive(shared, Request::read(read_at), asks::Read { query, serializable }, deadline).await
     }
 
     /// What a node knows of the group.
@@ -160,7 +160,7 @@ impl Group {
         deadline: Instant,
     ) -> Result<Leading, Failure> {
         let ask = asks::Control { group: self.id, want };
-        self.drive(shared, Request::read(Target::Leader), ask, deadline).await
+        self.drive(shared, Request::read(ReadAt::Leader), ask, deadline).await
     }
 
     /// Renews leases at the leader.
@@ -170,7 +170,7 @@ impl Group {
         leases: Vec<i64>,
         deadline: Instant,
     ) -> Result<asks::KeptAlive, Failure> {
-        self.drive(shared, Request::read(Target::Leader), asks::KeepAlive { leases }, deadline).await
+        self.drive(shared, Request::read(ReadAt::Leader), asks::KeepAlive { leases }, deadline).await
     }
 
     /// Drives a request of whatever kind until it is answered, refused for good, or out of time.

@@ -61,10 +61,10 @@ impl Links {
         for address in found {
             if let Some(node) = node {
                 // First: one that is reached already, perhaps by another address, is not dialled.
-                self.identity.detours.learn(&address.to_string(), node);
+                self.identity.ways.learn(&address.to_string(), node);
             }
             let known = dialled.entry(*address).or_insert_with(|| {
-                let target = Target::new(address.to_string());
+                let target = self.identity.ways.target(address.to_string());
                 for _ in 0..self.per_node {
                     Link::start(Arc::clone(&target), self.identity.clone(), self.events.clone());
                 }
@@ -79,8 +79,7 @@ impl Links {
                 known.sources.retain(|known| known != source);
             }
             if known.sources.is_empty() {
-                self.identity.detours.forget(&known.target.address);
-                known.target.unwanted.cancel();
+                self.identity.ways.let_go(&known.target);
             }
             !known.sources.is_empty()
         });
@@ -90,12 +89,12 @@ impl Links {
     pub(crate) fn are_reached(&self, source: &Address) -> bool {
         let dialled = self.dialled.lock();
         let mut led_to = dialled.values().filter(|known| known.sources.contains(source));
-        led_to.all(|known| self.identity.detours.is_reached(&known.target))
+        led_to.all(|known| self.identity.ways.is_reached(&known.target))
     }
 
     /// Told whenever a link comes up or goes down.
     pub(crate) fn changes(&self) -> watch::Receiver<()> {
-        self.identity.detours.changes()
+        self.identity.ways.changes()
     }
 
     pub(crate) fn handle_up(&self, node: NodeId, link: &Arc<Link>, place: Place) {
@@ -127,7 +126,7 @@ impl Links {
     pub(crate) fn reach(&self, node: NodeId) -> Reach {
         if self.to(node).is_none() {
             Reach::Unreached
-        } else if self.identity.detours.is_straight(node) {
+        } else if self.identity.ways.is_straight(node) {
             Reach::Straight
         } else {
             Reach::Detour
@@ -136,7 +135,8 @@ impl Links {
 
     pub(crate) fn count(&self) -> LinkCounts {
         let owed = self.up.load().iter().map(|(_, link)| link.owed()).sum();
-        LinkCounts { owed, refused: self.identity.refusals.counts(), ..self.identity.detours.count() }
+        let (straight, by_detour) = self.identity.ways.count();
+        LinkCounts { straight, by_detour, refused: self.identity.refusals.counts(), owed }
     }
 
     pub(crate) fn handle_round_trip(&self, node: NodeId, sample: Duration) {

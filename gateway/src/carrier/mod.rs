@@ -135,7 +135,7 @@ impl Carrier {
             capacity: options.capacity,
             cluster: Arc::clone(&cluster),
             stop: stop.clone(),
-            detours: Arc::default(),
+            ways: Arc::default(),
             tls: options.link_tls.clone(),
             refusals: Arc::default(),
             figures: Arc::clone(&figures),

@@ -9,6 +9,7 @@ mod batch;
 mod dial;
 mod refusals;
 mod slots;
+mod ways;
 
 use std::future::Future;
 use std::io;
@@ -21,7 +22,6 @@ use std::time::Duration;
 use api::gaios::link::NODE_FRAME_BYTES_MAX;
 use api::gaios::link::v1::{self as wire, request, response};
 use arc_swap::ArcSwapOption;
-use backoff::Backoff;
 use bytes::{BufMut, Bytes, BytesMut};
 use gateway_core::nearest::Place;
 use gateway_core::silence::{Check, Expected, Health, patience};
@@ -40,15 +40,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::carrier::LinkMetrics;
-use crate::random::random_u32;
 
 use batch::OpenBatch;
-use dial::{Order, Reached};
+use dial::Reached;
 use slots::Slots;
 
 pub(crate) use ask::{Ask, attempt, mismatch, refused, sort};
-pub(crate) use dial::{Detours, Target};
 pub(crate) use refusals::Refusals;
+pub(crate) use ways::{SharedWays, Target};
 
 /// What the gateway does, as of late; none before that is known.
 pub(crate) type Figures = Arc<ArcSwapOption<wire::GatewayFigures>>;
@@ -59,13 +58,6 @@ const READ_BYTES: usize = 64 << 10;
 const WRITE_BYTES_KEPT: usize = 1 << 20;
 /// Requests that may wait for answers on one link.
 const CALLS_MAX: usize = 100_000;
-/// Before a lost link is dialled again, at most: a node that ends every link is not asked without end.
-const PAUSE_MAX: Duration = Duration::from_millis(20);
-/// How long a detour is kept at least before a straight way is looked for. Doubled each time that a straight link falls
-/// silent before it has lasted, up to the maximum.
-const DETOUR_MIN: Duration = Duration::from_secs(1);
-const DETOUR_MIN_MAX: Duration = Duration::from_mins(10);
-const LASTING: Duration = Duration::from_mins(1);
 /// How often the health of a connection is looked at.
 const HEALTH_TICK: Duration = Duration::from_millis(250);
 
@@ -137,7 +129,7 @@ pub(crate) struct Identity {
     /// 0 while it is not known.
     pub(crate) cluster: Arc<AtomicU64>,
     pub(crate) stop: CancellationToken,
-    pub(crate) detours: Arc<Detours>,
+    pub(crate) ways: Arc<SharedWays>,
     /// The certificates of links; without them, links are plain.
     pub(crate) tls: Option<Arc<Mutual>>,
     pub(crate) refusals: Arc<Refusals>,
@@ -154,7 +146,8 @@ impl Link {
         events: mpsc::UnboundedSender<LinkEvent>,
     ) -> Arc<Link> {
         let link = Arc::new(Link::new(target, identity.metrics.clone(), identity.figures.clone()));
-        tokio::spawn(Arc::clone(&link).run(identity, events));
+        let kept = Arc::clone(&link);
+        tokio::spawn(async move { dial::keep(&kept, &identity, &events).await });
         link
     }
 
@@ -180,7 +173,7 @@ impl Link {
     }
 
     pub(crate) fn address(&self) -> &str {
-        &self.target.address
+        self.target.address()
     }
 
     /// The node at the other end, while the connection is up. May be late by a moment; [`Link::call`] is not.
@@ -291,57 +284,21 @@ impl Link {
         self.filled.notify_one();
     }
 
-    async fn run(self: Arc<Self>, identity: Identity, events: mpsc::UnboundedSender<LinkEvent>) {
-        let mut order = Order::STRAIGHT;
-        let mut detour_min = DETOUR_MIN;
-        let mut next = None;
-        while !identity.stop.is_cancelled() {
-            let reached = match next.take() {
-                Some(reached) => reached,
-                None => tokio::select! {
-                    () = identity.stop.cancelled() => return,
-                    () = self.target.unwanted.cancelled() => return,
-                    reached = dial::reach_if_needed(&self.target, &identity, order) => reached,
-                },
-            };
-            let (straight, begun) = (reached.by.is_none(), Instant::now());
-            let ended = self.serve(reached, detour_min, &identity, &events).await;
-            let lasted = begun.elapsed() >= LASTING;
-            order = match &ended {
-                Err(error) if straight && error.kind() == io::ErrorKind::TimedOut => {
-                    if !lasted {
-                        detour_min = (detour_min * 2).min(DETOUR_MIN_MAX);
-                    }
-                    Order::DETOUR
-                }
-                Err(_) if !straight => Order::EITHER,
-                Ok(_) | Err(_) => Order::STRAIGHT,
-            };
-            if straight && lasted {
-                detour_min = DETOUR_MIN;
-            }
-            next = ended.ok();
-            if next.is_none() {
-                tokio::time::sleep(Backoff::new(PAUSE_MAX, PAUSE_MAX).next(random_u32())).await;
-            }
-        }
-    }
-
-    /// Moves frames until the connection breaks, or a straight one can take the place of a detour.
+    /// Moves frames until the connection breaks, or is to be left. Why it ended.
     async fn serve(
         self: &Arc<Self>,
         reached: Reached,
-        detour_min: Duration,
+        mut left: oneshot::Receiver<&'static str>,
         identity: &Identity,
         events: &mpsc::UnboundedSender<LinkEvent>,
-    ) -> io::Result<Reached> {
+    ) -> io::Error {
+        let way = reached.way();
         let Reached { stream, welcome, by } = reached;
         let node = welcome.node_id;
-        let straight = by.is_none();
         let address = self.address();
-        if !identity.detours.link_up(&self.target, node, straight) {
+        if !identity.ways.handle_up(&self.target, node, way) {
             debug!(address, node, "the node is reached by another address");
-            return Err(io::ErrorKind::AlreadyExists.into());
+            return io::ErrorKind::AlreadyExists.into();
         }
         match &by {
             Some(by) => {
@@ -364,21 +321,15 @@ impl Link {
         let mut moving = JoinSet::new();
         moving.spawn(Arc::clone(self).read_frames(read, events.clone()));
         moving.spawn(Arc::clone(self).write_frames(write));
-        let ended = tokio::select! {
-            Some(joined) = moving.join_next() => Err(joined.unwrap_or_else(io::Error::other)),
-            error = self.watch_health() => Err(error),
-            better = dial::leave_detour(address, detour_min, identity), if !straight => Ok(better),
-            () = identity.detours.until_straight(node), if !straight => {
-                Err(io::Error::other("another link reaches the node straight"))
-            }
-            () = identity.detours.until_left(&self.target, node) => {
-                Err(io::Error::other("no name leads here any more, and the node is reached elsewhere"))
-            }
-            () = identity.stop.cancelled() => Err(io::ErrorKind::Interrupted.into()),
+        let error = tokio::select! {
+            Some(joined) = moving.join_next() => joined.unwrap_or_else(io::Error::other),
+            error = self.watch_health() => error,
+            Ok(reason) = &mut left => io::Error::other(reason),
+            () = identity.stop.cancelled() => io::ErrorKind::Interrupted.into(),
         };
         // Until they have ended they might take what is meant for the next connection.
         moving.shutdown().await;
-        identity.detours.link_down(&self.target, node, straight);
+        identity.ways.handle_down(&self.target, node, way);
         self.up.store(0, Ordering::Relaxed);
         self.metrics.losses.inc();
         let lost = {
@@ -389,14 +340,11 @@ impl Link {
             state.health = Health::default();
             state.waiting.remove_where(|_| true)
         };
-        match &ended {
-            Ok(_) => info!(address, node, lost = lost.len(), "the detour is over"),
-            Err(error) => info!(address, node, %error, lost = lost.len(), "link lost"),
-        }
+        info!(address, node, %error, lost = lost.len(), "link lost");
         // The owner hears of the loss before those who waited, so that they do not try the same link again.
         let _ = events.send(LinkEvent::Down { node });
         drop(lost);
-        ended
+        error
     }
 
     /// The oldest frame of the batch.

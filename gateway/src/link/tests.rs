@@ -14,7 +14,8 @@ const SILENCE: Duration = Duration::from_secs(2);
 /// A frame that is on its way shows that the node lives, however long it takes.
 #[tokio::test(start_paused = true)]
 async fn every_byte_of_a_slow_frame_is_a_sign_of_life() {
-    let link = Arc::new(Link::new(Target::new(""), LinkMetrics::default(), Figures::default()));
+    let link =
+        Arc::new(Link::new(SharedWays::default().target(""), LinkMetrics::default(), Figures::default()));
     let (near, mut far) = tokio::io::duplex(64);
     let (events, _) = mpsc::unbounded_channel();
     let reading = tokio::spawn(Arc::clone(&link).read_frames(near, events));
@@ -73,16 +74,16 @@ async fn no_request_is_forgotten_when_a_detour_is_left() {
             capacity: 1,
             cluster: Arc::default(),
             stop: CancellationToken::new(),
-            detours: Arc::default(),
+            ways: Arc::default(),
             tls: None,
             refusals: Arc::default(),
             figures: Figures::default(),
         };
         let (events, _listening) = mpsc::unbounded_channel();
-        let link =
-            Arc::new(Link::new(Target::new(address.clone()), LinkMetrics::default(), Figures::default()));
-        let straight = dial::leave_detour(&address, Duration::ZERO, &identity).await;
-        let detour = Reached { by: Some(String::new()), ..straight };
+        let target = identity.ways.target(address.clone());
+        let link = Arc::new(Link::new(target, LinkMetrics::default(), Figures::default()));
+        let straight = dial::connect(&address, &identity).await;
+        let detour = Reached { by: Some(String::new()), ..dial::connect(&address, &identity).await };
         let enough = CancellationToken::new();
         let mut callers = JoinSet::new();
         for _ in 0..300 {
@@ -101,11 +102,20 @@ async fn no_request_is_forgotten_when_a_detour_is_left() {
         let serving = tokio::spawn({
             let (link, identity) = (Arc::clone(&link), identity.clone());
             async move {
-                let better = link.serve(detour, Duration::from_millis(10), &identity, &events).await.unwrap();
-                link.serve(better, Duration::ZERO, &identity, &events).await.unwrap_err()
+                let (leave, left) = oneshot::channel();
+                let leaving = async {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    leave.send("a straight way was found").unwrap();
+                };
+                tokio::join!(link.serve(detour, left, &identity, &events), leaving);
+                let (_leave, left) = oneshot::channel();
+                link.serve(straight, left, &identity, &events).await
             }
         });
-        timeout(PATIENCE, identity.detours.until_straight(1)).await.unwrap();
+        let mut changes = identity.ways.changes();
+        while !identity.ways.is_straight(1) {
+            timeout(PATIENCE, changes.changed()).await.unwrap().unwrap();
+        }
         enough.cancel();
         let all = timeout(PATIENCE, callers.join_all()).await;
         assert!(all.is_ok(), "{} calls are not answered", link.owed());
@@ -221,7 +231,7 @@ async fn a_node_that_passes_a_link_on_can_neither_change_it_nor_answer_itself() 
         capacity: 1,
         cluster: Arc::default(),
         stop: CancellationToken::new(),
-        detours: Arc::default(),
+        ways: Arc::default(),
         tls: Some(of("gaios://harbour/gateway/g", tls::Holder::Gateway)),
         refusals: Arc::default(),
         figures: Figures::default(),

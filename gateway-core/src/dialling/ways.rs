@@ -1,0 +1,223 @@
+//! Who lives where, and who is reached straight: what a detour is made of, and by what a second address of a node that is
+//! reached is told.
+
+use std::collections::BTreeMap;
+
+use crate::leader_tracker::NodeId;
+
+/// Something that is dialled. One that is dialled anew is another, also at the same address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Which one.
+    pub id: u64,
+    /// Where.
+    pub address: String,
+}
+
+/// How a node is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// At its own address.
+    Straight,
+    /// Over another node, which passes the connection on.
+    Detour,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Ways {
+    /// The node at an address, as it said itself, or as the shard map says.
+    residents: BTreeMap<String, NodeId>,
+    /// Every straight link that is up.
+    straight: Vec<Straight>,
+    /// Links by a detour that are up.
+    detours: usize,
+    /// Straight links that ever came up.
+    straight_ups: u64,
+    targets: u64,
+}
+
+#[derive(Debug)]
+struct Straight {
+    target: Target,
+    node: NodeId,
+    /// Some name leads there.
+    is_wanted: bool,
+}
+
+/// The other end of a detour.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Detour {
+    /// The node that is meant.
+    pub node: NodeId,
+    /// The address of the one that passes the connection on.
+    pub by: String,
+}
+
+impl Ways {
+    /// Another target.
+    pub fn target(&mut self, address: impl Into<String>) -> Target {
+        self.targets += 1;
+        Target { id: self.targets, address: address.into() }
+    }
+
+    /// `node` lives at this address, as the shard map says.
+    pub fn learn(&mut self, address: &str, node: NodeId) {
+        self.residents.insert(address.to_owned(), node);
+    }
+
+    /// No name leads to the target any more.
+    pub fn handle_unwanted(&mut self, target: &Target) {
+        self.residents.remove(&target.address);
+        for up in self.straight.iter_mut().filter(|up| up.target == *target) {
+            up.is_wanted = false;
+        }
+    }
+
+    /// A link is up. Returns whether it is of use: a node that is reached straight by another address needs no second one, as
+    /// long as that address is wanted.
+    pub fn handle_up(&mut self, target: &Target, node: NodeId, way: Way, is_wanted: bool) -> bool {
+        match way {
+            Way::Straight => {
+                self.residents.insert(target.address.clone(), node);
+                if self.is_elsewhere(target, node) {
+                    return false;
+                }
+                self.straight.push(Straight { target: target.clone(), node, is_wanted });
+                self.straight_ups += 1;
+            }
+            Way::Detour => self.detours += 1,
+        }
+        true
+    }
+
+    /// A link that was of use is gone.
+    pub fn handle_down(&mut self, target: &Target, node: NodeId, way: Way) {
+        match way {
+            Way::Straight => {
+                let gone = self.straight.iter().position(|up| up.target == *target && up.node == node);
+                if let Some(index) = gone {
+                    self.straight.swap_remove(index);
+                }
+            }
+            Way::Detour => {
+                debug_assert!(self.detours > 0, "it was up");
+                self.detours -= 1;
+            }
+        }
+    }
+
+    /// Whether a straight link to the target is up, or its node is reached straight by another address.
+    pub fn is_reached(&self, target: &Target) -> bool {
+        self.straight.iter().any(|up| up.target == *target) || self.is_spare(target)
+    }
+
+    /// Whether a node is reached straight, by whatever address.
+    pub fn is_straight(&self, node: NodeId) -> bool {
+        self.straight.iter().any(|up| up.node == node)
+    }
+
+    /// Whether `node` is reached straight by another target than this one, which will stay.
+    pub fn is_elsewhere(&self, target: &Target, node: NodeId) -> bool {
+        self.straight.iter().any(|up| up.node == node && up.target != *target && up.is_wanted)
+    }
+
+    /// Whether the target need not be dialled: its node is reached by another address, as far as is known.
+    pub fn is_spare(&self, target: &Target) -> bool {
+        self.residents.get(&target.address).is_some_and(|node| self.is_elsewhere(target, *node))
+    }
+
+    /// A detour to the node at `address`, by a random number, if it is reached nowhere straight and another is.
+    pub fn detour(&self, address: &str, random: u32) -> Option<Detour> {
+        let node = *self.residents.get(address)?;
+        if self.is_straight(node) {
+            return None;
+        }
+        let by = self.straight.get(random as usize % self.straight.len().max(1))?;
+        Some(Detour { node, by: by.target.address.clone() })
+    }
+
+    /// How many straight links ever came up: each may lead to somebody.
+    pub fn straight_ups(&self) -> u64 {
+        self.straight_ups
+    }
+
+    /// Links that are up, straight and by a detour.
+    pub fn count(&self) -> (usize, usize) {
+        (self.straight.len(), self.detours)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_detour_leads_over_another_node_to_one_that_is_not_reached_straight() {
+        let mut ways = Ways::default();
+        let [a1, a2, b, c, e] = ["a:1", "a:2", "b:1", "c:1", "e:1"].map(|address| ways.target(address));
+        ways.learn("a:1", 1);
+        ways.learn("a:2", 1);
+        assert!(ways.handle_up(&b, 2, Way::Straight, true));
+        let by = |ways: &Ways, address: &str| -> Vec<_> {
+            (0..9).filter_map(|random| ways.detour(address, random)).map(|detour| detour.by).collect()
+        };
+        assert_eq!(by(&ways, "a:1"), ["b:1"; 9]);
+        assert!(by(&ways, "b:1").is_empty(), "it is there already");
+        assert!(by(&ways, "c:1").is_empty(), "nobody knows who lives there");
+        ways.handle_up(&c, 3, Way::Straight, true);
+        for other in ["b:1", "c:1"] {
+            assert!(by(&ways, "a:1").iter().any(|by| by == other));
+        }
+        ways.handle_up(&e, 5, Way::Detour, true);
+        assert!(by(&ways, "a:1").iter().all(|by| by != "e:1"), "a detour leads over no other");
+        assert_eq!(ways.count(), (2, 1));
+
+        // By another address.
+        assert!(ways.handle_up(&a2, 1, Way::Straight, true) && ways.is_straight(1));
+        assert!(by(&ways, "a:1").is_empty());
+        ways.handle_down(&a2, 7, Way::Straight);
+        assert!(by(&ways, "a:1").is_empty(), "that was another link");
+        ways.handle_down(&a2, 1, Way::Straight);
+        assert_eq!(by(&ways, "a:1").len(), 9);
+        ways.handle_down(&b, 2, Way::Straight);
+        ways.handle_down(&c, 3, Way::Straight);
+        ways.handle_down(&e, 5, Way::Detour);
+        assert!(by(&ways, "a:1").is_empty());
+        assert_eq!(ways.count(), (0, 0));
+        assert!(!ways.is_reached(&a1));
+    }
+
+    #[test]
+    fn of_two_addresses_of_a_node_one_is_spare() {
+        let mut ways = Ways::default();
+        let (one, other) = (ways.target("a:1"), ways.target("a:2"));
+        assert!(!ways.is_spare(&other), "nobody knows who lives there");
+        assert!(ways.handle_up(&one, 1, Way::Straight, true));
+        assert!(ways.handle_up(&one, 1, Way::Straight, true), "links of one address share the work");
+        assert!(!ways.handle_up(&other, 1, Way::Straight, true));
+        assert!(ways.is_reached(&other) && ways.is_spare(&other), "by the other address");
+        ways.handle_down(&one, 1, Way::Straight);
+        assert!(ways.is_spare(&other));
+        ways.handle_down(&one, 1, Way::Straight);
+        assert!(!ways.is_spare(&other));
+        assert!(ways.handle_up(&other, 1, Way::Straight, true));
+        assert!(!ways.handle_up(&one, 1, Way::Straight, true));
+        // Its node is another one today.
+        ways.learn("a:1", 2);
+        assert!(!ways.is_spare(&one));
+        assert!(ways.handle_up(&one, 2, Way::Straight, true));
+    }
+
+    #[test]
+    fn an_address_that_no_name_leads_to_is_no_reason_not_to_use_another() {
+        let mut ways = Ways::default();
+        let (old, new, newer) = (ways.target("a:1"), ways.target("a:2"), ways.target("a:1"));
+        assert!(ways.handle_up(&old, 1, Way::Straight, true));
+        ways.handle_unwanted(&old);
+        assert!(!ways.is_elsewhere(&old, 1), "there is no other yet");
+        assert!(ways.handle_up(&new, 1, Way::Straight, true));
+        assert!(ways.is_elsewhere(&old, 1));
+        assert!(!ways.handle_up(&newer, 1, Way::Straight, true), "the same address, and another target");
+    }
+}
