@@ -9,6 +9,7 @@
 //! - [`silence`]: what a node's silence means.
 //! - [`Upstream`]: a feed's replica, and how the feed moves on to another.
 //! - [`Dialler`]: when a link is dialled, which way, and when it is left.
+//! - [`watch`]: etcd's watch protocol over feeds that many watchers share.
 //! - [`nearest`]: which replica to ask where several would do.
 
 mod attempt;
@@ -21,6 +22,7 @@ mod request;
 mod session;
 pub mod silence;
 mod upstream;
+pub mod watch;
 
 pub use attempt::{Attempted, Refused, Unsent, Why};
 pub use dialling::{Detour, DialStep, Dialler, Loss, Target, Way, Ways};

@@ -10,6 +10,7 @@ use ::http::{Request, Response};
 use api::etcdserverpb as pb;
 use futures::Stream;
 use futures::stream::{FuturesUnordered, StreamExt as _};
+use gateway_core::watch::{Frame, Told, Watchers};
 use http_body::Body as HttpBody;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tonic::body::Body;
@@ -20,7 +21,7 @@ use super::front::{COMPRESSION, sizes_of_too_large};
 use super::{Caller, StreamEnd};
 use crate::domain::{Domain, DomainStatus};
 use crate::random::random_u32;
-use crate::watch::{Frame, Hub, Told, Watchers};
+use crate::watch::StreamFeeds;
 
 mod messages;
 
@@ -59,7 +60,7 @@ impl<D: Domain> StreamingService<pb::WatchRequest> for Service<D> {
 /// A client's stream.
 struct WatchStream<D: Domain> {
     door: Arc<Caller<D>>,
-    watchers: Watchers<Arc<Hub<D>>>,
+    watchers: Watchers<StreamFeeds<D>>,
     /// The rest of a response that was cut: the parts follow each other.
     parts: VecDeque<Encoded>,
     /// What else there is to wait for. Each is looked at only when it has woken the stream, which costs nothing where
@@ -91,7 +92,7 @@ impl<D: Domain> WatchStream<D> {
         mut end: StreamEnd,
     ) -> WatchStream<D> {
         door.metrics.watch_streams.inc();
-        let watchers = Watchers::new(Arc::clone(&door.hub));
+        let watchers = Watchers::new(StreamFeeds::new(Arc::clone(&door.hub)));
         let mut stream = WatchStream {
             door,
             watchers,
@@ -185,7 +186,7 @@ impl<D: Domain> WatchStream<D> {
     }
 
     fn count(&mut self) {
-        let now = self.watchers.len();
+        let now = self.watchers.count();
         if now != self.counted {
             self.door.metrics.watchers.add(now as i64 - self.counted as i64);
             self.counted = now;
@@ -224,7 +225,7 @@ impl<D: Domain> Stream for WatchStream<D> {
             if let Some(frame) = frame {
                 return Poll::Ready(Some(Ok(stream.encoded(frame))));
             }
-            if stream.watchers.inbox().poll_filled(cx).is_pending() {
+            if stream.watchers.feeds().inbox().poll_filled(cx).is_pending() {
                 return Poll::Pending;
             }
         }

@@ -5,19 +5,18 @@
 //!                            ├─ watcher ──┘
 //!                            └─ watcher ── SharedFeed (range b) ── task ── …
 //! ```
-//! A watcher is a position in a shared window of events. It writes nothing and holds nothing: a client that does not
-//! read keeps a number. One that falls behind the window, or starts in the past, reads history through a feed of its
-//! own until it has caught up with the window.
+//! What a watcher is told is decided in [`gateway_core::watch`]; here are the feeds that all streams share, and the tasks
+//! behind them.
 
 mod feed;
-mod log;
-mod watchers;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use gateway_core::FeedSpec;
+use gateway_core::watch::{Feed as _, Feeds, OPENING, Pace};
 use keyspace::KeyRange;
 use parking_lot::Mutex;
 use prometheus::IntGauge;
@@ -26,14 +25,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use crate::domain::{Domain, Feed};
 
 pub(crate) use feed::Inbox;
-pub(crate) use log::Entry;
-#[cfg(test)]
-pub(crate) use log::tests::revision as revision_of_test;
-pub(crate) use watchers::{
-    Canceled, Create, Events, Feeds, Filters, Frame, NotCreated, Part, Subscription, Told, Watchers,
-};
 
-use feed::{Pace, SharedFeed};
+use feed::{SharedFeed, Subscriber};
 
 /// How often a shared feed on which nothing happens is asked how far it has come. So it notices when its replica has been
 /// cut off, and its place does not fall behind what is compacted.
@@ -50,7 +43,7 @@ struct FeedKey {
 #[derive(Debug)]
 pub(crate) struct Hub<D> {
     domain: Arc<D>,
-    shared: Mutex<HashMap<FeedKey, Arc<SharedFeed>>>,
+    shared: Mutex<HashMap<FeedKey, SharedFeed>>,
     upstreams: IntGauge,
     /// Those of them that read history.
     histories: IntGauge,
@@ -69,98 +62,148 @@ impl<D: Domain> Hub<D> {
         })
     }
 
-    fn open(&self, range: &KeyRange, prev_kv: bool, start: i64, pace: Pace) -> Arc<SharedFeed> {
-        let feed = Arc::new(SharedFeed::new(range.clone(), prev_kv, pace));
+    fn open(&self, range: &KeyRange, prev_kv: bool, start: i64, pace: Pace) -> SharedFeed {
+        let feed = SharedFeed::new(range.clone(), prev_kv, pace);
         let spec = FeedSpec { range: range.clone(), start, prev_kv, credit: pace.credit_bytes() };
         let mut counted = vec![Counted::new(&self.upstreams)];
         if pace == Pace::History {
             counted.push(Counted::new(&self.histories));
         }
-        tokio::spawn(carry(Arc::clone(&feed), self.domain.feed(spec), counted));
+        tokio::spawn(carry(feed.clone(), self.domain.feed(spec), counted));
         feed
     }
 
-    fn release(&self, feed: &Arc<SharedFeed>, subscriber: u64) {
+    fn release(&self, feed: &SharedFeed, subscriber: u64) {
         let mut shared = self.shared.lock();
         if feed.unsubscribe(subscriber) {
-            let key = FeedKey { range: feed.range.clone(), prev_kv: feed.prev_kv };
-            if shared.get(&key).is_some_and(|known| Arc::ptr_eq(known, feed)) {
+            let key = FeedKey { range: feed.range().clone(), prev_kv: feed.prev_kv() };
+            if shared.get(&key).is_some_and(|known| known.id() == feed.id()) {
                 shared.remove(&key);
             }
         }
     }
 
-    fn subscription(&self, feed: Arc<SharedFeed>, inbox: &Arc<Inbox>, watcher: u64) -> Subscription {
-        let subscriber = feed.subscribe(inbox, watcher);
-        let hub = self.own.clone();
-        Subscription::new(feed, move |feed| match hub.upgrade() {
-            Some(hub) => hub.release(feed, subscriber),
-            None => {
-                feed.unsubscribe(subscriber);
-            }
-        })
+    fn subscription(&self, feed: SharedFeed, watcher: Subscriber) -> Subscription<D> {
+        let id = feed.lock().subscribe(watcher);
+        Subscription { feed, id, hub: self.own.clone() }
     }
 }
 
-impl<D: Domain> Feeds for Arc<Hub<D>> {
-    fn shared(
-        &self,
-        range: &KeyRange,
-        prev_kv: bool,
-        inbox: &Arc<Inbox>,
-        watcher: u64,
-    ) -> (Subscription, u64) {
-        let mut shared = self.shared.lock();
+/// A watcher's place at a feed; given up when dropped.
+pub(crate) struct Subscription<D: Domain> {
+    feed: SharedFeed,
+    id: u64,
+    hub: Weak<Hub<D>>,
+}
+
+impl<D: Domain> AsRef<SharedFeed> for Subscription<D> {
+    fn as_ref(&self) -> &SharedFeed {
+        &self.feed
+    }
+}
+
+impl<D: Domain> Drop for Subscription<D> {
+    fn drop(&mut self) {
+        match self.hub.upgrade() {
+            Some(hub) => hub.release(&self.feed, self.id),
+            None => {
+                self.feed.unsubscribe(self.id);
+            }
+        }
+    }
+}
+
+impl<D: Domain> fmt::Debug for Subscription<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Subscription").field(self.feed.range()).finish()
+    }
+}
+
+/// The feeds as one client's stream has them.
+pub(crate) struct StreamFeeds<D: Domain> {
+    hub: Arc<Hub<D>>,
+    inbox: Arc<Inbox>,
+}
+
+impl<D: Domain> StreamFeeds<D> {
+    pub(crate) fn new(hub: Arc<Hub<D>>) -> StreamFeeds<D> {
+        StreamFeeds { hub, inbox: Arc::default() }
+    }
+
+    /// Tells when a watcher has something to look at.
+    pub(crate) fn inbox(&self) -> &Inbox {
+        &self.inbox
+    }
+
+    fn subscriber(&self, watcher: u64) -> Subscriber {
+        Subscriber { inbox: Arc::clone(&self.inbox), watcher }
+    }
+}
+
+impl<D: Domain> Feeds for StreamFeeds<D> {
+    type Feed = SharedFeed;
+    type Subscription = Subscription<D>;
+
+    fn shared(&self, range: &KeyRange, prev_kv: bool, watcher: u64) -> (Subscription<D>, u64) {
+        let hub = &self.hub;
+        let watcher = self.subscriber(watcher);
+        let mut shared = hub.shared.lock();
         let key = FeedKey { range: range.clone(), prev_kv };
-        let known = shared.get(&key).filter(|feed| feed.state().end().is_none()).cloned();
+        let known = shared.get(&key).filter(|feed| feed.lock().end().is_none()).cloned();
         match known {
             Some(feed) => {
-                let subscription = self.subscription(Arc::clone(&feed), inbox, watcher);
-                let token = feed.sync(inbox, watcher);
+                let subscription = hub.subscription(feed.clone(), watcher.clone());
+                let token = feed.sync(watcher);
                 (subscription, token)
             }
             None => {
-                let feed = self.open(range, prev_kv, 0, Pace::Shared);
-                shared.insert(key, Arc::clone(&feed));
-                (self.subscription(feed, inbox, watcher), SharedFeed::OPENING)
+                let feed = hub.open(range, prev_kv, 0, Pace::Shared);
+                shared.insert(key, feed.clone());
+                (hub.subscription(feed, watcher), OPENING)
             }
         }
     }
 
-    fn history(
-        &self,
-        range: &KeyRange,
-        prev_kv: bool,
-        start: i64,
-        inbox: &Arc<Inbox>,
-        watcher: u64,
-    ) -> Subscription {
-        let feed = self.open(range, prev_kv, start, Pace::History);
+    fn history(&self, range: &KeyRange, prev_kv: bool, start: i64, watcher: u64) -> Subscription<D> {
+        let watcher = self.subscriber(watcher);
+        let feed = self.hub.open(range, prev_kv, start, Pace::History);
         // Where nothing happened since, only a sync tells that the end is reached.
-        feed.sync(inbox, watcher);
-        self.subscription(feed, inbox, watcher)
+        feed.sync(watcher.clone());
+        self.hub.subscription(feed, watcher)
+    }
+
+    fn sync(&self, feed: &SharedFeed, watcher: u64) -> u64 {
+        feed.sync(self.subscriber(watcher))
+    }
+
+    fn consumed(&self, feed: &SharedFeed, through: i64) {
+        feed.consumed(through);
+    }
+
+    fn take_marked(&self, each: impl FnMut(u64)) {
+        self.inbox.take().into_iter().for_each(each);
     }
 }
 
 /// The task behind a feed.
-async fn carry(feed: Arc<SharedFeed>, mut upstream: impl Feed, _counted: Vec<Counted>) {
+async fn carry(feed: SharedFeed, mut upstream: impl Feed, _counted: Vec<Counted>) {
     let mut quiet = interval_at(Instant::now() + QUIET_SYNC_INTERVAL, QUIET_SYNC_INTERVAL);
     quiet.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let wanted = feed.state().take_upstream();
-        if wanted.close {
+        let due = feed.lock().take_due();
+        if due.close {
             break;
         }
-        if let Some(token) = wanted.sync {
+        if let Some(token) = due.sync {
             upstream.sync(token);
         }
-        if wanted.credit > 0 {
-            upstream.credit(wanted.credit);
+        if due.credit > 0 {
+            upstream.credit(due.credit);
         }
         tokio::select! {
             item = upstream.next() => feed.handle_item(item),
-            () = feed.work.notified() => {}
-            _ = quiet.tick() => feed.state().handle_tick(),
+            () = feed.work() => {}
+            _ = quiet.tick() => feed.lock().handle_tick(),
         }
     }
 }

@@ -8,6 +8,9 @@ use api::etcdserverpb::watch_create_request::FilterType;
 use api::etcdserverpb::watch_request::RequestUnion;
 use api::mvccpb;
 use bytes::{BufMut as _, Bytes, BytesMut};
+use gateway_core::watch::{
+    Canceled, Create, Entry, Events, Feeds, Filters, NotCreated, Part, Told, Watchers,
+};
 use keyspace::KeyRange;
 use prost::Message as _;
 use prost::encoding::{WireType, decode_varint, encode_key, encode_varint};
@@ -16,7 +19,6 @@ use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder
 
 use crate::door::convert;
 use crate::door::errors::code_and_text;
-use crate::watch::{Canceled, Create, Entry, Events, Feeds, Filters, NotCreated, Part, Told, Watchers};
 
 /// `watch_id` of answers that concern no watch.
 const NO_WATCH: i64 = -1;
@@ -143,7 +145,7 @@ fn encode_part(part: &Part) -> Bytes {
 }
 
 fn encode_entry(entry: &Entry) -> Bytes {
-    let mut out = BytesMut::with_capacity(entry.bytes + 16 * entry.events.len());
+    let mut out = BytesMut::with_capacity(entry.bytes() + 16 * entry.events.len());
     for event in entry.events.iter() {
         encode_event(&convert::event(event), &mut out);
     }
@@ -241,8 +243,22 @@ impl Decoder for WatchDecoder {
 mod tests {
     use std::sync::Arc;
 
+    use keyspace::{Event, EventKind, KeyValue, Revision, RevisionEvents};
+
     use super::*;
-    use crate::watch::revision_of_test;
+
+    /// A put of each key.
+    fn puts(keys: &[&str]) -> RevisionEvents {
+        let revision = Revision(5);
+        let put = |key: &&str| {
+            let (key, value) = (Bytes::copy_from_slice(key.as_bytes()), Bytes::from_static(b"5"));
+            let (create_revision, mod_revision) = (revision, revision);
+            let kv =
+                KeyValue { key, value, create_revision, mod_revision, version: 1, ..KeyValue::default() };
+            Event { kind: EventKind::Put, kv, prev_kv: None }
+        };
+        RevisionEvents { revision, events: keys.iter().map(put).collect() }
+    }
 
     /// The responses that tell of one revision with these keys, decoded.
     fn responses(
@@ -251,7 +267,7 @@ mod tests {
         fragment: bool,
         fragment_bytes: usize,
     ) -> Vec<pb::WatchResponse> {
-        let entry = Arc::new(Entry::new(revision_of_test(5, keys), 0));
+        let entry = Arc::new(Entry::new(puts(keys), 0));
         let parts = vec![Part { entry, filters }];
         let told = Told::Events(Events { id: 7, parts, event_count: keys.len(), fragment });
         let mut rest = VecDeque::new();

@@ -5,21 +5,21 @@
 //! stream has told of a newer one already, the ceiling is that, and the feeds that are behind it are asked once more. And
 //! when every watcher has been sent everything up to the ceiling, that is the answer.
 
-use std::collections::HashSet;
-use std::sync::Arc;
+use std::collections::BTreeSet;
 
 use super::headers::{Draft, Says};
 use super::{Creating, Feeds, State, Told, Watcher, Watchers};
-use crate::watch::feed::SharedFeed;
+use crate::watch::Feed;
 
 /// Progress requests that may wait for their answer. More are dropped, as etcd drops those it cannot answer at once.
 const PROGRESS_MAX: usize = 32;
 
 /// A progress answer that is owed.
-pub(super) struct Progress {
+#[derive(Debug)]
+pub(super) struct Progress<D> {
     scope: Scope,
     /// Feeds that have not said yet how far they have come, with the token to ask them by.
-    asked: Vec<(Arc<SharedFeed>, u64)>,
+    asked: Vec<(D, u64)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +42,8 @@ enum Position {
 
 impl<F: Feeds> Watchers<F> {
     /// The client wants to know.
-    pub(crate) fn request_progress(&mut self) {
-        let is_request = |progress: &&Progress| matches!(progress.scope, Scope::All { .. });
+    pub fn request_progress(&mut self) {
+        let is_request = |progress: &&Progress<F::Feed>| matches!(progress.scope, Scope::All { .. });
         if self.progress.iter().filter(is_request).count() < PROGRESS_MAX {
             self.owe_progress(Scope::All { before: self.next_key });
         }
@@ -58,7 +58,9 @@ impl<F: Feeds> Watchers<F> {
 
     fn owe_progress(&mut self, scope: Scope) {
         // Also those of watchers that are being opened: the answer waits for them.
-        let is_meant = |key: u64, _: &Watcher| matches!(scope, Scope::All { .. }) || scope == Scope::One(key);
+        let is_meant = |key: u64, _: &Watcher<F::Subscription>| {
+            matches!(scope, Scope::All { .. }) || scope == Scope::One(key)
+        };
         let asked = self.ask_feeds(is_meant, i64::MAX);
         if !asked.is_empty() {
             self.progress.push_back(Progress { scope, asked });
@@ -68,16 +70,16 @@ impl<F: Feeds> Watchers<F> {
     /// Asks the feeds of some watchers that are not known to be complete up to `revision`.
     fn ask_feeds(
         &self,
-        is_meant: impl Fn(u64, &Watcher) -> bool,
+        is_meant: impl Fn(u64, &Watcher<F::Subscription>) -> bool,
         revision: i64,
-    ) -> Vec<(Arc<SharedFeed>, u64)> {
-        let mut seen = HashSet::new();
+    ) -> Vec<(F::Feed, u64)> {
+        let mut seen = BTreeSet::new();
         let mut asked = Vec::new();
         for (key, watcher) in &self.watchers {
-            let feed = &watcher.shared.feed;
+            let feed = watcher.shared.as_ref();
             let is_complete = || feed.state().log().is_some_and(|log| log.upto() >= revision);
-            if is_meant(*key, watcher) && seen.insert(Arc::as_ptr(feed)) && !is_complete() {
-                asked.push((Arc::clone(feed), feed.sync(&self.inbox, *key)));
+            if is_meant(*key, watcher) && seen.insert(feed.id()) && !is_complete() {
+                asked.push((feed.clone(), self.feeds.sync(feed, *key)));
             }
         }
         asked
@@ -145,7 +147,7 @@ impl<F: Feeds> Watchers<F> {
             let mut unread = None;
             for (key, watcher) in concerned {
                 is_future |= watcher.start > ceiling;
-                if watcher.has_unread(ceiling) {
+                if Self::has_unread(watcher, ceiling) {
                     unread = Some(*key);
                 }
             }
@@ -196,7 +198,7 @@ impl<F: Feeds> Watchers<F> {
             if !matches!(watcher.state, State::Live { .. }) {
                 return Position::Behind;
             }
-            let feed = watcher.shared.feed.state();
+            let feed = watcher.shared.as_ref().state();
             let Some(log) = feed.log() else { return Position::Behind };
             let (upto, of_feed) = (log.upto(), feed.term());
             position = match position {
@@ -207,6 +209,15 @@ impl<F: Feeds> Watchers<F> {
             };
         }
         position
+    }
+
+    /// Whether a watcher has not been sent everything up to `revision`, of what its feed knows.
+    fn has_unread(watcher: &Watcher<F::Subscription>, revision: i64) -> bool {
+        let State::Live { next } = watcher.state else { return true };
+        let feed = watcher.shared.as_ref().state();
+        feed.log().is_none_or(|log| {
+            next <= log.floor() || log.from(next).next().is_some_and(|entry| entry.revision <= revision)
+        })
     }
 
     /// Drops the oldest answer that is owed.
@@ -227,21 +238,10 @@ impl<F: Feeds> Watchers<F> {
 impl Scope {
     /// Whether an answer of this scope speaks of a watcher. One that the client has not been told of is not meant, even
     /// by an answer for all.
-    fn concerns(self, key: u64, watcher: &Watcher) -> bool {
+    fn concerns<S>(self, key: u64, watcher: &Watcher<S>) -> bool {
         match self {
             Scope::All { .. } => !matches!(watcher.state, State::Opening { .. }),
             Scope::One(one) => one == key,
         }
-    }
-}
-
-impl Watcher {
-    /// Whether it has not been sent everything up to `revision`, of what its feed knows.
-    fn has_unread(&self, revision: i64) -> bool {
-        let State::Live { next } = self.state else { return true };
-        let feed = self.shared.feed.state();
-        feed.log().is_none_or(|log| {
-            next <= log.floor() || log.from(next).next().is_some_and(|entry| entry.revision <= revision)
-        })
     }
 }

@@ -8,18 +8,18 @@ mod headers;
 mod progress;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fmt;
 use std::sync::Arc;
 
-use gateway_core::Failure;
 use headers::{Draft, Headers, Says};
 use keyspace::{Event, EventKind, KeyRange};
-
-use super::feed::{FeedEnd, Inbox, SharedFeed};
-use super::log::Entry;
-
-pub(crate) use headers::Frame;
 use progress::Progress;
+
+use super::feed_state::FeedEnd;
+use super::log::Entry;
+use super::{Feed, Feeds};
+use crate::failure::Failure;
+
+pub use headers::{Frame, Stamp};
 
 /// Most revisions of history in one response, as in etcd.
 const HISTORY_REVISIONS: usize = 1000;
@@ -32,80 +32,28 @@ const WAITING_MAX: usize = 1024;
 /// Ids of compacted watches that are remembered on a stream. A client that lets more pile up is not told of the oldest.
 const COMPACTED_IDS_MAX: usize = 1024;
 
-/// Where feeds come from.
-pub(crate) trait Feeds {
-    /// Joins the feed of a range, and asks how far it has come: the token is for [`FeedState::synced`].
-    ///
-    /// [`FeedState::synced`]: super::feed::FeedState::synced
-    fn shared(
-        &self,
-        range: &KeyRange,
-        prev_kv: bool,
-        inbox: &Arc<Inbox>,
-        watcher: u64,
-    ) -> (Subscription, u64);
-
-    /// Opens a feed for one watcher, from a revision of the past.
-    fn history(
-        &self,
-        range: &KeyRange,
-        prev_kv: bool,
-        start: i64,
-        inbox: &Arc<Inbox>,
-        watcher: u64,
-    ) -> Subscription;
-}
-
-/// A watcher's place at a feed; given up when dropped.
-pub(crate) struct Subscription {
-    feed: Arc<SharedFeed>,
-    release: Option<Release>,
-}
-
-type Release = Box<dyn FnOnce(&Arc<SharedFeed>) + Send>;
-
-impl Subscription {
-    pub(crate) fn new(
-        feed: Arc<SharedFeed>,
-        release: impl FnOnce(&Arc<SharedFeed>) + Send + 'static,
-    ) -> Subscription {
-        Subscription { feed, release: Some(Box::new(release)) }
-    }
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        if let Some(release) = self.release.take() {
-            release(&self.feed);
-        }
-    }
-}
-
-impl fmt::Debug for Subscription {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Subscription").field(&self.feed.range).finish()
-    }
-}
-
 /// A watch that a client wants.
 #[derive(Clone, Debug)]
-pub(crate) struct Create {
+pub struct Create {
     /// None: whichever is free.
-    pub(crate) id: Option<i64>,
-    pub(crate) range: KeyRange,
+    pub id: Option<i64>,
+    /// The keys.
+    pub range: KeyRange,
     /// First revision wanted; 0 for "from now on".
-    pub(crate) start: i64,
-    pub(crate) prev_kv: bool,
-    pub(crate) filters: Filters,
+    pub start: i64,
+    /// Whether events tell what was there before.
+    pub prev_kv: bool,
+    /// Events that it does not want.
+    pub filters: Filters,
     /// Large responses may come in parts.
-    pub(crate) fragment: bool,
+    pub fragment: bool,
     /// It wishes to be told now and then how far it has come.
-    pub(crate) progress_notify: bool,
+    pub progress_notify: bool,
 }
 
 impl Create {
     /// From now on, and nothing special.
-    pub(crate) fn new(range: KeyRange) -> Create {
+    pub fn new(range: KeyRange) -> Create {
         Create {
             id: None,
             range,
@@ -120,70 +68,88 @@ impl Create {
 
 /// What a client is told.
 #[derive(Clone, Debug)]
-pub(crate) enum Told {
+pub enum Told {
     /// The watch is there; its events follow.
-    Created { id: i64 },
+    Created {
+        /// Which one.
+        id: i64,
+    },
     /// There is no such watch.
     NotCreated(NotCreated),
     /// Events of a watch.
     Events(Events),
     /// This watch was told everything up to the revision of the header; without an id, all that the client knows of were.
-    Progress { id: Option<i64> },
+    Progress {
+        /// Which one.
+        id: Option<i64>,
+    },
     /// The watch is over.
-    Canceled { id: i64, why: Canceled },
+    Canceled {
+        /// Which one.
+        id: i64,
+        /// The reason.
+        why: Canceled,
+    },
 }
 
 /// Why there is no watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum NotCreated {
+pub enum NotCreated {
+    /// It would have no keys.
     EmptyRange,
     /// Another has the id.
     IdTaken,
+    /// Its feed cannot be had.
     Failed(Failure),
 }
 
 /// Why a watch is over.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Canceled {
+pub enum Canceled {
     /// The client wanted it.
     ByClient,
-    /// The revisions that it needs are gone; the oldest that can be read.
+    /// The revisions that it needs are gone.
     Compacted {
+        /// The oldest revision that can be read.
         compact_revision: i64,
     },
+    /// Its feed cannot go on.
     Failed(Failure),
 }
 
 /// Events of whole revisions, in ascending order.
 #[derive(Clone, Debug)]
-pub(crate) struct Events {
-    pub(crate) id: i64,
-    pub(crate) parts: Vec<Part>,
+pub struct Events {
+    /// Of which watch.
+    pub id: i64,
+    /// Revision by revision.
+    pub parts: Vec<Part>,
     /// How many events those are.
-    pub(crate) event_count: usize,
+    pub event_count: usize,
     /// The client takes them in several messages, too.
-    pub(crate) fragment: bool,
+    pub fragment: bool,
 }
 
 /// The events of one revision, as far as a watcher wants them.
 #[derive(Clone, Debug)]
-pub(crate) struct Part {
-    pub(crate) entry: Arc<Entry>,
-    pub(crate) filters: Filters,
+pub struct Part {
+    /// The revision.
+    pub entry: Arc<Entry>,
+    /// What is left out of it.
+    pub filters: Filters,
 }
 
 impl Part {
     /// Its events.
-    pub(crate) fn events(&self) -> impl Iterator<Item = &Event> {
+    pub fn events(&self) -> impl Iterator<Item = &Event> {
         self.entry.events.iter().filter(|event| self.filters.passes(event))
     }
 }
 
 /// See the module.
-pub(crate) struct Watchers<F> {
+pub struct Watchers<F: Feeds> {
     feeds: F,
-    inbox: Arc<Inbox>,
-    watchers: BTreeMap<u64, Watcher>,
+    watchers: BTreeMap<u64, Watcher<F::Subscription>>,
     by_id: BTreeMap<i64, u64>,
     /// Ids whose watch a compaction cancelled, oldest first. As in etcd, such an id stays taken until the client cancels
     /// it too, which is then answered.
@@ -196,7 +162,7 @@ pub(crate) struct Watchers<F> {
     out: VecDeque<Draft>,
     /// Watchers to look at.
     ready: VecDeque<u64>,
-    progress: VecDeque<Progress>,
+    progress: VecDeque<Progress<F::Feed>>,
     headers: Headers,
     /// Watchers that have something to say, and may not before the ceiling is lifted.
     held: Vec<u64>,
@@ -211,7 +177,7 @@ enum Creating {
 }
 
 #[derive(Debug)]
-struct Watcher {
+struct Watcher<S> {
     id: i64,
     range: KeyRange,
     prev_kv: bool,
@@ -220,8 +186,8 @@ struct Watcher {
     progress_notify: bool,
     /// As asked for; 0 for "from now on".
     start: i64,
-    shared: Subscription,
-    state: State,
+    shared: S,
+    state: State<S>,
     queued: bool,
     /// Events were sent since the last tick.
     active: bool,
@@ -230,7 +196,7 @@ struct Watcher {
 }
 
 #[derive(Debug)]
-enum State {
+enum State<S> {
     /// Not announced: waits for the sync that tells where "now" is, unless it is known otherwise.
     Opening { token: u64, known: Option<Known> },
     /// In step with the shared feed, or at most its window behind.
@@ -239,7 +205,7 @@ enum State {
         next: i64,
     },
     /// Further behind: reads history, beyond `beyond` and then until the window has the rest.
-    CatchingUp { next: i64, beyond: i64, history: Subscription },
+    CatchingUp { next: i64, beyond: i64, history: S },
 }
 
 /// Where a store is.
@@ -252,9 +218,11 @@ struct Known {
 
 /// Events that a watcher does not want.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Filters {
-    pub(crate) no_put: bool,
-    pub(crate) no_delete: bool,
+pub struct Filters {
+    /// Puts.
+    pub no_put: bool,
+    /// Deletions.
+    pub no_delete: bool,
 }
 
 /// What looking at a watcher led to.
@@ -270,10 +238,10 @@ enum Step {
 }
 
 impl<F: Feeds> Watchers<F> {
-    pub(crate) fn new(feeds: F) -> Watchers<F> {
+    /// None yet.
+    pub fn new(feeds: F) -> Watchers<F> {
         Watchers {
             feeds,
-            inbox: Arc::default(),
             watchers: BTreeMap::new(),
             by_id: BTreeMap::new(),
             compacted_ids: VecDeque::new(),
@@ -289,28 +257,28 @@ impl<F: Feeds> Watchers<F> {
         }
     }
 
-    /// Tells when [`Watchers::next_frame`] may have one.
-    pub(crate) fn inbox(&self) -> &Arc<Inbox> {
-        &self.inbox
+    /// Where its feeds come from.
+    pub fn feeds(&self) -> &F {
+        &self.feeds
     }
 
     /// How many watchers there are.
-    pub(crate) fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.watchers.len()
     }
 
     /// Whether the client should be left waiting with further requests.
-    pub(crate) fn is_congested(&self) -> bool {
+    pub fn is_congested(&self) -> bool {
         self.out.len() + self.creating.len() >= WAITING_MAX
     }
 
     /// Whether watches wait to be created.
-    pub(crate) fn is_creating(&self) -> bool {
+    pub fn is_creating(&self) -> bool {
         !self.creating.is_empty()
     }
 
     /// There is no leader, and a replica is where it says here: watches that wait to be created begin behind that.
-    pub(crate) fn handle_leaderless(&mut self, revision: i64, compact_revision: i64, term: u64) {
+    pub fn handle_leaderless(&mut self, revision: i64, compact_revision: i64, term: u64) {
         for creating in &self.creating {
             if let Creating::Watcher(key) = creating
                 && let Some(watcher) = self.watchers.get_mut(key)
@@ -323,17 +291,17 @@ impl<F: Feeds> Watchers<F> {
     }
 
     /// Whether [`Watchers::handle_tick`] has something to do.
-    pub(crate) fn wants_ticks(&self) -> bool {
+    pub fn wants_ticks(&self) -> bool {
         self.notified > 0
     }
 
     /// The store is known to be at `revision` by other means: for the headers of answers that no feed stands behind.
-    pub(crate) fn handle_revision(&mut self, revision: i64, term: u64) {
+    pub fn handle_revision(&mut self, revision: i64, term: u64) {
         self.headers.handle_revision(revision, term);
     }
 
     /// A progress interval has passed: watchers that asked for it and were sent nothing are told where they are.
-    pub(crate) fn handle_tick(&mut self) {
+    pub fn handle_tick(&mut self) {
         let mut quiet = Vec::new();
         for (key, watcher) in &mut self.watchers {
             let active = std::mem::take(&mut watcher.active);
@@ -347,7 +315,7 @@ impl<F: Feeds> Watchers<F> {
     }
 
     /// The next response, if there is one.
-    pub(crate) fn next_frame(&mut self) -> Option<Frame> {
+    pub fn next_frame(&mut self) -> Option<Frame> {
         let draft = self.next_draft()?;
         Some(self.headers.stamp(draft))
     }
@@ -357,9 +325,8 @@ impl<F: Feeds> Watchers<F> {
             if let Some(draft) = self.out.pop_front() {
                 return Some(draft);
             }
-            for key in self.inbox.take().into_iter() {
-                self.queue(key);
-            }
+            let Watchers { feeds, watchers, ready, .. } = self;
+            feeds.take_marked(|key| queue(watchers, ready, key));
             self.look_at_progress();
             let Some(key) = self.ready.pop_front() else {
                 match self.poll_progress() {
@@ -375,7 +342,7 @@ impl<F: Feeds> Watchers<F> {
     }
 
     /// The client wants a watch.
-    pub(crate) fn create(&mut self, create: Create) {
+    pub fn create(&mut self, create: Create) {
         let Create { id, range, start, prev_kv, filters, fragment, progress_notify } = create;
         let refused = if range.is_empty() {
             Some(NotCreated::EmptyRange)
@@ -392,7 +359,7 @@ impl<F: Feeds> Watchers<F> {
         let id = id.unwrap_or_else(|| self.free_id());
         let key = self.next_key;
         self.next_key += 1;
-        let (shared, token) = self.feeds.shared(&range, prev_kv, &self.inbox, key);
+        let (shared, token) = self.feeds.shared(&range, prev_kv, key);
         self.by_id.insert(id, key);
         self.notified += usize::from(progress_notify);
         let state = State::Opening { token, known: None };
@@ -428,7 +395,7 @@ impl<F: Feeds> Watchers<F> {
     }
 
     /// The client wants a watch no more.
-    pub(crate) fn cancel(&mut self, id: i64) {
+    pub fn cancel(&mut self, id: i64) {
         if let Some(at) = self.compacted_ids.iter().position(|compacted| *compacted == id) {
             self.compacted_ids.remove(at);
             self.out.push_back(cancelled(id));
@@ -463,11 +430,7 @@ impl<F: Feeds> Watchers<F> {
     }
 
     fn queue(&mut self, key: u64) {
-        if let Some(watcher) = self.watchers.get_mut(&key)
-            && !std::mem::replace(&mut watcher.queued, true)
-        {
-            self.ready.push_back(key);
-        }
+        queue(&mut self.watchers, &mut self.ready, key);
     }
 
     /// Looks at a watcher until it has a response or nothing to say.
@@ -527,7 +490,7 @@ impl<F: Feeds> Watchers<F> {
     fn look_at_opening(&mut self, key: u64, token: u64, known: Option<Known>) -> Option<Draft> {
         let watcher = self.watchers.get_mut(&key)?;
         let (end, synced, compact_revision, term) = {
-            let feed = watcher.shared.feed.state();
+            let feed = watcher.shared.as_ref().state();
             let (synced, compact_revision) = (feed.synced(token), feed.compact_revision());
             match known {
                 Some(known) if synced.is_none() && feed.end().is_none() => {
@@ -566,7 +529,7 @@ impl<F: Feeds> Watchers<F> {
             }
             (None, Some(FeedEnd::Compacted { .. })) => {
                 // The feed that was joined had lost its place; another begins from now.
-                let (shared, token) = self.feeds.shared(&watcher.range, watcher.prev_kv, &self.inbox, key);
+                let (shared, token) = self.feeds.shared(&watcher.range, watcher.prev_kv, key);
                 watcher.shared = shared;
                 watcher.state = State::Opening { token, known: None };
                 return None;
@@ -589,14 +552,14 @@ impl<F: Feeds> Watchers<F> {
     /// Lets a watcher go on with what the group remembers from `next` on.
     fn read_history(&mut self, key: u64, next: i64, beyond: i64) {
         if let Some(watcher) = self.watchers.get_mut(&key) {
-            let history = self.feeds.history(&watcher.range, watcher.prev_kv, next, &self.inbox, key);
+            let history = self.feeds.history(&watcher.range, watcher.prev_kv, next, key);
             watcher.state = State::CatchingUp { next, beyond, history };
         }
     }
 
     fn look_at_live(&mut self, key: u64, next: i64) -> Step {
         let Some(watcher) = self.watchers.get_mut(&key) else { return Step::Nothing };
-        let feed = watcher.shared.feed.state();
+        let feed = watcher.shared.as_ref().state();
         // What the window holds is told first, whatever became of the feed.
         let in_window = feed.log().filter(|log| next > log.floor());
         let told = in_window.filter(|log| log.from(next).len() == 0).map(|log| log.upto());
@@ -607,7 +570,7 @@ impl<F: Feeds> Watchers<F> {
                     return Step::End(compacted(watcher.id, *compact_revision, feed.term()));
                 }
                 drop(feed);
-                let (shared, _) = self.feeds.shared(&watcher.range, watcher.prev_kv, &self.inbox, key);
+                let (shared, _) = self.feeds.shared(&watcher.range, watcher.prev_kv, key);
                 watcher.shared = shared;
                 watcher.state = State::Live { next };
                 return Step::Nothing;
@@ -644,7 +607,7 @@ impl<F: Feeds> Watchers<F> {
         let State::CatchingUp { next: position, beyond, history } = &mut watcher.state else {
             return Step::Again;
         };
-        let source = Arc::clone(&history.feed);
+        let source = history.as_ref().clone();
         let feed = source.state();
         if let Some(log) = feed.log()
             && log.from(next).len() > 0
@@ -660,7 +623,7 @@ impl<F: Feeds> Watchers<F> {
             if let State::CatchingUp { next: position, .. } = &mut watcher.state {
                 *position = next;
             }
-            source.consumed(next - 1);
+            self.feeds.consumed(&source, next - 1);
             return step;
         }
         match feed.end() {
@@ -676,7 +639,7 @@ impl<F: Feeds> Watchers<F> {
         *position = next;
         drop(feed);
         let caught_up = next > *beyond && {
-            let shared = watcher.shared.feed.state();
+            let shared = watcher.shared.as_ref().state();
             shared.end().is_some() || shared.log().is_some_and(|log| log.floor() < next)
         };
         if !caught_up {
@@ -687,7 +650,16 @@ impl<F: Feeds> Watchers<F> {
     }
 }
 
-impl Watcher {
+/// Has a watcher looked at, if it is there, once.
+fn queue<S>(watchers: &mut BTreeMap<u64, Watcher<S>>, ready: &mut VecDeque<u64>, key: u64) {
+    if let Some(watcher) = watchers.get_mut(&key)
+        && !std::mem::replace(&mut watcher.queued, true)
+    {
+        ready.push_back(key);
+    }
+}
+
+impl<S> Watcher<S> {
     /// One response of entries, and the revision after them. `Again` when the filters left nothing.
     fn bundle<'a>(
         &self,
@@ -724,7 +696,7 @@ impl Part {
     /// How many events it has, and how many bytes those are, about.
     fn size(&self) -> (usize, usize) {
         if self.filters == Filters::default() {
-            return (self.entry.events.len(), self.entry.bytes);
+            return (self.entry.events.len(), self.entry.bytes());
         }
         self.events().fold((0, 0), |(count, bytes), event| (count + 1, bytes + event.size_bytes()))
     }

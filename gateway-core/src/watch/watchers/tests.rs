@@ -1,64 +1,133 @@
 //! Watchers over feeds of which the test says what they bring.
 
-use parking_lot::Mutex;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::ops::Deref;
+use std::rc::Rc;
 
 use super::*;
-use crate::watch::feed::Pace;
+use crate::upstream::FeedItem;
 use crate::watch::log::tests::revision;
-use gateway_core::FeedItem;
+use crate::watch::{Due, FeedState, OPENING, Pace};
 
 /// Feeds without anything behind them: the test says what they bring.
 #[derive(Clone, Default)]
-struct Fake(Arc<Mutex<Vec<Opened>>>);
+struct Fake {
+    opened: Rc<RefCell<Vec<Opened>>>,
+    marked: Rc<RefCell<BTreeSet<u64>>>,
+}
 
 /// A feed and the start that was asked for.
-type Opened = (Arc<SharedFeed>, i64);
+type Opened = (FakeFeed, i64);
 
-impl Fake {
-    fn open(&self, range: &KeyRange, pace: Pace, start: i64, inbox: &Arc<Inbox>, key: u64) -> Subscription {
-        let feed = Arc::new(SharedFeed::new(range.clone(), false, pace));
-        self.0.lock().push((Arc::clone(&feed), start));
-        subscribe(feed, inbox, key)
+#[derive(Clone, Debug)]
+struct FakeFeed {
+    range: KeyRange,
+    state: Rc<RefCell<FeedState<u64>>>,
+    marked: Rc<RefCell<BTreeSet<u64>>>,
+}
+
+impl FakeFeed {
+    fn handle_item(&self, item: FeedItem) {
+        let mut marked = Vec::new();
+        self.state.borrow_mut().handle_item(item, &mut marked);
+        self.marked.borrow_mut().extend(marked);
     }
 
-    fn feed(&self, index: usize) -> Arc<SharedFeed> {
-        Arc::clone(&self.0.lock()[index].0)
+    fn take_due(&self) -> Due {
+        self.state.borrow_mut().take_due()
+    }
+
+    fn sync(&self, watcher: u64) -> u64 {
+        if self.state().end().is_some() {
+            self.marked.borrow_mut().insert(watcher);
+        }
+        self.state.borrow_mut().sync(watcher)
     }
 }
 
-fn subscribe(feed: Arc<SharedFeed>, inbox: &Arc<Inbox>, key: u64) -> Subscription {
-    let subscriber = feed.subscribe(inbox, key);
-    Subscription::new(feed, move |feed| {
-        feed.unsubscribe(subscriber);
-    })
+impl Feed for FakeFeed {
+    type Subscriber = u64;
+
+    fn state(&self) -> impl Deref<Target = FeedState<u64>> {
+        self.state.borrow()
+    }
+
+    fn id(&self) -> usize {
+        Rc::as_ptr(&self.state) as usize
+    }
+}
+
+struct FakeSubscription(FakeFeed, u64);
+
+impl AsRef<FakeFeed> for FakeSubscription {
+    fn as_ref(&self) -> &FakeFeed {
+        &self.0
+    }
+}
+
+impl Drop for FakeSubscription {
+    fn drop(&mut self) {
+        self.0.state.borrow_mut().unsubscribe(self.1);
+    }
+}
+
+impl Fake {
+    fn open(&self, range: &KeyRange, pace: Pace, start: i64, watcher: u64) -> FakeSubscription {
+        let state = Rc::new(RefCell::new(FeedState::new(pace)));
+        let feed = FakeFeed { range: range.clone(), state, marked: Rc::clone(&self.marked) };
+        self.opened.borrow_mut().push((feed.clone(), start));
+        subscribe(feed, watcher)
+    }
+
+    fn feed(&self, index: usize) -> FakeFeed {
+        self.opened.borrow()[index].0.clone()
+    }
+
+    fn start(&self, index: usize) -> i64 {
+        self.opened.borrow()[index].1
+    }
+
+    fn count(&self) -> usize {
+        self.opened.borrow().len()
+    }
+}
+
+fn subscribe(feed: FakeFeed, watcher: u64) -> FakeSubscription {
+    let id = feed.state.borrow_mut().subscribe(watcher);
+    FakeSubscription(feed, id)
 }
 
 impl Feeds for Fake {
-    fn shared(&self, range: &KeyRange, _prev_kv: bool, inbox: &Arc<Inbox>, key: u64) -> (Subscription, u64) {
-        let known = self
-            .0
-            .lock()
-            .iter()
-            .map(|(feed, _)| Arc::clone(feed))
-            .find(|feed| feed.range == *range && feed.state().end().is_none());
+    type Feed = FakeFeed;
+    type Subscription = FakeSubscription;
+
+    fn shared(&self, range: &KeyRange, _prev_kv: bool, watcher: u64) -> (FakeSubscription, u64) {
+        let is_known = |feed: &FakeFeed| feed.range == *range && feed.state().end().is_none();
+        let known = self.opened.borrow().iter().map(|(feed, _)| feed.clone()).find(is_known);
         match known {
             Some(feed) => {
-                let token = feed.sync(inbox, key);
-                (subscribe(feed, inbox, key), token)
+                let token = feed.sync(watcher);
+                (subscribe(feed, watcher), token)
             }
-            None => (self.open(range, Pace::Shared, 0, inbox, key), SharedFeed::OPENING),
+            None => (self.open(range, Pace::Shared, 0, watcher), OPENING),
         }
     }
 
-    fn history(
-        &self,
-        range: &KeyRange,
-        _prev_kv: bool,
-        start: i64,
-        inbox: &Arc<Inbox>,
-        key: u64,
-    ) -> Subscription {
-        self.open(range, Pace::History, start, inbox, key)
+    fn history(&self, range: &KeyRange, _prev_kv: bool, start: i64, watcher: u64) -> FakeSubscription {
+        self.open(range, Pace::History, start, watcher)
+    }
+
+    fn sync(&self, feed: &FakeFeed, watcher: u64) -> u64 {
+        feed.sync(watcher)
+    }
+
+    fn consumed(&self, feed: &FakeFeed, through: i64) {
+        feed.state.borrow_mut().consumed(through);
+    }
+
+    fn take_marked(&self, each: impl FnMut(u64)) {
+        self.marked.take().into_iter().for_each(each);
     }
 }
 
@@ -75,15 +144,15 @@ fn nothing() -> Create {
     Create::new(KeyRange::between("b", "a"))
 }
 
-fn opened(feed: &SharedFeed, revision: i64) {
+fn opened(feed: &FakeFeed, revision: i64) {
     opened_after_compaction(feed, revision, 0);
 }
 
-fn opened_after_compaction(feed: &SharedFeed, revision: i64, compact_revision: i64) {
+fn opened_after_compaction(feed: &FakeFeed, revision: i64, compact_revision: i64) {
     feed.handle_item(FeedItem::Opened { revision, start: revision + 1, compact_revision, term: 2 });
 }
 
-fn events(feed: &SharedFeed, numbers: &[i64], newest: i64) {
+fn events(feed: &FakeFeed, numbers: &[i64], newest: i64) {
     feed.handle_item(FeedItem::Events {
         revisions: numbers.iter().map(|number| revision(*number, &["a"])).collect(),
         upto: *numbers.last().unwrap(),
@@ -93,13 +162,13 @@ fn events(feed: &SharedFeed, numbers: &[i64], newest: i64) {
     });
 }
 
-fn synced(feed: &SharedFeed, revision: i64) {
-    let token = feed.state().take_upstream().sync.expect("a sync is wanted");
+fn synced(feed: &FakeFeed, revision: i64) {
+    let token = feed.take_due().sync.expect("a sync is wanted");
     feed.handle_item(FeedItem::Synced { token, revision, compact_revision: 3, term: 2 });
 }
 
 /// A watcher whose feed holds the revisions 2, 3 and 4.
-fn with_window() -> (Watchers<Fake>, Fake, Arc<SharedFeed>) {
+fn with_window() -> (Watchers<Fake>, Fake, FakeFeed) {
     let (mut watchers, feeds) = watchers();
     watchers.create(on("a"));
     let feed = feeds.feed(0);
@@ -164,7 +233,7 @@ fn a_watcher_that_joins_starts_where_the_store_is() {
         ["created 1 @6", "1 events 0 @5", "created 2 @6", "1 events 0 @6", "1 events 2 @6"],
         "the second starts after 6, the third at 6, which the window still holds"
     );
-    assert_eq!(feeds.0.lock().len(), 1, "one feed for all");
+    assert_eq!(feeds.count(), 1, "one feed for all");
 }
 
 #[test]
@@ -174,7 +243,7 @@ fn a_start_below_zero_tells_nothing_of_the_past_and_is_compacted_by_anything() {
     opened(&feeds.feed(0), 5);
     events(&feeds.feed(0), &[6], 6);
     assert_eq!(told(&mut watchers), ["created 0 @5", "1 events 0 @6"]);
-    assert_eq!(feeds.0.lock().len(), 1, "no history");
+    assert_eq!(feeds.count(), 1, "no history");
     watchers.create(Create { start: -7, ..on("a") });
     synced(&feeds.feed(0), 6);
     assert_eq!(told(&mut watchers), ["created 1 @6", "canceled 1 compacted 3 @0"]);
@@ -202,7 +271,7 @@ fn without_a_leader_a_watch_begins_where_a_replica_is() {
     opened(&feeds.feed(0), 8);
     assert_eq!(told(&mut watchers), [] as [String; 0]);
     let history = feeds.feed(2);
-    assert_eq!(feeds.0.lock()[2].1, 6);
+    assert_eq!(feeds.start(2), 6);
     history.handle_item(FeedItem::Opened { revision: 8, start: 6, compact_revision: 0, term: 3 });
     events(&history, &[7, 8], 8);
     events(&feeds.feed(0), &[9], 9);
@@ -217,7 +286,7 @@ fn a_start_in_the_past_reads_history_and_then_joins() {
     opened(&shared, 5);
     assert_eq!(told(&mut watchers), ["created 0 @5"]);
     let history = feeds.feed(1);
-    assert_eq!(feeds.0.lock()[1].1, 2, "from the revision wanted");
+    assert_eq!(feeds.start(1), 2, "from the revision wanted");
     history.handle_item(FeedItem::Opened { revision: 5, start: 2, compact_revision: 0, term: 2 });
     events(&history, &[2, 3], 5);
     assert_eq!(told(&mut watchers), ["2 events 0 @5"], "bundled, at the store's revision");
@@ -225,8 +294,8 @@ fn a_start_in_the_past_reads_history_and_then_joins() {
     assert_eq!(told(&mut watchers), [] as [String; 0], "not before its turn");
     events(&history, &[5], 5);
     assert_eq!(told(&mut watchers), ["1 events 0 @5", "1 events 0 @6"]);
-    assert!(history.state().take_upstream().close, "history is not needed any more");
-    assert!(!shared.state().take_upstream().close);
+    assert!(history.take_due().close, "history is not needed any more");
+    assert!(!shared.take_due().close);
 }
 
 #[test]
@@ -237,8 +306,8 @@ fn history_that_is_gone_cancels() {
     told(&mut watchers);
     feeds.feed(1).handle_item(FeedItem::Compacted { compact_revision: 4 });
     assert_eq!(told(&mut watchers), ["canceled 0 compacted 4 @0"]);
-    assert_eq!(watchers.len(), 0);
-    assert!(feeds.feed(0).state().take_upstream().close, "nobody is left");
+    assert_eq!(watchers.count(), 0);
+    assert!(feeds.feed(0).take_due().close, "nobody is left");
 }
 
 #[test]
@@ -251,7 +320,7 @@ fn the_id_of_a_compacted_watch_is_taken_until_the_client_cancels_it() {
     assert_eq!(told(&mut watchers), ["canceled 1 compacted 4 @0"]);
     watchers.create(Create { id: Some(1), ..on("b") });
     assert_eq!(told(&mut watchers), ["refused @5"]);
-    assert_eq!(watchers.len(), 0);
+    assert_eq!(watchers.count(), 0);
     assert_eq!((watchers.free_id(), watchers.free_id()), (0, 2));
     watchers.cancel(1);
     assert_eq!(told(&mut watchers), ["canceled 1 @5"]);
@@ -271,7 +340,7 @@ fn a_compacted_start_is_cancelled_although_the_window_holds_it() {
         ["created 1 @4", "canceled 1 compacted 3 @0", "created 2 @4"],
         "3 is the oldest that can be read"
     );
-    assert_eq!(watchers.len(), 2);
+    assert_eq!(watchers.count(), 2);
 }
 
 #[test]
@@ -282,7 +351,7 @@ fn the_value_before_the_compacted_revision_is_not_told_from_the_window() {
     }
     synced(&feed, 4);
     assert_eq!(told(&mut watchers), ["created 1 @4", "created 2 @4", "1 events 2 @4"]);
-    let histories: Vec<i64> = feeds.0.lock()[1..].iter().map(|(_, start)| *start).collect();
+    let histories: Vec<i64> = (1..feeds.count()).map(|index| feeds.start(index)).collect();
     assert_eq!(histories, [3]);
     let history = feeds.feed(1);
     history.handle_item(FeedItem::Opened { revision: 4, start: 3, compact_revision: 0, term: 2 });
@@ -407,7 +476,7 @@ fn progress_that_a_watcher_falls_behind_is_given_up_and_nothing_waits_for_it() {
     synced(&b, 6);
     events(&a, &[9], 9);
     assert_eq!(told(&mut watchers), [] as [String; 0]);
-    b.handle_item(FeedItem::Failed(gateway_core::Failure::Stopping));
+    b.handle_item(FeedItem::Failed(crate::Failure::Stopping));
     assert_eq!(told(&mut watchers), ["canceled 1 @8", "1 events 0 @9"]);
     watchers.request_progress();
     synced(&a, 9);
@@ -461,7 +530,7 @@ fn ticks_tell_quiet_watchers_only() {
     events(&feed, &[5], 5);
     assert_eq!(told(&mut watchers).len(), 4);
     watchers.handle_tick();
-    assert!(feed.state().take_upstream().sync.is_none(), "it was sent an event");
+    assert!(feed.take_due().sync.is_none(), "it was sent an event");
     watchers.handle_tick();
     synced(&feed, 8);
     assert_eq!(told(&mut watchers), ["progress 0 @8"]);
@@ -475,7 +544,7 @@ fn a_cancel_before_creation_is_answered_after_it() {
     assert_eq!(told(&mut watchers), [] as [String; 0]);
     opened(&feeds.feed(0), 4);
     assert_eq!(told(&mut watchers), ["created 0 @4", "canceled 0 @4"]);
-    assert_eq!(watchers.len(), 0);
+    assert_eq!(watchers.count(), 0);
 }
 
 #[test]
@@ -500,7 +569,7 @@ fn a_watcher_that_falls_out_of_the_window_reads_history() {
         });
     }
     assert_eq!(told(&mut watchers), [] as [String; 0]);
-    assert_eq!(feeds.0.lock()[1].1, 2, "history from where it was");
+    assert_eq!(feeds.start(1), 2, "history from where it was");
     let floor = shared.state().log().unwrap().floor();
     let history = feeds.feed(1);
     history.handle_item(FeedItem::Opened { revision: 41, start: 2, compact_revision: 0, term: 2 });

@@ -8,11 +8,13 @@ use keyspace::{Event, RevisionEvents};
 
 /// The events of one revision.
 #[derive(Debug)]
-pub(crate) struct Entry {
-    pub(crate) revision: i64,
-    pub(crate) events: Arc<[Event]>,
+pub struct Entry {
+    /// Which one.
+    pub revision: i64,
+    /// All of them that touch the range.
+    pub events: Arc<[Event]>,
     /// About what the entry takes in memory.
-    pub(crate) bytes: usize,
+    bytes: usize,
     /// Its share of the feed's credit.
     cost: u64,
     encoded: OnceLock<Bytes>,
@@ -20,21 +22,26 @@ pub(crate) struct Entry {
 
 impl Entry {
     /// `cost` is its share of the feed's credit.
-    pub(crate) fn new(revision: RevisionEvents, cost: u64) -> Entry {
+    pub fn new(revision: RevisionEvents, cost: u64) -> Entry {
         let bytes = revision.events.iter().map(Event::size_bytes).sum();
         let RevisionEvents { revision, events } = revision;
         Entry { revision: revision.0, events, bytes, cost, encoded: OnceLock::new() }
     }
 
+    /// About what it takes in memory.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// All events in the form that clients get, by `encode`: made once for all watchers.
-    pub(crate) fn encoded(&self, encode: impl FnOnce(&Entry) -> Bytes) -> &Bytes {
+    pub fn encoded(&self, encode: impl FnOnce(&Entry) -> Bytes) -> &Bytes {
         self.encoded.get_or_init(|| encode(self))
     }
 }
 
 /// See the module. Invariant: every event of the range with a revision in `(floor, upto]` is in `entries`.
 #[derive(Debug)]
-pub(crate) struct FeedLog {
+pub struct FeedLog {
     entries: VecDeque<Arc<Entry>>,
     floor: i64,
     upto: i64,
@@ -46,31 +53,28 @@ pub(crate) struct FeedLog {
 
 impl FeedLog {
     /// A log that carries revisions from `start` on.
-    pub(crate) fn new(start: i64, revision: i64, bytes_max: usize) -> FeedLog {
+    pub fn new(start: i64, revision: i64, bytes_max: usize) -> FeedLog {
         FeedLog { entries: VecDeque::new(), floor: start - 1, upto: start - 1, revision, bytes: 0, bytes_max }
     }
 
-    pub(crate) fn floor(&self) -> i64 {
+    /// Revisions up to this one are gone.
+    pub fn floor(&self) -> i64 {
         self.floor
     }
 
-    pub(crate) fn upto(&self) -> i64 {
+    /// Every event up to this revision has come.
+    pub fn upto(&self) -> i64 {
         self.upto
     }
 
-    pub(crate) fn revision(&self) -> i64 {
+    /// The newest revision of the store that is known.
+    pub fn revision(&self) -> i64 {
         self.revision.max(self.upto)
     }
 
     /// Takes in what the feed brought; `cost` is what the whole took of the credit. Returns the part of it that no
     /// entry carries.
-    pub(crate) fn push(
-        &mut self,
-        revisions: Vec<RevisionEvents>,
-        upto: i64,
-        revision: i64,
-        cost: u64,
-    ) -> u64 {
+    pub fn push(&mut self, revisions: Vec<RevisionEvents>, upto: i64, revision: i64, cost: u64) -> u64 {
         let mut rest = cost;
         let last = revisions.len().saturating_sub(1);
         for (index, revision) in revisions.into_iter().enumerate() {
@@ -86,20 +90,20 @@ impl FeedLog {
     }
 
     /// Every event up to `upto` has come.
-    pub(crate) fn handle_upto(&mut self, upto: i64, revision: i64) {
+    pub fn handle_upto(&mut self, upto: i64, revision: i64) {
         self.upto = self.upto.max(upto);
         self.revision = self.revision.max(revision);
     }
 
     /// Forgets the oldest entries until the log is within its bound. The newest entry stays, whatever its size.
-    pub(crate) fn evict(&mut self) {
+    pub fn evict(&mut self) {
         while self.bytes > self.bytes_max && self.entries.len() > 1 {
             self.forget_first();
         }
     }
 
     /// Forgets entries up to a revision. Returns their cost.
-    pub(crate) fn forget_through(&mut self, revision: i64) -> u64 {
+    pub fn forget_through(&mut self, revision: i64) -> u64 {
         let mut cost = 0;
         while self.entries.front().is_some_and(|entry| entry.revision <= revision) {
             cost += self.forget_first();
@@ -108,7 +112,7 @@ impl FeedLog {
     }
 
     /// The entries from revision `next` on. Only meaningful for `next` above the floor.
-    pub(crate) fn from(&self, next: i64) -> impl ExactSizeIterator<Item = &Arc<Entry>> {
+    pub fn from(&self, next: i64) -> impl ExactSizeIterator<Item = &Arc<Entry>> {
         // Nearly every watcher is at the end of the log.
         let first = match self.entries.back() {
             Some(last) if last.revision >= next => {
@@ -129,6 +133,7 @@ impl FeedLog {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use bytes::Bytes;
     use keyspace::{EventKind, KeyValue, Revision};
 
     use super::*;

@@ -10,24 +10,28 @@ use super::Told;
 
 /// What a client is told, and under which header.
 #[derive(Clone, Debug)]
-pub(crate) struct Frame {
-    pub(crate) told: Told,
-    pub(crate) stamp: Stamp,
+pub struct Frame {
+    /// What.
+    pub told: Told,
+    /// The header.
+    pub stamp: Stamp,
 }
 
 /// What a header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Stamp {
+pub struct Stamp {
     revision: i64,
     term: u64,
 }
 
 impl Stamp {
-    pub(crate) fn revision(self) -> i64 {
+    /// Its revision.
+    pub fn revision(self) -> i64 {
         self.revision
     }
 
-    pub(crate) fn term(self) -> u64 {
+    /// Its term.
+    pub fn term(self) -> u64 {
         self.term
     }
 }
