@@ -95,7 +95,7 @@ pub(super) fn encode(
             }
         }
     };
-    Encoded { head, events: Vec::new() }
+    Encoded { head, events: Payload::Revisions(Vec::new()) }
 }
 
 fn encode_events(
@@ -105,29 +105,29 @@ fn encode_events(
     parts: &mut VecDeque<Encoded>,
 ) -> Encoded {
     let head = pb::WatchResponse { watch_id: events.id, ..head };
-    let encoded: Vec<Bytes> = events.parts.iter().map(encode_part).collect();
-    let bytes: usize = encoded.iter().map(Bytes::len).sum();
-    if !events.fragment || events.event_count < 2 || bytes < fragment_bytes {
-        return Encoded { head, events: encoded };
+    let size = || events.parts.iter().map(|part| encode_part(part).len()).sum::<usize>();
+    if !events.fragment || events.event_count < 2 || size() < fragment_bytes {
+        return Encoded { head, events: Payload::Revisions(events.parts) };
     }
-    let mut fragments: Vec<Encoded> = Vec::new();
+    let mut fragments: Vec<(pb::WatchResponse, Vec<Bytes>)> = Vec::new();
     let mut room = 0;
-    for event in encoded.iter().flat_map(each_event) {
-        match fragments.last_mut().filter(|_| event.len() <= room) {
-            Some(last) => last.events.push(event.clone()),
+    for event in events.parts.iter().map(encode_part).flat_map(|encoded| each_event(&encoded)) {
+        let size = event.len();
+        match fragments.last_mut().filter(|_| size <= room) {
+            Some((_, events)) => events.push(event),
             None => {
-                let head = pb::WatchResponse { fragment: true, ..head.clone() };
-                fragments.push(Encoded { head, events: vec![event.clone()] });
+                fragments.push((pb::WatchResponse { fragment: true, ..head.clone() }, vec![event]));
                 room = fragment_bytes;
             }
         }
-        room = room.saturating_sub(event.len());
+        room = room.saturating_sub(size);
     }
-    if let Some(last) = fragments.last_mut() {
-        last.head.fragment = false;
+    if let Some((last, _)) = fragments.last_mut() {
+        last.fragment = false;
     }
-    let mut fragments = fragments.into_iter();
-    let first = fragments.next().unwrap_or(Encoded { head, events: encoded });
+    let mut fragments =
+        fragments.into_iter().map(|(head, events)| Encoded { head, events: Payload::Events(events) });
+    let first = fragments.next().unwrap_or(Encoded { head, events: Payload::Revisions(events.parts) });
     parts.extend(fragments);
     first
 }
@@ -182,7 +182,15 @@ fn each_event(encoded: &Bytes) -> Vec<Bytes> {
 /// A response whose events are bytes already.
 pub(in crate::door) struct Encoded {
     head: pb::WatchResponse,
-    events: Vec<Bytes>,
+    events: Payload,
+}
+
+/// The events of a response.
+enum Payload {
+    /// All of these revisions; encoded when they leave, if that was not done for another watcher.
+    Revisions(Vec<Part>),
+    /// Some, encoded one by one.
+    Events(Vec<Bytes>),
 }
 
 pub(super) struct WatchCodec;
@@ -211,9 +219,13 @@ impl Encoder for WatchEncoder {
     /// The events are the last field of the message, so they may simply follow the rest.
     fn encode(&mut self, item: Encoded, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
         item.head.encode(out).map_err(|error| Status::internal(error.to_string()))?;
-        for events in item.events {
+        let append = |events: Bytes| {
             out.reserve(events.len());
             out.put(events);
+        };
+        match item.events {
+            Payload::Revisions(parts) => parts.iter().map(encode_part).for_each(append),
+            Payload::Events(events) => events.into_iter().for_each(append),
         }
         Ok(())
     }
@@ -274,7 +286,12 @@ mod tests {
         let first = encode(told, None, fragment_bytes, &mut rest);
         let decoded = |encoded: Encoded| {
             let mut bytes = encoded.head.encode_to_vec();
-            encoded.events.iter().for_each(|events| bytes.extend_from_slice(events));
+            match encoded.events {
+                Payload::Revisions(parts) => {
+                    parts.iter().for_each(|part| bytes.extend_from_slice(&encode_part(part)))
+                }
+                Payload::Events(events) => events.iter().for_each(|event| bytes.extend_from_slice(event)),
+            }
             pb::WatchResponse::decode(Bytes::from(bytes)).unwrap()
         };
         std::iter::once(first).chain(rest).map(decoded).collect()
