@@ -4,6 +4,7 @@
 //! client's business: it speaks the link protocol to gateways and knows nothing of gRPC, users or etcd's texts. What it
 //! decides itself is little: when a lease's time is over, when a snapshot is due, which watch is sent history.
 
+mod abort_on_panic;
 mod admission;
 mod aside;
 mod clock;
@@ -12,7 +13,6 @@ mod disk_watch;
 mod distrust;
 mod door;
 mod entries;
-mod essential;
 mod gateways;
 mod gauges;
 mod group;

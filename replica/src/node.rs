@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
+use crate::abort_on_panic;
 use crate::admission;
 use crate::aside;
 use crate::clock;
@@ -34,7 +35,6 @@ use crate::disk_watch::{DiskNews, DiskWatch};
 use crate::distrust::{Distrust, Distrusts};
 use crate::door::{self, Door};
 use crate::entries;
-use crate::essential;
 use crate::gateways::Gateways;
 use crate::gauges::Gauges;
 use crate::group::{self, GroupEvent, GroupHandle, GroupStart, LogPositions};
@@ -228,7 +228,7 @@ impl Node {
         let groups = TaskTracker::new();
         let others = TaskTracker::new();
         let open = door::open(Arc::clone(&shared), listener, others.clone());
-        let accepting = tokio::spawn(essential::task("the listener", open));
+        let accepting = tokio::spawn(abort_on_panic::task("the listener", open));
         if shared.seat.is_taken() {
             take_part(&shared, recovered.starts, &groups, &others);
             if shared.seat.is_unsettled() {
@@ -236,7 +236,7 @@ impl Node {
             }
         } else {
             let newcomer = come_new(recovered, groups.clone(), others.clone());
-            groups.spawn(essential::task("the newcomer", newcomer));
+            groups.spawn(abort_on_panic::task("the newcomer", newcomer));
         }
         groups.close();
         info!(node = shared.id.0, name, %address, groups = shared.groups.len(), "node up");
@@ -348,15 +348,15 @@ async fn come_new(recovered: Recovered, groups: TaskTracker, others: TaskTracker
 
 fn take_part(shared: &Arc<Shared>, starts: Starts, groups: &TaskTracker, others: &TaskTracker) {
     for (handle, start) in starts {
-        groups.spawn(essential::task("a group", group::run(Arc::clone(shared), handle, start)));
+        groups.spawn(abort_on_panic::task("a group", group::run(Arc::clone(shared), handle, start)));
     }
-    others.spawn(essential::task("the heartbeats", keep_liveness(Arc::clone(shared))));
-    others.spawn(essential::task("doubts of this node", aside::keep(Arc::clone(shared))));
+    others.spawn(abort_on_panic::task("the heartbeats", keep_liveness(Arc::clone(shared))));
+    others.spawn(abort_on_panic::task("doubts of this node", aside::keep(Arc::clone(shared))));
     others.spawn(keep_rates(Arc::clone(shared)));
     others.spawn(forget_support(Arc::clone(shared)));
     for peer in shared.peers.values().filter(|peer| peer.id < shared.id) {
         let dial = peer::dial(Arc::clone(shared), Arc::clone(peer));
-        others.spawn(essential::task("the link to a peer", dial));
+        others.spawn(abort_on_panic::task("the link to a peer", dial));
     }
 }
 
@@ -885,10 +885,10 @@ fn spawn_writer(
     peers: Arc<Peers>,
     metrics: Metrics,
 ) -> Result<Writer<RealDisk>, StartError> {
-    let essential = essential::Thread("the journal");
+    let abort = abort_on_panic::Thread("the journal");
     let writer = Writer::spawn(journal, move |event| {
         // The thread owns the callback, and drops it when it ends.
-        let _ = &essential;
+        let _ = &abort;
         on_journal_event(&groups, &peers, &metrics, event);
     })?;
     Ok(writer)

@@ -11,7 +11,7 @@ use journal::{Identity, Lsn, RealDisk, SnapshotId, SnapshotWriter};
 use tracing::{debug, info, warn};
 
 use super::{Group, GroupEvent, GroupHandle};
-use crate::essential;
+use crate::abort_on_panic;
 use crate::node::Shared;
 
 /// Slices that may wait for the disk.
@@ -164,7 +164,7 @@ impl Group {
         let handle = Arc::clone(&self.handle);
         let meta = encode_meta(self.engine.config());
         tokio::task::spawn_blocking(move || {
-            let _essential = essential::Thread("the writing of a snapshot");
+            let _abort = abort_on_panic::Thread("the writing of a snapshot");
             let progress = match write(&shared, &handle, id, &meta, &receiver) {
                 Ok(true) => Progress::Finished(slot),
                 Ok(false) => return,
@@ -224,7 +224,7 @@ impl Group {
                     let send =
                         crate::snapshot::send(Arc::clone(&self.shared), Arc::clone(&self.handle), to, id);
                     // The group waits for its end.
-                    tokio::spawn(essential::task("the sending of a snapshot", send));
+                    tokio::spawn(abort_on_panic::task("the sending of a snapshot", send));
                 }
             }
             Some(_) | None => {
