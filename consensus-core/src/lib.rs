@@ -30,7 +30,7 @@ pub use liveness::{Liveness, LivenessEvent, LivenessOutput};
 pub use message::{LivenessMessage, Message};
 #[cfg(feature = "mutants")]
 pub use mutant::Mutant;
-pub use newcomer::{Newcomer, Place, Standing};
+pub use newcomer::{Newcomer, NodeStatus, Place};
 pub use options::{Options, Timing};
 pub use record::{Durable, Holdings, Record, RecordKind, RecordLabel};
 pub use types::{Ballot, Epoch, GroupId, Kind, Lead, Mono, NodeId, PersistSeq, Slot, Tag, Value, Vote};

@@ -34,7 +34,7 @@ use crate::mutant::mutant;
 
 /// What a node says of itself to a newcomer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Standing {
+pub enum NodeStatus {
     /// It has no place itself.
     Newcomer {
         /// The mark of its directory.
@@ -76,7 +76,7 @@ pub(crate) const INCARNATION_MAX: u64 = 1 << 42;
 pub struct Newcomer {
     mark: u64,
     /// Of every other node of the cluster.
-    answers: BTreeMap<NodeId, Option<Standing>>,
+    answers: BTreeMap<NodeId, Option<NodeStatus>>,
     /// Breaks one rule, for tests of the tests.
     #[cfg(feature = "mutants")]
     pub mutant: Option<Mutant>,
@@ -100,10 +100,10 @@ impl Newcomer {
         self.mark
     }
 
-    /// `from` has said how it stands.
-    pub fn answered(&mut self, from: NodeId, standing: Standing) {
+    /// `from` has said what it is.
+    pub fn answered(&mut self, from: NodeId, status: NodeStatus) {
         if let Some(answer) = self.answers.get_mut(&from) {
-            *answer = Some(standing);
+            *answer = Some(status);
         }
     }
 
@@ -123,10 +123,10 @@ impl Newcomer {
         }
         let mut founder = true;
         let mut heard = 0;
-        for standing in self.answers.values().flatten() {
-            match *standing {
-                Standing::Newcomer { .. } => {}
-                Standing::Placed { known_as, incarnation_heard } => {
+        for status in self.answers.values().flatten() {
+            match *status {
+                NodeStatus::Newcomer { .. } => {}
+                NodeStatus::Placed { known_as, incarnation_heard } => {
                     // A founder has not said a word before. One that has is an old copy of its directory.
                     founder &= known_as == Some(self.mark) && incarnation_heard == 0;
                     heard = heard.max(incarnation_heard.min(HEARD_MAX));
@@ -144,8 +144,8 @@ impl Newcomer {
     /// The marks of the other newcomers that it has met. Durable with its place.
     pub fn roll(&self) -> impl Iterator<Item = (NodeId, u64)> + '_ {
         self.answers.iter().filter_map(|(node, answer)| match answer {
-            Some(Standing::Newcomer { mark }) => Some((*node, *mark)),
-            Some(Standing::Placed { .. }) | None => None,
+            Some(NodeStatus::Newcomer { mark }) => Some((*node, *mark)),
+            Some(NodeStatus::Placed { .. }) | None => None,
         })
     }
 }
@@ -184,11 +184,11 @@ mod tests {
 
         fn asks(&mut self, node: NodeId, other: NodeId, incarnation_heard: u64) {
             let Directory { newcomer, roll } = &self.0[&other];
-            let standing = match roll {
-                None => Standing::Newcomer { mark: newcomer.mark() },
-                Some(roll) => Standing::Placed { known_as: roll.get(&node).copied(), incarnation_heard },
+            let status = match roll {
+                None => NodeStatus::Newcomer { mark: newcomer.mark() },
+                Some(roll) => NodeStatus::Placed { known_as: roll.get(&node).copied(), incarnation_heard },
             };
-            self.0.get_mut(&node).unwrap().newcomer.answered(other, standing);
+            self.0.get_mut(&node).unwrap().newcomer.answered(other, status);
         }
 
         fn asks_all(&mut self, node: NodeId) {
@@ -267,9 +267,9 @@ mod tests {
     #[test]
     fn one_that_nobody_knew_when_they_founded_comes_late() {
         let mut newcomer = Newcomer::new(1, [NodeId(9)]);
-        newcomer.answered(NodeId(8), Standing::Newcomer { mark: 5 });
+        newcomer.answered(NodeId(8), NodeStatus::Newcomer { mark: 5 });
         assert_eq!(newcomer.place(TODAY), None, "strangers do not count");
-        newcomer.answered(NodeId(9), Standing::Placed { known_as: None, incarnation_heard: 0 });
+        newcomer.answered(NodeId(9), NodeStatus::Placed { known_as: None, incarnation_heard: 0 });
         assert_eq!(newcomer.place(TODAY), RETURNED);
     }
 

@@ -101,7 +101,7 @@ mod tests {
 
     use bytes::{Bytes, BytesMut};
     use consensus_core::message::{Accept, Chosen, Heartbeat, Prepare};
-    use consensus_core::{Epoch, Lead, LivenessMessage, Message, Mono, Record, Slot, Standing, Value};
+    use consensus_core::{Epoch, Lead, LivenessMessage, Message, Mono, NodeStatus, Record, Slot, Value};
     use journal::{Identity, Journal, RealDisk};
     use tokio::net::TcpStream;
     use tokio::time::timeout;
@@ -135,7 +135,7 @@ mod tests {
             nonce: 7,
             nonce_heard: 0,
             taken: false,
-            standing: Standing::Placed { known_as: None, incarnation_heard: 0 },
+            status: NodeStatus::Placed { known_as: None, incarnation_heard: 0 },
             groups: node.shared.groups_digest,
             knows: wire::Frames::ALL,
             support: None,

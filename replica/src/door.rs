@@ -234,7 +234,7 @@ mod tests {
     use crate::node::Node;
     use crate::testing::{CLUSTER, PATIENCE, links, metric, options, take_place};
     use crate::wire::PeerHello;
-    use consensus_core::{NodeId, Standing};
+    use consensus_core::{NodeId, NodeStatus};
     use tls::Holder;
     use tls::make::{Authority, Validity};
 
@@ -380,7 +380,7 @@ mod tests {
             nonce: 7,
             nonce_heard: 0,
             taken: false,
-            standing: Standing::Placed { known_as: None, incarnation_heard: 0 },
+            status: NodeStatus::Placed { known_as: None, incarnation_heard: 0 },
             groups: 0,
             knows: crate::wire::Frames::ALL,
             support: None,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use consensus_core::{NodeId, Standing};
+use consensus_core::{NodeId, NodeStatus};
 use tls::Stream;
 use tokio::io::AsyncWrite;
 use tokio::time::timeout;
@@ -115,14 +115,13 @@ pub(crate) async fn answer(
     }
     let answer = hello(shared, asked.purpose, asked.from);
     // One that is told that its place is taken takes nothing from this answer.
-    if matches!(asked.standing, Standing::Newcomer { .. }) && !answer.taken {
+    if matches!(asked.status, NodeStatus::Newcomer { .. }) && !answer.taken {
         shared.begins_anew(asked.from);
     }
     write_hello(stream, &answer).await.map_err(|_| Refusal::Gone)?;
     // Of a newcomer both know why there is no link.
-    let newcomer = [answer.standing, asked.standing]
-        .iter()
-        .any(|standing| matches!(standing, Standing::Newcomer { .. }));
+    let newcomer =
+        [answer.status, asked.status].iter().any(|status| matches!(status, NodeStatus::Newcomer { .. }));
     if newcomer || asked.purpose == Purpose::Ask {
         return Ok(None);
     }
@@ -176,7 +175,7 @@ fn bare(shared: &Shared, purpose: Purpose, to: NodeId) -> PeerHello {
         nonce: 0,
         nonce_heard: 0,
         taken: false,
-        standing: Standing::Placed { known_as: None, incarnation_heard: 0 },
+        status: NodeStatus::Placed { known_as: None, incarnation_heard: 0 },
         groups: 0,
         knows: Frames::ALL,
         support: None,
@@ -185,14 +184,14 @@ fn bare(shared: &Shared, purpose: Purpose, to: NodeId) -> PeerHello {
 
 fn hello(shared: &Shared, purpose: Purpose, to: NodeId) -> PeerHello {
     // First, since a place comes with a life of its own.
-    let standing = shared.standing(to);
+    let status = shared.node_status(to);
     let peer = shared.peers.get(&to);
     PeerHello {
         incarnation: shared.incarnation(),
         nonce: shared.nonce,
         nonce_heard: peer.map_or(0, |peer| peer.process_in(shared.incarnation_heard(to))),
         taken: purpose == Purpose::Ask && peer.is_some_and(|peer| peer.is_linked()),
-        standing,
+        status,
         groups: shared.groups_digest,
         support: Some(shared.timing.support),
         ..bare(shared, purpose, to)
@@ -202,7 +201,7 @@ fn hello(shared: &Shared, purpose: Purpose, to: NodeId) -> PeerHello {
 /// Whether the other one has heard a later life of this node, or another process in this one.
 pub(crate) fn has_heard_another(shared: &Shared, other: &PeerHello) -> bool {
     // A newcomer has heard nothing.
-    let Standing::Placed { incarnation_heard, .. } = other.standing else { return false };
+    let NodeStatus::Placed { incarnation_heard, .. } = other.status else { return false };
     let own = shared.incarnation();
     incarnation_heard > own || incarnation_heard == own && is_other_process(other.nonce_heard, shared.nonce)
 }
@@ -215,7 +214,7 @@ fn is_other_process(heard: u64, own: u64) -> bool {
 /// in its directory. If this node is said to be, it steps aside.
 fn check_lives(shared: &Shared, other: &PeerHello) -> Result<(), String> {
     // A newcomer's life gets its number with its place.
-    let Standing::Placed { .. } = other.standing else { return Ok(()) };
+    let NodeStatus::Placed { .. } = other.status else { return Ok(()) };
     if !shared.seat.is_taken() {
         return Ok(());
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use consensus_core::{GroupId, Newcomer, NodeId, Place, Standing};
+use consensus_core::{GroupId, Newcomer, NodeId, NodeStatus, Place};
 use futures::StreamExt;
 use futures::future::join_all;
 use futures::stream::FuturesUnordered;
@@ -69,12 +69,12 @@ impl Seat {
     }
 
     /// What this node says of itself to `other`, of which it heard this life last.
-    pub(crate) fn standing(&self, other: NodeId, incarnation_heard: u64) -> Standing {
+    pub(crate) fn node_status(&self, other: NodeId, incarnation_heard: u64) -> NodeStatus {
         match self.roll.get() {
-            None => Standing::Newcomer { mark: self.mark },
+            None => NodeStatus::Newcomer { mark: self.mark },
             Some(roll) => {
                 let known = roll.iter().find(|(node, _)| *node == u64::from(other.0));
-                Standing::Placed { known_as: known.map(|(_, mark)| *mark), incarnation_heard }
+                NodeStatus::Placed { known_as: known.map(|(_, mark)| *mark), incarnation_heard }
             }
         }
     }
@@ -288,8 +288,8 @@ async fn ask_all(shared: &Arc<Shared>, newcomer: &mut Newcomer) -> Place {
         newcomer.clone_from(&empty);
         let asked_again = join_all(shared.peers.values().map(|peer| ask_once(shared, peer))).await;
         for (peer, answer) in shared.peers.keys().zip(asked_again) {
-            if let Ok(standing) = answer {
-                newcomer.answered(*peer, standing);
+            if let Ok(status) = answer {
+                newcomer.answered(*peer, status);
             }
         }
         if let Some(place) = newcomer.place(clock::calendar()) {
@@ -305,7 +305,7 @@ async fn ask_each(shared: &Arc<Shared>, newcomer: &mut Newcomer) {
     say.tick().await;
     while newcomer.missing().next().is_some() {
         tokio::select! {
-            Some((node, standing)) = asking.next() => newcomer.answered(node, standing),
+            Some((node, status)) = asking.next() => newcomer.answered(node, status),
             _ = say.tick() => {
                 let missing: Vec<u32> = newcomer.missing().map(|node| node.0).collect();
                 warn!(
@@ -319,11 +319,11 @@ async fn ask_each(shared: &Arc<Shared>, newcomer: &mut Newcomer) {
 }
 
 /// Asks until there is an answer.
-async fn ask(shared: &Shared, peer: &Peer) -> (NodeId, Standing) {
+async fn ask(shared: &Shared, peer: &Peer) -> (NodeId, NodeStatus) {
     let mut redial = Redial::new();
     loop {
         match ask_once(shared, peer).await {
-            Ok(standing) => return (peer.id, standing),
+            Ok(status) => return (peer.id, status),
             Err(why) => redial.tell(peer, why),
         }
         tokio::time::sleep(redial.next_pause(shared.random_u32())).await;

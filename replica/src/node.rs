@@ -13,7 +13,7 @@ use backoff::Backoff;
 use bytes::Bytes;
 use consensus_core::{
     Config, Durable, GroupId, Liveness, LivenessMessage, LivenessOutput, Message, Mono, NodeId, NodeSet,
-    Options, PersistSeq, Record, Slot, Standing, Timing,
+    NodeStatus, Options, PersistSeq, Record, Slot, Timing,
 };
 use discovery::Discovery;
 use journal::Recovered as Found;
@@ -395,8 +395,8 @@ impl Shared {
     }
 
     /// What this node says of itself to `other`.
-    pub(crate) fn standing(&self, other: NodeId) -> Standing {
-        self.seat.standing(other, self.incarnation_heard(other))
+    pub(crate) fn node_status(&self, other: NodeId) -> NodeStatus {
+        self.seat.node_status(other, self.incarnation_heard(other))
     }
 
     /// A group does not need this node to stand in for others any more.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use backoff::Backoff;
 use bytes::{Bytes, BytesMut};
-use consensus_core::{GroupId, LivenessMessage, Message, Mono, NodeId, Slot, Standing, Timing};
+use consensus_core::{GroupId, LivenessMessage, Message, Mono, NodeId, NodeStatus, Slot, Timing};
 use discovery::Discovery;
 use futures::StreamExt;
 use parking_lot::Mutex;
@@ -316,7 +316,7 @@ pub(crate) async fn dial(shared: Arc<Shared>, peer: Arc<Peer>) {
 /// Links, and serves the link until it ends; an error if there was none, or none that lasted.
 async fn dial_once(shared: &Arc<Shared>, peer: &Arc<Peer>, redial: &mut Redial) -> Result<(), NoLink> {
     let (stream, answer) = hello::call(shared, peer, Purpose::Link).await?;
-    if matches!(answer.standing, Standing::Newcomer { .. }) {
+    if matches!(answer.status, NodeStatus::Newcomer { .. }) {
         return Err(NoLink::Newcomer);
     }
     peer.linked_with(answer.incarnation, answer.nonce, answer.support);
@@ -345,14 +345,14 @@ async fn dial_once(shared: &Arc<Shared>, peer: &Arc<Peer>, redial: &mut Redial) 
 }
 
 /// A newcomer asks who it is.
-pub(crate) async fn ask_once(shared: &Shared, peer: &Peer) -> Result<Standing, NoLink> {
+pub(crate) async fn ask_once(shared: &Shared, peer: &Peer) -> Result<NodeStatus, NoLink> {
     let (_, answer) = hello::call(shared, peer, Purpose::Ask).await?;
     if answer.taken {
         let taken =
             "it is linked with another process of this node: stop that one, or give this one another id";
         return Err(NoLink::Refused(taken.to_owned()));
     }
-    Ok(answer.standing)
+    Ok(answer.status)
 }
 
 pub(crate) async fn connect(discovery: &Discovery, address: &str) -> io::Result<TcpStream> {
@@ -529,8 +529,8 @@ mod tests {
     async fn answer_and_fall_silent(listener: &TcpListener) -> TcpStream {
         answer(listener, |hello| {
             assert_eq!((hello.cluster, hello.from, hello.to), (CLUSTER, NodeId(2), NodeId(1)));
-            let standing = Standing::Placed { known_as: None, incarnation_heard: 0 };
-            PeerHello { incarnation: 1, nonce: 1, standing, ..hello }
+            let status = NodeStatus::Placed { known_as: None, incarnation_heard: 0 };
+            PeerHello { incarnation: 1, nonce: 1, status, ..hello }
         })
         .await
     }
@@ -585,8 +585,8 @@ mod tests {
         let shared = Arc::clone(&node.shared);
         let peer = Arc::new(Peer::new(NodeId(2), address));
         let answer = async |incarnation, nonce, incarnation_heard, nonce_heard| {
-            let standing = Standing::Placed { known_as: None, incarnation_heard };
-            let as_it_is = |hello| PeerHello { incarnation, nonce, nonce_heard, standing, ..hello };
+            let status = NodeStatus::Placed { known_as: None, incarnation_heard };
+            let as_it_is = |hello| PeerHello { incarnation, nonce, nonce_heard, status, ..hello };
             drop(answer(&listener, as_it_is).await);
         };
         let mut redial = Redial::new();
@@ -616,8 +616,8 @@ mod tests {
 
         // A life that has linked, and has not been heard yet, may not be given out again.
         known.linked_with(9, 7, None);
-        let heard = Standing::Placed { known_as: None, incarnation_heard: 9 };
-        assert_eq!(shared.standing(NodeId(2)), heard);
+        let heard = NodeStatus::Placed { known_as: None, incarnation_heard: 9 };
+        assert_eq!(shared.node_status(NodeId(2)), heard);
         known.linked_with(6, 7, None);
 
         // It is this node which is in life 1 twice.

@@ -27,7 +27,7 @@
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use consensus_core::{Config, GroupId, LivenessMessage, Message, NodeId, Slot, Standing};
+use consensus_core::{Config, GroupId, LivenessMessage, Message, NodeId, NodeStatus, Slot};
 use thiserror::Error;
 
 /// The largest frame either side accepts: an entry of the engine's batch limit, or one request above it, and headers.
@@ -87,7 +87,7 @@ pub(crate) struct PeerHello {
     /// The speaker is linked with another process of the one spoken to.
     pub(crate) taken: bool,
     /// What the speaker is, and what it knows of the one spoken to.
-    pub(crate) standing: Standing,
+    pub(crate) status: NodeStatus,
     /// Digest of the groups in the speaker's configuration and their first voters.
     pub(crate) groups: u64,
     /// Which frames the speaker knows.
@@ -169,11 +169,11 @@ impl PeerHello {
         out.put_u64_le(self.nonce);
         out.put_u64_le(self.nonce_heard);
         out.put_u8(u8::from(self.taken));
-        let (standing, mark, heard) = match self.standing {
-            Standing::Newcomer { mark } => (0, Some(mark), 0),
-            Standing::Placed { known_as, incarnation_heard } => (1, known_as, incarnation_heard),
+        let (status, mark, heard) = match self.status {
+            NodeStatus::Newcomer { mark } => (0, Some(mark), 0),
+            NodeStatus::Placed { known_as, incarnation_heard } => (1, known_as, incarnation_heard),
         };
-        out.put_u8(standing);
+        out.put_u8(status);
         out.put_u8(u8::from(mark.is_some()));
         out.put_u64_le(mark.unwrap_or_default());
         out.put_u64_le(heard);
@@ -209,12 +209,12 @@ impl PeerHello {
         let to = NodeId(frame.get_u32_le());
         let (incarnation, nonce, nonce_heard) = (frame.get_u64_le(), frame.get_u64_le(), frame.get_u64_le());
         let taken = frame.get_u8() != 0;
-        let (standing, has_mark, mark, incarnation_heard) =
+        let (status, has_mark, mark, incarnation_heard) =
             (frame.get_u8(), frame.get_u8(), frame.get_u64_le(), frame.get_u64_le());
-        let standing = match (standing, has_mark) {
-            (0, 1) => Standing::Newcomer { mark },
-            (1, 0) => Standing::Placed { known_as: None, incarnation_heard },
-            (1, 1) => Standing::Placed { known_as: Some(mark), incarnation_heard },
+        let status = match (status, has_mark) {
+            (0, 1) => NodeStatus::Newcomer { mark },
+            (1, 0) => NodeStatus::Placed { known_as: None, incarnation_heard },
+            (1, 1) => NodeStatus::Placed { known_as: Some(mark), incarnation_heard },
             (other, _) => return Err(WireError::Kind(other)),
         };
         let groups = frame.get_u64_le();
@@ -232,7 +232,7 @@ impl PeerHello {
             nonce,
             nonce_heard,
             taken,
-            standing,
+            status,
             groups,
             knows,
             support: Some(support).filter(|support| !support.is_zero()),
@@ -349,15 +349,15 @@ mod tests {
     #[test]
     fn a_hello_survives_the_trip_and_is_no_protobuf() {
         let purposes = [Purpose::Link, Purpose::Snapshot(GroupId(7)), Purpose::Ask, Purpose::Confirm];
-        let standings = [
-            Standing::Newcomer { mark: 3 },
-            Standing::Placed { known_as: Some(5), incarnation_heard: 2 },
-            Standing::Placed { known_as: None, incarnation_heard: 2 },
-            Standing::Placed { known_as: None, incarnation_heard: 0 },
+        let statuses = [
+            NodeStatus::Newcomer { mark: 3 },
+            NodeStatus::Placed { known_as: Some(5), incarnation_heard: 2 },
+            NodeStatus::Placed { known_as: None, incarnation_heard: 2 },
+            NodeStatus::Placed { known_as: None, incarnation_heard: 0 },
         ];
-        for (purpose, standing) in purposes.into_iter().zip(standings) {
+        for (purpose, status) in purposes.into_iter().zip(statuses) {
             let (from, to) = (NodeId(1), NodeId(3));
-            let rest = (5, 6, standing == Standing::Newcomer { mark: 3 });
+            let rest = (5, 6, status == NodeStatus::Newcomer { mark: 3 });
             let (nonce, nonce_heard, taken) = rest;
             let hello = PeerHello {
                 purpose,
@@ -368,7 +368,7 @@ mod tests {
                 nonce,
                 nonce_heard,
                 taken,
-                standing,
+                status,
                 groups: 8,
                 knows: Frames::ALL,
                 support: Some(Duration::from_millis(350)),

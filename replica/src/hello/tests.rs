@@ -56,7 +56,7 @@ impl Neighbour {
             nonce: PROCESS,
             nonce_heard: 0,
             taken: false,
-            standing: Standing::Placed { known_as: None, incarnation_heard },
+            status: NodeStatus::Placed { known_as: None, incarnation_heard },
             groups,
             knows: crate::wire::Frames::ALL,
             support: Some(Duration::from_millis(350)),
@@ -118,12 +118,12 @@ async fn a_stranger_in_a_peers_name_learns_nothing_and_changes_nothing() {
     let node = start(&[Arc::clone(&neighbour)], dir.path()).await.unwrap();
     let honest = PeerHello { nonce: 78, ..neighbour.hello(Purpose::Link, node.shared.groups_digest) };
     let much = 1 << 40;
-    let heard_much = Standing::Placed { known_as: None, incarnation_heard: much };
+    let heard_much = NodeStatus::Placed { known_as: None, incarnation_heard: much };
     let forged = [
         honest,
-        PeerHello { standing: heard_much, ..honest },
+        PeerHello { status: heard_much, ..honest },
         PeerHello { incarnation: much, ..honest },
-        PeerHello { purpose: Purpose::Ask, standing: Standing::Newcomer { mark: 1 }, ..honest },
+        PeerHello { purpose: Purpose::Ask, status: NodeStatus::Newcomer { mark: 1 }, ..honest },
         PeerHello { purpose: Purpose::Snapshot(GroupId(1)), ..honest },
     ];
     for (index, hello) in forged.into_iter().enumerate() {

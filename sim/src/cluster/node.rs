@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use consensus_core::{
     Config, Durable, Engine, GroupId, Liveness, LivenessEvent, LivenessMessage, LivenessOutput, Message,
-    Mono, Newcomer, NodeId, Options, PersistSeq, Place, Record, Slot, Standing, Timing,
+    Mono, Newcomer, NodeId, NodeStatus, Options, PersistSeq, Place, Record, Slot, Timing,
 };
 use journal::sim::CrashChoice;
 use journal::{
@@ -301,13 +301,13 @@ impl Node {
     }
 
     /// What it says to a newcomer; `None` while it says nothing.
-    pub(crate) fn standing(&self, asking: NodeId) -> Option<Standing> {
+    pub(crate) fn node_status(&self, asking: NodeId) -> Option<NodeStatus> {
         if let Some((newcomer, _)) = &self.newcomer {
-            return Some(Standing::Newcomer { mark: newcomer.mark() });
+            return Some(NodeStatus::Newcomer { mark: newcomer.mark() });
         }
         let process = self.process.as_ref().filter(|process| !process.paused)?;
         let known = process.roll.iter().find(|(node, _)| *node == u64::from(asking.0));
-        Some(Standing::Placed {
+        Some(NodeStatus::Placed {
             known_as: known.map(|(_, mark)| *mark),
             incarnation_heard: process.liveness.incarnation_of(asking),
         })

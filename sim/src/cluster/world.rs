@@ -181,10 +181,10 @@ impl World {
         let missing: Vec<usize> = newcomer.missing().map(index).collect();
         for other in missing {
             let open = self.env.net.is_open(node, other) && self.env.net.is_open(other, node);
-            if let Some(standing) = self.nodes[other].standing(id(node)).filter(|_| open)
+            if let Some(status) = self.nodes[other].node_status(id(node)).filter(|_| open)
                 && let Some((newcomer, _)) = &mut self.nodes[node].newcomer
             {
-                newcomer.answered(id(other), standing);
+                newcomer.answered(id(other), status);
                 if let Some(process) = &mut self.nodes[other].process {
                     process.liveness.begins_anew(id(node));
                 }
