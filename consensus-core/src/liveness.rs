@@ -19,8 +19,8 @@
 //! pair one of whom is silent gives each other none; its groups go on, and its leaders ask before they answer reads.
 //!
 //! A restarted grantor has forgotten whom it supported. For [`Timing::quarantine`] it grants nothing, and its votes
-//! name everybody who might hold a lease. That is by the longest D of its lives ([`Liveness::remember`]), which its shell
-//! keeps; of one whose disk was emptied nobody knows it, so whoever hears that forgets its support first
+//! name everybody who might hold a lease. That is by the longest D of its incarnations ([`Liveness::remember`]), which its
+//! shell keeps; of one whose disk was emptied nobody knows it, so whoever hears that forgets its support first
 //! ([`Liveness::begins_anew`]). A holder that learns of a restart starts a new epoch.
 //!
 //! A holder that is about to stop need not let others wait for its leases to lapse: [`Liveness::retire`] gives all
@@ -39,9 +39,9 @@ use crate::message::{Heartbeat, HeartbeatAck};
 use crate::newcomer::INCARNATION_MAX;
 use crate::{Epoch, Input, LivenessMessage, Mono, NodeId, Timing};
 
-/// Lapses of support in one life that one peer need not have heard of: at one in half a second these take 68 years.
+/// Lapses of support in one incarnation that one peer need not have heard of: at one in half a second these take 68 years.
 const LAPSES_UNHEARD_MAX: u64 = 1 << 32;
-/// No life has more epochs.
+/// No incarnation has more epochs.
 const EPOCHS_MAX: u64 = 1 << 62;
 /// A peer's configuration may have been extended before the own one.
 const HEARS_SPARE_MAX: usize = 64;
@@ -75,7 +75,7 @@ pub struct Liveness {
 /// What is known of one peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Peer {
-    /// Its life; 0 until it was heard.
+    /// Its incarnation; 0 until it was heard.
     incarnation: u64,
     /// When it was last heard; `None` also after [`Liveness::disconnected`].
     heard_at: Option<Mono>,
@@ -102,12 +102,12 @@ struct Peer {
 /// What changed. The shell hands each to every group whose members it concerns: [`Input::from`] converts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LivenessEvent {
-    /// The node is heard, for the first time or again, or in a new life.
+    /// The node is heard, for the first time or again, or in a new incarnation.
     PeerUp(NodeId),
     /// The node has been silent for [`Timing::election`], its connection broke, or it restarted.
     PeerDown(NodeId),
-    /// Something else that groups judge by: whom it reaches, whether it is fit to lead, whether this node reaches it, or its support for
-    /// this node. Also said of this node itself.
+    /// Something else that groups judge by: whom it reaches, whether it is fit to lead, whether this node reaches it, or its
+    /// support for this node. Also said of this node itself.
     PeerChanged(NodeId),
 }
 
@@ -131,8 +131,8 @@ pub struct LivenessOutput {
 }
 
 impl Liveness {
-    /// `incarnation` counts the lives of this node from 1 and is durable before any message leaves. In its first life
-    /// a node has granted nothing before, so it starts without quarantine.
+    /// `incarnation` counts the incarnations of this node from 1 and is durable before any message leaves. In its first
+    /// incarnation a node has granted nothing before, so it starts without quarantine.
     #[must_use]
     pub fn new(
         node: NodeId,
@@ -161,7 +161,7 @@ impl Liveness {
         }
     }
 
-    /// Former lives of this node may have supported others for as long as this.
+    /// Former incarnations of this node may have supported others for as long as this.
     pub fn remember(&mut self, support: Duration, now: Mono) {
         if self.incarnation > 1 {
             self.quarantine_until = self.quarantine_until.max(now.after(self.timing.quarantine(support)));
@@ -179,11 +179,11 @@ impl Liveness {
         }
     }
 
-    /// `peer` has lost its memory, and will grant what it grants in a life that has not begun: what it granted before is
-    /// counted on no more.
+    /// `peer` has lost its memory, and will grant what it grants in an incarnation that has not begun: what it granted before
+    /// is counted on no more.
     pub fn begins_anew(&mut self, peer: NodeId) {
         if let Some(state) = self.peers.get_mut(&peer) {
-            // An answer of the life before may still be on its way, also the first.
+            // An answer of the incarnation before may still be on its way, also the first.
             state.epoch.count += 1;
             if state.support_until.take().is_some() {
                 self.events.push(LivenessEvent::PeerChanged(peer));
@@ -278,13 +278,13 @@ impl Liveness {
         self.node
     }
 
-    /// Which life of this node this is.
+    /// Which incarnation of this node this is.
     #[must_use]
     pub fn incarnation(&self) -> u64 {
         self.incarnation
     }
 
-    /// The life of `peer` that was heard last, 0 for none; of this node itself, its own.
+    /// The incarnation of `peer` that was heard last, 0 for none; of this node itself, its own.
     #[must_use]
     pub fn incarnation_of(&self, peer: NodeId) -> u64 {
         if peer == self.node {
@@ -453,7 +453,7 @@ impl Liveness {
         }
     }
 
-    /// A new life of a peer has forgotten what its former one granted, so support is asked for under a new epoch.
+    /// A new incarnation of a peer has forgotten what its former one granted, so support is asked for under a new epoch.
     fn note_life(events: &mut Vec<LivenessEvent>, node: NodeId, peer: &mut Peer, incarnation: u64) {
         if incarnation <= peer.incarnation {
             return;
@@ -670,7 +670,7 @@ mod tests {
             "it still grants, and is heard"
         );
 
-        // Its next life begins as any other.
+        // Its next incarnation begins as any other.
         let mut b = Liveness::new(B, [A], 2, Timing::default(), ms(2001));
         run(&mut a, &mut b, 2001, 2400);
         assert!(a.supports(ms(2400), B).is_some() && a.is_fit(B));
@@ -744,7 +744,7 @@ mod tests {
         assert!(a.quarantined(ms(2000)));
         let mut first = Liveness::new(A, [B], 1, Timing::default(), ms(0));
         first.remember(Duration::from_secs(2), ms(0));
-        assert!(!first.quarantined(ms(0)), "it has had no life before");
+        assert!(!first.quarantined(ms(0)), "it has had no incarnation before");
     }
 
     #[test]

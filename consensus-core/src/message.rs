@@ -280,11 +280,11 @@ pub enum LivenessMessage {
 /// Node → node, every `Timing::heartbeat`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Heartbeat {
-    /// The sender's life and the stretch of support it asks for.
+    /// The sender's incarnation and the stretch of support it asks for.
     pub epoch: Epoch,
     /// The sender's clock when it sent this; echoed, and read by the sender alone.
     pub sent_at: Mono,
-    /// The life of the receiver that the sender knows of; 0 for none.
+    /// The incarnation of the receiver that the sender knows of; 0 for none.
     pub receiver_incarnation: u64,
     /// False while the sender's disk makes no progress: it may not hold leases nor lead.
     pub wants_support: bool,
@@ -297,7 +297,7 @@ pub struct Heartbeat {
 pub struct HeartbeatAck {
     /// Echoed.
     pub sent_at: Mono,
-    /// The life of the node that answers.
+    /// The incarnation of the node that answers.
     pub incarnation: u64,
     /// The epoch that was asked for.
     pub epoch: Epoch,

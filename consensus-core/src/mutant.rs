@@ -21,7 +21,7 @@ pub enum Mutant {
     FloorSkipped,
     /// An acceptor fortifies deposed leaders; they ignore the floor it reports.
     LeaderIgnoresFloor,
-    /// A restarted node does as if it had granted no lease in its former life.
+    /// A restarted node does as if it had granted no lease in its former incarnation.
     QuarantineSkipped,
     /// Commits do not wait for lease holders.
     GrantsIgnored,

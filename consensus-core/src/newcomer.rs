@@ -44,7 +44,7 @@ pub enum NodeStatus {
     Placed {
         /// The newcomer's mark, if it is on the roll.
         known_as: Option<u64>,
-        /// The newest life of the newcomer that it has heard of ([`crate::Liveness::incarnation_of`]).
+        /// The newest incarnation of the newcomer that it has heard of ([`crate::Liveness::incarnation_of`]).
         incarnation_heard: u64,
     },
 }
@@ -56,7 +56,7 @@ pub enum Place {
     Founder,
     /// Everything may have been asked of this node, and is forgotten.
     Returned {
-        /// This life must have this number.
+        /// This incarnation must have this number.
         incarnation: u64,
     },
 }
@@ -64,11 +64,12 @@ pub enum Place {
 /// More starts of a node than can have passed without one of the others hearing of the last.
 const INCARNATIONS_UNHEARD_MAX: u64 = 1000;
 
-/// Larger numbers are not believed: there must be room for all lives to come, and for the rounds that each takes. What a
-/// clock says is believed less than what others have heard, which must be exceeded.
+/// Larger numbers are not believed: there must be room for all incarnations to come, and for the rounds that each takes. What
+/// a clock says is believed less than what others have heard, which must be exceeded.
 const CALENDAR_MAX: u64 = 1 << 40;
 const HEARD_MAX: u64 = 1 << 41;
-/// No node is in a later life: all lives that are taken up by the rule above, and 2^41 starts after the last of them.
+/// No node is in a later incarnation: all incarnations that are taken up by the rule above, and 2^41 starts after the last of
+/// them.
 pub(crate) const INCARNATION_MAX: u64 = 1 << 42;
 
 /// A node without a place.
@@ -113,8 +114,8 @@ impl Newcomer {
     }
 
     /// The place to take; `None` while an answer is missing. The time, in any unit that starts of a node do not outrun,
-    /// numbers the life of one who returns: it may have returned before, with nobody left who has heard of it. Should the
-    /// clock have gone back since, the others' word still keeps what they remember apart.
+    /// numbers the incarnation of one who returns: it may have returned before, with nobody left who has heard of it. Should
+    /// the clock have gone back since, the others' word still keeps what they remember apart.
     #[must_use]
     pub fn place(&self, calendar: u64) -> Option<Place> {
         let missing = self.missing().count();

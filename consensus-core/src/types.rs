@@ -57,9 +57,9 @@ pub struct Tag(pub u64);
 /// supported; a lapse ends it for good, and all that was granted under it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Epoch {
-    /// Which life of the supported node.
+    /// Which incarnation of the supported node.
     pub incarnation: u64,
-    /// Counts the lapses within that life.
+    /// Counts the lapses within that incarnation.
     pub count: u64,
 }
 

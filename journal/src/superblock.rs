@@ -72,14 +72,15 @@ pub struct Facts {
     pub placed: bool,
     /// It did so without its memory, and groups without a record in the journal have lost what they had.
     pub returned: bool,
-    /// Others have heard of a later life of this node than any in this directory: it has forgotten what it did since.
+    /// Others have heard of a later incarnation of this node than any in this directory: it has forgotten what it did since.
     pub revoked: bool,
     /// Another node says so, and it is not known yet whether that is true: the node, and the number of its process.
     pub doubt: Option<(u64, u64)>,
     /// The operator has declared that what this directory holds is what there is, and its groups have not come to use that
     /// yet.
     pub survivor: bool,
-    /// The longest support that this life gives, or one before it gave that may not be over; zero where that is not known.
+    /// The longest support that this incarnation gives, or one before it gave that may not be over; zero where that is not
+    /// known.
     pub support: Duration,
     /// Nodes that had no place either when this one took its own, and the marks of their directories. Whoever is not
     /// among the first 250 is taken for one that returns, which is safe.
@@ -162,7 +163,7 @@ impl<D: Disk> Superblock<D> {
         self.damaged
     }
 
-    /// Counts a start, durably, of a life that gives support for so long, and returns the new incarnation.
+    /// Counts a start, durably, of an incarnation that gives support for so long, and returns the new incarnation.
     ///
     /// # Errors
     /// [`Error::Io`]: the start must not go on.
@@ -173,7 +174,7 @@ impl<D: Disk> Superblock<D> {
         Ok(self.facts.incarnation)
     }
 
-    /// Notes, durably, that support of lives before is over, and this life gives it for so long.
+    /// Notes, durably, that support of incarnations before is over, and this incarnation gives it for so long.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -194,8 +195,8 @@ impl<D: Disk> Superblock<D> {
         self.store()
     }
 
-    /// Notes, durably, that the node has taken its place, with this roll. One that returns without its memory begins a life
-    /// under the number given.
+    /// Notes, durably, that the node has taken its place, with this roll. One that returns without its memory begins an
+    /// incarnation under the number given.
     ///
     /// # Errors
     /// [`Error::Io`]: the node must not take part.

@@ -36,7 +36,7 @@ async fn ask_all(shared: &Arc<Shared>, accuser: Accuser) {
     warn!(
         node = shared.id.0,
         accuser = accuser.node.0,
-        "another node says that it has heard a later life of this one, or another process of it: this node takes no part \
+        "another node says that it has heard a later incarnation of this one, or another process of it: this node takes no part \
          until all others are asked"
     );
     let mut suspicion = Suspicion::new(accuser, shared.peers.keys().copied());

@@ -20,8 +20,8 @@ pub(crate) enum Distrust {
     Contradiction,
     /// See [`Suspicion::Commit`].
     Commit,
-    /// It speaks of another life of its node than the one that has linked.
-    Life,
+    /// It speaks of another incarnation of its node than the one that has linked.
+    Incarnation,
 }
 
 impl From<Suspicion> for Distrust {
@@ -41,7 +41,7 @@ impl Distrust {
             Distrust::Round => "round",
             Distrust::Contradiction => "contradiction",
             Distrust::Commit => "commit",
-            Distrust::Life => "life",
+            Distrust::Incarnation => "incarnation",
         }
     }
 
@@ -63,8 +63,8 @@ impl Distrust {
                 "a node says that more is committed than anybody could be found to have, which is not believed any more: \
                  it is at fault, or somebody speaks in its name"
             }
-            Distrust::Life => {
-                "a node speaks of another life than the one it has linked in, which was not believed: it is at fault, or \
+            Distrust::Incarnation => {
+                "a node speaks of another incarnation than the one it has linked in, which was not believed: it is at fault, or \
                  somebody speaks in its name"
             }
         }
@@ -223,7 +223,7 @@ mod tests {
         let mut body = BytesMut::new();
         wire::encode_liveness(&heartbeat, &mut body);
         write_frame(&mut stream, &body).await.unwrap();
-        is_distrusted(&node, Distrust::Life, 1).await;
+        is_distrusted(&node, Distrust::Incarnation, 1).await;
         assert_eq!(node.shared.incarnation_heard(FORGER), 1);
         node.stop().await;
     }

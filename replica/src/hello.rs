@@ -183,7 +183,7 @@ fn bare(shared: &Shared, purpose: Purpose, to: NodeId) -> PeerHello {
 }
 
 fn hello(shared: &Shared, purpose: Purpose, to: NodeId) -> PeerHello {
-    // First, since a place comes with a life of its own.
+    // First, since a place comes with an incarnation of its own.
     let status = shared.node_status(to);
     let peer = shared.peers.get(&to);
     PeerHello {
@@ -198,7 +198,7 @@ fn hello(shared: &Shared, purpose: Purpose, to: NodeId) -> PeerHello {
     }
 }
 
-/// Whether the other one has heard a later life of this node, or another process in this one.
+/// Whether the other one has heard a later incarnation of this node, or another process in this one.
 pub(crate) fn has_heard_another(shared: &Shared, other: &PeerHello) -> bool {
     // A newcomer has heard nothing.
     let NodeStatus::Placed { incarnation_heard, .. } = other.status else { return false };
@@ -210,10 +210,10 @@ fn is_other_process(heard: u64, own: u64) -> bool {
     heard != 0 && heard != own
 }
 
-/// That neither of the two is in an earlier life than one which was heard: what it promised and voted for since would not be
-/// in its directory. If this node is said to be, it steps aside.
+/// That neither of the two is in an earlier incarnation than one which was heard: what it promised and voted for since would
+/// not be in its directory. If this node is said to be, it steps aside.
 fn check_lives(shared: &Shared, other: &PeerHello) -> Result<(), String> {
-    // A newcomer's life gets its number with its place.
+    // A newcomer's incarnation gets its number with its place.
     let NodeStatus::Placed { .. } = other.status else { return Ok(()) };
     if !shared.seat.is_taken() {
         return Ok(());
@@ -226,7 +226,7 @@ fn check_lives(shared: &Shared, other: &PeerHello) -> Result<(), String> {
     let known = shared.peers.get(&other.from).map_or(0, |peer| peer.process_in(other.incarnation));
     if heard > other.incarnation || is_other_process(known, other.nonce) {
         return Err(format!(
-            "node {} is in life {}, and another process in life {} of it has been heard: it was started with an old copy of \
+            "node {} is in incarnation {}, and another process in incarnation {} of it has been heard: it was started with an old copy of \
              its data directory, or runs twice",
             other.from.0,
             other.incarnation,

@@ -62,13 +62,13 @@ impl Seat {
         self.roll.wait().await;
     }
 
-    /// From now on it is said to be taken: it is durable, and the node knows its life.
+    /// From now on it is said to be taken: it is durable, and the node knows its incarnation.
     pub(crate) fn take(&self, roll: Vec<(u64, u64)>) {
         // Nobody else sets it.
         let _ = self.roll.set(roll);
     }
 
-    /// What this node says of itself to `other`, of which it heard this life last.
+    /// What this node says of itself to `other`, of which it heard this incarnation last.
     pub(crate) fn node_status(&self, other: NodeId, incarnation_heard: u64) -> NodeStatus {
         match self.roll.get() {
             None => NodeStatus::Newcomer { mark: self.mark },
@@ -122,12 +122,12 @@ impl Seat {
         }
     }
 
-    /// How long this life, or one before it, has given support.
+    /// How long this incarnation, or one before it, has given support.
     pub(crate) fn support(&self) -> Duration {
         self.superblock.lock().facts().support
     }
 
-    /// Support that lives before this one gave is over, and this one gives it for so long.
+    /// Support that incarnations before this one gave is over, and this one gives it for so long.
     pub(crate) async fn lower_support(&self, support: Duration) {
         // A fraction of a millisecond more is noted than is given.
         if self.support() < support + Duration::from_millis(1) {
@@ -201,7 +201,7 @@ impl Seat {
 
 /// The place that a newcomer has taken.
 pub(crate) struct Taken {
-    /// Its life, of one that has returned.
+    /// Its incarnation, of one that has returned.
     pub(crate) returned_as: Option<u64>,
     pub(crate) roll: Vec<(u64, u64)>,
 }

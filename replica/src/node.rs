@@ -50,7 +50,8 @@ use crate::wire::Room;
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two looks at a directory that is in use.
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
-/// So long after its start, a node that all others have not linked with is not ready. One that is down is not waited for longer.
+/// So long after its start, a node that all others have not linked with is not ready. One that is down is not waited for
+/// longer.
 const PEERS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a node is started with.
@@ -361,31 +362,31 @@ fn take_part(shared: &Arc<Shared>, starts: Starts, groups: &TaskTracker, others:
 }
 
 impl Shared {
-    /// The life that this node is in.
+    /// The incarnation that this node is in.
     pub(crate) fn incarnation(&self) -> u64 {
         self.liveness.read().incarnation()
     }
 
-    /// The newest life of `peer` that was heard, or that a link was made with; 0 for none.
+    /// The newest incarnation of `peer` that was heard, or that a link was made with; 0 for none.
     pub(crate) fn incarnation_heard(&self, peer: NodeId) -> u64 {
         let linked = self.peers.get(&peer).map_or(0, |peer| peer.life_linked_with());
         self.liveness.read().incarnation_of(peer).max(linked)
     }
 
-    /// A peer, and no stranger in its name, has heard a later life of this node, or another process of it.
+    /// A peer, and no stranger in its name, has heard a later incarnation of this node, or another process of it.
     pub(crate) fn accused(&self, accuser: Accuser) {
         // The task that waits for it asks the others.
         let _ = self.seat.step_aside(accuser);
     }
 
-    /// Others have heard of a later life of this node: what it did since is not in its directory. It takes no part any more,
-    /// with anybody, and cannot be started with this directory again.
+    /// Others have heard of a later incarnation of this node: what it did since is not in its directory. It takes no part any
+    /// more, with anybody, and cannot be started with this directory again.
     pub(crate) fn revoke(&self) {
         if self.seat.revoke() {
             error!(
                 node = self.id.0,
-                life = self.incarnation(),
-                "this data directory is an old copy, or this node runs twice: a later life of it has been heard. {}",
+                incarnation = self.incarnation(),
+                "this data directory is an old copy, or this node runs twice: a later incarnation of it has been heard. {}",
                 journal::EMPTY_IT
             );
             // Connections end before the groups do, so that nothing more is said.
@@ -426,12 +427,12 @@ impl Shared {
         }
     }
 
-    /// A heartbeat or an answer to one, on a link that was made with this life of its node, which supports others for so long;
-    /// false if it is of another.
+    /// A heartbeat or an answer to one, on a link that was made with this incarnation of its node, which supports others for
+    /// so long; false if it is of another.
     pub(crate) fn on_liveness(
         &self,
         from: NodeId,
-        life: u64,
+        incarnation: u64,
         support: Option<Duration>,
         message: LivenessMessage,
     ) -> bool {
@@ -439,8 +440,13 @@ impl Shared {
             LivenessMessage::Heartbeat(heartbeat) => heartbeat.epoch.incarnation,
             LivenessMessage::HeartbeatAck(ack) => ack.incarnation,
         };
-        if spoken != life {
-            self.distrust(from, None, Distrust::Life, &format_args!("life {spoken}, linked in life {life}"));
+        if spoken != incarnation {
+            self.distrust(
+                from,
+                None,
+                Distrust::Incarnation,
+                &format_args!("incarnation {spoken}, linked in incarnation {incarnation}"),
+            );
             return false;
         }
         if let LivenessMessage::HeartbeatAck(ack) = &message {
@@ -566,7 +572,7 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
     let mut superblock = open_superblock(&disk, &options, &random)?;
     if superblock.facts().revoked {
         return Err(StartError::Config(format!(
-            "the data directory {} is an old copy of this node's, or the node ran twice: others have heard a later life of it; {}",
+            "the data directory {} is an old copy of this node's, or the node ran twice: others have heard a later incarnation of it; {}",
             options.data_dir.display(),
             journal::EMPTY_IT
         )));
@@ -963,7 +969,7 @@ async fn keep_liveness(shared: Arc<Shared>) {
     }
 }
 
-/// Notes that a longer support of lives before is over, once it is.
+/// Notes that a longer support of incarnations before is over, once it is.
 async fn forget_support(shared: Arc<Shared>) {
     loop {
         let now = clock::now();

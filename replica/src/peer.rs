@@ -51,7 +51,7 @@ const SETTLED_AFTER: Duration = Duration::from_secs(1);
 /// A peer's process, by its hello.
 #[derive(Debug, Clone, Copy)]
 struct Linked {
-    life: u64,
+    incarnation: u64,
     nonce: u64,
     support: Option<Duration>,
 }
@@ -95,23 +95,26 @@ impl Peer {
     }
 
     pub(crate) fn life_linked_with(&self) -> u64 {
-        self.linked_with.lock().map_or(0, |linked| linked.life)
+        self.linked_with.lock().map_or(0, |linked| linked.incarnation)
     }
 
-    /// A link is made with this life and process of it, which supports others for so long.
-    pub(crate) fn linked_with(&self, life: u64, nonce: u64, support: Option<Duration>) {
-        *self.linked_with.lock() = Some(Linked { life, nonce, support });
+    /// A link is made with this incarnation and process of it, which supports others for so long.
+    pub(crate) fn linked_with(&self, incarnation: u64, nonce: u64, support: Option<Duration>) {
+        *self.linked_with.lock() = Some(Linked { incarnation, nonce, support });
     }
 
     pub(crate) fn was_linked_with(&self, incarnation: u64, process: u64) -> bool {
         self.linked_with
             .lock()
-            .is_some_and(|Linked { life, nonce, .. }| (life, nonce) == (incarnation, process))
+            .is_some_and(|linked| (linked.incarnation, linked.nonce) == (incarnation, process))
     }
 
-    /// The process in this life that a link was made with; 0 for none.
+    /// The process in this incarnation that a link was made with; 0 for none.
     pub(crate) fn process_in(&self, incarnation: u64) -> u64 {
-        self.linked_with.lock().filter(|linked| linked.life == incarnation).map_or(0, |linked| linked.nonce)
+        self.linked_with
+            .lock()
+            .filter(|linked| linked.incarnation == incarnation)
+            .map_or(0, |linked| linked.nonce)
     }
 
     pub(crate) fn send_liveness(&self, message: &LivenessMessage) {
@@ -398,7 +401,7 @@ async fn run(
     dismissed: &CancellationToken,
 ) -> String {
     let linked = *peer.linked_with.lock();
-    let (life, support) = linked.map_or((0, None), |linked| (linked.life, linked.support));
+    let (incarnation, support) = linked.map_or((0, None), |linked| (linked.incarnation, linked.support));
     let (read, write) = stream.into_split();
     let read = Patient::new(read, silence(&shared.timing));
     let outbox = Arc::new(Outbox::new(OUTBOX_BYTES, OUTBOX_BYTES));
@@ -408,7 +411,7 @@ async fn run(
             Ok(()) => "replaced".to_owned(),
             Err(error) => error.to_string(),
         },
-        result = read_frames(shared, peer.id, life, support, read) => match result {
+        result = read_frames(shared, peer.id, incarnation, support, read) => match result {
             Ok(()) => "closed by the peer".to_owned(),
             Err(error) => error.to_string(),
         },
@@ -427,7 +430,7 @@ fn silence(timing: &Timing) -> Duration {
 async fn read_frames(
     shared: &Arc<Shared>,
     from: NodeId,
-    life: u64,
+    incarnation: u64,
     support: Option<Duration>,
     read: impl AsyncRead + Unpin,
 ) -> io::Result<()> {
@@ -437,8 +440,8 @@ async fn read_frames(
         let size = frame.len();
         match PeerFrame::decode(frame).map_err(io::Error::other)? {
             PeerFrame::Liveness(message) => {
-                if !shared.on_liveness(from, life, support, message) {
-                    return Err(io::Error::other("a heartbeat of another life than linked"));
+                if !shared.on_liveness(from, incarnation, support, message) {
+                    return Err(io::Error::other("a heartbeat of another incarnation than linked"));
                 }
             }
             PeerFrame::Group(group, message) => shared.on_group_message(from, group, message, size),
@@ -604,23 +607,23 @@ mod tests {
         shared.on_liveness(NodeId(2), 6, None, heartbeat);
         let (ended, ()) = tokio::join!(dial_once(&shared, &peer, &mut redial), answer(5, 7, 1, 0));
         let why = ended.unwrap_err();
-        assert!(old(&why, "node 2 is in life 5, and another process in life 6"), "{why:?}");
+        assert!(old(&why, "node 2 is in incarnation 5, and another process in incarnation 6"), "{why:?}");
 
-        // In the same life, but another process.
+        // In the same incarnation, but another process.
         let known = shared.peers.get(&NodeId(2)).unwrap();
         known.linked_with(6, 7, None);
         let (ended, ()) = tokio::join!(dial_once(&shared, &peer, &mut redial), answer(6, 8, 1, 0));
         let why = ended.unwrap_err();
-        assert!(old(&why, "node 2 is in life 6, and another process in life 6"), "{why:?}");
+        assert!(old(&why, "node 2 is in incarnation 6, and another process in incarnation 6"), "{why:?}");
         assert!(!shared.seat.is_revoked());
 
-        // A life that has linked, and has not been heard yet, may not be given out again.
+        // An incarnation that has linked, and has not been heard yet, may not be given out again.
         known.linked_with(9, 7, None);
         let heard = NodeStatus::Placed { known_as: None, incarnation_heard: 9 };
         assert_eq!(shared.node_status(NodeId(2)), heard);
         known.linked_with(6, 7, None);
 
-        // It is this node which is in life 1 twice.
+        // It is this node which is in incarnation 1 twice.
         let (ended, ()) = tokio::join!(dial_once(&shared, &peer, &mut redial), answer(6, 7, 1, 8));
         let why = ended.unwrap_err();
         assert!(old(&why, "this node"), "{why:?}");

@@ -20,7 +20,7 @@ pub struct Survey {
     pub node: u64,
     /// The node has no place in its cluster yet: it holds nothing.
     pub placed: bool,
-    /// Others have heard of a later life of this node than this directory knows of: it is an old copy.
+    /// Others have heard of a later incarnation of this node than this directory knows of: it is an old copy.
     pub revoked: bool,
     /// It is declared to hold what there is.
     pub survivor: bool,

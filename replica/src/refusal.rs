@@ -36,7 +36,7 @@ pub(crate) enum Refusal {
     Tls(HandshakeError),
     /// This node has stepped aside.
     Aside,
-    /// The peer that it says it is lives in a later life, or in another process, or this node does.
+    /// The peer that it says it is lives in a later incarnation, or in another process, or this node does.
     OldCopy(String),
     /// There are too many gateways.
     TooManyGateways,

@@ -1,6 +1,6 @@
 //! What becomes of a node of which others say that its data directory is an old copy, or that it runs twice: that they have
-//! heard a later life of it, or another process in the same life. What it promised and voted for there is not in its
-//! directory, so it must take no part. But one word may be wrong, or a lie.
+//! heard a later incarnation of it, or another process in the same incarnation. What it promised and voted for there is not in
+//! its directory, so it must take no part. But one word may be wrong, or a lie.
 //!
 //! | who says so | what the node does |
 //! | --- | --- |
@@ -40,7 +40,7 @@ impl Accuser {
 pub(crate) struct Answer {
     /// The process that answers.
     pub(crate) process: u64,
-    /// It has heard a later life of this node, or another process in this one.
+    /// It has heard a later incarnation of this node, or another process in this one.
     pub(crate) confirms: bool,
 }
 

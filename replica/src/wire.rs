@@ -79,7 +79,7 @@ pub(crate) struct PeerHello {
     pub(crate) cluster: u64,
     pub(crate) from: NodeId,
     pub(crate) to: NodeId,
-    /// The speaker's life, and a random number of its process: two processes in one life are one too many.
+    /// The speaker's incarnation, and a random number of its process: two processes in one incarnation are one too many.
     pub(crate) incarnation: u64,
     pub(crate) nonce: u64,
     /// The random number of the one spoken to, as far as it is known; 0 for not.

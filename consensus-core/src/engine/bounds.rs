@@ -2,9 +2,9 @@
 //! and leave no room for elections above it.
 //!
 //! **Rounds.** An election takes one round above what its candidate knows. A node that returns without its memory takes
-//! `FORGOTTEN_ROUNDS_MAX` for each of its lives at once, and numbers its lives by the clock (about 2^31 of them), so that
-//! 2^41 rounds is what an honest node goes ahead in one step, and 2^52 what it could at most ([`INCARNATION_MAX`]). A
-//! message that goes further is refused.
+//! `FORGOTTEN_ROUNDS_MAX` for each of its incarnations at once, and numbers its incarnations by the clock (about 2^31 of
+//! them), so that 2^41 rounds is what an honest node goes ahead in one step, and 2^52 what it could at most
+//! ([`INCARNATION_MAX`]). A message that goes further is refused.
 //!
 //! Who missed many such steps would refuse honest peers as well. So what refused messages claim is remembered, and a round
 //! that two members have claimed is believed: one of them is not enough. A node that looks for a leader hears all others'

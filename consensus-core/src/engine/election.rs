@@ -8,7 +8,7 @@
 //!      └── a leader speaks at a ballot not below the promise ── Leader ◀──────────┘
 //! ```
 //!
-//! A follower has no timer while its leader's node lives, is still in the life in which it came to lead, has a
+//! A follower has no timer while its leader's node lives, is still in the incarnation in which it came to lead, has a
 //! working disk, and says that it reaches enough voters to commit. All that is in [`Liveness`]; the group sends nothing.
 
 use std::collections::BTreeMap;
@@ -33,7 +33,7 @@ const PROMISE_PARTS_MAX: u32 = 1_024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Following {
     pub(super) lead: Lead,
-    /// The life of the leader's node in which it leads; 0 while no heartbeat has told.
+    /// The incarnation of the leader's node in which it leads; 0 while no heartbeat has told.
     incarnation: u64,
 }
 
@@ -116,7 +116,7 @@ pub(super) struct Recovery {
 }
 
 impl Following {
-    /// Follows `lead` in the present life of its node.
+    /// Follows `lead` in the present incarnation of its node.
     fn new(lead: Lead, liveness: &Liveness) -> Following {
         Following { lead, incarnation: liveness.incarnation_of(lead.node) }
     }
@@ -215,7 +215,7 @@ impl Engine {
         }
     }
 
-    /// Whether the node lives, in the same life, with a working disk, and reaches enough voters to commit.
+    /// Whether the node lives, in the same incarnation, with a working disk, and reaches enough voters to commit.
     fn can_lead(&self, now: Mono, liveness: &Liveness, following: &Following) -> bool {
         let leader = following.lead.node;
         let mut reached: NodeSet = liveness.hears(leader).iter().copied().collect();

@@ -28,9 +28,9 @@ use crate::message::{Recall as RecallMessage, Recalled, Vouched};
 use crate::mutant::mutant;
 use crate::{Event, Lead, Liveness, Mono, NodeId, NodeSet, Record, Slot};
 
-/// More candidacies of this node in one life than can be forgotten without anybody else having heard of the last: each
-/// took a round of pre-votes and tens of milliseconds. Taken once for each life, since what a former life promised after
-/// it had forgotten something, and then forgot again, nobody need have heard of either.
+/// More candidacies of this node in one incarnation than can be forgotten without anybody else having heard of the last: each
+/// took a round of pre-votes and tens of milliseconds. Taken once for each incarnation, since what a former incarnation
+/// promised after it had forgotten something, and then forgot again, nobody need have heard of either.
 pub(super) const FORGOTTEN_ROUNDS_MAX: u64 = 1 << 10;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -48,7 +48,7 @@ pub(super) struct Recall {
     /// The leader at this leadership has proposed up to this slot.
     proposed: Option<(Lead, Slot)>,
     ask_at: Mono,
-    /// The life that asks, once known, and which of its questions this is.
+    /// The incarnation that asks, once known, and which of its questions this is.
     incarnation: u64,
     question: u64,
 }

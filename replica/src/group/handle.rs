@@ -99,7 +99,7 @@ impl GroupHandle {
         *self.unready.lock() = unready;
     }
 
-    /// Whether some record of this life is durable.
+    /// Whether some record of this incarnation is durable.
     pub(crate) fn has_written(&self) -> bool {
         self.gate.lock().durable > PersistSeq(0)
     }

@@ -15,7 +15,7 @@ use crate::wire::{PeerFrame, encode_liveness};
 /// The process that lives at a peer's address.
 const PROCESS: u64 = 77;
 
-/// What answers at a peer's address. It says that it has heard this life of who asks.
+/// What answers at a peer's address. It says that it has heard this incarnation of who asks.
 struct Neighbour {
     node: NodeId,
     address: String,
@@ -71,8 +71,8 @@ impl Neighbour {
         Some(self.hello(asked.purpose, asked.groups))
     }
 
-    fn has_heard(&self, life: u64) {
-        self.heard.store(life, Ordering::Relaxed);
+    fn has_heard(&self, incarnation: u64) {
+        self.heard.store(incarnation, Ordering::Relaxed);
     }
 }
 

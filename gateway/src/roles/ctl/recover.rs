@@ -83,7 +83,8 @@ fn refuse_what_cannot_serve(survey: &Survey) -> Result<(), Failure> {
     }
     if survey.revoked {
         return Err(
-            "this is an old copy of the node's directory: others have heard of a later life of it".into()
+            "this is an old copy of the node's directory: others have heard of a later incarnation of it"
+                .into(),
         );
     }
     if let Some(group) = survey.groups.iter().find(|(_, held)| held.snapshot_lost).map(|(group, _)| group.0) {
