@@ -31,7 +31,7 @@ pub use group::{GroupState, Learned};
 pub use leader_tracker::{
     Leader, LeaderTracker, Led, NodeId, PROBE_WAIT, Quiet, Replicas, Route, SessionOpened, TrackerStep,
 };
-pub use request::{Numbered, Pause, Reach, ReadAt, Request, Send, Step, Verdict};
+pub use request::{Attempt, Numbered, Pause, Reach, ReadAt, Request, Step, Verdict};
 pub use session::{NoNumber, Number, Session};
 pub use upstream::{FeedItem, FeedSpec, Frame, Heard, Open, Synced, Upstream, UpstreamStep};
 

@@ -84,7 +84,7 @@ enum Cause {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step<L> {
     /// Send it, and tell [`Request::handle`] what came of it.
-    Send(Send<L>),
+    Send(Attempt<L>),
     /// Wait until something about the leader, the links or the session has changed. `bounded`: only so many may.
     AwaitNews {
         /// The request may be refused instead.
@@ -96,7 +96,7 @@ pub enum Step<L> {
 
 /// An attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Send<L> {
+pub struct Attempt<L> {
     /// At this node.
     pub node: NodeId,
     /// Over this link.
@@ -201,7 +201,7 @@ impl Request {
             Kind::Inquiry => leader(group()).or_else(|| reach.nearest()),
         };
         match found {
-            Some((node, link)) => Step::Send(Send { node, link, numbered: None }),
+            Some((node, link)) => Step::Send(Attempt { node, link, numbered: None }),
             None => Step::AwaitNews { bounded: true },
         }
     }
@@ -223,7 +223,7 @@ impl Request {
         self.is_sent = true;
         let ack_upto = group.session.ack_upto(number);
         debug_assert!(ack_upto < number.seq, "a number that is held is not done");
-        Step::Send(Send { node: leader.node, link, numbered: Some(Numbered { number, ack_upto }) })
+        Step::Send(Attempt { node: leader.node, link, numbered: Some(Numbered { number, ack_upto }) })
     }
 
     /// The attempt that was sent is over. `learned`: what the group's state learned from it.

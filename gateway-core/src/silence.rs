@@ -6,18 +6,18 @@ use std::time::{Duration, Instant};
 /// A node that says nothing for so long, and for three round trips, is not waited for where another would do.
 const SILENT_AFTER: Duration = Duration::from_millis(400);
 /// A node that owes an answer and is silent for this long is asked for a sign of life.
-const PROBE_AFTER: Duration = Duration::from_millis(750);
+const PING_AFTER: Duration = Duration::from_millis(750);
 /// The same where nothing is owed but watches are open: silence may mean that nothing happens, or that the node is gone.
-const PROBE_WATCHES_AFTER: Duration = Duration::from_secs(1);
+const PING_WATCHES_AFTER: Duration = Duration::from_secs(1);
 /// The same for an idle connection.
-const PROBE_IDLE_AFTER: Duration = Duration::from_secs(10);
-/// A round trip is measured by a probe this often at least, whatever else is said.
-const PROBE_EVERY: Duration = Duration::from_secs(5);
-/// A node that did not answer a probe for this long, and said nothing else, is given up.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+const PING_IDLE_AFTER: Duration = Duration::from_secs(10);
+/// A round trip is measured by a ping this often at least, whatever else is said.
+const PING_EVERY: Duration = Duration::from_secs(5);
+/// A node that did not answer a ping for this long, and said nothing else, is given up.
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
 const _: () = assert!(
-    SILENT_AFTER.as_millis() < PROBE_AFTER.as_millis() && PROBE_AFTER.as_millis() < PROBE_TIMEOUT.as_millis(),
+    SILENT_AFTER.as_millis() < PING_AFTER.as_millis() && PING_AFTER.as_millis() < PING_TIMEOUT.as_millis(),
     "others are asked first, then the node, and then it is given up"
 );
 
@@ -43,7 +43,7 @@ pub enum Check {
     /// Nothing.
     Wait,
     /// Ask it for a sign of life.
-    Probe,
+    Ping,
     /// Give it up.
     GiveUp,
 }
@@ -51,8 +51,8 @@ pub enum Check {
 /// Whether the node at the other end of a connection lives, and how far it is.
 #[derive(Debug, Default)]
 pub struct Health {
-    /// The probe on its way, since when.
-    probe: Option<Instant>,
+    /// The ping on its way, since when.
+    ping: Option<Instant>,
     /// When the last one left.
     measured: Option<Instant>,
 }
@@ -60,27 +60,27 @@ pub struct Health {
 impl Health {
     /// What to do about a node that has said nothing for so long.
     pub fn check(&mut self, now: Instant, silent_for: Duration, expected: Expected) -> Check {
-        if let Some(since) = self.probe {
-            let is_lost = now.saturating_duration_since(since) > PROBE_TIMEOUT && silent_for > PROBE_TIMEOUT;
+        if let Some(since) = self.ping {
+            let is_lost = now.saturating_duration_since(since) > PING_TIMEOUT && silent_for > PING_TIMEOUT;
             return if is_lost { Check::GiveUp } else { Check::Wait };
         }
-        let probe_after = match expected {
-            Expected::Answer => PROBE_AFTER,
-            Expected::Events => PROBE_WATCHES_AFTER,
-            Expected::Nothing => PROBE_IDLE_AFTER,
+        let ping_after = match expected {
+            Expected::Answer => PING_AFTER,
+            Expected::Events => PING_WATCHES_AFTER,
+            Expected::Nothing => PING_IDLE_AFTER,
         };
-        let is_due = |measured: Instant| now.saturating_duration_since(measured) >= PROBE_EVERY;
-        if silent_for <= probe_after && !self.measured.is_none_or(is_due) {
+        let is_due = |measured: Instant| now.saturating_duration_since(measured) >= PING_EVERY;
+        if silent_for <= ping_after && !self.measured.is_none_or(is_due) {
             return Check::Wait;
         }
-        self.probe = Some(now);
+        self.ping = Some(now);
         self.measured = Some(now);
-        Check::Probe
+        Check::Ping
     }
 
-    /// The probe was answered. How long that took.
+    /// The ping was answered. How long that took.
     pub fn handle_answered(&mut self, now: Instant) -> Option<Duration> {
-        self.probe.take().map(|since| now.saturating_duration_since(since))
+        self.ping.take().map(|since| now.saturating_duration_since(since))
     }
 }
 
@@ -94,7 +94,7 @@ mod tests {
     /// What is done about a node that was heard at the beginning, and when.
     fn silence(health: &mut Health, expected: Expected) -> Vec<(u128, Check)> {
         let start = any_instant();
-        health.probe = None;
+        health.ping = None;
         health.measured = Some(start);
         let checks = (0..60).map(|ticks| TICK * ticks);
         let checks = checks.map(|at| (at.as_millis(), health.check(start + at, at, expected)));
@@ -106,10 +106,10 @@ mod tests {
     #[test]
     fn a_silent_node_is_asked_for_a_sign_of_life_and_given_up() {
         let mut health = Health::default();
-        let mut check = |expected, probed: u128| {
+        let mut check = |expected, pinged: u128| {
             assert_eq!(
                 silence(&mut health, expected),
-                [(probed, Check::Probe), (probed + 2250, Check::GiveUp)]
+                [(pinged, Check::Ping), (pinged + 2250, Check::GiveUp)]
             );
         };
         check(Expected::Answer, 1000);
@@ -118,16 +118,16 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_says_anything_is_not_given_up_for_the_probe() {
+    fn a_node_that_says_anything_is_not_given_up_for_the_ping() {
         let mut health = Health::default();
         let now = any_instant();
-        assert_eq!(health.check(now, Duration::ZERO, Expected::Nothing), Check::Probe, "the first measures");
-        let later = now + PROBE_TIMEOUT * 2;
+        assert_eq!(health.check(now, Duration::ZERO, Expected::Nothing), Check::Ping, "the first measures");
+        let later = now + PING_TIMEOUT * 2;
         assert_eq!(health.check(later, TICK, Expected::Answer), Check::Wait, "a large frame is on its way");
-        assert_eq!(health.handle_answered(later), Some(PROBE_TIMEOUT * 2));
+        assert_eq!(health.handle_answered(later), Some(PING_TIMEOUT * 2));
         assert_eq!(health.handle_answered(later), None, "there was one");
         assert_eq!(health.check(later, TICK, Expected::Answer), Check::Wait);
-        assert_eq!(health.check(now + PROBE_EVERY, TICK, Expected::Answer), Check::Probe);
+        assert_eq!(health.check(now + PING_EVERY, TICK, Expected::Answer), Check::Ping);
     }
 
     #[test]

@@ -64,7 +64,7 @@ impl Story {
     fn goes_to(&mut self) -> (NodeId, Option<(SessionId, u64)>) {
         let mut copy = self.request;
         match copy.poll(|| &mut self.group, &ALL) {
-            Step::Send(Send { node, numbered, .. }) => {
+            Step::Send(Attempt { node, numbered, .. }) => {
                 self.request.number = copy.number;
                 (node, numbered.map(|numbered| (numbered.number.session, numbered.number.seq)))
             }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use gateway_core::{
-    Attempted, Failure, GroupState, Learned, NodeId, Number, Reach, ReadAt, Request, Send, Step, Verdict,
+    Attempt, Attempted, Failure, GroupState, Learned, NodeId, Number, Reach, ReadAt, Request, Step, Verdict,
 };
 use keyspace::{LeaseId, Op};
 use parking_lot::Mutex;
@@ -194,7 +194,7 @@ impl Group {
     ) -> Result<A::Answer, Failure> {
         let reach = Reached::new(shared, self, request);
         loop {
-            let Send { node, link, numbered } = self.next_attempt(shared, request, &reach).await?;
+            let Attempt { node, link, numbered } = self.next_attempt(shared, request, &reach).await?;
             let (kind, bytes) = ask.request(numbered);
             let attempted = match link.call(self.id, kind, bytes) {
                 Ok(call) => {
@@ -229,17 +229,17 @@ impl Group {
         shared: &Shared,
         request: &mut Request,
         reach: &Reached<'_>,
-    ) -> Result<Send<Arc<Link>>, Failure> {
+    ) -> Result<Attempt<Arc<Link>>, Failure> {
         loop {
             // What may have changed since is seen by asking again once that is listened for.
             match request.poll(|| self.state(), reach) {
-                Step::Send(send) => return Ok(send),
+                Step::Send(attempt) => return Ok(attempt),
                 Step::AwaitNews { bounded } => {
                     let waiting_max = if bounded { shared.waiting_max() } else { usize::MAX };
                     let mut waiting = self.wait_for_news(waiting_max)?;
                     loop {
                         match request.poll(|| self.state(), reach) {
-                            Step::Send(send) => return Ok(send),
+                            Step::Send(attempt) => return Ok(attempt),
                             Step::AwaitNews { .. } => waiting.news().await?,
                             Step::AwaitNumber => break,
                         }
@@ -251,7 +251,7 @@ impl Group {
                     let _counted = Full::new(self);
                     let _stage = journey::waiting();
                     match request.poll(|| self.state(), reach) {
-                        Step::Send(send) => return Ok(send),
+                        Step::Send(attempt) => return Ok(attempt),
                         Step::AwaitNews { .. } => {}
                         Step::AwaitNumber => room.await,
                     }

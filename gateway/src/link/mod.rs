@@ -66,7 +66,7 @@ const HEALTH_TICK: Duration = Duration::from_millis(250);
 pub(crate) enum LinkEvent {
     /// The connection is up.
     Up { link: Arc<Link>, node: NodeId, cluster: u64, shard_map: Bytes, place: Place },
-    /// A probe was answered after so long.
+    /// A ping was answered after so long.
     RoundTrip { node: NodeId, sample: Duration },
     /// The connection is gone.
     Down { node: NodeId },
@@ -88,7 +88,7 @@ pub(crate) struct Link {
     filled: Notify,
     /// When the node was last heard, in milliseconds since `born`.
     heard_ms: AtomicU64,
-    /// Of the last probe, in microseconds.
+    /// Of the last ping, in microseconds.
     round_trip_us: AtomicU64,
     born: Instant,
 }
@@ -110,7 +110,7 @@ struct State {
 enum Waiter {
     Call { group: u64, answer: oneshot::Sender<wire::Response> },
     Feed { items: mpsc::UnboundedSender<wire::Response> },
-    Probe,
+    Ping,
 }
 
 /// The connection was lost before the answer came.
@@ -212,7 +212,7 @@ impl Link {
         }
     }
 
-    /// As the last probe found it.
+    /// As the last ping found it.
     fn round_trip(&self) -> Duration {
         Duration::from_micros(self.round_trip_us.load(Ordering::Relaxed))
     }
@@ -241,7 +241,7 @@ impl Link {
     pub(crate) fn abandon(&self, abandoned: u64) {
         let gone = self.state.lock().waiting.remove_where(|waiter| match waiter {
             Waiter::Call { group, .. } => *group == abandoned,
-            Waiter::Feed { .. } | Waiter::Probe => false,
+            Waiter::Feed { .. } | Waiter::Ping => false,
         });
         drop(gone);
     }
@@ -436,7 +436,7 @@ impl Link {
                 }
                 match state.waiting.remove(id) {
                     Some(Waiter::Call { answer, .. }) => answered.push((answer, response)),
-                    Some(Waiter::Probe) => {
+                    Some(Waiter::Ping) => {
                         let sample = state.health.handle_answered(Instant::now().into_std());
                         if let (Some(sample), Some(node)) = (sample, state.node) {
                             self.round_trip_us.store(sample.as_micros() as u64, Ordering::Relaxed);
@@ -468,8 +468,8 @@ impl Link {
             match state.health.check(Instant::now().into_std(), silent_for, expected) {
                 Check::Wait => {}
                 Check::GiveUp => return io::Error::new(io::ErrorKind::TimedOut, "the node is silent"),
-                Check::Probe => {
-                    let id = state.waiting.insert(Waiter::Probe);
+                Check::Ping => {
+                    let id = state.waiting.insert(Waiter::Ping);
                     let figures = self.figures.load_full().map(Arc::unwrap_or_clone);
                     let kind = request::Kind::Status(wire::StatusRequest { figures, ..Default::default() });
                     // A node without group 0 says so, which is as good an answer.
