@@ -25,7 +25,7 @@ pub(crate) struct Limits {
     pub(crate) gateways: usize,
     pub(crate) per_peer: usize,
     /// Connections of gateways that may be passed on besides: each takes a second descriptor.
-    pub(crate) detours: usize,
+    pub(crate) relays: usize,
 }
 
 /// Descriptors for all that is no connection of the node's port: two for each of a handful of journal segments, two copies of
@@ -39,7 +39,7 @@ const DIALLED_PER_PEER: usize = 4;
 const LEAVING_MAX: usize = 16;
 /// No more than this is of use, however many descriptors there are: a handshake takes milliseconds.
 const UNPROVEN_MAX: usize = 512;
-const DETOURS_MAX: usize = 256;
+const RELAYS_MAX: usize = 256;
 /// With less, a cluster could not be served at all.
 const LEAST: usize = 8;
 
@@ -51,13 +51,13 @@ impl Limits {
             RESERVED + groups * RESERVED_PER_GROUP + peers * (per_peer + DIALLED_PER_PEER) + LEAVING_MAX;
         let left = descriptors.saturating_sub(reserved);
         let unproven = (left / 4).clamp(LEAST, UNPROVEN_MAX);
-        let detours = (left / 8).min(DETOURS_MAX);
+        let relays = (left / 8).min(RELAYS_MAX);
         Limits {
             unproven,
             unproven_per_source: unproven.div_ceil(2),
-            gateways: left.saturating_sub(unproven + detours).max(LEAST),
+            gateways: left.saturating_sub(unproven + relays).max(LEAST),
             per_peer,
-            detours,
+            relays,
         }
     }
 }
@@ -245,7 +245,7 @@ mod tests {
     use super::*;
 
     const LIMITS: Limits =
-        Limits { unproven: 4, unproven_per_source: 3, gateways: 2, per_peer: 2, detours: 0 };
+        Limits { unproven: 4, unproven_per_source: 3, gateways: 2, per_peer: 2, relays: 0 };
 
     fn ip(last: u8) -> IpAddr {
         IpAddr::from([10, 0, 0, last])
@@ -320,7 +320,7 @@ mod tests {
             let limits = Limits::new(descriptors, peers, groups);
             let all = limits.unproven
                 + limits.gateways
-                + limits.detours
+                + limits.relays
                 + peers * (limits.per_peer + DIALLED_PER_PEER)
                 + LEAVING_MAX;
             assert!(all + RESERVED <= descriptors, "{limits:?}");

@@ -42,7 +42,7 @@ pub(crate) struct Door {
     told: Mutex<Told>,
     metrics: Metrics,
     /// Connections of gateways that may be passed on besides those that are.
-    pub(crate) detours: Semaphore,
+    pub(crate) relays: Semaphore,
 }
 
 #[derive(Debug)]
@@ -68,7 +68,7 @@ impl Door {
             gone: Notify::new(),
             told: Mutex::default(),
             metrics,
-            detours: Semaphore::new(limits.detours),
+            relays: Semaphore::new(limits.relays),
         }
     }
 

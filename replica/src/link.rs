@@ -21,13 +21,13 @@ use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use tracing::{debug, info, warn};
 
 use crate::admission::TooMany;
-use crate::detour;
 use crate::gateways::Shown;
 use crate::group::GroupEvent;
 use crate::node::{Health, Shared};
 use crate::outbox::Outbox;
 use crate::patience::Patient;
 use crate::peer::{self, HANDSHAKE_TIMEOUT};
+use crate::relay;
 use consensus_core::{GroupId, NodeId};
 
 /// Bytes of answers that may wait for a gateway before its link is cut. Queries are answered and large answers made while
@@ -151,7 +151,7 @@ pub(crate) async fn serve(
     from: SocketAddr,
 ) {
     if room.is_ok() && hello.to != 0 && NodeId(hello.to) != shared.id {
-        detour::pass_on(shared, stream, hello, from).await;
+        relay::pass_on(shared, stream, hello, from).await;
         return;
     }
     let welcome = welcome(shared, &hello, room);

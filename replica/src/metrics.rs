@@ -31,7 +31,7 @@ pub(crate) struct Metrics {
     /// Of all groups.
     pub(crate) commands: IntCounter,
     pub(crate) queries: IntCounter,
-    pub(crate) detours: IntGauge,
+    pub(crate) relays: IntGauge,
     /// 1 where other machines reach the port, and nothing proves who they are.
     pub(crate) insecure: IntGauge,
     connections: IntGaugeVec,
@@ -111,9 +111,9 @@ impl Metrics {
                 "gaios_group_differing_replicas",
                 "Replicas that hold something else than the others, as this node found while it led",
             ),
-            detours: gauge(
+            relays: gauge(
                 &registry,
-                "gaios_replica_detours",
+                "gaios_replica_relays",
                 "Connections of gateways that this node passes on to another",
             ),
             insecure: gauge(

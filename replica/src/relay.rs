@@ -1,4 +1,4 @@
-//! Detours: a gateway that cannot reach a node asks another to pass its connection on. Where the network parts a gateway
+//! Relays: a gateway that cannot reach a node asks another to pass its connection on. Where the network parts a gateway
 //! and the leader only, its clients are served all the same. The bytes are not looked at: both ends are as on a link of
 //! their own.
 
@@ -33,7 +33,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 pub(crate) async fn pass_on(shared: &Shared, mut gateway: Stream, hello: wire::Hello, from: SocketAddr) {
     let name = hello.name.clone();
     let to = NodeId(hello.to);
-    let Ok(_counted) = shared.door.detours.try_acquire() else {
+    let Ok(_counted) = shared.door.relays.try_acquire() else {
         return refuse(&mut gateway, "too many connections are passed on already".to_owned()).await;
     };
     let Some(peer) = shared.peers.get(&to) else {
@@ -60,12 +60,12 @@ pub(crate) async fn pass_on(shared: &Shared, mut gateway: Stream, hello: wire::H
         }
     }
     debug!(%from, gateway = name, to = to.0, "passing a gateway's connection on to a node");
-    shared.metrics.detours.inc();
+    shared.metrics.relays.inc();
     let ended = tokio::select! {
         ended = carry(gateway.into_split(), node.into_split()) => ended,
         () = shared.stopped.cancelled() => Ok(()),
     };
-    shared.metrics.detours.dec();
+    shared.metrics.relays.dec();
     let reason = ended.map_or_else(|error| error.to_string(), |()| "closed".to_owned());
     debug!(gateway = name, to = to.0, reason, "a connection passed on has ended");
 }
@@ -177,7 +177,7 @@ mod tests {
 
         // Requests and answers go through.
         let (mut stream, _) = link(second, 1).await;
-        assert!(started[1].shared.metrics.detours.get() > 0);
+        assert!(started[1].shared.metrics.relays.get() > 0);
         let kind = Some(wire::request::Kind::Status(wire::StatusRequest::default()));
         let requests = vec![wire::Request { id: 5, kind }];
         let frame = wire::GatewayFrame { groups: vec![wire::GroupRequests { group: 1, requests }] };
@@ -252,11 +252,11 @@ mod tests {
         let gateway = say_hello(&node.address().to_string(), 2).await;
         let (mut passed_on, _) = timeout(PATIENCE, silent.accept()).await.unwrap().unwrap();
         timeout(PATIENCE, peer::read_frame(&mut passed_on, 4096)).await.unwrap().unwrap();
-        let all = node.shared.door.detours.available_permits() + 1;
+        let all = node.shared.door.relays.available_permits() + 1;
         drop(gateway);
         timeout(PATIENCE, peer::read_frame(&mut passed_on, 4096)).await.unwrap().unwrap_err();
         let held =
-            timeout(PATIENCE, node.shared.door.detours.acquire_many(all as u32)).await.unwrap().unwrap();
+            timeout(PATIENCE, node.shared.door.relays.acquire_many(all as u32)).await.unwrap().unwrap();
         let (_, welcome) = link(&node.address().to_string(), 2).await;
         assert_eq!(welcome.refused, "too many connections are passed on already");
         drop(held);
