@@ -10,6 +10,7 @@
 //! - [`Upstream`]: a feed's replica, and how the feed moves on to another.
 //! - [`Dialler`]: when a link is dialled, which way, and when it is left.
 //! - [`watch`]: etcd's watch protocol over feeds that many watchers share.
+//! - [`Topology`]: which group owns which keys, and where its replicas are.
 //! - [`nearest`]: which replica to ask where several would do.
 
 mod attempt;
@@ -21,6 +22,7 @@ pub mod nearest;
 mod request;
 mod session;
 pub mod silence;
+mod topology;
 mod upstream;
 pub mod watch;
 
@@ -33,6 +35,7 @@ pub use leader_tracker::{
 };
 pub use request::{Attempt, Numbered, Pause, Reach, ReadAt, Request, Step, Verdict};
 pub use session::{NoNumber, Number, Session};
+pub use topology::Topology;
 pub use upstream::{FeedItem, FeedSpec, Frame, Heard, Open, Synced, Upstream, UpstreamStep};
 
 /// Where the time of a test begins: anywhere, for only differences count.

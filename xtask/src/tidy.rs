@@ -38,7 +38,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tls",
         ],
     ),
-    ("gateway-core", &["backoff", "keyspace"]),
+    ("gateway-core", &["backoff", "keyspace", "shard-map"]),
     ("journal", &[]),
     ("keyspace", &[]),
     ("planet", &[]),

@@ -12,7 +12,6 @@ mod metrics;
 mod names;
 mod nodes;
 mod renewals;
-mod topology;
 mod tracking;
 
 use std::collections::BTreeMap;
@@ -25,7 +24,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::{Bytes, BytesMut};
 use discovery::Discovery;
 use gateway_core::nearest::Place;
-use gateway_core::{Failure, FeedSpec, Pause};
+use gateway_core::{Failure, FeedSpec, Pause, Topology};
 use keyspace::{KeyRange, LeaseId, Op, Query, TxnOp};
 use prometheus::core::Collector;
 use tokio::sync::{mpsc, watch};
@@ -47,7 +46,6 @@ use group::Group;
 use links::Links;
 use metrics::CarrierMetrics;
 use names::Names;
-use topology::Topology;
 
 pub use feed::LinkFeed;
 pub(crate) use metrics::LinkMetrics;

@@ -2,41 +2,48 @@
 //! are.
 
 use bytes::Bytes;
-use gateway_core::{Failure, NodeId};
 use keyspace::{KeyRange, RangeEnd};
 use shard_map::{DecodeError, GroupId, Role, ShardMap};
 
+use crate::failure::Failure;
+use crate::leader_tracker::NodeId;
+
 /// A shard map, read. Never changed: a newer one takes its place.
 #[derive(Debug)]
-pub(crate) struct Topology(ShardMap);
+pub struct Topology(ShardMap);
 
 impl Topology {
-    pub(crate) fn decode(encoded: Bytes) -> Result<Topology, DecodeError> {
+    /// Reads one.
+    ///
+    /// # Errors
+    /// The bytes are no shard map.
+    pub fn decode(encoded: Bytes) -> Result<Topology, DecodeError> {
         ShardMap::decode(encoded).map(Topology)
     }
 
-    pub(crate) fn epoch(&self) -> u64 {
+    /// Which one it is; the higher the newer.
+    pub fn epoch(&self) -> u64 {
         self.0.epoch().0
     }
 
     /// Whether both cannot be true at the same epoch. Addresses are not compared: they change one node after the other.
-    pub(crate) fn contradicts(&self, other: &Topology) -> bool {
+    pub fn contradicts(&self, other: &Topology) -> bool {
         self.epoch() == other.epoch()
             && (self.0.shards() != other.0.shards() || self.0.groups() != other.0.groups())
     }
 
     /// The groups that own shards.
-    pub(crate) fn groups(&self) -> impl Iterator<Item = u64> {
+    pub fn groups(&self) -> impl Iterator<Item = u64> {
         self.0.shards().iter().map(|shard| shard.group.0)
     }
 
     /// Every node and the address of its link.
-    pub(crate) fn nodes(&self) -> impl Iterator<Item = (NodeId, &str)> {
+    pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &str)> {
         self.0.nodes().iter().filter_map(|(node, address)| Some((link_id(*node)?, address.as_str())))
     }
 
     /// The nodes with a replica of the group that holds data.
-    pub(crate) fn replicas(&self, group: u64) -> Vec<NodeId> {
+    pub fn replicas(&self, group: u64) -> Vec<NodeId> {
         let Some(group) = self.0.group(GroupId(group)) else { return Vec::new() };
         let holders = group.replicas.iter().filter(|(_, role)| match role {
             Role::Voter | Role::Learner => true,
@@ -46,14 +53,17 @@ impl Topology {
     }
 
     /// The group that owns every key, if there is one.
-    pub(crate) fn only_group(&self) -> Option<u64> {
+    pub fn only_group(&self) -> Option<u64> {
         let mut groups = self.groups();
         let first = groups.next()?;
         groups.all(|group| group == first).then_some(first)
     }
 
     /// The group that owns all of `ranges`; of none, the one of the lowest keys, which answers for the domain.
-    pub(crate) fn group_of(&self, ranges: &[KeyRange]) -> Result<u64, Failure> {
+    ///
+    /// # Errors
+    /// They belong to several.
+    pub fn group_of(&self, ranges: &[KeyRange]) -> Result<u64, Failure> {
         let mut owner = None;
         for range in ranges {
             let shards = match &range.end {
