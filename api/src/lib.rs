@@ -19,28 +19,34 @@ macro_rules! package {
     };
 }
 
+#[cfg(feature = "grpc")]
 package! {
     /// Users, roles and permissions.
     authpb = "authpb"
 }
+#[cfg(feature = "grpc")]
 package! {
     /// The services KV, Watch, Lease, Cluster, Maintenance and Auth, as of etcd 3.7.
     etcdserverpb = "etcdserverpb"
 }
+#[cfg(feature = "grpc")]
 package! {
     /// Keys with their values and events.
     mvccpb = "mvccpb"
 }
+#[cfg(feature = "grpc")]
 package! {
     /// The Election service.
     v3electionpb = "v3electionpb"
 }
+#[cfg(feature = "grpc")]
 package! {
     /// The Lock service.
     v3lockpb = "v3lockpb"
 }
 
 /// Packages of gRPC itself. The nesting follows the package name, as generated references between packages do.
+#[cfg(feature = "grpc")]
 pub mod grpc {
     /// Health checking.
     pub mod health {

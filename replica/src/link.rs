@@ -12,6 +12,7 @@ use api::gaios::link::v1::response::Kind;
 use api::gaios::link::{GATEWAY_FRAME_BYTES_MAX, NODE_FRAME_BYTES_MAX, VERSION, v1 as wire};
 use bytes::{BufMut, BytesMut};
 use futures::StreamExt;
+use group_core::{Event, LinkId, refusal};
 use keyspace::Outcome;
 use prost::Message as _;
 use tls::Stream;
@@ -47,7 +48,7 @@ static NEXT_LINK: AtomicU64 = AtomicU64::new(1);
 #[derive(Debug)]
 pub(crate) struct Link {
     /// Unique in this process.
-    pub(crate) id: u64,
+    pub(crate) id: LinkId,
     outbox: Outbox,
     /// Large answers being encoded.
     large: AtomicUsize,
@@ -56,7 +57,7 @@ pub(crate) struct Link {
 impl Link {
     fn new() -> Link {
         Link {
-            id: NEXT_LINK.fetch_add(1, Ordering::Relaxed),
+            id: LinkId(NEXT_LINK.fetch_add(1, Ordering::Relaxed)),
             outbox: Outbox::new(OUTBOX_BYTES, ROOM_BYTES),
             large: AtomicUsize::new(0),
         }
@@ -113,12 +114,6 @@ impl Link {
         }
     }
 
-    /// Whether a large answer is being made.
-    #[cfg(test)]
-    pub(crate) fn is_encoding(&self) -> bool {
-        self.large.load(Ordering::Acquire) > 0
-    }
-
     /// A link without a socket.
     #[cfg(test)]
     pub(crate) fn unconnected() -> Arc<Link> {
@@ -134,12 +129,6 @@ impl Link {
             .flat_map(|frame| wire::NodeFrame::decode(frame).expect("what was encoded here").responses)
             .collect()
     }
-}
-
-/// `Refused`, as an answer to request `id`.
-pub(crate) fn refusal(id: u64, term: u64, why: Why, leader: Option<NodeId>) -> wire::Response {
-    let refused = wire::Refused { why: why.into(), leader: leader.map_or(0, |leader| leader.0) };
-    wire::Response { id, term, kind: Some(Kind::Refused(refused)) }
 }
 
 /// Serves a gateway's connection until either side ends it. Without room for it, it is told so.
@@ -166,14 +155,14 @@ pub(crate) async fn serve(
     }
     let link = Arc::new(Link::new());
     let shown = shared.gateways.come(&hello);
-    info!(%from, gateway = hello.name, region = hello.region, link = link.id, "gateway linked");
+    info!(%from, gateway = hello.name, region = hello.region, link = link.id.0, "gateway linked");
     let (read, write) = stream.into_split();
     let read = Patient::new(read, SILENCE_MAX);
     let tell_room = async {
         loop {
             link.outbox.drained().await;
             for group in shared.groups() {
-                group.inbox.push_always(GroupEvent::LinkDrained);
+                group.tell(Event::LinkDrained);
             }
         }
     };
@@ -192,9 +181,9 @@ pub(crate) async fn serve(
     };
     link.outbox.close();
     for group in shared.groups() {
-        group.inbox.push_always(GroupEvent::LinkClosed(link.id));
+        group.tell(Event::LinkClosed(link.id));
     }
-    info!(gateway = hello.name, link = link.id, reason, "gateway gone");
+    info!(gateway = hello.name, link = link.id.0, reason, "gateway gone");
 }
 
 /// A refusal tells no more than why.
@@ -252,12 +241,15 @@ fn take_figures(shown: Option<&Shown>, request: &mut wire::Request) {
 
 /// Answers what is asked of the node rather than of a group. Returns whether that was it.
 fn answer_for_node(shared: &Arc<Shared>, link: &Arc<Link>, request: &wire::Request) -> bool {
-    let asked = matches!(request.kind, Some(wire::request::Kind::NodeStatus(_)));
-    if asked {
-        let kind = Some(Kind::NodeStatus(Health { shared: Arc::clone(shared) }.status()));
-        link.send(vec![wire::Response { id: request.id, term: 0, kind }]);
-    }
-    asked
+    let kind = if let Some(wire::request::Kind::NodeStatus(_)) = &request.kind {
+        Kind::NodeStatus(Health { shared: Arc::clone(shared) }.status())
+    } else if let Some(wire::request::Kind::Gateways(_)) = &request.kind {
+        Kind::Gateways(shared.gateways.list())
+    } else {
+        return false;
+    };
+    link.send(vec![wire::Response { id: request.id, term: 0, kind: Some(kind) }]);
+    true
 }
 
 fn hand_in(shared: &Shared, link: &Arc<Link>, batch: wire::GroupRequests, frame_bytes: usize) {
@@ -269,7 +261,7 @@ fn hand_in(shared: &Shared, link: &Arc<Link>, batch: wire::GroupRequests, frame_
     let event = GroupEvent::Requests { link: Arc::clone(link), requests: batch.requests };
     let Err(event) = group.inbox.push(event, frame_bytes) else { return };
     let GroupEvent::Requests { requests, .. } = event else { return };
-    debug!(group = batch.group, link = link.id, "overloaded");
+    debug!(group = batch.group, link = link.id.0, "overloaded");
     let (answerable, rest): (Vec<_>, Vec<_>) = requests.into_iter().partition(wants_answer);
     link.send(answerable.iter().map(|request| refusal(request.id, 0, Why::Overloaded, None)).collect());
     // What nobody is told the loss of must not be lost; it is small, and each is bounded by an earlier watch.

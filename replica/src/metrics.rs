@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use consensus_core::{GroupId, NodeId, Role, Slot, Status};
+use group_core::Counters;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
@@ -195,7 +196,7 @@ pub(crate) struct GroupMetrics {
     commit_slot: prometheus::IntGauge,
     healing: prometheus::IntGauge,
     watches: prometheus::IntGauge,
-    pub(crate) counters: GroupCounters,
+    counters: GroupCounters,
     apply_seconds: Histogram,
     all_commands: IntCounter,
     all_queries: IntCounter,
@@ -203,17 +204,28 @@ pub(crate) struct GroupMetrics {
 }
 
 impl GroupMetrics {
-    /// So many commands were applied in one turn.
-    pub(crate) fn applied(&self, commands: u64, took: Duration) {
+    /// Something was applied.
+    pub(crate) fn applied(&self, took: Duration) {
         self.apply_seconds.observe(took.as_secs_f64());
-        self.counters.commands_applied.inc_by(commands);
-        self.all_commands.inc_by(commands);
     }
 
-    /// So many queries were answered in one turn.
-    pub(crate) fn answered(&self, queries: u64) {
-        self.counters.queries.inc_by(queries);
+    /// Adds what has happened since `before`.
+    pub(crate) fn count(&self, now: &Counters, before: &Counters) {
+        if now == before {
+            return;
+        }
+        let own = &self.counters;
+        let commands = now.commands - before.commands;
+        let queries = now.queries - before.queries;
+        own.commands_applied.inc_by(commands);
+        self.all_commands.inc_by(commands);
+        own.queries.inc_by(queries);
         self.all_queries.inc_by(queries);
+        own.rejected.inc_by(now.rejected - before.rejected);
+        own.leader_changes.inc_by(now.leader_changes - before.leader_changes);
+        own.leases_expired.inc_by(now.leases_expired - before.leases_expired);
+        own.snapshots_taken.inc_by(now.snapshots_taken - before.snapshots_taken);
+        own.snapshots_sent.inc_by(now.snapshots_sent - before.snapshots_sent);
     }
 
     pub(crate) fn publish(&mut self, status: &Status, applied: Slot, watches: usize, differing: usize) {
@@ -242,14 +254,14 @@ struct GroupCounterVecs {
 
 /// One group's counters, looked up once.
 #[derive(Debug)]
-pub(crate) struct GroupCounters {
+struct GroupCounters {
     commands_applied: IntCounter,
     queries: IntCounter,
-    pub(crate) rejected: IntCounter,
-    pub(crate) leader_changes: IntCounter,
-    pub(crate) leases_expired: IntCounter,
-    pub(crate) snapshots_taken: IntCounter,
-    pub(crate) snapshots_sent: IntCounter,
+    rejected: IntCounter,
+    leader_changes: IntCounter,
+    leases_expired: IntCounter,
+    snapshots_taken: IntCounter,
+    snapshots_sent: IntCounter,
 }
 
 impl GroupCounterVecs {

@@ -16,6 +16,7 @@ use consensus_core::{
     NodeStatus, Options, PersistSeq, Record, Slot, Timing,
 };
 use discovery::Discovery;
+use group_core::{Event, LogPositions, Start, entries};
 use journal::Recovered as Found;
 use journal::{Identity, Journal, RealDisk, Superblock, Writer};
 use keyspace::Limits;
@@ -34,10 +35,9 @@ use crate::clock;
 use crate::disk_watch::{DiskNews, DiskWatch};
 use crate::distrust::{Distrust, Distrusts};
 use crate::door::{self, Door};
-use crate::entries;
 use crate::gateways::Gateways;
 use crate::gauges::Gauges;
-use crate::group::{self, GroupEvent, GroupHandle, GroupStart, LogPositions};
+use crate::group::{self, GroupHandle};
 use crate::metrics::Metrics;
 use crate::newcomer::{Seat, digest, settle, take_place};
 use crate::peer::{self, Peer};
@@ -158,7 +158,8 @@ pub(crate) struct Shared {
     pub(crate) seat: Seat,
     pub(crate) disk: RealDisk,
     pub(crate) journal: Writer<RealDisk>,
-    pub(crate) liveness: RwLock<Liveness>,
+    /// Replaced as a whole, so that a group can look at it for a turn and holds up nobody.
+    pub(crate) liveness: RwLock<Arc<Liveness>>,
     pub(crate) peers: Arc<Peers>,
     pub(crate) shard_map: Bytes,
     pub(crate) region: String,
@@ -337,7 +338,8 @@ async fn come_new(recovered: Recovered, groups: TaskTracker, others: TaskTracker
     let Some(taken) = take_place(&shared).await else { return };
     if let Some(incarnation) = taken.returned_as {
         let peers = shared.peers.keys().copied();
-        *shared.liveness.write() = Liveness::new(shared.id, peers, incarnation, shared.timing, clock::now());
+        let liveness = Liveness::new(shared.id, peers, incarnation, shared.timing, clock::now());
+        *shared.liveness.write() = Arc::new(liveness);
         for (_, start) in &mut starts {
             start.durable.lost_all();
         }
@@ -423,7 +425,7 @@ impl Shared {
         }
         if let Some(group) = self.group(group) {
             // A message dropped here is one lost on the way: the engine repeats what matters.
-            let _ = group.inbox.push(GroupEvent::Peer { from, message }, bytes);
+            group.tell_if_room(Event::Peer { from, message }, bytes);
         }
     }
 
@@ -519,7 +521,8 @@ impl Shared {
         {
             let mut liveness = self.liveness.write();
             // Sampled under the lock: time must not run backwards for the liveness.
-            step(&mut liveness, clock::now());
+            let liveness = Arc::make_mut(&mut liveness);
+            step(liveness, clock::now());
             liveness.poll(&mut out);
         }
         for (to, message) in out.sends.drain(..) {
@@ -529,7 +532,7 @@ impl Shared {
         }
         for event in out.events.drain(..) {
             for group in self.groups.values() {
-                group.inbox.push_always(GroupEvent::Liveness(event));
+                group.tell(Event::Liveness(event));
             }
         }
     }
@@ -549,7 +552,7 @@ fn listen(options: &NodeOptions) -> Result<TcpListener, StartError> {
 }
 
 /// What starts, each with its handle.
-type Starts = Vec<(Arc<GroupHandle>, GroupStart)>;
+type Starts = Vec<(Arc<GroupHandle>, Start)>;
 
 /// What was found in the data directory, and what was made of it.
 pub(crate) struct Recovered {
@@ -683,12 +686,8 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
         let engine_options = Options { timing: options.timing, ..Options::new(id, options.id, seed) };
         let handle = Arc::new(GroupHandle::new(id, voters_of(&options, id)));
         handles.insert(id, Arc::clone(&handle));
-        let start = GroupStart {
-            options: engine_options,
-            durable: found.durable,
-            snapshot,
-            positions: found.positions,
-        };
+        let start =
+            Start { options: engine_options, durable: found.durable, snapshot, positions: found.positions };
         starts.push((handle, start));
     }
 
@@ -720,7 +719,7 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
         seat: Seat::new(superblock),
         disk,
         journal: writer,
-        liveness: RwLock::new(liveness),
+        liveness: RwLock::new(Arc::new(liveness)),
         peers,
         shard_map: options.shard_map,
         region: options.region,
@@ -938,7 +937,7 @@ fn on_journal_event(
         journal::Event::Fenced(error) => {
             error!(%error, "the journal has failed: this node takes no part until it is restarted");
             for group in groups.values() {
-                group.inbox.push_always(GroupEvent::PersistFailed);
+                group.tell(Event::PersistFailed);
             }
         }
     }
@@ -963,7 +962,7 @@ async fn keep_liveness(shared: Arc<Shared>) {
         }
         for (group, floor) in stats.pinned {
             if let Some(group) = shared.group(GroupId(group)) {
-                group.inbox.push_always(GroupEvent::SnapshotWanted { floor });
+                group.tell(Event::SnapshotWanted { floor });
             }
         }
     }

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use backoff::Backoff;
 use bytes::{Bytes, BytesMut};
-use consensus_core::{GroupId, LivenessMessage, Message, Mono, NodeId, NodeStatus, Slot, Timing};
+use consensus_core::{GroupId, LivenessMessage, Message, NodeId, NodeStatus, Slot, Timing};
 use discovery::Discovery;
 use futures::StreamExt;
+use group_core::Event;
 use parking_lot::Mutex;
 use thiserror::Error;
 use tls::Stream;
@@ -22,8 +23,6 @@ use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::clock;
-use crate::group::GroupEvent;
 use crate::hello;
 use crate::node::Shared;
 use crate::outbox::Outbox;
@@ -70,8 +69,6 @@ pub(crate) struct Peer {
     pub(crate) call_back: tokio::sync::Mutex<()>,
     /// Which frames it knows, by its last hello.
     knows: Mutex<Option<Frames>>,
-    /// When it said last that its disk is full; it does so with every heartbeat.
-    full_at: Mutex<Option<Mono>>,
     /// What was told of how long it supports others, if that is another time than this node's.
     told_support: Mutex<Option<Option<Duration>>>,
 }
@@ -85,7 +82,6 @@ impl Peer {
             linked_with: Mutex::new(None),
             call_back: tokio::sync::Mutex::default(),
             knows: Mutex::new(None),
-            full_at: Mutex::new(None),
             told_support: Mutex::new(None),
         }
     }
@@ -161,11 +157,6 @@ impl Peer {
     pub(crate) fn support_news(&self, own: Duration, support: Option<Duration>) -> bool {
         let differs = Some(support).filter(|support| *support != Some(own));
         mem::replace(&mut *self.told_support.lock(), differs) != differs && differs.is_some()
-    }
-
-    /// Whether its disk is full, as far as it said; what it said holds for `timing.election`.
-    pub(crate) fn is_full(&self, now: Mono, timing: &Timing) -> bool {
-        self.full_at.lock().is_some_and(|at| now.since(at) < timing.election)
     }
 
     fn send(&self, encode: impl FnOnce(&mut BytesMut)) {
@@ -447,26 +438,26 @@ async fn read_frames(
             PeerFrame::Group(group, message) => shared.on_group_message(from, group, message, size),
             PeerFrame::SnapshotRequest(group, at_least) => {
                 if let Some(group) = shared.group(group) {
-                    group.inbox.push_always(GroupEvent::SnapshotRequested { by: from, at_least });
+                    group.tell(Event::SnapshotRequested { by: from, at_least });
                 }
             }
             PeerFrame::Disk(room) => {
-                let full_at = match room {
-                    Room::None => Some(clock::now()),
-                    Room::Some => None,
+                let full = match room {
+                    Room::None => true,
+                    Room::Some => false,
                 };
-                if let Some(peer) = shared.peers.get(&from) {
-                    *peer.full_at.lock() = full_at;
+                for group in shared.groups() {
+                    group.tell(Event::PeerDisk { node: from, full });
                 }
             }
             PeerFrame::DigestAsked(group, slot) => {
                 if let Some(group) = shared.group(group) {
-                    let _ = group.inbox.push(GroupEvent::DigestAsked { by: from, slot }, size);
+                    group.tell_if_room(Event::DigestAsked { by: from, slot }, size);
                 }
             }
             PeerFrame::Digest(group, slot, digest) => {
                 if let Some(group) = shared.group(group) {
-                    let _ = group.inbox.push(GroupEvent::DigestTold { by: from, slot, digest }, size);
+                    group.tell_if_room(Event::DigestTold { by: from, slot, digest }, size);
                 }
             }
             PeerFrame::SnapshotBegin { .. }

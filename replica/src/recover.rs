@@ -6,9 +6,9 @@ use std::fmt;
 use std::path::Path;
 
 use consensus_core::{Durable, GroupId, Holdings, Record, Slot};
+use group_core::decode_meta;
 use journal::{Journal, RealDisk, Recovered, SnapshotId, SnapshotReader, Superblock};
 
-use crate::group::decode_meta;
 use crate::node::StartError;
 
 /// What a data directory holds.

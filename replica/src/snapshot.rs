@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use consensus_core::{Config, GroupId, NodeId, Slot};
 use futures::StreamExt;
+use group_core::{Event, decode_meta, encode_meta};
 use journal::{RealDisk, SnapshotId, SnapshotReader, SnapshotWriter};
 use keyspace::{Keyspace, Restore};
 use socket2::{SockRef, TcpKeepalive};
@@ -17,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use tracing::{info, warn};
 
-use crate::group::{GroupEvent, GroupHandle, decode_meta, encode_meta};
+use crate::group::GroupHandle;
 use crate::hello;
 use crate::node::Shared;
 use crate::patience::Patient;
@@ -46,11 +47,11 @@ pub(crate) async fn send(shared: Arc<Shared>, group: Arc<GroupHandle>, to: NodeI
         Err(error) => {
             warn!(group = id.group, slot = id.slot, to = to.0, %error, "snapshot not sent");
             if error.downcast_ref::<journal::Error>().is_some_and(|error| !error.is_retryable()) {
-                group.inbox.push_always(GroupEvent::SnapshotLost { slot: Slot(id.slot) });
+                group.tell(Event::SnapshotLost { slot: Slot(id.slot) });
             }
         }
     }
-    group.inbox.push_always(GroupEvent::SnapshotSent { to });
+    group.tell(Event::SnapshotSent { to });
 }
 
 async fn try_send(shared: &Shared, to: NodeId, id: SnapshotId) -> Result<u64, Failure> {
@@ -111,11 +112,7 @@ pub(crate) async fn receive(shared: Arc<Shared>, group: GroupId, peer: Arc<Peer>
     match received {
         Ok((slot, config, state)) => {
             info!(group = group.0, slot = slot.0, from = peer.id.0, "snapshot received");
-            handle.inbox.push_always(GroupEvent::SnapshotReceived {
-                slot,
-                config: Arc::new(config),
-                state: Box::new(state),
-            });
+            handle.tell(Event::SnapshotReceived { slot, config: Arc::new(config), state: Box::new(state) });
             let mut body = BytesMut::new();
             wire::encode_snapshot_installed(&mut body);
             // When the answer gets lost, the sender sees from the group's messages that it has arrived.

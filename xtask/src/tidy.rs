@@ -8,10 +8,10 @@ use crate::run::{Failure, cargo};
 
 /// Crates that decide and do nothing: no async runtime may come into their dependency tree.
 const PURE: &[&str] =
-    &["consensus-core", "keyspace", "shard-map", "gateway-core", "backoff", "journal", "config", "sim"];
+    &["consensus-core", "keyspace", "shard-map", "gateway-core", "group-core", "backoff", "journal", "config", "sim"];
 
 /// Crates whose own `clippy.toml` bans clocks, randomness, sockets and unordered maps.
-const BANNED_BY_CLIPPY: &[&str] = &["consensus-core", "keyspace", "shard-map", "gateway-core"];
+const BANNED_BY_CLIPPY: &[&str] = &["consensus-core", "keyspace", "shard-map", "gateway-core", "group-core"];
 
 /// Which of our crates a crate may depend on (tests aside). A new arrow is a change of the architecture: change
 /// docs/architecture.md with it.
@@ -39,6 +39,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("gateway-core", &["backoff", "keyspace", "shard-map"]),
+    ("group-core", &["api", "consensus-core", "journal", "keyspace"]),
     ("journal", &[]),
     ("keyspace", &[]),
     ("planet", &[]),
@@ -50,6 +51,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "config",
             "consensus-core",
             "discovery",
+            "group-core",
             "journal",
             "keyspace",
             "shard-map",
@@ -57,7 +59,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("shard-map", &[]),
-    ("sim", &["consensus-core", "journal", "keyspace", "shard-map"]),
+    ("sim", &["api", "consensus-core", "group-core", "journal", "keyspace", "shard-map"]),
     ("test-dns", &[]),
     ("test-kubernetes", &["tls"]),
     ("tls", &[]),

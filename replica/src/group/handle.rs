@@ -1,16 +1,13 @@
 //! The way to a group's task: what can happen to it, and where its messages wait for its records.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use api::gaios::link::v1 as wire;
-use consensus_core::{Config, GroupId, LivenessEvent, Message, NodeId, NodeSet, PersistSeq, Send, Slot};
+use consensus_core::{GroupId, NodeSet, PersistSeq, Send};
+use group_core::{Event, Gate, Unready};
 use journal::Lsn;
-use keyspace::Keyspace;
 use parking_lot::Mutex;
 
-use super::readiness::Unready;
-use super::snapshotting::Progress;
 use crate::inbox::Inbox;
 use crate::link::Link;
 use crate::node::Peers;
@@ -18,39 +15,13 @@ use crate::node::Peers;
 /// Bytes of requests and peers' messages that may wait for a group.
 const INBOX_BYTES: usize = 64 << 20;
 
-/// Everything that can happen to a group.
+/// Everything that can happen to a group's task.
 #[derive(Debug)]
 pub(crate) enum GroupEvent {
-    /// A peer's replica sent a message.
-    Peer { from: NodeId, message: Message },
     /// A gateway sent requests.
     Requests { link: Arc<Link>, requests: Vec<wire::Request> },
-    /// A gateway's link is gone, and its watches with it.
-    LinkClosed(u64),
-    /// A link has room for answers again.
-    LinkDrained,
-    /// Records up to this number are durable; the last one lies at `lsn`.
-    Persisted { upto: PersistSeq, lsn: Lsn },
-    /// The journal is fenced.
-    PersistFailed,
-    /// A peer lives, or not any more.
-    Liveness(LivenessEvent),
-    /// The snapshot's file takes more slices, is finished, or has failed.
-    SnapshotProgress(Progress),
-    /// A peer's snapshot is durable here; the state it holds replaces ours.
-    SnapshotReceived { slot: Slot, config: Arc<Config>, state: Box<Keyspace> },
-    /// A peer has lost its own snapshot and cannot start without one.
-    SnapshotRequested { by: NodeId, at_least: Slot },
-    /// The own snapshot of this slot cannot be read any more.
-    SnapshotLost { slot: Slot },
-    /// A peer that leads asks for the digest of the state at a slot.
-    DigestAsked { by: NodeId, slot: Slot },
-    /// A peer tells its digest.
-    DigestTold { by: NodeId, slot: Slot, digest: u64 },
-    /// The hand-over of a snapshot is over, however it went.
-    SnapshotSent { to: NodeId },
-    /// The journal wants the group to let go of old segments, which it keeps by its floor.
-    SnapshotWanted { floor: Lsn },
+    /// Something else, and nothing that the task has to know of.
+    Other(Event),
 }
 
 /// The way to a group's task.
@@ -65,17 +36,6 @@ pub(crate) struct GroupHandle {
     gate: Mutex<Gate>,
     /// Why the replica is not to be relied on, as it said last.
     unready: Mutex<Option<Unready>>,
-}
-
-/// Where messages wait for their records to be durable (persist before send).
-#[derive(Debug, Default)]
-struct Gate {
-    /// Records up to this number are durable.
-    durable: PersistSeq,
-    /// In the order of their records.
-    held: VecDeque<Send>,
-    /// The group has something to do once this one is durable.
-    awaited: PersistSeq,
 }
 
 impl GroupHandle {
@@ -101,7 +61,7 @@ impl GroupHandle {
 
     /// Whether some record of this incarnation is durable.
     pub(crate) fn has_written(&self) -> bool {
-        self.gate.lock().durable > PersistSeq(0)
+        self.gate.lock().durable() > PersistSeq(0)
     }
 
     /// Sends a message that waits for no record; false if it does.
@@ -115,14 +75,10 @@ impl GroupHandle {
 
     /// Sends a message once its records are durable.
     pub(super) fn send_gated(&self, peers: &Peers, send: Send) {
+        let passed = self.gate.lock().pass(send);
+        if let Some(send) = passed
+            && let Some(peer) = peers.get(&send.to)
         {
-            let mut gate = self.gate.lock();
-            if send.gate > gate.durable {
-                gate.held.push_back(send);
-                return;
-            }
-        }
-        if let Some(peer) = peers.get(&send.to) {
             peer.send_group(self.id, &send.message);
         }
     }
@@ -130,26 +86,28 @@ impl GroupHandle {
     /// The group wants to hear at once when the record that will be written under this number is durable. Of others it
     /// hears with the next event.
     pub(super) fn await_durable(&self, seq: PersistSeq) {
-        self.gate.lock().awaited = seq;
+        self.gate.lock().await_durable(seq);
+    }
+
+    /// Tells the group what must not be lost; there is little of it.
+    pub(crate) fn tell(&self, event: Event) {
+        self.inbox.push_always(GroupEvent::Other(event));
+    }
+
+    /// Tells the group something that holds so many bytes and may get lost, as on the way.
+    pub(crate) fn tell_if_room(&self, event: Event, bytes: usize) {
+        let _ = self.inbox.push(GroupEvent::Other(event), bytes);
     }
 
     /// Records up to `upto` are durable, the last one at `lsn`. What waited for them leaves at once, from the journal's
     /// own thread; the group's task hears of it after that.
     pub(crate) fn handle_durable(&self, peers: &Peers, upto: PersistSeq, lsn: Lsn) {
-        let awaited = {
-            let mut gate = self.gate.lock();
-            let awaited = gate.durable < gate.awaited;
-            gate.durable = upto;
-            while gate.held.front().is_some_and(|send| send.gate <= upto)
-                && let Some(send) = gate.held.pop_front()
-            {
-                if let Some(peer) = peers.get(&send.to) {
-                    peer.send_group(self.id, &send.message);
-                }
+        let awaited = self.gate.lock().open(upto, |send| {
+            if let Some(peer) = peers.get(&send.to) {
+                peer.send_group(self.id, &send.message);
             }
-            awaited
-        };
-        let persisted = GroupEvent::Persisted { upto, lsn };
+        });
+        let persisted = GroupEvent::Other(Event::Persisted { upto, lsn });
         if awaited {
             self.inbox.push_always(persisted);
         } else {

@@ -12,7 +12,7 @@ use keyspace::Command;
 
 /// An entry that this version cannot apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Unreadable {
+pub struct Unreadable {
     /// Where in the log.
     pub(crate) slot: Slot,
     error: keyspace::DecodeError,
@@ -30,7 +30,7 @@ pub(crate) fn read(command: Bytes) -> Command {
 }
 
 /// Whether every entry that a peer's message brings can be applied.
-pub(crate) fn check_message(message: &Message) -> Result<(), Unreadable> {
+pub fn check_message(message: &Message) -> Result<(), Unreadable> {
     match message {
         Message::Accept(accept) => accept.entries.iter().try_for_each(|(slot, value)| check(*slot, value)),
         Message::Chosen(chosen) => chosen.entries.iter().try_for_each(|(slot, value)| check(*slot, value)),
@@ -59,7 +59,7 @@ pub(crate) fn check_message(message: &Message) -> Result<(), Unreadable> {
 }
 
 /// Whether everything that the journal may have the group apply can be applied.
-pub(crate) fn check_durable(durable: &Durable) -> Result<(), Unreadable> {
+pub fn check_durable(durable: &Durable) -> Result<(), Unreadable> {
     durable.values().try_for_each(|(slot, value)| check(slot, value))
 }
 

@@ -17,7 +17,7 @@ const EVERY: Duration = Duration::from_secs(1);
 const REMEMBERED: usize = 64;
 
 #[derive(Debug, Default)]
-pub(super) struct Digests {
+pub(crate) struct Digests {
     /// Of the last slots that were applied, ascending.
     recent: VecDeque<(Slot, u64)>,
     /// A question about a slot that is not applied yet.
@@ -38,7 +38,7 @@ struct Round {
 
 impl Digests {
     /// Everything up to `slot` is applied. Returns the answer to a question that waited for it.
-    pub(super) fn applied(&mut self, slot: Slot, digest: u64) -> Option<(NodeId, Slot, u64)> {
+    pub(crate) fn applied(&mut self, slot: Slot, digest: u64) -> Option<(NodeId, Slot, u64)> {
         if self.recent.len() == REMEMBERED {
             self.recent.pop_front();
         }
@@ -49,13 +49,13 @@ impl Digests {
     }
 
     /// The state was replaced: what is remembered is of another one.
-    pub(super) fn replaced(&mut self) {
+    pub(crate) fn replaced(&mut self) {
         self.recent.clear();
         self.round = None;
     }
 
     /// `from` asks for the digest at `slot`. Returns it, or keeps the question until the slot is applied.
-    pub(super) fn asked(&mut self, from: NodeId, slot: Slot) -> Option<u64> {
+    pub(crate) fn asked(&mut self, from: NodeId, slot: Slot) -> Option<u64> {
         match self.recent.back() {
             Some((last, _)) if slot <= *last => {
                 let index = self.recent.binary_search_by_key(&slot, |(slot, _)| *slot).ok()?;
@@ -72,13 +72,13 @@ impl Digests {
     }
 
     /// When a leader has something to ask.
-    pub(super) fn deadline(&self) -> Option<Mono> {
+    pub(crate) fn deadline(&self) -> Option<Mono> {
         self.news().map(|_| self.next_at)
     }
 
     /// The slot that the leader `me` asks all others about now, if it is time. Returns replicas that turn out to differ,
     /// should those who could tell more not have answered the last question.
-    pub(super) fn ask(&mut self, now: Mono, me: NodeId, voters: &NodeSet) -> Option<(Slot, NodeSet)> {
+    pub(crate) fn ask(&mut self, now: Mono, me: NodeId, voters: &NodeSet) -> Option<(Slot, NodeSet)> {
         let (slot, digest) = self.news().filter(|_| now >= self.next_at)?;
         let late = self.judge(me, voters, Awaited::Nobody);
         self.next_at = now.after(EVERY);
@@ -87,7 +87,7 @@ impl Digests {
     }
 
     /// `from` tells its digest at `slot`. Returns replicas that turn out to differ.
-    pub(super) fn told(
+    pub(crate) fn told(
         &mut self,
         me: NodeId,
         from: NodeId,
@@ -107,7 +107,7 @@ impl Digests {
     }
 
     /// How many replicas differ, as far as this leader has found.
-    pub(super) fn differing(&self) -> usize {
+    pub(crate) fn differing(&self) -> usize {
         self.differing.len()
     }
 

@@ -21,25 +21,25 @@ const BEHIND_MAX: u64 = 100;
 
 /// Another voter, as its leader sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Voter {
-    pub(super) node: NodeId,
+pub(crate) struct Voter {
+    pub(crate) node: NodeId,
     /// How far its region stands from the first in the operator's order; those that are not named are all last.
-    pub(super) rank: usize,
+    pub(crate) rank: usize,
     /// It lives, and its disk works.
-    pub(super) able: bool,
+    pub(crate) able: bool,
     /// Entries that it has not acknowledged.
-    pub(super) behind: u64,
+    pub(crate) behind: u64,
 }
 
 /// How far `region` stands from the first of `order`.
-pub(super) fn rank(order: &[impl AsRef<[u8]>], region: Option<&str>) -> usize {
+pub(crate) fn rank(order: &[impl AsRef<[u8]>], region: Option<&str>) -> usize {
     let place = region.and_then(|region| order.iter().position(|named| named.as_ref() == region.as_bytes()));
     place.unwrap_or(order.len())
 }
 
 /// A leader's thoughts of its place; begins anew with each leadership.
 #[derive(Debug, Default)]
-pub(super) struct Placement {
+pub(crate) struct Placement {
     /// Since when those who could take over could.
     steady_since: BTreeMap<NodeId, Mono>,
     look_at: Option<Mono>,
@@ -49,22 +49,22 @@ pub(super) struct Placement {
 
 impl Placement {
     /// Whether it is time to look round.
-    pub(super) fn is_due(&self, now: Mono) -> bool {
+    pub(crate) fn is_due(&self, now: Mono) -> bool {
         self.look_at.is_none_or(|at| now >= at)
     }
 
     /// When to look round next. Only asked while the leader is not in the best region that any voter is in.
-    pub(super) fn deadline(&self) -> Option<Mono> {
+    pub(crate) fn deadline(&self) -> Option<Mono> {
         self.look_at
     }
 
     /// Looks round later.
-    pub(super) fn put_off(&mut self, now: Mono) {
+    pub(crate) fn put_off(&mut self, now: Mono) {
         self.look_at = Some(now.after(LOOK_EVERY));
     }
 
     /// To whom this leader, which is of rank `own`, hands over now, if to anybody.
-    pub(super) fn look(&mut self, now: Mono, own: usize, others: &[Voter]) -> Option<NodeId> {
+    pub(crate) fn look(&mut self, now: Mono, own: usize, others: &[Voter]) -> Option<NodeId> {
         self.put_off(now);
         let better = |voter: &&Voter| voter.rank < own && voter.able && voter.behind <= BEHIND_MAX;
         let able: Vec<&Voter> = others.iter().filter(better).collect();

@@ -19,7 +19,7 @@ const OVERHEAD_BYTES: usize = 200;
 
 /// See the module. Invariant: every event of a revision above `floor`, up to the state's, is in `revisions`.
 #[derive(Debug)]
-pub(super) struct Recent {
+pub(crate) struct Recent {
     revisions: VecDeque<RevisionEvents>,
     floor: Revision,
     bytes: usize,
@@ -27,12 +27,12 @@ pub(super) struct Recent {
 
 impl Recent {
     /// Nothing is remembered of what a state at `revision` came through.
-    pub(super) fn new(revision: Revision) -> Recent {
+    pub(crate) fn new(revision: Revision) -> Recent {
         Recent { revisions: VecDeque::new(), floor: revision, bytes: 0 }
     }
 
     /// Takes in what was just applied.
-    pub(super) fn extend(&mut self, revisions: &[RevisionEvents]) {
+    pub(crate) fn extend(&mut self, revisions: &[RevisionEvents]) {
         for revision in revisions {
             self.bytes += bytes_of(revision);
             self.revisions.push_back(revision.clone());
@@ -46,7 +46,7 @@ impl Recent {
     }
 
     /// As [`keyspace::Keyspace::history`], for a state at `revision`. None if revisions from `from` on are forgotten.
-    pub(super) fn history(
+    pub(crate) fn history(
         &self,
         range: &KeyRange,
         from: Revision,

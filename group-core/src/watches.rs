@@ -4,7 +4,6 @@
 //! was in step, here or elsewhere, goes on although its place was compacted since, as far as that is remembered.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::refused::Why;
@@ -12,9 +11,9 @@ use api::gaios::link::v1::response::Kind;
 use bytes::BytesMut;
 use keyspace::{Event, KeyRange, Keyspace, Revision, RevisionEvents, WatcherIndex};
 
-use super::recent::Recent;
-use super::replies::Replies;
-use crate::link::Link;
+use crate::clients::LinkId;
+use crate::recent::Recent;
+use crate::replies::Replies;
 
 /// Most revisions of history read for a watch at a time; etcd's batch.
 const HISTORY_REVISIONS: usize = 1000;
@@ -24,10 +23,10 @@ const HISTORY_BYTES: usize = 1 << 20;
 const BEHIND_PER_TURN: usize = 16;
 
 /// A watch: the link's id and the id the gateway chose on it.
-type WatchId = (u64, u64);
+type WatchId = (LinkId, u64);
 
 #[derive(Debug)]
-pub(super) struct Watches {
+pub(crate) struct Watches {
     watches: BTreeMap<WatchId, Watch>,
     /// Watches in step, by range.
     in_step: WatcherIndex<WatchId>,
@@ -40,7 +39,7 @@ pub(super) struct Watches {
 
 #[derive(Debug)]
 struct Watch {
-    link: Arc<Link>,
+    link: LinkId,
     range: KeyRange,
     prev_kv: bool,
     /// The first revision not yet sent or known not to touch the range.
@@ -56,7 +55,7 @@ struct Watch {
 
 impl Watches {
     /// For a state at `revision`.
-    pub(super) fn new(revision: Revision) -> Watches {
+    pub(crate) fn new(revision: Revision) -> Watches {
         Watches {
             watches: BTreeMap::new(),
             in_step: WatcherIndex::default(),
@@ -66,19 +65,19 @@ impl Watches {
         }
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.watches.len()
     }
 
-    pub(super) fn open(
+    pub(crate) fn open(
         &mut self,
-        link: &Arc<Link>,
+        link: LinkId,
         id: u64,
         request: wire::WatchOpen,
         state: &Keyspace,
         replies: &mut Replies,
     ) {
-        let watch_id = (link.id, id);
+        let watch_id = (link, id);
         if self.watches.contains_key(&watch_id) {
             replies.refuse(link, id, Why::Malformed);
             return;
@@ -90,7 +89,7 @@ impl Watches {
         };
         let in_step = next > revision;
         let watch = Watch {
-            link: Arc::clone(link),
+            link,
             range: KeyRange::from_watch_wire(request.key, request.range_end),
             prev_kv: request.prev_kv,
             next,
@@ -117,21 +116,21 @@ impl Watches {
         self.watches.insert(watch_id, watch);
     }
 
-    pub(super) fn close(&mut self, link: u64, id: u64) {
+    pub(crate) fn close(&mut self, link: LinkId, id: u64) {
         if let Some(watch) = self.watches.remove(&(link, id)) {
             self.in_step.remove(&watch.range, (link, id));
             self.behind.remove(&(link, id));
         }
     }
 
-    pub(super) fn close_link(&mut self, link: u64) {
+    pub(crate) fn close_link(&mut self, link: LinkId) {
         let ids: Vec<_> = self.watches.range((link, 0)..=(link, u64::MAX)).map(|(id, _)| id.1).collect();
         for id in ids {
             self.close(link, id);
         }
     }
 
-    pub(super) fn add_credit(&mut self, link: u64, id: u64, bytes: u64) {
+    pub(crate) fn add_credit(&mut self, link: LinkId, id: u64, bytes: u64) {
         if let Some(watch) = self.watches.get_mut(&(link, id)) {
             watch.credit = watch.credit.saturating_add(i64::try_from(bytes).unwrap_or(i64::MAX));
             if !watch.in_step && watch.credit > 0 {
@@ -141,15 +140,15 @@ impl Watches {
     }
 
     /// Answers once the watch is in step; behind all events sent until then, since answers keep their order.
-    pub(super) fn sync(
+    pub(crate) fn sync(
         &mut self,
-        link: &Arc<Link>,
+        link: LinkId,
         id: u64,
         watch: u64,
         state: &Keyspace,
         replies: &mut Replies,
     ) {
-        match self.watches.get_mut(&(link.id, watch)) {
+        match self.watches.get_mut(&(link, watch)) {
             None => replies.refuse(link, id, Why::Malformed),
             Some(found) if found.in_step => {
                 replies.add(link, id, Kind::WatchSynced(synced(state)));
@@ -159,12 +158,12 @@ impl Watches {
     }
 
     /// Whether any watch could be sent history now.
-    pub(super) fn has_work(&self) -> bool {
+    pub(crate) fn has_work(&self) -> bool {
         !self.behind.is_empty()
     }
 
     /// Sends revisions just applied to the watches in step that they concern.
-    pub(super) fn on_revisions(
+    pub(crate) fn on_revisions(
         &mut self,
         revisions: &[RevisionEvents],
         state: &Keyspace,
@@ -214,7 +213,7 @@ impl Watches {
     }
 
     /// Sends history to some of the watches that are behind.
-    pub(super) fn serve_behind(&mut self, state: &Keyspace, replies: &mut Replies) {
+    pub(crate) fn serve_behind(&mut self, state: &Keyspace, replies: &mut Replies) {
         for _ in 0..BEHIND_PER_TURN.min(self.behind.len()) {
             let after = self.served_last.and_then(|last| self.behind.range((last.0, last.1 + 1)..).next());
             let Some(&id) = after.or(self.behind.first()) else { return };
@@ -225,7 +224,7 @@ impl Watches {
 
     /// The state, which was at `revision`, is replaced by a snapshot's, at `new`: revisions are skipped here, so every watch
     /// reads history from there.
-    pub(super) fn on_state_replaced(&mut self, revision: Revision, new: Revision) {
+    pub(crate) fn on_state_replaced(&mut self, revision: Revision, new: Revision) {
         self.recent = Recent::new(new);
         for (&id, watch) in &mut self.watches {
             if watch.in_step {
@@ -265,7 +264,7 @@ impl Watches {
                     self.in_step.insert(&watch.range, id);
                     self.behind.remove(&id);
                     for sync in watch.syncs.drain(..) {
-                        replies.add(&watch.link, sync, Kind::WatchSynced(synced(state)));
+                        replies.add(watch.link, sync, Kind::WatchSynced(synced(state)));
                     }
                 } else if watch.credit <= 0 {
                     self.behind.remove(&id);
@@ -273,9 +272,9 @@ impl Watches {
             }
             Err(keyspace::Compacted(compacted)) => {
                 let canceled = wire::WatchCanceled { compact_revision: compacted.0, refused: None };
-                replies.add(&watch.link, id.1, Kind::WatchCanceled(canceled));
+                replies.add(watch.link, id.1, Kind::WatchCanceled(canceled));
                 for sync in watch.syncs.drain(..) {
-                    replies.refuse(&watch.link, sync, Why::Malformed);
+                    replies.refuse(watch.link, sync, Why::Malformed);
                 }
                 self.close(id.0, id.1);
             }
@@ -303,7 +302,7 @@ impl Watch {
         self.credit -= i64::try_from(encoded.len()).unwrap_or(i64::MAX);
         self.next = Revision(upto.0 + 1);
         let events = wire::WatchEvents { revisions: encoded.freeze(), upto: upto.0, revision: revision.0 };
-        replies.add(&self.link, id, Kind::WatchEvents(events));
+        replies.add(self.link, id, Kind::WatchEvents(events));
     }
 }
 

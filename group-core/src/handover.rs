@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use consensus_core::{Input, Mono, NodeId, Role, Status};
-use tracing::info;
 
-use super::Group;
-use crate::clock;
+use crate::env::Env;
+use crate::out::Notice;
+use crate::replica::Replica;
 
 /// How long a stopping leader waits until its successor leads: some ten times as long as that takes with slow disks. Then
 /// the others elect one of their own accord, and need not wait for this node's lease.
@@ -16,33 +16,34 @@ const HANDOVER_TIMEOUT: Duration = Duration::from_secs(1);
 /// under each.
 const RELIEF_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
 
-impl Group {
+impl Replica {
     /// When the node wants to stop: a leader hands over first, so that nobody waits for an election. The node has given its
     /// leases back before ([`consensus_core::Liveness::retire`]), so nobody waits for those either.
-    pub(super) fn stop_in_order(&mut self, now: Mono) {
-        if self.stopping.is_some() || !self.shared.stopping.is_cancelled() {
+    pub(crate) fn stop_in_order(&mut self, env: &Env<'_>) {
+        if self.stopping.is_some() {
             return;
         }
+        let now = env.now;
         let led = self.engine.status().role == Role::Leader;
         let until = if led { now.after(HANDOVER_TIMEOUT) } else { now };
         self.stopping = Some(Stopping { led, until });
-        self.hand_over_to_another();
+        self.hand_over_to_another(env);
     }
 
     /// While the node wants to stop: to whoever needs least to lead. What is asked meanwhile waits in the engine, and goes to
     /// the successor.
-    pub(super) fn hand_over_to_another(&mut self) {
-        let now = clock::now();
+    pub(crate) fn hand_over_to_another(&mut self, env: &Env<'_>) {
+        let now = env.now;
         let Some(stopping) = &mut self.stopping else { return };
         // One that began before the wish to stop is as good.
         if self.engine.status().successor.is_some() {
             return;
         }
-        let successor = self.engine.successor(now, &self.shared.liveness.read());
+        let successor = self.engine.successor(now, env.liveness);
         match successor {
             Some(to) if now < stopping.until => {
-                info!(group = self.handle.id.0, to = to.0, "handing leadership over");
-                self.step(Input::Transfer { to });
+                self.out.notices.push(Notice::HandingOver { to });
+                self.step_engine(env, Input::Transfer { to });
             }
             // Nobody could lead: there is nothing to wait for.
             Some(_) | None => stopping.until = now,
@@ -50,45 +51,43 @@ impl Group {
     }
 
     /// A leader whose disk is full can accept no write, but another may: followers need not all have room.
-    pub(super) fn seek_relief(&mut self, now: Mono) {
-        if !self.shared.journal.is_full() {
+    pub(crate) fn seek_relief(&mut self, env: &Env<'_>) {
+        let now = env.now;
+        if !env.disk.full {
             self.relief = None;
             return;
         }
         if !self.leading || self.stopping.is_some() || self.relief.is_some_and(|relief| now < relief.at) {
             return;
         }
-        let last = self.relief.map_or(self.shared.id, |relief| relief.asked);
+        let last = self.relief.map_or(self.settings.node, |relief| relief.asked);
         let config = self.engine.status().config;
-        let others = {
-            let liveness = self.shared.liveness.read();
-            let others = config.voters.iter().filter(|voter| *voter != self.shared.id);
-            let full = |voter: &NodeId| {
-                self.shared.peers.get(voter).is_some_and(|peer| peer.is_full(now, &self.shared.timing))
-            };
-            others.filter(|voter| liveness.is_up(now, *voter) && !full(voter)).collect::<Vec<_>>()
-        };
+        let others = config.voters.iter().filter(|voter| *voter != self.settings.node);
+        let able = |voter: &NodeId| env.liveness.is_up(now, *voter) && !self.is_disk_full(env, *voter);
+        let others: Vec<_> = others.filter(able).collect();
         let Some(to) = next_after(last, &others) else { return };
-        info!(group = self.handle.id.0, to = to.0, "the disk is full: handing leadership over");
+        self.out.notices.push(Notice::HandingOverFull { to });
         self.relief = Some(Relief::next(self.relief, to, now));
-        self.step(Input::Transfer { to });
+        self.step_engine(env, Input::Transfer { to });
     }
 
-    pub(super) fn is_done(&self) -> bool {
+    /// Whether a replica that was told to stop has nothing left to wait for.
+    #[must_use]
+    pub fn is_done(&self, now: Mono) -> bool {
         match self.stopping {
             None => false,
-            Some(stopping) => stopping.is_over(&self.engine.status(), clock::now()),
+            Some(stopping) => stopping.is_over(&self.engine.status(), now),
         }
     }
 }
 
 /// A group on a node that wants to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stopping {
+pub(crate) struct Stopping {
     /// This replica led when the wish came.
-    pub(super) led: bool,
+    pub(crate) led: bool,
     /// It waits no longer.
-    pub(super) until: Mono,
+    pub(crate) until: Mono,
 }
 
 impl Stopping {
@@ -101,16 +100,16 @@ impl Stopping {
 
 /// A leader whose disk is full looks for one that has room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Relief {
+pub(crate) struct Relief {
     /// Who was asked last to take over.
-    pub(super) asked: NodeId,
+    pub(crate) asked: NodeId,
     /// When the next one may be asked.
-    pub(super) at: Mono,
+    pub(crate) at: Mono,
     pause: Duration,
 }
 
 impl Relief {
-    pub(super) fn next(before: Option<Relief>, asked: NodeId, now: Mono) -> Relief {
+    pub(crate) fn next(before: Option<Relief>, asked: NodeId, now: Mono) -> Relief {
         let (first, max) = RELIEF_PAUSE;
         let pause = before.map_or(first, |before| (before.pause * 2).min(max));
         Relief { asked, at: now.after(pause), pause }

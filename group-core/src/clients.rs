@@ -1,25 +1,27 @@
 //! Requests of gateways that wait: writes for their entry to be applied, reads for their read point.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
 use api::gaios::link::v1::refused::Why;
 use consensus_core::{Slot, Tag};
 use keyspace::{Query, SessionId};
 
-use super::replies::Replies;
-use crate::link::Link;
+use crate::replies::Replies;
+
+/// A gateway's link, by a number that no other link of the process has had.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u64);
 
 /// Whom to answer.
-#[derive(Debug, Clone)]
-pub(super) struct Waiter {
-    pub(super) link: Arc<Link>,
-    pub(super) request: u64,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Waiter {
+    pub(crate) link: LinkId,
+    pub(crate) request: u64,
 }
 
 /// What a proposal of this node is about; names it until it is applied or rejected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Subject {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Subject {
     Write(SessionId, u64),
     OpenSession(u128),
     /// Where the group is to be led.
@@ -30,7 +32,7 @@ pub(super) enum Subject {
 
 /// What a waiting read will do once it may.
 #[derive(Debug)]
-pub(super) enum Reading {
+pub(crate) enum Reading {
     Query {
         query: Query,
         /// Its size as it was sent.
@@ -43,19 +45,19 @@ pub(super) enum Reading {
 }
 
 #[derive(Debug)]
-pub(super) struct PendingRead {
-    pub(super) waiter: Waiter,
-    pub(super) reading: Reading,
+pub(crate) struct PendingRead {
+    pub(crate) waiter: Waiter,
+    pub(crate) reading: Reading,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Clients {
+pub(crate) struct Clients {
     next_tag: u64,
     /// Proposals handed to the engine and not yet applied or rejected.
-    proposals: HashMap<Tag, Subject>,
-    writes: HashMap<Subject, Waiting>,
+    proposals: BTreeMap<Tag, Subject>,
+    writes: BTreeMap<Subject, Waiting>,
     /// Reads whose read point the engine is finding out.
-    reads: HashMap<Tag, Vec<PendingRead>>,
+    reads: BTreeMap<Tag, Vec<PendingRead>>,
     /// Reads whose read point is not applied yet.
     unapplied: BTreeMap<Slot, Vec<PendingRead>>,
 }
@@ -68,17 +70,17 @@ struct Waiting {
 
 /// Whether a write has to be proposed, or is under way already.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Enrolled {
+pub(crate) enum Enrolled {
     Propose(Tag),
     UnderWay,
 }
 
 impl Clients {
     /// Notes who waits for `subject`. A retry that overtakes the answer joins the proposal under way.
-    pub(super) fn enrol(&mut self, subject: Subject, waiter: Waiter) -> Enrolled {
+    pub(crate) fn enrol(&mut self, subject: Subject, waiter: Waiter) -> Enrolled {
         if let Some(waiting) = self.writes.get_mut(&subject) {
             // A gateway asks again only when it gave the first request up, so one waiter a link is enough.
-            waiting.waiters.retain(|other| other.link.id != waiter.link.id);
+            waiting.waiters.retain(|other| other.link != waiter.link);
             waiting.waiters.push(waiter);
             return Enrolled::UnderWay;
         }
@@ -89,12 +91,12 @@ impl Clients {
     }
 
     /// A tag for a proposal that nobody waits for.
-    pub(super) fn internal(&mut self) -> Tag {
+    pub(crate) fn internal(&mut self) -> Tag {
         self.tag()
     }
 
     /// Who waited for `subject`, which is applied.
-    pub(super) fn applied(&mut self, subject: Subject) -> Vec<Waiter> {
+    pub(crate) fn applied(&mut self, subject: Subject) -> Vec<Waiter> {
         match self.writes.remove(&subject) {
             Some(waiting) => {
                 self.proposals.remove(&waiting.tag);
@@ -105,27 +107,27 @@ impl Clients {
     }
 
     /// Who waited for a proposal that has certainly not entered the log. `None`: the group had made it itself.
-    pub(super) fn rejected(&mut self, tag: Tag) -> Option<Vec<Waiter>> {
+    pub(crate) fn rejected(&mut self, tag: Tag) -> Option<Vec<Waiter>> {
         let subject = self.proposals.remove(&tag)?;
         Some(self.writes.remove(&subject).map_or_else(Vec::new, |waiting| waiting.waiters))
     }
 
-    pub(super) fn wait_for_point(&mut self, reads: Vec<PendingRead>) -> Tag {
+    pub(crate) fn wait_for_point(&mut self, reads: Vec<PendingRead>) -> Tag {
         let tag = self.tag();
         self.reads.insert(tag, reads);
         tag
     }
 
-    pub(super) fn point_found(&mut self, tag: Tag) -> Vec<PendingRead> {
+    pub(crate) fn point_found(&mut self, tag: Tag) -> Vec<PendingRead> {
         self.reads.remove(&tag).unwrap_or_default()
     }
 
-    pub(super) fn wait_for_apply(&mut self, point: Slot, reads: Vec<PendingRead>) {
+    pub(crate) fn wait_for_apply(&mut self, point: Slot, reads: Vec<PendingRead>) {
         self.unapplied.entry(point).or_default().extend(reads);
     }
 
     /// Reads that may be served now that `applied` is.
-    pub(super) fn readable(&mut self, applied: Slot) -> Vec<PendingRead> {
+    pub(crate) fn readable(&mut self, applied: Slot) -> Vec<PendingRead> {
         if self.unapplied.first_key_value().is_none_or(|(point, _)| *point > applied) {
             return Vec::new();
         }
@@ -134,22 +136,22 @@ impl Clients {
     }
 
     /// Leadership is lost: proposals under way may still be chosen, by the next leader.
-    pub(super) fn leadership_lost(&mut self, replies: &mut Replies) {
+    pub(crate) fn leadership_lost(&mut self, replies: &mut Replies) {
         self.proposals.clear();
-        for waiter in self.writes.drain().flat_map(|(_, waiting)| waiting.waiters) {
-            replies.refuse(&waiter.link, waiter.request, Why::OutcomeUnknown);
+        for waiter in std::mem::take(&mut self.writes).into_values().flat_map(|waiting| waiting.waiters) {
+            replies.refuse(waiter.link, waiter.request, Why::OutcomeUnknown);
         }
-        for read in self.reads.drain().flat_map(|(_, reads)| reads) {
-            replies.refuse(&read.waiter.link, read.waiter.request, Why::NotLeader);
+        for read in std::mem::take(&mut self.reads).into_values().flatten() {
+            replies.refuse(read.waiter.link, read.waiter.request, Why::NotLeader);
         }
     }
 
-    pub(super) fn link_closed(&mut self, link: u64) {
+    pub(crate) fn link_closed(&mut self, link: LinkId) {
         for waiting in self.writes.values_mut() {
-            waiting.waiters.retain(|waiter| waiter.link.id != link);
+            waiting.waiters.retain(|waiter| waiter.link != link);
         }
         for reads in self.reads.values_mut().chain(self.unapplied.values_mut()) {
-            reads.retain(|read| read.waiter.link.id != link);
+            reads.retain(|read| read.waiter.link != link);
         }
     }
 

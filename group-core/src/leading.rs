@@ -1,20 +1,17 @@
 //! What operators ask of a leader: that another one leads, and in which regions the group is to be led.
 
-use std::sync::Arc;
-
 use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::refused::Why;
 use api::gaios::link::v1::response::Kind;
 use bytes::Bytes;
-use consensus_core::{Input, Mono, NodeId, Role};
+use consensus_core::{Input, NodeId, Role};
 use keyspace::Command;
-use tracing::info;
 
-use super::clients::{Enrolled, Subject, Waiter};
-use super::placement::{Placement, Voter, rank};
-use super::{Group, encode};
-use crate::clock;
-use crate::link::Link;
+use crate::clients::{Enrolled, LinkId, Subject, Waiter};
+use crate::env::Env;
+use crate::out::Notice;
+use crate::placement::{Placement, Voter, rank};
+use crate::replica::{Replica, encode};
 
 /// Regions that an operator may name for a group, and bytes of one of their names, as in the configuration.
 const REGIONS_MAX: usize = 16;
@@ -22,50 +19,56 @@ const REGION_BYTES_MAX: usize = 63;
 
 /// An operator waits until another one leads.
 #[derive(Debug)]
-pub(super) struct Move {
+pub(crate) struct Move {
     waiter: Waiter,
     to: NodeId,
 }
 
 impl Move {
     /// Whether the operator's question came over this link.
-    pub(super) fn is_of(&self, link: u64) -> bool {
-        self.waiter.link.id == link
+    pub(crate) fn is_of(&self, link: LinkId) -> bool {
+        self.waiter.link == link
     }
 }
 
-impl Group {
-    pub(super) fn on_leader_control(&mut self, link: &Arc<Link>, id: u64, control: wire::LeaderControl) {
+impl Replica {
+    pub(crate) fn on_leader_control(
+        &mut self,
+        env: &Env<'_>,
+        link: LinkId,
+        id: u64,
+        control: wire::LeaderControl,
+    ) {
         if !self.leading {
             self.replies.refuse(link, id, Why::NotLeader);
             return;
         }
-        let waiter = Waiter { link: Arc::clone(link), request: id };
+        let waiter = Waiter { link, request: id };
         if let Some(wire::LeaderRegions { regions }) = control.prefer {
-            self.prefer(waiter, regions);
+            self.prefer(env, waiter, regions);
         } else if control.move_to != 0 {
-            self.move_to(waiter, NodeId(control.move_to));
+            self.move_to(env, waiter, NodeId(control.move_to));
         } else {
-            self.tell_leading(&waiter, String::new());
+            self.tell_leading(env, waiter, String::new());
         }
     }
 
-    fn prefer(&mut self, waiter: Waiter, regions: Vec<String>) {
+    fn prefer(&mut self, env: &Env<'_>, waiter: Waiter, regions: Vec<String>) {
         let fits = |region: &String| (1..=REGION_BYTES_MAX).contains(&region.len());
         if regions.len() > REGIONS_MAX || !regions.iter().all(fits) {
             let why = format!("at most {REGIONS_MAX} regions of 1 to {REGION_BYTES_MAX} bytes");
-            self.tell_leading(&waiter, why);
+            self.tell_leading(env, waiter, why);
             return;
         }
         let command = Command::SetLeaderRegions(regions.into_iter().map(Bytes::from).collect());
         if let Enrolled::Propose(tag) = self.clients.enrol(Subject::LeaderRegions, waiter) {
-            self.step(Input::Propose { tag, command: encode(&command) });
+            self.step_engine(env, Input::Propose { tag, command: encode(&command) });
         }
     }
 
-    fn move_to(&mut self, waiter: Waiter, to: NodeId) {
+    fn move_to(&mut self, env: &Env<'_>, waiter: Waiter, to: NodeId) {
         let status = self.engine.status();
-        let why = if to == self.shared.id {
+        let why = if to == self.settings.node {
             // It leads already.
             Some(String::new())
         } else if !status.config.voters.contains(to) {
@@ -76,32 +79,32 @@ impl Group {
             None
         };
         match why {
-            Some(why) => self.tell_leading(&waiter, why),
+            Some(why) => self.tell_leading(env, waiter, why),
             None => {
-                info!(group = self.handle.id.0, to = to.0, "handing leadership over: an operator wants it");
+                self.out.notices.push(Notice::HandingOverAsked { to });
                 self.moving = Some(Move { waiter, to });
-                self.step(Input::Transfer { to });
+                self.step_engine(env, Input::Transfer { to });
             }
         }
     }
 
     /// Another one leads now, or leads still.
-    pub(super) fn end_move(&mut self, leader: NodeId) {
+    pub(crate) fn end_move(&mut self, env: &Env<'_>, leader: NodeId) {
         if let Some(Move { waiter, to }) = self.moving.take() {
             let why = if leader == to {
                 String::new()
             } else {
                 format!("node {} has not taken over: it is down, stops, or its disk does not keep up", to.0)
             };
-            self.tell_leading(&waiter, why);
+            self.tell_leading(env, waiter, why);
         }
     }
 
-    pub(super) fn tell_leading(&mut self, waiter: &Waiter, refused: String) {
+    pub(crate) fn tell_leading(&mut self, env: &Env<'_>, waiter: Waiter, refused: String) {
         let status = self.engine.status();
-        let voters = self.voters().into_iter().map(|voter| wire::LeaderVoter {
+        let voters = self.voters(env).into_iter().map(|voter| wire::LeaderVoter {
             node: voter.node.0,
-            region: self.shared.regions.get(&voter.node).cloned().unwrap_or_default(),
+            region: self.settings.regions.get(&voter.node).cloned().unwrap_or_default(),
             able: voter.able,
             behind: voter.behind,
         });
@@ -118,24 +121,21 @@ impl Group {
             voters: voters.collect(),
             refused,
         };
-        self.replies.add(&waiter.link, waiter.request, Kind::LeaderControlled(controlled));
+        self.replies.add(waiter.link, waiter.request, Kind::LeaderControlled(controlled));
     }
 
     /// Where the group is to be led: what operators have said, or else the configuration.
     fn leader_regions(&self) -> &[Bytes] {
-        self.state
-            .leader_regions()
-            .unwrap_or_else(|| self.shared.leader_regions.get(&self.handle.id).map_or(&[], Vec::as_slice))
+        self.state.leader_regions().unwrap_or(&self.settings.leader_regions)
     }
 
     fn rank_of(&self, node: NodeId) -> usize {
-        rank(self.leader_regions(), self.shared.regions.get(&node).map(String::as_str))
+        rank(self.leader_regions(), self.settings.regions.get(&node).map(String::as_str))
     }
 
     /// The other voters. Nothing is known of them where this replica does not lead.
-    fn voters(&self) -> Vec<Voter> {
-        let now = clock::now();
-        let liveness = self.shared.liveness.read();
+    fn voters(&self, env: &Env<'_>) -> Vec<Voter> {
+        let Env { now, liveness, .. } = *env;
         let last = self.engine.status().max_voted;
         let voter = |follower: consensus_core::FollowerStatus| Voter {
             node: follower.node,
@@ -147,14 +147,15 @@ impl Group {
     }
 
     /// Whether the leader has to look for a better place, from now on.
-    pub(super) fn reconsider_place(&mut self) {
+    pub(crate) fn reconsider_place(&mut self) {
         let best = self.engine.status().config.voters.iter().map(|voter| self.rank_of(voter)).min();
-        let elsewhere = self.leading && best.is_some_and(|best| best < self.rank_of(self.shared.id));
+        let elsewhere = self.leading && best.is_some_and(|best| best < self.rank_of(self.settings.node));
         self.placement = elsewhere.then(Placement::default);
     }
 
     /// Hands over to a voter in a better region, if it is time.
-    pub(super) fn seek_better_place(&mut self, now: Mono) {
+    pub(crate) fn seek_better_place(&mut self, env: &Env<'_>) {
+        let now = env.now;
         let Some(placement) = self.placement.as_mut().filter(|placement| placement.is_due(now)) else {
             return;
         };
@@ -163,11 +164,11 @@ impl Group {
         if self.stopping.is_some() || status.role != Role::Leader || status.successor.is_some() {
             return;
         }
-        let (own, voters) = (self.rank_of(self.shared.id), self.voters());
+        let (own, voters) = (self.rank_of(self.settings.node), self.voters(env));
         let Some(placement) = &mut self.placement else { return };
         if let Some(to) = placement.look(now, own, &voters) {
-            info!(group = self.handle.id.0, to = to.0, "handing leadership over to a better region");
-            self.step(Input::Transfer { to });
+            self.out.notices.push(Notice::HandingOverPlace { to });
+            self.step_engine(env, Input::Transfer { to });
         }
     }
 }

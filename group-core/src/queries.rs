@@ -6,13 +6,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
-use std::sync::Arc;
 use std::time::Duration;
 
 use consensus_core::Mono;
 use keyspace::{Outcome, Query, Revision};
 
-use crate::link::Link;
+use crate::clients::LinkId;
+use crate::env::Links;
 
 /// How long a serializable query waits for a revision that was seen elsewhere. A follower hears of a commit with the next
 /// entry, or after two milliseconds; one that is further behind answers with what it has.
@@ -26,13 +26,13 @@ const QUERY_BYTES: usize = 512;
 
 /// A query that may be answered.
 #[derive(Debug)]
-pub(super) struct Admitted {
-    pub(super) request: u64,
-    pub(super) asked: Asked,
+pub(crate) struct Admitted {
+    pub(crate) request: u64,
+    pub(crate) asked: Asked,
 }
 
 #[derive(Debug)]
-pub(super) enum Asked {
+pub(crate) enum Asked {
     Query {
         query: Query,
         /// Its size as it was sent.
@@ -46,7 +46,7 @@ pub(super) enum Asked {
 
 /// The query was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct TooMany;
+pub(crate) struct TooMany;
 
 impl Admitted {
     fn cost_bytes(&self) -> usize {
@@ -60,19 +60,18 @@ impl Admitted {
 
 #[derive(Debug)]
 struct Waiting {
-    link: Arc<Link>,
     queries: VecDeque<Admitted>,
     bytes: usize,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Queries {
+pub(crate) struct Queries {
     /// By link, in the order of their admission.
-    admitted: BTreeMap<u64, Waiting>,
+    admitted: BTreeMap<LinkId, Waiting>,
     /// The link that was served last.
-    served_last: u64,
+    served_last: LinkId,
     /// Those that wait for a revision, under it and a number of their own.
-    behind: BTreeMap<(Revision, u64), (Arc<Link>, Admitted)>,
+    behind: BTreeMap<(Revision, u64), (LinkId, Admitted)>,
     /// When they stop waiting, in order; some may have stopped before.
     patience: VecDeque<(Mono, (Revision, u64))>,
     next_behind: u64,
@@ -81,9 +80,9 @@ pub(super) struct Queries {
 
 impl Queries {
     /// Does not take the query when too many wait for this link.
-    pub(super) fn admit(&mut self, link: &Arc<Link>, query: Admitted) -> Result<(), TooMany> {
-        let empty = || Waiting { link: Arc::clone(link), queries: VecDeque::new(), bytes: 0 };
-        let waiting = self.admitted.entry(link.id).or_insert_with(empty);
+    pub(crate) fn admit(&mut self, link: LinkId, query: Admitted) -> Result<(), TooMany> {
+        let empty = || Waiting { queries: VecDeque::new(), bytes: 0 };
+        let waiting = self.admitted.entry(link).or_insert_with(empty);
         let cost = query.cost_bytes();
         if cost > 0 && waiting.bytes > LINK_BYTES_MAX {
             return Err(TooMany);
@@ -94,11 +93,11 @@ impl Queries {
     }
 
     /// As [`Queries::admit`], but not before the state is at `revision`, or some time has passed.
-    pub(super) fn admit_at(
+    pub(crate) fn admit_at(
         &mut self,
         now: Mono,
         revision: Revision,
-        link: &Arc<Link>,
+        link: LinkId,
         query: Admitted,
     ) -> Result<(), TooMany> {
         if self.behind_bytes > LINK_BYTES_MAX {
@@ -107,17 +106,17 @@ impl Queries {
         self.behind_bytes += query.cost_bytes();
         let key = (revision, self.next_behind);
         self.next_behind += 1;
-        self.behind.insert(key, (Arc::clone(link), query));
+        self.behind.insert(key, (link, query));
         self.patience.push_back((now.after(BEHIND_MAX), key));
         Ok(())
     }
 
     /// The state is at `revision`. Those whose link has too many waiting by now go to `refused`.
-    pub(super) fn handle_revision(
+    pub(crate) fn handle_revision(
         &mut self,
         now: Mono,
         revision: Revision,
-        mut refused: impl FnMut(&Arc<Link>, u64),
+        mut refused: impl FnMut(LinkId, u64),
     ) {
         let mut caught_up = Vec::new();
         while let Some(first) = self.behind.first_entry()
@@ -134,42 +133,41 @@ impl Queries {
         for (link, query) in caught_up {
             self.behind_bytes -= query.cost_bytes();
             let request = query.request;
-            if self.admit(&link, query).is_err() {
-                refused(&link, request);
+            if self.admit(link, query).is_err() {
+                refused(link, request);
             }
         }
     }
 
     /// When [`Queries::handle_revision`] has something to do at the latest.
-    pub(super) fn deadline(&self) -> Option<Mono> {
+    pub(crate) fn deadline(&self) -> Option<Mono> {
         self.patience.front().map(|(until, _)| *until)
     }
 
     /// Whether [`Queries::next`] has one.
-    pub(super) fn has_next(&self) -> bool {
-        self.admitted.values().any(|waiting| waiting.link.has_room())
+    pub(crate) fn has_next(&self, links: &dyn Links) -> bool {
+        self.admitted.keys().any(|link| links.has_room(*link))
     }
 
     /// The next one whose link has room for its answer; links take turns.
-    pub(super) fn next(&mut self) -> Option<(Arc<Link>, Admitted)> {
+    pub(crate) fn next(&mut self, links: &dyn Links) -> Option<(LinkId, Admitted)> {
         let later = (Bound::Excluded(self.served_last), Bound::Unbounded);
-        let with_room = |(_, waiting): &(&u64, &Waiting)| waiting.link.has_room();
-        let id = *self.admitted.range(later).chain(&self.admitted).find(with_room)?.0;
-        let waiting = self.admitted.get_mut(&id)?;
-        let link = Arc::clone(&waiting.link);
+        let with_room = |(link, _): &(&LinkId, &Waiting)| links.has_room(**link);
+        let link = *self.admitted.range(later).chain(&self.admitted).find(with_room)?.0;
+        let waiting = self.admitted.get_mut(&link)?;
         let next = waiting.queries.pop_front()?;
         waiting.bytes -= next.cost_bytes();
         if waiting.queries.is_empty() {
-            self.admitted.remove(&id);
+            self.admitted.remove(&link);
         }
-        self.served_last = id;
+        self.served_last = link;
         Some((link, next))
     }
 
-    pub(super) fn close_link(&mut self, id: u64) {
+    pub(crate) fn close_link(&mut self, id: LinkId) {
         self.admitted.remove(&id);
         self.behind.retain(|_, (link, query)| {
-            let stays = link.id != id;
+            let stays = *link != id;
             self.behind_bytes -= if stays { 0 } else { query.cost_bytes() };
             stays
         });
@@ -182,34 +180,43 @@ mod tests {
 
     use super::*;
 
+    /// Every link has room but this one.
+    struct NoRoom(Option<LinkId>);
+
+    impl Links for NoRoom {
+        fn has_room(&self, link: LinkId) -> bool {
+            self.0 != Some(link)
+        }
+    }
+
     fn query(request: u64) -> Admitted {
         let query = Query::Range(RangeRequest::new(KeyRange::single("a")));
         Admitted { request, asked: Asked::Query { query, bytes: 1 << 20, linearizable: false } }
     }
 
     fn next(queries: &mut Queries) -> Option<u64> {
-        queries.next().map(|(_, query)| query.request)
+        queries.next(&NoRoom(None)).map(|(_, query)| query.request)
     }
 
-    fn nobody(_: &Arc<Link>, request: u64) {
+    fn nobody(_: LinkId, request: u64) {
         panic!("{request} was refused");
     }
 
     #[test]
     fn what_waits_for_a_link_is_bounded_but_for_answers_to_writes() {
         let mut queries = Queries::default();
-        let link = Link::unconnected();
+        let link = LinkId(1);
         let mut request = 0;
-        while queries.admit(&link, query(request)).is_ok() {
+        while queries.admit(link, query(request)).is_ok() {
             request += 1;
         }
         assert_eq!(request, 16);
         let done = Ok(keyspace::Reply::Done { revision: Revision(1) });
-        queries.admit(&link, Admitted { request, asked: Asked::Outcome(done) }).unwrap();
+        queries.admit(link, Admitted { request, asked: Asked::Outcome(done) }).unwrap();
         assert_eq!(next(&mut queries), Some(0));
-        queries.admit(&link, query(18)).unwrap();
-        assert!(queries.admit(&link, query(19)).is_err());
-        let refused = queries.admit_at(Mono(1), Revision(2), &link, query(20));
+        queries.admit(link, query(18)).unwrap();
+        assert!(queries.admit(link, query(19)).is_err());
+        let refused = queries.admit_at(Mono(1), Revision(2), link, query(20));
         refused.unwrap();
         let mut refused = Vec::new();
         queries.handle_revision(Mono(1), Revision(2), |_, request| refused.push(request));
@@ -219,38 +226,37 @@ mod tests {
     #[test]
     fn links_take_turns_and_keep_their_order() {
         let mut queries = Queries::default();
-        let links = [Link::unconnected(), Link::unconnected()];
-        for (link, request) in [(0, 1), (0, 2), (0, 3), (1, 11), (1, 12)] {
-            queries.admit(&links[link], query(request)).unwrap();
+        for (link, request) in [(1, 1), (1, 2), (1, 3), (2, 11), (2, 12)] {
+            queries.admit(LinkId(link), query(request)).unwrap();
         }
         let order: Vec<_> = std::iter::from_fn(|| next(&mut queries)).collect();
         assert_eq!(order, [1, 11, 2, 12, 3]);
-        assert!(!queries.has_next());
+        assert!(!queries.has_next(&NoRoom(None)));
     }
 
     #[test]
     fn a_link_without_room_holds_up_nobody() {
         let mut queries = Queries::default();
-        let links = [Link::unconnected(), Link::unconnected()];
-        links[0].begin_large();
-        queries.admit(&links[0], query(1)).unwrap();
-        queries.admit(&links[1], query(11)).unwrap();
-        assert_eq!(next(&mut queries), Some(11));
-        assert_eq!((queries.has_next(), next(&mut queries)), (false, None));
-        links[0].end_large();
+        let links = [LinkId(1), LinkId(2)];
+        let full = NoRoom(Some(links[0]));
+        queries.admit(links[0], query(1)).unwrap();
+        queries.admit(links[1], query(11)).unwrap();
+        let next_with_room = |queries: &mut Queries| queries.next(&full).map(|(_, query)| query.request);
+        assert_eq!(next_with_room(&mut queries), Some(11));
+        assert_eq!((queries.has_next(&full), next_with_room(&mut queries)), (false, None));
         assert_eq!(next(&mut queries), Some(1));
-        queries.admit(&links[0], query(2)).unwrap();
-        queries.close_link(links[0].id);
+        queries.admit(links[0], query(2)).unwrap();
+        queries.close_link(links[0]);
         assert_eq!(next(&mut queries), None);
     }
 
     #[test]
     fn a_query_waits_for_its_revision_but_not_for_long() {
         let mut queries = Queries::default();
-        let link = Link::unconnected();
+        let link = LinkId(1);
         let start = Mono(1000);
         for (request, revision) in [(1, 7), (2, 5), (3, 9)] {
-            queries.admit_at(start, Revision(revision), &link, query(request)).unwrap();
+            queries.admit_at(start, Revision(revision), link, query(request)).unwrap();
         }
         queries.handle_revision(start, Revision(4), nobody);
         assert_eq!(next(&mut queries), None);

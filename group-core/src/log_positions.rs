@@ -6,8 +6,9 @@ use std::collections::VecDeque;
 use consensus_core::{Record, RecordKind, RecordLabel, Slot};
 use journal::{Lsn, Ticket};
 
+/// See the module.
 #[derive(Debug, Default)]
-pub(crate) struct LogPositions {
+pub struct LogPositions {
     /// Batches with records of slots, in the order of the journal. Durable ones know where they lie.
     batches: VecDeque<Batch>,
     /// Batches handed in and not yet durable, with the base each holds.
@@ -36,7 +37,7 @@ struct Pending {
 
 impl LogPositions {
     /// A record found at restart, in the order of the journal.
-    pub(crate) fn recovered(&mut self, lsn: Lsn, record: &Record) {
+    pub fn recovered(&mut self, lsn: Lsn, record: &Record) {
         if let Some(slot) = slot_of(record) {
             self.batches.push_back(Batch { ticket: Ticket(0), max_slot: slot, from: lsn });
         }
@@ -47,7 +48,7 @@ impl LogPositions {
     }
 
     /// What is left of a record found at restart. It stays until what it says is written again, or is below the base.
-    pub(crate) fn recovered_label(&mut self, lsn: Lsn, label: &RecordLabel) {
+    pub fn recovered_label(&mut self, lsn: Lsn, label: &RecordLabel) {
         match label.kind {
             RecordKind::Vote | RecordKind::Revote | RecordKind::Chosen => {
                 self.batches.push_back(Batch { ticket: Ticket(0), max_slot: label.slot, from: lsn });
@@ -104,7 +105,7 @@ impl LogPositions {
     }
 
     /// The lowest position still needed; `None` before the group's first base.
-    pub(crate) fn floor(&mut self) -> Option<Lsn> {
+    pub fn floor(&mut self) -> Option<Lsn> {
         let (base, base_lsn) = self.base;
         if base_lsn == Lsn(0) {
             return None;

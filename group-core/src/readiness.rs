@@ -11,7 +11,7 @@ const BEHIND_MAX: u64 = 1_000;
 
 /// Why a replica is not to be relied on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unready {
+pub enum Unready {
     /// It has no state yet: it waits for a snapshot of a peer.
     NoState,
     /// No leader is known, or this replica leads and does not know yet what was committed before.
@@ -21,7 +21,12 @@ pub(crate) enum Unready {
     /// The disk may have forgotten votes or promises.
     Healing,
     /// It has not applied what the leader has committed.
-    Behind { applied: Slot, committed: Slot },
+    Behind {
+        /// What it has applied.
+        applied: Slot,
+        /// What the leader has committed.
+        committed: Slot,
+    },
 }
 
 impl fmt::Display for Unready {
@@ -42,7 +47,7 @@ impl fmt::Display for Unready {
 
 /// Follows one replica from its start.
 #[derive(Debug, Default)]
-pub(super) struct Readiness {
+pub(crate) struct Readiness {
     /// What the leader had committed when one was first heard.
     target: Option<Slot>,
     caught_up: bool,
@@ -50,7 +55,7 @@ pub(super) struct Readiness {
 
 impl Readiness {
     /// What is missing, if anything.
-    pub(super) fn judge(&mut self, status: &Status, applied: Slot) -> Option<Unready> {
+    pub(crate) fn judge(&mut self, status: &Status, applied: Slot) -> Option<Unready> {
         if status.blocked.is_some() {
             return Some(Unready::Blocked);
         }

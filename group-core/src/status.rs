@@ -1,17 +1,18 @@
-//! What is told of a replica from outside its task, as of the end of each turn.
+//! What is told of a replica, as of the end of each turn.
 
 use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::replica_status::Role as ToldRole;
 use consensus_core::{Role, Status};
 
-use super::Group;
+use crate::replica::Replica;
 
-impl Group {
-    /// What is told of this replica.
-    pub(super) fn told(&self, engine: &Status) -> wire::ReplicaStatus {
+impl Replica {
+    /// What is told of this replica; `engine` is its engine's status.
+    #[must_use]
+    pub fn told(&self, engine: &Status) -> wire::ReplicaStatus {
         let state = self.state.status();
         wire::ReplicaStatus {
-            group: self.handle.id.0,
+            group: self.settings.group.0,
             role: told_role(engine.role).into(),
             leader: engine.leader.map_or(0, |leader| leader.0),
             term: engine.lead.round,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use api::gaios::link::v1::StatusRequest;
 use consensus_core::Mono;
 
-use super::clients::Waiter;
+use crate::clients::{LinkId, Waiter};
 
 /// More than wait at a time are answered at once. Every gateway asks once on each of its links.
 const SEEKERS_MAX: usize = 10_000;
@@ -13,7 +13,7 @@ const SEEKERS_MAX: usize = 10_000;
 const WAIT_MAX: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
-pub(super) struct Seekers(Vec<Seeker>);
+pub(crate) struct Seekers(Vec<Seeker>);
 
 #[derive(Debug)]
 struct Seeker {
@@ -24,7 +24,7 @@ struct Seeker {
 
 impl Seekers {
     /// Takes in who asks; gives it back if it is to be answered at once. `led` is the round of the leader that is known.
-    pub(super) fn admit(
+    pub(crate) fn admit(
         &mut self,
         now: Mono,
         led: Option<u64>,
@@ -41,32 +41,31 @@ impl Seekers {
     }
 
     /// Who is to be answered now.
-    pub(super) fn take_due(&mut self, now: Mono, led: Option<u64>) -> Vec<Waiter> {
+    pub(crate) fn take_due(&mut self, now: Mono, led: Option<u64>) -> Vec<Waiter> {
         let due =
             |seeker: &mut Seeker| now >= seeker.until || led.is_some_and(|term| term >= seeker.least_term);
         self.0.extract_if(.., due).map(|seeker| seeker.waiter).collect()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    pub(super) fn deadline(&self) -> Option<Mono> {
+    pub(crate) fn deadline(&self) -> Option<Mono> {
         self.0.iter().map(|seeker| seeker.until).min()
     }
 
-    pub(super) fn close_link(&mut self, link: u64) {
-        self.0.retain(|seeker| seeker.waiter.link.id != link);
+    pub(crate) fn close_link(&mut self, link: LinkId) {
+        self.0.retain(|seeker| seeker.waiter.link != link);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::link::Link;
 
     fn ask(seekers: &mut Seekers, request: u64, led: Option<u64>, wait_ms: u32, least_term: u64) -> bool {
-        let waiter = Waiter { link: Link::unconnected(), request };
+        let waiter = Waiter { link: LinkId(1), request };
         let asked = StatusRequest { wait_ms, least_term, figures: None };
         seekers.admit(Mono(0), led, waiter, &asked).is_none()
     }
@@ -98,7 +97,7 @@ mod tests {
     fn a_link_that_is_gone_waits_for_nothing() {
         let mut seekers = Seekers::default();
         assert!(ask(&mut seekers, 1, None, 200, 0));
-        let gone = seekers.0[0].waiter.link.id;
+        let gone = seekers.0[0].waiter.link;
         seekers.close_link(gone);
         assert!(seekers.is_empty());
     }

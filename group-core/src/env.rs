@@ -1,0 +1,71 @@
+//! What a replica sees of the world.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use bytes::Bytes;
+use consensus_core::{GroupId, Liveness, Mono, NodeId, NodeSet, Timing};
+use keyspace::Limits;
+
+use crate::clients::LinkId;
+
+/// What does not change while the node runs.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The group.
+    pub group: GroupId,
+    /// The node that the replica is on.
+    pub node: NodeId,
+    /// The voters, as configured and for good.
+    pub voters: NodeSet,
+    /// Times of the consensus protocol.
+    pub timing: Timing,
+    /// What this node would set as leader.
+    pub limits: Limits,
+    /// A snapshot is not due before this many bytes were logged since the last one.
+    pub snapshot_least_bytes: u64,
+    /// Size of the slices that a snapshot is cut in.
+    pub snapshot_slice_bytes: usize,
+    /// The region that each node stands in, as far as it is known.
+    pub regions: BTreeMap<NodeId, String>,
+    /// The regions where the group is to be led, the best first, until an operator says otherwise.
+    pub leader_regions: Vec<Bytes>,
+}
+
+/// The world at one moment.
+///
+/// `now` must have been read after the events that are stepped with it had come in: a read under the leader lease takes
+/// effect at that moment, which has to lie between its question and its answer.
+#[derive(Clone, Copy)]
+pub struct Env<'a> {
+    /// The node's clock.
+    pub now: Mono,
+    /// Who lives, and whom this node may count on; as of `now` or before, and no older than the events.
+    pub liveness: &'a Liveness,
+    /// The node's own disk.
+    pub disk: Disk,
+    /// The gateways' links.
+    pub links: &'a dyn Links,
+}
+
+impl fmt::Debug for Env<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Env").field("now", &self.now).field("disk", &self.disk).finish_non_exhaustive()
+    }
+}
+
+/// How the journal does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Disk {
+    /// There is no room: nothing can be made durable.
+    pub full: bool,
+    /// So much waits for the disk that nothing more should be handed in.
+    pub crowded: bool,
+}
+
+/// What is known of the gateways' links.
+pub trait Links {
+    /// Whether the gateway takes what it is sent, so that another query should be answered now. A replica that was told no
+    /// hears [`crate::Event::LinkDrained`] when that has changed.
+    fn has_room(&self, link: LinkId) -> bool;
+}

@@ -1,0 +1,58 @@
+//! One group's replica on one node, as a plain state machine: the consensus engine, the state machine that it feeds, and
+//! everything that is decided between them and the gateways.
+//!
+//! ```text
+//! Event ──▶ Replica::step ──▶ Replica::poll ──▶ Out: messages, records, answers, snapshots to write, notices
+//!             engine  ──commits──▶  keyspace
+//!             clients, queries, watches, lease clock, placement, hand-over, snapshots, log positions
+//! ```
+//!
+//! It knows no clock, no socket, no disk and no task. [`Env`] is what it sees of the world at a moment, [`Event`] what
+//! happens, [`Out`] what is to be done; a link is a number. A node's task and the simulation run this very type: they wait,
+//! step, and carry out.
+//!
+//! A turn is
+//!
+//! 1. [`Replica::step`] with every event that has come in,
+//! 2. [`Replica::poll`] until it returns false, carrying [`Out`] out each time: what waits for no record leaves before the
+//!    entries of the same step are applied,
+//! 3. [`Replica::answer_next`] for as long as the node gives it,
+//! 4. [`Replica::finish`].
+
+mod clients;
+mod digests;
+pub mod entries;
+mod env;
+mod event;
+mod gate;
+mod handover;
+mod leading;
+mod lease_clock;
+mod log_positions;
+mod out;
+mod placement;
+mod queries;
+mod readiness;
+mod recent;
+mod replica;
+mod replies;
+mod requests;
+mod seekers;
+mod snapshotting;
+mod stateless;
+mod status;
+#[cfg(test)]
+mod tests;
+mod watches;
+
+pub use clients::LinkId;
+pub use env::{Disk, Env, Links, Settings};
+pub use event::{Event, Progress};
+pub use gate::Gate;
+pub use log_positions::LogPositions;
+pub use out::{Answer, Counters, LargeAnswer, Notice, Out, ToPeer, ToSnapshots};
+pub use readiness::Unready;
+pub use replica::{Replica, Start};
+pub use replies::refusal;
+pub use snapshotting::{decode_meta, encode_meta};
+pub use stateless::Stateless;

@@ -1,0 +1,718 @@
+//! The replica itself: it takes up events, steps the engine, applies what is committed, and gathers what is to be done.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::gaios::link::v1 as wire;
+use api::gaios::link::v1::refused::Why;
+use api::gaios::link::v1::response::Kind;
+use bytes::{Bytes, BytesMut};
+use consensus_core::{
+    Config, Durable, Engine, Event as EngineEvent, Input, Message, Mono, NodeId, NodeSet, Options, Output,
+    PersistSeq, ReadOutcome, Record, Rejection, Role, Slot, Status, Tag, Value,
+};
+use journal::{Lsn, Ticket};
+use keyspace::{Alarm, AlarmKind, Command, Effects, Keyspace, LeaseEffect, Reply, RevisionEvents};
+
+use crate::clients::{Clients, LinkId, PendingRead, Reading, Subject, Waiter};
+use crate::digests::Digests;
+use crate::entries;
+use crate::env::{Env, Links, Settings};
+use crate::event::Event;
+use crate::handover::{Relief, Stopping};
+use crate::leading::Move;
+use crate::lease_clock::LeaseClock;
+use crate::log_positions::LogPositions;
+use crate::out::{Counters, Notice, Out, ToPeer, ToSnapshots};
+use crate::placement::Placement;
+use crate::queries::Queries;
+use crate::readiness::{Readiness, Unready};
+use crate::replies::Replies;
+use crate::seekers::Seekers;
+use crate::snapshotting::Snapshotting;
+use crate::watches::Watches;
+
+/// Leases removed or checkpointed in one proposal.
+const LEASES_PER_PROPOSAL: usize = 1000;
+/// After this long the group makes proposals about leases again that the engine had no room for.
+pub(crate) const PROPOSE_AGAIN_AFTER: Duration = Duration::from_millis(100);
+/// Records of garbage freed before the group turns to other work.
+const SWEEP_PER_TURN: usize = 256;
+/// What a record takes in the journal beside its payload, about, in bytes.
+const RECORD_BYTES: usize = 64;
+
+/// What recovery found of a group.
+#[derive(Debug)]
+pub struct Start {
+    /// The engine's.
+    pub options: Options,
+    /// What the journal held, [`Durable::snapshot`] included.
+    pub durable: Durable,
+    /// The newest snapshot on disk and the slot it was taken at.
+    pub snapshot: Option<(Slot, Keyspace)>,
+    /// Where the journal holds the group's records.
+    pub positions: LogPositions,
+}
+
+impl Start {
+    /// The slot of the snapshot that the journal builds on, if there is no such snapshot: the replica can only begin with
+    /// a peer's.
+    #[must_use]
+    pub fn lacks_state(&self) -> Option<Slot> {
+        let base = self.durable.base();
+        let newest = self.snapshot.as_ref().map_or(Slot(0), |(slot, _)| *slot);
+        (newest < base).then_some(base)
+    }
+}
+
+/// One group's replica on one node. See the crate.
+pub struct Replica {
+    pub(crate) settings: Settings,
+    pub(crate) engine: Engine,
+    pub(crate) state: Keyspace,
+    pub(crate) applied: Slot,
+    pub(crate) clients: Clients,
+    /// Linearizable reads of this turn that need a read point from the engine.
+    pub(crate) asking: Vec<PendingRead>,
+    pub(crate) queries: Queries,
+    pub(crate) watches: Watches,
+    pub(crate) leases: LeaseClock,
+    /// Keep-alives that wait for the log: some of their leases have ended and are not removed yet, or are given less
+    /// time there than the answer would say.
+    pub(crate) parked: Vec<(Waiter, Vec<i64>)>,
+    /// When to make proposals about leases again that were refused.
+    propose_again_at: Option<Mono>,
+    /// This replica leads, as the engine said last; what it gets may be queued.
+    pub(crate) elected: bool,
+    /// This replica leads and may serve.
+    pub(crate) leading: bool,
+    /// A compaction left garbage in memory that is not freed yet.
+    sweeping: bool,
+    pub(crate) positions: LogPositions,
+    pub(crate) snapshotting: Snapshotting,
+    digests: Digests,
+    pub(crate) replies: Replies,
+    pub(crate) seekers: Seekers,
+    readiness: Readiness,
+    engine_out: Output,
+    /// `engine_out` holds what is to be applied with the next poll.
+    follows: bool,
+    effects: Effects,
+    pub(crate) counters: Counters,
+    /// The node wants to stop.
+    pub(crate) stopping: Option<Stopping>,
+    /// For a leader whose disk is full.
+    pub(crate) relief: Option<Relief>,
+    /// For a leader that is not where the operator wants it.
+    pub(crate) placement: Option<Placement>,
+    /// An operator waits for another leader.
+    pub(crate) moving: Option<Move>,
+    /// When peers said last that their disks are full.
+    pub(crate) full_at: BTreeMap<NodeId, Mono>,
+    /// Whose disks are full, while this leader can make nothing durable for that.
+    pub(crate) disks_full: NodeSet,
+    /// What is to be done, until it is handed out.
+    pub(crate) out: Out,
+}
+
+impl Replica {
+    /// Begins with what was recovered.
+    ///
+    /// # Panics
+    /// If it lacks the state ([`Start::lacks_state`]): see [`crate::Stateless`].
+    #[must_use]
+    pub fn new(settings: Settings, start: Start, now: Mono) -> Replica {
+        assert_eq!(start.lacks_state(), None, "a replica begins with the state that its journal builds on");
+        let engine = Engine::new(start.options, start.durable, now);
+        let newest = start.snapshot.as_ref().map(|(slot, _)| *slot);
+        let (applied, state) =
+            start.snapshot.unwrap_or_else(|| (Slot(0), Keyspace::new(keyspace::Options::default())));
+        let watches = Watches::new(state.revision());
+        Replica {
+            settings,
+            engine,
+            state,
+            applied,
+            clients: Clients::default(),
+            asking: Vec::new(),
+            queries: Queries::default(),
+            watches,
+            leases: LeaseClock::default(),
+            parked: Vec::new(),
+            propose_again_at: None,
+            elected: false,
+            leading: false,
+            sweeping: false,
+            positions: start.positions,
+            snapshotting: Snapshotting::new(newest),
+            digests: Digests::default(),
+            replies: Replies::default(),
+            seekers: Seekers::default(),
+            readiness: Readiness::default(),
+            engine_out: Output::default(),
+            follows: false,
+            effects: Effects::default(),
+            counters: Counters::default(),
+            stopping: None,
+            relief: None,
+            placement: None,
+            moving: None,
+            full_at: BTreeMap::new(),
+            disks_full: NodeSet::new(),
+            out: Out::default(),
+        }
+    }
+
+    /// Takes up an event.
+    pub fn step(&mut self, env: &Env<'_>, event: Event) {
+        match event {
+            Event::Peer { from, message } => self.on_message(env, from, message),
+            Event::Requests { link, requests } => {
+                for request in requests {
+                    self.on_request(env, link, request);
+                }
+            }
+            Event::LinkClosed(link) => self.on_link_closed(link),
+            // The turn goes on with what waited for it.
+            Event::LinkDrained => {}
+            Event::Persisted { upto, lsn } => self.on_persisted(env, upto, lsn),
+            Event::PersistFailed => self.step_engine(env, Input::PersistFailed),
+            Event::Liveness(event) => self.step_engine(env, Input::from(event)),
+            Event::PeerDisk { node, full: true } => {
+                self.full_at.insert(node, env.now);
+            }
+            Event::PeerDisk { node, full: false } => {
+                self.full_at.remove(&node);
+            }
+            Event::Snapshot(progress) => self.on_snapshot_progress(env, progress),
+            Event::SnapshotReceived { slot, config, state } => {
+                self.on_snapshot_received(env, slot, config, *state);
+            }
+            Event::SnapshotRequested { by, at_least } => self.send_snapshot(by, at_least),
+            Event::SnapshotLost { slot } => self.snapshotting.lost(slot),
+            // Also when it arrived: the log may have moved on meanwhile, or the peer had no use for it.
+            Event::SnapshotSent { to } => {
+                self.counters.snapshots_sent += 1;
+                self.snapshotting.sent(to);
+                self.step_engine(env, Input::SnapshotEnded { to });
+            }
+            Event::SnapshotWanted { floor } => self.on_snapshot_wanted(env, floor),
+            Event::DigestAsked { by, slot } => {
+                if let Some(digest) = self.digests.asked(by, slot) {
+                    self.out.to_peers.push((by, ToPeer::Digest(slot, digest)));
+                }
+            }
+            Event::DigestTold { by, slot, digest } => self.on_digest(env, by, slot, digest),
+            Event::Stop => self.stop_in_order(env),
+        }
+    }
+
+    /// Does what is due, and asks the engine what the events of this turn have left to ask.
+    pub fn tick(&mut self, env: &Env<'_>) {
+        self.ask_for_read_point(env);
+        if self.engine.next_deadline().is_some_and(|deadline| deadline <= env.now) {
+            self.step_engine(env, Input::Timeout);
+        }
+        self.seek_relief(env);
+        self.seek_better_place(env);
+        self.watch_disks(env);
+        self.propose_due_leases(env);
+        self.compare_digests(env);
+        self.admit_caught_up(env);
+    }
+
+    /// Moves to `out` what is to be done; false once there is nothing left that follows from the events. What a step
+    /// commits is applied with the next call, so that its messages and records are under way by then.
+    pub fn poll(&mut self, env: &Env<'_>, out: &mut Out) -> bool {
+        let more = if std::mem::take(&mut self.follows) {
+            self.follow(env);
+            true
+        } else {
+            self.engine.poll(&mut self.engine_out);
+            self.follows = !self.engine_out.is_empty();
+            self.persist_and_send();
+            self.follows
+        };
+        self.hand_out(out);
+        more
+    }
+
+    /// Ends a turn: gateways are answered, and work that can be cut in pieces goes on by one.
+    pub fn finish(&mut self, env: &Env<'_>, out: &mut Out) {
+        self.answer_seekers(env);
+        self.watches.serve_behind(&self.state, &mut self.replies);
+        self.continue_snapshot();
+        if self.may_sweep() {
+            self.sweeping = self.state.sweep(SWEEP_PER_TURN);
+        }
+        self.replies.take_all(&mut self.out.answers);
+        self.hand_out(out);
+    }
+
+    /// When there is something to do although nothing happens.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Mono> {
+        let (leases, digests) =
+            if self.leading { (self.leases.next_deadline(), self.digests.deadline()) } else { (None, None) };
+        let stopping = self.stopping.map(|stopping| stopping.until);
+        let placement = self.placement.as_ref().and_then(Placement::deadline);
+        let waiting = [self.queries.deadline(), self.seekers.deadline(), placement];
+        let own = [self.engine.next_deadline(), leases, digests, self.propose_again_at, stopping];
+        own.into_iter().chain(waiting).flatten().min()
+    }
+
+    /// Whether there is work that goes on without any event.
+    #[must_use]
+    pub fn has_work(&self, links: &dyn Links) -> bool {
+        let asks = !self.asking.is_empty();
+        asks || self.queries.has_next(links)
+            || self.watches.has_work()
+            || self.snapshotting.wants_slice()
+            || self.may_sweep()
+    }
+
+    /// Why the replica is not to be relied on, if it is not; `engine` is its engine's status.
+    pub fn unready(&mut self, engine: &Status) -> Option<Unready> {
+        self.readiness.judge(engine, self.applied)
+    }
+
+    /// The engine, to look at.
+    #[must_use]
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The state, to look at.
+    #[must_use]
+    pub fn state(&self) -> &Keyspace {
+        &self.state
+    }
+
+    /// The last slot applied.
+    #[must_use]
+    pub fn applied(&self) -> Slot {
+        self.applied
+    }
+
+    /// What the engine has committed and the next [`Replica::poll`] applies.
+    #[must_use]
+    pub fn committed(&self) -> &[(Slot, Value)] {
+        if self.follows { &self.engine_out.committed } else { &[] }
+    }
+
+    /// The newest snapshot on disk.
+    #[must_use]
+    pub fn newest_snapshot(&self) -> Option<Slot> {
+        self.snapshotting.newest()
+    }
+
+    /// Watches that gateways hold here.
+    #[must_use]
+    pub fn watches(&self) -> usize {
+        self.watches.len()
+    }
+
+    /// Replicas that were found to differ from the others.
+    #[must_use]
+    pub fn differing(&self) -> usize {
+        self.digests.differing()
+    }
+
+    /// What has happened so far.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// A snapshot under way may need what would be freed.
+    fn may_sweep(&self) -> bool {
+        self.sweeping && !self.snapshotting.is_taking()
+    }
+
+    pub(crate) fn hand_out(&mut self, out: &mut Out) {
+        self.replies.take_full(&mut self.out.answers);
+        self.out.move_to(out);
+    }
+
+    pub(crate) fn step_engine(&mut self, env: &Env<'_>, input: Input) {
+        self.engine.step(env.now, env.liveness, input);
+    }
+
+    fn on_link_closed(&mut self, link: LinkId) {
+        self.clients.link_closed(link);
+        self.asking.retain(|read| read.waiter.link != link);
+        self.queries.close_link(link);
+        self.seekers.close_link(link);
+        self.moving = self.moving.take().filter(|moving| !moving.is_of(link));
+        self.watches.close_link(link);
+        self.parked.retain(|(waiter, _)| waiter.link != link);
+    }
+
+    fn on_message(&mut self, env: &Env<'_>, from: NodeId, message: Message) {
+        // These bring records for the journal, and come again.
+        let brings_records = matches!(message, Message::Accept(_) | Message::Chosen(_));
+        if !(brings_records && env.disk.crowded) {
+            self.step_engine(env, Input::Message { from, message });
+        }
+    }
+
+    fn on_persisted(&mut self, env: &Env<'_>, upto: PersistSeq, lsn: Lsn) {
+        self.step_engine(env, Input::Persisted(upto));
+        if let Some(floor) = self.positions.persisted(Ticket(upto.0), lsn) {
+            self.out.floor = Some(floor);
+        }
+    }
+
+    /// What the engine wants sent and made durable.
+    fn persist_and_send(&mut self) {
+        let Output { records, sends, .. } = &mut self.engine_out;
+        if let Some((last, _)) = records.last() {
+            // Before the journal has them. What comes to wait for records later on has some of its own. With a base, the
+            // journal may let go of older records.
+            let has_base = records.iter().any(|(_, record)| matches!(record, Record::Base { .. }));
+            if has_base || self.engine.awaits_persisted() {
+                self.out.await_durable = Some(*last);
+            }
+            let ticket = Ticket(last.0);
+            for (_, record) in records.iter() {
+                self.snapshotting.logged(record.payload_len() + RECORD_BYTES);
+                self.positions.appended(ticket, record);
+            }
+        }
+        self.out.records.append(records);
+        self.out.sends.append(sends);
+    }
+
+    /// What follows from what the engine has committed, refused and found out.
+    fn follow(&mut self, env: &Env<'_>) {
+        let mut output = std::mem::take(&mut self.engine_out);
+        self.apply(env, &mut output.committed);
+        // Rejections before the change of role that caused them: these have certainly not entered the log.
+        for (tag, rejection) in output.rejected.drain(..) {
+            self.on_rejected(env, tag, rejection);
+        }
+        for (tag, outcome) in output.reads.drain(..) {
+            self.on_read_point(env, tag, outcome);
+        }
+        for event in output.events.drain(..) {
+            self.on_engine_event(env, event);
+        }
+        self.engine_out = output;
+    }
+
+    fn apply(&mut self, env: &Env<'_>, committed: &mut Vec<(Slot, Value)>) {
+        if committed.is_empty() {
+            return;
+        }
+        let mut effects = std::mem::take(&mut self.effects);
+        effects.clear();
+        let mut subjects = Vec::new();
+        for (slot, value) in committed.drain(..) {
+            if slot <= self.applied {
+                // In the snapshot already.
+                continue;
+            }
+            assert_eq!(slot, self.applied.next(), "the engine commits in slot order without gaps");
+            match value {
+                Value::Noop => self.state.skip(slot.0),
+                Value::Batch(commands) => {
+                    for (index, command) in commands.iter().enumerate() {
+                        let command = entries::read(command.clone());
+                        subjects.push(subject(&command));
+                        let index = u32::try_from(index).expect("an entry holds fewer than 2^32 commands");
+                        self.state.apply(slot.0, index, command, &mut effects);
+                    }
+                }
+            }
+            self.applied = slot;
+            if let Some((by, slot, digest)) = self.digests.applied(slot, self.state.digest()) {
+                self.out.to_peers.push((by, ToPeer::Digest(slot, digest)));
+            }
+        }
+        self.counters.commands += subjects.len() as u64;
+        self.on_effects(env, &effects, &subjects);
+        self.effects = effects;
+        for read in self.clients.readable(self.applied) {
+            self.serve(env, read);
+        }
+        self.admit_caught_up(env);
+    }
+
+    fn on_effects(&mut self, env: &Env<'_>, effects: &Effects, subjects: &[Subject]) {
+        // The state machine answers each command, in the order applied.
+        assert_eq!(effects.replies.len(), subjects.len());
+        for (answer, subject) in effects.replies.iter().zip(subjects) {
+            for waiter in self.clients.applied(*subject) {
+                match &answer.outcome {
+                    Ok(Reply::SessionOpened { session, .. }) => {
+                        let opened = wire::SessionOpened { session: session.0 };
+                        self.replies.add(waiter.link, waiter.request, Kind::SessionOpened(opened));
+                    }
+                    _ if *subject == Subject::LeaderRegions => self.tell_leading(env, waiter, String::new()),
+                    outcome => self.answer(env, waiter.link, waiter.request, outcome),
+                }
+            }
+        }
+        if subjects.contains(&Subject::LeaderRegions) {
+            self.reconsider_place();
+        }
+        self.sweeping |= effects.compacted.is_some();
+        self.on_lease_effects(env, &effects.leases);
+        self.on_revisions(&effects.revisions);
+    }
+
+    fn on_lease_effects(&mut self, env: &Env<'_>, effects: &[LeaseEffect]) {
+        if !self.leading {
+            return;
+        }
+        let now = env.now;
+        let mut awaited = false;
+        for effect in effects {
+            match *effect {
+                LeaseEffect::Granted { id, ttl_s } => self.leases.granted(now, id, ttl_s),
+                LeaseEffect::Revoked { id } => {
+                    self.leases.revoked(id);
+                    awaited = true;
+                }
+                LeaseEffect::Checkpointed { id, remaining_s } => {
+                    self.leases.checkpointed(id, remaining_s);
+                    awaited |= remaining_s == 0;
+                }
+            }
+        }
+        if awaited {
+            self.look_at_parked(env);
+        }
+    }
+
+    fn look_at_parked(&mut self, env: &Env<'_>) {
+        for (waiter, leases) in std::mem::take(&mut self.parked) {
+            self.on_read(env, waiter.link, waiter.request, Reading::KeepAlive(leases));
+        }
+    }
+
+    fn on_revisions(&mut self, revisions: &[RevisionEvents]) {
+        if !revisions.is_empty() {
+            self.watches.on_revisions(revisions, &self.state, &mut self.replies);
+        }
+    }
+
+    pub(crate) fn on_rejected(&mut self, env: &Env<'_>, tag: Tag, rejection: Rejection) {
+        self.counters.rejected += 1;
+        let why = match rejection {
+            Rejection::NotLeader { hint } => {
+                self.replies.leader = hint;
+                Why::NotLeader
+            }
+            Rejection::Overloaded => Why::Overloaded,
+            // It leads nothing until it is restarted. Others lead, and a gateway must look for them.
+            Rejection::Fenced => {
+                self.replies.leader = None;
+                Why::NotLeader
+            }
+        };
+        match self.clients.rejected(tag) {
+            Some(waiters) => {
+                for waiter in waiters {
+                    self.replies.refuse(waiter.link, waiter.request, why);
+                }
+            }
+            None if self.leading => {
+                let again = || env.now.after(PROPOSE_AGAIN_AFTER);
+                self.propose_again_at.get_or_insert_with(again);
+            }
+            None => {}
+        }
+    }
+
+    fn on_read_point(&mut self, env: &Env<'_>, tag: Tag, outcome: ReadOutcome) {
+        let reads = self.clients.point_found(tag);
+        match outcome {
+            ReadOutcome::At(point) if point <= self.applied => {
+                for read in reads {
+                    self.serve(env, read);
+                }
+            }
+            ReadOutcome::At(point) => self.clients.wait_for_apply(point, reads),
+            ReadOutcome::NotLeader { hint } => {
+                self.replies.leader = hint;
+                self.refuse_reads(reads);
+            }
+            ReadOutcome::Lost => self.refuse_reads(reads),
+        }
+    }
+
+    /// A read may always be asked again elsewhere.
+    fn refuse_reads(&mut self, reads: Vec<PendingRead>) {
+        for read in reads {
+            self.replies.refuse(read.waiter.link, read.waiter.request, Why::NotLeader);
+        }
+    }
+
+    fn on_engine_event(&mut self, env: &Env<'_>, event: EngineEvent) {
+        let notice = match event {
+            EngineEvent::RoleChanged { role, lead, leader } => {
+                self.on_role(env, role, lead.round, leader);
+                Notice::Role { role, lead, leader }
+            }
+            EngineEvent::LeadershipReady => return self.on_leading(env),
+            EngineEvent::SnapshotNeeded { to, at_least } => return self.send_snapshot(to, at_least),
+            EngineEvent::Fenced => Notice::Fenced,
+            EngineEvent::PayloadRepaired { slot } => Notice::PayloadRepaired { slot },
+            EngineEvent::Healed => Notice::Healed,
+            EngineEvent::TooManyForgot { nodes } => Notice::TooManyForgot { nodes },
+            EngineEvent::Blocked { nodes } => Notice::Blocked { nodes },
+            EngineEvent::Survived => Notice::Survived,
+            EngineEvent::Suspicious { from, suspicion } => Notice::Suspicious { from, suspicion },
+            EngineEvent::PromiseDoubtful => Notice::PromiseDoubtful,
+            EngineEvent::TransferAborted { to } => {
+                self.end_move(env, self.settings.node);
+                self.hand_over_to_another(env);
+                Notice::TransferAborted { to }
+            }
+        };
+        self.out.notices.push(notice);
+    }
+
+    fn on_role(&mut self, env: &Env<'_>, role: Role, round: u64, leader: Option<NodeId>) {
+        if leader.is_some() && leader != self.replies.leader {
+            self.counters.leader_changes += 1;
+        }
+        self.replies.term = round;
+        self.replies.leader = leader;
+        self.elected = role == Role::Leader;
+        if let Some(leader) = leader.filter(|leader| *leader != self.settings.node) {
+            self.end_move(env, leader);
+        }
+        if role != Role::Leader {
+            self.leading = false;
+            self.placement = None;
+            self.leases.stop();
+            self.propose_again_at = None;
+            self.clients.leadership_lost(&mut self.replies);
+            for (waiter, _) in std::mem::take(&mut self.parked) {
+                self.replies.refuse(waiter.link, waiter.request, Why::NotLeader);
+            }
+        }
+    }
+
+    fn on_leading(&mut self, env: &Env<'_>) {
+        self.leading = true;
+        if env.disk.full {
+            let asked = self.relief.map_or(self.settings.node, |relief| relief.asked);
+            self.relief = Some(Relief::next(self.relief, asked, env.now));
+        }
+        let leases = self.state.leases().map(|lease| (lease.id, lease.granted_ttl_s, lease.remaining_s));
+        self.leases.start(env.now, self.settings.timing.election, leases);
+        self.reconsider_place();
+        // The limits must be the same on all replicas, so it is the leader's configuration that counts.
+        if self.state.limits() != self.settings.limits {
+            self.propose_internal(env, &Command::SetLimits(self.settings.limits));
+        }
+    }
+
+    /// A leader asks the others for their digests, if there is something new to compare.
+    fn compare_digests(&mut self, env: &Env<'_>) {
+        if !self.leading {
+            return;
+        }
+        let Some((slot, differing)) = self.digests.ask(env.now, self.settings.node, &self.settings.voters)
+        else {
+            return;
+        };
+        self.on_differing(env, &differing);
+        for peer in self.settings.voters.iter().filter(|voter| *voter != self.settings.node) {
+            self.out.to_peers.push((peer, ToPeer::DigestAsked(slot)));
+        }
+    }
+
+    fn on_digest(&mut self, env: &Env<'_>, by: NodeId, slot: Slot, digest: u64) {
+        if self.leading {
+            let differing = self.digests.told(self.settings.node, by, slot, digest, &self.settings.voters);
+            self.on_differing(env, &differing);
+        }
+    }
+
+    /// These replicas hold something else than the others.
+    fn on_differing(&mut self, env: &Env<'_>, nodes: &NodeSet) {
+        for node in nodes.iter() {
+            let alarm = Alarm { member: u64::from(node.0), kind: AlarmKind::Corrupt };
+            self.out.notices.push(Notice::Differs { node });
+            if self.state.alarms().all(|raised| raised != alarm) {
+                self.propose_internal(env, &Command::RaiseAlarm(alarm));
+            }
+        }
+    }
+
+    fn propose_due_leases(&mut self, env: &Env<'_>) {
+        if !self.leading {
+            return;
+        }
+        let now = env.now;
+        if self.propose_again_at.is_some_and(|at| at <= now) {
+            self.propose_again_at = None;
+            self.leases.propose_again(now);
+            self.look_at_parked(env);
+        }
+        let due = self.leases.take_due(now, LEASES_PER_PROPOSAL);
+        if !due.expired.is_empty() {
+            let count = due.expired.len();
+            self.counters.leases_expired += count as u64;
+            self.out.notices.push(Notice::LeasesExpired { count });
+            self.propose_internal(env, &Command::ExpireLeases(due.expired));
+        }
+        if !due.checkpoints.is_empty() {
+            self.propose_internal(env, &Command::CheckpointLeases(due.checkpoints));
+        }
+    }
+
+    fn on_snapshot_received(&mut self, env: &Env<'_>, slot: Slot, config: Arc<Config>, state: Keyspace) {
+        if slot <= self.applied {
+            return;
+        }
+        self.out.notices.push(Notice::SnapshotInstalled { slot });
+        self.watches.on_state_replaced(self.state.revision(), state.revision());
+        self.state = state;
+        self.applied = slot;
+        if self.snapshotting.replaced(slot) {
+            self.out.snapshots.push(ToSnapshots::Abandon);
+        }
+        self.digests.replaced();
+        self.step_engine(env, Input::SnapshotInstalled { slot, config });
+        for read in self.clients.readable(self.applied) {
+            self.serve(env, read);
+        }
+    }
+}
+
+/// What a command of the log is about, for whoever waits for it.
+fn subject(command: &Command) -> Subject {
+    match command {
+        Command::Write { session, seq, .. } => Subject::Write(*session, *seq),
+        Command::OpenSession { nonce } => Subject::OpenSession(*nonce),
+        Command::SetLeaderRegions(_) => Subject::LeaderRegions,
+        Command::CloseSession(_)
+        | Command::ExpireLeases(_)
+        | Command::CheckpointLeases(_)
+        | Command::SetLimits(_)
+        | Command::RaiseAlarm(_) => Subject::Internal,
+    }
+}
+
+pub(crate) fn encode(command: &Command) -> Bytes {
+    let mut bytes = BytesMut::new();
+    command.encode(&mut bytes);
+    bytes.freeze()
+}
+
+impl fmt::Debug for Replica {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replica")
+            .field("group", &self.settings.group)
+            .field("node", &self.settings.node)
+            .field("applied", &self.applied)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,86 @@
+//! What a turn has to say to gateways, gathered per link so that it leaves as one frame each, or a few large ones.
+
+use std::collections::BTreeMap;
+
+use api::gaios::link::v1 as wire;
+use api::gaios::link::v1::refused::Why;
+use api::gaios::link::v1::response::Kind;
+use bytes::BytesMut;
+use consensus_core::NodeId;
+use keyspace::Outcome;
+
+use crate::clients::LinkId;
+use crate::out::Answer;
+
+/// Bytes of answers after which a frame leaves before the turn is over.
+const FRAME_BYTES: usize = 1 << 20;
+
+#[derive(Debug, Default)]
+pub(crate) struct Replies {
+    by_link: BTreeMap<LinkId, Gathered>,
+    /// Frames that are large enough.
+    full: Vec<Answer>,
+    /// etcd's raft_term, in every answer.
+    pub(crate) term: u64,
+    /// Who leads, as far as known: the hint in every refusal.
+    pub(crate) leader: Option<NodeId>,
+}
+
+#[derive(Debug, Default)]
+struct Gathered {
+    responses: Vec<wire::Response>,
+    /// Those of them that may be many.
+    bytes: usize,
+}
+
+impl Replies {
+    pub(crate) fn add(&mut self, link: LinkId, id: u64, kind: Kind) {
+        let response = wire::Response { id, term: self.term, kind: Some(kind) };
+        self.push(link, response, 0);
+    }
+
+    pub(crate) fn outcome(&mut self, link: LinkId, id: u64, outcome: &Outcome) {
+        let mut encoded = BytesMut::new();
+        keyspace::encode_outcome(outcome, &mut encoded);
+        let bytes = encoded.len();
+        let response = wire::Response { id, term: self.term, kind: Some(Kind::Reply(encoded.freeze())) };
+        self.push(link, response, bytes);
+    }
+
+    pub(crate) fn refuse(&mut self, link: LinkId, id: u64, why: Why) {
+        let response = refusal(id, self.term, why, self.leader);
+        self.push(link, response, 0);
+    }
+
+    /// Moves the frames that are large enough to `out`.
+    pub(crate) fn take_full(&mut self, out: &mut Vec<Answer>) {
+        out.append(&mut self.full);
+    }
+
+    /// Moves everything gathered to `out`.
+    pub(crate) fn take_all(&mut self, out: &mut Vec<Answer>) {
+        self.take_full(out);
+        while let Some((link, gathered)) = self.by_link.pop_first() {
+            if !gathered.responses.is_empty() {
+                out.push(Answer { link, responses: gathered.responses });
+            }
+        }
+    }
+
+    fn push(&mut self, link: LinkId, response: wire::Response, bytes: usize) {
+        let gathered = self.by_link.entry(link).or_default();
+        gathered.responses.push(response);
+        gathered.bytes += bytes;
+        if gathered.bytes > FRAME_BYTES {
+            gathered.bytes = 0;
+            self.full.push(Answer { link, responses: std::mem::take(&mut gathered.responses) });
+        }
+    }
+}
+
+/// `Refused`, as an answer to request `id`.
+#[must_use]
+pub fn refusal(id: u64, term: u64, why: Why, leader: Option<NodeId>) -> wire::Response {
+    let refused = wire::Refused { why: why.into(), leader: leader.map_or(0, |leader| leader.0) };
+    wire::Response { id, term, kind: Some(Kind::Refused(refused)) }
+}

@@ -1,0 +1,474 @@
+//! The one replica of its group, stepped by hand: its disk is as fast as wanted, and its clock stands still.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use api::gaios::link::v1 as wire;
+use api::gaios::link::v1::refused::Why;
+use api::gaios::link::v1::request::Kind as RequestKind;
+use api::gaios::link::v1::response::Kind;
+use bytes::{Bytes, BytesMut};
+use consensus_core::{
+    Config, Durable, GroupId, Liveness, LivenessOutput, Mono, NodeId, Options, PersistSeq, Rejection, Slot,
+    Tag, Timing,
+};
+use journal::Lsn;
+use keyspace::{Command, LeaseId, Limits, Query, SessionId};
+
+use crate::clients::{Enrolled, LinkId, PendingRead, Reading, Subject, Waiter};
+use crate::env::{Disk, Env, Links, Settings};
+use crate::event::{Event, Progress};
+use crate::log_positions::LogPositions;
+use crate::out::{LargeAnswer, Out, ToSnapshots};
+use crate::replica::{PROPOSE_AGAIN_AFTER, Replica, Start, encode};
+
+/// The smallest step of time.
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+const ME: NodeId = NodeId(1);
+const LINK: LinkId = LinkId(1);
+const OTHER: LinkId = LinkId(2);
+/// The link of the rig's own session.
+const OWN: LinkId = LinkId(99);
+
+/// Links whose gateways take nothing.
+#[derive(Debug, Default)]
+struct Rooms(BTreeSet<LinkId>);
+
+impl Links for Rooms {
+    fn has_room(&self, link: LinkId) -> bool {
+        !self.0.contains(&link)
+    }
+}
+
+struct Rig {
+    replica: Replica,
+    now: Mono,
+    liveness: Liveness,
+    without_room: Rooms,
+    /// Answers that have not been looked at.
+    answers: BTreeMap<LinkId, Vec<wire::Response>>,
+    large: Vec<LargeAnswer>,
+    /// For the next turn.
+    events: Vec<Event>,
+    /// Where the journal ends.
+    lsn: u64,
+    /// The snapshot being written.
+    writing: Slot,
+    /// As the journal was told last.
+    floor: Lsn,
+    works: Works,
+}
+
+/// How the disk does.
+#[derive(Debug, Clone, Copy)]
+enum Works {
+    Well,
+    Hangs,
+    Failed,
+}
+
+impl Rig {
+    /// The one replica of its group, which leads.
+    fn leader() -> Rig {
+        let voters = [ME].into_iter().collect();
+        let timing = Timing::default();
+        let settings = Settings {
+            group: GroupId(1),
+            node: ME,
+            voters,
+            timing,
+            limits: Limits { quota_bytes: 1 << 30, ..Limits::default() },
+            snapshot_least_bytes: 1 << 20,
+            snapshot_slice_bytes: 64 << 10,
+            regions: BTreeMap::new(),
+            leader_regions: Vec::new(),
+        };
+        let now = Mono(1_000_000_000_000);
+        let start = Start {
+            options: Options { timing, ..Options::new(GroupId(1), ME, 1) },
+            durable: Durable::bootstrap(Config::majority([ME])),
+            snapshot: None,
+            positions: LogPositions::default(),
+        };
+        let mut rig = Rig {
+            replica: Replica::new(settings, start, now),
+            now,
+            liveness: Liveness::new(ME, [], 1, timing, now),
+            without_room: Rooms::default(),
+            answers: BTreeMap::new(),
+            large: Vec::new(),
+            events: Vec::new(),
+            lsn: 0,
+            writing: Slot(0),
+            floor: Lsn(0),
+            works: Works::Well,
+        };
+        rig.until("it leads", |replica| replica.leading && replica.state.limits() == replica.settings.limits);
+        rig
+    }
+
+    /// One turn with these events, and with what was left for it.
+    fn turn(&mut self, events: impl IntoIterator<Item = Event>) {
+        let mut out = Out::default();
+        let mut all = std::mem::take(&mut self.events);
+        all.extend(events);
+        let Rig { replica, now, liveness, without_room, .. } = self;
+        let env = Env { now: *now, liveness, disk: Disk::default(), links: without_room };
+        for event in all {
+            replica.step(&env, event);
+        }
+        replica.tick(&env);
+        while replica.poll(&env, &mut out) {}
+        while replica.answer_next(&env, &mut out) {
+            // As a link says that encodes something large.
+            if !out.large.is_empty() {
+                break;
+            }
+        }
+        replica.finish(&env, &mut out);
+        self.carry_out(out);
+    }
+
+    fn carry_out(&mut self, out: Out) {
+        assert!(out.sends.is_empty(), "there is nobody else");
+        if let Some((upto, _)) = out.records.last() {
+            self.lsn += out.records.len() as u64;
+            self.events.push(Event::Persisted { upto: *upto, lsn: Lsn(self.lsn) });
+        }
+        self.floor = out.floor.unwrap_or(self.floor);
+        for answer in out.answers {
+            self.answers.entry(answer.link).or_default().extend(answer.responses);
+        }
+        self.without_room.0.extend(out.large.iter().map(|large| large.link));
+        self.large.extend(out.large);
+        for step in out.snapshots {
+            match step {
+                ToSnapshots::Begin { slot, .. } => self.writing = slot,
+                ToSnapshots::Slice(_) => self.events.push(Event::Snapshot(Progress::Room(self.writing))),
+                ToSnapshots::Finish => self.events.push(Event::Snapshot(Progress::Finished(self.writing))),
+                ToSnapshots::Abandon | ToSnapshots::Send { .. } => panic!("{step:?}: there is nobody else"),
+            }
+        }
+    }
+
+    /// Turns until it is so; time passes only when there is nothing else to do.
+    fn until(&mut self, what: &str, holds: impl Fn(&mut Replica) -> bool) {
+        for _ in 0..1000 {
+            if holds(&mut self.replica) {
+                return;
+            }
+            if self.events.is_empty() && !self.replica.has_work(&self.without_room) {
+                let deadline = self.liveness.next_deadline();
+                let at = self.replica.deadline().map_or(deadline, |own| own.min(deadline));
+                self.pass_until(at.max(self.now.after(MILLISECOND)));
+            }
+            self.turn([]);
+        }
+        panic!("it takes too long until {what}");
+    }
+
+    fn pass_until(&mut self, at: Mono) {
+        while self.now < at {
+            self.now = self.liveness.next_deadline().max(self.now.after(MILLISECOND)).min(at);
+            match self.works {
+                Works::Well => self.liveness.disk_progress(self.now),
+                Works::Hangs => {}
+                Works::Failed => self.liveness.disk_failed(self.now),
+            }
+            self.liveness.tick(self.now);
+            let mut out = LivenessOutput::default();
+            self.liveness.poll(&mut out);
+            self.events.extend(out.events.into_iter().map(Event::Liveness));
+        }
+    }
+
+    /// Turns until nothing is left that follows from what was asked.
+    fn settle(&mut self) {
+        self.turn([]);
+        while !self.events.is_empty() || self.replica.has_work(&self.without_room) {
+            self.turn([]);
+        }
+    }
+
+    /// What a link was answered since this was asked last.
+    fn take(&mut self, link: LinkId) -> Vec<wire::Response> {
+        self.answers.remove(&link).unwrap_or_default()
+    }
+
+    /// Writes through a session of the rig's own.
+    fn write(&mut self, op: keyspace::Op) {
+        self.turn([request(OWN, 1, open_session())]);
+        self.settle();
+        let Some(Kind::SessionOpened(opened)) = self.take(OWN).remove(0).kind else { panic!("no session") };
+        let (session, seq) = (SessionId(opened.session), self.replica.applied.0);
+        let command = encode(&Command::Write { session, seq, ack_upto: seq - 1, op });
+        self.turn([request(OWN, 2, RequestKind::Write(wire::Write { session: session.0, seq, command }))]);
+        self.settle();
+        let reply = self.take(OWN).remove(0).kind;
+        assert!(matches!(reply, Some(Kind::Reply(_))), "{reply:?}");
+    }
+
+    /// Why each request of a link was refused that was.
+    fn refusals(&mut self, link: LinkId) -> Vec<(u64, Why, u32)> {
+        let refused = |response: wire::Response| match response.kind {
+            Some(Kind::Refused(refused)) => Some((response.id, refused.why(), refused.leader)),
+            _ => None,
+        };
+        self.take(link).into_iter().filter_map(refused).collect()
+    }
+
+    /// Lets a handler act between turns.
+    fn act(&mut self, act: impl FnOnce(&mut Replica, &Env<'_>)) {
+        let Rig { replica, now, liveness, without_room, .. } = self;
+        act(replica, &Env { now: *now, liveness, disk: Disk::default(), links: without_room });
+    }
+}
+
+/// A request as its gateway would send it.
+fn request(link: LinkId, id: u64, kind: RequestKind) -> Event {
+    Event::Requests { link, requests: vec![wire::Request { id, kind: Some(kind) }] }
+}
+
+fn open_session() -> RequestKind {
+    RequestKind::OpenSession(wire::OpenSession { nonce: Bytes::from_static(&[7; 16]) })
+}
+
+fn put(key: &'static str, value: Vec<u8>) -> keyspace::Op {
+    keyspace::Op::Put(keyspace::Put::new(key, value))
+}
+
+fn range(key: &'static str, serializable: bool, at_least: i64) -> RequestKind {
+    let query = Query::Range(keyspace::RangeRequest::new(keyspace::KeyRange::single(key)));
+    let mut encoded = BytesMut::new();
+    query.encode(&mut encoded);
+    RequestKind::Read(wire::Read { query: encoded.freeze(), serializable, at_least })
+}
+
+fn keep_alive(leases: &[i64]) -> RequestKind {
+    RequestKind::KeepAlive(wire::KeepAlive { leases: leases.to_vec() })
+}
+
+#[test]
+fn large_answers_wait_until_their_gateway_takes_them_and_hold_up_nobody() {
+    let mut rig = Rig::leader();
+    rig.write(put("large", vec![0; 5 << 20]));
+    rig.write(put("small", vec![0; 5]));
+    rig.turn((1..=10).map(|id| request(LINK, id, range("large", id % 2 == 0, 0))));
+    rig.turn([request(OTHER, 1, range("small", false, 0))]);
+    assert_eq!(rig.take(OTHER).len(), 1);
+    for answered in 1..=10 {
+        rig.settle();
+        assert_eq!(rig.large.len(), answered, "one at a time");
+        assert!(!rig.replica.has_work(&rig.without_room), "a link without room holds up nobody");
+        rig.without_room.0.clear();
+        rig.turn([Event::LinkDrained]);
+    }
+    assert_eq!(rig.large.iter().map(|large| large.request).collect::<BTreeSet<_>>().len(), 10);
+}
+
+#[test]
+fn a_serializable_read_waits_for_what_its_gateway_has_shown() {
+    let mut rig = Rig::leader();
+    rig.write(put("a", Vec::new()));
+    let next = rig.replica.state.revision().0 + 1;
+    rig.turn([request(LINK, 1, range("a", true, next))]);
+    assert!(rig.take(LINK).is_empty());
+    rig.write(put("a", Vec::new()));
+    let revision = |answers: Vec<wire::Response>| {
+        let Some(Kind::Reply(reply)) = answers[0].kind.clone() else { panic!("{answers:?}") };
+        keyspace::decode_outcome(reply).unwrap().unwrap().revision().0
+    };
+    assert_eq!(revision(rig.take(LINK)), next);
+    // Not for ever: what is not here may be lost with those who had it.
+    rig.turn([request(LINK, 2, range("a", true, i64::MAX))]);
+    rig.until("nothing waits", |replica| replica.queries.deadline().is_none());
+    rig.settle();
+    assert_eq!(revision(rig.take(LINK)), next);
+}
+
+#[test]
+fn an_idle_group_lets_go_of_the_journal() {
+    let mut rig = Rig::leader();
+    rig.turn([Event::SnapshotWanted { floor: Lsn(u64::MAX) }]);
+    rig.settle();
+    assert_eq!(rig.replica.newest_snapshot(), Some(rig.replica.applied()));
+    let pinned = rig.floor;
+    assert!(rig.replica.positions.is_base_at(Lsn(u64::MAX)), "no base is on its way");
+
+    // Another group writes.
+    rig.lsn += 1000;
+    let wanted = || Event::SnapshotWanted { floor: pinned };
+    rig.turn([wanted(), wanted()]);
+    rig.settle();
+    assert!(rig.floor > Lsn(pinned.0 + 1000), "its floor has risen past them");
+
+    // What the journal said before it knew changes nothing more.
+    let floor = rig.floor;
+    rig.turn([wanted()]);
+    rig.settle();
+    assert_eq!(rig.floor, floor);
+}
+
+#[test]
+fn a_replica_whose_disk_failed_sends_its_gateways_away() {
+    let mut rig = Rig::leader();
+    rig.turn([Event::PersistFailed, request(LINK, 1, open_session())]);
+    rig.turn([request(LINK, 2, open_session())]);
+    assert_eq!(rig.refusals(LINK)[1..], [(2, Why::NotLeader, 0)]);
+    // Also when it is the engine that says so.
+    let waiter = Waiter { link: LINK, request: 3 };
+    let Enrolled::Propose(tag) = rig.replica.clients.enrol(Subject::OpenSession(9), waiter) else {
+        unreachable!("it is the first")
+    };
+    rig.act(|replica, env| replica.on_rejected(env, tag, Rejection::Fenced));
+    rig.turn([]);
+    assert_eq!(rig.refusals(LINK), [(3, Why::NotLeader, 0)]);
+}
+
+#[test]
+fn a_leader_whose_disk_hangs_or_fails_steps_down() {
+    for works in [Works::Hangs, Works::Failed] {
+        let mut rig = Rig::leader();
+        rig.works = works;
+        rig.until("it steps down", |replica| !replica.elected);
+        rig.turn([request(LINK, 1, open_session())]);
+        assert_eq!(rig.refusals(LINK), [(1, Why::NotLeader, 0)]);
+    }
+}
+
+#[test]
+fn a_snapshot_whose_file_is_gone_is_taken_again() {
+    let mut rig = Rig::leader();
+    rig.replica.snapshotting.want();
+    rig.settle();
+    let slot = rig.replica.newest_snapshot().expect("it was wanted");
+    rig.turn([Event::SnapshotLost { slot }]);
+    assert_eq!(rig.replica.counters().snapshots_taken, 1);
+    rig.settle();
+    assert_eq!((rig.replica.newest_snapshot(), rig.replica.counters().snapshots_taken), (Some(slot), 2));
+}
+
+#[test]
+fn what_is_heard_of_a_snapshot_that_was_given_up_is_not_taken_for_the_next_one() {
+    let mut rig = Rig::leader();
+    rig.replica.snapshotting.want();
+    rig.turn([]);
+    assert!(rig.replica.snapshotting.is_taking());
+    let old = rig.writing;
+    rig.turn([Event::Snapshot(Progress::Failed(old))]);
+    assert!(!rig.replica.snapshotting.is_taking());
+    rig.write(put("a", Vec::new()));
+    rig.replica.snapshotting.want();
+    rig.turn([Event::Snapshot(Progress::Finished(old)), Event::Snapshot(Progress::Room(old))]);
+    assert_eq!(rig.replica.newest_snapshot(), None);
+    rig.settle();
+    assert_eq!(rig.replica.newest_snapshot(), Some(rig.replica.applied()));
+}
+
+#[test]
+fn a_link_that_closes_takes_its_questions_along() {
+    let mut rig = Rig::leader();
+    let open = wire::WatchOpen { key: Bytes::from_static(b"k"), ..Default::default() };
+    let waiter = Waiter { link: LINK, request: 1 };
+    // Asked for in the same turn, while there was no lease.
+    rig.replica.asking.push(PendingRead { waiter, reading: Reading::WatchOpen(open) });
+    rig.turn([Event::LinkClosed(LINK)]);
+    rig.settle();
+    assert_eq!(rig.replica.watches(), 0);
+}
+
+/// As after a failover: what a watch was not sent meanwhile is compacted when it arrives.
+#[test]
+fn a_watch_that_was_in_step_elsewhere_goes_on_although_its_place_is_compacted() {
+    let mut rig = Rig::leader();
+    for key in ["a", "b", "a"] {
+        rig.write(put(key, vec![0]));
+    }
+    rig.write(keyspace::Op::Compact { revision: 4 });
+    let watch = |link, linearizable| {
+        let open = wire::WatchOpen {
+            key: Bytes::from_static(b"a"),
+            start_revision: 2,
+            credit: 1 << 20,
+            linearizable,
+            ..Default::default()
+        };
+        request(link, 1, RequestKind::WatchOpen(open))
+    };
+    let (moved, new) = (LINK, OTHER);
+    rig.turn([watch(moved, false), watch(new, true)]);
+    rig.settle();
+    let (mut of_moved, mut of_new) = (rig.take(moved), rig.take(new));
+    let Some(Kind::WatchEvents(events)) = of_moved.remove(1).kind else { panic!("{of_moved:?}") };
+    let revisions = keyspace::RevisionEvents::decode_all(events.revisions).unwrap();
+    assert_eq!(revisions.iter().map(|events| events.revision.0).collect::<Vec<_>>(), [2, 4]);
+    // A watch that begins in the past is what compaction is there to end.
+    let Some(Kind::WatchCanceled(canceled)) = of_new.remove(1).kind else { panic!("{of_new:?}") };
+    assert_eq!(canceled.compact_revision, 4);
+}
+
+#[test]
+fn a_keep_alive_is_answered_once_the_log_holds_no_shorter_time() {
+    let mut rig = Rig::leader();
+    let lease = LeaseId(7);
+    rig.write(keyspace::Op::LeaseGrant { id: lease, ttl: 1000 });
+    let in_log = |rig: &Rig| rig.replica.state.lease(lease).unwrap().remaining_s;
+    rig.act(|replica, env| replica.propose_internal(env, &Command::CheckpointLeases(vec![(lease, 700)])));
+    rig.settle();
+    assert_eq!(in_log(&rig), 700);
+    let leases = rig.replica.state.leases().map(|lease| (lease.id, lease.granted_ttl_s, lease.remaining_s));
+    rig.replica.leases.start(rig.now, Duration::ZERO, leases);
+
+    // Also when there is no room for the reset at first.
+    rig.turn([request(LINK, 1, keep_alive(&[7]))]);
+    assert_eq!(rig.take(LINK), []);
+    rig.act(|replica, env| replica.on_rejected(env, Tag(u64::MAX), Rejection::Overloaded));
+    rig.settle();
+    assert_eq!(in_log(&rig), 1000);
+    let Some(Kind::KeptAlive(kept)) = rig.take(LINK).remove(0).kind else { panic!("no answer") };
+    assert_eq!(kept.leases, [wire::KeptLease { id: 7, ttl: 1000 }]);
+
+    // From then on nothing needs to be written.
+    rig.turn([request(LINK, 2, keep_alive(&[7]))]);
+    assert_eq!(rig.take(LINK).len(), 1);
+}
+
+#[test]
+fn a_lease_that_has_ended_holds_up_no_other() {
+    let mut rig = Rig::leader();
+    for id in [7, 8] {
+        rig.write(keyspace::Op::LeaseGrant { id: LeaseId(id), ttl: 60 });
+    }
+    let now = rig.now;
+    let ago = |seconds: u64| Mono(now.0 - seconds * 1_000_000_000);
+    rig.replica.leases.granted(ago(61), LeaseId(7), 60);
+    rig.replica.leases.granted(ago(30), LeaseId(8), 60);
+    // The end of the first is proposed in this turn, and not applied yet.
+    rig.turn([request(LINK, 1, keep_alive(&[7, 8]))]);
+    assert_eq!(rig.take(LINK), []);
+    assert!(rig.replica.leases.remaining(now, LeaseId(8)) >= Some(60));
+    // Had it been refused, it would be proposed again soon.
+    rig.act(|replica, env| replica.on_rejected(env, Tag(u64::MAX), Rejection::Overloaded));
+    assert!(rig.replica.deadline() <= Some(now.after(PROPOSE_AGAIN_AFTER)));
+    rig.settle();
+    let Some(Kind::KeptAlive(kept)) = rig.take(LINK).remove(0).kind else { panic!("no answer") };
+    let expected = [wire::KeptLease { id: 7, ttl: 0 }, wire::KeptLease { id: 8, ttl: 60 }];
+    assert_eq!(kept.leases, expected);
+}
+
+#[test]
+fn what_a_step_commits_is_applied_when_its_messages_have_been_handed_out() {
+    let mut rig = Rig::leader();
+    rig.turn([request(LINK, 1, open_session())]);
+    let persisted = rig.events.remove(0);
+    let (before, mut out) = (rig.replica.applied(), Out::default());
+    rig.act(|replica, env| {
+        replica.step(env, persisted);
+        assert!(replica.poll(env, &mut out));
+        assert_eq!((replica.applied(), replica.committed().len()), (before, 1));
+        while replica.poll(env, &mut out) {}
+        assert_eq!((replica.applied(), replica.committed().len()), (before.next(), 0));
+    });
+    assert!(out.await_durable.is_none_or(|seq| seq > PersistSeq(0)));
+}
