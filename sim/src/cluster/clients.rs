@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use consensus_core::ReadMode;
+use keyspace::SessionId;
 
 use crate::linear::history::{End, Operation};
 use crate::linear::specs::{RegisterAction, RegisterInput, RegisterOutput};
 
 use super::clock::{MILLI, Time};
+use super::commands::{KEYS, Write, Written};
 use super::env::{Env, Event};
-use super::machine::{KEYS, Write, Written};
 use super::node::NodeEvent;
 use super::truth::index;
 
@@ -37,13 +37,16 @@ pub(crate) struct Request {
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Action {
-    Write(Write),
-    Read(u8, ReadMode),
+    /// A session, by a number of the client's own.
+    Open(u64),
+    Write(SessionId, Write),
+    Read(u8),
 }
 
 /// What a node says.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Answer {
+    Opened(SessionId),
     Written(Written),
     Value {
         value: u64,
@@ -70,6 +73,8 @@ pub(crate) struct Clients {
 
 #[derive(Debug)]
 struct Client {
+    /// For each group.
+    sessions: BTreeMap<usize, SessionId>,
     /// The last command, for each group.
     seqs: BTreeMap<usize, u32>,
     hints: BTreeMap<usize, usize>,
@@ -87,6 +92,13 @@ struct Current {
     called: Time,
 }
 
+/// What a client would like to do next; before its first write it needs a session.
+#[derive(Clone, Copy, Debug)]
+enum Wish {
+    Read(u8),
+    Write(u8),
+}
+
 /// The course of the last client: a write to its group, then a read under the lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Probe {
@@ -95,11 +107,16 @@ enum Probe {
     Done,
 }
 
+impl Client {
+    fn new(probe: Option<Probe>) -> Client {
+        let (sessions, seqs, hints) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Client { sessions, seqs, hints, current: None, probe }
+    }
+}
+
 impl Clients {
     pub(crate) fn new(env: &mut Env) -> Clients {
-        let clients = (0..env.profile.clients)
-            .map(|_| Client { seqs: BTreeMap::new(), hints: BTreeMap::new(), current: None, probe: None })
-            .collect();
+        let clients = (0..env.profile.clients).map(|_| Client::new(None)).collect();
         for client in 0..env.profile.clients as usize {
             let delay = env.rng.below(2_000 * MILLI);
             env.after(delay, Event::Client { client, operation: 0, attempt: 0, timer: Timer::Ask });
@@ -111,12 +128,7 @@ impl Clients {
     pub(crate) fn probe(&mut self, env: &mut Env) {
         for group in 0..env.profile.groups.len() {
             let client = self.clients.len();
-            self.clients.push(Client {
-                seqs: BTreeMap::new(),
-                hints: BTreeMap::new(),
-                current: None,
-                probe: Some(Probe::Write(group)),
-            });
+            self.clients.push(Client::new(Some(Probe::Write(group))));
             env.after(0, Event::Client { client, operation: 0, attempt: 0, timer: Timer::Ask });
         }
     }
@@ -154,11 +166,9 @@ impl Clients {
     fn begin(&mut self, env: &mut Env, client: usize) {
         let groups = env.profile.groups.len();
         let state = &mut self.clients[client];
-        let (group, wants) = match state.probe {
-            Some(Probe::Write(group)) => {
-                (group, Action::Write(Write { client: 0, seq: 0, attempt: 0, key: 0 }))
-            }
-            Some(Probe::Read(group)) => (group, Action::Read(0, ReadMode::Lease)),
+        let (group, wish) = match state.probe {
+            Some(Probe::Write(group)) => (group, Wish::Write(0)),
+            Some(Probe::Read(group)) => (group, Wish::Read(0)),
             Some(Probe::Done) => return,
             None => {
                 if self.left == 0 || env.healed {
@@ -167,21 +177,18 @@ impl Clients {
                 self.left -= 1;
                 let group = env.rng.index(groups);
                 let key = env.rng.below(u64::from(KEYS)) as u8;
-                if env.rng.chance(env.profile.read_ppm) {
-                    let mode = if env.rng.below(4) == 0 { ReadMode::Index } else { ReadMode::Lease };
-                    (group, Action::Read(key, mode))
-                } else {
-                    (group, Action::Write(Write { client: 0, seq: 0, attempt: 0, key }))
-                }
+                let reads = env.rng.chance(env.profile.read_ppm);
+                (group, if reads { Wish::Read(key) } else { Wish::Write(key) })
             }
         };
-        let action = match wants {
-            Action::Write(write) => {
+        let action = match (wish, state.sessions.get(&group)) {
+            (Wish::Read(key), _) => Action::Read(key),
+            (Wish::Write(_), None) => Action::Open(client as u64 + 1),
+            (Wish::Write(key), Some(session)) => {
                 let seq = state.seqs.entry(group).or_default();
                 *seq += 1;
-                Action::Write(Write { client: client as u32 + 1, seq: *seq, ..write })
+                Action::Write(*session, Write { client: client as u32 + 1, seq: *seq, attempt: 0, key })
             }
-            Action::Read(..) => wants,
         };
         self.next_operation += 1;
         state.current =
@@ -201,8 +208,10 @@ impl Clients {
             }
         };
         let action = match current.action {
-            Action::Write(write) => Action::Write(Write { attempt: current.attempt, ..write }),
-            Action::Read(..) => current.action,
+            Action::Write(session, write) => {
+                Action::Write(session, Write { attempt: current.attempt, ..write })
+            }
+            Action::Open(_) | Action::Read(_) => current.action,
         };
         let (operation, attempt, group) = (current.operation, current.attempt, current.group);
         let timeout = env.rng.range(250 * MILLI, 900 * MILLI);
@@ -241,13 +250,19 @@ impl Clients {
             return;
         }
         match (answer, current.action) {
-            (Answer::Written(written), Action::Write(write)) => {
+            (Answer::Opened(session), Action::Open(_)) => {
+                state.hints.insert(current.group, node);
+                state.sessions.insert(current.group, session);
+                state.current = None;
+                env.after(0, Event::Client { client, operation: 0, attempt: 0, timer: Timer::Ask });
+            }
+            (Answer::Written(written), Action::Write(_, write)) => {
                 let check = env.truths[current.group].answered(node, write.client, write.seq, written);
                 env.note(check);
                 state.hints.insert(current.group, node);
                 self.end(env, client, Some(RegisterOutput::Done));
             }
-            (Answer::Value { value, leased }, Action::Read(..)) => {
+            (Answer::Value { value, leased }, Action::Read(_)) => {
                 state.hints.insert(current.group, node);
                 if state.probe.is_some() && !leased {
                     // Only a read under the lease shows that leases work again.
@@ -274,8 +289,9 @@ impl Clients {
                 }
             }
             (Answer::Refused(_) | Answer::Unknown, _)
-            | (Answer::Written(_), Action::Read(..))
-            | (Answer::Value { .. }, Action::Write(_)) => {}
+            | (Answer::Opened(_), Action::Read(_) | Action::Write(..))
+            | (Answer::Written(_), Action::Read(_) | Action::Open(_))
+            | (Answer::Value { .. }, Action::Write(..) | Action::Open(_)) => {}
         }
     }
 
@@ -290,24 +306,26 @@ impl Clients {
         let state = &mut self.clients[client];
         let Some(current) = state.current.take() else { return };
         self.answered += u64::from(output.is_some());
-        let (key, action) = match current.action {
-            Action::Write(write) => (u64::from(write.key), RegisterAction::Write(write.value())),
-            Action::Read(key, _) => (u64::from(key), RegisterAction::Read),
+        let input = match current.action {
+            Action::Open(_) => None,
+            Action::Write(_, write) => Some(RegisterInput {
+                key: u64::from(write.key),
+                action: RegisterAction::Write(write.value()),
+            }),
+            Action::Read(key) => Some(RegisterInput { key: u64::from(key), action: RegisterAction::Read }),
         };
-        let end = match output {
-            Some(output) => End::Returned { at: env.now, output },
-            None => End::Unknown,
-        };
-        self.histories.entry(current.group).or_default().push(Operation {
-            client: client as u64,
-            call: current.called,
-            input: RegisterInput { key, action },
-            end,
-        });
-        state.probe = state.probe.map(|probe| match probe {
-            Probe::Write(group) => Probe::Read(group),
-            Probe::Read(_) | Probe::Done => Probe::Done,
-        });
+        if let Some(input) = input {
+            let end = match output {
+                Some(output) => End::Returned { at: env.now, output },
+                None => End::Unknown,
+            };
+            let (client, call) = (client as u64, current.called);
+            self.histories.entry(current.group).or_default().push(Operation { client, call, input, end });
+            state.probe = state.probe.map(|probe| match probe {
+                Probe::Write(group) => Probe::Read(group),
+                Probe::Read(_) | Probe::Done => Probe::Done,
+            });
+        }
         let pace = if state.probe.is_some() {
             0
         } else {

@@ -39,6 +39,10 @@ marks! {
     LeaseRead,
     /// A read was served under the leader lease while another member had promised a higher leadership.
     LeaseReadDuringLeaderChange,
+    /// A write was refused, since too many disks were full.
+    RefusedForDisks,
+    /// A leader could make nothing durable, since too many disks were full.
+    DisksFull,
     /// A read was served after a round of read-index.
     IndexRead,
     /// A leader confirmed its leadership for reads.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use consensus_core::{Lead, LivenessMessage, Message, Mono, NodeId, Slot};
+use group_core::ToPeer;
 
 use super::clients::{Answer, Timer};
 use super::clock::Time;
@@ -263,6 +264,25 @@ impl Env {
         for at in self.net.arrivals(&mut self.rng, self.now, from, to) {
             let event = NodeEvent::Liveness { from, support, message: message.clone() };
             self.at(at, Event::Node { node: to, life: None, event: Box::new(event) });
+        }
+    }
+
+    /// What is no message of an engine's, to a peer's replica.
+    pub(crate) fn tell_peer(&mut self, from: usize, group: usize, to: NodeId, what: ToPeer) {
+        let to = index(to);
+        for at in self.net.arrivals(&mut self.rng, self.now, from, to) {
+            let event = Box::new(NodeEvent::FromPeer { from, group, what });
+            self.at(at, Event::Node { node: to, life: None, event });
+        }
+    }
+
+    /// Tells all others whether a node's disk is full.
+    pub(crate) fn tell_disk(&mut self, from: usize, full: bool) {
+        for to in (0..self.profile.nodes).filter(|to| *to != from) {
+            for at in self.net.arrivals(&mut self.rng, self.now, from, to) {
+                let event = Box::new(NodeEvent::PeerDisk { from, full });
+                self.at(at, Event::Node { node: to, life: None, event });
+            }
         }
     }
 

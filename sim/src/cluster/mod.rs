@@ -1,4 +1,4 @@
-//! Whole clusters of the real consensus engine over the real journal, on a simulated network, simulated disks and
+//! Whole clusters of the real group core over the real journal, on a simulated network, simulated disks and
 //! clocks, in virtual time. A seed decides everything: the cluster, the load, the faults and their moments. The same
 //! seed gives the same run, event by event.
 //!
@@ -7,7 +7,7 @@
 //!   clients    ask, ask again elsewhere, and remember what they saw
 //!   net        loss, duplication, reordering, partitions
 //!   node       disk and clock; the process: superblock, journal, snapshot files, liveness       (the real ones)
-//!     replica    a group's engine, and a small state machine                                     (the real engine)
+//!     task       a group: engine, state machine, sessions, leases, snapshots            (the real `group_core::Replica`)
 //!   truth      every record that ever reached a disk, and what follows from that: the invariants
 //! ```
 //!
@@ -41,16 +41,15 @@
 
 mod clients;
 mod clock;
+mod commands;
 mod coverage;
 mod env;
-mod machine;
 mod net;
 mod node;
-mod positions;
 mod profile;
-mod replica;
 mod rng;
 mod runner;
+mod task;
 mod truth;
 mod world;
 

@@ -7,32 +7,36 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use consensus_core::{
-    Config, Durable, Engine, GroupId, Liveness, LivenessEvent, LivenessMessage, LivenessOutput, Message,
-    Mono, Newcomer, NodeId, NodeStatus, Options, PersistSeq, Place, Record, Slot, Timing,
+    Config, Durable, GroupId, Liveness, LivenessEvent, LivenessMessage, LivenessOutput, Message, Mono,
+    Newcomer, NodeId, NodeStatus, Options, PersistSeq, Place, Record, Slot, Timing,
+};
+use group_core::{
+    Event as GroupEvent, LogPositions, Progress, Replica, Settings, Start, ToPeer, decode_meta, encode_meta,
 };
 use journal::sim::CrashChoice;
 use journal::{
     DamageKind, Identity, Journal, Lsn, Recovered, SimDisk, Snapshot, SnapshotId, SnapshotReader,
     SnapshotWriter, Superblock,
 };
+use keyspace::{Keyspace, Limits, Restore, RestoreError};
 
 use super::clients::Request;
 use super::clock::{Clock, MICRO, MILLI, SECOND, Time};
 use super::coverage::Mark;
 use super::env::{After, Env, Event, trace};
-use super::machine::Machine;
-use super::positions::{Positions, slot_of};
-use super::replica::{GroupInput, Replica};
 use super::rng::digest;
+use super::task::{Input, Task};
 use super::truth::{Fact, id};
 
 /// By group: the newest snapshot, the slot it was taken at, and the configuration above it.
-type Snapshots = BTreeMap<u64, (Slot, Arc<Config>, Machine)>;
+type Snapshots = BTreeMap<u64, (Slot, Arc<Config>, Keyspace)>;
 
 /// Room of a disk that is not full.
 const CAPACITY: u64 = 1 << 30;
 /// Batches begin at multiples of this.
 const PAGE: usize = 4096;
+/// Small, so that a snapshot has several.
+const SLICE_BYTES: usize = 400;
 /// The cluster that all nodes belong to.
 const CLUSTER: u64 = 0x0067_a105;
 
@@ -66,6 +70,22 @@ pub(crate) enum NodeEvent {
     RetryFlush,
     /// The journal is fenced: the groups hear of it.
     Fenced,
+    /// How far the own snapshot is.
+    Snapshot {
+        group: usize,
+        progress: Progress,
+    },
+    /// A peer says whether its disk is full.
+    PeerDisk {
+        from: usize,
+        full: bool,
+    },
+    /// A peer's replica says something that is no message of its engine.
+    FromPeer {
+        from: usize,
+        group: usize,
+        what: ToPeer,
+    },
     /// An own snapshot's last bytes are written.
     SnapshotWritten {
         group: usize,
@@ -78,7 +98,6 @@ pub(crate) enum NodeEvent {
         group: usize,
         to: usize,
         number: u64,
-        arrived: bool,
     },
     Transfer {
         group: usize,
@@ -166,7 +185,7 @@ pub(crate) struct Process {
     identity: Identity,
     /// The newcomers it met as one of them, and their marks.
     roll: Vec<(u64, u64)>,
-    pub(crate) replicas: Vec<Option<Box<Replica>>>,
+    pub(crate) tasks: Vec<Option<Box<Task>>>,
     /// Handed to the journal and not yet durable.
     handed: VecDeque<(usize, PersistSeq, Lsn)>,
     facts: VecDeque<(Lsn, usize, Fact)>,
@@ -349,7 +368,7 @@ impl Node {
                 }
                 self.with_process(env, |process, node, env| {
                     process.wake_liveness(node, env);
-                    for group in 0..process.replicas.len() {
+                    for group in 0..process.tasks.len() {
                         process.turn(node, env, group);
                     }
                 });
@@ -456,7 +475,8 @@ impl Node {
         let mut recovering = BTreeMap::new();
         for (group, config) in env.profile.groups.iter().enumerate() {
             if config.voters.contains(id(index)) {
-                recovering.insert(group as u64, (Durable::bootstrap(config.clone()), Positions::default()));
+                recovering
+                    .insert(group as u64, (Durable::bootstrap(config.clone()), LogPositions::default()));
             }
         }
         for group in 0..env.truths.len() {
@@ -476,23 +496,14 @@ impl Node {
         let timing = Timing { support, ..env.profile.timing };
         let mut liveness = Liveness::new(id(index), peers, incarnation, timing, now);
         liveness.remember(self.former_support, now);
-        let snapshots = self.load_snapshots(env, identity)?;
-        let mut replicas: Vec<Option<Box<Replica>>> = (0..env.profile.groups.len()).map(|_| None).collect();
+        let mut snapshots = self.load_snapshots(env, identity)?;
+        let mut tasks: Vec<Option<Box<Task>>> = (0..env.profile.groups.len()).map(|_| None).collect();
         for (group, (mut durable, mut positions)) in recovering {
-            let mut machine = Machine::default();
             let mut newest = None;
-            if let Some((slot, config, state)) = snapshots.get(&group) {
-                durable.snapshot(*slot, Arc::clone(config));
-                machine = state.clone();
-                newest = Some(*slot);
-                env.truths[group as usize].snapshot_durable(index, *slot);
-            }
-            if durable.base() > machine.applied {
-                let base = durable.base();
-                env.fail(
-                    "recovery",
-                    format!("node {} group {group}: no snapshot for the base {base:?}", index + 1),
-                );
+            if let Some((slot, config, state)) = snapshots.remove(&group) {
+                durable.snapshot(slot, config);
+                env.truths[group as usize].snapshot_durable(index, slot);
+                newest = Some((slot, state));
             }
             if let Some(floor) = positions.floor() {
                 journal.set_floor(group, floor);
@@ -507,16 +518,33 @@ impl Node {
                 mutant: env.mutant,
                 ..Options::new(GroupId(group), id(index), env.seed_for(index, group as usize, incarnation))
             };
-            let engine = Engine::new(options, durable, now);
-            let status = engine.status();
+            let settings = Settings {
+                group: GroupId(group),
+                node: id(index),
+                voters: env.truths[group as usize].config().voters.clone(),
+                timing: env.profile.timing,
+                limits: Limits::default(),
+                snapshot_least_bytes: env.profile.snapshot_bytes as u64,
+                snapshot_slice_bytes: SLICE_BYTES,
+                regions: BTreeMap::new(),
+                leader_regions: Vec::new(),
+            };
+            let start = Start { options, durable, snapshot: newest, positions };
             let group = group as usize;
+            if let Some(base) = start.lacks_state() {
+                env.fail("recovery", format!("node {} group {group}: no snapshot for {base:?}", index + 1));
+                continue;
+            }
+            let replica = Replica::new(settings, start, now);
+            let status = replica.engine().status();
             if status.promise_lost {
                 env.mark(Mark::PromiseLost);
             }
             let check = env.truths[group].check_promise(index, status.promised, status.promise_lost);
             env.note(check);
+            let newest = replica.newest_snapshot();
             trace!(env, "n{} g{group} starts: {status:?}, snapshot {newest:?}", index + 1);
-            replicas[group] = Some(Box::new(Replica::new(group, engine, machine, newest, positions)));
+            tasks[group] = Some(Box::new(Task::new(group, replica)));
         }
         Ok(Process {
             life: self.life,
@@ -527,7 +555,7 @@ impl Node {
             journal,
             identity,
             roll: superblock.facts().roll.clone(),
-            replicas,
+            tasks,
             handed: VecDeque::new(),
             facts: VecDeque::new(),
             busy: false,
@@ -616,7 +644,12 @@ impl Node {
         self.log.floors.clear();
     }
 
-    fn replay(&self, env: &mut Env, recovering: &mut BTreeMap<u64, (Durable, Positions)>, found: Recovered) {
+    fn replay(
+        &self,
+        env: &mut Env,
+        recovering: &mut BTreeMap<u64, (Durable, LogPositions)>,
+        found: Recovered,
+    ) {
         let index = self.index;
         match found {
             Recovered::Record { group, lsn, label, payload } => {
@@ -624,7 +657,7 @@ impl Node {
                 match Record::decode(&label, payload) {
                     Ok(record) => {
                         let fact = Fact::of(&record);
-                        positions.recovered(lsn, slot_of(&record), fact.base());
+                        positions.recovered(lsn, &record);
                         durable.replay(record);
                         let check = env.truths[group as usize].durable(index, fact);
                         env.note(check);
@@ -633,9 +666,10 @@ impl Node {
                 }
             }
             Recovered::PayloadLost { group, lsn, label } => {
-                let Some((durable, _)) = recovering.get_mut(&group) else { return };
+                let Some((durable, positions)) = recovering.get_mut(&group) else { return };
                 match Record::decode_label(&label) {
                     Ok(label) => {
+                        positions.recovered_label(lsn, &label);
                         durable.damaged(&label);
                         let check = env.truths[group as usize].durable(index, Fact::of_label(&label));
                         env.note(check);
@@ -656,18 +690,18 @@ impl Node {
         let mut newest = BTreeMap::new();
         for snapshot in Snapshot::list(&self.disk)? {
             let reader = SnapshotReader::open(&self.disk, identity, snapshot)?;
-            let mut state = Vec::new();
+            let mut slices = Vec::new();
             for index in 0..reader.slices() {
-                state.extend_from_slice(&reader.slice(index)?.unwrap_or_default());
+                slices.extend(reader.slice(index)?);
             }
-            let config = Config::decode(&mut reader.meta().clone());
-            let (Ok(config), Some(machine)) = (config, Machine::decode(&state)) else {
+            let (Ok(config), Ok(state)) = (decode_meta(reader.meta()), restore(slices)) else {
                 env.fail("recovery", format!("node {}: {snapshot:?} cannot be decoded", self.index + 1));
                 continue;
             };
-            let check = env.truths[snapshot.group as usize].check_digest(self.index, &machine);
+            let slot = Slot(snapshot.slot);
+            let check = env.truths[snapshot.group as usize].check_digest(self.index, slot, state.digest());
             env.note(check);
-            newest.insert(snapshot.group, (Slot(snapshot.slot), Arc::new(config), machine));
+            newest.insert(snapshot.group, (slot, Arc::new(config), state));
         }
         Ok(newest)
     }
@@ -723,7 +757,7 @@ impl Process {
                 if self.liveness.incarnation_of(id(from)) > incarnation {
                     env.mark(Mark::MessageFromFormerLife);
                 }
-                self.input(node, env, group, GroupInput::Peer { from: id(from), message });
+                self.event(node, env, group, GroupEvent::Peer { from: id(from), message });
             }
             NodeEvent::Liveness { from, support, message } => {
                 let holder = match message {
@@ -735,7 +769,7 @@ impl Process {
                     liveness.receive(now, id(from), Some(support), message);
                 });
             }
-            NodeEvent::Request(request) => self.input(node, env, request.group, GroupInput::Request(request)),
+            NodeEvent::Request(request) => self.input(node, env, request.group, Input::Request(request)),
             NodeEvent::Disconnected(peer) => {
                 self.with_liveness(node, env, |liveness, _| liveness.disconnected(id(peer)));
             }
@@ -744,16 +778,16 @@ impl Process {
                 self.tick(node, env);
             }
             NodeEvent::Timer(group) => {
-                if let Some(replica) = &mut self.replicas[group] {
-                    replica.timer_at = Time::MAX;
-                    if !replica.is_blocked() {
+                if let Some(task) = &mut self.tasks[group] {
+                    task.timer_at = Time::MAX;
+                    if !task.is_blocked() {
                         self.turn(node, env, group);
                     }
                 }
             }
             NodeEvent::Turn(group) => {
-                if let Some(replica) = &mut self.replicas[group] {
-                    replica.turn_at = None;
+                if let Some(task) = &mut self.tasks[group] {
+                    task.turn_at = None;
                 }
                 self.turn(node, env, group);
             }
@@ -764,27 +798,42 @@ impl Process {
                 self.maintain(node, env);
             }
             NodeEvent::Fenced => {
-                for group in 0..self.replicas.len() {
-                    self.input(node, env, group, GroupInput::PersistFailed);
+                for group in 0..self.tasks.len() {
+                    self.event(node, env, group, GroupEvent::PersistFailed);
                 }
             }
             NodeEvent::SnapshotWritten { group, slot } => self.finish_snapshot(node, env, group, slot),
             NodeEvent::SnapshotArrived(hand_over) => self.receive_snapshot(node, env, *hand_over),
-            NodeEvent::SnapshotSent { group, to, number, arrived } => {
-                self.input(node, env, group, GroupInput::SnapshotSent { to: id(to), number, arrived });
+            NodeEvent::SnapshotSent { group, to, number } => {
+                self.input(node, env, group, Input::SnapshotSent { to: id(to), number });
             }
-            NodeEvent::Transfer { group, to } => self.input(node, env, group, GroupInput::Transfer { to }),
-            NodeEvent::Retire => {
-                self.with_liveness(node, env, |liveness, now| liveness.retire(now));
-                for group in 0..self.replicas.len() {
-                    let now = node.now(env);
-                    let engine = self.replicas[group].as_ref().map(|replica| &replica.engine);
-                    if let Some(to) = engine.and_then(|engine| engine.successor(now, &self.liveness)) {
-                        self.input(node, env, group, GroupInput::Transfer { to });
-                    }
+            NodeEvent::Snapshot { group, progress } => {
+                self.event(node, env, group, GroupEvent::Snapshot(progress));
+            }
+            NodeEvent::PeerDisk { from, full } => {
+                for group in 0..self.tasks.len() {
+                    self.event(node, env, group, GroupEvent::PeerDisk { node: id(from), full });
                 }
             }
-            NodeEvent::SnapshotWanted(group) => self.input(node, env, group, GroupInput::SnapshotWanted),
+            NodeEvent::FromPeer { from, group, what } => {
+                let by = id(from);
+                let event = match what {
+                    ToPeer::DigestAsked(slot) => GroupEvent::DigestAsked { by, slot },
+                    ToPeer::Digest(slot, digest) => GroupEvent::DigestTold { by, slot, digest },
+                    ToPeer::SnapshotRequest(at_least) => GroupEvent::SnapshotRequested { by, at_least },
+                };
+                self.event(node, env, group, event);
+            }
+            NodeEvent::Transfer { group, to } => self.input(node, env, group, Input::Transfer { to }),
+            NodeEvent::Retire => {
+                self.with_liveness(node, env, |liveness, now| liveness.retire(now));
+                for group in 0..self.tasks.len() {
+                    self.event(node, env, group, GroupEvent::Stop);
+                }
+            }
+            NodeEvent::SnapshotWanted(group) => {
+                self.event(node, env, group, GroupEvent::SnapshotWanted { floor: Lsn(0) });
+            }
             NodeEvent::Pause(time) => {
                 trace!(env, "n{} paused for {} ms", node.index + 1, time / MILLI);
                 env.mark(Mark::ProcessPaused);
@@ -794,8 +843,8 @@ impl Process {
             }
             NodeEvent::Resume => {}
             NodeEvent::Stall { group, before_step, time } => {
-                if let Some(replica) = &mut self.replicas[group] {
-                    replica.arm(before_step, time);
+                if let Some(task) = &mut self.tasks[group] {
+                    task.arm(before_step, time);
                 }
             }
             NodeEvent::CutAtFlush => self.cut_at_flush = true,
@@ -804,25 +853,29 @@ impl Process {
     }
 
     /// Something comes in for a group.
-    fn input(&mut self, node: &mut Node, env: &mut Env, group: usize, input: GroupInput) {
-        let Some(replica) = &mut self.replicas[group] else { return };
-        replica.inbox.push_back(input);
-        if replica.is_blocked() {
+    fn input(&mut self, node: &mut Node, env: &mut Env, group: usize, input: Input) {
+        let Some(task) = &mut self.tasks[group] else { return };
+        task.inbox.push_back(input);
+        if task.is_blocked() {
             return;
         }
         if env.rng.chance(env.profile.gather_ppm) {
             let at = env.now + env.rng.below(2 * MILLI);
-            replica.turn_at = Some(at);
+            task.turn_at = Some(at);
             env.node_at(at, node.index, self.life, NodeEvent::Turn(group));
         } else {
             self.turn(node, env, group);
         }
     }
 
+    fn event(&mut self, node: &mut Node, env: &mut Env, group: usize, event: GroupEvent) {
+        self.input(node, env, group, Input::Event(event));
+    }
+
     pub(crate) fn turn(&mut self, node: &mut Node, env: &mut Env, group: usize) {
-        if let Some(mut replica) = self.replicas[group].take() {
-            replica.turn(self, node, env);
-            self.replicas[group] = Some(replica);
+        if let Some(mut task) = self.tasks[group].take() {
+            task.turn(self, node, env);
+            self.tasks[group] = Some(task);
         }
     }
 
@@ -842,8 +895,8 @@ impl Process {
 
     fn tell_groups(&mut self, node: &mut Node, env: &mut Env, event: LivenessEvent) {
         trace!(env, "n{} {event:?}", node.index + 1);
-        for group in 0..self.replicas.len() {
-            self.input(node, env, group, GroupInput::Liveness(event));
+        for group in 0..self.tasks.len() {
+            self.event(node, env, group, GroupEvent::Liveness(event));
         }
     }
 
@@ -870,8 +923,11 @@ impl Process {
             }
             liveness.tick(now);
         });
-        for (group, _) in self.journal.pinned() {
-            self.input(node, env, group as usize, GroupInput::SnapshotWanted);
+        for (group, floor) in self.journal.pinned() {
+            self.event(node, env, group as usize, GroupEvent::SnapshotWanted { floor });
+        }
+        if self.full {
+            env.tell_disk(node.index, true);
         }
     }
 
@@ -882,8 +938,6 @@ impl Process {
         env: &mut Env,
         group: usize,
         records: &mut Vec<(PersistSeq, Record)>,
-        bytes: &mut usize,
-        positions: &mut Positions,
     ) -> bool {
         let Some((last, _)) = records.last() else { return true };
         let ticket = *last;
@@ -895,8 +949,6 @@ impl Process {
             let mut payload = BytesMut::with_capacity(record.payload_len());
             record.payload(|piece| payload.extend_from_slice(piece));
             let payload = payload.freeze();
-            *bytes += payload.len() + label.len();
-            positions.appended(ticket, &record);
             let digest = digest(digest(group as u64, &label), &payload);
             match self.journal.append(group as u64, &label, &[payload]) {
                 Ok(lsn) => end = lsn,
@@ -986,7 +1038,12 @@ impl Process {
                 }
                 self.flush(node, env);
                 for (group, upto, lsn) in done {
-                    self.input(node, env, group, GroupInput::Persisted { upto, lsn });
+                    if let Some(task) = &mut self.tasks[group]
+                        && task.durable(self.incarnation, node, env, upto, lsn)
+                        && !task.is_blocked()
+                    {
+                        self.turn(node, env, group);
+                    }
                 }
                 self.maintain(node, env);
             }
@@ -1017,6 +1074,9 @@ impl Process {
     /// While the disk is full, it is looked at again and again.
     fn look_for_room(&mut self, node: &Node, env: &mut Env) {
         let full = self.journal.stats().full && !self.fenced;
+        if full != self.full {
+            env.tell_disk(node.index, full);
+        }
         if full && !self.full {
             trace!(env, "n{} disk full", node.index + 1);
             env.mark(Mark::DiskFull);
@@ -1041,32 +1101,25 @@ impl Process {
         group: usize,
         slot: Slot,
         config: &Config,
-        state: &[u8],
     ) -> Result<SnapshotWriter<SimDisk>, journal::Error> {
         let snapshot = SnapshotId { group: group as u64, slot: slot.0 };
-        let mut writer =
-            SnapshotWriter::create(node.disk.clone(), self.identity, snapshot, &encode_meta(config))?;
-        for slice in state.chunks(100) {
-            writer.slice(slice)?;
-        }
-        Ok(writer)
+        SnapshotWriter::create(node.disk.clone(), self.identity, snapshot, &encode_meta(config))
     }
 
     fn finish_snapshot(&mut self, node: &mut Node, env: &mut Env, group: usize, slot: Slot) {
-        let Some(replica) = &mut self.replicas[group] else { return };
-        let Some((taken, writer)) = replica.taking.take() else { return };
-        if taken != slot {
-            replica.taking = Some((taken, writer));
-            return;
-        }
+        let Some(task) = &mut self.tasks[group] else { return };
+        let Some((_, writer)) = task.taking.take_if(|(taken, _)| *taken == slot) else { return };
         let snapshot = SnapshotId { group: group as u64, slot: slot.0 };
         match writer.finish().and_then(|()| Snapshot::remove_older(&node.disk, snapshot)) {
             Ok(()) => {
                 env.mark(Mark::SnapshotTaken);
                 env.truths[group].snapshot_durable(node.index, slot);
-                self.input(node, env, group, GroupInput::SnapshotFinished { slot });
+                self.event(node, env, group, GroupEvent::Snapshot(Progress::Finished(slot)));
             }
-            Err(error) => trace!(env, "n{} g{group} snapshot at {slot:?}: {error}", node.index + 1),
+            Err(error) => {
+                trace!(env, "n{} g{group} snapshot at {slot:?}: {error}", node.index + 1);
+                self.event(node, env, group, GroupEvent::Snapshot(Progress::Failed(slot)));
+            }
         }
     }
 
@@ -1087,14 +1140,14 @@ impl Process {
         let (meta, slices) = self.read_snapshot(node, env, group, slot)?;
         if broken {
             env.mark(Mark::SnapshotBroken);
-            let event = NodeEvent::SnapshotSent { group, to, number, arrived: false };
+            let event = NodeEvent::SnapshotSent { group, to, number };
             env.node_at(env.now + took, from, life, event);
         } else {
             let hand_over = HandOver { from, life, number, group, slot, meta, slices };
             let event = Box::new(NodeEvent::SnapshotArrived(Box::new(hand_over)));
             env.after(took, Event::Node { node: to, life: None, event });
             // If nothing is heard, the connection breaks.
-            let event = NodeEvent::SnapshotSent { group, to, number, arrived: false };
+            let event = NodeEvent::SnapshotSent { group, to, number };
             env.node_at(env.now + 2 * SECOND, from, life, event);
         }
         Some(number)
@@ -1137,26 +1190,22 @@ impl Process {
             Snapshot::remove_older(&node.disk, snapshot)
         };
         let written: Result<(), journal::Error> = write();
-        let config = Config::decode(&mut meta.clone());
-        let machine = Machine::decode(&slices.concat());
-        let arrived = match (written, config, machine) {
-            (Ok(()), Ok(config), Some(machine)) => {
+        let config = decode_meta(&meta);
+        match (written, config, restore(slices)) {
+            (Ok(()), Ok(config), Ok(state)) => {
                 env.truths[group].snapshot_durable(node.index, slot);
-                let config = Arc::new(config);
-                self.input(node, env, group, GroupInput::SnapshotReceived { slot, config, machine });
-                true
+                let (config, state) = (Arc::new(config), Box::new(state));
+                self.event(node, env, group, GroupEvent::SnapshotReceived { slot, config, state });
             }
             (Err(error), ..) => {
                 trace!(env, "n{} g{group} snapshot {slot:?} cannot be kept: {error}", node.index + 1);
-                false
             }
             (Ok(()), ..) => {
                 env.fail("codec", format!("node {}: a snapshot cannot be decoded", node.index + 1));
-                false
             }
-        };
+        }
         if env.net.is_open(node.index, from) {
-            let event = NodeEvent::SnapshotSent { group, to: node.index, number, arrived };
+            let event = NodeEvent::SnapshotSent { group, to: node.index, number };
             env.node_at(env.now + MILLI, from, life, event);
         }
     }
@@ -1172,9 +1221,11 @@ fn journal_options(env: &Env, identity: Identity, must_exist: bool) -> journal::
     }
 }
 
-/// What a snapshot carries beside the state.
-fn encode_meta(config: &Config) -> Bytes {
-    let mut meta = BytesMut::new();
-    config.encode(&mut meta);
-    meta.freeze()
+/// The state that these slices hold.
+fn restore(slices: Vec<Bytes>) -> Result<Keyspace, RestoreError> {
+    let mut restore = Restore::new();
+    for slice in slices {
+        restore.push(slice)?;
+    }
+    restore.finish()
 }

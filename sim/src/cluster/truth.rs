@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use consensus_core::message::{Accept, Accepted, Chosen, Prepare, Promise};
+use keyspace::{Command, Effects, Keyspace, Outcome, Reply};
+
 use consensus_core::{Ballot, Config, Lead, NodeId, NodeSet, Record, RecordKind, RecordLabel, Slot, Value};
 
-use super::machine::{Effect, Machine, Write, Written, value_digest};
+use super::commands::{Write, Written, value_digest, value_of};
 
 /// An invariant that did not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,18 +69,6 @@ impl Fact {
             RecordKind::Faulty => Fact::Faulty,
         }
     }
-
-    pub(crate) fn base(self) -> Option<Slot> {
-        match self {
-            Fact::Base(slot, ..) => Some(slot),
-            Fact::Promised(_)
-            | Fact::Vote(..)
-            | Fact::Revote(..)
-            | Fact::Chosen(..)
-            | Fact::Healed(_)
-            | Fact::Faulty => None,
-        }
-    }
 }
 
 /// One group's history.
@@ -87,8 +77,8 @@ pub(crate) struct GroupTruth {
     group: usize,
     config: Arc<Config>,
     slots: Vec<SlotTruth>,
-    /// The log as committed, applied by a machine of its own.
-    pub(crate) machine: Machine,
+    /// The log as committed, applied to a state of its own.
+    state: Keyspace,
     committed: Vec<u64>,
     digests: Vec<u64>,
     leads: BTreeMap<Lead, LeadTruth>,
@@ -149,7 +139,7 @@ impl GroupTruth {
             group,
             config,
             slots: Vec::new(),
-            machine: Machine::default(),
+            state: Keyspace::new(keyspace::Options::default()),
             committed: Vec::new(),
             digests: Vec::new(),
             leads: BTreeMap::new(),
@@ -450,10 +440,9 @@ impl GroupTruth {
             }
         }
         self.committed.push(digest);
-        let mut fates = Vec::new();
-        self.machine.apply(slot, value, |write, effect| fates.push((write, effect)));
-        self.digests.push(self.machine.digest);
-        for (write, effect) in fates {
+        let fates = self.apply(slot, value);
+        self.digests.push(self.state.digest());
+        for (write, repeated, outcome) in fates {
             let attempt = (write.client, write.seq, write.attempt);
             self.in_log.insert(attempt);
             if self.rejected.contains(&attempt) {
@@ -462,9 +451,12 @@ impl GroupTruth {
                     format!("{who}: {slot:?} holds {write:?}, which was rejected"),
                 );
             }
-            if let Effect::Done(written) = effect
-                && self.answers.insert((write.client, write.seq), written).is_some()
-            {
+            // A later one of the client may have been applied, so that nobody waits for this one.
+            let Ok(Reply::Put(put)) = outcome else { continue };
+            let before = put.prev_kv.as_ref().map_or(0, |before| value_of(&before.value));
+            let written = Written { revision: put.revision.0, before };
+            let known = self.answers.insert((write.client, write.seq), written);
+            if known.is_some_and(|known| !repeated || known != written) {
                 return fail("I16", format!("{who}: {write:?} takes effect twice"));
             }
         }
@@ -493,14 +485,36 @@ impl GroupTruth {
         }
     }
 
+    /// Applies what was committed; tells of each write whether it was answered before, and with what.
+    fn apply(&mut self, slot: Slot, value: &Value) -> Vec<(Write, bool, Outcome)> {
+        let mut effects = Effects::new();
+        let mut writes = Vec::new();
+        match value {
+            Value::Noop => self.state.skip(slot.0),
+            Value::Batch(commands) => {
+                for (index, command) in (0..).zip(commands.iter()) {
+                    let command = Command::decode(command.clone()).expect("nothing else is proposed here");
+                    writes.push(Write::of(&command));
+                    self.state.apply(slot.0, index, command, &mut effects);
+                }
+            }
+        }
+        let answers = effects.replies.into_iter().zip(writes);
+        answers.filter_map(|(answer, write)| Some((write?, answer.repeated, answer.outcome))).collect()
+    }
+
+    /// The newest revision that anybody has committed.
+    pub(crate) fn revision(&self) -> i64 {
+        self.state.revision().0
+    }
+
     /// A node's state after applying everything up to `slot`.
-    pub(crate) fn check_digest(&self, node: usize, machine: &Machine) -> Check {
-        let slot = machine.applied;
-        let digest = match slot.0.checked_sub(1) {
+    pub(crate) fn check_digest(&self, node: usize, slot: Slot, digest: u64) -> Check {
+        let expected = match slot.0.checked_sub(1) {
             None => return Ok(()),
             Some(index) => self.digests.get(index as usize),
         };
-        if digest != Some(&machine.digest) {
+        if expected != Some(&digest) {
             return fail("I20", format!("group {} node {}: another state at {slot:?}", self.group, node + 1));
         }
         Ok(())

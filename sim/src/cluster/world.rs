@@ -209,17 +209,16 @@ impl World {
                         env.mark(Mark::QuarantineCommit);
                     }
                     if index != node
-                        && let Some(replica) = &process.replicas[group]
+                        && let Some(task) = &process.tasks[group]
                     {
-                        replica.check_lease(&process.liveness, other, env);
+                        task.check_lease(&process.liveness, other, env);
                     }
                 }
             }
             After::LeaseRead { group, node, lead } => {
                 let others = self.nodes.iter().enumerate().filter(|(index, _)| *index != node);
-                let mut replicas =
-                    others.filter_map(|(_, other)| other.process.as_ref()?.replicas[group].as_ref());
-                if replicas.any(|replica| replica.engine.status().promised > lead) {
+                let mut tasks = others.filter_map(|(_, other)| other.process.as_ref()?.tasks[group].as_ref());
+                if tasks.any(|task| task.replica.engine().status().promised > lead) {
                     env.mark(Mark::LeaseReadDuringLeaderChange);
                 }
             }
@@ -253,8 +252,8 @@ impl World {
 
     fn leader_of(&self, group: usize) -> Option<usize> {
         self.nodes.iter().position(|node| {
-            let replica = node.process.as_ref().and_then(|process| process.replicas[group].as_ref());
-            replica.is_some_and(|replica| replica.engine.status().role == Role::Leader)
+            let task = node.process.as_ref().and_then(|process| process.tasks[group].as_ref());
+            task.is_some_and(|task| task.replica.engine().status().role == Role::Leader)
         })
     }
 
@@ -523,10 +522,10 @@ impl World {
                 // Only once it is clear that it does not settle.
                 let (mut applied, mut absent) = (Slot(0), lost);
                 for node in &self.nodes {
-                    let replica = node.process.as_ref().and_then(|process| process.replicas[group].as_ref());
-                    let Some(replica) = replica else { continue };
-                    applied = applied.max(replica.machine.applied);
-                    absent |= u32::from(replica.engine.status().faulty_from.is_some()) << node.index;
+                    let task = node.process.as_ref().and_then(|process| process.tasks[group].as_ref());
+                    let Some(task) = task else { continue };
+                    applied = applied.max(task.replica.applied());
+                    absent |= u32::from(task.replica.engine().status().faulty_from.is_some()) << node.index;
                 }
                 let truth = &self.env.truths[group];
                 // Without damage, only what nobody was told of can be lost.
@@ -549,18 +548,18 @@ impl World {
         let mut leaders = 0;
         for member in members {
             let process = self.nodes[member].process.as_ref();
-            let Some(replica) = process.and_then(|process| process.replicas[group].as_ref()) else {
+            let Some(task) = process.and_then(|process| process.tasks[group].as_ref()) else {
                 return Some(format!("node {} is down", member + 1));
             };
-            let status = replica.engine.status();
+            let status = task.replica.engine().status();
             if status.promise_lost || status.faulty_from.is_some() {
                 return Some(format!("node {} has not made up for what it lost", member + 1));
             }
-            let applied = replica.machine.applied;
+            let applied = task.replica.applied();
             if applied != truth.commit() {
                 return Some(format!("node {} has applied {applied:?} of {:?}", member + 1, truth.commit()));
             }
-            leaders += usize::from(replica.engine.status().role == Role::Leader);
+            leaders += usize::from(task.replica.engine().status().role == Role::Leader);
         }
         if leaders != 1 {
             return Some(format!("{leaders} leaders"));
@@ -577,9 +576,9 @@ impl World {
             match &node.process {
                 None => text.push_str(&format!("\n    node {}: down, lost {}", node.index + 1, node.lost)),
                 Some(process) => {
-                    for (group, replica) in process.replicas.iter().enumerate() {
-                        if let Some(replica) = replica {
-                            let status = replica.engine.status();
+                    for (group, task) in process.tasks.iter().enumerate() {
+                        if let Some(task) = task {
+                            let status = task.replica.engine().status();
                             text.push_str(&format!(
                                 "\n    node {} group {group}: {:?} of {:?}, promised {:?}, commit {}, first {}, voted {}, \
                                  ready {}, faulty {:?}, promise lost {}, payloads lost {}, in flight {}, full {}, due {:?}",
@@ -596,7 +595,7 @@ impl World {
                                 status.lost_payloads,
                                 status.inflight,
                                 process.full,
-                                replica.engine.next_deadline().map(|at| at.since(node.now(&self.env)))
+                                task.replica.engine().next_deadline().map(|at| at.since(node.now(&self.env)))
                             ));
                         }
                     }

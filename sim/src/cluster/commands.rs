@@ -1,0 +1,90 @@
+//! What simulated clients write: values that tell whose they are.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use consensus_core::Value;
+use keyspace::{Command, KeyRange, Op, Put, Query, RangeRequest, SessionId};
+
+use super::rng::digest;
+
+/// Keys of each group.
+pub(crate) const KEYS: u8 = 4;
+
+/// One attempt to write a key. The attempts of one write share `client` and `seq`, and differ in `attempt`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Write {
+    pub(crate) client: u32,
+    pub(crate) seq: u32,
+    pub(crate) attempt: u32,
+    pub(crate) key: u8,
+}
+
+impl Write {
+    /// The value it writes: no other write writes the same.
+    pub(crate) fn value(&self) -> u64 {
+        u64::from(self.client) << 32 | u64::from(self.seq)
+    }
+
+    /// The command under the client's session.
+    pub(crate) fn command(&self, session: SessionId, padding: usize) -> Bytes {
+        let mut value = BytesMut::with_capacity(12 + padding);
+        value.put_u32(self.client);
+        value.put_u32(self.seq);
+        value.put_u32(self.attempt);
+        // Not zeros: a sector lost to zeros must not look the same.
+        value.put_bytes((self.seq as u8) | 1, padding);
+        let put = Put { prev_kv: true, ..Put::new(key(self.key), value.freeze()) };
+        let seq = u64::from(self.seq);
+        // The client has given up what it asked before, or has its answer.
+        encode(&Command::Write { session, seq, ack_upto: seq - 1, op: Op::Put(put) })
+    }
+
+    /// The write that a command of the log is, if a client has written it.
+    pub(crate) fn of(command: &Command) -> Option<Write> {
+        let Command::Write { op: Op::Put(put), .. } = command else { return None };
+        let mut value = put.value.clone();
+        let key = *put.key.first()?;
+        (value.len() >= 12).then(|| Write {
+            client: value.get_u32(),
+            seq: value.get_u32(),
+            attempt: value.get_u32(),
+            key,
+        })
+    }
+}
+
+/// What a read of a key asks.
+pub(crate) fn query(of: u8) -> Bytes {
+    let mut encoded = BytesMut::new();
+    Query::Range(RangeRequest::new(KeyRange::single(key(of)))).encode(&mut encoded);
+    encoded.freeze()
+}
+
+/// [`Write::value`] of what a key holds.
+pub(crate) fn value_of(value: &Bytes) -> u64 {
+    value.clone().try_get_u64().unwrap_or_default()
+}
+
+pub(crate) fn encode(command: &Command) -> Bytes {
+    let mut encoded = BytesMut::new();
+    command.encode(&mut encoded);
+    encoded.freeze()
+}
+
+fn key(number: u8) -> Bytes {
+    Bytes::copy_from_slice(&[number % KEYS])
+}
+
+/// The answer to a write: the revision it has, and what the key held before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Written {
+    pub(crate) revision: i64,
+    pub(crate) before: u64,
+}
+
+/// Stands for a value where only equality matters.
+pub(crate) fn value_digest(value: &Value) -> u64 {
+    match value {
+        Value::Noop => 1,
+        Value::Batch(commands) => commands.iter().fold(2, |state, command| digest(state, command)),
+    }
+}

@@ -1,0 +1,561 @@
+//! A group's task on a node: it does round the real [`Replica`] what a real node's task does, in the same order, with a
+//! simulated disk and network, and looks at what comes of it.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use api::gaios::link::v1 as wire;
+use api::gaios::link::v1::refused::Why;
+use api::gaios::link::v1::request::Kind as RequestKind;
+use api::gaios::link::v1::response::Kind;
+use bytes::Bytes;
+use consensus_core::{Lead, Liveness, Mono, NodeId, PersistSeq, Role, Slot, Suspicion};
+use group_core::{
+    Disk, Env as Sight, Event, Gate, LinkId, Links, Notice, Out, Progress, Replica, ToSnapshots,
+};
+use journal::{Lsn, SimDisk, SnapshotWriter};
+use keyspace::Reply;
+
+use super::clients::{Action, Answer, Request};
+use super::clock::{MICRO, MILLI, Time};
+use super::commands::{Written, query, value_of};
+use super::coverage::Mark;
+use super::env::{After, Env, is_due, trace};
+use super::node::{Node, NodeEvent, Process};
+use super::truth::index;
+
+/// Whoever moves leaders by hand.
+const OPERATOR: LinkId = LinkId(u64::MAX);
+
+/// What comes in for a group.
+#[derive(Debug)]
+pub(crate) enum Input {
+    Event(Event),
+    Request(Request),
+    /// The end of a hand-over.
+    SnapshotSent {
+        to: NodeId,
+        number: u64,
+    },
+    /// An operator wants it.
+    Transfer {
+        to: NodeId,
+    },
+}
+
+pub(crate) struct Task {
+    group: usize,
+    pub(crate) replica: Replica,
+    gate: Gate,
+    pub(crate) inbox: VecDeque<Input>,
+    pub(crate) turn_at: Option<Time>,
+    pub(crate) timer_at: Time,
+    stall: Stall,
+    out: Out,
+    /// The snapshot being written.
+    pub(crate) taking: Option<(Slot, SnapshotWriter<SimDisk>)>,
+    /// The hand-overs under way, by their numbers.
+    sending: BTreeMap<NodeId, u64>,
+    /// Requests of clients that are not answered, by the numbers they have here.
+    asked: BTreeMap<u64, Asked>,
+    last_request: u64,
+    /// What the last turn showed.
+    promised: Lead,
+}
+
+/// A request, and the newest revision that was committed when the clock was read for it.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    request: Request,
+    committed: i64,
+    /// The leadership whose lease covered it.
+    leased: Option<Lead>,
+}
+
+/// The thread stops somewhere.
+#[derive(Debug)]
+enum Stall {
+    None,
+    /// At the next input.
+    Armed {
+        before_step: bool,
+        time: Time,
+    },
+    /// The clock has been read for this input; the step comes later.
+    BeforeStep {
+        now: Mono,
+        committed: i64,
+        input: Input,
+    },
+    /// The replica has said what is to be done; it is carried out later.
+    BeforeSend,
+}
+
+/// Every client takes what it is sent.
+struct AllTake;
+
+impl Links for AllTake {
+    fn has_room(&self, _: LinkId) -> bool {
+        true
+    }
+}
+
+fn sight<'a>(now: Mono, liveness: &'a Liveness, full: bool) -> Sight<'a> {
+    Sight { now, liveness, disk: Disk { full, crowded: false }, links: &AllTake }
+}
+
+impl Task {
+    pub(crate) fn new(group: usize, replica: Replica) -> Task {
+        Task {
+            group,
+            promised: replica.engine().status().promised,
+            replica,
+            gate: Gate::default(),
+            inbox: VecDeque::new(),
+            turn_at: None,
+            timer_at: Time::MAX,
+            stall: Stall::None,
+            out: Out::default(),
+            taking: None,
+            sending: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            last_request: 0,
+        }
+    }
+
+    /// Whether inputs have to wait for a turn that will come.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.turn_at.is_some()
+    }
+
+    pub(crate) fn arm(&mut self, before_step: bool, time: Time) {
+        if matches!(self.stall, Stall::None) {
+            self.stall = Stall::Armed { before_step, time };
+        }
+    }
+
+    /// The journal's own thread tells that records are durable: what waited for them leaves. Returns whether the group has
+    /// to hear of it at once.
+    pub(crate) fn durable(
+        &mut self,
+        incarnation: u64,
+        node: &Node,
+        env: &mut Env,
+        upto: PersistSeq,
+        lsn: Lsn,
+    ) -> bool {
+        let group = self.group;
+        let awaited =
+            self.gate.open(upto, |send| env.send(node.index, incarnation, group, send.to, send.message));
+        self.inbox.push_back(Input::Event(Event::Persisted { upto, lsn }));
+        awaited
+    }
+
+    /// Everything that has come in, then what follows from it.
+    pub(crate) fn turn(&mut self, process: &mut Process, node: &mut Node, env: &mut Env) {
+        match std::mem::replace(&mut self.stall, Stall::None) {
+            Stall::BeforeStep { now, committed, input } => {
+                self.take_up(process, node, env, now, committed, input);
+            }
+            Stall::BeforeSend => self.carry_out(process, node, env),
+            stall @ (Stall::None | Stall::Armed { .. }) => self.stall = stall,
+        }
+        while let Some(input) = self.inbox.pop_front() {
+            let now = node.now(env);
+            let committed = env.truths[self.group].revision();
+            if let Stall::Armed { before_step: true, time } = self.stall {
+                env.mark(Mark::StallBeforeStep);
+                self.stall = Stall::BeforeStep { now, committed, input };
+                self.stop(process, node, env, time);
+                return;
+            }
+            self.take_up(process, node, env, now, committed, input);
+        }
+        let now = node.now(env);
+        self.replica.tick(&sight(now, &process.liveness, process.full));
+        loop {
+            let more = self.replica.poll(&sight(now, &process.liveness, process.full), &mut self.out);
+            self.replica.engine().check_invariants();
+            if let Stall::Armed { before_step: false, time } = self.stall {
+                env.mark(Mark::StallBeforeSend);
+                self.stall = Stall::BeforeSend;
+                self.stop(process, node, env, time);
+                return;
+            }
+            self.carry_out(process, node, env);
+            if !more {
+                break;
+            }
+        }
+        let sight = sight(now, &process.liveness, process.full);
+        while self.replica.answer_next(&sight, &mut self.out) {}
+        self.replica.finish(&sight, &mut self.out);
+        self.carry_out(process, node, env);
+        self.check(process, node, env);
+        self.set_timer(process, node, env);
+    }
+
+    fn stop(&mut self, process: &Process, node: &Node, env: &mut Env, time: Time) {
+        trace!(env, "n{} g{} stops for {} us: {:?}", node.index + 1, self.group, time / 1000, self.stall);
+        let at = env.now + time;
+        self.turn_at = Some(at);
+        env.node_at(at, node.index, process.life, NodeEvent::Turn(self.group));
+    }
+
+    fn set_timer(&mut self, process: &Process, node: &Node, env: &mut Env) {
+        let now = node.now(env);
+        if is_due(self.replica.engine().next_deadline(), now) {
+            let deadline = self.replica.engine().next_deadline();
+            let who = node.index + 1;
+            env.fail("timers", format!("node {who} g{}: {deadline:?} is due again at {now:?}", self.group));
+        }
+        let deadline = self.replica.deadline().map(|deadline| node.clock.when(deadline, env.now));
+        // Work is cut in pieces, and a turn takes some time.
+        let work =
+            (self.replica.has_work(&AllTake) || !self.inbox.is_empty()).then_some(env.now + 20 * MICRO);
+        let Some(at) = deadline.into_iter().chain(work).min() else { return };
+        let at = at.max(env.now + MICRO);
+        if at < self.timer_at {
+            self.timer_at = at;
+            env.node_at(at, node.index, process.life, NodeEvent::Timer(self.group));
+        }
+    }
+
+    fn take_up(
+        &mut self,
+        process: &mut Process,
+        node: &mut Node,
+        env: &mut Env,
+        now: Mono,
+        committed: i64,
+        input: Input,
+    ) {
+        let event = match input {
+            Input::Event(event) => event,
+            Input::Request(request) => self.ask(process, env, now, committed, request),
+            Input::SnapshotSent { to, number } => {
+                if self.sending.get(&to) != Some(&number) {
+                    return;
+                }
+                self.sending.remove(&to);
+                Event::SnapshotSent { to }
+            }
+            Input::Transfer { to } => {
+                let control = wire::LeaderControl { move_to: to.0, ..Default::default() };
+                let request = wire::Request { id: 0, kind: Some(RequestKind::LeaderControl(control)) };
+                Event::Requests { link: OPERATOR, requests: vec![request] }
+            }
+        };
+        trace!(env, "n{} g{} takes up {event:?}", node.index + 1, self.group);
+        if let Event::SnapshotReceived { slot, .. } = &event
+            && *slot > self.replica.applied()
+        {
+            env.mark(Mark::SnapshotInstalled);
+        }
+        self.replica.step(&sight(now, &process.liveness, process.full), event);
+        self.replica.engine().check_invariants();
+    }
+
+    /// A client's request, as its gateway would send it.
+    fn ask(
+        &mut self,
+        process: &Process,
+        env: &mut Env,
+        now: Mono,
+        committed: i64,
+        request: Request,
+    ) -> Event {
+        self.last_request += 1;
+        let id = self.last_request;
+        let kind = match request.action {
+            Action::Open(nonce) => {
+                let nonce = Bytes::copy_from_slice(&u128::from(nonce).to_le_bytes());
+                RequestKind::OpenSession(wire::OpenSession { nonce })
+            }
+            Action::Write(session, write) => {
+                let padding = env.profile.padding;
+                let padding = env.rng.range(padding as u64 / 2, padding as u64) as usize;
+                let command = write.command(session, padding);
+                RequestKind::Write(wire::Write { session: session.0, seq: u64::from(write.seq), command })
+            }
+            Action::Read(key) => {
+                RequestKind::Read(wire::Read { query: query(key), serializable: false, at_least: 0 })
+            }
+        };
+        let engine = self.replica.engine();
+        let leased = engine.lease_read(now, &process.liveness).map(|_| engine.status().lead);
+        self.asked.insert(id, Asked { request, committed, leased });
+        let link = LinkId(u64::from(request.client) + 1);
+        Event::Requests { link, requests: vec![wire::Request { id, kind: Some(kind) }] }
+    }
+
+    /// Does what the replica wants done.
+    fn carry_out(&mut self, process: &mut Process, node: &mut Node, env: &mut Env) {
+        let group = self.group;
+        let mut out = std::mem::take(&mut self.out);
+        if let Some(seq) = out.await_durable.take() {
+            self.gate.await_durable(seq);
+        }
+        if !process.hand_in(node, env, group, &mut out.records) {
+            out.records.clear();
+            let now = node.now(env);
+            self.replica.step(&sight(now, &process.liveness, process.full), Event::PersistFailed);
+        }
+        // From here on these are facts, and the messages may tell.
+        for (slot, value) in self.replica.committed() {
+            match env.truths[group].commit_at(node.index, *slot, value) {
+                Ok(true) => {
+                    trace!(env, "n{} g{group} commits {slot:?} first", node.index + 1);
+                    if env.waited(group, *slot) > 40 * MILLI {
+                        env.mark(Mark::HolderWait);
+                    }
+                    env.after.push(After::Committed { group, node: node.index, slot: *slot });
+                }
+                Ok(false) => {}
+                Err(violation) => env.note(Err(violation)),
+            }
+        }
+        for send in out.sends.drain(..) {
+            if let Some(send) = self.gate.pass(send) {
+                env.send(node.index, process.incarnation, group, send.to, send.message);
+            }
+        }
+        if let Some(floor) = out.floor.take() {
+            process.set_floor(node, group, floor);
+        }
+        for (to, what) in out.to_peers.drain(..) {
+            env.tell_peer(node.index, group, to, what);
+        }
+        for answer in out.answers.drain(..) {
+            for response in answer.responses {
+                self.answer(node, env, response);
+            }
+        }
+        if !out.large.is_empty() {
+            env.fail("answers", "no value here is large".to_owned());
+        }
+        for step in out.snapshots.drain(..) {
+            self.on_snapshot(process, node, env, step);
+        }
+        for notice in out.notices.drain(..) {
+            self.on_notice(process, node, env, &notice);
+        }
+        self.out = out;
+    }
+
+    fn answer(&mut self, node: &Node, env: &mut Env, response: wire::Response) {
+        let Some(asked) = self.asked.remove(&response.id) else { return };
+        let Asked { request, committed, leased } = asked;
+        let answer = match response.kind {
+            Some(Kind::SessionOpened(opened)) => Answer::Opened(keyspace::SessionId(opened.session)),
+            Some(Kind::Reply(outcome)) => match keyspace::decode_outcome(outcome) {
+                Ok(Ok(Reply::Put(put))) => {
+                    let before = put.prev_kv.as_ref().map_or(0, |before| value_of(&before.value));
+                    Answer::Written(Written { revision: put.revision.0, before })
+                }
+                Ok(Ok(Reply::Range(range))) => {
+                    if range.revision.0 < committed {
+                        env.fail(
+                            "I12",
+                            format!(
+                                "node {} group {}: reads at revision {}, {committed} was committed before (under the lease: {leased:?})",
+                                node.index + 1,
+                                self.group,
+                                range.revision.0
+                            ),
+                        );
+                    }
+                    env.mark(if leased.is_some() { Mark::LeaseRead } else { Mark::IndexRead });
+                    if let Some(lead) = leased {
+                        env.after.push(After::LeaseRead { group: self.group, node: node.index, lead });
+                    }
+                    let value = range.kvs.first().map_or(0, |kv| value_of(&kv.value));
+                    Answer::Value { value, leased: leased.is_some() }
+                }
+                // The client has asked for something else since.
+                Ok(Err(keyspace::Error::ResultForgotten)) => Answer::Unknown,
+                other => {
+                    env.fail(
+                        "answers",
+                        format!("node {}: {request:?} is answered {other:?}", node.index + 1),
+                    );
+                    Answer::Unknown
+                }
+            },
+            Some(Kind::Refused(refused)) => self.refused(node, env, &request, &refused),
+            other => {
+                env.fail("answers", format!("node {}: {request:?} is answered {other:?}", node.index + 1));
+                Answer::Unknown
+            }
+        };
+        env.answer(request.client, request.operation, request.attempt, node.index, answer);
+    }
+
+    fn refused(&self, node: &Node, env: &mut Env, request: &Request, refused: &wire::Refused) -> Answer {
+        let hint = (refused.leader != 0).then(|| index(NodeId(refused.leader)));
+        let answer = match refused.why() {
+            Why::NotLeader => Answer::Refused(hint),
+            Why::Overloaded => {
+                env.mark(Mark::Overloaded);
+                Answer::Refused(Some(node.index))
+            }
+            Why::NoDisk => {
+                env.mark(Mark::RefusedForDisks);
+                Answer::Refused(None)
+            }
+            Why::OutcomeUnknown => return Answer::Unknown,
+            why
+            @ (Why::NoGroup | Why::Stopping | Why::AnswerTooLarge | Why::Malformed | Why::Unspecified) => {
+                env.fail("answers", format!("node {}: {request:?} is refused: {why:?}", node.index + 1));
+                return Answer::Unknown;
+            }
+        };
+        if let Action::Write(_, write) = &request.action {
+            let check = env.truths[self.group].rejected(node.index, write);
+            env.note(check);
+        }
+        answer
+    }
+
+    fn on_snapshot(&mut self, process: &mut Process, node: &mut Node, env: &mut Env, step: ToSnapshots) {
+        let group = self.group;
+        let later = |env: &mut Env, process: &Process, progress| {
+            let at = env.now + env.rng.around(5 * MILLI);
+            env.node_at(at, node.index, process.life, NodeEvent::Snapshot { group, progress });
+        };
+        match step {
+            ToSnapshots::Begin { slot, config } => match process.begin_snapshot(node, group, slot, &config) {
+                Ok(writer) => self.taking = Some((slot, writer)),
+                Err(error) => {
+                    trace!(env, "n{} g{group} snapshot at {slot:?}: {error}", node.index + 1);
+                    later(env, process, Progress::Failed(slot));
+                }
+            },
+            ToSnapshots::Slice(slice) => {
+                let Some((slot, writer)) = &mut self.taking else { return };
+                let slot = *slot;
+                match writer.slice(&slice) {
+                    Ok(()) => later(env, process, Progress::Room(slot)),
+                    Err(error) => {
+                        trace!(env, "n{} g{group} snapshot at {slot:?}: {error}", node.index + 1);
+                        self.taking = None;
+                        later(env, process, Progress::Failed(slot));
+                    }
+                }
+            }
+            ToSnapshots::Finish => {
+                let Some((slot, _)) = &self.taking else { return };
+                let slot = *slot;
+                let at = env.now + env.rng.around(20 * MILLI);
+                env.node_at(at, node.index, process.life, NodeEvent::SnapshotWritten { group, slot });
+            }
+            ToSnapshots::Abandon => self.taking = None,
+            ToSnapshots::Send { to, slot } => match process.send_snapshot(node, env, group, to, slot) {
+                Some(number) => {
+                    self.sending.insert(to, number);
+                }
+                None => {
+                    // Numbers begin at one.
+                    self.sending.insert(to, 0);
+                    self.inbox.push_back(Input::Event(Event::SnapshotLost { slot }));
+                    self.inbox.push_back(Input::SnapshotSent { to, number: 0 });
+                }
+            },
+        }
+    }
+
+    fn on_notice(&mut self, process: &Process, node: &Node, env: &mut Env, notice: &Notice) {
+        trace!(env, "n{} g{} {notice:?}", node.index + 1, self.group);
+        match notice {
+            Notice::Role { role: Role::Leader, lead, .. } => {
+                env.mark(Mark::Election);
+                if lead.node == process.liveness.node() {
+                    let check = env.truths[self.group].elected(node.index, *lead);
+                    env.note(check);
+                }
+                if let Some((handed, to)) = env.handoffs.get(&self.group)
+                    && lead.node == *to
+                    && lead > handed
+                {
+                    env.handoffs.remove(&self.group);
+                    env.mark(Mark::TransferDone);
+                }
+            }
+            Notice::TransferAborted { .. } => env.mark(Mark::TransferAborted),
+            Notice::PayloadRepaired { .. } => env.mark(Mark::PayloadRepaired),
+            Notice::Healed => env.mark(Mark::Healed),
+            Notice::DisksFull { .. } => env.mark(Mark::DisksFull),
+            Notice::Differs { node } => env.fail("I20", format!("node {node:?} is found to differ")),
+            Notice::Suspicious {
+                from,
+                suspicion: suspicion @ (Suspicion::Round | Suspicion::Contradiction),
+            } => {
+                env.fail("trust", format!("{from:?} is healthy and was not believed: {suspicion:?}"));
+            }
+            Notice::PromiseDoubtful => {
+                env.fail("trust", "an honest promise is taken for a forged one".to_owned());
+            }
+            Notice::Survived => env.fail("recovery", "nobody has declared a survivor".to_owned()),
+            Notice::TooManyForgot { nodes } => {
+                env.fail("recovery", format!("{nodes} have lost more than the seed may take from them"));
+            }
+            Notice::LeasesExpired { .. } | Notice::NoState { .. } => {
+                env.fail("notices", format!("nothing here leads to {notice:?}"));
+            }
+            // Values that nobody could be asked for, long enough, while links came and went. It is heard of again.
+            Notice::Suspicious { suspicion: Suspicion::Commit, .. }
+            // The rest is on its way back, or down for now.
+            | Notice::Blocked { .. }
+            | Notice::Role { role: Role::Follower | Role::Candidate, .. }
+            | Notice::HandingOver { .. }
+            | Notice::HandingOverFull { .. }
+            | Notice::HandingOverPlace { .. }
+            | Notice::HandingOverAsked { .. }
+            | Notice::DisksHaveRoom
+            | Notice::SnapshotInstalled { .. }
+            | Notice::SnapshotBegun { .. }
+            | Notice::SnapshotDurable { .. }
+            | Notice::Fenced => {}
+        }
+    }
+
+    /// What must hold between turns.
+    fn check(&mut self, process: &Process, node: &Node, env: &mut Env) {
+        let who = node.index + 1;
+        let group = self.group;
+        let status = self.replica.engine().status();
+        if status.promised < self.promised {
+            env.fail(
+                "I1",
+                format!("node {who} g{group}: promised {:?} after {:?}", status.promised, self.promised),
+            );
+        }
+        self.promised = status.promised;
+        let applied = self.replica.applied();
+        if status.commit != applied && !status.fenced {
+            env.fail(
+                "I10",
+                format!("node {who} g{group}: commit is {:?}, applied {applied:?}", status.commit),
+            );
+        }
+        let check = env.truths[group].check_digest(node.index, applied, self.replica.state().digest());
+        env.note(check);
+        self.check_lease(&process.liveness, node, env);
+    }
+
+    /// Whoever could read under the lease now would read everything committed by anybody.
+    pub(crate) fn check_lease(&self, liveness: &Liveness, node: &Node, env: &mut Env) {
+        let committed = env.truths[self.group].commit();
+        if let Some(point) = self.replica.engine().lease_read(node.now(env), liveness)
+            && point < committed
+        {
+            env.fail(
+                "I12",
+                format!(
+                    "node {} group {}: its lease allows a read at {point:?}, {committed:?} is committed",
+                    node.index + 1,
+                    self.group
+                ),
+            );
+        }
+    }
+}
