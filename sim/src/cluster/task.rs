@@ -53,6 +53,8 @@ pub(crate) struct Task {
     out: Out,
     /// The snapshot being written.
     pub(crate) taking: Option<(Slot, SnapshotWriter<SimDisk>)>,
+    /// When the group hears last of how far that is.
+    progress_at: Time,
     /// The hand-overs under way, by their numbers.
     sending: BTreeMap<NodeId, u64>,
     /// Requests of clients that are not answered, by the numbers they have here.
@@ -116,6 +118,7 @@ impl Task {
             stall: Stall::None,
             out: Out::default(),
             taking: None,
+            progress_at: 0,
             sending: BTreeMap::new(),
             asked: BTreeMap::new(),
             last_request: 0,
@@ -172,6 +175,11 @@ impl Task {
         }
         let now = node.now(env);
         self.replica.tick(&sight(now, &process.liveness, process.full));
+        let deadline = self.replica.engine().next_deadline();
+        if is_due(deadline, now) {
+            let who = node.index + 1;
+            env.fail("timers", format!("node {who} g{}: {deadline:?} is due again at {now:?}", self.group));
+        }
         loop {
             let more = self.replica.poll(&sight(now, &process.liveness, process.full), &mut self.out);
             self.replica.engine().check_invariants();
@@ -202,12 +210,6 @@ impl Task {
     }
 
     fn set_timer(&mut self, process: &Process, node: &Node, env: &mut Env) {
-        let now = node.now(env);
-        if is_due(self.replica.engine().next_deadline(), now) {
-            let deadline = self.replica.engine().next_deadline();
-            let who = node.index + 1;
-            env.fail("timers", format!("node {who} g{}: {deadline:?} is due again at {now:?}", self.group));
-        }
         let deadline = self.replica.deadline().map(|deadline| node.clock.when(deadline, env.now));
         // Work is cut in pieces, and a turn takes some time.
         let work =
@@ -309,6 +311,9 @@ impl Task {
                         env.mark(Mark::HolderWait);
                     }
                     env.after.push(After::Committed { group, node: node.index, slot: *slot });
+                    for _ in 0..env.truths[group].take_repeated() {
+                        env.mark(Mark::DuplicateDropped);
+                    }
                 }
                 Ok(false) => {}
                 Err(violation) => env.note(Err(violation)),
@@ -418,8 +423,11 @@ impl Task {
 
     fn on_snapshot(&mut self, process: &mut Process, node: &mut Node, env: &mut Env, step: ToSnapshots) {
         let group = self.group;
-        let later = |env: &mut Env, process: &Process, progress| {
-            let at = env.now + env.rng.around(5 * MILLI);
+        let heard = &mut self.progress_at;
+        let mut later = |env: &mut Env, process: &Process, progress| {
+            // One thread writes, so this comes in order.
+            let at = (env.now + env.rng.around(5 * MILLI)).max(*heard + 1);
+            *heard = at;
             env.node_at(at, node.index, process.life, NodeEvent::Snapshot { group, progress });
         };
         match step {
@@ -445,7 +453,8 @@ impl Task {
             ToSnapshots::Finish => {
                 let Some((slot, _)) = &self.taking else { return };
                 let slot = *slot;
-                let at = env.now + env.rng.around(20 * MILLI);
+                let at = (env.now + env.rng.around(20 * MILLI)).max(self.progress_at + 1);
+                self.progress_at = at;
                 env.node_at(at, node.index, process.life, NodeEvent::SnapshotWritten { group, slot });
             }
             ToSnapshots::Abandon => self.taking = None,

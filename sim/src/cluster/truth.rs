@@ -83,6 +83,8 @@ pub(crate) struct GroupTruth {
     digests: Vec<u64>,
     leads: BTreeMap<Lead, LeadTruth>,
     nodes: BTreeMap<usize, NodeTruth>,
+    /// Commands that came through the log again, since that was asked last.
+    repeated: u32,
     answers: BTreeMap<(u32, u32), Written>,
     rejected: BTreeSet<(u32, u32, u32)>,
     in_log: BTreeSet<(u32, u32, u32)>,
@@ -144,6 +146,7 @@ impl GroupTruth {
             digests: Vec::new(),
             leads: BTreeMap::new(),
             nodes,
+            repeated: 0,
             answers: BTreeMap::new(),
             rejected: BTreeSet::new(),
             in_log: BTreeSet::new(),
@@ -443,6 +446,7 @@ impl GroupTruth {
         let fates = self.apply(slot, value);
         self.digests.push(self.state.digest());
         for (write, repeated, outcome) in fates {
+            self.repeated += u32::from(repeated);
             let attempt = (write.client, write.seq, write.attempt);
             self.in_log.insert(attempt);
             if self.rejected.contains(&attempt) {
@@ -501,6 +505,11 @@ impl GroupTruth {
         }
         let answers = effects.replies.into_iter().zip(writes);
         answers.filter_map(|(answer, write)| Some((write?, answer.repeated, answer.outcome))).collect()
+    }
+
+    /// How many commands were committed that had been before, since this was asked last.
+    pub(crate) fn take_repeated(&mut self) -> u32 {
+        std::mem::take(&mut self.repeated)
     }
 
     /// The newest revision that anybody has committed.
