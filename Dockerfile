@@ -11,6 +11,7 @@ COPY consensus-core consensus-core
 COPY discovery discovery
 COPY gateway gateway
 COPY gateway-core gateway-core
+COPY group-core group-core
 COPY journal journal
 COPY keyspace keyspace
 COPY planet planet
