@@ -17,6 +17,8 @@ pub struct LogPositions {
     last: Lsn,
     /// The newest durable base and a position at or before it.
     base: (Slot, Lsn),
+    /// The highest floor so far.
+    floor: Lsn,
 }
 
 #[derive(Debug)]
@@ -113,7 +115,10 @@ impl LogPositions {
         while self.batches.front().is_some_and(|batch| batch.max_slot <= base) {
             self.batches.pop_front();
         }
-        Some(self.batches.front().map_or(base_lsn, |batch| batch.from.min(base_lsn)))
+        let floor = self.batches.front().map_or(base_lsn, |batch| batch.from.min(base_lsn));
+        // Where a batch lies that is not durable yet is only guessed; what was not needed before is not needed now.
+        self.floor = self.floor.max(floor);
+        Some(self.floor)
     }
 }
 
@@ -183,6 +188,28 @@ mod tests {
         assert_eq!(positions.persisted(Ticket(4), Lsn(30)), Some(Lsn(25)));
         positions.appended(Ticket(5), &base(5));
         assert_eq!(positions.persisted(Ticket(5), Lsn(40)), Some(Lsn(40)));
+    }
+
+    #[test]
+    fn the_floor_never_falls() {
+        let mut positions = LogPositions::default();
+        positions.recovered(Lsn(1), &base(0));
+        // All of it is handed in before anything is heard of.
+        positions.appended(Ticket(1), &vote(1));
+        positions.appended(Ticket(2), &vote(2));
+        positions.appended(Ticket(3), &base(1));
+        positions.appended(Ticket(4), &base(2));
+        positions.appended(Ticket(5), &vote(3));
+        assert_eq!(positions.persisted(Ticket(1), Lsn(10)), None);
+        assert_eq!(positions.persisted(Ticket(2), Lsn(20)), None);
+        assert_eq!(positions.persisted(Ticket(3), Lsn(21)), Some(Lsn(20)));
+        assert_eq!(
+            positions.persisted(Ticket(4), Lsn(22)),
+            Some(Lsn(20)),
+            "where the last vote lies is not known"
+        );
+        assert_eq!(positions.persisted(Ticket(5), Lsn(30)), None);
+        assert_eq!(positions.floor(), Some(Lsn(22)));
     }
 
     #[test]

@@ -7,8 +7,17 @@ use std::process::Command;
 use crate::run::{Failure, cargo};
 
 /// Crates that decide and do nothing: no async runtime may come into their dependency tree.
-const PURE: &[&str] =
-    &["consensus-core", "keyspace", "shard-map", "gateway-core", "group-core", "backoff", "journal", "config", "sim"];
+const PURE: &[&str] = &[
+    "consensus-core",
+    "keyspace",
+    "shard-map",
+    "gateway-core",
+    "group-core",
+    "backoff",
+    "journal",
+    "config",
+    "sim",
+];
 
 /// Crates whose own `clippy.toml` bans clocks, randomness, sockets and unordered maps.
 const BANNED_BY_CLIPPY: &[&str] = &["consensus-core", "keyspace", "shard-map", "gateway-core", "group-core"];

@@ -8,7 +8,7 @@ use crate::linear::history::{End, Operation};
 use crate::linear::specs::{RegisterAction, RegisterInput, RegisterOutput};
 
 use super::clock::{MILLI, Time};
-use super::commands::{KEYS, Write, Written};
+use super::commands::{Change, KEYS, Write, Written};
 use super::env::{Env, Event};
 use super::node::NodeEvent;
 use super::truth::index;
@@ -41,6 +41,13 @@ pub(crate) enum Action {
     Open(u64),
     Write(SessionId, Write),
     Read(u8),
+    /// Everything else; by the client's own number of it.
+    Change(SessionId, u32, Change),
+    /// All keys that are no registers.
+    Scan {
+        serializable: bool,
+    },
+    KeepAlive,
 }
 
 /// What a node says.
@@ -53,6 +60,8 @@ pub(crate) enum Answer {
         /// Served under the leader lease.
         leased: bool,
     },
+    /// As it should be: what was answered is checked where it comes from.
+    Done,
     /// Not done; somebody else may lead.
     Refused(Option<usize>),
     /// Perhaps done.
@@ -97,6 +106,9 @@ struct Current {
 enum Wish {
     Read(u8),
     Write(u8),
+    Change(Change),
+    Scan { serializable: bool },
+    KeepAlive,
 }
 
 /// The course of the last client: a write to its group, then a read under the lease.
@@ -105,6 +117,23 @@ enum Probe {
     Write(usize),
     Read(usize),
     Done,
+}
+
+impl Wish {
+    fn of_others(env: &mut Env, group: usize, key: u8) -> Wish {
+        match env.rng.below(16) {
+            0..=4 => Wish::Change(Change::Put { key, leased: env.rng.flip() }),
+            5..=6 => Wish::Change(Change::Delete { key }),
+            7..=8 => Wish::Change(Change::Move { key }),
+            9..=10 => Wish::Change(Change::Grant { ttl: env.rng.range(2, 6) as i64 }),
+            11 => Wish::Change(Change::Revoke),
+            12 => {
+                let behind = env.rng.below(40) as i64;
+                Wish::Change(Change::Compact { revision: env.truths[group].revision() - behind })
+            }
+            _ => Wish::KeepAlive,
+        }
+    }
 }
 
 impl Client {
@@ -178,12 +207,26 @@ impl Clients {
                 let group = env.rng.index(groups);
                 let key = env.rng.below(u64::from(KEYS)) as u8;
                 let reads = env.rng.chance(env.profile.read_ppm);
-                (group, if reads { Wish::Read(key) } else { Wish::Write(key) })
+                let registers = env.rng.below(3) > 0;
+                let wish = match (registers, reads) {
+                    (true, true) => Wish::Read(key),
+                    (true, false) => Wish::Write(key),
+                    (false, true) => Wish::Scan { serializable: env.rng.flip() },
+                    (false, false) => Wish::of_others(env, group, key),
+                };
+                (group, wish)
             }
         };
         let action = match (wish, state.sessions.get(&group)) {
             (Wish::Read(key), _) => Action::Read(key),
-            (Wish::Write(_), None) => Action::Open(client as u64 + 1),
+            (Wish::Scan { serializable }, _) => Action::Scan { serializable },
+            (Wish::KeepAlive, _) => Action::KeepAlive,
+            (Wish::Write(_) | Wish::Change(_), None) => Action::Open(client as u64 + 1),
+            (Wish::Change(change), Some(session)) => {
+                let seq = state.seqs.entry(group).or_default();
+                *seq += 1;
+                Action::Change(*session, *seq, change)
+            }
             (Wish::Write(key), Some(session)) => {
                 let seq = state.seqs.entry(group).or_default();
                 *seq += 1;
@@ -211,7 +254,11 @@ impl Clients {
             Action::Write(session, write) => {
                 Action::Write(session, Write { attempt: current.attempt, ..write })
             }
-            Action::Open(_) | Action::Read(_) => current.action,
+            Action::Open(_)
+            | Action::Read(_)
+            | Action::Change(..)
+            | Action::Scan { .. }
+            | Action::KeepAlive => current.action,
         };
         let (operation, attempt, group) = (current.operation, current.attempt, current.group);
         let timeout = env.rng.range(250 * MILLI, 900 * MILLI);
@@ -256,6 +303,10 @@ impl Clients {
                 state.current = None;
                 env.after(0, Event::Client { client, operation: 0, attempt: 0, timer: Timer::Ask });
             }
+            (Answer::Done, Action::Change(..) | Action::Scan { .. } | Action::KeepAlive) => {
+                state.hints.insert(current.group, node);
+                self.end(env, client, Some(RegisterOutput::Done));
+            }
             (Answer::Written(written), Action::Write(_, write)) => {
                 let check = env.truths[current.group].answered(node, write.client, write.seq, written);
                 env.note(check);
@@ -289,9 +340,7 @@ impl Clients {
                 }
             }
             (Answer::Refused(_) | Answer::Unknown, _)
-            | (Answer::Opened(_), Action::Read(_) | Action::Write(..))
-            | (Answer::Written(_), Action::Read(_) | Action::Open(_))
-            | (Answer::Value { .. }, Action::Write(..) | Action::Open(_)) => {}
+            | (Answer::Opened(_) | Answer::Written(_) | Answer::Value { .. } | Answer::Done, _) => {}
         }
     }
 
@@ -307,7 +356,7 @@ impl Clients {
         let Some(current) = state.current.take() else { return };
         self.answered += u64::from(output.is_some());
         let input = match current.action {
-            Action::Open(_) => None,
+            Action::Open(_) | Action::Change(..) | Action::Scan { .. } | Action::KeepAlive => None,
             Action::Write(_, write) => Some(RegisterInput {
                 key: u64::from(write.key),
                 action: RegisterAction::Write(write.value()),

@@ -2,7 +2,10 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use consensus_core::Value;
-use keyspace::{Command, KeyRange, Op, Put, Query, RangeRequest, SessionId};
+use keyspace::{
+    Command, Compare, CompareResult, CompareTarget, DeleteRange, KeyRange, LeaseId, Op, Put, Query,
+    RangeRequest, SessionId, Txn, TxnOp,
+};
 
 use super::rng::digest;
 
@@ -42,7 +45,7 @@ impl Write {
     pub(crate) fn of(command: &Command) -> Option<Write> {
         let Command::Write { op: Op::Put(put), .. } = command else { return None };
         let mut value = put.value.clone();
-        let key = *put.key.first()?;
+        let &[key] = put.key.as_ref() else { return None };
         (value.len() >= 12).then(|| Write {
             client: value.get_u32(),
             seq: value.get_u32(),
@@ -52,11 +55,86 @@ impl Write {
     }
 }
 
-/// What a read of a key asks.
-pub(crate) fn query(of: u8) -> Bytes {
+/// What clients change beside their registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    Put {
+        key: u8,
+        /// Attached to the client's lease.
+        leased: bool,
+    },
+    Delete {
+        key: u8,
+    },
+    /// Deletes a key and writes the next one, if it exists; writes it otherwise.
+    Move {
+        key: u8,
+    },
+    Grant {
+        ttl: i64,
+    },
+    Revoke,
+    Compact {
+        revision: i64,
+    },
+}
+
+impl Change {
+    /// The command under the session of `client`.
+    pub(crate) fn command(self, session: SessionId, client: u32, seq: u32) -> Bytes {
+        let value = Bytes::copy_from_slice(&(u64::from(client) << 32 | u64::from(seq)).to_be_bytes());
+        let put = |key| Put { prev_kv: true, ..Put::new(other_key(key), value.clone()) };
+        let op = match self {
+            Change::Put { key, leased: false } => Op::Put(put(key)),
+            Change::Put { key, leased: true } => Op::Put(Put { lease: lease_of(client), ..put(key) }),
+            Change::Delete { key } => {
+                Op::DeleteRange(DeleteRange { range: KeyRange::single(other_key(key)), prev_kv: true })
+            }
+            Change::Move { key } => {
+                let range = KeyRange::single(other_key(key));
+                let (result, target) = (CompareResult::Greater, CompareTarget::Version(0));
+                Op::Txn(Txn {
+                    compare: vec![Compare { range: range.clone(), result, target }],
+                    success: vec![
+                        TxnOp::DeleteRange(DeleteRange { range, prev_kv: true }),
+                        TxnOp::Put(put(key + 1)),
+                    ],
+                    failure: vec![TxnOp::Put(put(key))],
+                })
+            }
+            Change::Grant { ttl } => Op::LeaseGrant { id: lease_of(client), ttl },
+            Change::Revoke => Op::LeaseRevoke { id: lease_of(client) },
+            Change::Compact { revision } => Op::Compact { revision },
+        };
+        let seq = u64::from(seq);
+        encode(&Command::Write { session, seq, ack_upto: seq - 1, op })
+    }
+}
+
+/// Each client has one.
+pub(crate) fn lease_of(client: u32) -> LeaseId {
+    LeaseId(i64::from(client))
+}
+
+/// Keys that are no registers.
+pub(crate) fn other_keys() -> KeyRange {
+    KeyRange::prefix(&b"x"[..])
+}
+
+fn other_key(number: u8) -> Bytes {
+    Bytes::copy_from_slice(&[b'x', number % KEYS])
+}
+
+/// What a read of a range asks.
+pub(crate) fn query(range: KeyRange) -> Bytes {
     let mut encoded = BytesMut::new();
-    Query::Range(RangeRequest::new(KeyRange::single(key(of)))).encode(&mut encoded);
+    Query::Range(RangeRequest::new(range)).encode(&mut encoded);
     encoded.freeze()
+}
+
+/// The range of one register.
+pub(crate) fn register(number: u8) -> KeyRange {
+    KeyRange::single(key(number))
 }
 
 /// [`Write::value`] of what a key holds.

@@ -39,6 +39,16 @@ marks! {
     LeaseRead,
     /// A read was served under the leader lease while another member had promised a higher leadership.
     LeaseReadDuringLeaderChange,
+    /// A watcher was shown events.
+    WatchTold,
+    /// A watcher went on at another node.
+    WatchMoved,
+    /// A watch ended, as what it was to show next was compacted.
+    WatchCompacted,
+    /// A lease was renewed.
+    LeaseKept,
+    /// A leader had leases removed that had come to their end.
+    LeaseExpired,
     /// A write was refused, since too many disks were full.
     RefusedForDisks,
     /// A leader could make nothing durable, since too many disks were full.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::fmt;
 use std::time::Duration;
 
+use api::gaios::link::v1::response::Kind;
 use bytes::BytesMut;
 use consensus_core::{Lead, LivenessMessage, Message, Mono, NodeId, Slot};
 use group_core::ToPeer;
@@ -36,6 +37,10 @@ pub(crate) enum Event {
     Answer { client: usize, operation: u64, attempt: u32, node: usize, answer: Answer },
     /// A client does the next thing.
     Client { client: usize, operation: u64, attempt: u32, timer: Timer },
+    /// A watcher opens its watch, or looks after it.
+    Watcher { watcher: usize, attempt: u32 },
+    /// A watcher is told something.
+    WatchTold { watcher: usize, attempt: u32, kind: Box<Kind> },
     /// Trouble.
     Fault,
     /// The end of a partition.
@@ -284,6 +289,11 @@ impl Env {
                 self.at(at, Event::Node { node: to, life: None, event });
             }
         }
+    }
+
+    /// Tells a watcher something; in order, as over a connection.
+    pub(crate) fn tell_watcher(&mut self, watcher: usize, attempt: u32, kind: Kind) {
+        self.after(300_000, Event::WatchTold { watcher, attempt, kind: Box::new(kind) });
     }
 
     /// What the receiver decodes must be what the sender meant.

@@ -5,6 +5,7 @@
 //! ```text
 //! world      one heap of events in true time; faults; the end: everything heals, and must then work
 //!   clients    ask, ask again elsewhere, and remember what they saw
+//!   watchers   follow a range from node to node
 //!   net        loss, duplication, reordering, partitions
 //!   node       disk and clock; the process: superblock, journal, snapshot files, liveness       (the real ones)
 //!     task       a group: engine, state machine, sessions, leases, snapshots            (the real `group_core::Replica`)
@@ -35,6 +36,9 @@
 //! | recovery | a node can start from what a crash leaves |
 //! | codec | what is decoded is what was encoded |
 //! | timers | no timer is due again at once |
+//! | reads | what is read is what was there at the revision that the answer says |
+//! | watch | a watcher is shown every change once, whole, in order, with what was there before, and nothing from the future |
+//! | leases | no lease ends before the time that its owner was told; in the end all do |
 //! | linearizable | what clients saw has an explanation, by the checker that knows nothing of slots |
 //!
 //! To these come the engine's own `check_invariants`, called after every step, and every assertion on the way.
@@ -51,6 +55,7 @@ mod rng;
 mod runner;
 mod task;
 mod truth;
+mod watchers;
 mod world;
 
 pub use coverage::{Coverage, Mark};

@@ -27,6 +27,7 @@ use super::env::{After, Env, Event, trace};
 use super::rng::digest;
 use super::task::{Input, Task};
 use super::truth::{Fact, id};
+use super::watchers::WatchCall;
 
 /// By group: the newest snapshot, the slot it was taken at, and the configuration above it.
 type Snapshots = BTreeMap<u64, (Slot, Arc<Config>, Keyspace)>;
@@ -56,6 +57,13 @@ pub(crate) enum NodeEvent {
         message: LivenessMessage,
     },
     Request(Request),
+    /// Of a watcher.
+    Watch {
+        watcher: usize,
+        attempt: u32,
+        group: usize,
+        call: WatchCall,
+    },
     /// A peer's port refuses connections.
     Disconnected(usize),
     /// Heartbeats, lapses.
@@ -768,6 +776,9 @@ impl Process {
                 self.with_liveness(node, env, |liveness, now| {
                     liveness.receive(now, id(from), Some(support), message);
                 });
+            }
+            NodeEvent::Watch { watcher, attempt, group, call } => {
+                self.input(node, env, group, Input::Watch { watcher, attempt, call });
             }
             NodeEvent::Request(request) => self.input(node, env, request.group, Input::Request(request)),
             NodeEvent::Disconnected(peer) => {

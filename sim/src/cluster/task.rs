@@ -13,15 +13,16 @@ use group_core::{
     Disk, Env as Sight, Event, Gate, LinkId, Links, Notice, Out, Progress, Replica, ToSnapshots,
 };
 use journal::{Lsn, SimDisk, SnapshotWriter};
-use keyspace::Reply;
+use keyspace::{Error, KeyRange, LeaseId, Outcome, RangeReply, Reply, SessionId};
 
 use super::clients::{Action, Answer, Request};
 use super::clock::{MICRO, MILLI, Time};
-use super::commands::{Written, query, value_of};
+use super::commands::{Written, lease_of, other_keys, query, register, value_of};
 use super::coverage::Mark;
 use super::env::{After, Env, is_due, trace};
 use super::node::{Node, NodeEvent, Process};
 use super::truth::index;
+use super::watchers::WatchCall;
 
 /// Whoever moves leaders by hand.
 const OPERATOR: LinkId = LinkId(u64::MAX);
@@ -31,6 +32,12 @@ const OPERATOR: LinkId = LinkId(u64::MAX);
 pub(crate) enum Input {
     Event(Event),
     Request(Request),
+    /// A watcher's attempt, which has a link of its own.
+    Watch {
+        watcher: usize,
+        attempt: u32,
+        call: WatchCall,
+    },
     /// The end of a hand-over.
     SnapshotSent {
         to: NodeId,
@@ -69,8 +76,17 @@ pub(crate) struct Task {
 struct Asked {
     request: Request,
     committed: i64,
+    at: Time,
     /// The leadership whose lease covered it.
     leased: Option<Lead>,
+}
+
+/// When the clock was read for an input: what it said, when that was in truth, and the newest revision committed then.
+#[derive(Clone, Copy, Debug)]
+struct Moment {
+    now: Mono,
+    at: Time,
+    committed: i64,
 }
 
 /// The thread stops somewhere.
@@ -84,12 +100,36 @@ enum Stall {
     },
     /// The clock has been read for this input; the step comes later.
     BeforeStep {
-        now: Mono,
-        committed: i64,
+        moment: Moment,
         input: Input,
     },
     /// The replica has said what is to be done; it is carried out later.
     BeforeSend,
+}
+
+/// Links of watchers are numbered from here on.
+const WATCH_LINKS: u64 = 1 << 40;
+/// The number of every watch on its link, and of the question how far it has come.
+const WATCH: u64 = 1;
+const WATCH_SYNC: u64 = 2;
+
+fn watch_link(watcher: usize, attempt: u32) -> LinkId {
+    LinkId(WATCH_LINKS | (watcher as u64) << 32 | u64::from(attempt))
+}
+
+fn watcher_of(link: LinkId) -> Option<(usize, u32)> {
+    let of_watcher = link != OPERATOR && link.0 & WATCH_LINKS != 0;
+    of_watcher.then_some(((link.0 >> 32 & 0xff) as usize, link.0 as u32))
+}
+
+fn watch_event(link: LinkId, call: WatchCall) -> Event {
+    let (id, kind) = match call {
+        WatchCall::Gone => return Event::LinkClosed(link),
+        WatchCall::Open(open) => (WATCH, RequestKind::WatchOpen(open)),
+        WatchCall::Credit(bytes) => (WATCH, RequestKind::WatchCredit(wire::WatchCredit { bytes })),
+        WatchCall::Sync => (WATCH_SYNC, RequestKind::WatchSync(wire::WatchSync { watch: WATCH })),
+    };
+    Event::Requests { link, requests: vec![wire::Request { id, kind: Some(kind) }] }
 }
 
 /// Every client takes what it is sent.
@@ -99,6 +139,10 @@ impl Links for AllTake {
     fn has_room(&self, _: LinkId) -> bool {
         true
     }
+}
+
+fn read(range: KeyRange, serializable: bool) -> RequestKind {
+    RequestKind::Read(wire::Read { query: query(range), serializable, at_least: 0 })
 }
 
 fn sight<'a>(now: Mono, liveness: &'a Liveness, full: bool) -> Sight<'a> {
@@ -156,22 +200,22 @@ impl Task {
     /// Everything that has come in, then what follows from it.
     pub(crate) fn turn(&mut self, process: &mut Process, node: &mut Node, env: &mut Env) {
         match std::mem::replace(&mut self.stall, Stall::None) {
-            Stall::BeforeStep { now, committed, input } => {
-                self.take_up(process, node, env, now, committed, input);
+            Stall::BeforeStep { moment, input } => {
+                self.take_up(process, node, env, moment, input);
             }
             Stall::BeforeSend => self.carry_out(process, node, env),
             stall @ (Stall::None | Stall::Armed { .. }) => self.stall = stall,
         }
         while let Some(input) = self.inbox.pop_front() {
-            let now = node.now(env);
             let committed = env.truths[self.group].revision();
+            let moment = Moment { now: node.now(env), at: env.now, committed };
             if let Stall::Armed { before_step: true, time } = self.stall {
                 env.mark(Mark::StallBeforeStep);
-                self.stall = Stall::BeforeStep { now, committed, input };
+                self.stall = Stall::BeforeStep { moment, input };
                 self.stop(process, node, env, time);
                 return;
             }
-            self.take_up(process, node, env, now, committed, input);
+            self.take_up(process, node, env, moment, input);
         }
         let now = node.now(env);
         self.replica.tick(&sight(now, &process.liveness, process.full));
@@ -227,13 +271,13 @@ impl Task {
         process: &mut Process,
         node: &mut Node,
         env: &mut Env,
-        now: Mono,
-        committed: i64,
+        moment: Moment,
         input: Input,
     ) {
         let event = match input {
             Input::Event(event) => event,
-            Input::Request(request) => self.ask(process, env, now, committed, request),
+            Input::Request(request) => self.ask(process, env, moment, request),
+            Input::Watch { watcher, attempt, call } => watch_event(watch_link(watcher, attempt), call),
             Input::SnapshotSent { to, number } => {
                 if self.sending.get(&to) != Some(&number) {
                     return;
@@ -253,19 +297,12 @@ impl Task {
         {
             env.mark(Mark::SnapshotInstalled);
         }
-        self.replica.step(&sight(now, &process.liveness, process.full), event);
+        self.replica.step(&sight(moment.now, &process.liveness, process.full), event);
         self.replica.engine().check_invariants();
     }
 
     /// A client's request, as its gateway would send it.
-    fn ask(
-        &mut self,
-        process: &Process,
-        env: &mut Env,
-        now: Mono,
-        committed: i64,
-        request: Request,
-    ) -> Event {
+    fn ask(&mut self, process: &Process, env: &mut Env, moment: Moment, request: Request) -> Event {
         self.last_request += 1;
         let id = self.last_request;
         let kind = match request.action {
@@ -279,13 +316,21 @@ impl Task {
                 let command = write.command(session, padding);
                 RequestKind::Write(wire::Write { session: session.0, seq: u64::from(write.seq), command })
             }
-            Action::Read(key) => {
-                RequestKind::Read(wire::Read { query: query(key), serializable: false, at_least: 0 })
+            Action::Change(session, seq, change) => {
+                let command = change.command(session, request.client + 1, seq);
+                RequestKind::Write(wire::Write { session: session.0, seq: u64::from(seq), command })
+            }
+            Action::Read(key) => read(register(key), false),
+            Action::Scan { serializable } => read(other_keys(), serializable),
+            Action::KeepAlive => {
+                let leases = vec![lease_of(request.client + 1).0];
+                RequestKind::KeepAlive(wire::KeepAlive { leases })
             }
         };
         let engine = self.replica.engine();
-        let leased = engine.lease_read(now, &process.liveness).map(|_| engine.status().lead);
-        self.asked.insert(id, Asked { request, committed, leased });
+        let leased = engine.lease_read(moment.now, &process.liveness).map(|_| engine.status().lead);
+        let Moment { at, committed, .. } = moment;
+        self.asked.insert(id, Asked { request, committed, at, leased });
         let link = LinkId(u64::from(request.client) + 1);
         Event::Requests { link, requests: vec![wire::Request { id, kind: Some(kind) }] }
     }
@@ -304,7 +349,7 @@ impl Task {
         }
         // From here on these are facts, and the messages may tell.
         for (slot, value) in self.replica.committed() {
-            match env.truths[group].commit_at(node.index, *slot, value) {
+            match env.truths[group].commit_at(env.now, node.index, *slot, value) {
                 Ok(true) => {
                     trace!(env, "n{} g{group} commits {slot:?} first", node.index + 1);
                     if env.waited(group, *slot) > 40 * MILLI {
@@ -325,6 +370,7 @@ impl Task {
             }
         }
         if let Some(floor) = out.floor.take() {
+            trace!(env, "n{} g{group} needs nothing before {floor}", node.index + 1);
             process.set_floor(node, group, floor);
         }
         for (to, what) in out.to_peers.drain(..) {
@@ -332,7 +378,10 @@ impl Task {
         }
         for answer in out.answers.drain(..) {
             for response in answer.responses {
-                self.answer(node, env, response);
+                match (watcher_of(answer.link), response.kind) {
+                    (Some((watcher, attempt)), Some(kind)) => env.tell_watcher(watcher, attempt, kind),
+                    (_, kind) => self.answer(node, env, wire::Response { kind, ..response }),
+                }
             }
         }
         if !out.large.is_empty() {
@@ -349,50 +398,79 @@ impl Task {
 
     fn answer(&mut self, node: &Node, env: &mut Env, response: wire::Response) {
         let Some(asked) = self.asked.remove(&response.id) else { return };
-        let Asked { request, committed, leased } = asked;
+        let request = asked.request;
+        let who = format!("node {} group {}", node.index + 1, self.group);
         let answer = match response.kind {
-            Some(Kind::SessionOpened(opened)) => Answer::Opened(keyspace::SessionId(opened.session)),
+            Some(Kind::SessionOpened(opened)) => Answer::Opened(SessionId(opened.session)),
             Some(Kind::Reply(outcome)) => match keyspace::decode_outcome(outcome) {
-                Ok(Ok(Reply::Put(put))) => {
-                    let before = put.prev_kv.as_ref().map_or(0, |before| value_of(&before.value));
-                    Answer::Written(Written { revision: put.revision.0, before })
-                }
-                Ok(Ok(Reply::Range(range))) => {
-                    if range.revision.0 < committed {
-                        env.fail(
-                            "I12",
-                            format!(
-                                "node {} group {}: reads at revision {}, {committed} was committed before (under the lease: {leased:?})",
-                                node.index + 1,
-                                self.group,
-                                range.revision.0
-                            ),
-                        );
-                    }
-                    env.mark(if leased.is_some() { Mark::LeaseRead } else { Mark::IndexRead });
-                    if let Some(lead) = leased {
-                        env.after.push(After::LeaseRead { group: self.group, node: node.index, lead });
-                    }
-                    let value = range.kvs.first().map_or(0, |kv| value_of(&kv.value));
-                    Answer::Value { value, leased: leased.is_some() }
-                }
-                // The client has asked for something else since.
-                Ok(Err(keyspace::Error::ResultForgotten)) => Answer::Unknown,
-                other => {
-                    env.fail(
-                        "answers",
-                        format!("node {}: {request:?} is answered {other:?}", node.index + 1),
-                    );
+                Ok(outcome) => self.replied(node, env, &asked, &outcome),
+                Err(error) => {
+                    env.fail("codec", format!("{who}: an outcome: {error}"));
                     Answer::Unknown
                 }
             },
+            Some(Kind::KeptAlive(kept)) => {
+                for lease in kept.leases.iter().filter(|lease| lease.ttl > 0) {
+                    env.mark(Mark::LeaseKept);
+                    env.truths[self.group].promise(asked.at, LeaseId(lease.id), lease.ttl);
+                }
+                Answer::Done
+            }
             Some(Kind::Refused(refused)) => self.refused(node, env, &request, &refused),
             other => {
-                env.fail("answers", format!("node {}: {request:?} is answered {other:?}", node.index + 1));
+                env.fail("answers", format!("{who}: {request:?} is answered {other:?}"));
                 Answer::Unknown
             }
         };
         env.answer(request.client, request.operation, request.attempt, node.index, answer);
+    }
+
+    fn replied(&self, node: &Node, env: &mut Env, asked: &Asked, outcome: &Outcome) -> Answer {
+        let Asked { request, committed, leased, .. } = *asked;
+        let who = format!("node {} group {}", node.index + 1, self.group);
+        if let Err(Error::ResultForgotten) = outcome {
+            // The client has asked for something else since.
+            return Answer::Unknown;
+        }
+        match (request.action, outcome) {
+            (Action::Write(..), Ok(Reply::Put(put))) => {
+                let before = put.prev_kv.as_ref().map_or(0, |before| value_of(&before.value));
+                Answer::Written(Written { revision: put.revision.0, before })
+            }
+            (Action::Change(session, seq, _), outcome) => {
+                let check = env.truths[self.group].answered_with(session, u64::from(seq), outcome);
+                env.note(check);
+                Answer::Done
+            }
+            (Action::Read(key), Ok(Reply::Range(range))) => {
+                self.check_read(&who, env, committed, &register(key), range);
+                env.mark(if leased.is_some() { Mark::LeaseRead } else { Mark::IndexRead });
+                if let Some(lead) = leased {
+                    env.after.push(After::LeaseRead { group: self.group, node: node.index, lead });
+                }
+                let value = range.kvs.first().map_or(0, |kv| value_of(&kv.value));
+                Answer::Value { value, leased: leased.is_some() }
+            }
+            (Action::Scan { serializable }, Ok(Reply::Range(range))) => {
+                // Any replica may have answered, with what it had.
+                let committed = if serializable { 0 } else { committed };
+                self.check_read(&who, env, committed, &other_keys(), range);
+                Answer::Done
+            }
+            (action, outcome) => {
+                env.fail("answers", format!("{who}: {action:?} is answered {outcome:?}"));
+                Answer::Unknown
+            }
+        }
+    }
+
+    fn check_read(&self, who: &str, env: &mut Env, committed: i64, range: &KeyRange, reply: &RangeReply) {
+        let revision = reply.revision.0;
+        if revision < committed {
+            env.fail("I12", format!("{who}: reads at revision {revision}, {committed} was committed before"));
+        }
+        let check = env.truths[self.group].check_read(range, reply);
+        env.note(check);
     }
 
     fn refused(&self, node: &Node, env: &mut Env, request: &Request, refused: &wire::Refused) -> Answer {
@@ -507,7 +585,8 @@ impl Task {
             Notice::TooManyForgot { nodes } => {
                 env.fail("recovery", format!("{nodes} have lost more than the seed may take from them"));
             }
-            Notice::LeasesExpired { .. } | Notice::NoState { .. } => {
+            Notice::LeasesExpired { .. } => env.mark(Mark::LeaseExpired),
+            Notice::NoState { .. } => {
                 env.fail("notices", format!("nothing here leads to {notice:?}"));
             }
             // Values that nobody could be asked for, long enough, while links came and went. It is heard of again.

@@ -5,10 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use consensus_core::message::{Accept, Accepted, Chosen, Prepare, Promise};
-use keyspace::{Command, Effects, Keyspace, Outcome, Reply};
+use keyspace::{
+    Command, Effects, Error, KeyRange, Keyspace, LeaseEffect, LeaseId, Outcome, Query, RangeReply,
+    RangeRequest, Reply, RevisionEvents, SessionId,
+};
 
 use consensus_core::{Ballot, Config, Lead, NodeId, NodeSet, Record, RecordKind, RecordLabel, Slot, Value};
 
+use super::clock::{MILLI, SECOND, Time};
 use super::commands::{Write, Written, value_digest, value_of};
 
 /// An invariant that did not hold.
@@ -86,6 +90,12 @@ pub(crate) struct GroupTruth {
     /// Commands that came through the log again, since that was asked last.
     repeated: u32,
     answers: BTreeMap<(u32, u32), Written>,
+    /// What each command of a session was answered when it took effect.
+    outcomes: BTreeMap<(SessionId, u64), Outcome>,
+    /// Every revision made.
+    events: Vec<RevisionEvents>,
+    /// Until when a lease lives at least, by what its owner was told.
+    promises: BTreeMap<LeaseId, Time>,
     rejected: BTreeSet<(u32, u32, u32)>,
     in_log: BTreeSet<(u32, u32, u32)>,
 }
@@ -115,6 +125,11 @@ struct LeadTruth {
     faulty: u32,
     /// Parts of promises that arrived, by member.
     parts: BTreeMap<usize, BTreeSet<u32>>,
+    /// Its node has come to lead with it.
+    elected: bool,
+    /// Its node has lost its disk since, and with it what it knew of this. If it was not elected, it never will be: whoever
+    /// promised this, and has lost that too, is bound by it no more.
+    forgotten: bool,
 }
 
 /// What one node has written, and what of it is durable. Damage takes nothing away from this: what a node forgets,
@@ -124,6 +139,8 @@ struct NodeTruth {
     staged_promise: Lead,
     staged_votes: BTreeMap<Slot, Ballot>,
     durable_promise: Lead,
+    /// All that it has promised.
+    promises: BTreeSet<Lead>,
     durable_votes: BTreeMap<Slot, Ballot>,
     durable_chosen: BTreeMap<Slot, u64>,
     /// The newest durable base or snapshot.
@@ -148,6 +165,9 @@ impl GroupTruth {
             nodes,
             repeated: 0,
             answers: BTreeMap::new(),
+            outcomes: BTreeMap::new(),
+            events: Vec::new(),
+            promises: BTreeMap::new(),
             rejected: BTreeSet::new(),
             in_log: BTreeSet::new(),
         }
@@ -241,17 +261,25 @@ impl GroupTruth {
                 }
             }
             Fact::Healed(promised) => {
-                if promised < truth.durable_promise {
+                let leads = &self.leads;
+                // One that nobody was asked to promise binds nobody, unless no promise is needed.
+                let asks_nobody = self.config.q1 == 1;
+                let living = |lead: &&Lead| {
+                    leads.get(lead).map_or(asks_nobody, |lead| lead.elected || !lead.forgotten)
+                };
+                let binding = truth.promises.iter().rev().find(living).copied().unwrap_or_default();
+                if promised < binding {
                     return fail(
                         "I1",
                         format!(
-                            "{}: believes to have promised {promised:?}, promised was {:?}",
-                            who(),
-                            truth.durable_promise
+                            "{}: believes to have promised {promised:?}, promised was {binding:?}",
+                            who()
                         ),
                     );
                 }
-                truth.staged_promise = truth.staged_promise.max(promised);
+                truth.promises.retain(|lead| *lead <= promised);
+                truth.durable_promise = truth.durable_promise.min(promised);
+                truth.staged_promise = promised;
             }
             Fact::Chosen(_, None) | Fact::Faulty => {}
         }
@@ -263,9 +291,11 @@ impl GroupTruth {
         let truth = self.nodes.entry(node).or_default();
         match fact {
             Fact::Promised(lead) | Fact::Healed(lead) => {
-                truth.durable_promise = truth.durable_promise.max(lead)
+                truth.promises.insert(lead);
+                truth.durable_promise = truth.durable_promise.max(lead);
             }
             Fact::Vote(slot, ballot, value) => {
+                truth.promises.insert(ballot.lead);
                 truth.durable_promise = truth.durable_promise.max(ballot.lead);
                 if slot > truth.base {
                     // A restart may find what nobody knew to be durable, so it need not be staged.
@@ -325,6 +355,9 @@ impl GroupTruth {
         let truth = self.nodes.entry(node).or_default();
         truth.base = Slot(0);
         truth.durable_chosen.clear();
+        for (lead, truth) in &mut self.leads {
+            truth.forgotten |= index(lead.node) == node;
+        }
     }
 
     /// A slot above `applied` that may hold a chosen value which no disk has any more: so many voted that a quorum may
@@ -414,7 +447,13 @@ impl GroupTruth {
     }
 
     /// A node takes a value for committed. True when it is the first to do so.
-    pub(crate) fn commit_at(&mut self, node: usize, slot: Slot, value: &Value) -> Result<bool, Violation> {
+    pub(crate) fn commit_at(
+        &mut self,
+        now: Time,
+        node: usize,
+        slot: Slot,
+        value: &Value,
+    ) -> Result<bool, Violation> {
         let digest = value_digest(value);
         if slot <= self.commit() {
             self.is_committed(node, slot, digest, "commits")?;
@@ -443,7 +482,7 @@ impl GroupTruth {
             }
         }
         self.committed.push(digest);
-        let fates = self.apply(slot, value);
+        let fates = self.apply(now, slot, value)?;
         self.digests.push(self.state.digest());
         for (write, repeated, outcome) in fates {
             self.repeated += u32::from(repeated);
@@ -490,7 +529,12 @@ impl GroupTruth {
     }
 
     /// Applies what was committed; tells of each write whether it was answered before, and with what.
-    fn apply(&mut self, slot: Slot, value: &Value) -> Vec<(Write, bool, Outcome)> {
+    fn apply(
+        &mut self,
+        now: Time,
+        slot: Slot,
+        value: &Value,
+    ) -> Result<Vec<(Write, bool, Outcome)>, Violation> {
         let mut effects = Effects::new();
         let mut writes = Vec::new();
         match value {
@@ -498,13 +542,106 @@ impl GroupTruth {
             Value::Batch(commands) => {
                 for (index, command) in (0..).zip(commands.iter()) {
                     let command = Command::decode(command.clone()).expect("nothing else is proposed here");
+                    self.expires(now, &command)?;
                     writes.push(Write::of(&command));
                     self.state.apply(slot.0, index, command, &mut effects);
                 }
             }
         }
-        let answers = effects.replies.into_iter().zip(writes);
-        answers.filter_map(|(answer, write)| Some((write?, answer.repeated, answer.outcome))).collect()
+        for lease in &effects.leases {
+            match *lease {
+                LeaseEffect::Granted { id, ttl_s } => self.promise(now, id, ttl_s),
+                LeaseEffect::Revoked { id } => {
+                    self.promises.remove(&id);
+                }
+                LeaseEffect::Checkpointed { .. } => {}
+            }
+        }
+        self.events.append(&mut effects.revisions);
+        let mut fates = Vec::new();
+        for (answer, write) in effects.replies.into_iter().zip(writes) {
+            if answer.session != SessionId::NONE && !is_of_session(&answer.outcome) {
+                let known = self.outcomes.insert((answer.session, answer.seq), answer.outcome.clone());
+                if known.is_some_and(|known| !answer.repeated || known != answer.outcome) {
+                    let (session, seq) = (answer.session, answer.seq);
+                    return fail("I16", format!("{slot:?}: {session:?} {seq} takes effect twice"));
+                }
+            }
+            fates.extend(write.map(|write| (write, answer.repeated, answer.outcome)));
+        }
+        Ok(fates)
+    }
+
+    /// No lease ends before its time.
+    fn expires(&self, now: Time, command: &Command) -> Check {
+        let Command::ExpireLeases(leases) = command else { return Ok(()) };
+        for lease in leases.iter().filter(|lease| self.state.lease(**lease).is_some()) {
+            if let Some(until) = self.promises.get(lease).filter(|until| **until > now) {
+                let left = (until - now) / MILLI;
+                return fail("leases", format!("group {}: {lease:?} ends {left} ms too early", self.group));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whoever owns this lease may count on it for `ttl_s` seconds from `from` on, as far as clocks agree.
+    pub(crate) fn promise(&mut self, from: Time, lease: LeaseId, ttl_s: i64) {
+        let until = from + Time::try_from(ttl_s).unwrap_or(0) * (SECOND - 10 * MILLI);
+        let known = self.promises.entry(lease).or_default();
+        *known = until.max(*known);
+    }
+
+    /// How many leases there are.
+    pub(crate) fn leases(&self) -> usize {
+        self.state.leases().count()
+    }
+
+    /// A command of a session was answered.
+    pub(crate) fn answered_with(&self, session: SessionId, seq: u64, outcome: &Outcome) -> Check {
+        let group = self.group;
+        match self.outcomes.get(&(session, seq)) {
+            Some(known) if known == outcome => Ok(()),
+            known => fail(
+                "I16",
+                format!("group {group}: {session:?} {seq} is answered {outcome:?}, was {known:?}"),
+            ),
+        }
+    }
+
+    /// What was read is what was there at the revision that the answer says.
+    pub(crate) fn check_read(&self, range: &KeyRange, reply: &RangeReply) -> Check {
+        let (group, revision) = (self.group, reply.revision);
+        if revision > self.state.revision() {
+            return fail(
+                "reads",
+                format!("group {group}: {revision:?} is read, and nobody has committed it"),
+            );
+        }
+        let asked = RangeRequest { revision: revision.0, ..RangeRequest::new(range.clone()) };
+        match self.state.query(&Query::Range(asked)) {
+            Ok(Reply::Range(right)) if (&right.kvs, right.count) != (&reply.kvs, reply.count) => {
+                fail("reads", format!("group {group}: {range:?} at {revision:?} is {reply:?}, not {right:?}"))
+            }
+            // What it was is compacted.
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    /// The oldest revision that can be read.
+    pub(crate) fn compacted(&self) -> i64 {
+        self.state.compact_revision().0
+    }
+
+    /// Everything of a range that happened from revision `from` on up to `upto`.
+    pub(crate) fn events(&self, range: &KeyRange, from: i64, upto: i64) -> Vec<RevisionEvents> {
+        let first = self.events.partition_point(|events| events.revision.0 < from);
+        let within = self.events[first..].iter().take_while(|events| events.revision.0 <= upto);
+        let in_range = within.filter_map(|all| {
+            let events: Vec<_> =
+                all.events.iter().filter(|event| range.contains(&event.kv.key)).cloned().collect();
+            (!events.is_empty()).then(|| RevisionEvents { revision: all.revision, events: events.into() })
+        });
+        in_range.collect()
     }
 
     /// How many commands were committed that had been before, since this was asked last.
@@ -577,6 +714,8 @@ impl GroupTruth {
             promised: 0,
             faulty: 0,
             parts: BTreeMap::new(),
+            elected: false,
+            forgotten: false,
         });
         if known.incarnation != incarnation {
             return fail(
@@ -663,9 +802,9 @@ impl GroupTruth {
     }
 
     /// A node takes itself for the leader.
-    pub(crate) fn elected(&self, node: usize, lead: Lead) -> Check {
+    pub(crate) fn elected(&mut self, node: usize, lead: Lead) -> Check {
         let who = format!("group {} node {}", self.group, node + 1);
-        let Some(known) = self.leads.get(&lead) else {
+        let Some(known) = self.leads.get_mut(&lead) else {
             if self.config.q1 == 1 {
                 return Ok(());
             }
@@ -676,6 +815,7 @@ impl GroupTruth {
         if !self.config.is_q1(&promised) {
             return fail("I7", format!("{who}: leads at {lead:?} with promises of {promised} alone"));
         }
+        known.elected = true;
         Ok(())
     }
 
@@ -776,4 +916,9 @@ pub(crate) fn id(index: usize) -> NodeId {
 
 pub(crate) fn bits(set: u32) -> impl Iterator<Item = usize> {
     (0..32).filter(move |bit| set >> bit & 1 == 1)
+}
+
+/// Whether the command was refused by its session, and had no effect.
+fn is_of_session(outcome: &Outcome) -> bool {
+    matches!(outcome, Err(Error::SessionExpired | Error::ResultForgotten | Error::SessionWindowExceeded))
 }

@@ -11,6 +11,7 @@ use super::node::{Node, NodeEvent};
 use super::profile::{Fault, Profile};
 use super::rng::Rng;
 use super::truth::{Violation, id, index};
+use super::watchers::Watchers;
 use crate::linear::specs::Registers;
 use crate::linear::wgl::{self, Budget, Outcome};
 
@@ -85,6 +86,7 @@ pub(crate) struct World {
     env: Env,
     nodes: Vec<Node>,
     clients: Clients,
+    watchers: Watchers,
     deadline: Time,
     done: bool,
 }
@@ -107,12 +109,13 @@ impl World {
         // Some clusters are founded amid trouble.
         let first_fault = env.rng.pick(&[0, SECOND, SECOND, SECOND]);
         let clients = Clients::new(&mut env);
+        let watchers = Watchers::new(&mut env);
         let heal_at = env.profile.heal_at;
         env.at(heal_at, Event::Heal);
         if !env.profile.faults.is_empty() {
             env.at(first_fault, Event::Fault);
         }
-        World { env, nodes, clients, deadline: Time::MAX, done: false }
+        World { env, nodes, clients, watchers, deadline: Time::MAX, done: false }
     }
 
     fn run(&mut self) {
@@ -159,6 +162,10 @@ impl World {
             }
             Event::Client { client, operation, attempt, timer } => {
                 self.clients.on_timer(env, client, operation, attempt, timer);
+            }
+            Event::Watcher { watcher, attempt } => self.watchers.on_timer(env, watcher, attempt),
+            Event::WatchTold { watcher, attempt, kind } => {
+                self.watchers.on_told(env, watcher, attempt, *kind);
             }
             Event::Fault => {
                 if !env.healed {
@@ -563,6 +570,12 @@ impl World {
         }
         if leaders != 1 {
             return Some(format!("{leaders} leaders"));
+        }
+        if truth.leases() > 0 {
+            return Some(format!("{} leases have not come to their end", truth.leases()));
+        }
+        if let Some(behind) = self.watchers.behind(&self.env, group) {
+            return Some(behind);
         }
         let mut unprobed = self.clients.unprobed();
         unprobed

@@ -1,0 +1,234 @@
+//! Watchers: each follows a range from some revision on, moves between nodes as feeds of gateways do, and is shown every
+//! change once, whole, in order and nothing from the future.
+
+use api::gaios::link::v1 as wire;
+use api::gaios::link::v1::response::Kind;
+use bytes::Bytes;
+use keyspace::{KeyRange, RevisionEvents};
+
+use super::clock::{MILLI, SECOND, Time};
+use super::commands::{other_keys, register};
+use super::coverage::Mark;
+use super::env::{Env, Event, trace};
+use super::node::NodeEvent;
+use super::truth::index;
+
+/// Watchers of each group, at most.
+const WATCHERS_MAX: u64 = 3;
+
+/// What a watcher wants of a node.
+#[derive(Clone, Debug)]
+pub(crate) enum WatchCall {
+    Open(wire::WatchOpen),
+    Credit(u64),
+    /// How far the watch has come.
+    Sync,
+    /// Its link is gone.
+    Gone,
+}
+
+#[derive(Debug)]
+pub(crate) struct Watchers(Vec<Watcher>);
+
+#[derive(Debug)]
+struct Watcher {
+    group: usize,
+    range: KeyRange,
+    prev_kv: bool,
+    /// The first revision that it has not been shown; 0 before it knows where it begins.
+    next: i64,
+    /// It was in step at some node.
+    settled: bool,
+    open: Option<Open>,
+    /// Numbers what it opens.
+    attempt: u32,
+}
+
+#[derive(Debug)]
+struct Open {
+    node: usize,
+    told_at: Time,
+}
+
+impl Watchers {
+    pub(crate) fn new(env: &mut Env) -> Watchers {
+        let mut watchers = Vec::new();
+        for group in 0..env.profile.groups.len() {
+            for _ in 0..env.rng.below(WATCHERS_MAX + 1) {
+                let range = match env.rng.below(3) {
+                    0 => register(env.rng.below(4) as u8),
+                    1 => other_keys(),
+                    _ => KeyRange::from(Bytes::from_static(b"\0")),
+                };
+                let (prev_kv, next) = (env.rng.flip(), env.rng.pick(&[0, 1, 2, 60]));
+                watchers.push(Watcher {
+                    group,
+                    range,
+                    prev_kv,
+                    next,
+                    settled: false,
+                    open: None,
+                    attempt: 0,
+                });
+                let watcher = watchers.len() - 1;
+                let delay = env.rng.below(8 * SECOND);
+                env.after(delay, Event::Watcher { watcher, attempt: 0 });
+            }
+        }
+        Watchers(watchers)
+    }
+
+    /// It opens its watch; or it has been open for a while, and is looked after.
+    pub(crate) fn on_timer(&mut self, env: &mut Env, watcher: usize, attempt: u32) {
+        let state = &mut self.0[watcher];
+        if state.attempt != attempt {
+            return;
+        }
+        let Some(open) = &state.open else { return state.open(env, watcher) };
+        let silent = env.now - open.told_at;
+        let again = env.rng.range(300 * MILLI, 2 * SECOND);
+        if silent > 2 * SECOND || !env.healed && env.rng.below(6) == 0 {
+            env.mark(Mark::WatchMoved);
+            state.call(env, watcher, open.node, WatchCall::Gone);
+            state.open = None;
+            state.open(env, watcher);
+        } else {
+            state.call(env, watcher, open.node, WatchCall::Sync);
+            env.after(again, Event::Watcher { watcher, attempt });
+        }
+    }
+
+    /// A node tells something.
+    pub(crate) fn on_told(&mut self, env: &mut Env, watcher: usize, attempt: u32, kind: Kind) {
+        let state = &mut self.0[watcher];
+        let now = env.now;
+        let Some(open) = state.open.as_mut().filter(|_| state.attempt == attempt) else { return };
+        open.told_at = now;
+        trace!(env, "watcher {watcher} g{} at {} is told {kind:?}", state.group, state.next);
+        match kind {
+            Kind::WatchOpened(opened) => {
+                if state.next == 0 {
+                    state.next = opened.start_revision;
+                }
+                if state.next != opened.start_revision {
+                    let (next, start) = (state.next, opened.start_revision);
+                    env.fail("watch", format!("it asked for {next}, and begins at {start}"));
+                }
+            }
+            Kind::WatchEvents(events) => state.on_events(env, watcher, events),
+            Kind::WatchSynced(synced) => {
+                state.settled = true;
+                let missed = env.truths[state.group].events(&state.range, state.next, synced.revision);
+                if !missed.is_empty() {
+                    env.fail("watch", format!("it is told to be at {}, without {missed:?}", synced.revision));
+                }
+            }
+            Kind::WatchCanceled(canceled) => {
+                let compacted = env.truths[state.group].compacted();
+                if state.next >= canceled.compact_revision || canceled.compact_revision > compacted {
+                    env.fail(
+                        "watch",
+                        format!("at {} it ends, {canceled:?}, compacted is {compacted}", state.next),
+                    );
+                }
+                env.mark(Mark::WatchCompacted);
+                (state.next, state.settled) = (canceled.compact_revision, false);
+                state.open = None;
+                state.open(env, watcher);
+            }
+            Kind::Refused(_) => {
+                state.open = None;
+                let delay = env.rng.around(100 * MILLI);
+                env.after(delay, Event::Watcher { watcher, attempt });
+            }
+            other @ (Kind::Reply(_)
+            | Kind::SessionOpened(_)
+            | Kind::KeptAlive(_)
+            | Kind::Status(_)
+            | Kind::ShardMap(_)
+            | Kind::LeaderControlled(_)
+            | Kind::NodeStatus(_)
+            | Kind::Gateways(_)) => env.fail("watch", format!("a watch is told {other:?}")),
+        }
+    }
+
+    /// The group of one that has not been shown everything.
+    pub(crate) fn behind(&self, env: &Env, group: usize) -> Option<String> {
+        let all = i64::MAX;
+        let of_group = self.0.iter().enumerate().filter(|(_, watcher)| watcher.group == group);
+        let behind = of_group.filter(|(_, watcher)| {
+            watcher.next > 0 && !env.truths[group].events(&watcher.range, watcher.next, all).is_empty()
+        });
+        behind.map(|(index, watcher)| format!("watcher {index} is at {}", watcher.next)).next()
+    }
+}
+
+impl Watcher {
+    fn open(&mut self, env: &mut Env, watcher: usize) {
+        self.attempt += 1;
+        let members: Vec<usize> = env.truths[self.group].config().voters.iter().map(index).collect();
+        let node = env.rng.pick(&members);
+        self.open = Some(Open { node, told_at: env.now });
+        let open = wire::WatchOpen {
+            key: self.range.key.clone(),
+            range_end: self.range.wire_end(),
+            start_revision: self.next,
+            prev_kv: self.prev_kv,
+            credit: env.rng.range(1, 4_000),
+            // It goes on with one that it had.
+            linearizable: !self.settled,
+        };
+        self.call(env, watcher, node, WatchCall::Open(open));
+        env.after(SECOND, Event::Watcher { watcher, attempt: self.attempt });
+    }
+
+    /// In order, as over a connection.
+    fn call(&self, env: &mut Env, watcher: usize, node: usize, call: WatchCall) {
+        let (group, attempt) = (self.group, self.attempt);
+        let event = Box::new(NodeEvent::Watch { watcher, attempt, group, call });
+        env.after(300_000, Event::Node { node, life: None, event });
+    }
+
+    fn on_events(&mut self, env: &mut Env, watcher: usize, told: wire::WatchEvents) {
+        let bytes = told.revisions.len() as u64;
+        let Ok(revisions) = RevisionEvents::decode_all(told.revisions) else {
+            env.fail("codec", "events of a watch".to_owned());
+            return;
+        };
+        let truth = &env.truths[self.group];
+        let due = truth.events(&self.range, self.next, told.upto);
+        let prev_kvs_kept = truth.compacted() == 0;
+        if told.upto < self.next
+            || told.upto > truth.revision()
+            || !self.is_as(&revisions, &due, prev_kvs_kept)
+        {
+            let (next, upto) = (self.next, told.upto);
+            env.fail("watch", format!("from {next} up to {upto} it is shown {revisions:?}, due is {due:?}"));
+            return;
+        }
+        env.mark(Mark::WatchTold);
+        self.next = told.upto + 1;
+        if let Some(open) = &self.open {
+            // Slowly at times.
+            let delay = if env.rng.below(4) == 0 { env.rng.below(SECOND) } else { 0 };
+            let (group, attempt) = (self.group, self.attempt);
+            let event =
+                Box::new(NodeEvent::Watch { watcher, attempt, group, call: WatchCall::Credit(bytes) });
+            env.after(300_000 + delay, Event::Node { node: open.node, life: None, event });
+        }
+    }
+
+    fn is_as(&self, told: &[RevisionEvents], due: &[RevisionEvents], prev_kvs_kept: bool) -> bool {
+        let same = |(told, due): (&RevisionEvents, &RevisionEvents)| {
+            told.revision == due.revision
+                && told.events.len() == due.events.len()
+                && told.events.iter().zip(due.events.iter()).all(|(told, due)| {
+                    let prev_kv = if self.prev_kv { &due.prev_kv } else { &None };
+                    // What was there before may be compacted.
+                    let gone = !prev_kvs_kept && told.prev_kv.is_none();
+                    (told.kind, &told.kv) == (due.kind, &due.kv) && (told.prev_kv == *prev_kv || gone)
+                })
+        };
+        told.len() == due.len() && told.iter().zip(due).all(same)
+    }
+}
