@@ -35,6 +35,12 @@ pub struct Out {
 }
 
 impl Out {
+    /// Whether there is something for gateways.
+    #[must_use]
+    pub fn has_answers(&self) -> bool {
+        !self.answers.is_empty() || !self.large.is_empty()
+    }
+
     /// Moves everything to `other`, behind what it holds.
     pub(crate) fn move_to(&mut self, other: &mut Out) {
         let Out { sends, records, await_durable, floor, to_peers, answers, large, snapshots, notices } = self;

@@ -52,6 +52,11 @@ impl Replies {
         self.push(link, response, 0);
     }
 
+    /// Whether there is a frame that is large enough.
+    pub(crate) fn has_full(&self) -> bool {
+        !self.full.is_empty()
+    }
+
     /// Moves the frames that are large enough to `out`.
     pub(crate) fn take_full(&mut self, out: &mut Vec<Answer>) {
         out.append(&mut self.full);

@@ -200,7 +200,10 @@ impl Replica {
             }
             Asked::Outcome(outcome) => self.answer(env, link, request, &outcome),
         }
-        self.hand_out(out);
+        // Whoever takes a large answer has room for no other; the rest leaves at the end of the turn.
+        if !self.out.large.is_empty() || self.replies.has_full() {
+            self.hand_out(out);
+        }
         true
     }
 

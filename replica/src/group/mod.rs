@@ -201,9 +201,11 @@ impl Task {
         let mut now = began;
         let mut out = std::mem::take(&mut self.out);
         while replica.answer_next(&self.env(seen, now), &mut out) {
-            self.out = out;
-            self.carry_out();
-            out = std::mem::take(&mut self.out);
+            if out.has_answers() {
+                self.out = out;
+                self.carry_out();
+                out = std::mem::take(&mut self.out);
+            }
             now = clock::now();
             if now.since(began) > QUERIES_PER_TURN {
                 break;
