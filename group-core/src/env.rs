@@ -35,12 +35,13 @@ pub struct Settings {
 /// The world at one moment.
 ///
 /// `now` must have been read after the events that are stepped with it had come in: a read under the leader lease takes
-/// effect at that moment, which has to lie between its question and its answer.
+/// effect at that moment, which has to lie between its question and its answer. And the liveness must be looked at after the
+/// clock: support that lapsed by `now` must not have been prolonged since, or a vote would leave out a holder who counts on it.
 #[derive(Clone, Copy)]
 pub struct Env<'a> {
     /// The node's clock.
     pub now: Mono,
-    /// Who lives, and whom this node may count on; as of `now` or before, and no older than the events.
+    /// Who lives, and whom this node may count on; as of `now` or later, and no older than the events.
     pub liveness: &'a Liveness,
     /// The node's own disk.
     pub disk: Disk,

@@ -220,9 +220,10 @@ async fn read_frames(
         let frame_bytes = frame.len();
         let frame = wire::GatewayFrame::decode(frame).map_err(io::Error::other)?;
         for mut batch in frame.groups {
+            let group = GroupId(batch.group);
             batch.requests.retain_mut(|request| {
                 take_figures(shown, request);
-                !answer_for_node(shared, link, request)
+                !answer_for_node(shared, link, group, request)
             });
             hand_in(shared, link, batch, frame_bytes);
         }
@@ -240,7 +241,7 @@ fn take_figures(shown: Option<&Shown>, request: &mut wire::Request) {
 }
 
 /// Answers what is asked of the node rather than of a group. Returns whether that was it.
-fn answer_for_node(shared: &Arc<Shared>, link: &Arc<Link>, request: &wire::Request) -> bool {
+fn answer_for_node(shared: &Arc<Shared>, link: &Arc<Link>, group: GroupId, request: &wire::Request) -> bool {
     let kind = if let Some(wire::request::Kind::NodeStatus(_)) = &request.kind {
         Kind::NodeStatus(Health { shared: Arc::clone(shared) }.status())
     } else if let Some(wire::request::Kind::Gateways(_)) = &request.kind {
@@ -248,7 +249,10 @@ fn answer_for_node(shared: &Arc<Shared>, link: &Arc<Link>, request: &wire::Reque
     } else {
         return false;
     };
-    link.send(vec![wire::Response { id: request.id, term: 0, kind: Some(kind) }]);
+    // Clients are told it with every answer.
+    let told = shared.group(group).and_then(|group| *group.told.lock());
+    let term = told.map_or(0, |told| told.term);
+    link.send(vec![wire::Response { id: request.id, term, kind: Some(kind) }]);
     true
 }
 

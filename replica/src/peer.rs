@@ -446,8 +446,9 @@ async fn read_frames(
                     Room::None => true,
                     Room::Some => false,
                 };
+                // One that is lost is said again, or holds for `timing.election` at most.
                 for group in shared.groups() {
-                    group.tell(Event::PeerDisk { node: from, full });
+                    group.tell_if_room(Event::PeerDisk { node: from, full }, size);
                 }
             }
             PeerFrame::DigestAsked(group, slot) => {

@@ -144,49 +144,46 @@ impl Task {
     /// One turn: everything that came in, then what follows from it.
     fn turn(&mut self, replica: &mut Replica, events: &mut Vec<GroupEvent>) {
         // After the events were taken: see `Env`.
-        let liveness = Arc::clone(&self.shared.liveness.read());
-        let journal = &self.shared.journal;
-        let disk = Disk { full: journal.is_full(), crowded: journal.is_crowded() };
-        let seen = Seen { liveness: &liveness, disk };
-        let now = clock::now();
+        let seen = self.look();
         for event in events.drain(..) {
             let event = self.links.take_up(event);
-            let closed = if let Event::LinkClosed(link) = &event { Some(*link) } else { None };
-            replica.step(&self.env(seen, now), event);
-            if let Some(link) = closed {
-                self.links.0.remove(&link);
-            }
+            replica.step(&seen.env(&self.links), event);
         }
         if !self.stopping && self.shared.stopping.is_cancelled() {
             self.stopping = true;
-            replica.step(&self.env(seen, now), Event::Stop);
+            replica.step(&seen.env(&self.links), Event::Stop);
         }
-        replica.tick(&self.env(seen, now));
-        self.poll(replica, seen);
-        self.answer_queries(replica, seen);
+        replica.tick(&seen.env(&self.links));
+        self.poll(replica);
+        self.answer_queries(replica);
         let mut out = std::mem::take(&mut self.out);
-        replica.finish(&self.env(seen, clock::now()), &mut out);
+        replica.finish(&self.look().env(&self.links), &mut out);
         self.out = out;
         self.carry_out();
         self.publish(replica);
     }
 
-    fn env<'a>(&'a self, seen: Seen<'a>, now: Mono) -> Env<'a> {
-        Env { now, liveness: seen.liveness, disk: seen.disk, links: &self.links }
+    /// The clock first: what is known of the others may be newer than `now`, but not older.
+    fn look(&self) -> Seen {
+        let now = clock::now();
+        let liveness = Arc::clone(&self.shared.liveness.read());
+        let journal = &self.shared.journal;
+        let disk = Disk { full: journal.is_full(), crowded: journal.is_crowded() };
+        Seen { now, liveness, disk }
     }
 
     /// Does what the replica wants done, until it wants nothing more.
-    fn poll(&mut self, replica: &mut Replica, seen: Seen<'_>) {
+    fn poll(&mut self, replica: &mut Replica) {
         let mut out = std::mem::take(&mut self.out);
         loop {
-            let (begun, before) = (clock::now(), replica.counters().commands);
-            let more = replica.poll(&self.env(seen, begun), &mut out);
+            let (seen, before) = (self.look(), replica.counters().commands);
+            let more = replica.poll(&seen.env(&self.links), &mut out);
             if replica.counters().commands > before {
-                self.metrics.applied(clock::now().since(begun));
+                self.metrics.applied(clock::now().since(seen.now));
             }
             self.out = out;
             if !self.carry_out() {
-                replica.step(&self.env(seen, clock::now()), Event::PersistFailed);
+                replica.step(&self.look().env(&self.links), Event::PersistFailed);
             }
             out = std::mem::take(&mut self.out);
             if !more {
@@ -196,18 +193,16 @@ impl Task {
         self.out = out;
     }
 
-    fn answer_queries(&mut self, replica: &mut Replica, seen: Seen<'_>) {
-        let began = clock::now();
-        let mut now = began;
+    fn answer_queries(&mut self, replica: &mut Replica) {
+        let seen = self.look();
         let mut out = std::mem::take(&mut self.out);
-        while replica.answer_next(&self.env(seen, now), &mut out) {
+        while replica.answer_next(&seen.env(&self.links), &mut out) {
             if out.has_answers() {
                 self.out = out;
                 self.carry_out();
                 out = std::mem::take(&mut self.out);
             }
-            now = clock::now();
-            if now.since(began) > QUERIES_PER_TURN {
+            if clock::now().since(seen.now) > QUERIES_PER_TURN {
                 break;
             }
         }
@@ -303,11 +298,17 @@ impl Task {
     }
 }
 
-/// What a turn sees of the node.
-#[derive(Clone, Copy)]
-struct Seen<'a> {
-    liveness: &'a Liveness,
+/// What the replica sees of the node at a moment.
+struct Seen {
+    now: Mono,
+    liveness: Arc<Liveness>,
     disk: Disk,
+}
+
+impl Seen {
+    fn env<'a>(&'a self, links: &'a KnownLinks) -> Env<'a> {
+        Env { now: self.now, liveness: &self.liveness, disk: self.disk, links }
+    }
 }
 
 /// The links that have asked something and are not closed.
@@ -315,7 +316,7 @@ struct Seen<'a> {
 struct KnownLinks(BTreeMap<LinkId, Arc<Link>>);
 
 impl KnownLinks {
-    /// Takes note of whose requests these are.
+    /// Takes note of whose requests these are, and of who is gone.
     fn take_up(&mut self, event: GroupEvent) -> Event {
         match event {
             GroupEvent::Requests { link, requests } => {
@@ -323,7 +324,13 @@ impl KnownLinks {
                 self.0.entry(id).or_insert(link);
                 Event::Requests { link: id, requests }
             }
-            GroupEvent::Other(event) => event,
+            GroupEvent::Other(event) => {
+                // Nothing is sent there any more.
+                if let Event::LinkClosed(link) = &event {
+                    self.0.remove(link);
+                }
+                event
+            }
         }
     }
 }
