@@ -135,11 +135,11 @@ impl Clients {
         std::mem::replace(&mut self.unapplied, later).into_values().flatten().collect()
     }
 
-    /// Leadership is lost: proposals under way may still be chosen, by the next leader.
-    pub(crate) fn leadership_lost(&mut self, replies: &mut Replies) {
+    /// Leadership is lost: proposals under way may still be chosen, by the next leader; `why` says so.
+    pub(crate) fn leadership_lost(&mut self, why: Why, replies: &mut Replies) {
         self.proposals.clear();
         for waiter in std::mem::take(&mut self.writes).into_values().flat_map(|waiting| waiting.waiters) {
-            replies.refuse(waiter.link, waiter.request, Why::OutcomeUnknown);
+            replies.refuse(waiter.link, waiter.request, why);
         }
         for read in std::mem::take(&mut self.reads).into_values().flatten() {
             replies.refuse(read.waiter.link, read.waiter.request, Why::NotLeader);

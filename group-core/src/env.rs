@@ -8,6 +8,7 @@ use consensus_core::{GroupId, Liveness, Mono, NodeId, NodeSet, Timing};
 use keyspace::Limits;
 
 use crate::clients::LinkId;
+use crate::mutant::Broken;
 
 /// What does not change while the node runs.
 #[derive(Debug, Clone)]
@@ -30,6 +31,8 @@ pub struct Settings {
     pub regions: BTreeMap<NodeId, String>,
     /// The regions where the group is to be led, the best first, until an operator says otherwise.
     pub leader_regions: Vec<Bytes>,
+    /// For tests of the tests.
+    pub broken: Broken,
 }
 
 /// The world at one moment.

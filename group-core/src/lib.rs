@@ -13,7 +13,7 @@
 //!
 //! A turn is
 //!
-//! 1. [`Replica::step`] with every event that has come in,
+//! 1. [`Replica::step`] with every event that has come in, and [`Replica::tick`],
 //! 2. [`Replica::poll`] until it returns false, carrying [`Out`] out each time: what waits for no record leaves before the
 //!    entries of the same step are applied,
 //! 3. [`Replica::answer_next`] for as long as the node gives it,
@@ -29,6 +29,7 @@ mod handover;
 mod leading;
 mod lease_clock;
 mod log_positions;
+mod mutant;
 mod out;
 mod placement;
 mod queries;
@@ -50,6 +51,9 @@ pub use env::{Disk, Env, Links, Settings};
 pub use event::{Event, Progress};
 pub use gate::Gate;
 pub use log_positions::LogPositions;
+pub use mutant::Broken;
+#[cfg(feature = "mutants")]
+pub use mutant::Mutant;
 pub use out::{Answer, Counters, LargeAnswer, Notice, Out, ToPeer, ToSnapshots};
 pub use readiness::Unready;
 pub use replica::{Replica, Start};

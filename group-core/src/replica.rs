@@ -25,6 +25,7 @@ use crate::handover::{Relief, Stopping};
 use crate::leading::Move;
 use crate::lease_clock::LeaseClock;
 use crate::log_positions::LogPositions;
+use crate::mutant::mutant;
 use crate::out::{Counters, Notice, Out, ToPeer, ToSnapshots};
 use crate::placement::Placement;
 use crate::queries::Queries;
@@ -129,7 +130,7 @@ impl Replica {
         let newest = start.snapshot.as_ref().map(|(slot, _)| *slot);
         let (applied, state) =
             start.snapshot.unwrap_or_else(|| (Slot(0), Keyspace::new(keyspace::Options::default())));
-        let watches = Watches::new(state.revision());
+        let watches = Watches::new(state.revision(), settings.broken);
         Replica {
             settings,
             engine,
@@ -361,7 +362,7 @@ impl Replica {
     fn on_persisted(&mut self, env: &Env<'_>, upto: PersistSeq, lsn: Lsn) {
         self.step_engine(env, Input::Persisted(upto));
         if let Some(floor) = self.positions.persisted(Ticket(upto.0), lsn) {
-            self.out.floor = Some(floor);
+            self.out.floor = Some(if mutant!(self.settings.broken, FloorAtEnd) { lsn } else { floor });
         }
     }
 
@@ -420,6 +421,9 @@ impl Replica {
                 Value::Batch(commands) => {
                     for (index, command) in commands.iter().enumerate() {
                         let command = entries::read(command.clone());
+                        if index == 1 && mutant!(self.settings.broken, CommandSkipped) {
+                            continue;
+                        }
                         subjects.push(subject(&command));
                         let index = u32::try_from(index).expect("an entry holds fewer than 2^32 commands");
                         self.state.apply(slot.0, index, command, &mut effects);
@@ -443,7 +447,10 @@ impl Replica {
     fn on_effects(&mut self, env: &Env<'_>, effects: &Effects, subjects: &[Subject]) {
         // The state machine answers each command, in the order applied.
         assert_eq!(effects.replies.len(), subjects.len());
-        for (answer, subject) in effects.replies.iter().zip(subjects) {
+        let last = subjects.len().saturating_sub(1);
+        for (index, subject) in subjects.iter().enumerate() {
+            let swapped = mutant!(self.settings.broken, AnswersSwapped);
+            let answer = &effects.replies[if swapped { last - index } else { index }];
             for waiter in self.clients.applied(*subject) {
                 match &answer.outcome {
                     Ok(Reply::SessionOpened { session, .. }) => {
@@ -471,7 +478,10 @@ impl Replica {
         let mut awaited = false;
         for effect in effects {
             match *effect {
-                LeaseEffect::Granted { id, ttl_s } => self.leases.granted(now, id, ttl_s),
+                LeaseEffect::Granted { id, ttl_s } => {
+                    let halved = mutant!(self.settings.broken, LeaseHalved);
+                    self.leases.granted(now, id, if halved { ttl_s / 2 } else { ttl_s });
+                }
                 LeaseEffect::Revoked { id } => {
                     self.leases.revoked(id);
                     awaited = true;
@@ -591,7 +601,12 @@ impl Replica {
             self.placement = None;
             self.leases.stop();
             self.propose_again_at = None;
-            self.clients.leadership_lost(&mut self.replies);
+            let why = if mutant!(self.settings.broken, UnknownAsRefused) {
+                Why::NotLeader
+            } else {
+                Why::OutcomeUnknown
+            };
+            self.clients.leadership_lost(why, &mut self.replies);
             for (waiter, _) in std::mem::take(&mut self.parked) {
                 self.replies.refuse(waiter.link, waiter.request, Why::NotLeader);
             }
@@ -604,8 +619,11 @@ impl Replica {
             let asked = self.relief.map_or(self.settings.node, |relief| relief.asked);
             self.relief = Some(Relief::next(self.relief, asked, env.now));
         }
-        let leases = self.state.leases().map(|lease| (lease.id, lease.granted_ttl_s, lease.remaining_s));
-        self.leases.start(env.now, self.settings.timing.election, leases);
+        if !mutant!(self.settings.broken, LeasesNotStarted) {
+            let grace = self.settings.timing.election;
+            let leases = self.state.leases().map(|lease| (lease.id, lease.granted_ttl_s, lease.remaining_s));
+            self.leases.start(env.now, grace, leases);
+        }
         self.reconsider_place();
         // The limits must be the same on all replicas, so it is the leader's configuration that counts.
         if self.state.limits() != self.settings.limits {
@@ -673,7 +691,9 @@ impl Replica {
             return;
         }
         self.out.notices.push(Notice::SnapshotInstalled { slot });
-        self.watches.on_state_replaced(self.state.revision(), state.revision());
+        if !mutant!(self.settings.broken, WatchOverSnapshot) {
+            self.watches.on_state_replaced(self.state.revision(), state.revision());
+        }
         self.state = state;
         self.applied = slot;
         if self.snapshotting.replaced(slot) {

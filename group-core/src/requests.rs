@@ -13,6 +13,7 @@ use keyspace::{
 use crate::clients::{Enrolled, LinkId, PendingRead, Reading, Subject, Waiter};
 use crate::env::Env;
 use crate::lease_clock::Renewal;
+use crate::mutant::mutant;
 use crate::out::{LargeAnswer, Notice, Out};
 use crate::queries::{Admitted, Asked};
 use crate::replica::{Replica, encode};
@@ -149,6 +150,7 @@ impl Replica {
         match self.engine.lease_read(env.now, env.liveness) {
             Some(point) if point <= self.applied => self.serve(env, read),
             Some(point) => self.clients.wait_for_apply(point, vec![read]),
+            None if mutant!(self.settings.broken, ReadUnasked) => self.serve(env, read),
             None => self.asking.push(read),
         }
     }
@@ -262,7 +264,14 @@ impl Replica {
         let mut must_wait = false;
         for &lease in &leases {
             let id = LeaseId(lease);
-            let ttl = match self.leases.renew(now, id) {
+            let renewal = if mutant!(self.settings.broken, LeaseNotRenewed) {
+                self.leases
+                    .remaining(now, id)
+                    .map_or(Renewal::Missing, |ttl| Renewal::Renewed { ttl_seconds: ttl + 5 })
+            } else {
+                self.leases.renew(now, id)
+            };
+            let ttl = match renewal {
                 Renewal::Renewed { ttl_seconds } => ttl_seconds,
                 Renewal::Missing => 0,
                 Renewal::Resetting { propose } => {

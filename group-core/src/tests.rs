@@ -19,6 +19,7 @@ use crate::clients::{Enrolled, LinkId, PendingRead, Reading, Subject, Waiter};
 use crate::env::{Disk, Env, Links, Settings};
 use crate::event::{Event, Progress};
 use crate::log_positions::LogPositions;
+use crate::mutant::Broken;
 use crate::out::{LargeAnswer, Out, ToSnapshots};
 use crate::replica::{PROPOSE_AGAIN_AFTER, Replica, Start, encode};
 
@@ -83,6 +84,7 @@ impl Rig {
             snapshot_slice_bytes: 64 << 10,
             regions: BTreeMap::new(),
             leader_regions: Vec::new(),
+            broken: Broken::default(),
         };
         let now = Mono(1_000_000_000_000);
         let start = Start {

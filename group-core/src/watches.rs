@@ -12,6 +12,7 @@ use bytes::BytesMut;
 use keyspace::{Event, KeyRange, Keyspace, Revision, RevisionEvents, WatcherIndex};
 
 use crate::clients::LinkId;
+use crate::mutant::{Broken, mutant};
 use crate::recent::Recent;
 use crate::replies::Replies;
 
@@ -35,6 +36,7 @@ pub(crate) struct Watches {
     /// Where the round over `behind` goes on.
     served_last: Option<WatchId>,
     recent: Recent,
+    broken: Broken,
 }
 
 #[derive(Debug)]
@@ -55,13 +57,14 @@ struct Watch {
 
 impl Watches {
     /// For a state at `revision`.
-    pub(crate) fn new(revision: Revision) -> Watches {
+    pub(crate) fn new(revision: Revision, broken: Broken) -> Watches {
         Watches {
             watches: BTreeMap::new(),
             in_step: WatcherIndex::default(),
             behind: BTreeSet::new(),
             served_last: None,
             recent: Recent::new(revision),
+            broken,
         }
     }
 
@@ -85,6 +88,7 @@ impl Watches {
         let revision = state.revision();
         let next = match request.start_revision {
             ..=0 => Revision(revision.0 + 1),
+            start if mutant!(self.broken, WatchBeginsLate) => Revision(start + 1),
             start => Revision(start),
         };
         let in_step = next > revision;
@@ -150,7 +154,7 @@ impl Watches {
     ) {
         match self.watches.get_mut(&(link, watch)) {
             None => replies.refuse(link, id, Why::Malformed),
-            Some(found) if found.in_step => {
+            Some(found) if found.in_step || mutant!(self.broken, WatchSyncedTooSoon) => {
                 replies.add(link, id, Kind::WatchSynced(synced(state)));
             }
             Some(found) => found.syncs.push(id),
@@ -185,7 +189,10 @@ impl Watches {
                     else {
                         continue;
                     };
-                    let event = watch.view(event);
+                    let mut event = watch.view(event);
+                    if mutant!(self.broken, WatchWithoutPrevKv) {
+                        event.prev_kv = None;
+                    }
                     let of_watch = touched.entry(id).or_default();
                     match of_watch.last_mut() {
                         Some((last, events)) if *last == revision.revision => events.push(event),
@@ -200,6 +207,9 @@ impl Watches {
             if watch.credit <= 0 {
                 // From here on it reads history, from the first revision that it was not sent.
                 watch.next = revisions[0].0;
+                if mutant!(self.broken, WatchSkipsWhenBehind) {
+                    watch.next.0 += 1;
+                }
                 watch.in_step = false;
                 self.in_step.remove(&watch.range, id);
                 continue;
@@ -258,7 +268,7 @@ impl Watches {
                     watch.send(id.1, &page.revisions, upto, revision, replies);
                 }
                 watch.next = page.next.max(watch.next);
-                if watch.next > revision {
+                if watch.next > revision || mutant!(self.broken, WatchInStepTooSoon) {
                     watch.in_step = true;
                     watch.is_settled = true;
                     self.in_step.insert(&watch.range, id);
@@ -269,6 +279,9 @@ impl Watches {
                 } else if watch.credit <= 0 {
                     self.behind.remove(&id);
                 }
+            }
+            Err(keyspace::Compacted(compacted)) if mutant!(self.broken, WatchOverCompaction) => {
+                watch.next = compacted;
             }
             Err(keyspace::Compacted(compacted)) => {
                 let canceled = wire::WatchCanceled { compact_revision: compacted.0, refused: None };

@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use consensus_core::{Liveness, Mono, PersistSeq, Record};
 use group_core::{
-    Counters, Disk, Env, Event, LinkId, Links, Out, Replica, Settings, Start, Stateless, ToPeer,
+    Broken, Counters, Disk, Env, Event, LinkId, Links, Out, Replica, Settings, Start, Stateless, ToPeer,
 };
 use journal::Ticket;
 use tracing::{error, info};
@@ -353,6 +353,7 @@ impl Shared {
             snapshot_slice_bytes: self.snapshot_slice_bytes,
             regions: self.regions.clone(),
             leader_regions: self.leader_regions.get(&handle.id).cloned().unwrap_or_default(),
+            broken: Broken::default(),
         }
     }
 }

@@ -3,6 +3,8 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
+#[cfg(feature = "mutants")]
+use sim::cluster::Mutant;
 use sim::cluster::{Mark, RunOptions, Suite, TraceMode, run_caught};
 
 const HELP: &str = "\
@@ -18,7 +20,7 @@ cargo run -p sim --bin sim -- FLAGS
   --trace             with --seed: print every line of its trace
   --last N            with --seed: print the last N lines of its trace
   --mixed-support     lives differ in how long they support others
-  --mutant NAME       break this rule of the engine (needs --features mutants)
+  --mutant NAME       break this rule (needs --features mutants)
   --mutants           every mutant must be caught within --seeds seeds (needs --features mutants)
 ";
 
@@ -108,8 +110,7 @@ impl Flags {
     #[cfg(feature = "mutants")]
     fn options(&self) -> Result<RunOptions, String> {
         let find = |name: &String| {
-            let mut all = consensus_core::Mutant::ALL.into_iter();
-            all.find(|mutant| format!("{mutant:?}") == *name).ok_or(format!("no such mutant: {name}"))
+            Mutant::all().find(|mutant| mutant.name() == *name).ok_or(format!("no such mutant: {name}"))
         };
         let mutant = self.mutant.as_ref().map(find).transpose()?;
         Ok(RunOptions { trace: self.trace, mixed_support: self.mixed_support, mutant })
@@ -166,7 +167,8 @@ fn run_suite(flags: &Flags, options: RunOptions) -> bool {
 #[cfg(feature = "mutants")]
 fn kill_mutants(flags: &Flags) -> bool {
     let mut survivors = Vec::new();
-    for mutant in consensus_core::Mutant::ALL {
+    for mutant in Mutant::all() {
+        let name = mutant.name();
         let started = Instant::now();
         let suite = Suite {
             seeds: flags.from..flags.from.saturating_add(flags.seeds),
@@ -179,13 +181,13 @@ fn kill_mutants(flags: &Flags) -> bool {
         match report.failures.first().and_then(|failure| Some((failure.seed, failure.violation.as_ref()?))) {
             Some((seed, violation)) => {
                 println!(
-                    "{mutant:?}: caught by {} with seed {seed}, {} seeds, {took:.1} s",
+                    "{name}: caught by {} with seed {seed}, {} seeds, {took:.1} s",
                     violation.invariant, report.runs
                 );
             }
             None => {
-                println!("{mutant:?}: SURVIVED {} seeds, {took:.1} s", report.runs);
-                survivors.push(format!("{mutant:?}"));
+                println!("{name}: SURVIVED {} seeds, {took:.1} s", report.runs);
+                survivors.push(name);
             }
         }
     }

@@ -160,7 +160,7 @@ pub(crate) struct Env {
     pub(crate) seed: u64,
     pub(crate) mixed_support: bool,
     #[cfg(feature = "mutants")]
-    pub(crate) mutant: Option<consensus_core::Mutant>,
+    pub(crate) mutant: Option<super::Mutant>,
     acknowledged: Vec<Acknowledged>,
     /// Leaders that handed over, and to whom.
     pub(crate) handoffs: BTreeMap<usize, (Lead, NodeId)>,

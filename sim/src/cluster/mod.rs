@@ -48,6 +48,8 @@ mod clock;
 mod commands;
 mod coverage;
 mod env;
+#[cfg(feature = "mutants")]
+mod mutant;
 mod net;
 mod node;
 mod profile;
@@ -60,6 +62,8 @@ mod world;
 
 pub use coverage::{Coverage, Mark};
 pub use env::TraceMode;
+#[cfg(feature = "mutants")]
+pub use mutant::Mutant;
 pub use runner::{Suite, SuiteReport, open_seeds, run_caught};
 pub use truth::Violation;
 pub use world::{RunOptions, RunReport, run};

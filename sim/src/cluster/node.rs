@@ -11,7 +11,8 @@ use consensus_core::{
     Newcomer, NodeId, NodeStatus, Options, PersistSeq, Place, Record, Slot, Timing,
 };
 use group_core::{
-    Event as GroupEvent, LogPositions, Progress, Replica, Settings, Start, ToPeer, decode_meta, encode_meta,
+    Broken, Event as GroupEvent, LogPositions, Progress, Replica, Settings, Start, ToPeer, decode_meta,
+    encode_meta,
 };
 use journal::sim::CrashChoice;
 use journal::{
@@ -306,7 +307,7 @@ impl Node {
         let mut newcomer = Newcomer::new(superblock.facts().mark, others);
         #[cfg(feature = "mutants")]
         {
-            newcomer.mutant = env.mutant;
+            newcomer.mutant = super::Mutant::of_engine(env.mutant);
         }
         self.newcomer = Some((newcomer, superblock));
         env.after(0, Event::Ask { node: self.index, life: self.life });
@@ -523,7 +524,7 @@ impl Node {
                 inflight_slots_max: env.profile.inflight_slots,
                 queue_bytes_max: env.profile.queue_bytes,
                 #[cfg(feature = "mutants")]
-                mutant: env.mutant,
+                mutant: super::Mutant::of_engine(env.mutant),
                 ..Options::new(GroupId(group), id(index), env.seed_for(index, group as usize, incarnation))
             };
             let settings = Settings {
@@ -536,6 +537,7 @@ impl Node {
                 snapshot_slice_bytes: SLICE_BYTES,
                 regions: BTreeMap::new(),
                 leader_regions: Vec::new(),
+                broken: broken(env),
             };
             let start = Start { options, durable, snapshot: newest, positions };
             let group = group as usize;
@@ -1239,4 +1241,16 @@ fn restore(slices: Vec<Bytes>) -> Result<Keyspace, RestoreError> {
         restore.push(slice)?;
     }
     restore.finish()
+}
+
+/// The rule of the group core that is broken in this run.
+fn broken(env: &Env) -> Broken {
+    #[cfg(feature = "mutants")]
+    let broken = Broken { mutant: super::Mutant::of_group(env.mutant) };
+    #[cfg(not(feature = "mutants"))]
+    let broken = {
+        let _ = env;
+        Broken::default()
+    };
+    broken
 }

@@ -24,7 +24,7 @@ pub struct RunOptions {
     pub mixed_support: bool,
     /// Which rule of the engine is broken.
     #[cfg(feature = "mutants")]
-    pub mutant: Option<consensus_core::Mutant>,
+    pub mutant: Option<super::Mutant>,
 }
 
 impl Default for RunOptions {
