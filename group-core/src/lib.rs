@@ -11,13 +11,7 @@
 //! happens, [`Out`] what is to be done; a link is a number. A node's task and the simulation run this very type: they wait,
 //! step, and carry out.
 //!
-//! A turn is
-//!
-//! 1. [`Replica::step`] with every event that has come in, and [`Replica::tick`],
-//! 2. [`Replica::poll`] until it returns false, carrying [`Out`] out each time: what waits for no record leaves before the
-//!    entries of the same step are applied,
-//! 3. [`Replica::answer_next`] for as long as the node gives it,
-//! 4. [`Replica::finish`].
+//! [`Turn`] has the order in which that is done.
 
 mod clients;
 mod digests;
@@ -44,6 +38,7 @@ mod stateless;
 mod status;
 #[cfg(test)]
 mod tests;
+mod turn;
 mod watches;
 
 pub use clients::LinkId;
@@ -60,3 +55,4 @@ pub use replica::{Replica, Start};
 pub use replies::refusal;
 pub use snapshotting::{decode_meta, encode_meta};
 pub use stateless::Stateless;
+pub use turn::Turn;

@@ -10,12 +10,12 @@ mod timer;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use consensus_core::{Liveness, Mono, PersistSeq, Record};
+use consensus_core::{Liveness, Mono, NodeId, PersistSeq, Record};
 use group_core::{
-    Broken, Counters, Disk, Env, Event, LinkId, Links, Out, Replica, Settings, Start, Stateless, ToPeer,
+    Answer, Broken, Counters, Disk, Env, Event, LargeAnswer, LinkId, Links, Out, Replica, Settings, Start,
+    Stateless, ToPeer, Turn,
 };
 use journal::Ticket;
 use tracing::{error, info};
@@ -29,9 +29,6 @@ use crate::clock;
 use crate::link::Link;
 use crate::metrics::GroupMetrics;
 use crate::node::Shared;
-
-/// Queries are answered for this long before the group turns to other work.
-const QUERIES_PER_TURN: Duration = Duration::from_millis(2);
 
 /// Runs a group until the node stops. One whose snapshot is lost first gets one from a peer.
 pub(crate) async fn run(shared: Arc<Shared>, handle: Arc<GroupHandle>, start: Start) {
@@ -53,6 +50,7 @@ struct Task {
     shared: Arc<Shared>,
     handle: Arc<GroupHandle>,
     links: KnownLinks,
+    turn: Turn,
     out: Out,
     writing: Option<Writing>,
     metrics: GroupMetrics,
@@ -71,6 +69,7 @@ impl Task {
             shared,
             handle,
             links: KnownLinks::default(),
+            turn: Turn::default(),
             out: Out::default(),
             writing: None,
             metrics,
@@ -84,20 +83,21 @@ impl Task {
     /// The replica, and what happened after it had its state. `None` when the node stops first.
     async fn wait_for_state(&mut self, mut waiting: Stateless) -> Option<(Replica, Vec<GroupEvent>)> {
         let mut events = Vec::new();
+        let mut out = Out::default();
         loop {
-            waiting.tick(clock::now(), &mut self.out);
+            waiting.tick(clock::now(), &mut out);
             self.handle.inbox.take(&mut events);
             let mut taken = std::mem::take(&mut events).into_iter();
             while let Some(event) = taken.next() {
-                match waiting.step(clock::now(), self.links.take_up(event), &mut self.out) {
+                match waiting.step(clock::now(), self.links.take_up(event), &mut out) {
                     Ok(replica) => {
-                        self.carry_out();
+                        self.carry_out(&mut out);
                         return Some((replica, taken.collect()));
                     }
                     Err(still) => waiting = still,
                 }
             }
-            self.carry_out();
+            self.carry_out(&mut out);
             tokio::select! {
                 () = self.shared.stopping.cancelled() => return None,
                 () = self.timer.wait(Some(waiting.deadline())) => {}
@@ -153,13 +153,18 @@ impl Task {
             self.stopping = true;
             replica.step(&seen.env(&self.links), Event::Stop);
         }
-        replica.tick(&seen.env(&self.links));
-        self.poll(replica);
-        self.answer_queries(replica);
         let mut out = std::mem::take(&mut self.out);
-        replica.finish(&self.look().env(&self.links), &mut out);
+        loop {
+            let (seen, before) = (self.look(), replica.counters().commands);
+            if !self.turn.go_on(replica, &seen.env(&self.links), &mut out) {
+                break;
+            }
+            if replica.counters().commands > before {
+                self.metrics.applied(clock::now().since(seen.now));
+            }
+            self.carry_out(&mut out);
+        }
         self.out = out;
-        self.carry_out();
         self.publish(replica);
     }
 
@@ -172,72 +177,34 @@ impl Task {
         Seen { now, liveness, disk }
     }
 
-    /// Does what the replica wants done, until it wants nothing more.
-    fn poll(&mut self, replica: &mut Replica) {
-        let mut out = std::mem::take(&mut self.out);
-        loop {
-            let (seen, before) = (self.look(), replica.counters().commands);
-            let more = replica.poll(&seen.env(&self.links), &mut out);
-            if replica.counters().commands > before {
-                self.metrics.applied(clock::now().since(seen.now));
-            }
-            self.out = out;
-            if !self.carry_out() {
-                replica.step(&self.look().env(&self.links), Event::PersistFailed);
-            }
-            out = std::mem::take(&mut self.out);
-            if !more {
-                break;
-            }
-        }
-        self.out = out;
-    }
-
-    fn answer_queries(&mut self, replica: &mut Replica) {
-        let seen = self.look();
-        let mut out = std::mem::take(&mut self.out);
-        while replica.answer_next(&seen.env(&self.links), &mut out) {
-            if out.has_answers() {
-                self.out = out;
-                self.carry_out();
-                out = std::mem::take(&mut self.out);
-            }
-            if clock::now().since(seen.now) > QUERIES_PER_TURN {
-                break;
-            }
-        }
-        self.out = out;
-    }
-
-    /// Carries out what the replica wants done. Returns false if the journal takes nothing.
-    fn carry_out(&mut self) -> bool {
+    /// Carries out what the replica wants done.
+    fn carry_out(&mut self, out: &mut Out) {
         let peers = Arc::clone(&self.shared.peers);
         // What waits for no record leaves before the journal's thread is woken, which may take this core: the way over
         // the other replicas' disks is the longer one.
-        self.out.sends.retain(|send| !self.handle.send_ungated(&peers, send));
-        if let Some(seq) = self.out.await_durable.take() {
+        out.sends.retain(|send| !self.handle.send_ungated(&peers, send));
+        if let Some(seq) = out.await_durable.take() {
             self.handle.await_durable(seq);
         }
-        let taken = self.persist();
-        for send in self.out.sends.drain(..) {
+        self.persist(&mut out.records);
+        for send in out.sends.drain(..) {
             self.handle.send_gated(&peers, send);
         }
-        if let Some(floor) = self.out.floor.take() {
+        if let Some(floor) = out.floor.take() {
             self.shared.journal.set_floor(self.handle.id.0, floor);
         }
-        self.tell_peers();
-        self.answer();
-        for step in self.out.snapshots.drain(..) {
+        self.tell_peers(&mut out.to_peers);
+        self.answer(&mut out.answers, &mut out.large);
+        for step in out.snapshots.drain(..) {
             snapshots::carry_out(&self.shared, &self.handle, &mut self.writing, step);
         }
-        for notice in self.out.notices.drain(..) {
+        for notice in out.notices.drain(..) {
             notices::tell(&self.shared, self.handle.id, notice);
         }
-        taken
     }
 
-    fn persist(&mut self) -> bool {
-        let Some((last, _)) = self.out.records.last() else { return true };
+    fn persist(&mut self, records: &mut Vec<(PersistSeq, Record)>) {
+        let Some((last, _)) = records.last() else { return };
         let ticket = Ticket(last.0);
         let label = &mut self.label;
         let encode = |(_, record): (PersistSeq, Record)| {
@@ -247,20 +214,17 @@ impl Task {
             record.payload(|piece| payload.extend_from_slice(piece));
             journal::Record { label: Bytes::copy_from_slice(label), payload: vec![payload.freeze()] }
         };
-        let records = self.out.records.drain(..).map(encode).collect();
+        let records = records.drain(..).map(encode).collect();
         let batch = journal::Batch { group: self.handle.id.0, ticket, records };
-        match self.shared.journal.append(batch) {
-            Ok(()) => true,
-            Err(error) => {
-                error!(group = self.handle.id.0, %error, "the journal takes nothing: this node leaves the group until it is restarted");
-                false
-            }
+        if let Err(error) = self.shared.journal.append(batch) {
+            error!(group = self.handle.id.0, %error, "the journal takes nothing: this node leaves the group until it is restarted");
+            self.turn.journal_failed();
         }
     }
 
-    fn tell_peers(&mut self) {
+    fn tell_peers(&self, to_peers: &mut Vec<(NodeId, ToPeer)>) {
         let group = self.handle.id;
-        for (to, what) in self.out.to_peers.drain(..) {
+        for (to, what) in to_peers.drain(..) {
             let Some(peer) = self.shared.peers.get(&to) else { continue };
             match what {
                 ToPeer::DigestAsked(slot) => peer.send_digest_asked(group, slot),
@@ -270,13 +234,13 @@ impl Task {
         }
     }
 
-    fn answer(&mut self) {
-        for answer in self.out.answers.drain(..) {
+    fn answer(&self, answers: &mut Vec<Answer>, large: &mut Vec<LargeAnswer>) {
+        for answer in answers.drain(..) {
             if let Some(link) = self.links.0.get(&answer.link) {
                 link.send(answer.responses);
             }
         }
-        for large in self.out.large.drain(..) {
+        for large in large.drain(..) {
             let Some(link) = self.links.0.get(&large.link).cloned() else { continue };
             link.begin_large();
             let handle = Arc::clone(&self.handle);

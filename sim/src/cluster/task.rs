@@ -10,7 +10,7 @@ use api::gaios::link::v1::response::Kind;
 use bytes::Bytes;
 use consensus_core::{Lead, Liveness, Mono, NodeId, PersistSeq, Role, Slot, Suspicion};
 use group_core::{
-    Disk, Env as Sight, Event, Gate, LinkId, Links, Notice, Out, Progress, Replica, ToSnapshots,
+    Disk, Env as Sight, Event, Gate, LinkId, Links, Notice, Out, Progress, Replica, ToSnapshots, Turn,
 };
 use journal::{Lsn, SimDisk, SnapshotWriter};
 use keyspace::{Error, KeyRange, LeaseId, Outcome, RangeReply, Reply, SessionId};
@@ -56,6 +56,9 @@ pub(crate) struct Task {
     pub(crate) inbox: VecDeque<Input>,
     pub(crate) turn_at: Option<Time>,
     pub(crate) timer_at: Time,
+    turn: Turn,
+    /// When the turn began: it did what was due then.
+    begun: Mono,
     stall: Stall,
     out: Out,
     /// The snapshot being written.
@@ -159,6 +162,8 @@ impl Task {
             inbox: VecDeque::new(),
             turn_at: None,
             timer_at: Time::MAX,
+            turn: Turn::default(),
+            begun: Mono(0),
             stall: Stall::None,
             out: Out::default(),
             taking: None,
@@ -203,7 +208,12 @@ impl Task {
             Stall::BeforeStep { moment, input } => {
                 self.take_up(process, node, env, moment, input);
             }
-            Stall::BeforeSend => self.carry_out(process, node, env),
+            Stall::BeforeSend => {
+                self.carry_out(process, node, env);
+                if !self.go_on(process, node, env) {
+                    return;
+                }
+            }
             stall @ (Stall::None | Stall::Armed { .. }) => self.stall = stall,
         }
         while let Some(input) = self.inbox.pop_front() {
@@ -217,33 +227,36 @@ impl Task {
             }
             self.take_up(process, node, env, moment, input);
         }
-        let now = node.now(env);
-        self.replica.tick(&sight(now, &process.liveness, process.full));
-        let deadline = self.replica.engine().next_deadline();
-        if is_due(deadline, now) {
-            let who = node.index + 1;
-            env.fail("timers", format!("node {who} g{}: {deadline:?} is due again at {now:?}", self.group));
+        self.begun = node.now(env);
+        if self.go_on(process, node, env) {
+            self.check(process, node, env);
+            self.set_timer(process, node, env);
         }
+    }
+
+    /// What follows from the inputs. False if the thread stops before it is through.
+    fn go_on(&mut self, process: &mut Process, node: &mut Node, env: &mut Env) -> bool {
         loop {
-            let more = self.replica.poll(&sight(now, &process.liveness, process.full), &mut self.out);
+            let now = node.now(env);
+            let sight = sight(now, &process.liveness, process.full);
+            if !self.turn.go_on(&mut self.replica, &sight, &mut self.out) {
+                break;
+            }
             self.replica.engine().check_invariants();
             if let Stall::Armed { before_step: false, time } = self.stall {
                 env.mark(Mark::StallBeforeSend);
                 self.stall = Stall::BeforeSend;
                 self.stop(process, node, env, time);
-                return;
+                return false;
             }
             self.carry_out(process, node, env);
-            if !more {
-                break;
-            }
         }
-        let sight = sight(now, &process.liveness, process.full);
-        while self.replica.answer_next(&sight, &mut self.out) {}
-        self.replica.finish(&sight, &mut self.out);
-        self.carry_out(process, node, env);
-        self.check(process, node, env);
-        self.set_timer(process, node, env);
+        let (begun, deadline) = (self.begun, self.replica.engine().next_deadline());
+        if is_due(deadline, begun) {
+            let who = node.index + 1;
+            env.fail("timers", format!("node {who} g{}: {deadline:?} is due again at {begun:?}", self.group));
+        }
+        true
     }
 
     fn stop(&mut self, process: &Process, node: &Node, env: &mut Env, time: Time) {
@@ -344,8 +357,7 @@ impl Task {
         }
         if !process.hand_in(node, env, group, &mut out.records) {
             out.records.clear();
-            let now = node.now(env);
-            self.replica.step(&sight(now, &process.liveness, process.full), Event::PersistFailed);
+            self.turn.journal_failed();
         }
         // From here on these are facts, and the messages may tell.
         for (slot, value) in self.replica.committed() {
