@@ -9,7 +9,7 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use consensus_core::Mono;
-use keyspace::{Outcome, Query, Revision};
+use keyspace::{Outcome, Query, Resolved, Revision};
 
 use crate::clients::LinkId;
 use crate::env::Links;
@@ -92,7 +92,7 @@ impl Queries {
         Ok(())
     }
 
-    /// As [`Queries::admit`], but not before the state is at `revision`, or some time has passed.
+    /// As [`Queries::admit`], but not before the state is resolved to `revision`, or some time has passed.
     pub(crate) fn admit_at(
         &mut self,
         now: Mono,
@@ -111,16 +111,16 @@ impl Queries {
         Ok(())
     }
 
-    /// The state is at `revision`. Those whose link has too many waiting by now go to `refused`.
-    pub(crate) fn handle_revision(
+    /// The state is resolved so far. Those whose link has too many waiting by now go to `refused`.
+    pub(crate) fn handle_resolved(
         &mut self,
         now: Mono,
-        revision: Revision,
+        resolved: Resolved,
         mut refused: impl FnMut(LinkId, u64),
     ) {
         let mut caught_up = Vec::new();
         while let Some(first) = self.behind.first_entry()
-            && first.key().0 <= revision
+            && resolved.covers(first.key().0)
         {
             caught_up.push(first.remove());
         }
@@ -139,7 +139,7 @@ impl Queries {
         }
     }
 
-    /// When [`Queries::handle_revision`] has something to do at the latest.
+    /// When [`Queries::handle_resolved`] has something to do at the latest.
     pub(crate) fn deadline(&self) -> Option<Mono> {
         self.patience.front().map(|(until, _)| *until)
     }
@@ -176,7 +176,7 @@ impl Queries {
 
 #[cfg(test)]
 mod tests {
-    use keyspace::{KeyRange, RangeRequest};
+    use keyspace::{KeyRange, LastWrite, RangeRequest};
 
     use super::*;
 
@@ -192,6 +192,10 @@ mod tests {
     fn query(request: u64) -> Admitted {
         let query = Query::Range(RangeRequest::new(KeyRange::single("a")));
         Admitted { request, asked: Asked::Query { query, bytes: 1 << 20, linearizable: false } }
+    }
+
+    fn resolved(revision: i64) -> Resolved {
+        Resolved::by_own_log(LastWrite::at(Revision(revision)))
     }
 
     fn next(queries: &mut Queries) -> Option<u64> {
@@ -219,7 +223,7 @@ mod tests {
         let refused = queries.admit_at(Mono(1), Revision(2), link, query(20));
         refused.unwrap();
         let mut refused = Vec::new();
-        queries.handle_revision(Mono(1), Revision(2), |_, request| refused.push(request));
+        queries.handle_resolved(Mono(1), resolved(2), |_, request| refused.push(request));
         assert_eq!(refused, [20]);
     }
 
@@ -258,13 +262,13 @@ mod tests {
         for (request, revision) in [(1, 7), (2, 5), (3, 9)] {
             queries.admit_at(start, Revision(revision), link, query(request)).unwrap();
         }
-        queries.handle_revision(start, Revision(4), nobody);
+        queries.handle_resolved(start, resolved(4), nobody);
         assert_eq!(next(&mut queries), None);
-        queries.handle_revision(start, Revision(7), nobody);
+        queries.handle_resolved(start, resolved(7), nobody);
         assert_eq!((next(&mut queries), next(&mut queries), next(&mut queries)), (Some(2), Some(1), None));
         let end = queries.deadline().unwrap();
         assert_eq!(end, start.after(BEHIND_MAX));
-        queries.handle_revision(end, Revision(8), nobody);
+        queries.handle_resolved(end, resolved(8), nobody);
         assert_eq!(queries.behind_bytes, 0);
         assert_eq!((next(&mut queries), queries.deadline()), (Some(3), None));
     }

@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 
-use keyspace::{Event, HistoryPage, KeyRange, Revision, RevisionEvents};
+use keyspace::{Event, HistoryPage, KeyRange, Resolved, Revision, RevisionEvents};
 
 /// Bytes of events that are remembered. Keys and values are shared with the state until they are compacted. A watch on a
 /// quiet range may be three seconds behind what it has been told, and a failover may take one more: so much holds what is
@@ -45,19 +45,19 @@ impl Recent {
         }
     }
 
-    /// As [`keyspace::Keyspace::history`], for a state at `revision`. None if revisions from `from` on are forgotten.
+    /// As [`keyspace::Keyspace::history`], for a state that is resolved so far. None if revisions from `from` on are forgotten.
     pub(crate) fn history(
         &self,
         range: &KeyRange,
         from: Revision,
-        revision: Revision,
+        resolved: Resolved,
         max_bytes: usize,
         max_revisions: usize,
     ) -> Option<HistoryPage> {
         if from <= self.floor {
             return None;
         }
-        let mut page = HistoryPage { revisions: Vec::new(), next: Revision(revision.0 + 1).max(from) };
+        let mut page = HistoryPage { revisions: Vec::new(), next: resolved.revision().next().max(from) };
         let mut bytes = 0;
         let first = self.revisions.partition_point(|known| known.revision < from);
         for known in self.revisions.range(first..) {
@@ -82,7 +82,7 @@ fn bytes_of(revision: &RevisionEvents) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use keyspace::{EventKind, KeyValue};
+    use keyspace::{EventKind, KeyValue, LastWrite};
 
     use super::*;
 
@@ -99,7 +99,8 @@ mod tests {
 
     fn numbers(recent: &Recent, key: &str, from: i64, now: i64, max: usize) -> Option<(Vec<i64>, i64)> {
         let range = KeyRange::single(key.to_owned());
-        let page = recent.history(&range, Revision(from), Revision(now), 1 << 20, max)?;
+        let resolved = Resolved::by_own_log(LastWrite::at(Revision(now)));
+        let page = recent.history(&range, Revision(from), resolved, 1 << 20, max)?;
         Some((page.revisions.iter().map(|known| known.revision.0).collect(), page.next.0))
     }
 

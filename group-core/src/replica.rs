@@ -130,7 +130,7 @@ impl Replica {
         let newest = start.snapshot.as_ref().map(|(slot, _)| *slot);
         let (applied, state) =
             start.snapshot.unwrap_or_else(|| (Slot(0), Keyspace::new(keyspace::Options::default())));
-        let watches = Watches::new(state.revision(), settings.broken);
+        let watches = Watches::new(state.resolved(), settings.broken);
         Replica {
             settings,
             engine,
@@ -692,7 +692,7 @@ impl Replica {
         }
         self.out.notices.push(Notice::SnapshotInstalled { slot });
         if !mutant!(self.settings.broken, WatchOverSnapshot) {
-            self.watches.on_state_replaced(self.state.revision(), state.revision());
+            self.watches.on_state_replaced(self.state.resolved(), state.resolved());
         }
         self.state = state;
         self.applied = slot;

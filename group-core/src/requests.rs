@@ -61,7 +61,7 @@ impl Replica {
         }
         let query = Admitted { request: id, asked: Asked::Query { query, bytes, linearizable: false } };
         let at_least = Revision(read.at_least);
-        let admitted = if at_least <= self.state.revision() {
+        let admitted = if self.state.resolved().covers(at_least) {
             self.queries.admit(link, query)
         } else {
             self.queries.admit_at(env.now, at_least, link, query)
@@ -187,7 +187,7 @@ impl Replica {
     /// What the state has caught up with may be asked, and what has waited long enough.
     pub(crate) fn admit_caught_up(&mut self, env: &Env<'_>) {
         let replies = &mut self.replies;
-        self.queries.handle_revision(env.now, self.state.revision(), |link, request| {
+        self.queries.handle_resolved(env.now, self.state.resolved(), |link, request| {
             replies.refuse(link, request, Why::Overloaded);
         });
     }
@@ -258,7 +258,7 @@ impl Replica {
             return;
         }
         let now = env.now;
-        let revision = self.state.revision().0;
+        let revision = self.state.resolved().revision().0;
         let mut kept = Vec::with_capacity(leases.len());
         let mut reset = Vec::new();
         let mut must_wait = false;

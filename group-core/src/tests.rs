@@ -273,7 +273,7 @@ fn large_answers_wait_until_their_gateway_takes_them_and_hold_up_nobody() {
 fn a_serializable_read_waits_for_what_its_gateway_has_shown() {
     let mut rig = Rig::leader();
     rig.write(put("a", Vec::new()));
-    let next = rig.replica.state.revision().0 + 1;
+    let next = rig.replica.state.resolved().revision().next().0;
     rig.turn([request(LINK, 1, range("a", true, next))]);
     assert!(rig.take(LINK).is_empty());
     rig.write(put("a", Vec::new()));

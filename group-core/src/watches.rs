@@ -9,7 +9,7 @@ use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::refused::Why;
 use api::gaios::link::v1::response::Kind;
 use bytes::BytesMut;
-use keyspace::{Event, KeyRange, Keyspace, Revision, RevisionEvents, WatcherIndex};
+use keyspace::{Event, KeyRange, Keyspace, Resolved, Revision, RevisionEvents, WatcherIndex};
 
 use crate::clients::LinkId;
 use crate::mutant::{Broken, mutant};
@@ -56,14 +56,14 @@ struct Watch {
 }
 
 impl Watches {
-    /// For a state at `revision`.
-    pub(crate) fn new(revision: Revision, broken: Broken) -> Watches {
+    /// For a state that is resolved so far.
+    pub(crate) fn new(resolved: Resolved, broken: Broken) -> Watches {
         Watches {
             watches: BTreeMap::new(),
             in_step: WatcherIndex::default(),
             behind: BTreeSet::new(),
             served_last: None,
-            recent: Recent::new(revision),
+            recent: Recent::new(resolved.revision()),
             broken,
         }
     }
@@ -85,13 +85,13 @@ impl Watches {
             replies.refuse(link, id, Why::Malformed);
             return;
         }
-        let revision = state.revision();
+        let resolved = state.resolved();
         let next = match request.start_revision {
-            ..=0 => Revision(revision.0 + 1),
+            ..=0 => resolved.revision().next(),
             start if mutant!(self.broken, WatchBeginsLate) => Revision(start + 1),
             start => Revision(start),
         };
-        let in_step = next > revision;
+        let in_step = !resolved.covers(next);
         let watch = Watch {
             link,
             range: KeyRange::from_watch_wire(request.key, request.range_end),
@@ -107,7 +107,7 @@ impl Watches {
             link,
             id,
             Kind::WatchOpened(wire::WatchOpened {
-                revision: revision.0,
+                revision: resolved.revision().0,
                 start_revision: next.0,
                 compact_revision: state.compact_revision().0,
             }),
@@ -173,6 +173,11 @@ impl Watches {
         state: &Keyspace,
         replies: &mut Replies,
     ) {
+        let resolved = state.resolved();
+        assert!(
+            revisions.iter().all(|events| resolved.covers(events.revision)),
+            "nothing is streamed before it is resolved"
+        );
         self.recent.extend(revisions);
         if self.watches.is_empty() {
             return;
@@ -201,7 +206,6 @@ impl Watches {
                 }
             }
         }
-        let revision = state.revision();
         for (id, revisions) in touched {
             let watch = self.watches.get_mut(&id).expect("found above");
             if watch.credit <= 0 {
@@ -218,7 +222,7 @@ impl Watches {
                 .into_iter()
                 .map(|(revision, events)| RevisionEvents { revision, events: events.into() })
                 .collect();
-            watch.send(id.1, &revisions, revision, revision, replies);
+            watch.send(id.1, &revisions, resolved.revision(), resolved, replies);
         }
     }
 
@@ -232,13 +236,13 @@ impl Watches {
         }
     }
 
-    /// The state, which was at `revision`, is replaced by a snapshot's, at `new`: revisions are skipped here, so every watch
-    /// reads history from there.
-    pub(crate) fn on_state_replaced(&mut self, revision: Revision, new: Revision) {
-        self.recent = Recent::new(new);
+    /// The state, which was resolved to `old`, is replaced by a snapshot's, resolved to `new`: revisions are skipped here, so
+    /// every watch reads history from there.
+    pub(crate) fn on_state_replaced(&mut self, old: Resolved, new: Resolved) {
+        self.recent = Recent::new(new.revision());
         for (&id, watch) in &mut self.watches {
             if watch.in_step {
-                watch.next = watch.next.max(Revision(revision.0 + 1));
+                watch.next = watch.next.max(old.revision().next());
                 watch.in_step = false;
                 self.in_step.remove(&watch.range, id);
                 self.behind.insert(id);
@@ -248,12 +252,12 @@ impl Watches {
 
     fn serve_history(&mut self, id: WatchId, state: &Keyspace, replies: &mut Replies) {
         let watch = self.watches.get_mut(&id).expect("`behind` names only watches that exist");
-        let revision = state.revision();
+        let resolved = state.resolved();
         let budget = usize::try_from(watch.credit).unwrap_or(0).clamp(1, HISTORY_BYTES);
         let page = state.history(&watch.range, watch.next, budget, HISTORY_REVISIONS).or_else(|compacted| {
             let remembered = watch
                 .is_settled
-                .then(|| self.recent.history(&watch.range, watch.next, revision, budget, HISTORY_REVISIONS));
+                .then(|| self.recent.history(&watch.range, watch.next, resolved, budget, HISTORY_REVISIONS));
             remembered.flatten().ok_or(compacted)
         });
         match page {
@@ -264,11 +268,11 @@ impl Watches {
                             revision.events = revision.events.iter().map(|event| watch.view(event)).collect();
                         }
                     }
-                    let upto = Revision(page.next.0 - 1);
-                    watch.send(id.1, &page.revisions, upto, revision, replies);
+                    let upto = page.next.previous();
+                    watch.send(id.1, &page.revisions, upto, resolved, replies);
                 }
                 watch.next = page.next.max(watch.next);
-                if watch.next > revision || mutant!(self.broken, WatchInStepTooSoon) {
+                if !resolved.covers(watch.next) || mutant!(self.broken, WatchInStepTooSoon) {
                     watch.in_step = true;
                     watch.is_settled = true;
                     self.in_step.insert(&watch.range, id);
@@ -307,19 +311,21 @@ impl Watch {
         id: u64,
         revisions: &[RevisionEvents],
         upto: Revision,
-        revision: Revision,
+        resolved: Resolved,
         replies: &mut Replies,
     ) {
         let mut encoded = BytesMut::new();
         RevisionEvents::encode_all(revisions, &mut encoded);
         self.credit -= i64::try_from(encoded.len()).unwrap_or(i64::MAX);
-        self.next = Revision(upto.0 + 1);
-        let events = wire::WatchEvents { revisions: encoded.freeze(), upto: upto.0, revision: revision.0 };
+        self.next = upto.next();
+        let revision = resolved.revision().0;
+        let events = wire::WatchEvents { revisions: encoded.freeze(), upto: upto.0, revision };
         replies.add(self.link, id, Kind::WatchEvents(events));
     }
 }
 
 /// The answer to a sync of a watch that is in step with the state.
 fn synced(state: &Keyspace) -> wire::WatchSynced {
-    wire::WatchSynced { revision: state.revision().0, compact_revision: state.compact_revision().0 }
+    let (resolved, compact_revision) = (state.resolved().revision(), state.compact_revision());
+    wire::WatchSynced { revision: resolved.0, compact_revision: compact_revision.0 }
 }

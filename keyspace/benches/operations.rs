@@ -157,7 +157,7 @@ impl Bench {
     fn history(&mut self) {
         let (mut next, mut events) = (Revision::FIRST, 0);
         let start = Clock::start();
-        while next <= self.state.revision() {
+        while next <= self.state.resolved().revision() {
             let page =
                 self.state.history(&KeyRange::all(), next, 1 << 20, 1000).expect("nothing is compacted");
             events += page.revisions.iter().map(|revision| revision.events.len()).sum::<usize>();
@@ -167,7 +167,7 @@ impl Bench {
         let nobody = KeyRange::prefix("nobody/");
         let (mut next, mut pages) = (Revision::FIRST, 0);
         let start = Clock::start();
-        while next <= self.state.revision() {
+        while next <= self.state.resolved().revision() {
             next = self.state.history(&nobody, next, 1 << 20, 1000).expect("nothing is compacted").next;
             pages += 1;
         }
@@ -204,7 +204,7 @@ impl Bench {
     }
 
     fn compact(&mut self) {
-        let revision = self.state.revision().0;
+        let revision = self.state.resolved().revision().0;
         let batches = self.batches([Op::Compact { revision }].into_iter());
         self.apply("compaction, in all", batches);
         let start = Clock::start();

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::{KeyRange, KeyValue, Revision, mvcc::Mvcc};
+use crate::{
+    KeyRange, KeyValue, Resolved, Revision,
+    mvcc::{Mvcc, Record},
+};
 
 /// What happened to a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,7 +58,7 @@ pub struct RevisionEvents {
 pub struct HistoryPage {
     /// The revisions found, ascending. May be empty although history goes on: look at `next`.
     pub revisions: Vec<RevisionEvents>,
-    /// Where to go on. Everything below was looked at; when it is above the current revision, all was.
+    /// Where to go on. Everything below was looked at; when it is above what is resolved, all was.
     pub next: Revision,
 }
 
@@ -69,9 +72,10 @@ pub struct Compacted(
 /// How much of the log one call looks at, so that a narrow range in a long history does not hold up everybody else.
 const SCAN_MAX: usize = 20_000;
 
-/// Reads whole revisions from `from` on, at least one if there is one within reach.
+/// Reads whole revisions from `from` on up to what is resolved, at least one if there is one within reach.
 pub(crate) fn history(
     mvcc: &Mvcc,
+    resolved: Resolved,
     range: &KeyRange,
     from: Revision,
     max_bytes: usize,
@@ -81,14 +85,17 @@ pub(crate) fn history(
         return Err(Compacted(mvcc.compact_revision()));
     }
     let mut page = Page { revisions: Vec::new(), bytes: 0, max_bytes, max_revisions: max_revisions.max(1) };
-    let end = mvcc.revision().next();
+    let end = resolved.revision().next();
     if from >= end || range.is_empty() {
         return Ok(HistoryPage { revisions: Vec::new(), next: from.max(end) });
     }
+    let visible = |record: &&Record| resolved.covers(record.revision());
     let next = if range.is_single() {
-        scan(mvcc, mvcc.key_log(&range.key, from), |_: &Bytes| true, usize::MAX, &mut page)
+        let records = mvcc.key_log(&range.key, from).take_while(visible);
+        scan(mvcc, records, |_: &Bytes| true, usize::MAX, &mut page)
     } else {
-        scan(mvcc, mvcc.log_from(from), |key: &Bytes| range.contains(key), SCAN_MAX, &mut page)
+        let records = mvcc.log_from(from).take_while(visible);
+        scan(mvcc, records, |key: &Bytes| range.contains(key), SCAN_MAX, &mut page)
     };
     Ok(HistoryPage { revisions: page.revisions, next: next.unwrap_or(end) })
 }
@@ -117,7 +124,7 @@ impl Page {
 /// Fills the page from records in log order. Returns the revision at which it stopped early.
 fn scan<'a>(
     mvcc: &Mvcc,
-    records: impl Iterator<Item = &'a crate::mvcc::Record>,
+    records: impl Iterator<Item = &'a Record>,
     matches: impl Fn(&Bytes) -> bool,
     scan_max: usize,
     page: &mut Page,
@@ -143,4 +150,26 @@ fn scan<'a>(
         page.push(open, &mut events);
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{LastWrite, LeaseId};
+
+    #[test]
+    fn what_is_written_and_not_resolved_is_not_told() {
+        let mut mvcc = Mvcc::new();
+        for revision in 2..=4 {
+            let mut writer = mvcc.write(Revision(revision));
+            writer.put(&Bytes::from_static(b"a"), Bytes::new(), LeaseId::NONE);
+            writer.finish();
+        }
+        let resolved = Resolved::by_own_log(LastWrite::at(Revision(3)));
+        for range in [KeyRange::single("a"), KeyRange::from("")] {
+            let page = history(&mvcc, resolved, &range, Revision(2), usize::MAX, usize::MAX).unwrap();
+            let told: Vec<i64> = page.revisions.iter().map(|events| events.revision.0).collect();
+            assert_eq!((told, page.next), (vec![2, 3], Revision(4)), "{range:?}");
+        }
+    }
 }

@@ -3,9 +3,9 @@
 use bytes::Bytes;
 
 use crate::{
-    Alarm, AlarmKind, Command, Compacted, Error, HashKvReply, HistoryPage, KeyRange, KeyValue, LeaseEffect,
-    LeaseId, LeaseState, LeaseTimeToLiveReply, Limits, Op, Outcome, Query, Reply, Revision, RevisionEvents,
-    SessionId, SessionLookup, Snapshot, StatusReply,
+    Alarm, AlarmKind, Command, Compacted, Error, HashKvReply, HistoryPage, KeyRange, KeyValue, LastWrite,
+    LeaseEffect, LeaseId, LeaseState, LeaseTimeToLiveReply, Limits, Op, Outcome, Query, Reply, Resolved,
+    Revision, RevisionEvents, SessionId, SessionLookup, Snapshot, StatusReply,
     digest::Hasher,
     feed,
     lease::Leases,
@@ -136,18 +136,18 @@ impl Keyspace {
             }
             Command::OpenSession { nonce } => {
                 let session = self.sessions.open(nonce, self.limits.max_sessions);
-                answer.outcome = Ok(Reply::SessionOpened { revision: self.revision(), session });
+                answer.outcome = Ok(Reply::SessionOpened { revision: self.header(), session });
             }
             Command::CloseSession(session) => {
                 self.sessions.close(session);
-                answer.outcome = Ok(Reply::Done { revision: self.revision() });
+                answer.outcome = Ok(Reply::Done { revision: self.header() });
             }
             Command::ExpireLeases(leases) => {
                 for id in leases {
                     // A lease may have been revoked since the leader's clock saw it expire.
                     let _gone = self.revoke_lease(id, effects);
                 }
-                answer.outcome = Ok(Reply::Done { revision: self.revision() });
+                answer.outcome = Ok(Reply::Done { revision: self.header() });
             }
             Command::CheckpointLeases(leases) => {
                 for (id, remaining_s) in leases {
@@ -155,21 +155,21 @@ impl Keyspace {
                         effects.leases.push(LeaseEffect::Checkpointed { id, remaining_s });
                     }
                 }
-                answer.outcome = Ok(Reply::Done { revision: self.revision() });
+                answer.outcome = Ok(Reply::Done { revision: self.header() });
             }
             Command::SetLimits(limits) => {
                 self.limits = limits;
                 self.sessions.evict_to(u64::from(limits.max_sessions.max(1)));
-                answer.outcome = Ok(Reply::Done { revision: self.revision() });
+                answer.outcome = Ok(Reply::Done { revision: self.header() });
             }
             Command::SetLeaderRegions(regions) => {
                 self.leader_regions = Some(regions);
-                answer.outcome = Ok(Reply::Done { revision: self.revision() });
+                answer.outcome = Ok(Reply::Done { revision: self.header() });
             }
             Command::RaiseAlarm(alarm) => {
                 self.alarms.raise(alarm);
                 effects.alarms_changed = true;
-                answer.outcome = Ok(Reply::Done { revision: self.revision() });
+                answer.outcome = Ok(Reply::Done { revision: self.header() });
             }
         }
         effects.replies.push(answer);
@@ -189,9 +189,15 @@ impl Keyspace {
         self.mvcc.sweep(max_records)
     }
 
-    /// The current revision.
-    pub fn revision(&self) -> Revision {
-        self.mvcc.revision()
+    /// The revision of the last write.
+    pub fn last_write(&self) -> LastWrite {
+        self.mvcc.last_write()
+    }
+
+    /// The revision up to which nothing more will appear: what queries and watches see, and what answers show that are not
+    /// those of a write.
+    pub fn resolved(&self) -> Resolved {
+        Resolved::by_own_log(self.last_write())
     }
 
     /// The lowest revision that can be read; [`Revision::NEVER_COMPACTED`] before the first compaction.
@@ -225,15 +231,15 @@ impl Keyspace {
         self.alarms.iter()
     }
 
-    /// Answers a query at the current state, or at the older revision that it asks for.
+    /// Answers a query at what is resolved, or at the older revision that it asks for.
     pub fn query(&self, query: &Query) -> Outcome {
-        let revision = self.revision();
+        let revision = self.resolved().revision();
         match query {
             Query::Range(request) => txn::range(&self.mvcc, revision, request).map(Reply::Range),
             Query::Txn(request) => {
-                let plan = Plan::new(&self.mvcc, request);
-                plan.check(&self.mvcc, &self.leases)?;
-                plan.read(&self.mvcc).map(Reply::Txn)
+                let plan = Plan::new(&self.mvcc, revision, request);
+                plan.check(&self.mvcc, revision, &self.leases)?;
+                plan.read(&self.mvcc, revision).map(Reply::Txn)
             }
             Query::LeaseTimeToLive { id, keys } => {
                 let state = self.leases.state(*id);
@@ -269,7 +275,7 @@ impl Keyspace {
         self.leases.state(id)
     }
 
-    /// The watch feed: the events in `range` of revisions from `from` on, whole revisions only. Ends after
+    /// The watch feed: the events in `range` of revisions from `from` on up to what is resolved, whole revisions only. Ends after
     /// `max_revisions`, or once `max_bytes` are reached (but never before the first revision found), or when it has
     /// looked at enough for one call; [`HistoryPage::next`] tells where to go on.
     pub fn history(
@@ -279,7 +285,7 @@ impl Keyspace {
         max_bytes: usize,
         max_revisions: usize,
     ) -> Result<HistoryPage, Compacted> {
-        feed::history(&self.mvcc, range, from, max_bytes, max_revisions)
+        feed::history(&self.mvcc, self.resolved(), range, from, max_bytes, max_revisions)
     }
 
     /// A key as of the revision before `mod_revision`, for events that were taken without it. None if it did not
@@ -305,19 +311,20 @@ impl Keyspace {
         hasher.finish()
     }
 
-    /// A hash over the history up to a revision, the current one for 0 and below; equal on replicas with the same
+    /// A hash over the history up to a revision, what is resolved for 0 and below; equal on replicas with the same
     /// compact revision.
     pub fn hash_kv(&self, revision: Revision) -> Result<HashKvReply, Error> {
-        let hash_revision = if revision.0 <= 0 { self.revision() } else { revision };
+        let resolved = self.resolved();
+        let hash_revision = if revision.0 <= 0 { resolved.revision() } else { revision };
         if hash_revision < self.compact_revision() {
             return Err(Error::Compacted);
         }
-        if hash_revision > self.revision() {
+        if !resolved.covers(hash_revision) {
             return Err(Error::FutureRevision);
         }
         let hash = self.mvcc.hash_upto(hash_revision);
         Ok(HashKvReply {
-            revision: self.revision(),
+            revision: resolved.revision(),
             hash: (hash ^ hash >> 32) as u32,
             compact_revision: self.compact_revision(),
             hash_revision,
@@ -332,7 +339,7 @@ impl Keyspace {
     /// Sizes and positions.
     pub fn status(&self) -> StatusReply {
         StatusReply {
-            revision: self.revision(),
+            revision: self.header(),
             compact_revision: self.compact_revision(),
             applied: self.applied,
             size_bytes: self.size_bytes(),
@@ -353,6 +360,7 @@ impl Keyspace {
     /// Checks what must hold of any state. Walks over everything; for tests.
     pub fn check_invariants(&self) {
         self.mvcc.check_invariants();
+        assert!(self.resolved().covers(self.compact_revision()), "the compact revision is no future one");
         self.sessions.check_invariants();
         let attached = self.mvcc.live().filter(|kv| !kv.lease.is_none());
         self.leases.check_invariants(attached.map(|kv| (kv.key.clone(), kv.lease)));
@@ -372,8 +380,9 @@ impl Keyspace {
                 Ok(Reply::DeleteRange(reply))
             }
             Op::Txn(request) => {
-                let plan = Plan::new(&self.mvcc, request);
-                plan.check(&self.mvcc, &self.leases)?;
+                let current = self.next_revision().previous();
+                let plan = Plan::new(&self.mvcc, current, request);
+                plan.check(&self.mvcc, current, &self.leases)?;
                 let reply = self.write(effects, |writer, leases| plan.execute(writer, leases));
                 Ok(Reply::Txn(reply))
             }
@@ -382,31 +391,32 @@ impl Keyspace {
                 if at <= self.compact_revision() {
                     return Err(Error::Compacted);
                 }
-                if at > self.revision() {
+                let resolved = self.resolved();
+                if !resolved.covers(at) {
                     return Err(Error::FutureRevision);
                 }
-                self.mvcc.compact(at);
+                self.mvcc.compact(at, resolved);
                 effects.compacted = Some(at);
-                Ok(Reply::Compacted { revision: self.revision() })
+                Ok(Reply::Compacted { revision: resolved.revision() })
             }
             Op::LeaseGrant { id, ttl } => {
                 self.leases.grant(*id, *ttl)?;
                 effects.leases.push(LeaseEffect::Granted { id: *id, ttl_s: *ttl });
-                Ok(Reply::LeaseGranted { revision: self.revision(), id: *id, ttl: *ttl })
+                Ok(Reply::LeaseGranted { revision: self.header(), id: *id, ttl: *ttl })
             }
             Op::LeaseRevoke { id } => self.revoke_lease(*id, effects),
             Op::AlarmActivate { member, alarm } => {
                 let alarm = Alarm { member: *member, kind: *alarm };
                 self.alarms.raise(alarm);
                 effects.alarms_changed = true;
-                Ok(Reply::Alarms { revision: self.revision(), alarms: vec![alarm] })
+                Ok(Reply::Alarms { revision: self.header(), alarms: vec![alarm] })
             }
             Op::AlarmDeactivate { member, alarm } => {
                 let alarm = Alarm { member: *member, kind: *alarm };
                 let was_raised = self.alarms.clear(alarm);
                 effects.alarms_changed |= was_raised;
                 let alarms = if was_raised { vec![alarm] } else { Vec::new() };
-                Ok(Reply::Alarms { revision: self.revision(), alarms })
+                Ok(Reply::Alarms { revision: self.header(), alarms })
             }
         }
     }
@@ -452,17 +462,26 @@ impl Keyspace {
             }
         });
         effects.leases.push(LeaseEffect::Revoked { id });
-        Ok(Reply::LeaseRevoked { revision: self.revision() })
+        Ok(Reply::LeaseRevoked { revision: self.header() })
     }
 
-    /// Makes changes under one revision: the next one. (Where several groups share a revision line, the command will
-    /// bring the revision along; nothing below this function counts on numbers without gaps.)
+    /// What an answer shows that is not that of a write.
+    fn header(&self) -> Revision {
+        self.resolved().revision()
+    }
+
+    /// The revision that the next write takes. Nothing but this counts on numbers without gaps.
+    fn next_revision(&self) -> Revision {
+        self.last_write().revision().next()
+    }
+
+    /// Makes changes under one revision, the next one.
     fn write<T>(
         &mut self,
         effects: &mut Effects,
         change: impl FnOnce(&mut Writer<'_>, &mut Leases) -> T,
     ) -> T {
-        let revision = self.mvcc.revision().next();
+        let revision = self.next_revision();
         let mut writer = self.mvcc.write(revision);
         let result = change(&mut writer, &mut self.leases);
         if let Some((revision, events)) = writer.finish() {

@@ -21,6 +21,7 @@ mod mvcc;
 mod quota;
 mod reply;
 mod request;
+mod revision;
 mod session;
 mod snapshot;
 mod txn;
@@ -32,7 +33,7 @@ pub use feed::{Compacted, Event, EventKind, HistoryPage, RevisionEvents};
 pub use key_range::{KeyRange, RangeEnd};
 pub use keyspace::{Answer, Effects, Keyspace, Options};
 pub use lease::{LeaseEffect, LeaseId, LeaseState, MAX_LEASE_TTL_S};
-pub use mvcc::{KeyValue, Revision};
+pub use mvcc::KeyValue;
 pub use quota::{Alarm, AlarmKind, DEFAULT_QUOTA_BYTES, LEASE_COST_BYTES, Limits, PUT_OVERHEAD_BYTES};
 pub use reply::{
     DeleteRangeReply, HashKvReply, LeaseTimeToLiveReply, Outcome, PutReply, RangeReply, Reply, StatusReply,
@@ -42,6 +43,7 @@ pub use request::{
     Command, Compare, CompareResult, CompareTarget, DeleteRange, Op, Put, Query, RangeRequest, SortOrder,
     SortTarget, Txn, TxnOp,
 };
+pub use revision::{LastWrite, Resolved, Revision};
 pub use session::{DEFAULT_MAX_SESSIONS, SESSION_WINDOW, SessionId, SessionLookup};
 pub use snapshot::{Restore, RestoreError, Snapshot};
 pub use watchers::WatcherIndex;

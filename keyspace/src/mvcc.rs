@@ -21,30 +21,7 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::{Event, EventKind, KeyRange, LeaseId, digest::Hasher, quota};
-
-/// A revision: the number of the mutating request that a state follows. The first state is revision 1.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Revision(pub i64);
-
-impl Revision {
-    /// That of an empty keyspace.
-    pub const FIRST: Revision = Revision(1);
-
-    /// The compact revision before the first compaction.
-    pub const NEVER_COMPACTED: Revision = Revision(-1);
-
-    /// The revision after this one.
-    pub fn next(self) -> Revision {
-        Revision(self.0.saturating_add(1))
-    }
-}
-
-impl std::fmt::Display for Revision {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
+use crate::{Event, EventKind, KeyRange, LastWrite, LeaseId, Resolved, Revision, digest::Hasher, quota};
 
 /// A key with its value, as of some revision.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -292,7 +269,7 @@ impl Versions {
 
     /// The key's value as of the revision before `revision`, which is not compacted.
     fn value_before(&self, revision: Revision) -> Option<&KeyValue> {
-        self.value_at(Revision(revision.0.saturating_sub(1)))
+        self.value_at(revision.previous())
     }
 
     /// The first of the versions that a compaction at `compact` keeps; all after it are kept too.
@@ -466,7 +443,7 @@ struct Totals {
 pub(crate) struct Mvcc {
     index: BTreeMap<IndexKey, Versions>,
     log: Log,
-    revision: Revision,
+    last_write: LastWrite,
     compact_revision: Revision,
     totals: Totals,
     pins: Vec<Weak<Pin>>,
@@ -477,7 +454,7 @@ impl Mvcc {
         Mvcc {
             index: BTreeMap::new(),
             log: Log::default(),
-            revision: Revision::FIRST,
+            last_write: LastWrite::NONE,
             compact_revision: Revision::NEVER_COMPACTED,
             totals: Totals::default(),
             pins: Vec::new(),
@@ -487,16 +464,17 @@ impl Mvcc {
     /// A keyspace from its kept records, in any order. Refuses records that cannot be all that was kept.
     pub(crate) fn restore(
         mut records: Vec<Arc<Record>>,
-        revision: Revision,
+        last_write: LastWrite,
         compact_revision: Revision,
     ) -> Result<Mvcc, &'static str> {
-        let mut mvcc = Mvcc { revision, compact_revision, ..Mvcc::new() };
+        let mut mvcc = Mvcc { last_write, compact_revision, ..Mvcc::new() };
         // By position, as they were written.
         records.sort_by_cached_key(|record| record.position());
         if records.windows(2).any(|pair| pair[0].position() == pair[1].position()) {
             return Err("two records at one position");
         }
-        if records.iter().any(|record| record.revision() > revision || record.revision() < Revision::FIRST) {
+        let known = Revision::FIRST..=last_write.revision();
+        if records.iter().any(|record| !known.contains(&record.revision())) {
             return Err("a record at no revision of the keyspace");
         }
         for record in records {
@@ -510,8 +488,8 @@ impl Mvcc {
         Ok(mvcc)
     }
 
-    pub(crate) fn revision(&self) -> Revision {
-        self.revision
+    pub(crate) fn last_write(&self) -> LastWrite {
+        self.last_write
     }
 
     pub(crate) fn compact_revision(&self) -> Revision {
@@ -529,7 +507,8 @@ impl Mvcc {
 
     /// The hash of all kept records.
     pub(crate) fn digest(&self) -> u64 {
-        Hasher::new(7).u64(self.totals.kept.hash).i64(self.revision.0).i64(self.compact_revision.0).finish()
+        let (last_write, compact_revision) = (self.last_write.revision(), self.compact_revision);
+        Hasher::new(7).u64(self.totals.kept.hash).i64(last_write.0).i64(compact_revision.0).finish()
     }
 
     /// The hash of the kept records at or below `revision`, which is neither compacted nor in the future.
@@ -550,7 +529,7 @@ impl Mvcc {
 
     /// The value of a key as of the revision before `revision`, or none if that is compacted.
     pub(crate) fn value_before(&self, key: &[u8], revision: Revision) -> Option<&KeyValue> {
-        let before = Revision(revision.0.saturating_sub(1));
+        let before = revision.previous();
         if before < self.compact_revision { None } else { self.value_at(key, before) }
     }
 
@@ -579,7 +558,7 @@ impl Mvcc {
 
     /// The records of one key from `revision` on.
     pub(crate) fn key_log(&self, key: &[u8], revision: Revision) -> impl Iterator<Item = &Record> {
-        let before = Revision(revision.0.saturating_sub(1));
+        let before = revision.previous();
         self.index.get(key).into_iter().flat_map(move |versions| {
             (versions.count_upto(before)..versions.len())
                 .filter_map(|index| versions.get(index))
@@ -628,23 +607,22 @@ impl Mvcc {
         self.index.values().filter_map(|versions| versions.last().value())
     }
 
-    /// Begins a set of changes under one revision. What has been begun shows to reads at `revision`; the current
-    /// revision follows with [`Writer::finish`].
+    /// Begins a set of changes under one revision. What has been begun shows to reads at `revision`; the last write
+    /// follows with [`Writer::finish`].
     ///
-    /// The revision must be above the current one. With one group to the keyspace it is the next number; where several
-    /// groups share a revision line, each is given its numbers, and the log has gaps.
+    /// The revision must be above the last write, by however much.
     pub(crate) fn write(&mut self, revision: Revision) -> Writer<'_> {
-        assert!(revision > self.revision, "revisions ascend");
+        assert!(revision > self.last_write.revision(), "revisions ascend");
         Writer { mvcc: self, revision, events: Vec::new() }
     }
 
-    /// Forgets what no read at or above `revision` needs. It must lie in (compact revision, revision].
-    pub(crate) fn compact(&mut self, revision: Revision) {
-        assert!(revision > self.compact_revision && revision <= self.revision, "compaction goes forward");
+    /// Forgets what no read at or above `revision` needs. It must lie above the compact revision, and be resolved.
+    pub(crate) fn compact(&mut self, revision: Revision, resolved: Resolved) {
+        assert!(revision > self.compact_revision && resolved.covers(revision), "compaction goes forward");
         // Garbage at the old compact revision: newer versions up to it, tombstones below it. Both sums are of
         // positions in the log, which still has everything from the old compact revision on.
         let garbage = |compact: Revision| {
-            let below = Revision(compact.0.saturating_sub(1));
+            let below = compact.previous();
             self.log.sums_upto(compact).superseded.plus(self.log.sums_upto(below).tombstones)
         };
         let freed = garbage(revision).minus(garbage(self.compact_revision));
@@ -711,7 +689,6 @@ impl Mvcc {
     }
 
     pub(crate) fn check_invariants(&self) {
-        assert!(self.compact_revision <= self.revision, "the compact revision is no future one");
         let mut totals = Totals::default();
         let mut versions_from_compact = 0;
         for (key, versions) in &self.index {
@@ -721,7 +698,10 @@ impl Mvcc {
             for index in 0..versions.len() {
                 let record = versions.get(index).expect("the index is below the length");
                 assert_eq!(record.key(), key.as_slice(), "the record is its key's");
-                assert!(record.revision() <= self.revision, "no record is ahead of the revision");
+                assert!(
+                    record.revision() <= self.last_write.revision(),
+                    "no record is ahead of the last write"
+                );
                 if let Some(before) = before {
                     assert!(before.position() < record.position(), "versions ascend");
                     if let (Some(old), Some(new)) = (before.value(), record.value()) {
@@ -764,9 +744,9 @@ impl Writer<'_> {
         self.mvcc
     }
 
-    /// The revision that a read at this point sees: that of the changes once there is one.
+    /// The revision that a read at this point sees: that of the changes once there is one, and the one before till then.
     pub(crate) fn revision(&self) -> Revision {
-        if self.events.is_empty() { self.mvcc.revision } else { self.revision }
+        if self.events.is_empty() { self.revision.previous() } else { self.revision }
     }
 
     /// Writes a key. Returns the key as it is stored, and the lease it was attached to before.
@@ -827,7 +807,7 @@ impl Writer<'_> {
         if self.events.is_empty() {
             return None;
         }
-        self.mvcc.revision = self.revision;
+        self.mvcc.last_write = LastWrite::at(self.revision);
         Some((self.revision, self.events))
     }
 

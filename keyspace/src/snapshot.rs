@@ -12,7 +12,8 @@ use std::{collections::VecDeque, sync::Arc};
 use bytes::{Bytes, BytesMut};
 
 use crate::{
-    Alarm, AlarmKind, EventKind, Keyspace, LeaseId, Limits, Outcome, Revision, SESSION_WINDOW, SessionId,
+    Alarm, AlarmKind, EventKind, Keyspace, LastWrite, LeaseId, Limits, Outcome, Revision, SESSION_WINDOW,
+    SessionId,
     codec::{self, DecodeError, Reader, Writer},
     lease::Leases,
     mvcc::{Mvcc, Pin, Record, own},
@@ -36,7 +37,7 @@ const ITEM_LEADER_REGIONS: u8 = 8;
 #[derive(Debug)]
 pub struct Snapshot {
     applied: u64,
-    revision: Revision,
+    last_write: LastWrite,
     compact_revision: Revision,
     digest: u64,
     /// What is to be written before the records, in order.
@@ -80,7 +81,7 @@ enum Item {
 #[derive(Clone, Copy, Debug)]
 struct Header {
     applied: u64,
-    revision: Revision,
+    last_write: LastWrite,
     compact_revision: Revision,
     limits: Limits,
     last_session: u64,
@@ -92,7 +93,7 @@ impl Snapshot {
         let (last_session, session_uses) = state.sessions.counters();
         let header = Header {
             applied: state.applied,
-            revision: state.revision(),
+            last_write: state.last_write(),
             compact_revision: state.compact_revision(),
             limits: state.limits,
             last_session,
@@ -115,7 +116,7 @@ impl Snapshot {
         }
         Snapshot {
             applied: state.applied,
-            revision: state.revision(),
+            last_write: state.last_write(),
             compact_revision: state.compact_revision(),
             digest: state.digest(),
             tables,
@@ -129,9 +130,9 @@ impl Snapshot {
         self.applied
     }
 
-    /// The revision that the snapshot stands at.
-    pub fn revision(&self) -> Revision {
-        self.revision
+    /// The last write that is in it.
+    pub fn last_write(&self) -> LastWrite {
+        self.last_write
     }
 
     /// The digest of the state that the snapshot restores.
@@ -165,7 +166,8 @@ impl Snapshot {
             && !is_full
         {
             let mut last = None;
-            for record in state.mvcc.kept(after.as_ref(), self.revision, self.compact_revision) {
+            let upto = self.last_write.revision();
+            for record in state.mvcc.kept(after.as_ref(), upto, self.compact_revision) {
                 write_record(&mut writer, record);
                 if writer.len() >= max_bytes {
                     last = Some(record);
@@ -191,10 +193,10 @@ impl Snapshot {
 fn write_item(writer: &mut Writer<'_>, item: &Item) {
     match item {
         Item::Header(header) => {
-            let Header { applied, revision, compact_revision, limits, last_session, session_uses } = header;
+            let Header { applied, last_write, compact_revision, limits, last_session, session_uses } = header;
             writer.u8(ITEM_HEADER);
             writer.u64(*applied);
-            writer.i64(revision.0);
+            writer.i64(last_write.revision().0);
             writer.i64(compact_revision.0);
             writer.u64(limits.quota_bytes);
             writer.u64(u64::from(limits.max_sessions));
@@ -320,7 +322,7 @@ impl Restore {
         let (Some(header), Some(digest)) = (self.header, self.digest) else {
             return Err(RestoreError::Incomplete);
         };
-        let mvcc = Mvcc::restore(self.records, header.revision, header.compact_revision)
+        let mvcc = Mvcc::restore(self.records, header.last_write, header.compact_revision)
             .map_err(RestoreError::Inconsistent)?;
         let mut leases = self.leases;
         for kv in mvcc.live() {
@@ -355,7 +357,7 @@ impl Restore {
             ITEM_HEADER => {
                 self.header = Some(Header {
                     applied: reader.u64()?,
-                    revision: Revision(reader.i64()?),
+                    last_write: LastWrite::at(Revision(reader.i64()?)),
                     compact_revision: Revision(reader.i64()?),
                     limits: Limits {
                         quota_bytes: reader.u64()?,

@@ -9,8 +9,8 @@ use crate::{
     mvcc::{Mvcc, Writer, own},
 };
 
-/// Reads a range. `current` is the latest revision that the reader sees: within a transaction that has written, that
-/// of the transaction.
+/// Reads a range. `current` is the latest revision that the reader sees: what is resolved; within a transaction that has
+/// written, that of the transaction, and before, the one before it.
 pub(crate) fn range(mvcc: &Mvcc, current: Revision, request: &RangeRequest) -> Result<RangeReply, Error> {
     let mut at = Revision(request.revision);
     if at > current {
@@ -176,9 +176,9 @@ enum PlannedOp<'a> {
 }
 
 impl<'a> Plan<'a> {
-    /// Decides the comparisons.
-    pub(crate) fn new(mvcc: &Mvcc, txn: &'a Txn) -> Plan<'a> {
-        let succeeded = txn.compare.iter().all(|compare| holds(mvcc, compare));
+    /// Decides the comparisons, on the state at `current`.
+    pub(crate) fn new(mvcc: &Mvcc, current: Revision, txn: &'a Txn) -> Plan<'a> {
+        let succeeded = txn.compare.iter().all(|compare| holds(mvcc, current, compare));
         let branch = if succeeded { &txn.success } else { &txn.failure };
         let ops = branch
             .iter()
@@ -186,7 +186,7 @@ impl<'a> Plan<'a> {
                 TxnOp::Range(range) => Some(PlannedOp::Range(range)),
                 TxnOp::Put(put) => Some(PlannedOp::Put(put)),
                 TxnOp::DeleteRange(delete) => Some(PlannedOp::DeleteRange(delete)),
-                TxnOp::Txn(txn) => Some(PlannedOp::Txn(Plan::new(mvcc, txn))),
+                TxnOp::Txn(txn) => Some(PlannedOp::Txn(Plan::new(mvcc, current, txn))),
                 // Refused at the door.
                 TxnOp::Empty => None,
             })
@@ -196,13 +196,13 @@ impl<'a> Plan<'a> {
 
     /// Checks the operations of the path taken, in their order, on the state before the first write. Once this agrees,
     /// nothing can fail.
-    pub(crate) fn check(&self, mvcc: &Mvcc, leases: &Leases) -> Result<(), Error> {
+    pub(crate) fn check(&self, mvcc: &Mvcc, current: Revision, leases: &Leases) -> Result<(), Error> {
         for op in &self.ops {
             match op {
-                PlannedOp::Range(range) => check_range_revision(mvcc, range.revision)?,
+                PlannedOp::Range(range) => check_range_revision(mvcc, current, range.revision)?,
                 PlannedOp::Put(put) => check_put_in_txn(mvcc, leases, put)?,
                 PlannedOp::DeleteRange(_) => {}
-                PlannedOp::Txn(plan) => plan.check(mvcc, leases)?,
+                PlannedOp::Txn(plan) => plan.check(mvcc, current, leases)?,
             }
         }
         Ok(())
@@ -234,25 +234,25 @@ impl<'a> Plan<'a> {
         TxnReply { revision: writer.revision(), succeeded: self.succeeded, responses }
     }
 
-    /// Carries out a transaction that only reads.
-    pub(crate) fn read(&self, mvcc: &Mvcc) -> Result<TxnReply, Error> {
+    /// Carries out a transaction that only reads, on the state at `current`.
+    pub(crate) fn read(&self, mvcc: &Mvcc, current: Revision) -> Result<TxnReply, Error> {
         let responses = self
             .ops
             .iter()
             .map(|op| match op {
-                PlannedOp::Range(request) => Ok(TxnOpReply::Range(range(mvcc, mvcc.revision(), request)?)),
+                PlannedOp::Range(request) => Ok(TxnOpReply::Range(range(mvcc, current, request)?)),
                 PlannedOp::Put(_) | PlannedOp::DeleteRange(_) | PlannedOp::Txn(_) => Err(Error::NotReadOnly),
             })
             .collect::<Result<_, _>>()?;
-        Ok(TxnReply { revision: mvcc.revision(), succeeded: self.succeeded, responses })
+        Ok(TxnReply { revision: current, succeeded: self.succeeded, responses })
     }
 }
 
 /// Unlike in a plain range, a revision below zero is not the latest one here but an old one.
-fn check_range_revision(mvcc: &Mvcc, revision: i64) -> Result<(), Error> {
+fn check_range_revision(mvcc: &Mvcc, current: Revision, revision: i64) -> Result<(), Error> {
     if revision == 0 {
         Ok(())
-    } else if revision > mvcc.revision().0 {
+    } else if revision > current.0 {
         Err(Error::FutureRevision)
     } else if revision < mvcc.compact_revision().0 {
         Err(Error::Compacted)
@@ -261,8 +261,8 @@ fn check_range_revision(mvcc: &Mvcc, revision: i64) -> Result<(), Error> {
     }
 }
 
-fn holds(mvcc: &Mvcc, compare: &Compare) -> bool {
-    let mut keys = mvcc.range(&compare.range, mvcc.revision()).peekable();
+fn holds(mvcc: &Mvcc, current: Revision, compare: &Compare) -> bool {
+    let mut keys = mvcc.range(&compare.range, current).peekable();
     if keys.peek().is_none() {
         return match compare.target {
             // A missing key has no value to compare with, not even a different one.

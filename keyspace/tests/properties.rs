@@ -40,7 +40,7 @@ impl Replica {
         if let Op::Compact { revision } = op
             && revision >= 20
         {
-            return Op::Compact { revision: self.state.revision().0 - revision % 5 };
+            return Op::Compact { revision: self.state.resolved().revision().0 - revision % 5 };
         }
         op
     }
@@ -63,7 +63,7 @@ fn restore(state: &mut Keyspace, slice_len: usize) -> Keyspace {
 fn whole_feed(state: &Keyspace, range: &KeyRange, from: i64, page: usize) -> Vec<(i64, Vec<Event>)> {
     let mut feed = Vec::new();
     let mut next = Revision(from);
-    while next <= state.revision() {
+    while next <= state.resolved().revision() {
         let page = state.history(range, next, 100, page).expect("nothing below is asked for");
         assert!(page.next > next, "a page goes forward");
         for revision in page.revisions {
@@ -121,13 +121,13 @@ proptest! {
                 let changed = model.history.len() > before;
                 prop_assert_eq!(effects.revisions.len(), usize::from(changed));
                 for revision in &effects.revisions {
-                    prop_assert_eq!(revision.revision, replica.state.revision());
+                    prop_assert_eq!(revision.revision, replica.state.resolved().revision());
                     live.push((revision.revision.0, revision.events.to_vec()));
                 }
             }
         }
         let state = &replica.state;
-        prop_assert_eq!(state.revision().0, model.revision);
+        prop_assert_eq!(state.resolved().revision().0, model.revision);
         prop_assert_eq!(state.compact_revision().0, model.compacted);
         prop_assert_eq!(state.size_bytes(), model.size_bytes());
         prop_assert_eq!(state.status().size_in_use_bytes, model.size_bytes());
@@ -183,7 +183,7 @@ proptest! {
             }
             prop_assert_eq!(one.state.digest(), other.state.digest());
             prop_assert_eq!(one.state.size_bytes(), other.state.size_bytes());
-            let (oldest, newest) = (one.state.compact_revision().0.max(1), one.state.revision().0);
+            let (oldest, newest) = (one.state.compact_revision().0.max(1), one.state.resolved().revision().0);
             for revision in oldest..=newest {
                 prop_assert_eq!(one.state.hash_kv(Revision(revision)), other.state.hash_kv(Revision(revision)));
             }
@@ -227,7 +227,7 @@ proptest! {
             whole_feed(&restored, &KeyRange::all(), from, 3),
             whole_feed(&still, &KeyRange::all(), from, 3)
         );
-        let revision = restored.revision().0;
+        let revision = restored.resolved().revision().0;
         for state in [&mut restored, &mut still] {
             let mut effects = Effects::new();
             let op = Op::Compact { revision };

@@ -25,7 +25,7 @@ fn fill(etcd: &mut Etcd, keys: usize) {
 /// The events of a range from a revision on, page by page.
 fn events(state: &Keyspace, range: &KeyRange, from: Revision) -> Vec<(Revision, usize)> {
     let (mut next, mut found) = (from, Vec::new());
-    while next <= state.revision() {
+    while next <= state.resolved().revision() {
         let page = state.history(range, next, 4096, 100).expect("nothing below is asked for");
         found.extend(page.revisions.iter().map(|revision| (revision.revision, revision.events.len())));
         assert!(page.next > next);
@@ -39,11 +39,11 @@ fn a_revision_of_thousands_of_events_is_whole_in_the_feed() {
     let mut etcd = Etcd::new();
     for keys in [1000, 1023, 1024, 1025, 3000] {
         fill(&mut etcd, keys);
-        let before = etcd.state.revision();
+        let before = etcd.state.resolved().revision();
         write(&mut etcd, Op::DeleteRange(DeleteRange { range: KeyRange::all(), prev_kv: false })).unwrap();
-        let deleted = etcd.state.revision();
+        let deleted = etcd.state.resolved().revision();
         write(&mut etcd, Op::Put(put("x", "1"))).unwrap();
-        let last = etcd.state.revision();
+        let last = etcd.state.resolved().revision();
         assert_eq!(etcd.effects.revisions.len(), 1);
         let all = KeyRange::all();
         let expected = events(&etcd.state, &all, before);
@@ -92,7 +92,7 @@ fn a_narrow_watch_in_a_long_history_goes_forward_page_by_page() {
     fill(&mut etcd, 50_000);
     write(&mut etcd, Op::Put(put("z", "1"))).unwrap();
     let (mut next, mut pages, mut found) = (Revision(2), 0, 0);
-    while next <= etcd.state.revision() {
+    while next <= etcd.state.resolved().revision() {
         let page = etcd.state.history(&KeyRange::prefix("z"), next, 1000, 1000).unwrap();
         (next, found, pages) = (page.next, found + page.revisions.len(), pages + 1);
     }

@@ -81,7 +81,7 @@ impl System {
     fn history(&self, asked: &KeyRange, from: i64) -> Result<Vec<Commit>, i64> {
         let mut commits = Vec::new();
         let mut next = ks::Revision(from);
-        while next <= self.keyspace.revision() {
+        while next <= self.keyspace.resolved().revision() {
             let page =
                 self.keyspace.history(&key_range(asked), next, 500, 7).map_err(|compacted| compacted.0.0)?;
             assert!(page.next > next, "history stands still at {next:?}");

@@ -110,12 +110,12 @@ impl Etcd {
     /// joined by " ".
     pub(crate) fn watch(&self, range: KeyRange, from: i64) -> Result<Vec<String>, Compacted> {
         let page = self.state.history(&range, Revision(from), usize::MAX, usize::MAX)?;
-        assert!(page.next > self.state.revision(), "one page is enough");
+        assert!(page.next > self.state.resolved().revision(), "one page is enough");
         Ok(page.revisions.iter().map(show).collect())
     }
 
     pub(crate) fn revision(&self) -> i64 {
-        self.state.revision().0
+        self.state.resolved().revision().0
     }
 
     /// The state after a snapshot and a restore.

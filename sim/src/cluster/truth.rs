@@ -611,7 +611,7 @@ impl GroupTruth {
     /// What was read is what was there at the revision that the answer says.
     pub(crate) fn check_read(&self, range: &KeyRange, reply: &RangeReply) -> Check {
         let (group, revision) = (self.group, reply.revision);
-        if revision > self.state.revision() {
+        if revision > self.state.resolved().revision() {
             return fail(
                 "reads",
                 format!("group {group}: {revision:?} is read, and nobody has committed it"),
@@ -651,7 +651,7 @@ impl GroupTruth {
 
     /// The newest revision that anybody has committed.
     pub(crate) fn revision(&self) -> i64 {
-        self.state.revision().0
+        self.state.resolved().revision().0
     }
 
     /// A node's state after applying everything up to `slot`.
