@@ -6,7 +6,7 @@
 use api::gaios::link::v1 as link;
 use bytes::{Bytes, BytesMut};
 use consensus_core::{Config, LivenessMessage, Message, Record};
-use keyspace::{Command, Op, Query, RevisionEvents};
+use keyspace::{Op, Proposal, Query, RevisionEvents};
 use libfuzzer_sys::fuzz_target;
 use prost::Message as _;
 use shard_map::ShardMap;
@@ -40,10 +40,10 @@ fuzz_target!(|data: &[u8]| {
         }
         3 => drop(Config::decode(&mut bytes.clone())),
         4 => {
-            if let Ok(command) = Command::decode(bytes) {
+            if let Ok(proposal) = Proposal::decode(bytes) {
                 let mut again = BytesMut::new();
-                command.encode(&mut again);
-                assert_eq!(Command::decode(again.freeze()), Ok(command));
+                proposal.encode(&mut again);
+                assert_eq!(Proposal::decode(again.freeze()), Ok(proposal));
             }
         }
         5 => {

@@ -282,7 +282,8 @@ impl Request {
                 self.maybe_applied = true;
                 Verdict::Done(Err(self.timed_out()))
             }
-            Error::SessionWindowExceeded => self.pause(),
+            // Nothing is kept of it under its number.
+            Error::SessionWindowExceeded | Error::RevisionPassed => self.pause(),
             Error::EmptyKey
             | Error::KeyNotFound
             | Error::ValueProvided

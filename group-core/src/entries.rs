@@ -8,7 +8,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use consensus_core::{Durable, Message, Slot, Value};
-use keyspace::Command;
+use keyspace::Proposal;
 
 /// An entry that this version cannot apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +25,8 @@ impl fmt::Display for Unreadable {
 }
 
 /// Reads a command that has passed the checks of this module, or was made here.
-pub(crate) fn read(command: Bytes) -> Command {
-    Command::decode(command).expect("what enters the log was read before")
+pub(crate) fn read(command: Bytes) -> Proposal {
+    Proposal::decode(command).expect("what enters the log was read before")
 }
 
 /// Whether every entry that a peer's message brings can be applied.
@@ -67,7 +67,7 @@ fn check(slot: Slot, value: &Value) -> Result<(), Unreadable> {
     match value {
         Value::Noop => Ok(()),
         Value::Batch(commands) => commands.iter().try_for_each(|command| {
-            Command::decode(command.clone()).map(drop).map_err(|error| Unreadable { slot, error })
+            Proposal::decode(command.clone()).map(drop).map_err(|error| Unreadable { slot, error })
         }),
     }
 }

@@ -420,13 +420,13 @@ impl Replica {
                 Value::Noop => self.state.skip(slot.0),
                 Value::Batch(commands) => {
                     for (index, command) in commands.iter().enumerate() {
-                        let command = entries::read(command.clone());
+                        let proposal = entries::read(command.clone());
                         if index == 1 && mutant!(self.settings.broken, CommandSkipped) {
                             continue;
                         }
-                        subjects.push(subject(&command));
+                        subjects.push(subject(&proposal.command));
                         let index = u32::try_from(index).expect("an entry holds fewer than 2^32 commands");
-                        self.state.apply(slot.0, index, command, &mut effects);
+                        self.state.apply(slot.0, index, proposal, &mut effects);
                     }
                 }
             }

@@ -13,7 +13,9 @@ use consensus_core::{
     Tag, Timing,
 };
 use journal::Lsn;
-use keyspace::{Command, LeaseId, Limits, Query, SessionId};
+use keyspace::{
+    Command, Envelope, LeaseId, Limits, Proposal, Query, Revision, RevisionRange, Revisions, SessionId,
+};
 
 use crate::clients::{Enrolled, LinkId, PendingRead, Reading, Subject, Waiter};
 use crate::env::{Disk, Env, Links, Settings};
@@ -473,4 +475,18 @@ fn what_a_step_commits_is_applied_when_its_messages_have_been_handed_out() {
         assert_eq!((replica.applied(), replica.committed().len()), (before.next(), 0));
     });
     assert!(out.await_durable.is_none_or(|seq| seq > PersistSeq(0)));
+}
+
+#[test]
+fn a_gateway_gives_no_revisions() {
+    let mut rig = Rig::leader();
+    let op = put("a", Vec::new());
+    let command = Command::Write { session: SessionId(1), seq: 1, ack_upto: 0, op };
+    let range = RevisionRange { first: Revision(9), count: 1 };
+    let envelope = Envelope { revisions: Revisions::Given(range), ..Envelope::default() };
+    let mut encoded = BytesMut::new();
+    Proposal { envelope, command }.encode(&mut encoded);
+    let write = wire::Write { session: 1, seq: 1, command: encoded.freeze() };
+    rig.turn([request(LINK, 1, RequestKind::Write(write))]);
+    assert_eq!(rig.refusals(LINK), [(1, Why::Malformed, ME.0)]);
 }

@@ -14,7 +14,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 pub(crate) use reply::{error_tag, read_key_value, read_outcome, reply_tag, write_key_value, write_outcome};
 pub(crate) use wire::{Reader, Writer};
 
-use crate::{Command, Op, Outcome, Query, RevisionEvents};
+use crate::{Command, Envelope, Op, Outcome, Proposal, Query, RevisionEvents};
 
 /// How deep transactions may be nested, the outermost included. etcd has no such limit of its own; its budget of
 /// operations (128 by default, and one at least is used per level) gives the same.
@@ -26,31 +26,69 @@ pub const MAX_TXN_ITEMS: usize = 1 << 16;
 
 const VERSION: u8 = 1;
 
-/// The input is no valid encoding.
+/// Of commands with their envelopes. The first one had none.
+const PROPOSAL_VERSION: u8 = 2;
+
+/// The input is no encoding that this version reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DecodeError {
-    /// What is wrong with it.
-    pub reason: &'static str,
+pub enum DecodeError {
+    /// It is no valid encoding, for this reason.
+    Malformed(&'static str),
+    /// It is of another version: somebody newer wrote it, if the version is higher.
+    UnknownVersion {
+        /// Its version.
+        found: u8,
+        /// The one that is read here.
+        known: u8,
+    },
 }
 
 impl std::fmt::Display for DecodeError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "malformed encoding: {}", self.reason)
+        match self {
+            DecodeError::Malformed(reason) => write!(f, "malformed encoding: {reason}"),
+            DecodeError::UnknownVersion { found, known } => {
+                write!(f, "an encoding of version {found}, and this Gaios reads version {known}")
+            }
+        }
     }
 }
 
 impl std::error::Error for DecodeError {}
 
-impl Command {
+impl Proposal {
     /// Appends the encoding.
     pub fn encode(&self, out: &mut BytesMut) {
-        let mut writer = Writer::new(out, VERSION);
-        request::write_command(&mut writer, self);
+        request::write_proposal(&mut Writer::new(out, PROPOSAL_VERSION), &self.envelope, &self.command);
     }
 
     /// Reads an encoding to its end.
+    ///
+    /// # Errors
+    /// It is none, or one of another version.
+    pub fn decode(bytes: Bytes) -> Result<Proposal, DecodeError> {
+        Reader::whole(bytes, PROPOSAL_VERSION, request::read_proposal)
+    }
+}
+
+impl Command {
+    /// Appends the encoding, in an envelope that leaves everything to the log.
+    pub fn encode(&self, out: &mut BytesMut) {
+        request::write_proposal(&mut Writer::new(out, PROPOSAL_VERSION), &Envelope::default(), self);
+    }
+
+    /// Reads an encoding to its end: one whose envelope leaves everything to the log, as those must that come from outside
+    /// the group.
+    ///
+    /// # Errors
+    /// It is none, or one of another version, or its envelope decides something.
     pub fn decode(bytes: Bytes) -> Result<Command, DecodeError> {
-        Reader::whole(bytes, VERSION, request::read_command)
+        let Proposal { envelope, command } = Proposal::decode(bytes)?;
+        if envelope == Envelope::default() {
+            Ok(command)
+        } else {
+            Err(DecodeError::Malformed("an envelope that is not for the sender to fill"))
+        }
     }
 }
 
@@ -114,9 +152,9 @@ impl RevisionEvents {
     pub fn decode_all(mut bytes: Bytes) -> Result<Vec<RevisionEvents>, DecodeError> {
         let mut revisions = Vec::new();
         while !bytes.is_empty() {
-            let length = bytes.try_get_u32_le().map_err(|_| DecodeError { reason: "cut short" })? as usize;
+            let length = bytes.try_get_u32_le().map_err(|_| DecodeError::Malformed("cut short"))? as usize;
             if length > bytes.len() {
-                return Err(DecodeError { reason: "cut short" });
+                return Err(DecodeError::Malformed("cut short"));
             }
             revisions.push(RevisionEvents::decode(bytes.split_to(length))?);
         }

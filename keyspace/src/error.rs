@@ -1,6 +1,6 @@
 //! Why a request was refused.
 
-/// An answer that refuses a request. Each variant is one etcd error, except the four at the end, which concern
+/// An answer that refuses a request. Each variant is one etcd error, except the five at the end, which concern
 /// gateways only. The gateway's table gives the code and the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Error {
@@ -44,6 +44,9 @@ pub enum Error {
     /// The sequence number is further than [`crate::SESSION_WINDOW`] above the session's low mark. Nothing was applied;
     /// the gateway may send it again once older writes are acknowledged.
     SessionWindowExceeded,
+    /// The revisions that were given to the command are passed by others that came first. Nothing was applied, and nothing
+    /// is kept of it: the same write may come again with newer ones.
+    RevisionPassed,
 }
 
 impl std::fmt::Display for Error {
@@ -67,6 +70,7 @@ impl std::fmt::Display for Error {
             Error::SessionExpired => "session expired",
             Error::ResultForgotten => "result already acknowledged",
             Error::SessionWindowExceeded => "sequence number beyond the session window",
+            Error::RevisionPassed => "revision passed by others",
         })
     }
 }

@@ -4,9 +4,10 @@ use bytes::Bytes;
 
 use crate::{
     Alarm, AlarmKind, Command, Compacted, Error, HashKvReply, HistoryPage, KeyRange, KeyValue, LastWrite,
-    LeaseEffect, LeaseId, LeaseState, LeaseTimeToLiveReply, Limits, Op, Outcome, Query, Reply, Resolved,
-    Revision, RevisionEvents, SessionId, SessionLookup, Snapshot, StatusReply,
+    LeaseEffect, LeaseId, LeaseState, LeaseTimeToLiveReply, Limits, Op, Outcome, Proposal, Query, Reply,
+    Resolved, Revision, RevisionEvents, SessionId, SessionLookup, Snapshot, StatusReply,
     digest::Hasher,
+    envelope::{Allotment, RevisionPassed},
     feed,
     lease::Leases,
     mvcc::{Mvcc, Writer},
@@ -105,74 +106,26 @@ impl Keyspace {
 
     /// Applies one command of the log. Commands come in the order of the log: slots ascend, and so do the places in a
     /// batch. Adds exactly one answer to `effects`.
-    pub fn apply(&mut self, slot: u64, index_in_batch: u32, command: Command, effects: &mut Effects) {
+    pub fn apply(
+        &mut self,
+        slot: u64,
+        index_in_batch: u32,
+        proposal: impl Into<Proposal>,
+        effects: &mut Effects,
+    ) {
         assert!(slot >= self.applied, "slots are applied in order: {slot} after {}", self.applied);
         self.applied = slot;
-        let mut answer = Answer {
-            slot,
-            index_in_batch,
-            session: SessionId::NONE,
-            seq: 0,
-            repeated: false,
-            outcome: Err(Error::SessionExpired),
+        let Proposal { envelope, command } = proposal.into();
+        let (session, seq) = if let Command::Write { session, seq, .. } = &command {
+            (*session, *seq)
+        } else {
+            (SessionId::NONE, 0)
         };
-        match command {
-            Command::Write { session, seq, ack_upto, op } => {
-                (answer.session, answer.seq) = (session, seq);
-                self.sessions.acknowledge(session, ack_upto);
-                match self.sessions.lookup(session, seq) {
-                    SessionLookup::New => {
-                        answer.outcome = self.perform(&op, effects);
-                        self.sessions.store(session, seq, answer.outcome.clone());
-                    }
-                    SessionLookup::Applied(outcome) => {
-                        answer.outcome = outcome.clone();
-                        answer.repeated = true;
-                    }
-                    SessionLookup::Expired => answer.outcome = Err(Error::SessionExpired),
-                    SessionLookup::Forgotten => answer.outcome = Err(Error::ResultForgotten),
-                    SessionLookup::BeyondWindow => answer.outcome = Err(Error::SessionWindowExceeded),
-                }
-            }
-            Command::OpenSession { nonce } => {
-                let session = self.sessions.open(nonce, self.limits.max_sessions);
-                answer.outcome = Ok(Reply::SessionOpened { revision: self.header(), session });
-            }
-            Command::CloseSession(session) => {
-                self.sessions.close(session);
-                answer.outcome = Ok(Reply::Done { revision: self.header() });
-            }
-            Command::ExpireLeases(leases) => {
-                for id in leases {
-                    // A lease may have been revoked since the leader's clock saw it expire.
-                    let _gone = self.revoke_lease(id, effects);
-                }
-                answer.outcome = Ok(Reply::Done { revision: self.header() });
-            }
-            Command::CheckpointLeases(leases) => {
-                for (id, remaining_s) in leases {
-                    if self.leases.checkpoint(id, remaining_s) {
-                        effects.leases.push(LeaseEffect::Checkpointed { id, remaining_s });
-                    }
-                }
-                answer.outcome = Ok(Reply::Done { revision: self.header() });
-            }
-            Command::SetLimits(limits) => {
-                self.limits = limits;
-                self.sessions.evict_to(u64::from(limits.max_sessions.max(1)));
-                answer.outcome = Ok(Reply::Done { revision: self.header() });
-            }
-            Command::SetLeaderRegions(regions) => {
-                self.leader_regions = Some(regions);
-                answer.outcome = Ok(Reply::Done { revision: self.header() });
-            }
-            Command::RaiseAlarm(alarm) => {
-                self.alarms.raise(alarm);
-                effects.alarms_changed = true;
-                answer.outcome = Ok(Reply::Done { revision: self.header() });
-            }
-        }
-        effects.replies.push(answer);
+        let (outcome, repeated) = match Allotment::new(envelope.revisions, self.last_write().revision()) {
+            Ok(mut allotment) => self.carry_out(command, &mut allotment, effects),
+            Err(RevisionPassed) => (Err(Error::RevisionPassed), false),
+        };
+        effects.replies.push(Answer { slot, index_in_batch, session, seq, repeated, outcome });
         self.sweep(SWEEP_PER_COMMAND);
     }
 
@@ -339,7 +292,7 @@ impl Keyspace {
     /// Sizes and positions.
     pub fn status(&self) -> StatusReply {
         StatusReply {
-            revision: self.header(),
+            revision: self.resolved().revision(),
             compact_revision: self.compact_revision(),
             applied: self.applied,
             size_bytes: self.size_bytes(),
@@ -366,24 +319,89 @@ impl Keyspace {
         self.leases.check_invariants(attached.map(|kv| (kv.key.clone(), kv.lease)));
     }
 
+    /// Carries out a command. Returns the answer, and whether the command was a write that had been carried out before.
+    fn carry_out(
+        &mut self,
+        command: Command,
+        allotment: &mut Allotment,
+        effects: &mut Effects,
+    ) -> (Outcome, bool) {
+        let outcome = match command {
+            Command::Write { session, seq, ack_upto, op } => {
+                self.sessions.acknowledge(session, ack_upto);
+                match self.sessions.lookup(session, seq) {
+                    SessionLookup::New => {
+                        let outcome = self.perform(&op, allotment, effects);
+                        self.sessions.store(session, seq, outcome.clone());
+                        outcome
+                    }
+                    SessionLookup::Applied(outcome) => return (outcome.clone(), true),
+                    SessionLookup::Expired => Err(Error::SessionExpired),
+                    SessionLookup::Forgotten => Err(Error::ResultForgotten),
+                    SessionLookup::BeyondWindow => Err(Error::SessionWindowExceeded),
+                }
+            }
+            Command::OpenSession { nonce } => {
+                let session = self.sessions.open(nonce, self.limits.max_sessions);
+                Ok(Reply::SessionOpened { revision: allotment.before(), session })
+            }
+            Command::CloseSession(session) => {
+                self.sessions.close(session);
+                Ok(Reply::Done { revision: allotment.before() })
+            }
+            Command::ExpireLeases(leases) => {
+                for id in leases {
+                    // A lease may have been revoked since the leader's clock saw it expire. One that is left for want of
+                    // a revision is proposed again.
+                    let _gone = self.revoke_lease(id, allotment, effects);
+                }
+                Ok(Reply::Done { revision: allotment.before() })
+            }
+            Command::CheckpointLeases(leases) => {
+                for (id, remaining_s) in leases {
+                    if self.leases.checkpoint(id, remaining_s) {
+                        effects.leases.push(LeaseEffect::Checkpointed { id, remaining_s });
+                    }
+                }
+                Ok(Reply::Done { revision: allotment.before() })
+            }
+            Command::SetLimits(limits) => {
+                self.limits = limits;
+                self.sessions.evict_to(u64::from(limits.max_sessions.max(1)));
+                Ok(Reply::Done { revision: allotment.before() })
+            }
+            Command::SetLeaderRegions(regions) => {
+                self.leader_regions = Some(regions);
+                Ok(Reply::Done { revision: allotment.before() })
+            }
+            Command::RaiseAlarm(alarm) => {
+                self.alarms.raise(alarm);
+                effects.alarms_changed = true;
+                Ok(Reply::Done { revision: allotment.before() })
+            }
+        };
+        (outcome, false)
+    }
+
     /// Carries out a client's write.
-    fn perform(&mut self, op: &Op, effects: &mut Effects) -> Outcome {
+    fn perform(&mut self, op: &Op, allotment: &mut Allotment, effects: &mut Effects) -> Outcome {
         self.admit(op, effects)?;
+        let before = allotment.before();
         match op {
             Op::Put(put) => {
                 txn::check_put(&self.mvcc, &self.leases, put)?;
-                let reply = self.write(effects, |writer, leases| txn::put(writer, leases, put));
+                let reply = self.write(allotment, effects, |writer, leases| txn::put(writer, leases, put))?;
                 Ok(Reply::Put(reply))
             }
             Op::DeleteRange(delete) => {
-                let reply = self.write(effects, |writer, leases| txn::delete_range(writer, leases, delete));
+                let reply = self
+                    .write(allotment, effects, |writer, leases| txn::delete_range(writer, leases, delete))?;
                 Ok(Reply::DeleteRange(reply))
             }
             Op::Txn(request) => {
-                let current = self.next_revision().previous();
-                let plan = Plan::new(&self.mvcc, current, request);
-                plan.check(&self.mvcc, current, &self.leases)?;
-                let reply = self.write(effects, |writer, leases| plan.execute(writer, leases));
+                let plan = Plan::new(&self.mvcc, before, request);
+                plan.check(&self.mvcc, before, &self.leases)?;
+                let reply = self.write(allotment, effects, |writer, leases| plan.execute(writer, leases))?;
                 Ok(Reply::Txn(reply))
             }
             Op::Compact { revision } => {
@@ -397,26 +415,26 @@ impl Keyspace {
                 }
                 self.mvcc.compact(at, resolved);
                 effects.compacted = Some(at);
-                Ok(Reply::Compacted { revision: resolved.revision() })
+                Ok(Reply::Compacted { revision: before })
             }
             Op::LeaseGrant { id, ttl } => {
                 self.leases.grant(*id, *ttl)?;
                 effects.leases.push(LeaseEffect::Granted { id: *id, ttl_s: *ttl });
-                Ok(Reply::LeaseGranted { revision: self.header(), id: *id, ttl: *ttl })
+                Ok(Reply::LeaseGranted { revision: before, id: *id, ttl: *ttl })
             }
-            Op::LeaseRevoke { id } => self.revoke_lease(*id, effects),
+            Op::LeaseRevoke { id } => self.revoke_lease(*id, allotment, effects),
             Op::AlarmActivate { member, alarm } => {
                 let alarm = Alarm { member: *member, kind: *alarm };
                 self.alarms.raise(alarm);
                 effects.alarms_changed = true;
-                Ok(Reply::Alarms { revision: self.header(), alarms: vec![alarm] })
+                Ok(Reply::Alarms { revision: before, alarms: vec![alarm] })
             }
             Op::AlarmDeactivate { member, alarm } => {
                 let alarm = Alarm { member: *member, kind: *alarm };
                 let was_raised = self.alarms.clear(alarm);
                 effects.alarms_changed |= was_raised;
                 let alarms = if was_raised { vec![alarm] } else { Vec::new() };
-                Ok(Reply::Alarms { revision: self.header(), alarms })
+                Ok(Reply::Alarms { revision: before, alarms })
             }
         }
     }
@@ -453,40 +471,40 @@ impl Keyspace {
     }
 
     /// Deletes a lease and, under one revision, its keys.
-    fn revoke_lease(&mut self, id: LeaseId, effects: &mut Effects) -> Outcome {
+    fn revoke_lease(&mut self, id: LeaseId, allotment: &mut Allotment, effects: &mut Effects) -> Outcome {
+        if self.leases.keys(id).next().is_some() && allotment.peek().is_none() {
+            return Err(Error::RevisionPassed);
+        }
         let keys = self.leases.remove(id)?;
-        self.write(effects, |writer, _leases| {
-            for key in &keys {
-                let old = writer.delete(key);
-                debug_assert!(old.is_some_and(|old| old.lease == id), "the keys of a lease exist");
-            }
-        });
+        let revision = if keys.is_empty() {
+            allotment.before()
+        } else {
+            self.write(allotment, effects, |writer, _leases| {
+                for key in &keys {
+                    let old = writer.delete(key);
+                    debug_assert!(old.is_some_and(|old| old.lease == id), "the keys of a lease exist");
+                }
+                writer.revision()
+            })?
+        };
         effects.leases.push(LeaseEffect::Revoked { id });
-        Ok(Reply::LeaseRevoked { revision: self.header() })
+        Ok(Reply::LeaseRevoked { revision })
     }
 
-    /// What an answer shows that is not that of a write.
-    fn header(&self) -> Revision {
-        self.resolved().revision()
-    }
-
-    /// The revision that the next write takes. Nothing but this counts on numbers without gaps.
-    fn next_revision(&self) -> Revision {
-        self.last_write().revision().next()
-    }
-
-    /// Makes changes under one revision, the next one.
+    /// Makes changes under one revision: the next one that the command may make. It is used up only if something changed.
     fn write<T>(
         &mut self,
+        allotment: &mut Allotment,
         effects: &mut Effects,
         change: impl FnOnce(&mut Writer<'_>, &mut Leases) -> T,
-    ) -> T {
-        let revision = self.next_revision();
+    ) -> Result<T, Error> {
+        let revision = allotment.peek().ok_or(Error::RevisionPassed)?;
         let mut writer = self.mvcc.write(revision);
         let result = change(&mut writer, &mut self.leases);
         if let Some((revision, events)) = writer.finish() {
+            allotment.take();
             effects.revisions.push(RevisionEvents { revision, events: events.into() });
         }
-        result
+        Ok(result)
     }
 }

@@ -12,6 +12,7 @@
 pub mod check;
 mod codec;
 mod digest;
+mod envelope;
 mod error;
 mod feed;
 mod key_range;
@@ -28,6 +29,7 @@ mod txn;
 mod watchers;
 
 pub use codec::{DecodeError, MAX_TXN_DEPTH, MAX_TXN_ITEMS, decode_outcome, encode_outcome};
+pub use envelope::{Envelope, Proposal, RevisionRange, Revisions};
 pub use error::Error;
 pub use feed::{Compacted, Event, EventKind, HistoryPage, RevisionEvents};
 pub use key_range::{KeyRange, RangeEnd};

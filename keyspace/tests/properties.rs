@@ -248,17 +248,21 @@ proptest! {
     }
 
     #[test]
-    fn commands_survive_the_codec(command in generate::command()) {
+    fn commands_survive_the_codec(command in generate::command(), envelope in generate::envelope()) {
         let mut bytes = BytesMut::new();
         command.encode(&mut bytes);
+        prop_assert_eq!(Command::decode(bytes.freeze()), Ok(command.clone()));
+        let proposal = Proposal { envelope, command };
+        let mut bytes = BytesMut::new();
+        proposal.encode(&mut bytes);
         let bytes = bytes.freeze();
-        prop_assert_eq!(Command::decode(bytes.clone()), Ok(command.clone()));
+        prop_assert_eq!(Proposal::decode(bytes.clone()), Ok(proposal.clone()));
         // No prefix is taken for the whole, and nothing may follow.
         for len in 0..bytes.len() {
-            prop_assert!(Command::decode(bytes.slice(..len)).is_err());
+            prop_assert!(Proposal::decode(bytes.slice(..len)).is_err());
         }
-        prop_assert!(Command::decode([&bytes[..], b"\0"].concat().into()).is_err());
-        if let Command::Write { op, .. } = command {
+        prop_assert!(Proposal::decode([&bytes[..], b"\0"].concat().into()).is_err());
+        if let Command::Write { op, .. } = proposal.command {
             let mut encoded_op = BytesMut::new();
             op.encode(&mut encoded_op);
             prop_assert_eq!(Op::decode(encoded_op.freeze()), Ok(op));
@@ -329,7 +333,7 @@ proptest! {
             *first = 1;
         }
         let bytes = Bytes::from(bytes);
-        let _read = Command::decode(bytes.clone());
+        let _read = Proposal::decode(bytes.clone());
         let _read = Op::decode(bytes.clone());
         let _read = Query::decode(bytes.clone());
         let _read = decode_outcome(bytes.clone());

@@ -228,6 +228,7 @@ async fn greet(shared: &Arc<Shared>, socket: TcpStream) -> Result<(Stream, Greet
 mod tests {
     use std::time::Instant;
 
+    use api::gaios::link::VERSION;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -246,11 +247,28 @@ mod tests {
     /// As a gateway; the welcome.
     async fn link(node: &Node) -> (TcpStream, wire::Welcome) {
         let mut stream = TcpStream::connect(node.address()).await.unwrap();
-        let hello =
-            wire::Hello { version: 1, cluster_id: CLUSTER, name: "test".to_owned(), ..Default::default() };
+        let hello = wire::Hello {
+            version: VERSION,
+            cluster_id: CLUSTER,
+            name: "test".to_owned(),
+            ..Default::default()
+        };
         peer::write_frame(&mut stream, &hello.encode_to_vec()).await.unwrap();
         let welcome = timeout(PATIENCE, peer::read_frame(&mut stream, 4096)).await.unwrap().unwrap();
         (stream, wire::Welcome::decode(welcome).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_gateway_that_is_too_old_is_told_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = start(dir.path(), 128).await;
+        let mut stream = TcpStream::connect(node.address()).await.unwrap();
+        let hello = wire::Hello { version: 1, cluster_id: CLUSTER, ..Default::default() };
+        peer::write_frame(&mut stream, &hello.encode_to_vec()).await.unwrap();
+        let welcome = timeout(PATIENCE, peer::read_frame(&mut stream, 4096)).await.unwrap().unwrap();
+        let refused = wire::Welcome::decode(welcome).unwrap().refused;
+        assert_eq!(refused, "it speaks version 1 of the link protocol, and this node needs 2");
+        node.stop().await;
     }
 
     /// As the flood has a thousand connections, and the node eight for those that say nothing.
@@ -300,7 +318,7 @@ mod tests {
         let (_, welcome) = link(&node).await;
         assert_eq!(
             welcome,
-            wire::Welcome { version: 1, refused: welcome.refused.clone(), ..Default::default() }
+            wire::Welcome { version: VERSION, refused: welcome.refused.clone(), ..Default::default() }
         );
         assert_eq!(welcome.refused, "there are too many gateways");
         linked.pop();
@@ -368,8 +386,12 @@ mod tests {
         let node = crate::node::NodeOptions { tls, ..options(NodeId(1), &others, dir.path()) };
         let node = Node::start(node).await.unwrap();
 
-        let as_gateway =
-            wire::Hello { version: 1, cluster_id: CLUSTER, name: "test".to_owned(), ..Default::default() };
+        let as_gateway = wire::Hello {
+            version: VERSION,
+            cluster_id: CLUSTER,
+            name: "test".to_owned(),
+            ..Default::default()
+        };
         let as_gateway = as_gateway.encode_to_vec();
         let hello = PeerHello {
             purpose: Purpose::Ask,

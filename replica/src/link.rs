@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use api::gaios::link::v1::refused::Why;
 use api::gaios::link::v1::response::Kind;
-use api::gaios::link::{GATEWAY_FRAME_BYTES_MAX, NODE_FRAME_BYTES_MAX, VERSION, v1 as wire};
+use api::gaios::link::{GATEWAY_FRAME_BYTES_MAX, NODE_FRAME_BYTES_MAX, VERSION, VERSION_LEAST, v1 as wire};
 use bytes::{BufMut, BytesMut};
 use futures::StreamExt;
 use group_core::{Event, LinkId, refusal};
@@ -191,6 +191,8 @@ fn welcome(shared: &Shared, hello: &wire::Hello, room: Result<(), TooMany>) -> w
     let version = hello.version.min(VERSION);
     let refused = if hello.cluster_id != shared.cluster {
         "this is another cluster".to_owned()
+    } else if version < VERSION_LEAST {
+        format!("it speaks version {version} of the link protocol, and this node needs {VERSION_LEAST}")
     } else if room.is_err() {
         "there are too many gateways".to_owned()
     } else {

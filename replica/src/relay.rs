@@ -120,6 +120,7 @@ async fn refuse(gateway: &mut Stream, refused: String) {
 
 #[cfg(test)]
 mod tests {
+    use api::gaios::link::VERSION;
     use std::net::TcpListener;
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -135,7 +136,7 @@ mod tests {
     async fn say_hello(address: &str, to: u32) -> TcpStream {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let hello = wire::Hello {
-            version: 1,
+            version: VERSION,
             cluster_id: CLUSTER,
             name: "test".to_owned(),
             to,
@@ -215,7 +216,7 @@ mod tests {
         let gateway = of("gaios://harbour/gateway/g", Holder::Gateway);
         let greet = async |stream: &mut Stream, to| {
             let hello = wire::Hello {
-                version: 1,
+                version: VERSION,
                 cluster_id: CLUSTER,
                 name: "test".to_owned(),
                 to,

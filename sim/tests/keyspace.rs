@@ -287,7 +287,8 @@ fn error(error: ks::Error) -> Error {
         | ks::Error::NotReadOnly
         | ks::Error::SessionExpired
         | ks::Error::ResultForgotten
-        | ks::Error::SessionWindowExceeded => panic!("{error:?}"),
+        | ks::Error::SessionWindowExceeded
+        | ks::Error::RevisionPassed => panic!("{error:?}"),
     }
 }
 

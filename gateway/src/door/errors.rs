@@ -62,10 +62,11 @@ fn refusal(error: keyspace::Error) -> (Code, &'static str) {
         Error::LeaseTtlTooLarge => (Code::OutOfRange, "etcdserver: too large lease TTL"),
         Error::Corrupt => (Code::DataLoss, "etcdserver: corrupt cluster"),
         Error::NotReadOnly => (Code::Unknown, "gaios: a transaction that writes was sent as a query"),
-        // The three about sessions never reach a client: the carrier turns them into a retry or a timeout.
-        Error::SessionExpired | Error::ResultForgotten | Error::SessionWindowExceeded => {
-            (Code::Unavailable, "etcdserver: request timed out")
-        }
+        // Those that concern gateways never reach a client: the carrier turns them into a retry or a timeout.
+        Error::SessionExpired
+        | Error::ResultForgotten
+        | Error::SessionWindowExceeded
+        | Error::RevisionPassed => (Code::Unavailable, "etcdserver: request timed out"),
     }
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use api::gaios::link::{VERSION, WELCOME_BYTES_MAX, v1 as wire};
+use api::gaios::link::{VERSION, VERSION_LEAST, WELCOME_BYTES_MAX, v1 as wire};
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -373,6 +373,7 @@ fn welcome_of(welcome: wire::Welcome, meant: Option<NodeId>) -> Result<wire::Wel
         Some(meant) if meant != welcome.node_id => {
             Err(Unreached::Refused(Refusal::WrongNode { meant, answers: welcome.node_id }))
         }
+        _ if welcome.version < VERSION_LEAST => Err(Unreached::Refused(Refusal::TooOld(welcome.version))),
         Some(_) | None => Ok(welcome),
     }
 }

@@ -14,6 +14,8 @@ use tracing::warn;
 pub(super) enum Refusal {
     /// By the node, or by the one that was to pass the connection on, in its words.
     ByNode(String),
+    /// The node speaks this version of the link protocol at most, which is too old.
+    TooOld(u32),
     /// The handshake came to nothing.
     Handshake(HandshakeError),
     /// What answers has the certificate of something else than a node.
@@ -27,6 +29,7 @@ impl Refusal {
     fn label(&self) -> &'static str {
         match self {
             Refusal::ByNode(_) => "refused",
+            Refusal::TooOld(_) => "too_old",
             Refusal::Handshake(error) => match error.why {
                 Why::Timeout => "tls_timeout",
                 Why::Closed => "tls_closed",
@@ -47,6 +50,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Refusal::ByNode(reason) => f.write_str(reason),
+            Refusal::TooOld(version) => write!(f, "it speaks version {version} of the link protocol at most"),
             Refusal::Handshake(error) => error.fmt(f),
             Refusal::NotANode(holder) => write!(f, "its certificate is that of {holder}, which is no node"),
             Refusal::WrongNode { meant, answers } => {

@@ -1,5 +1,6 @@
 //! A link alone, against sockets of the test's own.
 
+use api::gaios::link::VERSION;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 use tokio::time::{advance, timeout};
@@ -42,7 +43,7 @@ async fn answer_all(listener: TcpListener) {
             let length = stream.read_u32().await.unwrap() as usize;
             stream.read_exact(&mut vec![0; length]).await.unwrap();
             let mut out = BytesMut::new();
-            let welcome = wire::Welcome { version: 1, cluster_id: 1, node_id: 1, ..Default::default() };
+            let welcome = wire::Welcome { version: VERSION, cluster_id: 1, node_id: 1, ..Default::default() };
             encode_frame(&welcome, &mut out);
             let (read, mut write) = stream.into_split();
             let mut frames = FramedRead::new(read, LengthDelimitedCodec::new());
@@ -168,7 +169,7 @@ async fn be_node(listener: TcpListener, tls: Arc<Mutual>) {
     loop {
         let socket = listener.accept().await.unwrap().0;
         let Ok((mut stream, _)) = tls.accept(socket).await else { continue };
-        welcome(&mut stream, wire::Welcome { node_id: 1, ..Default::default() }).await;
+        welcome(&mut stream, wire::Welcome { version: VERSION, node_id: 1, ..Default::default() }).await;
     }
 }
 

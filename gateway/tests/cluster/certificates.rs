@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use api::gaios::link::v1 as wire;
+use api::gaios::link::{VERSION, v1 as wire};
 use gateway::status::Status;
 use prost::Message as _;
 use rustix::process::Signal;
@@ -30,7 +30,7 @@ async fn is_welcome(cluster: &Cluster, tls: &Mutual) -> bool {
     let socket = TcpStream::connect(cluster.replicas[0].listen).await.unwrap();
     let Ok((mut stream, _)) = tls.connect(socket).await else { return false };
     let cluster_id = cluster_id("test");
-    let hello = wire::Hello { version: 1, cluster_id, name: "guest".to_owned(), ..Default::default() }
+    let hello = wire::Hello { version: VERSION, cluster_id, name: "guest".to_owned(), ..Default::default() }
         .encode_to_vec();
     let frame = [&(hello.len() as u32).to_be_bytes()[..], &hello].concat();
     if stream.write_all(&frame).await.is_err() {

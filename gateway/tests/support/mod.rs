@@ -221,7 +221,7 @@ impl TestCluster {
     }
 
     pub(crate) fn revision(&self) -> i64 {
-        self.core.lock().keyspace.revision().0
+        self.core.lock().keyspace.resolved().revision().0
     }
 
     /// How many requests of a kind, or links, all nodes have seen.
@@ -304,7 +304,7 @@ impl Core {
     /// Sends a watch what it may be sent.
     fn pump(&mut self, id: (u64, u64)) {
         let Some(watch) = self.watches.get_mut(&id) else { return };
-        let revision = self.keyspace.revision();
+        let revision = self.keyspace.resolved().revision();
         while watch.credit > 0 && watch.next <= revision.0 {
             let budget = watch.credit as usize;
             let from = watch.next;
@@ -428,7 +428,7 @@ impl Serving {
             (shard_map, faults.places.get(&self.node).cloned().unwrap_or_default())
         };
         let welcome = wire::Welcome {
-            version: 1,
+            version: api::gaios::link::VERSION,
             cluster_id: CLUSTER,
             node_id: self.node,
             refused: if refused { "a stranger".to_owned() } else { String::new() },
@@ -575,7 +575,7 @@ impl Serving {
                 let ttl =
                     |id: &i64| core.keyspace.lease(keyspace::LeaseId(*id)).map_or(0, |l| l.granted_ttl_s);
                 let leases = keep.leases.iter().map(|id| wire::KeptLease { id: *id, ttl: ttl(id) }).collect();
-                let kept = wire::KeptAlive { leases, revision: core.keyspace.revision().0 };
+                let kept = wire::KeptAlive { leases, revision: core.keyspace.resolved().revision().0 };
                 core.respond(out, id, response::Kind::KeptAlive(kept));
             }
             // As a node does that is older than the question.
@@ -597,7 +597,7 @@ impl Serving {
                 core.respond(out, id, response::Kind::Status(reply));
             }
             request::Kind::WatchOpen(open) => {
-                let revision = core.keyspace.revision().0;
+                let revision = core.keyspace.resolved().revision().0;
                 let next = if open.start_revision <= 0 { revision + 1 } else { open.start_revision };
                 let opened = wire::WatchOpened {
                     revision,

@@ -220,6 +220,7 @@ pub(crate) fn error_tag(error: Error) -> u8 {
         Error::SessionExpired => 16,
         Error::ResultForgotten => 17,
         Error::SessionWindowExceeded => 18,
+        Error::RevisionPassed => 19,
     }
 }
 
@@ -243,6 +244,7 @@ fn read_error(reader: &mut Reader) -> Decoded<Error> {
         16 => Error::SessionExpired,
         17 => Error::ResultForgotten,
         18 => Error::SessionWindowExceeded,
+        19 => Error::RevisionPassed,
         _ => return malformed("unknown error"),
     })
 }

@@ -2,11 +2,46 @@
 
 use super::{MAX_TXN_DEPTH, Reader, VERSION, Writer, wire::malformed};
 use crate::{
-    Alarm, AlarmKind, Command, Compare, CompareResult, CompareTarget, DeleteRange, KeyRange, LeaseId, Limits,
-    Op, Put, Query, RangeEnd, RangeRequest, SessionId, SortOrder, SortTarget, Txn, TxnOp, codec::DecodeError,
+    Alarm, AlarmKind, Command, Compare, CompareResult, CompareTarget, DeleteRange, Envelope, KeyRange,
+    LeaseId, Limits, Op, Proposal, Put, Query, RangeEnd, RangeRequest, Revision, RevisionRange, Revisions,
+    SessionId, SortOrder, SortTarget, Txn, TxnOp, codec::DecodeError,
 };
 
 type Decoded<T> = Result<T, DecodeError>;
+
+pub(super) fn write_proposal(writer: &mut Writer<'_>, envelope: &Envelope, command: &Command) {
+    let Envelope { revisions, proposed_ms } = envelope;
+    let given = match revisions {
+        Revisions::Next => None,
+        Revisions::Given(range) => Some(range),
+    };
+    writer.flags([given.is_some(), proposed_ms.is_some()]);
+    if let Some(RevisionRange { first, count }) = given {
+        writer.i64(first.0);
+        writer.u64(u64::from(*count));
+    }
+    if let Some(proposed_ms) = proposed_ms {
+        writer.u64(*proposed_ms);
+    }
+    write_command(writer, command);
+}
+
+pub(super) fn read_proposal(reader: &mut Reader) -> Decoded<Proposal> {
+    let [is_given, is_timed] = reader.flags()?;
+    let revisions = if is_given { Revisions::Given(read_revision_range(reader)?) } else { Revisions::Next };
+    let proposed_ms = if is_timed { Some(reader.u64()?) } else { None };
+    Ok(Proposal { envelope: Envelope { revisions, proposed_ms }, command: read_command(reader)? })
+}
+
+fn read_revision_range(reader: &mut Reader) -> Decoded<RevisionRange> {
+    let first = Revision(reader.i64()?);
+    let count = u32::try_from(reader.u64()?).or(malformed("too many revisions"))?;
+    let last = i64::from(count).checked_sub(1).and_then(|more| first.0.checked_add(more));
+    if count == 0 || first <= Revision::FIRST || last.is_none() {
+        return malformed("revisions that cannot be given");
+    }
+    Ok(RevisionRange { first, count })
+}
 
 const COMMAND_OPEN_SESSION: u8 = 1;
 const COMMAND_CLOSE_SESSION: u8 = 2;
@@ -17,7 +52,7 @@ const COMMAND_SET_LIMITS: u8 = 6;
 const COMMAND_SET_LEADER_REGIONS: u8 = 7;
 const COMMAND_RAISE_ALARM: u8 = 8;
 
-pub(super) fn write_command(writer: &mut Writer<'_>, command: &Command) {
+fn write_command(writer: &mut Writer<'_>, command: &Command) {
     match command {
         Command::OpenSession { nonce } => {
             writer.u8(COMMAND_OPEN_SESSION);
@@ -64,7 +99,7 @@ pub(super) fn write_command(writer: &mut Writer<'_>, command: &Command) {
     }
 }
 
-pub(super) fn read_command(reader: &mut Reader) -> Decoded<Command> {
+fn read_command(reader: &mut Reader) -> Decoded<Command> {
     Ok(match reader.u8()? {
         COMMAND_OPEN_SESSION => Command::OpenSession { nonce: reader.u128()? },
         COMMAND_CLOSE_SESSION => Command::CloseSession(SessionId(reader.u64()?)),

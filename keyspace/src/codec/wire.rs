@@ -71,7 +71,7 @@ pub(crate) struct Reader {
 type Decoded<T> = Result<T, DecodeError>;
 
 pub(crate) fn malformed<T>(reason: &'static str) -> Decoded<T> {
-    Err(DecodeError { reason })
+    Err(DecodeError::Malformed(reason))
 }
 
 impl Reader {
@@ -91,8 +91,9 @@ impl Reader {
         if reader.is_empty() { Ok(value) } else { malformed("bytes after the end") }
     }
 
-    pub(crate) fn version(&mut self, version: u8) -> Decoded<()> {
-        if self.u8()? == version { Ok(()) } else { malformed("unknown version") }
+    pub(crate) fn version(&mut self, known: u8) -> Decoded<()> {
+        let found = self.u8()?;
+        if found == known { Ok(()) } else { Err(DecodeError::UnknownVersion { found, known }) }
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -34,7 +34,7 @@ impl Etcd {
         }
     }
 
-    pub(crate) fn apply(&mut self, command: Command) -> Outcome {
+    pub(crate) fn apply(&mut self, command: impl Into<Proposal>) -> Outcome {
         self.slot += 1;
         self.effects.clear();
         self.state.apply(self.slot, 0, command, &mut self.effects);

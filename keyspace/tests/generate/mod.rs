@@ -172,3 +172,11 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
         alarm().prop_map(|(member, kind)| Command::RaiseAlarm(Alarm { member, kind })),
     ]
 }
+
+pub(crate) fn envelope() -> impl Strategy<Value = Envelope> {
+    let range =
+        (2_i64..1 << 53, 1_u32..).prop_map(|(first, count)| RevisionRange { first: Revision(first), count });
+    let revisions = prop_oneof![Just(Revisions::Next), range.prop_map(Revisions::Given)];
+    let proposed_ms = option::of(any::<u64>());
+    (revisions, proposed_ms).prop_map(|(revisions, proposed_ms)| Envelope { revisions, proposed_ms })
+}

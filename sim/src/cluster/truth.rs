@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use consensus_core::message::{Accept, Accepted, Chosen, Prepare, Promise};
 use keyspace::{
-    Command, Effects, Error, KeyRange, Keyspace, LeaseEffect, LeaseId, Outcome, Query, RangeReply,
+    Command, Effects, Error, KeyRange, Keyspace, LeaseEffect, LeaseId, Outcome, Proposal, Query, RangeReply,
     RangeRequest, Reply, RevisionEvents, SessionId,
 };
 
@@ -541,10 +541,10 @@ impl GroupTruth {
             Value::Noop => self.state.skip(slot.0),
             Value::Batch(commands) => {
                 for (index, command) in (0..).zip(commands.iter()) {
-                    let command = Command::decode(command.clone()).expect("nothing else is proposed here");
-                    self.expires(now, &command)?;
-                    writes.push(Write::of(&command));
-                    self.state.apply(slot.0, index, command, &mut effects);
+                    let proposal = Proposal::decode(command.clone()).expect("nothing else is proposed here");
+                    self.expires(now, &proposal.command)?;
+                    writes.push(Write::of(&proposal.command));
+                    self.state.apply(slot.0, index, proposal, &mut effects);
                 }
             }
         }

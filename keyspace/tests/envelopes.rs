@@ -1,0 +1,130 @@
+//! What a command of the log comes in: revisions that are given from outside, and versions that are not known.
+
+mod common;
+
+use bytes::{Bytes, BytesMut};
+use common::{Etcd, put_op, then};
+use keyspace::*;
+
+impl Etcd {
+    /// A write that may make `count` revisions from `first` on.
+    fn write_given(&mut self, first: i64, count: u32, op: Op) -> Outcome {
+        self.seq += 1;
+        self.repeat_given(first, count, op)
+    }
+
+    /// The same under the number of the last write.
+    fn repeat_given(&mut self, first: i64, count: u32, op: Op) -> Outcome {
+        let Etcd { session, seq, .. } = *self;
+        self.apply(given(first, count, Command::Write { session, seq, ack_upto: seq - 1, op }))
+    }
+}
+
+fn given(first: i64, count: u32, command: Command) -> Proposal {
+    let revisions = Revisions::Given(RevisionRange { first: Revision(first), count });
+    Proposal { envelope: Envelope { revisions, ..Envelope::default() }, command }
+}
+
+fn put(key: &'static str) -> Op {
+    Op::Put(Put::new(key, "v"))
+}
+
+fn revision_of(outcome: Outcome) -> i64 {
+    outcome.expect("it is granted").revision().0
+}
+
+#[test]
+fn a_write_has_the_revision_that_it_was_given_and_the_next_one_goes_on_from_there() {
+    let mut etcd = Etcd::new();
+    assert_eq!(revision_of(etcd.write_given(10, 1, put("a"))), 10);
+    assert_eq!(etcd.get("a").unwrap().mod_revision, Revision(10));
+    assert_eq!((etcd.state.last_write().revision(), etcd.revision()), (Revision(10), 10));
+    assert_eq!(etcd.put("a", "next").revision, Revision(11));
+    assert_eq!(revision_of(etcd.write_given(20, 5, put("b"))), 20);
+    assert_eq!(etcd.watch(KeyRange::all(), 1).unwrap().len(), 3, "gaps are no events");
+    assert_eq!(etcd.get_at("a", 15).unwrap().unwrap().mod_revision, Revision(11), "a gap can be read at");
+}
+
+#[test]
+fn a_transaction_that_is_given_a_revision_sees_what_is_before_it() {
+    let mut etcd = Etcd::new();
+    etcd.put("a", "1");
+    let read = |revision| TxnOp::Range(RangeRequest { revision, ..RangeRequest::new(KeyRange::single("a")) });
+    // Others may have written elsewhere up to 9, and the client knows.
+    let txn = Op::Txn(then(vec![read(9), put_op("b", "1")]));
+    assert_eq!(revision_of(etcd.write_given(10, 1, txn)), 10);
+    let ahead = Op::Txn(then(vec![read(20)]));
+    assert_eq!(etcd.write_given(20, 1, ahead), Err(Error::FutureRevision));
+    let nothing = Op::DeleteRange(DeleteRange { range: KeyRange::single("none"), prev_kv: false });
+    assert_eq!(revision_of(etcd.write_given(30, 1, nothing)), 29, "it makes no revision");
+    assert_eq!(etcd.state.last_write().revision(), Revision(10));
+}
+
+#[test]
+fn revisions_that_others_have_passed_are_refused_and_the_write_may_come_again() {
+    let mut etcd = Etcd::new();
+    etcd.write_given(10, 1, put("a")).unwrap();
+    for first in [2, 9, 10] {
+        let digest = etcd.state.digest();
+        assert_eq!(etcd.repeat_given(first, 9, put("b")), Err(Error::RevisionPassed), "{first}");
+        assert_eq!(etcd.state.digest(), digest, "nothing happened");
+        etcd.seq += 1;
+        assert_eq!(etcd.repeat_given(first, 9, put("b")), Err(Error::RevisionPassed), "{first}");
+        assert_eq!(etcd.state.digest(), digest, "nothing happened");
+    }
+    assert_eq!(revision_of(etcd.repeat_given(11, 1, put("b"))), 11, "nothing was stored under its number");
+    assert_eq!(revision_of(etcd.repeat_given(12, 1, put("b"))), 11, "and now the result is");
+}
+
+#[test]
+fn leases_for_which_there_is_no_revision_wait() {
+    let mut etcd = Etcd::new();
+    for id in 1..=3 {
+        etcd.grant(id, 10).unwrap();
+    }
+    for (key, lease) in [("a", 1), ("b", 2)] {
+        etcd.put_with(Put { lease: LeaseId(lease), ..Put::new(key, "") }).unwrap();
+    }
+    let expire = Command::ExpireLeases(vec![LeaseId(1), LeaseId(2), LeaseId(3)]);
+    etcd.apply(given(10, 1, expire.clone())).unwrap();
+    let left: Vec<i64> = etcd.state.leases().map(|lease| lease.id.0).collect();
+    assert_eq!((left, etcd.state.last_write().revision()), (vec![2], Revision(10)), "the third had no key");
+    etcd.apply(given(11, 3, expire)).unwrap();
+    assert_eq!((etcd.state.leases().count(), etcd.get("b")), (0, None));
+}
+
+#[test]
+fn encodings_of_another_version_are_refused_in_words() {
+    let mut encoded = BytesMut::new();
+    Command::CloseSession(SessionId(1)).encode(&mut encoded);
+    for version in (0..=u8::MAX).filter(|version| *version != encoded[0]) {
+        let mut other = encoded.to_vec();
+        other[0] = version;
+        let error = Proposal::decode(Bytes::from(other)).unwrap_err();
+        assert_eq!(error, DecodeError::UnknownVersion { found: version, known: encoded[0] });
+        let words = format!("an encoding of version {version}, and this Gaios reads version 2");
+        assert_eq!(error.to_string(), words);
+    }
+}
+
+#[test]
+fn nobody_outside_decides_what_is_in_an_envelope() {
+    let close = Command::CloseSession(SessionId(1));
+    let timed = Envelope { proposed_ms: Some(1), ..Envelope::default() };
+    for proposal in [given(5, 1, close.clone()), Proposal { envelope: timed, command: close }] {
+        let mut encoded = BytesMut::new();
+        proposal.encode(&mut encoded);
+        let encoded = encoded.freeze();
+        assert!(Command::decode(encoded.clone()).is_err());
+        assert_eq!(Proposal::decode(encoded), Ok(proposal));
+    }
+}
+
+#[test]
+fn revisions_that_cannot_be_given_are_malformed() {
+    for (first, count) in [(5, 0), (1, 1), (-1, 1), (i64::MAX, 2)] {
+        let mut encoded = BytesMut::new();
+        given(first, count, Command::CloseSession(SessionId(1))).encode(&mut encoded);
+        assert!(Proposal::decode(encoded.freeze()).is_err(), "{first} {count}");
+    }
+}
