@@ -8,7 +8,7 @@ use futures::future::join_all;
 use tracing::{error, info, warn};
 
 use crate::hello;
-use crate::node::Shared;
+use crate::shared::Shared;
 use crate::suspicion::{Accuser, Answer, Suspicion, Verdict};
 use crate::wire::Purpose;
 

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
+use std::sync::Arc;
 
 use consensus_core::{GroupId, NodeId, Suspicion};
 use parking_lot::Mutex;
 use tracing::error;
 
-use crate::node::Shared;
+use crate::groups::Groups;
+use crate::metrics::Metrics;
 
 /// What is wrong with a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,14 +74,20 @@ impl Distrust {
 }
 
 /// What was told already. Bounded by the nodes that may link.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Distrusts {
     told: Mutex<BTreeSet<(NodeId, Option<GroupId>, Distrust)>>,
+    groups: Arc<Groups>,
+    metrics: Metrics,
 }
 
-impl Shared {
+impl Distrusts {
+    pub(crate) fn new(groups: Arc<Groups>, metrics: Metrics) -> Distrusts {
+        Distrusts { told: Mutex::default(), groups, metrics }
+    }
+
     /// A message of `from` was not taken in; of one group, or of the pair of nodes.
-    pub(crate) fn distrust(
+    pub(crate) fn report(
         &self,
         from: NodeId,
         group: Option<GroupId>,
@@ -87,8 +95,8 @@ impl Shared {
         detail: &dyn Display,
     ) {
         self.metrics.distrusted.with_label_values(&[distrust.label()]).inc();
-        let known = group.is_none_or(|group| self.group(group).is_some());
-        if known && self.distrusts.told.lock().insert((from, group, distrust)) {
+        let known = group.is_none_or(|group| self.groups.get(group).is_some());
+        if known && self.told.lock().insert((from, group, distrust)) {
             let group = group.map(|group| group.0);
             error!(peer = from.0, group, %detail, "{}", distrust.sentence());
         }
@@ -107,8 +115,9 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::node::{Node, StartError};
-    use crate::peer::{connect, read_frame, write_frame};
+    use crate::frames::{connect, read_frame, write_frame};
+    use crate::node::Node;
+    use crate::start::StartError;
     use crate::testing::{CLUSTER, PATIENCE, options, take_place};
     use crate::wire::{self, PeerHello, Purpose};
 
@@ -224,7 +233,7 @@ mod tests {
         wire::encode_liveness(&heartbeat, &mut body);
         write_frame(&mut stream, &body).await.unwrap();
         is_distrusted(&node, Distrust::Incarnation, 1).await;
-        assert_eq!(node.shared.incarnation_heard(FORGER), 1);
+        assert_eq!(node.shared.liveness.incarnation_heard(FORGER), 1);
         node.stop().await;
     }
 }

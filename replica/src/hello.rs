@@ -15,9 +15,11 @@ use tls::Stream;
 use tokio::io::AsyncWrite;
 use tokio::time::timeout;
 
-use crate::node::Shared;
-use crate::peer::{HANDSHAKE_TIMEOUT, NoLink, Peer, connect, read_frame, write_frame};
+use crate::frames::{HANDSHAKE_TIMEOUT, connect, read_frame, write_frame};
+use crate::peer::Peer;
+use crate::redial::NoLink;
 use crate::refusal::Refusal;
+use crate::shared::Shared;
 use crate::suspicion::Accuser;
 use crate::wire::{Frames, HELLO_BYTES_MAX, PeerHello, Purpose};
 
@@ -116,7 +118,7 @@ pub(crate) async fn answer(
     let answer = hello(shared, asked.purpose, asked.from);
     // One that is told that its place is taken takes nothing from this answer.
     if matches!(asked.status, NodeStatus::Newcomer { .. }) && !answer.taken {
-        shared.begins_anew(asked.from);
+        shared.liveness.begins_anew(asked.from);
     }
     write_hello(stream, &answer).await.map_err(|_| Refusal::Gone)?;
     // Of a newcomer both know why there is no link.
@@ -187,9 +189,9 @@ fn hello(shared: &Shared, purpose: Purpose, to: NodeId) -> PeerHello {
     let status = shared.node_status(to);
     let peer = shared.peers.get(&to);
     PeerHello {
-        incarnation: shared.incarnation(),
+        incarnation: shared.liveness.incarnation(),
         nonce: shared.nonce,
-        nonce_heard: peer.map_or(0, |peer| peer.process_in(shared.incarnation_heard(to))),
+        nonce_heard: peer.map_or(0, |peer| peer.process_in(shared.liveness.incarnation_heard(to))),
         taken: purpose == Purpose::Ask && peer.is_some_and(|peer| peer.is_linked()),
         status,
         groups: shared.groups_digest,
@@ -202,7 +204,7 @@ fn hello(shared: &Shared, purpose: Purpose, to: NodeId) -> PeerHello {
 pub(crate) fn has_heard_another(shared: &Shared, other: &PeerHello) -> bool {
     // A newcomer has heard nothing.
     let NodeStatus::Placed { incarnation_heard, .. } = other.status else { return false };
-    let own = shared.incarnation();
+    let own = shared.liveness.incarnation();
     incarnation_heard > own || incarnation_heard == own && is_other_process(other.nonce_heard, shared.nonce)
 }
 
@@ -222,7 +224,7 @@ fn check_lives(shared: &Shared, other: &PeerHello) -> Result<(), String> {
         shared.accused(Accuser { node: other.from, process: other.nonce });
         return Err("this node was started with an old copy of its data directory, or runs twice".to_owned());
     }
-    let heard = shared.incarnation_heard(other.from);
+    let heard = shared.liveness.incarnation_heard(other.from);
     let known = shared.peers.get(&other.from).map_or(0, |peer| peer.process_in(other.incarnation));
     if heard > other.incarnation || is_other_process(known, other.nonce) {
         return Err(format!(

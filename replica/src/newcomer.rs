@@ -3,23 +3,21 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use consensus_core::{GroupId, Newcomer, NodeId, NodeStatus, Place};
 use futures::StreamExt;
 use futures::future::join_all;
 use futures::stream::FuturesUnordered;
-use journal::{RealDisk, Superblock};
-use parking_lot::Mutex;
-use tokio::sync::{SetOnce, watch};
 use tokio::time::interval;
 use tracing::{debug, error, info, warn};
 
 use crate::clock;
-use crate::node::Shared;
-use crate::peer::{Peer, Redial, ask_once};
-use crate::suspicion::Accuser;
+use crate::hello;
+use crate::peer::Peer;
+use crate::redial::{NoLink, Redial};
+use crate::shared::Shared;
+use crate::wire::Purpose;
 
 /// Others that are started together with this one answer within milliseconds; of those that take longer a word is said.
 const SAY_EVERY: Duration = Duration::from_secs(10);
@@ -27,177 +25,6 @@ const SAY_EVERY: Duration = Duration::from_secs(10);
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// Until the disk is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-
-/// What the superblock says of this node's place in the cluster, and what is said of it to newcomers.
-#[derive(Debug)]
-pub(crate) struct Seat {
-    superblock: Arc<Mutex<Superblock<RealDisk>>>,
-    mark: u64,
-    /// The marks of those that were newcomers with it; set once the place is taken, durably.
-    roll: SetOnce<Vec<(u64, u64)>>,
-    revoked: AtomicBool,
-    /// Set while the node has stepped aside: who has said that there is another of it.
-    aside: watch::Sender<Option<Accuser>>,
-}
-
-impl Seat {
-    pub(crate) fn new(superblock: Superblock<RealDisk>) -> Seat {
-        let facts = superblock.facts();
-        let roll = facts.placed.then(|| facts.roll.clone());
-        Seat {
-            mark: facts.mark,
-            roll: SetOnce::new_with(roll),
-            revoked: AtomicBool::new(false),
-            aside: watch::Sender::new(facts.doubt.and_then(Accuser::from_fact)),
-            superblock: Arc::new(Mutex::new(superblock)),
-        }
-    }
-
-    pub(crate) fn is_taken(&self) -> bool {
-        self.roll.initialized()
-    }
-
-    /// Returns once the place is taken.
-    pub(crate) async fn taken(&self) {
-        self.roll.wait().await;
-    }
-
-    /// From now on it is said to be taken: it is durable, and the node knows its incarnation.
-    pub(crate) fn take(&self, roll: Vec<(u64, u64)>) {
-        // Nobody else sets it.
-        let _ = self.roll.set(roll);
-    }
-
-    /// What this node says of itself to `other`, of which it heard this incarnation last.
-    pub(crate) fn node_status(&self, other: NodeId, incarnation_heard: u64) -> NodeStatus {
-        match self.roll.get() {
-            None => NodeStatus::Newcomer { mark: self.mark },
-            Some(roll) => {
-                let known = roll.iter().find(|(node, _)| *node == u64::from(other.0));
-                NodeStatus::Placed { known_as: known.map(|(_, mark)| *mark), incarnation_heard }
-            }
-        }
-    }
-
-    /// Whether it is not noted yet that the journal holds what was lost of all groups.
-    pub(crate) fn is_unsettled(&self) -> bool {
-        self.superblock.lock().facts().returned
-    }
-
-    /// Others say that there is another of this node: it takes no part until that is known. Returns whether that is news.
-    pub(crate) fn step_aside(&self, accuser: Accuser) -> bool {
-        self.aside.send_if_modified(|aside| {
-            let news = aside.is_none();
-            aside.get_or_insert(accuser);
-            news
-        })
-    }
-
-    pub(crate) fn is_aside(&self) -> bool {
-        self.aside.borrow().is_some()
-    }
-
-    /// Returns once the node has stepped aside, with who made it.
-    pub(crate) async fn stepped_aside(&self) -> Accuser {
-        let mut aside = self.aside.subscribe();
-        loop {
-            if let Some(accuser) = *aside.borrow_and_update() {
-                return accuser;
-            }
-            // Its other end is here.
-            let _ = aside.changed().await;
-        }
-    }
-
-    /// Returns once the node has not stepped aside.
-    pub(crate) async fn back(&self) {
-        // Its other end is here.
-        let _ = self.aside.subscribe().wait_for(Option::is_none).await;
-    }
-
-    /// Makes durable that the node has stepped aside, so that it does after a restart.
-    pub(crate) async fn note_doubt(&self, accuser: Accuser) {
-        if let Err(error) = self.write(move |superblock| superblock.doubt(Some(accuser.to_fact()))).await {
-            warn!(%error, "cannot write down that this node has stepped aside: after a restart it would learn that again");
-        }
-    }
-
-    /// How long this incarnation, or one before it, has given support.
-    pub(crate) fn support(&self) -> Duration {
-        self.superblock.lock().facts().support
-    }
-
-    /// Support that incarnations before this one gave is over, and this one gives it for so long.
-    pub(crate) async fn lower_support(&self, support: Duration) {
-        // A fraction of a millisecond more is noted than is given.
-        if self.support() < support + Duration::from_millis(1) {
-            return;
-        }
-        if let Err(error) = self.write(move |superblock| superblock.lower_support(support)).await {
-            warn!(%error, "cannot write down that a longer `timing.support` is over: the next start waits for it again");
-        }
-    }
-
-    /// There is nothing in it. Returns whether the node takes part again.
-    pub(crate) async fn come_back(&self) -> bool {
-        match self.write(|superblock| superblock.doubt(None)).await {
-            Ok(()) => {
-                self.aside.send_replace(None);
-                true
-            }
-            Err(error) => {
-                warn!(%error, "cannot write down that this node takes part again");
-                false
-            }
-        }
-    }
-
-    async fn write(
-        &self,
-        change: impl FnOnce(&mut Superblock<RealDisk>) -> Result<(), journal::Error> + Send + 'static,
-    ) -> Result<(), journal::Error> {
-        let superblock = Arc::clone(&self.superblock);
-        let written = tokio::task::spawn_blocking(move || change(&mut superblock.lock()));
-        // The runtime ends.
-        written.await.unwrap_or(Err(journal::Error::Closed))
-    }
-
-    pub(crate) fn is_revoked(&self) -> bool {
-        self.revoked.load(Ordering::Relaxed)
-    }
-
-    /// The directory is an old copy, for ever. Returns whether that is news.
-    pub(crate) fn revoke(&self) -> bool {
-        let news = !self.revoked.swap(true, Ordering::Relaxed);
-        if news {
-            let superblock = Arc::clone(&self.superblock);
-            // Until it is written, the node takes no part all the same; after a restart it would learn it again.
-            tokio::task::spawn_blocking(move || {
-                if let Err(error) = superblock.lock().revoke() {
-                    error!(%error, "cannot write down that this data directory is an old copy: do not start with it again");
-                }
-            });
-        }
-        news
-    }
-
-    /// No group needs this node to stand in for others any more.
-    pub(crate) fn survived(&self) {
-        let superblock = Arc::clone(&self.superblock);
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = superblock.lock().declare_survivor(false) {
-                warn!(%error, "cannot write down that no group needs this node to stand in for others: the next start will say");
-            }
-        });
-    }
-
-    /// What was lost of the groups stands in the journal. Blocking.
-    fn settle(&self) {
-        if let Err(error) = self.superblock.lock().settle() {
-            warn!(%error, "cannot write down that the journal holds what was lost: the next start tries again");
-        }
-    }
-}
 
 /// The place that a newcomer has taken.
 pub(crate) struct Taken {
@@ -219,7 +46,7 @@ pub(crate) fn digest(groups: &[(GroupId, Vec<NodeId>)]) -> u64 {
 
 /// Makes the place durable that the answers of all others give this node. `None` when the node stops first.
 pub(crate) async fn take_place(shared: &Arc<Shared>) -> Option<Taken> {
-    let mut newcomer = Newcomer::new(shared.seat.mark, shared.peers.keys().copied());
+    let mut newcomer = Newcomer::new(shared.seat.mark(), shared.peers.keys().copied());
     let place = tokio::select! {
         place = ask_all(shared, &mut newcomer) => place,
         () = shared.stopping.cancelled() => return None,
@@ -241,12 +68,8 @@ pub(crate) async fn take_place(shared: &Arc<Shared>) -> Option<Taken> {
     let roll: Vec<(u64, u64)> = newcomer.roll().map(|(node, mark)| (u64::from(node.0), mark)).collect();
     let mut told = false;
     loop {
-        let (superblock, entries) = (Arc::clone(&shared.seat.superblock), roll.clone());
-        let stored = tokio::task::spawn_blocking(move || {
-            let mut superblock = superblock.lock();
-            superblock.take_place(entries, returned_as)?;
-            Ok::<_, journal::Error>(superblock.facts().incarnation)
-        });
+        let (seat, entries) = (Arc::clone(&shared.seat), roll.clone());
+        let stored = tokio::task::spawn_blocking(move || seat.take_place(entries, returned_as));
         match stored.await {
             Ok(Ok(incarnation)) => {
                 return Some(Taken { returned_as: returned_as.map(|_| incarnation), roll });
@@ -268,14 +91,14 @@ pub(crate) async fn take_place(shared: &Arc<Shared>) -> Option<Taken> {
 
 /// Notes that a returned node's journal holds what was lost of all its groups, once it does.
 pub(crate) async fn settle(shared: Arc<Shared>) {
-    while !shared.groups().all(|group| group.has_written()) {
+    while !shared.groups.all().values().all(|group| group.has_written()) {
         tokio::select! {
             () = tokio::time::sleep(RETRY_AFTER) => {}
             () = shared.stopping.cancelled() => return,
         }
     }
-    let settling = Arc::clone(&shared);
-    let _ = tokio::task::spawn_blocking(move || settling.seat.settle()).await;
+    let seat = Arc::clone(&shared.seat);
+    let _ = tokio::task::spawn_blocking(move || seat.settle()).await;
 }
 
 /// Asks until all have answered, and then all once more: a volume may have been mounted since, or a process of this node's
@@ -330,15 +153,28 @@ async fn ask(shared: &Shared, peer: &Peer) -> (NodeId, NodeStatus) {
     }
 }
 
+/// A newcomer asks who it is.
+async fn ask_once(shared: &Shared, peer: &Peer) -> Result<NodeStatus, NoLink> {
+    let (_, answer) = hello::call(shared, peer, Purpose::Ask).await?;
+    if answer.taken {
+        let taken =
+            "it is linked with another process of this node: stop that one, or give this one another id";
+        return Err(NoLink::Refused(taken.to_owned()));
+    }
+    Ok(answer.status)
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
 
+    use journal::{RealDisk, Superblock};
     use tempfile::TempDir;
     use tokio::time::timeout;
 
     use super::*;
-    use crate::node::{Node, StartError};
+    use crate::node::Node;
+    use crate::start::StartError;
     use crate::testing::{PATIENCE, one_of};
 
     /// Long enough for newcomers to ask each other many times.
@@ -469,7 +305,7 @@ mod tests {
         let node = Node::start(alone).await.unwrap();
         is_placed(&node).await;
         let wrote = async {
-            while !node.shared.groups().all(|group| group.has_written()) {
+            while !node.shared.groups.all().values().all(|group| group.has_written()) {
                 tokio::task::yield_now().await;
             }
         };

@@ -9,7 +9,7 @@ use consensus_core::{Durable, GroupId, Holdings, Record, Slot};
 use group_core::decode_meta;
 use journal::{Journal, RealDisk, Recovered, SnapshotId, SnapshotReader, Superblock};
 
-use crate::node::StartError;
+use crate::start::StartError;
 
 /// What a data directory holds.
 #[derive(Debug)]

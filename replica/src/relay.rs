@@ -18,8 +18,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::io::InspectReader;
 use tracing::debug;
 
-use crate::node::Shared;
-use crate::peer;
+use crate::frames;
+use crate::shared::Shared;
 
 const BUFFER_BYTES: usize = 64 << 10;
 /// When nothing came from either side, or none of it could be handed on, for so long, one of them is gone. A gateway that
@@ -54,7 +54,7 @@ pub(crate) async fn pass_on(shared: &Shared, mut gateway: Stream, hello: wire::H
     };
     if gateway.is_tls() {
         let open = wire::Welcome::default().encode_to_vec();
-        let told = timeout(peer::HANDSHAKE_TIMEOUT, peer::write_frame(&mut gateway, &open)).await;
+        let told = timeout(frames::HANDSHAKE_TIMEOUT, frames::write_frame(&mut gateway, &open)).await;
         if !matches!(told, Ok(Ok(()))) {
             return;
         }
@@ -103,10 +103,10 @@ async fn open(
     hello: wire::Hello,
     in_a_session: bool,
 ) -> io::Result<TcpStream> {
-    let mut stream = peer::connect(discovery, address).await?;
+    let mut stream = frames::connect(discovery, address).await?;
     // In a session of its own, the gateway says that itself.
     if !in_a_session {
-        peer::write_frame(&mut stream, &wire::Hello { to: 0, ..hello }.encode_to_vec()).await?;
+        frames::write_frame(&mut stream, &wire::Hello { to: 0, ..hello }.encode_to_vec()).await?;
     }
     Ok(stream)
 }
@@ -115,7 +115,7 @@ async fn refuse(gateway: &mut Stream, refused: String) {
     debug!(refused, "a connection is not passed on");
     let welcome = wire::Welcome { refused, ..wire::Welcome::default() };
     // If it is gone, it needs no answer.
-    let _ = peer::write_frame(gateway, &welcome.encode_to_vec()).await;
+    let _ = frames::write_frame(gateway, &welcome.encode_to_vec()).await;
 }
 
 #[cfg(test)]
@@ -127,7 +127,8 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::node::{Node, NodeOptions};
+    use crate::node::Node;
+    use crate::start::NodeOptions;
     use crate::testing::{CLUSTER, PATIENCE, links, one_of, options, take_place};
     use tls::Holder;
     use tls::make::{Authority, Validity};
@@ -142,14 +143,14 @@ mod tests {
             to,
             ..Default::default()
         };
-        peer::write_frame(&mut stream, &hello.encode_to_vec()).await.unwrap();
+        frames::write_frame(&mut stream, &hello.encode_to_vec()).await.unwrap();
         stream
     }
 
     /// The connection and the welcome.
     async fn link(address: &str, to: u32) -> (TcpStream, wire::Welcome) {
         let mut stream = say_hello(address, to).await;
-        let welcome = timeout(PATIENCE, peer::read_frame(&mut stream, 4096)).await.unwrap().unwrap();
+        let welcome = timeout(PATIENCE, frames::read_frame(&mut stream, 4096)).await.unwrap().unwrap();
         (stream, wire::Welcome::decode(welcome).unwrap())
     }
 
@@ -182,14 +183,14 @@ mod tests {
         let kind = Some(wire::request::Kind::Status(wire::StatusRequest::default()));
         let requests = vec![wire::Request { id: 5, kind }];
         let frame = wire::GatewayFrame { groups: vec![wire::GroupRequests { group: 1, requests }] };
-        peer::write_frame(&mut stream, &frame.encode_to_vec()).await.unwrap();
-        let answer = timeout(PATIENCE, peer::read_frame(&mut stream, 4096)).await.unwrap().unwrap();
+        frames::write_frame(&mut stream, &frame.encode_to_vec()).await.unwrap();
+        let answer = timeout(PATIENCE, frames::read_frame(&mut stream, 4096)).await.unwrap().unwrap();
         let answer = wire::NodeFrame::decode(answer).unwrap().responses.remove(0);
         assert!(answer.id == 5 && matches!(answer.kind, Some(wire::response::Kind::Status(_))), "{answer:?}");
 
         // The end of a node is the end of what was passed on to it.
         started.remove(0).stop().await;
-        timeout(PATIENCE, peer::read_frame(&mut stream, 4096)).await.unwrap().unwrap_err();
+        timeout(PATIENCE, frames::read_frame(&mut stream, 4096)).await.unwrap().unwrap_err();
         let (_, welcome) = link(second, 1).await;
         assert!(welcome.refused.starts_with("cannot reach node 1: "), "{}", welcome.refused);
         started.remove(0).stop().await;
@@ -222,8 +223,8 @@ mod tests {
                 to,
                 ..Default::default()
             };
-            peer::write_frame(stream, &hello.encode_to_vec()).await.unwrap();
-            let welcome = timeout(PATIENCE, peer::read_frame(stream, 4096)).await.unwrap().unwrap();
+            frames::write_frame(stream, &hello.encode_to_vec()).await.unwrap();
+            let welcome = timeout(PATIENCE, frames::read_frame(stream, 4096)).await.unwrap().unwrap();
             wire::Welcome::decode(welcome).unwrap()
         };
         let (mut outer, holder) =
@@ -252,10 +253,10 @@ mod tests {
         let node = Node::start(options(NodeId(1), &others, dir.path())).await.unwrap();
         let gateway = say_hello(&node.address().to_string(), 2).await;
         let (mut passed_on, _) = timeout(PATIENCE, silent.accept()).await.unwrap().unwrap();
-        timeout(PATIENCE, peer::read_frame(&mut passed_on, 4096)).await.unwrap().unwrap();
+        timeout(PATIENCE, frames::read_frame(&mut passed_on, 4096)).await.unwrap().unwrap();
         let all = node.shared.door.relays.available_permits() + 1;
         drop(gateway);
-        timeout(PATIENCE, peer::read_frame(&mut passed_on, 4096)).await.unwrap().unwrap_err();
+        timeout(PATIENCE, frames::read_frame(&mut passed_on, 4096)).await.unwrap().unwrap_err();
         let held =
             timeout(PATIENCE, node.shared.door.relays.acquire_many(all as u32)).await.unwrap().unwrap();
         let (_, welcome) = link(&node.address().to_string(), 2).await;

@@ -18,11 +18,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use tracing::{info, warn};
 
-use crate::group::GroupHandle;
+use crate::frames::{self, write_frame};
+use crate::groups::GroupHandle;
 use crate::hello;
-use crate::node::Shared;
 use crate::patience::Patient;
-use crate::peer::{self, Peer, write_frame};
+use crate::peer::Peer;
+use crate::shared::Shared;
 use crate::wire::{self, PeerFrame, Purpose};
 
 type Failure = Box<dyn StdError + Send + Sync>;
@@ -91,7 +92,7 @@ async fn hand_over(
     write_frame(&mut stream, &body).await?;
     let size = Duration::from_secs(reader.total_bytes() / INSTALL_BYTES_PER_SECOND);
     stream.expect_within(INSTALL_TIMEOUT + size);
-    let answer = peer::read_frame(&mut stream, 1024).await?;
+    let answer = frames::read_frame(&mut stream, 1024).await?;
     if let PeerFrame::SnapshotInstalled = PeerFrame::decode(answer)? {
         Ok(reader.total_bytes())
     } else {
@@ -101,12 +102,12 @@ async fn hand_over(
 
 /// Takes a snapshot from a peer, keeps it, and hands it to the group.
 pub(crate) async fn receive(shared: Arc<Shared>, group: GroupId, peer: Arc<Peer>, mut stream: Stream) {
-    let Some(handle) = shared.group(group) else {
+    let Some(handle) = shared.groups.get(group) else {
         warn!(group = group.0, peer = peer.id.0, "refused a snapshot of a group that is not here");
         return;
     };
     let received = tokio::select! {
-        received = try_receive(&shared, handle, &mut stream) => received,
+        received = try_receive(&shared, &handle, &mut stream) => received,
         () = shared.stopped.cancelled() => return,
     };
     match received {
@@ -182,7 +183,7 @@ async fn try_receive(
 }
 
 fn codec() -> LengthDelimitedCodec {
-    peer::codec()
+    frames::codec()
 }
 
 #[cfg(test)]

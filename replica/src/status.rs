@@ -6,13 +6,13 @@ use std::time::SystemTime;
 use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::certificate_status::Kind;
 
-use crate::node::Health;
+use crate::health::Health;
 
 impl Health {
     /// What the node knows of itself.
     #[must_use]
     pub fn status(&self) -> wire::NodeStatus {
-        let shared = &self.shared;
+        let shared = self.shared();
         let journal = shared.journal.stats().journal;
         wire::NodeStatus {
             node: shared.id.0,
@@ -20,7 +20,7 @@ impl Health {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: u64::try_from(shared.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             not_ready: self.check().err().map(String::from).unwrap_or_default(),
-            replicas: shared.groups().filter_map(|group| *group.told.lock()).collect(),
+            replicas: shared.groups.all().values().filter_map(|group| *group.told.lock()).collect(),
             peers: shared
                 .peers
                 .values()

@@ -13,7 +13,8 @@ use journal::{Identity, RealDisk, Superblock};
 use tls::make::{Authority, Pair, Use, Validity};
 use tls::{LinkFiles, Mutual};
 
-use crate::node::{Node, NodeOptions};
+use crate::node::Node;
+use crate::start::NodeOptions;
 
 /// Longest time that anything may take to come about.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);

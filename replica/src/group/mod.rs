@@ -1,7 +1,6 @@
 //! One group's replica on this node: a task round a [`Replica`]. It waits for events, steps the replica, and carries out
 //! what comes of it; everything else is decided in `group-core`.
 
-mod handle;
 mod notices;
 mod snapshots;
 #[cfg(test)]
@@ -14,26 +13,30 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use consensus_core::{Liveness, Mono, NodeId, PersistSeq, Record};
 use group_core::{
-    Answer, Broken, Counters, Disk, Env, Event, LargeAnswer, LinkId, Links, Out, Replica, Settings, Start,
-    Stateless, ToPeer, Turn,
+    Answer, Counters, Disk, Env, Event, LargeAnswer, LinkId, Links, Out, Replica, Settings, Start, Stateless,
+    ToPeer, Turn,
 };
 use journal::Ticket;
 use tracing::{error, info};
 
-pub(crate) use self::handle::{GroupEvent, GroupHandle};
-pub(crate) use self::snapshots::load;
-
 use self::snapshots::Writing;
 use self::timer::Timer;
 use crate::clock;
+use crate::groups::{GroupEvent, GroupHandle};
 use crate::link::Link;
 use crate::metrics::GroupMetrics;
-use crate::node::Shared;
+use crate::shared::Shared;
+use crate::start::GroupStart;
 
 /// Runs a group until the node stops. One whose snapshot is lost first gets one from a peer.
-pub(crate) async fn run(shared: Arc<Shared>, handle: Arc<GroupHandle>, start: Start) {
-    let settings = shared.settings_of(&handle);
-    let mut task = Task::new(shared, handle);
+pub(crate) async fn run(shared: Arc<Shared>, group: GroupStart) {
+    let GroupStart { handle, settings, start } = group;
+    let id = handle.id;
+    drive(Task::new(Arc::clone(&shared), handle), settings, start).await;
+    shared.groups.remove(id);
+}
+
+async fn drive(mut task: Task, settings: Settings, start: Start) {
     let (replica, events) = match start.lacks_state() {
         None => (Replica::new(settings, start, clock::now()), Vec::new()),
         Some(base) => {
@@ -302,22 +305,5 @@ impl KnownLinks {
 impl Links for KnownLinks {
     fn has_room(&self, link: LinkId) -> bool {
         self.0.get(&link).is_some_and(|link| link.has_room())
-    }
-}
-
-impl Shared {
-    fn settings_of(&self, handle: &GroupHandle) -> Settings {
-        Settings {
-            group: handle.id,
-            node: self.id,
-            voters: handle.voters.clone(),
-            timing: self.timing,
-            limits: self.limits,
-            snapshot_least_bytes: self.snapshot_least_bytes,
-            snapshot_slice_bytes: self.snapshot_slice_bytes,
-            regions: self.regions.clone(),
-            leader_regions: self.leader_regions.get(&handle.id).cloned().unwrap_or_default(),
-            broken: Broken::default(),
-        }
     }
 }

@@ -4,7 +4,7 @@ use consensus_core::GroupId;
 use group_core::Notice;
 use tracing::{debug, error, info, warn};
 
-use crate::node::Shared;
+use crate::shared::Shared;
 
 /// Tells it, once.
 pub(super) fn tell(shared: &Shared, group: GroupId, notice: Notice) {
@@ -65,7 +65,7 @@ pub(super) fn tell(shared: &Shared, group: GroupId, notice: Notice) {
             shared.group_survived(group);
         }
         Notice::Suspicious { from, suspicion } => {
-            shared.distrust(from, Some(group), suspicion.into(), &format_args!("{suspicion:?}"));
+            shared.distrusts.report(from, Some(group), suspicion.into(), &format_args!("{suspicion:?}"));
         }
         Notice::PromiseDoubtful => error!(
             group = id,

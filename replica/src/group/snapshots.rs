@@ -1,17 +1,18 @@
-//! The files of a group's snapshots: written by a thread of their own, sent by a task, and read back at the start.
+//! The files of a group's snapshots: written by a thread of their own, sent by a task.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use bytes::Bytes;
 use consensus_core::{Config, Slot};
-use group_core::{Event, Progress, ToSnapshots, decode_meta, encode_meta};
-use journal::{Identity, RealDisk, SnapshotId, SnapshotWriter};
+use group_core::{Event, Progress, ToSnapshots, encode_meta};
+use journal::{SnapshotId, SnapshotWriter};
 use tracing::warn;
 
-use super::GroupHandle;
 use crate::abort_on_panic;
-use crate::node::Shared;
+use crate::groups::GroupHandle;
+use crate::shared::Shared;
+use crate::snapshot;
 
 /// A snapshot that is being written. Dropped, it is abandoned.
 pub(super) struct Writing(Sender<Piece>);
@@ -45,7 +46,7 @@ pub(super) fn carry_out(
         }
         ToSnapshots::Abandon => *writing = None,
         ToSnapshots::Send { to, slot } => {
-            let send = crate::snapshot::send(Arc::clone(shared), Arc::clone(handle), to, id(slot));
+            let send = snapshot::send(Arc::clone(shared), Arc::clone(handle), to, id(slot));
             // The group waits for its end.
             tokio::spawn(abort_on_panic::task("the sending of a snapshot", send));
         }
@@ -94,25 +95,4 @@ fn write(
         }
     }
     Ok(false)
-}
-
-/// A snapshot in the data directory, read back.
-pub(crate) fn load(
-    disk: &RealDisk,
-    identity: Identity,
-    id: SnapshotId,
-) -> Result<(Arc<Config>, keyspace::Keyspace), Box<dyn std::error::Error + Send + Sync>> {
-    let reader = journal::SnapshotReader::open(disk, identity, id)?;
-    let config = decode_meta(reader.meta())?;
-    let mut restore = keyspace::Restore::new();
-    for index in 0..reader.slices() {
-        if let Some(slice) = reader.slice(index)? {
-            restore.push(slice)?;
-        }
-    }
-    let state = restore.finish()?;
-    if state.applied() != id.slot {
-        return Err("its state is of another slot".into());
-    }
-    Ok((Arc::new(config), state))
 }

@@ -12,7 +12,8 @@ use tempfile::TempDir;
 use tokio::time::timeout;
 
 use super::*;
-use crate::node::{self, Node, StartError};
+use crate::node::Node;
+use crate::start::{self, StartError};
 use crate::testing::{PATIENCE, one_of, options};
 
 /// A request as its gateway would send it.
@@ -32,7 +33,7 @@ async fn a_node_does_not_start_without_a_group_that_its_journal_knows() {
     node.stop().await;
     let mut without = options(NodeId(1), &[], dir.path());
     without.groups[0].0 = GroupId(7);
-    match node::recover(without) {
+    match start::recover(without) {
         Err(StartError::Config(text)) => assert!(text.contains("groups {1}"), "{text}"),
         other => panic!("{:?}", other.map(|_| "started")),
     }
@@ -43,7 +44,7 @@ async fn what_is_left_of_an_interrupted_snapshot_goes_at_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let left = dir.path().join("making-snapshot-left");
     std::fs::write(&left, b"a part").unwrap();
-    let _started = node::recover(options(NodeId(1), &[], dir.path())).unwrap();
+    let _started = start::recover(options(NodeId(1), &[], dir.path())).unwrap();
     assert!(!left.exists());
 }
 
@@ -79,7 +80,7 @@ async fn told_by<T>(nodes: &[Node], follows: impl Fn(&[wire::ReplicaStatus]) -> 
 }
 
 fn group_of(node: &Node) -> Arc<GroupHandle> {
-    Arc::clone(node.shared.groups().next().expect("there is one"))
+    Arc::clone(node.shared.groups.all().values().next().expect("there is one"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -155,7 +156,7 @@ async fn start_a_group_that_panics() {
     let mut state = Keyspace::new(keyspace::Options::default());
     state.skip(u64::MAX);
     let config = Arc::new(Config::majority([NodeId(1)]));
-    let group = node.shared.groups().next().expect("it has one");
+    let group = group_of(&node);
     let (slot, state) = (Slot(1 << 32), Box::new(state));
     group.inbox.push_always(GroupEvent::Other(Event::SnapshotReceived { slot, config, state }));
     timeout(PATIENCE, std::future::pending::<()>()).await.expect_err("nothing else happens");

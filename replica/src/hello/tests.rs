@@ -8,7 +8,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::clock;
-use crate::node::{Node, NodeOptions, StartError};
+use crate::node::Node;
+use crate::start::{NodeOptions, StartError};
 use crate::testing::{CLUSTER, PATIENCE, metric, one_of, options, take_place};
 use crate::wire::{PeerFrame, encode_liveness};
 
@@ -143,7 +144,7 @@ async fn a_stranger_in_a_peers_name_learns_nothing_and_changes_nothing() {
         assert!(refused(&node, reason) >= 1.0, "{reason}");
     }
     assert!(!node.shared.seat.is_aside() && !node.shared.seat.is_revoked());
-    assert_eq!(node.shared.incarnation_heard(NodeId(2)), 0);
+    assert_eq!(node.shared.liveness.incarnation_heard(NodeId(2)), 0);
     assert_eq!(neighbour.asked.load(Ordering::Relaxed), 0);
     node.stop().await;
     let superblock = Superblock::open(RealDisk::open(dir.path()).unwrap()).unwrap().unwrap();

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use crate::inbox::Inbox;
 use crate::link::Link;
-use crate::node::Peers;
+use crate::peer::Peers;
 
 /// Bytes of requests and peers' messages that may wait for a group.
 const INBOX_BYTES: usize = 64 << 20;
@@ -55,7 +55,7 @@ impl GroupHandle {
         *self.unready.lock()
     }
 
-    pub(super) fn set_unready(&self, unready: Option<Unready>) {
+    pub(crate) fn set_unready(&self, unready: Option<Unready>) {
         *self.unready.lock() = unready;
     }
 
@@ -65,7 +65,7 @@ impl GroupHandle {
     }
 
     /// Sends a message that waits for no record; false if it does.
-    pub(super) fn send_ungated(&self, peers: &Peers, send: &Send) -> bool {
+    pub(crate) fn send_ungated(&self, peers: &Peers, send: &Send) -> bool {
         let ungated = send.gate == PersistSeq(0);
         if ungated && let Some(peer) = peers.get(&send.to) {
             peer.send_group(self.id, &send.message);
@@ -74,7 +74,7 @@ impl GroupHandle {
     }
 
     /// Sends a message once its records are durable.
-    pub(super) fn send_gated(&self, peers: &Peers, send: Send) {
+    pub(crate) fn send_gated(&self, peers: &Peers, send: Send) {
         let passed = self.gate.lock().pass(send);
         if let Some(send) = passed
             && let Some(peer) = peers.get(&send.to)
@@ -85,7 +85,7 @@ impl GroupHandle {
 
     /// The group wants to hear at once when the record that will be written under this number is durable. Of others it
     /// hears with the next event.
-    pub(super) fn await_durable(&self, seq: PersistSeq) {
+    pub(crate) fn await_durable(&self, seq: PersistSeq) {
         self.gate.lock().await_durable(seq);
     }
 
