@@ -1,7 +1,8 @@
 //! What a gateway decides about requests to replicas: whom to ask, under which number, and what to do when it fails.
 //!
-//! Plain state machines. Nothing here knows sockets, tasks, locks, metrics, etcd's messages or those of the link protocol;
-//! the time and random numbers come in as arguments. The crate `gateway` waits and carries out.
+//! Plain state machines. Nothing here knows sockets, tasks, locks, metrics or etcd's messages; those of the link protocol are
+//! known to [`asks`] and [`link`] alone. The time and random numbers come in as arguments. The crate `gateway` waits and
+//! carries out.
 //!
 //! - [`Request`]: one request across its attempts. Whether it may be tried again is decided there and nowhere else.
 //! - [`Session`]: the numbers under which writes are applied once.
@@ -10,14 +11,20 @@
 //! - [`Upstream`]: a feed's replica, and how the feed moves on to another.
 //! - [`Dialler`]: when a link is dialled, which way, and when it is left.
 //! - [`watch`]: etcd's watch protocol over feeds that many watchers share.
+//! - [`asks`]: what is asked of replicas, and how their answers are read.
+//! - [`link`]: the gateway's end of a connection: what waits for it, and who waits for what; [`Links`]: which ones are up.
 //! - [`Topology`]: which group owns which keys, and where its replicas are.
 //! - [`nearest`]: which replica to ask where several would do.
 
+pub mod asks;
 mod attempt;
+mod concern;
 mod dialling;
 mod failure;
 mod group;
 mod leader_tracker;
+pub mod link;
+mod links;
 pub mod nearest;
 mod request;
 mod session;
@@ -26,16 +33,19 @@ mod topology;
 mod upstream;
 pub mod watch;
 
+pub use asks::Answer;
 pub use attempt::{Attempted, Refused, Unsent, Why};
+pub use concern::Concern;
 pub use dialling::{Detour, DialStep, Dialler, Loss, Target, Way, Ways};
 pub use failure::Failure;
 pub use group::{GroupState, Learned};
 pub use leader_tracker::{
     Leader, LeaderTracker, Led, NodeId, PROBE_WAIT, Quiet, Replicas, Route, SessionOpened, TrackerStep,
 };
+pub use links::Links;
 pub use request::{Attempt, Numbered, Pause, Reach, ReadAt, Request, Step, Verdict};
 pub use session::{NoNumber, Number, Session};
-pub use topology::Topology;
+pub use topology::{Topology, Unbelieved};
 pub use upstream::{FeedItem, FeedSpec, Frame, Heard, Open, Synced, Upstream, UpstreamStep};
 
 /// Where the time of a test begins: anywhere, for only differences count.

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use crate::attempt::Attempted;
 use crate::leader_tracker::NodeId;
 
 /// The first rest of a node that failed, and the longest: it doubles with each failure after a rest.
@@ -101,7 +102,7 @@ impl Nodes {
     }
 
     /// The node did not answer what others would have.
-    pub fn handle_failed(&mut self, now: Instant, node: NodeId) {
+    fn handle_failed(&mut self, now: Instant, node: NodeId) {
         let known = self.nodes.entry(node).or_default();
         if known.rests_until.is_some_and(|until| now < until) {
             // One of many that were under way.
@@ -112,12 +113,24 @@ impl Nodes {
     }
 
     /// The node answered.
-    pub fn handle_answered(&mut self, node: NodeId) {
+    fn handle_answered(&mut self, node: NodeId) {
         if let Some(known) = self.nodes.get_mut(&node)
             && known.rests_until.is_some()
         {
             known.rests_until = None;
             known.rest = Duration::ZERO;
+        }
+    }
+
+    /// What a read came to that any replica may answer: whether the node is fit.
+    pub fn handle_attempted<T>(&mut self, now: Instant, node: NodeId, attempted: &Attempted<T>) {
+        match attempted {
+            Attempted::Answer(_) => self.handle_answered(node),
+            Attempted::Denied(_) => {}
+            // It is gone, or silent, or behind what the client has seen.
+            Attempted::Lost | Attempted::Unsent(_) | Attempted::Refused(_) | Attempted::Protocol(_) => {
+                self.handle_failed(now, node);
+            }
         }
     }
 

@@ -1,50 +1,89 @@
 //! What the gateway needs of the shard map: which group owns a range, on which nodes it has replicas, and where those
 //! are.
 
+use std::fmt;
+
 use bytes::Bytes;
 use keyspace::{KeyRange, RangeEnd};
 use shard_map::{DecodeError, GroupId, Role, ShardMap};
 
+use crate::concern::Concern;
 use crate::failure::Failure;
 use crate::leader_tracker::NodeId;
 
 /// A shard map, read. Never changed: a newer one takes its place.
 #[derive(Debug)]
-pub struct Topology(ShardMap);
+pub struct Topology {
+    map: ShardMap,
+    /// The group that owns every key, if there is one.
+    only_group: Option<u64>,
+}
+
+/// Why a shard map is not believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unbelieved {
+    /// The bytes are no shard map.
+    Unreadable(DecodeError),
+    /// It cannot be true beside the known one: whoever sent it may carry other groups than it says, or with other voters.
+    Contradicts,
+}
+
+impl fmt::Display for Unbelieved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unbelieved::Unreadable(error) => write!(f, "its shard map cannot be read: {error}"),
+            Unbelieved::Contradicts => f.write_str(
+                "its configuration names other groups, or other nodes for them, than that of the first node which \
+                 answered: make `cluster` the same on all nodes",
+            ),
+        }
+    }
+}
 
 impl Topology {
-    /// Reads one.
+    /// Reads a shard map that a node sent; `None` if it is no newer than the known one.
     ///
     /// # Errors
-    /// The bytes are no shard map.
-    pub fn decode(encoded: Bytes) -> Result<Topology, DecodeError> {
-        ShardMap::decode(encoded).map(Topology)
+    /// It is not believed.
+    pub fn newer(encoded: Bytes, known: Option<&Topology>) -> Result<Option<Topology>, Unbelieved> {
+        let topology = Topology::new(ShardMap::decode(encoded).map_err(Unbelieved::Unreadable)?);
+        match known {
+            Some(known) if known.contradicts(&topology) => Err(Unbelieved::Contradicts),
+            Some(known) if known.epoch() >= topology.epoch() => Ok(None),
+            Some(_) | None => Ok(Some(topology)),
+        }
+    }
+
+    fn new(map: ShardMap) -> Topology {
+        let mut groups = map.shards().iter().map(|shard| shard.group.0);
+        let only_group = groups.next().filter(|first| groups.all(|group| group == *first));
+        Topology { map, only_group }
     }
 
     /// Which one it is; the higher the newer.
     pub fn epoch(&self) -> u64 {
-        self.0.epoch().0
+        self.map.epoch().0
     }
 
     /// Whether both cannot be true at the same epoch. Addresses are not compared: they change one node after the other.
-    pub fn contradicts(&self, other: &Topology) -> bool {
+    fn contradicts(&self, other: &Topology) -> bool {
         self.epoch() == other.epoch()
-            && (self.0.shards() != other.0.shards() || self.0.groups() != other.0.groups())
+            && (self.map.shards() != other.map.shards() || self.map.groups() != other.map.groups())
     }
 
     /// The groups that own shards.
     pub fn groups(&self) -> impl Iterator<Item = u64> {
-        self.0.shards().iter().map(|shard| shard.group.0)
+        self.map.shards().iter().map(|shard| shard.group.0)
     }
 
     /// Every node and the address of its link.
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &str)> {
-        self.0.nodes().iter().filter_map(|(node, address)| Some((link_id(*node)?, address.as_str())))
+        self.map.nodes().iter().filter_map(|(node, address)| Some((link_id(*node)?, address.as_str())))
     }
 
     /// The nodes with a replica of the group that holds data.
     pub fn replicas(&self, group: u64) -> Vec<NodeId> {
-        let Some(group) = self.0.group(GroupId(group)) else { return Vec::new() };
+        let Some(group) = self.map.group(GroupId(group)) else { return Vec::new() };
         let holders = group.replicas.iter().filter(|(_, role)| match role {
             Role::Voter | Role::Learner => true,
             Role::Witness => false,
@@ -52,24 +91,28 @@ impl Topology {
         holders.filter_map(|(node, _)| link_id(*node)).collect()
     }
 
-    /// The group that owns every key, if there is one.
-    pub fn only_group(&self) -> Option<u64> {
-        let mut groups = self.groups();
-        let first = groups.next()?;
-        groups.all(|group| group == first).then_some(first)
-    }
-
-    /// The group that owns all of `ranges`; of none, the one of the lowest keys, which answers for the domain.
+    /// The group that a request goes to; what it concerns is only asked for if there are several.
     ///
     /// # Errors
-    /// They belong to several.
-    pub fn group_of(&self, ranges: &[KeyRange]) -> Result<u64, Failure> {
+    /// It concerns several.
+    pub fn group_of(&self, concern: impl FnOnce() -> Concern) -> Result<u64, Failure> {
+        if let Some(only) = self.only_group {
+            return Ok(only);
+        }
+        match concern() {
+            Concern::Keys(ranges) => self.group_of_keys(&ranges),
+            Concern::Domain => Err(Failure::SpansShards),
+        }
+    }
+
+    /// Of no keys, any group does.
+    fn group_of_keys(&self, ranges: &[KeyRange]) -> Result<u64, Failure> {
         let mut owner = None;
         for range in ranges {
             let shards = match &range.end {
-                RangeEnd::Single => std::slice::from_ref(self.0.shard_of(&range.key)),
-                RangeEnd::From => self.0.shards_of(&range.key, None),
-                RangeEnd::At(end) => self.0.shards_of(&range.key, Some(end)),
+                RangeEnd::Single => std::slice::from_ref(self.map.shard_of(&range.key)),
+                RangeEnd::From => self.map.shards_of(&range.key, None),
+                RangeEnd::At(end) => self.map.shards_of(&range.key, Some(end)),
             };
             for shard in shards {
                 if *owner.get_or_insert(shard.group.0) != shard.group.0 {
@@ -77,7 +120,7 @@ impl Topology {
                 }
             }
         }
-        Ok(owner.unwrap_or(self.0.shards()[0].group.0))
+        Ok(owner.unwrap_or(self.map.shard_of(b"").group.0))
     }
 }
 
@@ -90,6 +133,7 @@ fn link_id(node: shard_map::NodeId) -> Option<NodeId> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use bytes::BytesMut;
     use shard_map::{Epoch, Group, Shard};
 
     use super::*;
@@ -100,23 +144,56 @@ mod tests {
         let groups = BTreeMap::from([(GroupId(5), group.clone()), (GroupId(6), group)]);
         let shard = |start: &'static str, group| Shard { start: start.into(), group: GroupId(group) };
         let shards = vec![shard("", 5), shard("m", 6)];
-        Topology(ShardMap::new(Epoch(3), shards, groups, nodes).unwrap())
+        Topology::new(ShardMap::new(Epoch(3), shards, groups, nodes).unwrap())
     }
 
     #[test]
     fn a_range_belongs_to_the_group_of_its_shard() {
         let topology = topology();
-        let of = |range: KeyRange| topology.group_of(&[range]);
+        let all_of = |ranges: &[KeyRange]| topology.group_of(|| Concern::Keys(ranges.to_vec()));
+        let of = |range: KeyRange| all_of(&[range]);
         assert_eq!(of(KeyRange::single("a")), Ok(5));
         assert_eq!(of(KeyRange::single("z")), Ok(6));
         assert_eq!(of(KeyRange::between("a", "m")), Ok(5));
         assert_eq!(of(KeyRange::from("n")), Ok(6));
         assert_eq!(of(KeyRange::from("a")), Err(Failure::SpansShards));
         assert_eq!(of(KeyRange::between("z", "a")), Ok(5), "an empty range is anybody's");
-        assert_eq!(topology.group_of(&[]), Ok(5));
-        assert_eq!(topology.only_group(), None);
+        assert_eq!(all_of(&[]), Ok(5));
         let (low, high) = (KeyRange::single("a"), KeyRange::single("z"));
-        assert_eq!(topology.group_of(&[low, high]), Err(Failure::SpansShards));
+        assert_eq!(all_of(&[low, high]), Err(Failure::SpansShards));
+        assert_eq!(topology.group_of(|| Concern::Domain), Err(Failure::SpansShards));
+    }
+
+    #[test]
+    fn one_group_is_concerned_by_everything() {
+        let nodes = BTreeMap::from([(shard_map::NodeId(1), "a:1".to_owned())]);
+        let topology = Topology::new(ShardMap::single_group(GroupId(5), nodes).unwrap());
+        let unasked = || -> Concern { panic!("there is one group") };
+        assert_eq!(topology.group_of(unasked), Ok(5));
+    }
+
+    #[test]
+    fn a_map_is_believed_if_it_is_newer_and_contradicts_nothing() {
+        let encoded = |map: &ShardMap| {
+            let mut encoded = BytesMut::new();
+            map.encode(&mut encoded);
+            encoded.freeze()
+        };
+        let nodes = |node| BTreeMap::from([(shard_map::NodeId(node), "a:1".to_owned())]);
+        let map = ShardMap::single_group(GroupId(5), nodes(1)).unwrap();
+        let split = map.split(&"m".into()).unwrap();
+        let epoch = |map: &ShardMap, known: Option<&Topology>| {
+            Topology::newer(encoded(map), known).map(|newer| newer.map(|topology| topology.epoch()))
+        };
+        let (known, later) = (Topology::new(map.clone()), Topology::new(split.clone()));
+        assert_eq!(epoch(&map, None), Ok(Some(known.epoch())));
+        assert_eq!(epoch(&map, Some(&known)), Ok(None));
+        assert_eq!(epoch(&split, Some(&known)), Ok(Some(known.epoch() + 1)));
+        assert_eq!(epoch(&map, Some(&later)), Ok(None), "an old one comes late");
+        let other = ShardMap::single_group(GroupId(5), nodes(2)).unwrap();
+        assert_eq!(epoch(&other, Some(&known)), Err(Unbelieved::Contradicts));
+        let cut = Topology::newer(encoded(&map).slice(1..), Some(&known));
+        assert!(matches!(cut, Err(Unbelieved::Unreadable(_))));
     }
 
     #[test]
@@ -125,7 +202,7 @@ mod tests {
             let nodes = BTreeMap::from([(shard_map::NodeId(node), address.to_owned())]);
             let map = ShardMap::single_group(GroupId(5), nodes).unwrap();
             let (shards, groups, nodes) = (map.shards().to_vec(), map.groups().clone(), map.nodes().clone());
-            Topology(ShardMap::new(Epoch(epoch), shards, groups, nodes).unwrap())
+            Topology::new(ShardMap::new(Epoch(epoch), shards, groups, nodes).unwrap())
         };
         let map = change(1, 1, "a:1");
         assert!(!map.contradicts(&change(1, 1, "b:2")));

@@ -9,21 +9,14 @@ use std::time::Duration;
 
 use gateway_core::nearest::Place;
 use gateway_core::{Failure, FeedItem, FeedSpec, NodeId};
-use keyspace::{LeaseId, Op, Query, Reply};
+use keyspace::{LeaseId, Op, Query};
 use prometheus::core::Collector;
 use tokio::sync::watch;
 
 use crate::leading::{Leading, Wanted};
 use crate::status::{GatewayStatus, NodeStatus};
 
-/// A granted request.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Answer {
-    /// What the state machine said.
-    pub reply: Reply,
-    /// Round of the leadership it was said under: etcd's `raft_term`.
-    pub term: u64,
-}
+pub use gateway_core::Answer;
 
 /// How fresh a read must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

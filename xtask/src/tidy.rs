@@ -47,7 +47,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tls",
         ],
     ),
-    ("gateway-core", &["backoff", "keyspace", "shard-map"]),
+    ("gateway-core", &["api", "backoff", "keyspace", "shard-map"]),
     ("group-core", &["api", "consensus-core", "journal", "keyspace"]),
     ("journal", &[]),
     ("keyspace", &[]),

@@ -4,18 +4,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backoff::Backoff;
+use gateway_core::asks::{self, Sync};
+use gateway_core::link::sort;
 use gateway_core::{
-    Attempted, Failure, FeedItem, FeedSpec, Frame, Heard, NodeId, Open, Reach, Synced, Upstream, UpstreamStep,
+    Attempted, Concern, Failure, FeedItem, FeedSpec, Frame, Heard, NodeId, Open, Reach, Synced, Upstream,
+    UpstreamStep,
 };
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::debug;
 
 use super::Shared;
-use super::asks::{self, Sync};
 use super::group::Group;
 use crate::domain::Feed;
-use crate::link::{Call, FeedCall, Link, sort};
+use crate::link::{Call, FeedCall, Link};
 use crate::random::random_u32;
 
 /// See the module.
@@ -69,7 +71,11 @@ impl LinkFeed {
     async fn find_owner(&mut self) -> Result<(), Failure> {
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(500));
         while self.owner.is_none() {
-            match self.shared.group(self.shared.deadline(), || vec![self.spec.range.clone()]).await {
+            match self
+                .shared
+                .group(self.shared.deadline(), || Concern::Keys(vec![self.spec.range.clone()]))
+                .await
+            {
                 Ok(group) => self.owner = Some(Owner { news: group.news(), group }),
                 Err(Failure::TimedOut) => {}
                 Err(Failure::Overloaded) => sleep(backoff.next(random_u32())).await,

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use gateway_core::asks::{KeepAlive, KeptAlive, Read, Write};
+use gateway_core::link::{Ask, sort};
 use gateway_core::{
     Attempt, Attempted, Failure, GroupState, Learned, NodeId, Number, Reach, ReadAt, Request, Step, Verdict,
 };
@@ -21,7 +23,7 @@ use super::{Counted, Shared};
 use crate::domain::{Answer, Consistency, DomainStatus, Kept, KnownGateways};
 use crate::journey;
 use crate::leading::{Leading, Want};
-use crate::link::{Ask, Link, sort};
+use crate::link::Link;
 
 #[derive(Debug)]
 pub(crate) struct Group {
@@ -99,14 +101,6 @@ impl Group {
         self.news.subscribe()
     }
 
-    pub(super) fn handle_links_changed(&self) {
-        self.announce();
-    }
-
-    pub(super) fn handle_link_down(&self, _node: NodeId) {
-        self.announce();
-    }
-
     /// The leader's node, as far as is known.
     pub(super) fn leader(&self) -> Option<NodeId> {
         self.state().route.leader().map(|leader| leader.node)
@@ -120,7 +114,7 @@ impl Group {
 
     /// Carries out a write once.
     pub(super) async fn write(&self, shared: &Shared, op: Op, deadline: Instant) -> Result<Answer, Failure> {
-        self.drive(shared, Request::write(), asks::Write::new(op), deadline).await
+        self.drive(shared, Request::write(), Write::new(op), deadline).await
     }
 
     /// Answers an encoded query.
@@ -135,7 +129,7 @@ impl Group {
             Consistency::Linearizable => (ReadAt::Leader, None),
             Consistency::Serializable { seen } => (ReadAt::Nearest, Some(seen)),
         };
-        self.drive(shared, Request::read(read_at), asks::Read { query, serializable }, deadline).await
+        self.drive(shared, Request::read(read_at), Read { query, serializable }, deadline).await
     }
 
     /// What a node knows of the group.
@@ -169,8 +163,8 @@ impl Group {
         shared: &Shared,
         leases: Vec<i64>,
         deadline: Instant,
-    ) -> Result<asks::KeptAlive, Failure> {
-        self.drive(shared, Request::read(ReadAt::Leader), asks::KeepAlive { leases }, deadline).await
+    ) -> Result<KeptAlive, Failure> {
+        self.drive(shared, Request::read(ReadAt::Leader), KeepAlive { leases }, deadline).await
     }
 
     /// Drives a request of whatever kind until it is answered, refused for good, or out of time.
@@ -386,16 +380,8 @@ impl<'a> Reached<'a> {
     }
 
     fn handle_attempted<T>(&self, node: NodeId, attempted: &Attempted<T>) {
-        if !self.judges {
-            return;
-        }
-        match attempted {
-            Attempted::Answer(_) => self.shared.links.handle_answered(node),
-            Attempted::Denied(_) => {}
-            // It is gone, or silent, or behind what the client has seen.
-            Attempted::Lost | Attempted::Unsent(_) | Attempted::Refused(_) | Attempted::Protocol(_) => {
-                self.shared.links.handle_failed(node);
-            }
+        if self.judges {
+            self.shared.links.handle_attempted(node, attempted);
         }
     }
 }

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use discovery::Address;
-use gateway_core::NodeId;
+use gateway_core::link::LinkId;
 use gateway_core::nearest::{Nodes, Place};
+use gateway_core::{Attempted, NodeId};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
@@ -24,8 +25,7 @@ pub(crate) struct Links {
     events: mpsc::UnboundedSender<LinkEvent>,
     per_node: usize,
     dialled: Mutex<BTreeMap<SocketAddr, Dialled>>,
-    /// The links that are up, by node.
-    up: ArcSwap<Vec<(NodeId, Arc<Link>)>>,
+    up: ArcSwap<gateway_core::Links<Arc<Link>>>,
     turn: AtomicUsize,
     nodes: Mutex<Nodes>,
 }
@@ -97,29 +97,27 @@ impl Links {
         self.identity.ways.changes()
     }
 
-    pub(crate) fn handle_up(&self, node: NodeId, link: &Arc<Link>, place: Place) {
+    pub(crate) fn handle_up(&self, id: LinkId, node: NodeId, link: &Arc<Link>, place: Place) {
         self.nodes.lock().handle_place(node, place);
         self.up.rcu(|up| {
-            let mut up: Vec<_> = up.iter().filter(|(_, known)| !Arc::ptr_eq(known, link)).cloned().collect();
-            up.push((node, Arc::clone(link)));
+            let mut up = up.as_ref().clone();
+            up.handle_up(id, node, Arc::clone(link));
             up
         });
     }
 
-    pub(crate) fn handle_down(&self) {
-        self.up.rcu(|up| up.iter().filter(|(_, link)| link.node().is_some()).cloned().collect::<Vec<_>>());
+    pub(crate) fn handle_down(&self, id: LinkId) {
+        self.up.rcu(|up| {
+            let mut up = up.as_ref().clone();
+            up.handle_down(id);
+            up
+        });
     }
 
     /// A link to the node that is up. Several share the work in turn.
     pub(crate) fn to(&self, node: NodeId) -> Option<Arc<Link>> {
-        let up = self.up.load();
-        let mut links = up.iter().filter(|(up, link)| *up == node && link.node() == Some(node));
-        if self.per_node == 1 {
-            return links.next().map(|(_, link)| Arc::clone(link));
-        }
-        let links: Vec<_> = links.collect();
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % links.len().max(1);
-        links.get(turn).map(|(_, link)| Arc::clone(link))
+        let turn = || self.turn.fetch_add(1, Ordering::Relaxed);
+        self.up.load().to(node, turn, |link| link.node() == Some(node)).cloned()
     }
 
     /// How a node is reached.
@@ -143,13 +141,9 @@ impl Links {
         self.nodes.lock().handle_round_trip(node, sample);
     }
 
-    /// The node did not answer, or not in time, or is behind: others are asked for a while.
-    pub(crate) fn handle_failed(&self, node: NodeId) {
-        self.nodes.lock().handle_failed(Instant::now(), node);
-    }
-
-    pub(crate) fn handle_answered(&self, node: NodeId) {
-        self.nodes.lock().handle_answered(node);
+    /// What a read came to that any replica may answer: others are asked for a while where the node is not fit.
+    pub(crate) fn handle_attempted<T>(&self, node: NodeId, attempted: &Attempted<T>) {
+        self.nodes.lock().handle_attempted(Instant::now(), node, attempted);
     }
 
     /// A link to the nearest of the nodes that can be reached and is fit; to those that are equally near in turn.
@@ -165,10 +159,10 @@ impl Links {
         let nodes = self.nodes.lock();
         let mut standings: Vec<NodeStanding> = Vec::new();
         for (node, _) in up.iter().filter(|(node, link)| link.node() == Some(*node)) {
-            if standings.iter().all(|known| known.node != *node)
-                && let Some((place, round_trip)) = nodes.get(*node)
+            if standings.iter().all(|known| known.node != node)
+                && let Some((place, round_trip)) = nodes.get(node)
             {
-                standings.push(NodeStanding { node: *node, place: place.clone(), round_trip });
+                standings.push(NodeStanding { node, place: place.clone(), round_trip });
             }
         }
         standings

@@ -24,8 +24,8 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::{Bytes, BytesMut};
 use discovery::Discovery;
 use gateway_core::nearest::Place;
-use gateway_core::{Failure, FeedSpec, Pause, Topology};
-use keyspace::{KeyRange, LeaseId, Op, Query, TxnOp};
+use gateway_core::{Concern, Failure, FeedSpec, Pause, Topology, Unbelieved};
+use keyspace::{LeaseId, Op, Query};
 use prometheus::core::Collector;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
@@ -137,6 +137,7 @@ impl Carrier {
             tls: options.link_tls.clone(),
             refusals: Arc::default(),
             figures: Arc::clone(&figures),
+            connections: Arc::default(),
         };
         let (sender, events) = mpsc::unbounded_channel();
         let links = Links::new(identity, sender, options.links_per_node.max(1));
@@ -192,7 +193,7 @@ impl Shared {
                 event = events.recv() => event,
             };
             match event {
-                Some(LinkEvent::Up { link, node, cluster, shard_map, place }) => {
+                Some(LinkEvent::Up { id, link, node, cluster, shard_map, place }) => {
                     // Without a configured cluster, the first node's is the one.
                     let known =
                         self.cluster.compare_exchange(0, cluster, Ordering::AcqRel, Ordering::Acquire);
@@ -200,31 +201,31 @@ impl Shared {
                         warn!(node, cluster, "a node of another cluster");
                         continue;
                     }
-                    let newer = match self.read(shard_map) {
+                    let newer = match self.newer(shard_map) {
                         Ok(newer) => newer,
                         Err(error) => {
                             let address = link.address();
                             let hint = "if it is the right one, restart this gateway";
-                            error!(node, address, error, "this node is not used; {hint}");
+                            error!(node, address, %error, "this node is not used; {hint}");
                             continue;
                         }
                     };
                     // First, so that the map's address for it is not dialled as well.
-                    self.links.handle_up(node, &link, place);
+                    self.links.handle_up(id, node, &link, place);
                     if let Some(topology) = newer {
                         self.learn(topology);
                     }
-                    self.each_group(Group::handle_links_changed);
+                    self.each_group(Group::announce);
                 }
-                Some(LinkEvent::Down { node }) => {
-                    self.links.handle_down();
-                    self.each_group(|group| group.handle_link_down(node));
+                Some(LinkEvent::Down { id }) => {
+                    self.links.handle_down(id);
+                    self.each_group(Group::announce);
                 }
                 Some(LinkEvent::RoundTrip { node, sample }) => self.links.handle_round_trip(node, sample),
-                Some(LinkEvent::ShardMap(map)) => match self.read(map) {
+                Some(LinkEvent::ShardMap(map)) => match self.newer(map) {
                     Ok(Some(topology)) => self.learn(topology),
                     Ok(None) => {}
-                    Err(error) => warn!(error, "a shard map is not used"),
+                    Err(error) => warn!(%error, "a shard map is not used"),
                 },
                 None => return,
             }
@@ -247,21 +248,8 @@ impl Shared {
     }
 
     /// Reads a shard map; `None` if it is no newer than the known one.
-    ///
-    /// # Errors
-    /// One that cannot be right: whoever sent it may carry other groups than it says, or with other voters.
-    fn read(&self, encoded: Bytes) -> Result<Option<Topology>, String> {
-        let topology =
-            Topology::decode(encoded).map_err(|error| format!("its shard map cannot be read: {error}"))?;
-        match self.topology.load().as_ref() {
-            Some(known) if known.contradicts(&topology) => {
-                Err("its configuration names other groups, or other nodes for them, than that of the first node which \
-                     answered: make `cluster` the same on all nodes"
-                    .to_owned())
-            }
-            Some(known) if known.epoch() >= topology.epoch() => Ok(None),
-            Some(_) | None => Ok(Some(topology)),
-        }
+    fn newer(&self, encoded: Bytes) -> Result<Option<Topology>, Unbelieved> {
+        Topology::newer(encoded, self.topology.load().as_deref())
     }
 
     /// Takes in a newer shard map.
@@ -283,17 +271,13 @@ impl Shared {
         self.topology_news.send_modify(|news| *news += 1);
     }
 
-    /// The group that owns all of `ranges`, which are only asked for if it is not the only one. None before the first
+    /// The group that a request goes to; what it concerns is only asked for if there are several. None before the first
     /// node has answered.
-    fn group_now(&self, ranges: impl FnOnce() -> Vec<KeyRange>) -> Option<Result<Arc<Group>, Failure>> {
+    fn group_now(&self, concern: impl FnOnce() -> Concern) -> Option<Result<Arc<Group>, Failure>> {
         let topology = self.topology.load();
-        let topology = topology.as_ref()?;
-        let id = match topology.only_group() {
-            Some(group) => group,
-            None => match topology.group_of(&ranges()) {
-                Ok(group) => group,
-                Err(failure) => return Some(Err(failure)),
-            },
+        let id = match topology.as_ref()?.group_of(concern) {
+            Ok(group) => group,
+            Err(failure) => return Some(Err(failure)),
         };
         let groups = self.groups.load();
         let group = groups.iter().find(|group| group.id() == id).cloned();
@@ -301,19 +285,15 @@ impl Shared {
     }
 
     /// As `group_now`, but waits for the first node. Bounded in number here.
-    async fn group(
-        &self,
-        deadline: Instant,
-        ranges: impl Fn() -> Vec<KeyRange>,
-    ) -> Result<Arc<Group>, Failure> {
-        if let Some(group) = self.group_now(&ranges) {
+    async fn group(&self, deadline: Instant, concern: impl Fn() -> Concern) -> Result<Arc<Group>, Failure> {
+        if let Some(group) = self.group_now(&concern) {
             return group;
         }
         let _counted = Counted::new(&self.waiting, 1, self.waiting_max())?;
         let _stage = journey::waiting();
         let mut news = self.topology_news.subscribe();
         loop {
-            if let Some(group) = self.group_now(&ranges) {
+            if let Some(group) = self.group_now(&concern) {
                 return group;
             }
             match timeout_at(deadline, news.changed()).await {
@@ -376,13 +356,13 @@ impl Domain for Carrier {
 
     async fn write(&self, op: Op) -> Result<Answer, Failure> {
         let deadline = self.shared.deadline();
-        let group = self.shared.group(deadline, || ranges_of_op(&op)).await?;
+        let group = self.shared.group(deadline, || Concern::of_op(&op)).await?;
         group.write(&self.shared, op, deadline).await
     }
 
     async fn read(&self, query: Query, consistency: Consistency) -> Result<Answer, Failure> {
         let deadline = self.shared.deadline();
-        let group = self.shared.group(deadline, || ranges_of_query(&query)).await?;
+        let group = self.shared.group(deadline, || Concern::of_query(&query)).await?;
         let mut encoded = BytesMut::new();
         query.encode(&mut encoded);
         group.read(&self.shared, encoded.freeze(), consistency, deadline).await
@@ -390,19 +370,19 @@ impl Domain for Carrier {
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<Kept, Failure> {
         let deadline = self.shared.deadline();
-        let group = self.shared.group(deadline, Vec::new).await?;
+        let group = self.shared.group(deadline, || Concern::Domain).await?;
         group.keep_alive(lease, deadline).await
     }
 
     async fn status(&self) -> Result<DomainStatus, Failure> {
         let deadline = self.shared.deadline();
-        let group = self.shared.group(deadline, Vec::new).await?;
+        let group = self.shared.group(deadline, || Concern::Domain).await?;
         group.status(&self.shared, deadline).await
     }
 
     async fn gateways(&self) -> Result<KnownGateways, Failure> {
         let deadline = self.shared.deadline();
-        let group = self.shared.group(deadline, Vec::new).await?;
+        let group = self.shared.group(deadline, || Concern::Domain).await?;
         group.gateways(&self.shared, deadline).await
     }
 
@@ -450,52 +430,5 @@ impl Domain for Carrier {
 
     fn leader_known(&self) -> watch::Receiver<bool> {
         self.shared.leader_known.subscribe()
-    }
-}
-
-/// The keys a write touches. None: it concerns the domain as a whole.
-fn ranges_of_op(op: &Op) -> Vec<KeyRange> {
-    match op {
-        Op::Put(put) => vec![KeyRange::single(put.key.clone())],
-        Op::DeleteRange(delete) => vec![delete.range.clone()],
-        Op::Txn(txn) => {
-            let mut ranges = Vec::new();
-            ranges_of_txn(txn, &mut ranges);
-            ranges
-        }
-        Op::Compact { .. }
-        | Op::LeaseGrant { .. }
-        | Op::LeaseRevoke { .. }
-        | Op::AlarmActivate { .. }
-        | Op::AlarmDeactivate { .. } => Vec::new(),
-    }
-}
-
-fn ranges_of_query(query: &Query) -> Vec<KeyRange> {
-    match query {
-        Query::Range(range) => vec![range.range.clone()],
-        Query::Txn(txn) => {
-            let mut ranges = Vec::new();
-            ranges_of_txn(txn, &mut ranges);
-            ranges
-        }
-        Query::LeaseTimeToLive { .. }
-        | Query::Leases
-        | Query::HashKv { .. }
-        | Query::Status
-        | Query::Alarms => Vec::new(),
-    }
-}
-
-fn ranges_of_txn(txn: &keyspace::Txn, ranges: &mut Vec<KeyRange>) {
-    ranges.extend(txn.compare.iter().map(|compare| compare.range.clone()));
-    for op in txn.success.iter().chain(&txn.failure) {
-        match op {
-            TxnOp::Range(range) => ranges.push(range.range.clone()),
-            TxnOp::Put(put) => ranges.push(KeyRange::single(put.key.clone())),
-            TxnOp::DeleteRange(delete) => ranges.push(delete.range.clone()),
-            TxnOp::Txn(txn) => ranges_of_txn(txn, ranges),
-            TxnOp::Empty => {}
-        }
     }
 }

@@ -1,11 +1,12 @@
 //! Renews leases in batches: what comes in while one request is under way goes with the next.
 
 use gateway_core::Failure;
+use gateway_core::asks::KeptAlive;
 use keyspace::LeaseId;
 use tokio::sync::{mpsc, oneshot};
 
+use super::Shared;
 use super::group::Group;
-use super::{Shared, asks};
 use crate::domain::Kept;
 
 /// Leases renewed by one request.
@@ -28,7 +29,7 @@ pub(super) async fn renew_leases(
     while renewals.recv_many(&mut batch, RENEWALS_MAX).await > 0 {
         let leases: Vec<i64> = batch.iter().map(|renewal: &Renewal| renewal.lease.0).collect();
         match group.renew(shared, leases, shared.deadline()).await {
-            Ok(asks::KeptAlive { term, revision, ttls }) => {
+            Ok(KeptAlive { term, revision, ttls }) => {
                 for (renewal, ttl) in batch.drain(..).zip(ttls) {
                     let _ = renewal.answer.send(Ok(Kept { ttl, revision, term }));
                 }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use gateway_core::{LeaderTracker, NodeId, PROBE_WAIT, Quiet, Reach, Replicas, TrackerStep};
+use gateway_core::asks;
+use gateway_core::{LeaderTracker, NodeId, Quiet, Reach, Replicas, TrackerStep};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info};
 
+use super::Shared;
 use super::group::Group;
-use super::{Shared, asks};
 use crate::link::{Link, attempt};
 use crate::random::{random, random_u32};
 
@@ -27,10 +28,9 @@ pub(super) async fn track_leader(shared: &Shared, group: &Group) {
         shared.tell_leader_known();
         match step {
             TrackerStep::Probe { nodes, least_term } => {
-                let wait_ms = u32::try_from(PROBE_WAIT.as_millis()).unwrap_or(u32::MAX);
                 probes.clear();
                 probes.extend(nodes.into_iter().map(|(node, link)| async move {
-                    let mut ask = asks::WhoLeads { least_term, wait_ms };
+                    let mut ask = asks::WhoLeads { least_term };
                     (node, attempt(&link, group.id(), &mut ask, None).await)
                 }));
             }

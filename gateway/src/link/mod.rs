@@ -4,11 +4,8 @@
 //! a pair of tasks moves frames. Losing the connection loses every answer that was awaited on it: whoever waited
 //! decides what that means ([`gateway_core::Request`]).
 
-mod ask;
-mod batch;
 mod dial;
 mod refusals;
-mod slots;
 mod ways;
 
 use std::future::Future;
@@ -23,9 +20,10 @@ use api::gaios::link::NODE_FRAME_BYTES_MAX;
 use api::gaios::link::v1::{self as wire, request, response};
 use arc_swap::ArcSwapOption;
 use bytes::{BufMut, Bytes, BytesMut};
+use gateway_core::link::{Ask, Heard, LinkEnd, LinkId, Lost, sort};
 use gateway_core::nearest::Place;
-use gateway_core::silence::{Check, Expected, Health, patience};
-use gateway_core::{NodeId, Quiet, Unsent};
+use gateway_core::silence::{Check, patience};
+use gateway_core::{Attempted, NodeId, Numbered, Quiet, Unsent};
 use parking_lot::Mutex;
 use prost::Message as _;
 use tls::{Mutual, WriteHalf};
@@ -41,11 +39,8 @@ use tracing::{debug, info, warn};
 
 use crate::carrier::LinkMetrics;
 
-use batch::OpenBatch;
 use dial::Reached;
-use slots::Slots;
 
-pub(crate) use ask::{Ask, attempt, mismatch, refused, sort};
 pub(crate) use refusals::Refusals;
 pub(crate) use ways::{SharedWays, Target};
 
@@ -56,8 +51,6 @@ pub(crate) type Figures = Arc<ArcSwapOption<wire::GatewayFigures>>;
 const READ_BYTES: usize = 64 << 10;
 /// A write buffer that grew beyond this is given back.
 const WRITE_BYTES_KEPT: usize = 1 << 20;
-/// Requests that may wait for answers on one link.
-const CALLS_MAX: usize = 100_000;
 /// How often the health of a connection is looked at.
 const HEALTH_TICK: Duration = Duration::from_millis(250);
 
@@ -65,11 +58,11 @@ const HEALTH_TICK: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(crate) enum LinkEvent {
     /// The connection is up.
-    Up { link: Arc<Link>, node: NodeId, cluster: u64, shard_map: Bytes, place: Place },
+    Up { id: LinkId, link: Arc<Link>, node: NodeId, cluster: u64, shard_map: Bytes, place: Place },
     /// A ping was answered after so long.
     RoundTrip { node: NodeId, sample: Duration },
     /// The connection is gone.
-    Down { node: NodeId },
+    Down { id: LinkId },
     /// The node sent a newer shard map.
     ShardMap(Bytes),
 }
@@ -80,7 +73,7 @@ pub(crate) struct Link {
     target: Arc<Target>,
     metrics: LinkMetrics,
     figures: Figures,
-    /// The node at the other end while the connection is up, else 0. A copy of `State::node`, to be read without
+    /// The node at the other end while the connection is up, else 0. A copy of what `State::end` says, to be read without
     /// the lock.
     up: AtomicU32,
     state: Mutex<State>,
@@ -93,29 +86,15 @@ pub(crate) struct Link {
     born: Instant,
 }
 
+/// Callers wait for one response, readers of watches for many.
+type End = LinkEnd<oneshot::Sender<wire::Response>, mpsc::UnboundedSender<wire::Response>>;
+
 #[derive(Debug)]
 struct State {
-    /// The node at the other end while the connection is up.
-    node: Option<NodeId>,
-    batch: OpenBatch,
-    /// When the oldest frame of the batch was begun.
+    end: End,
+    /// When the oldest frame that waits was begun.
     open_since: Option<Instant>,
-    waiting: Slots<Waiter>,
-    /// Watches among the waiting; they owe nothing.
-    feeds: usize,
-    health: Health,
 }
-
-#[derive(Debug)]
-enum Waiter {
-    Call { group: u64, answer: oneshot::Sender<wire::Response> },
-    Feed { items: mpsc::UnboundedSender<wire::Response> },
-    Ping,
-}
-
-/// The connection was lost before the answer came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Lost;
 
 /// Who the gateway is, for `Hello`, and how it is stopped.
 #[derive(Clone, Debug)]
@@ -128,6 +107,8 @@ pub(crate) struct Identity {
     pub(crate) capacity: u32,
     /// 0 while it is not known.
     pub(crate) cluster: Arc<AtomicU64>,
+    /// How many connections ever came up: the next one's id.
+    pub(crate) connections: Arc<AtomicU64>,
     pub(crate) stop: CancellationToken,
     pub(crate) ways: Arc<SharedWays>,
     /// The certificates of links; without them, links are plain.
@@ -157,14 +138,7 @@ impl Link {
             metrics,
             figures,
             up: AtomicU32::new(0),
-            state: Mutex::new(State {
-                node: None,
-                batch: OpenBatch::default(),
-                open_since: None,
-                waiting: Slots::new(),
-                feeds: 0,
-                health: Health::default(),
-            }),
+            state: Mutex::new(State { end: LinkEnd::default(), open_since: None }),
             filled: Notify::new(),
             heard_ms: AtomicU64::new(0),
             round_trip_us: AtomicU64::new(0),
@@ -183,8 +157,7 @@ impl Link {
 
     /// Requests without an answer.
     pub(crate) fn owed(&self) -> usize {
-        let state = self.state.lock();
-        state.waiting.len() - state.feeds
+        self.state.lock().end.owed()
     }
 
     /// How quiet the node is.
@@ -225,7 +198,7 @@ impl Link {
         bytes: usize,
     ) -> Result<Call, Unsent> {
         let (answer, receiver) = oneshot::channel();
-        let id = self.submit(group, kind, bytes, Waiter::Call { group, answer })?;
+        let id = self.submit(|end| end.call(group, kind, bytes, answer))?;
         Ok(Call { link: Arc::clone(self), id, receiver, done: false })
     }
 
@@ -233,40 +206,25 @@ impl Link {
     pub(crate) fn open_feed(self: &Arc<Self>, group: u64, ask: &mut impl Ask) -> Result<FeedCall, Unsent> {
         let (items, receiver) = mpsc::unbounded_channel();
         let (open, bytes) = ask.request(None);
-        let id = self.submit(group, open, bytes, Waiter::Feed { items })?;
+        let id = self.submit(|end| end.watch(group, open, bytes, items))?;
         Ok(FeedCall { link: Arc::clone(self), group, id, receiver })
     }
 
     /// Takes back all calls to a group: its leader is elsewhere, and their outcome must be asked for there.
-    pub(crate) fn abandon(&self, abandoned: u64) {
-        let gone = self.state.lock().waiting.remove_where(|waiter| match waiter {
-            Waiter::Call { group, .. } => *group == abandoned,
-            Waiter::Feed { .. } | Waiter::Ping => false,
-        });
+    pub(crate) fn abandon(&self, group: u64) {
+        let gone = self.state.lock().end.abandon(group);
         drop(gone);
     }
 
-    fn submit(&self, group: u64, kind: request::Kind, bytes: usize, waiter: Waiter) -> Result<u64, Unsent> {
+    fn submit(&self, add: impl FnOnce(&mut End) -> Result<u64, Unsent>) -> Result<u64, Unsent> {
         let mut state = self.state.lock();
-        if state.node.is_none() {
-            return Err(Unsent::Down);
-        }
-        if state.waiting.len() >= CALLS_MAX {
-            return Err(Unsent::Full);
-        }
-        let is_feed = matches!(waiter, Waiter::Feed { .. });
-        let id = state.waiting.insert(waiter);
-        let was_empty = state.batch.is_empty();
-        if state.batch.push(group, wire::Request { id, kind: Some(kind) }, bytes).is_err() {
-            state.waiting.remove(id);
-            return Err(Unsent::Full);
-        }
-        state.feeds += usize::from(is_feed);
-        if was_empty {
+        let was_idle = state.end.is_idle();
+        let id = add(&mut state.end)?;
+        if was_idle {
             state.open_since = Some(Instant::now());
         }
         drop(state);
-        if was_empty {
+        if was_idle {
             self.filled.notify_one();
         }
         Ok(id)
@@ -274,14 +232,9 @@ impl Link {
 
     /// Sends a message about a live watch. Lost if the connection is: then the watch is, too.
     fn tell(&self, group: u64, id: u64, kind: request::Kind) {
-        let mut state = self.state.lock();
-        if state.node.is_none() {
-            return;
+        if self.state.lock().end.tell(group, id, kind) {
+            self.filled.notify_one();
         }
-        // A step of credit that is lost is lost for good, so these go also when too much waits.
-        state.batch.push_always(group, wire::Request { id, kind: Some(kind) }, 0);
-        drop(state);
-        self.filled.notify_one();
     }
 
     /// Moves frames until the connection breaks, or is to be left. Why it ended.
@@ -308,9 +261,11 @@ impl Link {
         }
         identity.refusals.settled(address);
         self.heard();
-        self.state.lock().node = Some(node);
+        self.state.lock().end.handle_up(node);
         self.up.store(node, Ordering::Relaxed);
+        let id = LinkId(identity.connections.fetch_add(1, Ordering::Relaxed));
         let _ = events.send(LinkEvent::Up {
+            id,
             link: Arc::clone(self),
             node,
             cluster: welcome.cluster_id,
@@ -332,27 +287,20 @@ impl Link {
         identity.ways.handle_down(&self.target, node, way);
         self.up.store(0, Ordering::Relaxed);
         self.metrics.losses.inc();
-        let lost = {
-            let mut state = self.state.lock();
-            state.node = None;
-            state.batch = OpenBatch::default();
-            state.feeds = 0;
-            state.health = Health::default();
-            state.waiting.remove_where(|_| true)
-        };
+        let lost = self.state.lock().end.handle_down();
         info!(address, node, %error, lost = lost.len(), "link lost");
         // The owner hears of the loss before those who waited, so that they do not try the same link again.
-        let _ = events.send(LinkEvent::Down { node });
+        let _ = events.send(LinkEvent::Down { id });
         drop(lost);
         error
     }
 
-    /// The oldest frame of the batch.
+    /// The oldest frame that waits.
     fn take_frame(&self) -> Option<wire::GatewayFrame> {
         let mut state = self.state.lock();
-        let frame = state.batch.take()?;
+        let frame = state.end.take_frame()?;
         let since = state.open_since.take();
-        if !state.batch.is_empty() {
+        if !state.end.is_idle() {
             state.open_since = Some(Instant::now());
         }
         drop(state);
@@ -424,27 +372,22 @@ impl Link {
         {
             let mut state = self.state.lock();
             for response in frame.responses {
-                let id = response.id;
                 if let Some(response::Kind::ShardMap(update)) = response.kind {
                     let _ = events.send(LinkEvent::ShardMap(update.shard_map));
                     continue;
                 }
-                if let Some(Waiter::Feed { items }) = state.waiting.get(id) {
-                    // The reader of a feed is bounded by its credit.
-                    let _ = items.send(response);
-                    continue;
-                }
-                match state.waiting.remove(id) {
-                    Some(Waiter::Call { answer, .. }) => answered.push((answer, response)),
-                    Some(Waiter::Ping) => {
-                        let sample = state.health.handle_answered(Instant::now().into_std());
-                        if let (Some(sample), Some(node)) = (sample, state.node) {
+                let node = state.end.node();
+                match state.end.handle_response(|| Instant::now().into_std(), response.id) {
+                    Heard::Answer(answer) => answered.push((answer, response)),
+                    // The reader of a watch is bounded by its credit.
+                    Heard::Watch(items) => drop(items.send(response)),
+                    Heard::Ping(sample) => {
+                        if let (Some(sample), Some(node)) = (sample, node) {
                             self.round_trip_us.store(sample.as_micros() as u64, Ordering::Relaxed);
                             let _ = events.send(LinkEvent::RoundTrip { node, sample });
                         }
                     }
-                    // Its caller gave up, or it is a copy.
-                    Some(Waiter::Feed { .. }) | None => {}
+                    Heard::Nobody => {}
                 }
             }
         }
@@ -460,20 +403,11 @@ impl Link {
             ticks.tick().await;
             let silent_for = self.silent_for();
             let mut state = self.state.lock();
-            let expected = match (state.waiting.len() > state.feeds, state.feeds > 0) {
-                (true, _) => Expected::Answer,
-                (false, true) => Expected::Events,
-                (false, false) => Expected::Nothing,
-            };
-            match state.health.check(Instant::now().into_std(), silent_for, expected) {
+            let figures = || self.figures.load_full().map(Arc::unwrap_or_clone);
+            match state.end.check(Instant::now().into_std(), silent_for, figures) {
                 Check::Wait => {}
                 Check::GiveUp => return io::Error::new(io::ErrorKind::TimedOut, "the node is silent"),
                 Check::Ping => {
-                    let id = state.waiting.insert(Waiter::Ping);
-                    let figures = self.figures.load_full().map(Arc::unwrap_or_clone);
-                    let kind = request::Kind::Status(wire::StatusRequest { figures, ..Default::default() });
-                    // A node without group 0 says so, which is as good an answer.
-                    state.batch.push_always(0, wire::Request { id, kind: Some(kind) }, 0);
                     drop(state);
                     self.filled.notify_one();
                 }
@@ -516,7 +450,7 @@ impl Future for Call {
 impl Drop for Call {
     fn drop(&mut self) {
         if !self.done {
-            let waiter = self.link.state.lock().waiting.remove(self.id);
+            let waiter = self.link.state.lock().end.give_up(self.id);
             drop(waiter);
         }
     }
@@ -564,15 +498,24 @@ impl FeedCall {
 
 impl Drop for FeedCall {
     fn drop(&mut self) {
-        let waiter = {
-            let mut state = self.link.state.lock();
-            let waiter = state.waiting.remove(self.id);
-            state.feeds -= usize::from(waiter.is_some());
-            waiter
-        };
-        if waiter.is_some() {
-            self.link.tell(self.group, self.id, request::Kind::WatchClose(wire::WatchClose {}));
+        let reader = self.link.state.lock().end.close_watch(self.group, self.id);
+        if reader.is_some() {
+            self.link.filled.notify_one();
         }
+    }
+}
+
+/// Asks once.
+pub(crate) async fn attempt<A: Ask>(
+    link: &Arc<Link>,
+    group: u64,
+    ask: &mut A,
+    numbered: Option<Numbered>,
+) -> Attempted<A::Answer> {
+    let (request, bytes) = ask.request(numbered);
+    match link.call(group, request, bytes) {
+        Ok(call) => sort(ask, call.await),
+        Err(unsent) => Attempted::Unsent(unsent),
     }
 }
 

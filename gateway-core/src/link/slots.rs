@@ -3,7 +3,7 @@
 /// A table of `T` under ids. An id holds the place in the table and how often that place was used, so a late answer to
 /// an id that is free again finds nobody.
 #[derive(Debug)]
-pub(crate) struct Slots<T> {
+pub(super) struct Slots<T> {
     slots: Vec<Slot<T>>,
     free: Vec<u32>,
 }
@@ -16,15 +16,15 @@ struct Slot<T> {
 }
 
 impl<T> Slots<T> {
-    pub(crate) fn new() -> Slots<T> {
+    pub(super) fn new() -> Slots<T> {
         Slots { slots: Vec::new(), free: Vec::new() }
     }
 
-    pub(crate) fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
-    pub(crate) fn insert(&mut self, content: T) -> u64 {
+    pub(super) fn insert(&mut self, content: T) -> u64 {
         let index = match self.free.pop() {
             Some(index) => index,
             None => {
@@ -38,12 +38,12 @@ impl<T> Slots<T> {
         u64::from(slot.uses) << 32 | u64::from(index)
     }
 
-    pub(crate) fn get(&self, id: u64) -> Option<&T> {
+    pub(super) fn get(&self, id: u64) -> Option<&T> {
         let slot = self.slots.get(id as u32 as usize)?;
         if u64::from(slot.uses) == id >> 32 { slot.content.as_ref() } else { None }
     }
 
-    pub(crate) fn remove(&mut self, id: u64) -> Option<T> {
+    pub(super) fn remove(&mut self, id: u64) -> Option<T> {
         let index = id as u32;
         let slot = self.slots.get_mut(index as usize)?;
         if u64::from(slot.uses) != id >> 32 {
@@ -55,7 +55,7 @@ impl<T> Slots<T> {
     }
 
     /// Takes out all for which `leaves` holds.
-    pub(crate) fn remove_where(&mut self, leaves: impl Fn(&T) -> bool) -> Vec<T> {
+    pub(super) fn remove_where(&mut self, leaves: impl Fn(&T) -> bool) -> Vec<T> {
         let mut gone = Vec::new();
         for (index, slot) in self.slots.iter_mut().enumerate() {
             if slot.content.as_ref().is_some_and(&leaves) {

@@ -14,7 +14,7 @@ const REQUEST_OVERHEAD_BYTES: usize = 48;
 
 /// Requests that wait for the link.
 #[derive(Debug, Default)]
-pub(crate) struct OpenBatch {
+pub(super) struct OpenBatch {
     frames: std::collections::VecDeque<Frame>,
     bytes: usize,
 }
@@ -27,16 +27,16 @@ struct Frame {
 
 /// Too much is waiting.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Full;
+pub(super) struct Full;
 
 impl OpenBatch {
     /// Whether nothing waits.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }
 
     /// Adds a request whose variable part has `bytes` bytes.
-    pub(crate) fn push(&mut self, group: u64, request: Request, bytes: usize) -> Result<(), Full> {
+    pub(super) fn push(&mut self, group: u64, request: Request, bytes: usize) -> Result<(), Full> {
         if self.bytes + bytes + REQUEST_OVERHEAD_BYTES > WAITING_BYTES_MAX {
             return Err(Full);
         }
@@ -45,7 +45,7 @@ impl OpenBatch {
     }
 
     /// Adds a small request that must not be lost, and of which there are few.
-    pub(crate) fn push_always(&mut self, group: u64, request: Request, bytes: usize) {
+    pub(super) fn push_always(&mut self, group: u64, request: Request, bytes: usize) {
         let bytes = bytes + REQUEST_OVERHEAD_BYTES;
         self.bytes += bytes;
         if self.frames.back().is_none_or(|frame| frame.bytes + bytes > FRAME_BYTES) {
@@ -60,7 +60,7 @@ impl OpenBatch {
     }
 
     /// Takes the oldest frame.
-    pub(crate) fn take(&mut self) -> Option<GatewayFrame> {
+    pub(super) fn take(&mut self) -> Option<GatewayFrame> {
         let frame = self.frames.pop_front()?;
         self.bytes -= frame.bytes;
         Some(GatewayFrame { groups: frame.groups })

@@ -1,14 +1,12 @@
 //! Questions to replicas, and how their answers are read: the one place that sorts what comes over a link.
 
-use std::sync::Arc;
-
 use api::gaios::link::v1::{self as wire, request, response::Kind};
-use gateway_core::{Attempted, Numbered, Refused, Why};
 
-use super::{Link, Lost};
+use crate::attempt::{Attempted, Refused, Why};
+use crate::request::Numbered;
 
 /// A question, and which answer it has.
-pub(crate) trait Ask {
+pub trait Ask {
     /// What answers it.
     type Answer;
 
@@ -25,26 +23,16 @@ pub(crate) trait Ask {
 }
 
 /// What came is no answer to what was asked.
-pub(crate) const fn mismatch<T>() -> Attempted<T> {
+pub const fn mismatch<T>() -> Attempted<T> {
     Attempted::Protocol("gaios: an answer to another question")
 }
 
-/// Asks once.
-pub(crate) async fn attempt<A: Ask>(
-    link: &Arc<Link>,
-    group: u64,
-    ask: &mut A,
-    numbered: Option<Numbered>,
-) -> Attempted<A::Answer> {
-    let (request, bytes) = ask.request(numbered);
-    match link.call(group, request, bytes) {
-        Ok(call) => sort(ask, call.await),
-        Err(unsent) => Attempted::Unsent(unsent),
-    }
-}
+/// The connection was lost before the answer came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost;
 
 /// Sorts what came back.
-pub(crate) fn sort<A: Ask>(ask: &A, answered: Result<wire::Response, Lost>) -> Attempted<A::Answer> {
+pub fn sort<A: Ask>(ask: &A, answered: Result<wire::Response, Lost>) -> Attempted<A::Answer> {
     let Ok(wire::Response { term, kind, .. }) = answered else { return Attempted::Lost };
     match kind {
         Some(Kind::Refused(refused)) => {
@@ -60,7 +48,7 @@ pub(crate) fn sort<A: Ask>(ask: &A, answered: Result<wire::Response, Lost>) -> A
 }
 
 /// A refusal in our own words.
-pub(crate) fn refused(term: u64, refused: &wire::Refused) -> Refused {
+pub fn refused(term: u64, refused: &wire::Refused) -> Refused {
     use wire::refused::Why as Wire;
     let why = match refused.why() {
         Wire::NotLeader => Why::NotLeader,

@@ -1,0 +1,259 @@
+//! What is asked of replicas for clients, and to find out who leads.
+
+use api::gaios::link::v1::{self as wire, request, response::Kind};
+use bytes::{Bytes, BytesMut};
+use keyspace::{Command, KeyRange, Op, Reply, SessionId};
+
+use crate::attempt::{Attempted, Why};
+use crate::leader_tracker::{Led, PROBE_WAIT, SessionOpened};
+use crate::link::{Ask, mismatch, refused};
+use crate::request::Numbered;
+use crate::upstream::{Frame, Synced};
+
+/// Room for a common command; a larger one grows it.
+const COMMAND_BYTES: usize = 512;
+
+/// A granted request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// What the state machine said.
+    pub reply: Reply,
+    /// Round of the leadership it was said under: etcd's `raft_term`.
+    pub term: u64,
+}
+
+/// A write.
+#[derive(Debug)]
+pub struct Write(Command);
+
+impl Write {
+    /// Of this operation; its number comes with each attempt.
+    pub fn new(op: Op) -> Write {
+        Write(Command::Write { session: SessionId::NONE, seq: 0, ack_upto: 0, op })
+    }
+}
+
+impl Ask for Write {
+    type Answer = Answer;
+
+    fn request(&mut self, numbered: Option<Numbered>) -> (request::Kind, usize) {
+        if let (Command::Write { session, seq, ack_upto, op: _ }, Some(numbered)) = (&mut self.0, numbered) {
+            *session = numbered.number.session;
+            *seq = numbered.number.seq;
+            *ack_upto = numbered.ack_upto;
+        }
+        let mut encoded = BytesMut::with_capacity(COMMAND_BYTES);
+        self.0.encode(&mut encoded);
+        let command = encoded.freeze();
+        let bytes = command.len();
+        let (session, seq) =
+            numbered.map_or((0, 0), |numbered| (numbered.number.session.0, numbered.number.seq));
+        (request::Kind::Write(wire::Write { session, seq, command }), bytes)
+    }
+
+    fn answer(&self, term: u64, answer: Kind) -> Attempted<Answer> {
+        of_the_state_machine(term, answer)
+    }
+}
+
+/// A query.
+#[derive(Debug)]
+pub struct Read {
+    /// Encoded.
+    pub query: Bytes,
+    /// Any replica may answer that has come to this revision.
+    pub serializable: Option<i64>,
+}
+
+impl Ask for Read {
+    type Answer = Answer;
+
+    fn request(&mut self, _: Option<Numbered>) -> (request::Kind, usize) {
+        let read = wire::Read {
+            query: self.query.clone(),
+            serializable: self.serializable.is_some(),
+            at_least: self.serializable.unwrap_or(0),
+        };
+        (request::Kind::Read(read), self.query.len())
+    }
+
+    fn answer(&self, term: u64, answer: Kind) -> Attempted<Answer> {
+        of_the_state_machine(term, answer)
+    }
+}
+
+fn of_the_state_machine(term: u64, answer: Kind) -> Attempted<Answer> {
+    let Kind::Reply(reply) = answer else { return mismatch() };
+    match keyspace::decode_outcome(reply) {
+        Ok(Ok(reply)) => Attempted::Answer(Answer { reply, term }),
+        Ok(Err(error)) => Attempted::Denied(error),
+        Err(_) => Attempted::Protocol("gaios: an answer cannot be read"),
+    }
+}
+
+/// Who leads. A replica answers when it knows of a round that is news, or after [`PROBE_WAIT`].
+#[derive(Debug)]
+pub struct WhoLeads {
+    /// The lowest round that is news.
+    pub least_term: u64,
+}
+
+impl Ask for WhoLeads {
+    type Answer = Led;
+
+    fn request(&mut self, _: Option<Numbered>) -> (request::Kind, usize) {
+        let wait_ms = PROBE_WAIT.as_millis() as u32;
+        let WhoLeads { least_term } = *self;
+        (request::Kind::Status(wire::StatusRequest { wait_ms, least_term, figures: None }), 0)
+    }
+
+    fn answer(&self, term: u64, answer: Kind) -> Attempted<Led> {
+        let Kind::Status(status) = answer else { return mismatch() };
+        Attempted::Answer(Led { term, leader: Some(status.leader).filter(|leader| *leader != 0) })
+    }
+}
+
+/// The session of this gateway, by a number that only it has.
+#[derive(Debug)]
+pub struct OpenSession {
+    /// 16 bytes.
+    pub nonce: Bytes,
+}
+
+impl Ask for OpenSession {
+    type Answer = SessionOpened;
+
+    fn request(&mut self, _: Option<Numbered>) -> (request::Kind, usize) {
+        let nonce = self.nonce.clone();
+        let bytes = nonce.len();
+        (request::Kind::OpenSession(wire::OpenSession { nonce }), bytes)
+    }
+
+    fn answer(&self, term: u64, answer: Kind) -> Attempted<SessionOpened> {
+        let Kind::SessionOpened(opened) = answer else { return mismatch() };
+        Attempted::Answer(SessionOpened { term, session: SessionId(opened.session) })
+    }
+}
+
+/// Leases to be renewed.
+#[derive(Debug)]
+pub struct KeepAlive {
+    /// Their ids.
+    pub leases: Vec<i64>,
+}
+
+/// Leases after an attempt to renew them, in the order of the question.
+#[derive(Debug, PartialEq, Eq)]
+pub struct KeptAlive {
+    /// As in [`Answer::term`].
+    pub term: u64,
+    /// The store's revision before the renewal.
+    pub revision: i64,
+    /// Seconds that each will live; 0 for one that does not exist or has expired.
+    pub ttls: Vec<i64>,
+}
+
+impl Ask for KeepAlive {
+    type Answer = KeptAlive;
+
+    fn request(&mut self, _: Option<Numbered>) -> (request::Kind, usize) {
+        let leases = self.leases.clone();
+        // A tag and eight bytes each, at most.
+        let bytes = leases.len() * 9;
+        (request::Kind::KeepAlive(wire::KeepAlive { leases }), bytes)
+    }
+
+    fn answer(&self, term: u64, answer: Kind) -> Attempted<KeptAlive> {
+        let Kind::KeptAlive(kept) = answer else { return mismatch() };
+        if kept.leases.len() != self.leases.len() {
+            return mismatch();
+        }
+        let ttls = kept.leases.into_iter().map(|lease| lease.ttl).collect();
+        Attempted::Answer(KeptAlive { term, revision: kept.revision, ttls })
+    }
+}
+
+/// A watch; many frames answer it.
+#[derive(Debug)]
+pub struct Open {
+    /// The keys.
+    pub range: KeyRange,
+    /// 0 for the first revision behind the newest.
+    pub start: i64,
+    /// Whether events tell what was there before.
+    pub prev_kv: bool,
+    /// Bytes of events that may come before more is allowed.
+    pub credit: u64,
+    /// The replica catches up with the leader first.
+    pub linearizable: bool,
+}
+
+impl Ask for Open {
+    type Answer = Frame;
+
+    fn request(&mut self, _: Option<Numbered>) -> (request::Kind, usize) {
+        let open = wire::WatchOpen {
+            key: self.range.key.clone(),
+            range_end: self.range.wire_end(),
+            start_revision: self.start,
+            prev_kv: self.prev_kv,
+            credit: self.credit,
+            linearizable: self.linearizable,
+        };
+        let bytes = open.key.len() + open.range_end.len();
+        (request::Kind::WatchOpen(open), bytes)
+    }
+
+    fn answer(&self, term: u64, answer: Kind) -> Attempted<Frame> {
+        if let Kind::WatchEvents(events) = answer {
+            return events_of(term, &events);
+        }
+        Attempted::Answer(if let Kind::WatchOpened(opened) = answer {
+            let wire::WatchOpened { revision, start_revision: start, compact_revision } = opened;
+            Frame::Opened { revision, start, compact_revision, term }
+        } else if let Kind::WatchCanceled(canceled) = answer {
+            let refused = canceled.refused.map(|why| refused(term, &why));
+            match (canceled.compact_revision, refused) {
+                (0, Some(refused)) if refused.why == Why::Malformed => return Attempted::Refused(refused),
+                (0, _) => Frame::Canceled,
+                (compact_revision, _) => Frame::Compacted { compact_revision },
+            }
+        } else {
+            return mismatch();
+        })
+    }
+}
+
+fn events_of(term: u64, events: &wire::WatchEvents) -> Attempted<Frame> {
+    let wire::WatchEvents { revisions, upto, revision } = events;
+    let bytes = revisions.len() as u64;
+    // Keys and values are parts of what they are decoded from. They may be kept for long, and the link's frame, with answers to
+    // anybody, may not.
+    match keyspace::RevisionEvents::decode_all(Bytes::copy_from_slice(revisions)) {
+        Ok(revisions) => {
+            Attempted::Answer(Frame::Events { revisions, upto: *upto, revision: *revision, term, bytes })
+        }
+        Err(_) => Attempted::Protocol("events cannot be read"),
+    }
+}
+
+/// How far a watch has come.
+#[derive(Debug)]
+pub struct Sync {
+    /// The id of its request.
+    pub watch: u64,
+}
+
+impl Ask for Sync {
+    type Answer = Synced;
+
+    fn request(&mut self, _: Option<Numbered>) -> (request::Kind, usize) {
+        (request::Kind::WatchSync(wire::WatchSync { watch: self.watch }), 0)
+    }
+
+    fn answer(&self, term: u64, answer: Kind) -> Attempted<Synced> {
+        let Kind::WatchSynced(synced) = answer else { return mismatch() };
+        let wire::WatchSynced { revision, compact_revision } = synced;
+        Attempted::Answer(Synced { revision, compact_revision, term })
+    }
+}

@@ -1,0 +1,298 @@
+//! The gateway's end of a link, as a plain struct: requests that wait for the link, callers that wait for answers, and what
+//! the node's silence means. Whoever has the connection moves the frames, and says when it came up and when it is gone.
+
+mod ask;
+mod batch;
+mod slots;
+
+use std::time::{Duration, Instant};
+
+use api::gaios::link::v1::{GatewayFigures, GatewayFrame, Request, StatusRequest, WatchClose, request};
+
+use crate::attempt::Unsent;
+use crate::leader_tracker::NodeId;
+use crate::silence::{Check, Expected, Health};
+
+use batch::{Full, OpenBatch};
+use slots::Slots;
+
+pub use ask::{Ask, Lost, mismatch, refused, sort};
+
+/// Requests that may wait for answers on one link.
+const CALLS_MAX: usize = 100_000;
+
+/// A connection, by a number that no other connection of the gateway has had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u64);
+
+/// See the module. `C` is who waits for the answer to a call, `F` who reads a watch.
+#[derive(Debug)]
+pub struct LinkEnd<C, F> {
+    /// The node at the other end while the connection is up.
+    node: Option<NodeId>,
+    batch: OpenBatch,
+    waiting: Slots<Waiter<C, F>>,
+    /// Watches among the waiting; they owe nothing.
+    watches: usize,
+    health: Health,
+}
+
+/// Who waits for what comes under a request's id.
+#[derive(Debug)]
+pub enum Waiter<C, F> {
+    /// For one answer.
+    Call {
+        /// Which group was asked.
+        group: u64,
+        /// Who.
+        by: C,
+    },
+    /// For all that a watch brings.
+    Watch {
+        /// Who.
+        by: F,
+    },
+    /// The link itself, for a sign of life.
+    Ping,
+}
+
+/// Whom a response is for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Heard<'a, C, F> {
+    /// A caller, who hears no more.
+    Answer(C),
+    /// The reader of a watch, who hears on.
+    Watch(&'a F),
+    /// The ping was answered after so long.
+    Ping(Option<Duration>),
+    /// Its caller gave up, or it is a copy.
+    Nobody,
+}
+
+impl<C, F> Default for LinkEnd<C, F> {
+    fn default() -> LinkEnd<C, F> {
+        LinkEnd {
+            node: None,
+            batch: OpenBatch::default(),
+            waiting: Slots::new(),
+            watches: 0,
+            health: Health::default(),
+        }
+    }
+}
+
+impl<C, F> LinkEnd<C, F> {
+    /// The connection is up, and leads to this node.
+    pub fn handle_up(&mut self, node: NodeId) {
+        debug_assert!(
+            self.node.is_none() && self.is_idle(),
+            "what belonged to the connection before went with it"
+        );
+        self.node = Some(node);
+    }
+
+    /// The connection is gone. Everybody who waited is given back.
+    pub fn handle_down(&mut self) -> Vec<Waiter<C, F>> {
+        self.node = None;
+        self.batch = OpenBatch::default();
+        self.watches = 0;
+        self.health = Health::default();
+        self.waiting.remove_where(|_| true)
+    }
+
+    /// The node at the other end while the connection is up.
+    pub fn node(&self) -> Option<NodeId> {
+        self.node
+    }
+
+    /// Requests without an answer.
+    pub fn owed(&self) -> usize {
+        debug_assert!(self.watches <= self.waiting.len(), "watches wait, too");
+        self.waiting.len() - self.watches
+    }
+
+    /// Whether nothing waits for the link.
+    pub fn is_idle(&self) -> bool {
+        self.batch.is_empty()
+    }
+
+    /// Adds a request whose variable part has `bytes` bytes. Returns its id.
+    ///
+    /// # Errors
+    /// The connection is down, or too much waits.
+    pub fn call(&mut self, group: u64, kind: request::Kind, bytes: usize, by: C) -> Result<u64, Unsent> {
+        self.submit(group, kind, bytes, Waiter::Call { group, by })
+    }
+
+    /// Opens a watch, as [`LinkEnd::call`] does a call. Its id names the watch.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn watch(&mut self, group: u64, kind: request::Kind, bytes: usize, by: F) -> Result<u64, Unsent> {
+        let id = self.submit(group, kind, bytes, Waiter::Watch { by })?;
+        self.watches += 1;
+        Ok(id)
+    }
+
+    fn submit(
+        &mut self,
+        group: u64,
+        kind: request::Kind,
+        bytes: usize,
+        waiter: Waiter<C, F>,
+    ) -> Result<u64, Unsent> {
+        if self.node.is_none() {
+            return Err(Unsent::Down);
+        }
+        if self.waiting.len() >= CALLS_MAX {
+            return Err(Unsent::Full);
+        }
+        let id = self.waiting.insert(waiter);
+        match self.batch.push(group, Request { id, kind: Some(kind) }, bytes) {
+            Ok(()) => Ok(id),
+            Err(Full) => {
+                self.waiting.remove(id);
+                Err(Unsent::Full)
+            }
+        }
+    }
+
+    /// Adds a message about a live watch. Returns whether it leaves: if the connection is down, the watch is gone, too.
+    pub fn tell(&mut self, group: u64, id: u64, kind: request::Kind) -> bool {
+        // A step of credit that is lost is lost for good, so these go also when too much waits.
+        if self.node.is_some() {
+            self.batch.push_always(group, Request { id, kind: Some(kind) }, 0);
+        }
+        self.node.is_some()
+    }
+
+    /// The caller waits no more.
+    pub fn give_up(&mut self, id: u64) -> Option<Waiter<C, F>> {
+        self.waiting.remove(id)
+    }
+
+    /// Ends a watch. Returns its reader, unless it had ended before; whether there is something to send is told by
+    /// [`LinkEnd::is_idle`].
+    pub fn close_watch(&mut self, group: u64, id: u64) -> Option<Waiter<C, F>> {
+        let waiter = self.waiting.remove(id)?;
+        self.watches -= 1;
+        self.tell(group, id, request::Kind::WatchClose(WatchClose {}));
+        Some(waiter)
+    }
+
+    /// Takes back all calls to a group: its leader is elsewhere, and their outcome must be asked for there.
+    pub fn abandon(&mut self, abandoned: u64) -> Vec<Waiter<C, F>> {
+        self.waiting.remove_where(|waiter| match waiter {
+            Waiter::Call { group, .. } => *group == abandoned,
+            Waiter::Watch { .. } | Waiter::Ping => false,
+        })
+    }
+
+    /// The oldest frame that waits.
+    pub fn take_frame(&mut self) -> Option<GatewayFrame> {
+        self.batch.take()
+    }
+
+    /// A response with this id has come. The time is asked for only if it matters.
+    pub fn handle_response(&mut self, now: impl FnOnce() -> Instant, id: u64) -> Heard<'_, C, F> {
+        if matches!(self.waiting.get(id), Some(Waiter::Watch { .. })) {
+            return match self.waiting.get(id) {
+                Some(Waiter::Watch { by }) => Heard::Watch(by),
+                Some(Waiter::Call { .. } | Waiter::Ping) | None => Heard::Nobody,
+            };
+        }
+        match self.waiting.remove(id) {
+            Some(Waiter::Call { by, .. }) => Heard::Answer(by),
+            Some(Waiter::Ping) => Heard::Ping(self.health.handle_answered(now())),
+            Some(Waiter::Watch { .. }) | None => Heard::Nobody,
+        }
+    }
+
+    /// What to do about a node that has said nothing for so long. A ping is added here; it tells the node `figures`.
+    pub fn check(
+        &mut self,
+        now: Instant,
+        silent_for: Duration,
+        figures: impl FnOnce() -> Option<GatewayFigures>,
+    ) -> Check {
+        let expected = match (self.owed() > 0, self.watches > 0) {
+            (true, _) => Expected::Answer,
+            (false, true) => Expected::Events,
+            (false, false) => Expected::Nothing,
+        };
+        let check = self.health.check(now, silent_for, expected);
+        if check == Check::Ping {
+            let id = self.waiting.insert(Waiter::Ping);
+            let kind = request::Kind::Status(StatusRequest { figures: figures(), ..Default::default() });
+            // A node without group 0 says so, which is as good an answer.
+            self.batch.push_always(0, Request { id, kind: Some(kind) }, 0);
+        }
+        check
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::any_instant;
+
+    fn status() -> request::Kind {
+        request::Kind::Status(StatusRequest::default())
+    }
+
+    fn up() -> LinkEnd<char, char> {
+        let mut link = LinkEnd::default();
+        assert_eq!(link.call(1, status(), 0, 'x'), Err(Unsent::Down));
+        link.handle_up(7);
+        link
+    }
+
+    #[test]
+    fn an_answer_is_given_once_and_a_watch_goes_on() {
+        let mut link = up();
+        let call = link.call(1, status(), 0, 'c').unwrap();
+        let watch = link.watch(1, status(), 0, 'w').unwrap();
+        assert_eq!(link.owed(), 1);
+        let now = any_instant();
+        assert_eq!(link.handle_response(|| now, call), Heard::Answer('c'));
+        assert_eq!(link.handle_response(|| now, call), Heard::Nobody);
+        assert_eq!(link.handle_response(|| now, watch), Heard::Watch(&'w'));
+        assert_eq!(link.handle_response(|| now, watch), Heard::Watch(&'w'));
+        assert_eq!(link.owed(), 0);
+        assert!(link.close_watch(1, watch).is_some() && link.close_watch(1, watch).is_none());
+        assert_eq!(link.handle_response(|| now, watch), Heard::Nobody);
+        let requests = link.take_frame().unwrap().groups.remove(0).requests;
+        assert_eq!(requests.iter().map(|request| request.id).collect::<Vec<_>>(), [call, watch, watch]);
+    }
+
+    #[test]
+    fn a_group_that_is_abandoned_gets_its_calls_back_and_nothing_else() {
+        let mut link = up();
+        for (group, by) in [(1, 'a'), (2, 'b'), (1, 'c')] {
+            link.call(group, status(), 0, by).unwrap();
+        }
+        link.watch(1, status(), 0, 'w').unwrap();
+        let names = |waiters: Vec<Waiter<char, char>>| -> String {
+            let name = |waiter| match waiter {
+                Waiter::Call { by, .. } | Waiter::Watch { by } => by,
+                Waiter::Ping => '!',
+            };
+            waiters.into_iter().map(name).collect()
+        };
+        assert_eq!(names(link.abandon(1)), "ac");
+        assert_eq!(names(link.handle_down()), "bw");
+        assert!(link.is_idle() && link.node().is_none() && link.owed() == 0);
+        assert!(!link.tell(1, 1, status()));
+    }
+
+    #[test]
+    fn a_ping_is_owed_until_it_is_answered() {
+        let mut link = up();
+        let now = any_instant();
+        assert_eq!(link.check(now, Duration::ZERO, || None), Check::Ping, "the first one measures");
+        let id = link.take_frame().unwrap().groups[0].requests[0].id;
+        assert_eq!(link.owed(), 1);
+        let later = now + Duration::from_millis(3);
+        assert_eq!(link.handle_response(|| later, id), Heard::Ping(Some(Duration::from_millis(3))));
+    }
+}
