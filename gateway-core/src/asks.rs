@@ -7,6 +7,7 @@ use keyspace::{Command, KeyRange, Op, Reply, SessionId};
 use crate::attempt::{Attempted, Why};
 use crate::leader_tracker::{Led, PROBE_WAIT, SessionOpened};
 use crate::link::{Ask, mismatch, refused};
+use crate::mutant::mutant;
 use crate::request::Numbered;
 use crate::upstream::{Frame, Synced};
 
@@ -72,7 +73,7 @@ impl Ask for Read {
         let read = wire::Read {
             query: self.query.clone(),
             serializable: self.serializable.is_some(),
-            at_least: self.serializable.unwrap_or(0),
+            at_least: self.serializable.filter(|_| !mutant!(SeenNotTold)).unwrap_or(0),
         };
         (request::Kind::Read(read), self.query.len())
     }

@@ -25,6 +25,7 @@ mod group;
 mod leader_tracker;
 pub mod link;
 mod links;
+mod mutant;
 pub mod nearest;
 mod request;
 mod session;
@@ -43,6 +44,8 @@ pub use leader_tracker::{
     Leader, LeaderTracker, Led, NodeId, PROBE_WAIT, Quiet, Replicas, Route, SessionOpened, TrackerStep,
 };
 pub use links::Links;
+#[cfg(feature = "mutants")]
+pub use mutant::{Mutant, break_rule};
 pub use request::{Attempt, Numbered, Pause, Reach, ReadAt, Request, Step, Verdict};
 pub use session::{NoNumber, Number, Session};
 pub use topology::{Topology, Unbelieved};

@@ -15,6 +15,7 @@ use crate::attempt::{Attempted, Refused, Unsent, Why};
 use crate::failure::Failure;
 use crate::group::{GroupState, Learned};
 use crate::leader_tracker::NodeId;
+use crate::mutant::mutant;
 use crate::session::{NoNumber, Number};
 
 /// Redirects that are followed at once before a pause: more of them mean that replicas disagree.
@@ -235,7 +236,10 @@ impl Request {
             Attempted::Denied(error) => self.handle_denied(error),
             Attempted::Refused(refused) => self.handle_refused(refused, learned),
             Attempted::Lost => {
-                self.maybe_applied = true;
+                if mutant!(RetryUnderNewNumber) {
+                    self.number = None;
+                }
+                self.maybe_applied |= !mutant!(LostAsNeverApplied);
                 self.cause = Cause::LinkLost;
                 self.retry()
             }
@@ -252,7 +256,7 @@ impl Request {
         match refused.why {
             Why::NotLeader | Why::NoGroup | Why::Stopping => self.elsewhere(learned),
             Why::OutcomeUnknown => {
-                self.maybe_applied = true;
+                self.maybe_applied |= !mutant!(UnknownAsNeverApplied);
                 self.elsewhere(learned)
             }
             Why::Overloaded => self.ease(),
@@ -333,7 +337,7 @@ impl Request {
 
     /// A definite refusal is only definite if nothing was applied by an earlier attempt.
     fn give_up<T>(&mut self, failure: Failure) -> Verdict<T> {
-        if self.kind == Kind::Write && self.maybe_applied {
+        if self.kind == Kind::Write && self.maybe_applied && !mutant!(GivenUpThoughPerhapsApplied) {
             self.pause()
         } else {
             Verdict::Done(Err(failure))

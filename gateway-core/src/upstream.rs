@@ -17,6 +17,7 @@ use keyspace::{KeyRange, RevisionEvents};
 use crate::attempt::{Attempted, Why};
 use crate::failure::Failure;
 use crate::leader_tracker::NodeId;
+use crate::mutant::mutant;
 use crate::request::Reach;
 
 /// A replica that may send and does not say how far it has come for this long is left.
@@ -289,10 +290,13 @@ impl Upstream {
     fn poll_open<R: Reach>(&mut self, leader: Option<NodeId>, reach: &R) -> UpstreamStep<R::Link> {
         let at_leader = leader.and_then(|node| Some((node, reach.to(node)?)));
         let elsewhere = || if self.was_opened() { reach.nearest() } else { None };
+        let at_leader = if mutant!(FeedBeginsAnywhere) { reach.nearest() } else { at_leader };
         let Some((node, link)) = at_leader.or_else(elsewhere) else { return UpstreamStep::AwaitNews };
         self.state = State::Attached(Attached { node, sync: Sync::Idle });
         let (start, linearizable) = match self.position {
-            Position::Unopened { start } => (start, true),
+            Position::Unopened { start } => (start, !mutant!(FeedBeginsAnywhere)),
+            Position::At(position) if mutant!(FeedSkipsOnMove) => (position + 1, false),
+            Position::At(position) if mutant!(FeedRepeatsOnMove) => (position - 1, false),
             Position::At(position) => (position, false),
         };
         UpstreamStep::Open(Open {
@@ -342,7 +346,7 @@ impl Upstream {
                     return self.leave(now, "events of a watch that is not open", random);
                 };
                 self.credit = self.credit.saturating_sub_unsigned(bytes);
-                revisions.retain(|events| events.revision.0 >= position);
+                revisions.retain(|events| events.revision.0 >= position || mutant!(FeedRepeatsOnMove));
                 let position = position.max(upto.saturating_add(1));
                 self.position = Position::At(position);
                 Heard::Item(FeedItem::Events { revisions, upto: position - 1, revision, term, bytes })
@@ -356,6 +360,7 @@ impl Upstream {
             }
             Attempted::Answer(Frame::Canceled) => self.leave(now, "canceled", random),
             Attempted::Refused(_) | Attempted::Denied(_) => self.leave(now, "refused", random),
+            Attempted::Lost if mutant!(FeedStaysWhenLost) => Heard::Nothing,
             Attempted::Lost => self.leave(now, "link lost", random),
             Attempted::Unsent(_) => self.leave(now, "not sent", random),
             Attempted::Protocol(text) => self.leave(now, text, random),

@@ -68,7 +68,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("shard-map", &[]),
-    ("sim", &["api", "consensus-core", "group-core", "journal", "keyspace", "shard-map"]),
+    ("sim", &["api", "consensus-core", "gateway-core", "group-core", "journal", "keyspace", "shard-map"]),
     ("test-dns", &[]),
     ("test-kubernetes", &["tls"]),
     ("tls", &[]),

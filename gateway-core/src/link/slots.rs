@@ -1,5 +1,7 @@
 //! Who waits for which request on a connection: a table with ids that are never given twice.
 
+use crate::mutant::mutant;
+
 /// A table of `T` under ids. An id holds the place in the table and how often that place was used, so a late answer to
 /// an id that is free again finds nobody.
 #[derive(Debug)]
@@ -33,7 +35,7 @@ impl<T> Slots<T> {
             }
         };
         let slot = &mut self.slots[index as usize];
-        slot.uses = slot.uses.wrapping_add(1).max(1);
+        slot.uses = if mutant!(LateAnswerTaken) { 1 } else { slot.uses.wrapping_add(1).max(1) };
         slot.content = Some(content);
         u64::from(slot.uses) << 32 | u64::from(index)
     }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use super::log::FeedLog;
 use crate::failure::Failure;
+use crate::mutant::mutant;
 use crate::upstream::FeedItem;
 
 /// Bytes of events kept for watchers of a range that are a little behind.
@@ -262,6 +263,7 @@ impl<S: Clone> FeedState<S> {
         self.sync_sent = sync.unwrap_or(self.sync_sent);
         let credit =
             if self.credit_due < self.pace.credit_step() { 0 } else { std::mem::take(&mut self.credit_due) };
+        let credit = if mutant!(CreditTwice) { credit * 2 } else { credit };
         Due { close: self.is_closed || has_ended, sync, credit }
     }
 

@@ -18,6 +18,7 @@ use super::feed_state::FeedEnd;
 use super::log::Entry;
 use super::{Feed, Feeds};
 use crate::failure::Failure;
+use crate::mutant::mutant;
 
 pub use headers::{Frame, Stamp};
 
@@ -627,6 +628,12 @@ impl<F: Feeds> Watchers<F> {
             return step;
         }
         match feed.end() {
+            Some(FeedEnd::Compacted { compact_revision }) if mutant!(CompactionSkipped) => {
+                let next = *compact_revision;
+                drop(feed);
+                watcher.state = State::Live { next };
+                return Step::Again;
+            }
             Some(FeedEnd::Compacted { compact_revision }) => {
                 return Step::End(compacted(watcher.id, *compact_revision, feed.term()));
             }

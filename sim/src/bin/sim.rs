@@ -151,10 +151,18 @@ fn run_suite(flags: &Flags, options: RunOptions) -> bool {
         took.as_secs_f64(),
         took.as_secs_f64() * 1000.0 * flags.threads as f64 / report.runs.max(1) as f64
     );
+    let vital = Mark::VITAL.map(|(mark, what)| format!("{} {what}", report.coverage.count(mark)));
+    println!("{}", vital.join(", "));
     if flags.coverage {
         for mark in Mark::ALL {
             println!("{:>12}  {}", report.coverage.count(*mark), mark.name());
         }
+    }
+    let unseen = Mark::VITAL.into_iter().filter(|(mark, _)| report.coverage.count(*mark) == 0);
+    let unseen: Vec<&str> = unseen.map(|(_, what)| what).collect();
+    if report.runs >= Mark::VITAL_SEEDS && !unseen.is_empty() {
+        println!("not one of these in {} seeds: {}", report.runs, unseen.join(", "));
+        return false;
     }
     let missing: Vec<&str> = report.coverage.missing().map(Mark::name).collect();
     if flags.require_coverage && !missing.is_empty() {

@@ -45,6 +45,46 @@ marks! {
     WatchMoved,
     /// A watch ended, as what it was to show next was compacted.
     WatchCompacted,
+    /// A gateway's process was killed.
+    GatewayKilled,
+    /// A gateway reached a node.
+    GatewayLinked,
+    /// A gateway dialled a node over another.
+    DetourDialled,
+    /// A gateway reached a node over another.
+    DetourUsed,
+    /// A gateway gave a node up that said nothing.
+    NodeSilent,
+    /// A gateway took back what it had asked of a leader that fell silent, since there was another.
+    CallsTakenBack,
+    /// A gateway had a session opened.
+    SessionOpened,
+    /// A write of a gateway was answered though it had taken effect before it was sent: from its session.
+    AnsweredFromSession,
+    /// A write took another number, since its session was gone.
+    NumberChanged,
+    /// A request was refused, since too many waited for a leader.
+    TooManyWait,
+    /// A request through a gateway took too long.
+    CallTimedOut,
+    /// A client of a gateway read at the leader.
+    ReadByGateway,
+    /// A client of a gateway read at the nearest replica.
+    ReadAtNearest,
+    /// A gateway took in a newer shard map.
+    MapChanged,
+    /// A gateway's feed went on at another replica.
+    FeedMoved,
+    /// A client's stream was shown events.
+    ListenerTold,
+    /// A client went on with its watches at another gateway.
+    ListenerMoved,
+    /// A watch ended, as what it was to show next was compacted.
+    ListenerCompacted,
+    /// A client asked how far it had been told everything, and was answered.
+    ProgressAnswered,
+    /// A watch was told so unasked.
+    ProgressNotified,
     /// A lease was renewed.
     LeaseKept,
     /// A leader had leases removed that had come to their end.
@@ -147,6 +187,24 @@ marks! {
     PowerCutDuringSync,
     /// A journal segment was used again.
     SegmentRecycled,
+}
+
+impl Mark {
+    /// What a suite is for, in words. So many seeds as [`Mark::VITAL_SEEDS`] show all of it, or something has become rare that
+    /// must not.
+    pub const VITAL: [(Mark, &'static str); 8] = [
+        (Mark::Election, "elections"),
+        (Mark::WatchMoved, "moves of watches between nodes"),
+        (Mark::FeedMoved, "moves of gateways' feeds"),
+        (Mark::ListenerMoved, "moves of watches between gateways"),
+        (Mark::AnsweredFromSession, "retried writes answered from a session"),
+        (Mark::SnapshotInstalled, "snapshots installed"),
+        (Mark::LeaseExpired, "leases expired"),
+        (Mark::DiskFull, "disks filled"),
+    ];
+
+    /// See [`Mark::VITAL`].
+    pub const VITAL_SEEDS: u64 = 300;
 }
 
 /// How often each [`Mark`] occurred.

@@ -3,16 +3,21 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::gaios::link::v1::response::Kind;
 use bytes::BytesMut;
 use consensus_core::{Lead, LivenessMessage, Message, Mono, NodeId, Slot};
+use gateway_core::Failure;
 use group_core::ToPeer;
+use keyspace::SessionId;
 
 use super::clients::{Answer, Timer};
 use super::clock::Time;
+use super::connections::Connections;
 use super::coverage::{Coverage, Mark};
+use super::gateway::{GatewayEvent, Granted, Told};
+use super::maps::Maps;
 use super::net::Net;
 use super::node::NodeEvent;
 use super::profile::Profile;
@@ -41,6 +46,27 @@ pub(crate) enum Event {
     Watcher { watcher: usize, attempt: u32 },
     /// A watcher is told something.
     WatchTold { watcher: usize, attempt: u32, kind: Box<Kind> },
+    /// A gateway's process starts.
+    GatewayStart { gateway: usize },
+    /// To the process of a gateway, in this life.
+    Gateway { gateway: usize, life: u64, event: Box<GatewayEvent> },
+    /// A client speaks to whatever process is there.
+    ToGateway { gateway: usize, event: Box<GatewayEvent> },
+    /// A client of gateways does the next thing.
+    Caller { caller: usize },
+    /// It is answered; or its gateway is gone. `numbers`: what a write was sent under.
+    CallAnswered {
+        caller: usize,
+        operation: u64,
+        result: Option<Result<Granted, Failure>>,
+        numbers: Vec<(SessionId, u64)>,
+    },
+    /// A listener opens its stream, or looks after it.
+    Listener { listener: usize, connection: u64 },
+    /// Its stream is told something.
+    StreamTold { stream: usize, connection: u64, told: Told },
+    /// Trouble with a gateway.
+    GatewayFault,
     /// Trouble.
     Fault,
     /// The end of a partition.
@@ -150,6 +176,12 @@ pub(crate) struct Env {
     pub(crate) rng: Rng,
     pub(crate) profile: Profile,
     pub(crate) net: Net,
+    pub(crate) connections: Connections,
+    pub(crate) maps: Maps,
+    /// Nodes whose process runs, as bits.
+    pub(crate) running: u32,
+    /// The beginning of time for those who count it otherwise.
+    pub(crate) origin: Instant,
     pub(crate) truths: Vec<GroupTruth>,
     pub(crate) coverage: Coverage,
     pub(crate) trace: Trace,
@@ -183,6 +215,11 @@ impl Env {
             events: 0,
             rng,
             net: Net::new(profile.quality),
+            connections: Connections::default(),
+            maps: Maps::new(profile.nodes, &profile.groups),
+            running: 0,
+            // Only differences count.
+            origin: Instant::now(),
             acknowledged: truths.iter().map(|_| Acknowledged::default()).collect(),
             profile,
             truths,
@@ -199,6 +236,11 @@ impl Env {
             sent: BTreeMap::new(),
             adopted: BTreeSet::new(),
         }
+    }
+
+    /// True time, as gateways count it.
+    pub(crate) fn instant(&self) -> Instant {
+        self.origin + Duration::from_nanos(self.now)
     }
 
     pub(crate) fn at(&mut self, at: Time, event: Event) {

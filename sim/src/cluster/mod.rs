@@ -4,8 +4,12 @@
 //!
 //! ```text
 //! world      one heap of events in true time; faults; the end: everything heals, and must then work
-//!   clients    ask, ask again elsewhere, and remember what they saw
+//!   clients    ask nodes, ask again elsewhere, and remember what they saw
 //!   watchers   follow a range from node to node
+//!   callers    ask gateways, and go on at another one
+//!   listeners  watch through gateways, and go on where they were
+//!   gateway    routes, sessions, retries, links, feeds, watchers                          (the real `gateway_core`)
+//!   connections  between gateways and nodes: in order while they last
 //!   net        loss, duplication, reordering, partitions
 //!   node       disk and clock; the process: superblock, journal, snapshot files, liveness       (the real ones)
 //!     task       a group: engine, state machine, sessions, leases, snapshots            (the real `group_core::Replica`)
@@ -36,18 +40,25 @@
 //! | recovery | a node can start from what a crash leaves |
 //! | codec | what is decoded is what was encoded |
 //! | timers | no timer is due again at once |
-//! | reads | what is read is what was there at the revision that the answer says |
+//! | reads | what is read is what was there at the revision that the answer says, and not before what was there already |
+//! | maps | a gateway follows the newest shard map that it has seen, and no older one |
+//! | links | a gateway's links are what its dialler says they are |
 //! | watch | a watcher is shown every change once, whole, in order, with what was there before, and nothing from the future |
 //! | leases | no lease ends before the time that its owner was told; in the end all do |
 //! | linearizable | what clients saw has an explanation, by the checker that knows nothing of slots |
 //!
 //! To these come the engine's own `check_invariants`, called after every step, and every assertion on the way.
 
+mod callers;
 mod clients;
 mod clock;
 mod commands;
+mod connections;
 mod coverage;
 mod env;
+mod gateway;
+mod listeners;
+mod maps;
 #[cfg(feature = "mutants")]
 mod mutant;
 mod net;

@@ -5,6 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::gaios::link::v1 as wire;
+use api::gaios::link::v1::refused::Why;
+use api::gaios::link::v1::response::Kind;
 use bytes::{Bytes, BytesMut};
 use consensus_core::{
     Config, Durable, GroupId, Liveness, LivenessEvent, LivenessMessage, LivenessOutput, Message, Mono,
@@ -12,7 +15,7 @@ use consensus_core::{
 };
 use group_core::{
     Broken, Event as GroupEvent, LogPositions, Progress, Replica, Settings, Start, ToPeer, decode_meta,
-    encode_meta,
+    encode_meta, refusal,
 };
 use journal::sim::CrashChoice;
 use journal::{
@@ -23,6 +26,7 @@ use keyspace::{Keyspace, Limits, Restore, RestoreError};
 
 use super::clients::Request;
 use super::clock::{Clock, MICRO, MILLI, SECOND, Time};
+use super::connections::link_of;
 use super::coverage::Mark;
 use super::env::{After, Env, Event, trace};
 use super::rng::digest;
@@ -58,6 +62,20 @@ pub(crate) enum NodeEvent {
         message: LivenessMessage,
     },
     Request(Request),
+    /// A gateway dials.
+    Dialled(u64),
+    /// A gateway's requests.
+    GatewayFrame {
+        connection: u64,
+        frame: wire::GatewayFrame,
+    },
+    /// A gateway's connection is closed.
+    GatewayGone(u64),
+    /// It hears of a group's shard map.
+    Map {
+        group: usize,
+        map: usize,
+    },
     /// Of a watcher.
     Watch {
         watcher: usize,
@@ -249,6 +267,8 @@ impl Node {
             return;
         }
         trace!(env, "n{} stops, power {power}", self.index + 1);
+        env.running &= !(1 << self.index);
+        env.node_ended(self.index, power);
         self.disk.fail_syncs(0);
         self.disk.fail_writes(0);
         if power {
@@ -372,6 +392,7 @@ impl Node {
         match self.recover(env, superblock) {
             Ok(process) => {
                 self.process = Some(Box::new(process));
+                env.running |= 1 << self.index;
                 for peer in 0..env.profile.nodes {
                     env.after.push(After::Support { holder: peer, grantor: self.index });
                 }
@@ -783,6 +804,24 @@ impl Process {
                 self.input(node, env, group, Input::Watch { watcher, attempt, call });
             }
             NodeEvent::Request(request) => self.input(node, env, request.group, Input::Request(request)),
+            NodeEvent::Dialled(connection) => env.welcome(connection, self.life),
+            NodeEvent::GatewayFrame { connection, frame } => {
+                for batch in frame.groups {
+                    self.gateway_requests(node, env, connection, batch);
+                }
+            }
+            NodeEvent::GatewayGone(connection) => {
+                for group in 0..self.tasks.len() {
+                    self.event(node, env, group, GroupEvent::LinkClosed(link_of(connection)));
+                }
+            }
+            NodeEvent::Map { group, map } => {
+                if let Some(shard_map) = env.maps.learn(node.index, group, map) {
+                    let kind = Some(Kind::ShardMap(wire::ShardMapUpdate { shard_map }));
+                    let response = wire::Response { id: group as u64, term: 0, kind };
+                    env.send_to_gateways_of(node.index, &response);
+                }
+            }
             NodeEvent::Disconnected(peer) => {
                 self.with_liveness(node, env, |liveness, _| liveness.disconnected(id(peer)));
             }
@@ -862,6 +901,24 @@ impl Process {
             }
             NodeEvent::CutAtFlush => self.cut_at_flush = true,
             NodeEvent::StallDisk(time) => self.stall_disk = time,
+        }
+    }
+
+    /// Requests of a gateway for one group.
+    fn gateway_requests(
+        &mut self,
+        node: &mut Node,
+        env: &mut Env,
+        connection: u64,
+        batch: wire::GroupRequests,
+    ) {
+        let link = link_of(connection);
+        let group = batch.group as usize;
+        if self.tasks.get(group).is_some_and(Option::is_some) {
+            self.input(node, env, group, Input::Gateway { link, requests: batch.requests });
+        } else {
+            let refuse = |request: wire::Request| refusal(request.id, 0, Why::NoGroup, None);
+            env.send_to_gateway(connection, batch.requests.into_iter().map(refuse).collect());
         }
     }
 

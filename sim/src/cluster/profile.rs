@@ -103,6 +103,11 @@ pub(crate) struct Profile {
     pub(crate) queue_bytes: usize,
     /// How often a group lets inputs gather before it takes them up together.
     pub(crate) gather_ppm: u64,
+    pub(crate) gateways: usize,
+    /// Clients of gateways, what they ask for in all, and those that watch.
+    pub(crate) callers: u32,
+    pub(crate) calls: u64,
+    pub(crate) listeners: u64,
     /// Nodes whose disk may lose what was synced, as bits: so few that every quorum's overlap survives.
     pub(crate) damageable: u32,
 }
@@ -167,6 +172,10 @@ impl Profile {
             inflight_slots: rng.pick(&[1, 4, 64]),
             queue_bytes: rng.pick(&[600, 16 << 20]),
             gather_ppm: rng.pick(&[0, 50_000, 300_000]),
+            gateways: rng.pick(&[1, 2, 2, 3]),
+            callers: rng.range(2, 10) as u32,
+            calls: rng.range(200, 1_000),
+            listeners: rng.below(5),
             damageable,
         };
         if nodes == 3 && rng.chance(30_000) {
@@ -184,6 +193,7 @@ impl Profile {
         self.sync_latency = 25 * MILLI;
         self.clients = 16;
         self.operations = 400;
+        (self.callers, self.calls, self.listeners) = (2, 50, 1);
         self.read_ppm = 0;
         self.padding = 250_000;
         self.inflight_slots = 64;
@@ -256,11 +266,15 @@ impl fmt::Display for Profile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "  {} nodes, {} groups, {} clients, {} operations",
+            "  {} nodes, {} groups, {} clients, {} operations; {} gateways, {} callers, {} calls, {} listeners",
             self.nodes,
             self.groups.len(),
             self.clients,
-            self.operations
+            self.operations,
+            self.gateways,
+            self.callers,
+            self.calls,
+            self.listeners
         )?;
         for (index, config) in self.groups.iter().enumerate() {
             writeln!(f, "    group {index}: voters {} q1 {} q2 {}", config.voters, config.q1, config.q2)?;

@@ -18,6 +18,7 @@ use keyspace::{Error, KeyRange, LeaseId, Outcome, RangeReply, Reply, SessionId};
 use super::clients::{Action, Answer, Request};
 use super::clock::{MICRO, MILLI, Time};
 use super::commands::{Written, lease_of, other_keys, query, register, value_of};
+use super::connections::connection_of;
 use super::coverage::Mark;
 use super::env::{After, Env, is_due, trace};
 use super::node::{Node, NodeEvent, Process};
@@ -32,6 +33,11 @@ const OPERATOR: LinkId = LinkId(u64::MAX);
 pub(crate) enum Input {
     Event(Event),
     Request(Request),
+    /// A gateway's batch.
+    Gateway {
+        link: LinkId,
+        requests: Vec<wire::Request>,
+    },
     /// A watcher's attempt, which has a link of its own.
     Watch {
         watcher: usize,
@@ -70,6 +76,8 @@ pub(crate) struct Task {
     /// Requests of clients that are not answered, by the numbers they have here.
     asked: BTreeMap<u64, Asked>,
     last_request: u64,
+    /// Reads and keep-alives of gateways that are not answered.
+    asked_by_gateways: BTreeMap<(LinkId, u64), AskedByGateway>,
     /// What the last turn showed.
     promised: Lead,
 }
@@ -81,6 +89,15 @@ struct Asked {
     committed: i64,
     at: Time,
     /// The leadership whose lease covered it.
+    leased: Option<Lead>,
+}
+
+/// The same of a gateway: whether it reads at the leader.
+#[derive(Clone, Copy, Debug)]
+struct AskedByGateway {
+    at_leader: bool,
+    committed: i64,
+    at: Time,
     leased: Option<Lead>,
 }
 
@@ -171,6 +188,7 @@ impl Task {
             sending: BTreeMap::new(),
             asked: BTreeMap::new(),
             last_request: 0,
+            asked_by_gateways: BTreeMap::new(),
         }
     }
 
@@ -204,8 +222,11 @@ impl Task {
 
     /// Everything that has come in, then what follows from it.
     pub(crate) fn turn(&mut self, process: &mut Process, node: &mut Node, env: &mut Env) {
+        let mut stalled_at = None;
         match std::mem::replace(&mut self.stall, Stall::None) {
             Stall::BeforeStep { moment, input } => {
+                // What it sets a timer for counts from there.
+                stalled_at = Some(moment.now);
                 self.take_up(process, node, env, moment, input);
             }
             Stall::BeforeSend => {
@@ -227,7 +248,7 @@ impl Task {
             }
             self.take_up(process, node, env, moment, input);
         }
-        self.begun = node.now(env);
+        self.begun = stalled_at.unwrap_or(node.now(env));
         if self.go_on(process, node, env) {
             self.check(process, node, env);
             self.set_timer(process, node, env);
@@ -290,6 +311,10 @@ impl Task {
         let event = match input {
             Input::Event(event) => event,
             Input::Request(request) => self.ask(process, env, moment, request),
+            Input::Gateway { link, requests } => {
+                self.note_asked(process, moment, link, &requests);
+                Event::Requests { link, requests }
+            }
             Input::Watch { watcher, attempt, call } => watch_event(watch_link(watcher, attempt), call),
             Input::SnapshotSent { to, number } => {
                 if self.sending.get(&to) != Some(&number) {
@@ -389,6 +414,11 @@ impl Task {
             env.tell_peer(node.index, group, to, what);
         }
         for answer in out.answers.drain(..) {
+            if let Some(connection) = connection_of(answer.link) {
+                self.check_answers(node, env, answer.link, &answer.responses);
+                env.send_to_gateway(connection, answer.responses);
+                continue;
+            }
             for response in answer.responses {
                 match (watcher_of(answer.link), response.kind) {
                     (Some((watcher, attempt)), Some(kind)) => env.tell_watcher(watcher, attempt, kind),
@@ -406,6 +436,61 @@ impl Task {
             self.on_notice(process, node, env, &notice);
         }
         self.out = out;
+    }
+
+    /// What a gateway asks for, to be compared with how it is answered.
+    fn note_asked(&mut self, process: &Process, moment: Moment, link: LinkId, requests: &[wire::Request]) {
+        let engine = self.replica.engine();
+        let leased = engine.lease_read(moment.now, &process.liveness).map(|_| engine.status().lead);
+        let Moment { at, committed, .. } = moment;
+        for request in requests {
+            let at_leader = match &request.kind {
+                Some(RequestKind::Read(read)) => !read.serializable,
+                Some(RequestKind::KeepAlive(_)) => true,
+                Some(
+                    RequestKind::Write(_)
+                    | RequestKind::OpenSession(_)
+                    | RequestKind::Status(_)
+                    | RequestKind::WatchOpen(_)
+                    | RequestKind::WatchCredit(_)
+                    | RequestKind::WatchSync(_)
+                    | RequestKind::WatchClose(_)
+                    | RequestKind::LeaderControl(_)
+                    | RequestKind::NodeStatus(_)
+                    | RequestKind::Gateways(_),
+                )
+                | None => continue,
+            };
+            let asked = AskedByGateway { at_leader, committed, at, leased };
+            self.asked_by_gateways.insert((link, request.id), asked);
+        }
+    }
+
+    /// How a gateway is answered.
+    fn check_answers(&mut self, node: &Node, env: &mut Env, link: LinkId, responses: &[wire::Response]) {
+        for response in responses {
+            let Some(asked) = self.asked_by_gateways.remove(&(link, response.id)) else { continue };
+            let AskedByGateway { at_leader, committed, at, leased } = asked;
+            if let Some(Kind::KeptAlive(kept)) = &response.kind {
+                for lease in kept.leases.iter().filter(|lease| lease.ttl > 0) {
+                    env.truths[self.group].promise(at, LeaseId(lease.id), lease.ttl);
+                }
+            }
+            if let Some(Kind::Reply(outcome)) = &response.kind
+                && at_leader
+            {
+                if let Ok(Ok(reply)) = keyspace::decode_outcome(outcome.clone())
+                    && reply.revision().0 < committed
+                {
+                    let (who, revision) = (node.index + 1, reply.revision());
+                    let detail = format!("node {who}: reads at {revision:?}, {committed} was committed");
+                    env.fail("I12", detail);
+                }
+                if let Some(lead) = leased {
+                    env.after.push(After::LeaseRead { group: self.group, node: node.index, lead });
+                }
+            }
+        }
     }
 
     fn answer(&mut self, node: &Node, env: &mut Env, response: wire::Response) {

@@ -30,6 +30,17 @@ pub(crate) fn fail<T>(invariant: &str, detail: String) -> Result<T, Violation> {
     Err(Violation { invariant: invariant.to_owned(), detail })
 }
 
+/// What a client was told of a write.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Fate {
+    /// What the state machine said.
+    Outcome(Outcome),
+    /// It has no effect and never will.
+    Never,
+    /// Nobody knows.
+    Unknown,
+}
+
 /// A record without its payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fact {
@@ -96,6 +107,8 @@ pub(crate) struct GroupTruth {
     events: Vec<RevisionEvents>,
     /// Until when a lease lives at least, by what its owner was told.
     promises: BTreeMap<LeaseId, Time>,
+    /// Writes that went through gateways and are over: the numbers that each was sent under, and what its client was told.
+    ended: Vec<(Vec<(SessionId, u64)>, Fate)>,
     rejected: BTreeSet<(u32, u32, u32)>,
     in_log: BTreeSet<(u32, u32, u32)>,
 }
@@ -168,6 +181,7 @@ impl GroupTruth {
             outcomes: BTreeMap::new(),
             events: Vec::new(),
             promises: BTreeMap::new(),
+            ended: Vec::new(),
             rejected: BTreeSet::new(),
             in_log: BTreeSet::new(),
         }
@@ -605,6 +619,43 @@ impl GroupTruth {
                 "I16",
                 format!("group {group}: {session:?} {seq} is answered {outcome:?}, was {known:?}"),
             ),
+        }
+    }
+
+    /// What a command of a session was answered when it took effect, if it has.
+    pub(crate) fn effect_of(&self, session: SessionId, seq: u64) -> Option<&Outcome> {
+        self.outcomes.get(&(session, seq))
+    }
+
+    /// A write that went through a gateway under these numbers is over.
+    pub(crate) fn write_ended(&mut self, numbers: &[(SessionId, u64)], fate: Fate) -> Check {
+        self.check_ended(numbers, &fate)?;
+        if let Fate::Outcome(outcome) = &fate
+            && !numbers.iter().any(|(session, seq)| self.effect_of(*session, *seq) == Some(outcome))
+        {
+            return fail("I16", format!("group {}: {numbers:?} are answered {outcome:?}", self.group));
+        }
+        self.ended.push((numbers.to_vec(), fate));
+        Ok(())
+    }
+
+    /// Whatever came of those that were over since.
+    pub(crate) fn check_all_ended(&self) -> Check {
+        self.ended.iter().try_for_each(|(numbers, fate)| self.check_ended(numbers, fate))
+    }
+
+    fn check_ended(&self, numbers: &[(SessionId, u64)], fate: &Fate) -> Check {
+        let effects = numbers.iter().filter(|(session, seq)| self.effect_of(*session, *seq).is_some());
+        match (effects.count(), fate) {
+            (0, _) | (1, Fate::Outcome(_) | Fate::Unknown) => Ok(()),
+            (1, Fate::Never) => {
+                let group = self.group;
+                fail(
+                    "rejected means never",
+                    format!("group {group}: {numbers:?} took effect, and was refused"),
+                )
+            }
+            (count, _) => fail("I16", format!("group {}: {numbers:?} took effect {count} times", self.group)),
         }
     }
 

@@ -200,7 +200,7 @@ impl Watcher {
         let prev_kvs_kept = truth.compacted() == 0;
         if told.upto < self.next
             || told.upto > truth.revision()
-            || !self.is_as(&revisions, &due, prev_kvs_kept)
+            || !is_as(&revisions, &due, self.prev_kv, prev_kvs_kept)
         {
             let (next, upto) = (self.next, told.upto);
             env.fail("watch", format!("from {next} up to {upto} it is shown {revisions:?}, due is {due:?}"));
@@ -217,18 +217,23 @@ impl Watcher {
             env.after(300_000 + delay, Event::Node { node: open.node, life: None, event });
         }
     }
+}
 
-    fn is_as(&self, told: &[RevisionEvents], due: &[RevisionEvents], prev_kvs_kept: bool) -> bool {
-        let same = |(told, due): (&RevisionEvents, &RevisionEvents)| {
-            told.revision == due.revision
-                && told.events.len() == due.events.len()
-                && told.events.iter().zip(due.events.iter()).all(|(told, due)| {
-                    let prev_kv = if self.prev_kv { &due.prev_kv } else { &None };
-                    // What was there before may be compacted.
-                    let gone = !prev_kvs_kept && told.prev_kv.is_none();
-                    (told.kind, &told.kv) == (due.kind, &due.kv) && (told.prev_kv == *prev_kv || gone)
-                })
-        };
-        told.len() == due.len() && told.iter().zip(due).all(same)
-    }
+/// Whether what was told is what was due. `prev_kv`: with what was there before, unless that may be compacted.
+pub(crate) fn is_as(
+    told: &[RevisionEvents],
+    due: &[RevisionEvents],
+    prev_kv: bool,
+    prev_kvs_kept: bool,
+) -> bool {
+    let same = |(told, due): (&RevisionEvents, &RevisionEvents)| {
+        told.revision == due.revision
+            && told.events.len() == due.events.len()
+            && told.events.iter().zip(due.events.iter()).all(|(told, due)| {
+                let before = if prev_kv { &due.prev_kv } else { &None };
+                let gone = !prev_kvs_kept && told.prev_kv.is_none();
+                (told.kind, &told.kv) == (due.kind, &due.kv) && (told.prev_kv == *before || gone)
+            })
+    };
+    told.len() == due.len() && told.iter().zip(due).all(same)
 }

@@ -2,10 +2,13 @@
 
 use consensus_core::{NodeId, Role, Slot};
 
+use super::callers::Callers;
 use super::clients::Clients;
 use super::clock::{MILLI, SECOND, Time};
 use super::coverage::{Coverage, Mark};
 use super::env::{After, Env, Event, TraceMode, trace};
+use super::gateway::Gateways;
+use super::listeners::Listeners;
 use super::net::{Links, NODES_MAX};
 use super::node::{Node, NodeEvent};
 use super::profile::{Fault, Profile};
@@ -87,6 +90,9 @@ pub(crate) struct World {
     nodes: Vec<Node>,
     clients: Clients,
     watchers: Watchers,
+    gateways: Gateways,
+    callers: Callers,
+    listeners: Listeners,
     deadline: Time,
     done: bool,
 }
@@ -100,6 +106,7 @@ impl World {
         #[cfg(feature = "mutants")]
         {
             env.mutant = options.mutant;
+            gateway_core::break_rule(super::Mutant::of_gateway(options.mutant));
         }
         let nodes: Vec<Node> = (0..env.profile.nodes).map(|index| Node::new(&mut env, index)).collect();
         for node in 0..nodes.len() {
@@ -110,12 +117,26 @@ impl World {
         let first_fault = env.rng.pick(&[0, SECOND, SECOND, SECOND]);
         let clients = Clients::new(&mut env);
         let watchers = Watchers::new(&mut env);
+        let gateways = Gateways::new(&mut env);
+        let callers = Callers::new(&mut env);
+        let listeners = Listeners::new(&mut env);
         let heal_at = env.profile.heal_at;
         env.at(heal_at, Event::Heal);
         if !env.profile.faults.is_empty() {
             env.at(first_fault, Event::Fault);
+            env.at(SECOND, Event::GatewayFault);
         }
-        World { env, nodes, clients, watchers, deadline: Time::MAX, done: false }
+        World {
+            env,
+            nodes,
+            clients,
+            watchers,
+            gateways,
+            callers,
+            listeners,
+            deadline: Time::MAX,
+            done: false,
+        }
     }
 
     fn run(&mut self) {
@@ -135,7 +156,7 @@ impl World {
             hash: env.trace.hash,
             coverage: env.coverage.clone(),
             events: env.events,
-            answered: self.clients.answered,
+            answered: self.clients.answered + self.callers.answered,
             violation: env.violation.clone(),
             profile: env.profile.to_string(),
             trace: env.trace.lines.drain(..).collect(),
@@ -166,6 +187,24 @@ impl World {
             Event::Watcher { watcher, attempt } => self.watchers.on_timer(env, watcher, attempt),
             Event::WatchTold { watcher, attempt, kind } => {
                 self.watchers.on_told(env, watcher, attempt, *kind);
+            }
+            Event::GatewayStart { gateway } => self.gateways.start(env, gateway),
+            Event::Gateway { gateway, life, event } => self.gateways.handle(env, gateway, life, *event),
+            Event::ToGateway { gateway, event } => self.gateways.handle_client(env, gateway, *event),
+            Event::Caller { caller } => self.callers.on_timer(env, caller),
+            Event::CallAnswered { caller, operation, result, numbers } => {
+                self.callers.on_answer(env, caller, operation, result, numbers);
+            }
+            Event::Listener { listener, connection } => self.listeners.on_timer(env, listener, connection),
+            Event::StreamTold { stream, connection, told } => {
+                self.listeners.on_told(env, stream, connection, told);
+            }
+            Event::GatewayFault => {
+                if !env.healed {
+                    let delay = env.rng.around(env.profile.fault_every * 2);
+                    env.after(delay, Event::GatewayFault);
+                    self.trouble_gateway();
+                }
             }
             Event::Fault => {
                 if !env.healed {
@@ -430,6 +469,40 @@ impl World {
         }
     }
 
+    /// Something happens to a gateway, its links, or what it is told of the shards.
+    fn trouble_gateway(&mut self) {
+        let env = &mut self.env;
+        let gateway = env.rng.index(env.profile.gateways);
+        let node = env.rng.index(self.nodes.len());
+        match env.rng.below(8) {
+            0 => {
+                self.gateways.stop(env, gateway);
+                let down = env.rng.around(400 * MILLI);
+                env.after(down, Event::GatewayStart { gateway });
+            }
+            1..=2 => {
+                if let Some(connection) = env.some_connection() {
+                    env.break_connection(connection);
+                }
+            }
+            // Slow, or as good as gone.
+            3..=5 => {
+                let time = env.rng.pick(&[100 * MILLI, 700 * MILLI, 3 * SECOND]);
+                let until = env.now + env.rng.around(time);
+                env.cut_gateway(gateway, node, until);
+            }
+            _ => {
+                let group = env.rng.index(env.profile.groups.len());
+                let Some(map) = env.maps.change(group, &mut env.rng) else { return };
+                for node in 0..self.nodes.len() {
+                    let delay = env.rng.around(300 * MILLI);
+                    let event = Box::new(NodeEvent::Map { group, map });
+                    env.after(delay, Event::Node { node, life: None, event });
+                }
+            }
+        }
+    }
+
     fn tell(&mut self, node: usize, event: NodeEvent) {
         self.env.after(0, Event::Node { node, life: None, event: Box::new(event) });
     }
@@ -504,7 +577,12 @@ impl World {
         let patience =
             (env.support_max() + env.profile.timing.election).as_nanos() as Time * Time::from(PATIENCE);
         self.deadline = env.now + PAUSE_MAX + patience;
+        env.heal_gateways();
+        for gateway in 0..env.profile.gateways {
+            env.after(MILLI, Event::GatewayStart { gateway });
+        }
         self.clients.probe(env);
+        self.callers.probe(env);
         env.after(50 * MILLI, Event::Settled);
     }
 
@@ -577,7 +655,10 @@ impl World {
         if let Some(behind) = self.watchers.behind(&self.env, group) {
             return Some(behind);
         }
-        let mut unprobed = self.clients.unprobed();
+        if let Some(behind) = self.listeners.behind(&self.env, group) {
+            return Some(behind);
+        }
+        let mut unprobed = self.clients.unprobed().chain(self.callers.unprobed());
         unprobed
             .any(|unprobed| unprobed == group)
             .then(|| "a write and a read have not been answered".to_owned())
@@ -621,10 +702,15 @@ impl World {
     /// The second opinion: what clients saw, without slots, is linearizable.
     fn judge(&mut self) {
         self.clients.finish(&mut self.env);
+        self.callers.finish();
+        for group in 0..self.env.truths.len() {
+            let check = self.env.truths[group].check_all_ended();
+            self.env.note(check);
+        }
         if !self.env.seed.is_multiple_of(JUDGED_SEEDS) {
             return;
         }
-        for (group, history) in &self.clients.histories {
+        for (group, history) in self.clients.histories.iter().chain(&self.callers.histories) {
             let budget = Budget { steps: 200_000, configurations: 20_000 };
             if let Outcome::Violation { witness } = wgl::check(&Registers, history, budget) {
                 let blocked = &history[witness.blocked];

@@ -1,0 +1,380 @@
+//! Clients that speak to gateways. Each asks for one thing at a time, goes on at another gateway when its own is gone, and
+//! remembers what it was told, to be compared with what the log says.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use gateway_core::Failure;
+use keyspace::{
+    Compare, CompareResult, CompareTarget, DeleteRange, KeyRange, LeaseId, Op, Put, Query, RangeRequest,
+    Reply, SessionId, Txn, TxnOp,
+};
+
+use crate::linear::history::{End, Operation};
+use crate::linear::specs::{RegisterAction, RegisterInput, RegisterOutput};
+
+use super::clock::{MILLI, SECOND, Time};
+use super::commands::value_of;
+use super::coverage::Mark;
+use super::env::{Env, Event, trace};
+use super::gateway::{Call, GatewayEvent, Granted, What};
+use super::truth::Fate;
+
+/// Registers and other keys of each group that callers write.
+const KEYS: u64 = 3;
+/// Callers are numbered from here on where clients of nodes are, too.
+const FIRST: u64 = 1_000;
+/// A replica waits about a tenth of a second for what a client has seen, by its own clock.
+const BEHIND_MAX: Time = 98 * MILLI;
+/// Linearizable registers of callers, beside those of clients of nodes.
+const FIRST_KEY: u64 = 100;
+
+#[derive(Debug, Default)]
+pub(crate) struct Callers {
+    callers: Vec<Caller>,
+    next_operation: u64,
+    left: u64,
+    /// What callers saw of registers, for each group.
+    pub(crate) histories: BTreeMap<usize, Vec<Operation<RegisterInput, RegisterOutput>>>,
+    pub(crate) answered: u64,
+}
+
+#[derive(Debug)]
+struct Caller {
+    gateway: usize,
+    current: Option<Current>,
+    /// The newest revision that it has seen, for each group.
+    seen: BTreeMap<usize, i64>,
+    /// For one that only looks whether a group works again.
+    probe: Option<Probe>,
+}
+
+#[derive(Debug)]
+struct Current {
+    operation: u64,
+    group: usize,
+    what: What,
+    called: Time,
+    /// The newest revision that was committed when it was called.
+    committed: i64,
+    register: Option<RegisterInput>,
+}
+
+/// The course of a caller that looks whether a group works again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Probe {
+    Write(usize),
+    Read(usize),
+    Done,
+}
+
+fn register(number: u64) -> Bytes {
+    Bytes::copy_from_slice(&[b'r', number as u8])
+}
+
+/// A key that is no register.
+fn other(number: u64) -> Bytes {
+    Bytes::copy_from_slice(&[b'g', (number % KEYS) as u8])
+}
+
+/// All keys of callers that are no registers.
+pub(crate) fn others() -> KeyRange {
+    KeyRange::prefix(&b"g"[..])
+}
+
+/// All registers of callers.
+pub(crate) fn registers() -> KeyRange {
+    KeyRange::prefix(&b"r"[..])
+}
+
+fn lease_of(caller: usize) -> LeaseId {
+    LeaseId((FIRST + caller as u64) as i64)
+}
+
+impl Callers {
+    pub(crate) fn new(env: &mut Env) -> Callers {
+        let callers = (0..env.profile.callers).map(|_| Caller::new(env, None)).collect::<Vec<_>>();
+        for caller in 0..callers.len() {
+            let delay = env.rng.below(2_000 * MILLI);
+            env.after(delay, Event::Caller { caller });
+        }
+        Callers { callers, left: env.profile.calls, ..Callers::default() }
+    }
+
+    /// Adds a caller for each group that looks whether it works again.
+    pub(crate) fn probe(&mut self, env: &mut Env) {
+        for group in 0..env.profile.groups.len() {
+            let caller = Caller::new(env, Some(Probe::Write(group)));
+            self.callers.push(caller);
+            env.after(0, Event::Caller { caller: self.callers.len() - 1 });
+        }
+    }
+
+    /// The groups that have not yet taken a write and served a read since [`Callers::probe`].
+    pub(crate) fn unprobed(&self) -> impl Iterator<Item = usize> + '_ {
+        self.callers.iter().filter_map(|caller| match caller.probe {
+            Some(Probe::Write(group) | Probe::Read(group)) => Some(group),
+            Some(Probe::Done) | None => None,
+        })
+    }
+
+    /// It asks for the next thing.
+    pub(crate) fn on_timer(&mut self, env: &mut Env, number: usize) {
+        let caller = &mut self.callers[number];
+        if caller.current.is_some() {
+            return;
+        }
+        let group = match caller.probe {
+            Some(Probe::Write(group) | Probe::Read(group)) => group,
+            Some(Probe::Done) => return,
+            None if self.left == 0 || env.healed => return,
+            None => {
+                self.left -= 1;
+                env.rng.index(env.profile.groups.len())
+            }
+        };
+        self.next_operation += 1;
+        let operation = self.next_operation;
+        let (what, register) = caller.wish(env, number, operation, group);
+        trace!(env, "caller {number} asks gateway {} g{group} #{operation}: {what:?}", caller.gateway);
+        let committed = env.truths[group].revision();
+        let timeout = if caller.probe.is_some() { SECOND } else { env.rng.range(SECOND, 7 * SECOND) };
+        let call = Call { caller: number, operation, group, what: what.clone(), timeout };
+        caller.current = Some(Current { operation, group, what, called: env.now, committed, register });
+        let (gateway, delay) = (caller.gateway, env.rng.around(100_000));
+        env.after(delay, Event::ToGateway { gateway, event: Box::new(GatewayEvent::Call(call)) });
+    }
+
+    /// The gateway answers, or is gone. `numbers`: what a write was sent under.
+    pub(crate) fn on_answer(
+        &mut self,
+        env: &mut Env,
+        number: usize,
+        operation: u64,
+        result: Option<Result<Granted, Failure>>,
+        numbers: Vec<(SessionId, u64)>,
+    ) {
+        let caller = &mut self.callers[number];
+        let Some(current) = caller.current.take_if(|current| current.operation == operation) else { return };
+        let group = current.group;
+        trace!(env, "caller {number} #{operation} is told {result:?} under {numbers:?}");
+        if result.is_none() || env.rng.below(12) == 0 {
+            // It goes on elsewhere, where nobody knows what it has seen.
+            caller.gateway = env.rng.index(env.profile.gateways);
+            caller.seen.clear();
+        }
+        let fate = match &result {
+            None => Fate::Unknown,
+            Some(Ok(Granted::Answer(answer))) => Fate::Outcome(Ok(answer.reply.clone())),
+            Some(Ok(Granted::Kept(_))) => Fate::Unknown,
+            Some(Err(failure)) => fate_of(failure),
+        };
+        if let What::Write(_) = current.what {
+            if numbers.len() > 1 {
+                env.mark(Mark::NumberChanged);
+            }
+            let check = env.truths[group].write_ended(&numbers, fate.clone());
+            env.note(check);
+        }
+        if let Some(Ok(granted)) = &result {
+            self.answered += 1;
+            let caller = &mut self.callers[number];
+            caller.judge(env, &current, granted);
+        }
+        self.record(env, number, current, result, fate);
+    }
+
+    fn record(
+        &mut self,
+        env: &mut Env,
+        number: usize,
+        current: Current,
+        result: Option<Result<Granted, Failure>>,
+        fate: Fate,
+    ) {
+        let caller = &mut self.callers[number];
+        let mut value = None;
+        if let Some(Ok(Granted::Answer(answer))) = &result
+            && let Reply::Range(range) = &answer.reply
+        {
+            value = range.kvs.first().map(|kv| value_of(&kv.value));
+        }
+        if let Some(input) = current.register {
+            let end = match (&result, &input.action) {
+                (Some(Ok(_)), RegisterAction::Read) => {
+                    Some(End::Returned { at: env.now, output: RegisterOutput::Value(value) })
+                }
+                (Some(Ok(_)), _) => Some(End::Returned { at: env.now, output: RegisterOutput::Done }),
+                // What certainly had no effect is as if it had not been asked for.
+                (Some(Err(_)), _) if fate == Fate::Never => None,
+                (Some(Err(_)) | None, RegisterAction::Read) => None,
+                (Some(Err(_)) | None, _) => Some(End::Unknown),
+            };
+            if let Some(end) = end {
+                let client = FIRST + number as u64;
+                let operation = Operation { client, call: current.called, input, end };
+                self.histories.entry(current.group).or_default().push(operation);
+            }
+            if let Some(Ok(_)) = result {
+                caller.probe = caller.probe.map(|probe| match probe {
+                    Probe::Write(group) => Probe::Read(group),
+                    Probe::Read(_) | Probe::Done => Probe::Done,
+                });
+            }
+        }
+        let pace = match caller.probe {
+            Some(_) => 20 * MILLI,
+            None => env.profile.heal_at * u64::from(env.profile.callers) / (env.profile.calls + 1),
+        };
+        let delay = env.rng.around(pace);
+        env.after(delay, Event::Caller { caller: number });
+    }
+
+    /// The run is over: what is under way has no known outcome.
+    pub(crate) fn finish(&mut self) {
+        for (number, caller) in self.callers.iter_mut().enumerate() {
+            let Some(Current { group, called, register: Some(input), .. }) = caller.current.take() else {
+                continue;
+            };
+            if input.action != RegisterAction::Read {
+                let client = FIRST + number as u64;
+                let operation = Operation { client, call: called, input, end: End::Unknown };
+                self.histories.entry(group).or_default().push(operation);
+            }
+        }
+    }
+}
+
+/// What an error says of a write.
+fn fate_of(failure: &Failure) -> Fate {
+    match failure {
+        Failure::Refused(error) => Fate::Outcome(Err(*error)),
+        // Clients take these for an invitation to ask again.
+        Failure::TooLarge
+        | Failure::Overloaded
+        | Failure::NoLeader
+        | Failure::NoDisk
+        | Failure::Stopping
+        | Failure::SpansShards => Fate::Never,
+        Failure::AnswerTooLarge
+        | Failure::TimedOut
+        | Failure::TimedOutLeaderFailed
+        | Failure::TimedOutConnectionLost
+        | Failure::Internal(_) => Fate::Unknown,
+    }
+}
+
+impl Caller {
+    fn new(env: &mut Env, probe: Option<Probe>) -> Caller {
+        let gateway = env.rng.index(env.profile.gateways);
+        Caller { gateway, current: None, seen: BTreeMap::new(), probe }
+    }
+
+    fn wish(
+        &self,
+        env: &mut Env,
+        number: usize,
+        operation: u64,
+        group: usize,
+    ) -> (What, Option<RegisterInput>) {
+        let value = (FIRST + number as u64) << 32 | operation;
+        let encoded = Bytes::copy_from_slice(&value.to_be_bytes());
+        let key = env.rng.below(KEYS);
+        let put = |key: Bytes| Put { prev_kv: true, ..Put::new(key, encoded.clone()) };
+        let read = |range: KeyRange, serializable: Option<i64>| What::Read {
+            query: Query::Range(RangeRequest::new(range)),
+            serializable,
+        };
+        let write_register = || {
+            let input = RegisterInput { key: FIRST_KEY + key, action: RegisterAction::Write(value) };
+            (What::Write(Op::Put(put(register(key)))), Some(input))
+        };
+        let read_register = || {
+            let input = RegisterInput { key: FIRST_KEY + key, action: RegisterAction::Read };
+            (read(KeyRange::single(register(key)), None), Some(input))
+        };
+        match self.probe {
+            Some(Probe::Write(_)) => return write_register(),
+            Some(Probe::Read(_) | Probe::Done) => return read_register(),
+            None => {}
+        }
+        let lease = lease_of(number);
+        let seen = self.seen.get(&group).copied().unwrap_or(0);
+        let op = match env.rng.below(20) {
+            0..=3 => return write_register(),
+            4..=6 => return read_register(),
+            7 => return (read(others(), None), None),
+            8..=9 => return (read(others(), Some(seen)), None),
+            10..=11 => return (What::KeepAlive(lease.0), None),
+            12..=13 => {
+                Op::Put(Put { lease: if env.rng.flip() { lease } else { LeaseId::NONE }, ..put(other(key)) })
+            }
+            14 => Op::DeleteRange(DeleteRange { range: KeyRange::single(other(key)), prev_kv: true }),
+            15..=16 => {
+                let range = KeyRange::single(other(key));
+                let (result, target) = (CompareResult::Greater, CompareTarget::Version(0));
+                Op::Txn(Txn {
+                    compare: vec![Compare { range: range.clone(), result, target }],
+                    success: vec![
+                        TxnOp::DeleteRange(DeleteRange { range, prev_kv: true }),
+                        TxnOp::Put(put(other(key + 1))),
+                    ],
+                    failure: vec![TxnOp::Put(put(other(key)))],
+                })
+            }
+            17 => Op::LeaseGrant { id: lease, ttl: env.rng.range(2, 6) as i64 },
+            18 => Op::LeaseRevoke { id: lease },
+            _ => Op::Compact { revision: env.truths[group].revision() - env.rng.below(40) as i64 },
+        };
+        (What::Write(op), None)
+    }
+
+    /// Compares an answer with what the log says.
+    fn judge(&mut self, env: &mut Env, current: &Current, granted: &Granted) {
+        let Current { group, committed, called, .. } = *current;
+        let (reply, serializable) = match (granted, &current.what) {
+            (Granted::Answer(answer), What::Read { serializable, .. }) => (&answer.reply, *serializable),
+            (Granted::Answer(answer), What::Write(_)) => {
+                self.see(group, answer.reply.revision().0);
+                return;
+            }
+            (Granted::Kept(kept), What::KeepAlive(lease)) => {
+                if let [ttl] = kept.ttls[..]
+                    && ttl > 0
+                {
+                    env.mark(Mark::LeaseKept);
+                    env.truths[group].promise(called, LeaseId(*lease), ttl);
+                }
+                return;
+            }
+            (granted, what) => {
+                env.fail("answers", format!("{what:?} is granted {granted:?}"));
+                return;
+            }
+        };
+        let (Reply::Range(range), What::Read { query: Query::Range(asked), .. }) = (reply, &current.what)
+        else {
+            env.fail("answers", format!("a read is granted {reply:?}"));
+            return;
+        };
+        // A replica that does not come that far for a while answers with what it has.
+        let waited = env.now - called > BEHIND_MAX;
+        let least = serializable.map_or(committed, |seen| if waited { 0 } else { seen });
+        let revision = range.revision.0;
+        if revision < least {
+            env.fail(
+                "reads",
+                format!("group {group}: read at {revision}, and {least} was there or seen before"),
+            );
+        }
+        env.mark(if serializable.is_some() { Mark::ReadAtNearest } else { Mark::ReadByGateway });
+        let check = env.truths[group].check_read(&asked.range, range);
+        env.note(check);
+        self.see(group, revision);
+    }
+
+    fn see(&mut self, group: usize, revision: i64) {
+        let seen = self.seen.entry(group).or_default();
+        *seen = revision.max(*seen);
+    }
+}

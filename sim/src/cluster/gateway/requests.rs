@@ -1,0 +1,390 @@
+//! Requests of clients, as they go through a gateway.
+
+use std::time::{Duration, Instant};
+
+use api::gaios::link::v1 as wire;
+use bytes::BytesMut;
+use gateway_core::asks::{KeepAlive, KeptAlive, Read, Write};
+use gateway_core::link::{Ask, Lost, sort};
+use gateway_core::silence::patience;
+use gateway_core::{
+    Answer, Attempt, Attempted, Concern, Failure, Learned, NodeId, Number, Numbered, ReadAt, Request, Step,
+    Verdict,
+};
+use keyspace::{Op, Query, SessionId};
+
+use super::{Caller, Gateway};
+use crate::cluster::clock::{MILLI, Time};
+use crate::cluster::coverage::Mark;
+use crate::cluster::env::{Env, Event, trace};
+
+/// Requests of one gateway that may wait for a leader.
+const WAITING_MAX: usize = 6;
+
+/// What a client asks of a gateway's domain.
+#[derive(Clone, Debug)]
+pub(crate) enum What {
+    Write(Op),
+    /// At the leader, or at any replica that has come to a revision.
+    Read {
+        query: Query,
+        serializable: Option<i64>,
+    },
+    KeepAlive(i64),
+}
+
+/// A client's request.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub(crate) caller: usize,
+    pub(crate) operation: u64,
+    pub(crate) group: usize,
+    pub(crate) what: What,
+    /// Until it is given up.
+    pub(crate) timeout: Time,
+}
+
+/// What a client is granted.
+#[derive(Debug)]
+pub(crate) enum Granted {
+    Answer(Answer),
+    Kept(KeptAlive),
+}
+
+/// A request under way.
+pub(super) struct Driven {
+    call: Call,
+    ask: Asking,
+    request: Request,
+    deadline: Time,
+    phase: Phase,
+    /// Every number it was ever sent under: what the gateway itself does not remember.
+    numbers: Vec<(SessionId, u64)>,
+}
+
+enum Asking {
+    Write(Write),
+    Read(Read),
+    KeepAlive(KeepAlive),
+}
+
+#[derive(Debug)]
+enum Phase {
+    Ready,
+    /// For a leader, its link or a session.
+    AwaitsNews,
+    AwaitsNumber,
+    Paused(Instant),
+    Sent {
+        link: u64,
+        id: u64,
+        node: NodeId,
+        number: Option<Number>,
+        since: Time,
+        /// What it asks for had taken effect before.
+        was_applied: bool,
+    },
+}
+
+impl Call {
+    /// The gateway is gone, and with it what it knew.
+    pub(crate) fn lost(self, env: &mut Env, numbers: Vec<(SessionId, u64)>) {
+        let Call { caller, operation, .. } = self;
+        env.after(MILLI, Event::CallAnswered { caller, operation, result: None, numbers });
+    }
+}
+
+impl Driven {
+    pub(super) fn lost(self, env: &mut Env) {
+        self.call.lost(env, self.numbers);
+    }
+
+    pub(super) fn waits_for_news_of(&self, group: usize) -> bool {
+        self.call.group == group && matches!(self.phase, Phase::AwaitsNews)
+    }
+
+    pub(super) fn due(&self, env: &Env) -> Instant {
+        let deadline = env.origin + Duration::from_nanos(self.deadline);
+        match self.phase {
+            Phase::Paused(until) => until.min(deadline),
+            Phase::Ready | Phase::AwaitsNews | Phase::AwaitsNumber | Phase::Sent { .. } => deadline,
+        }
+    }
+}
+
+impl Asking {
+    fn request(&mut self, numbered: Option<Numbered>) -> (wire::request::Kind, usize) {
+        match self {
+            Asking::Write(write) => write.request(numbered),
+            Asking::Read(read) => read.request(numbered),
+            Asking::KeepAlive(keep) => keep.request(numbered),
+        }
+    }
+
+    fn sort(&self, answered: Result<wire::Response, Lost>) -> Attempted<Granted> {
+        match self {
+            Asking::Write(write) => granted(sort(write, answered), Granted::Answer),
+            Asking::Read(read) => granted(sort(read, answered), Granted::Answer),
+            Asking::KeepAlive(keep) => granted(sort(keep, answered), Granted::Kept),
+        }
+    }
+}
+
+fn granted<T>(attempted: Attempted<T>, granted: impl FnOnce(T) -> Granted) -> Attempted<Granted> {
+    match attempted {
+        Attempted::Answer(answer) => Attempted::Answer(granted(answer)),
+        Attempted::Lost => Attempted::Lost,
+        Attempted::Unsent(unsent) => Attempted::Unsent(unsent),
+        Attempted::Refused(refused) => Attempted::Refused(refused),
+        Attempted::Denied(error) => Attempted::Denied(error),
+        Attempted::Protocol(text) => Attempted::Protocol(text),
+    }
+}
+
+impl Gateway {
+    pub(super) fn begin(&mut self, env: &mut Env, call: Call) {
+        let (ask, request) = match &call.what {
+            What::Write(op) => (Asking::Write(Write::new(op.clone())), Request::write()),
+            What::Read { query, serializable } => {
+                let mut encoded = BytesMut::new();
+                query.encode(&mut encoded);
+                let at = if serializable.is_some() { ReadAt::Nearest } else { ReadAt::Leader };
+                let read = Read { query: encoded.freeze(), serializable: *serializable };
+                (Asking::Read(read), Request::read(at))
+            }
+            What::KeepAlive(lease) => {
+                (Asking::KeepAlive(KeepAlive { leases: vec![*lease] }), Request::read(ReadAt::Leader))
+            }
+        };
+        self.last_request += 1;
+        let deadline = env.now + call.timeout;
+        let driven = Driven { call, ask, request, deadline, phase: Phase::Ready, numbers: Vec::new() };
+        self.requests.insert(self.last_request, driven);
+        self.ready.push_back(self.last_request);
+    }
+
+    /// Does what can be done for a request.
+    pub(super) fn advance(&mut self, env: &mut Env, number: u64) {
+        let Some(mut driven) = self.requests.remove(&number) else { return };
+        match driven.phase {
+            Phase::Paused(_) | Phase::Sent { .. } => {
+                self.requests.insert(number, driven);
+                return;
+            }
+            Phase::Ready | Phase::AwaitsNews | Phase::AwaitsNumber => {}
+        }
+        let group = driven.call.group;
+        let Some(topology) = &self.domains[group].topology else {
+            driven.phase = Phase::AwaitsNews;
+            self.requests.insert(number, driven);
+            return;
+        };
+        let concern = || match &driven.call.what {
+            What::Write(op) => Concern::of_op(op),
+            What::Read { query, .. } => Concern::of_query(query),
+            What::KeepAlive(_) => Concern::Domain,
+        };
+        if topology.group_of(concern) != Ok(group as u64) {
+            env.fail("maps", format!("{:?} does not belong to group {group}", driven.call.what));
+        }
+        let mut state = std::mem::take(&mut self.domains[group].state);
+        let step = driven.request.poll(|| &mut state, &self.reach(env, group));
+        self.domains[group].state = state;
+        match step {
+            Step::Send(attempt) => self.send(env, number, driven, attempt),
+            Step::AwaitNews { bounded } => {
+                self.domains[group].tracker_due = None;
+                let waits = |driven: &&Driven| driven.waits_for_news_of(group);
+                let waiting = self.requests.values().filter(waits).count();
+                let is_new = !matches!(driven.phase, Phase::AwaitsNews);
+                driven.phase = Phase::AwaitsNews;
+                if bounded && is_new && waiting >= WAITING_MAX {
+                    env.mark(Mark::TooManyWait);
+                    self.finish(env, driven, Err(Failure::Overloaded));
+                } else {
+                    self.requests.insert(number, driven);
+                }
+            }
+            Step::AwaitNumber => {
+                driven.phase = Phase::AwaitsNumber;
+                self.requests.insert(number, driven);
+            }
+        }
+    }
+
+    fn send(&mut self, env: &mut Env, number: u64, mut driven: Driven, attempt: Attempt<u64>) {
+        let Attempt { node, link, numbered } = attempt;
+        let group = driven.call.group;
+        let mut was_applied = false;
+        if let Some(Numbered { number, .. }) = numbered {
+            let (session, seq) = (number.session, number.seq);
+            was_applied = env.truths[group].effect_of(session, seq).is_some();
+            if !driven.numbers.contains(&(session, seq)) {
+                driven.numbers.push((session, seq));
+            }
+        }
+        let (kind, bytes) = driven.ask.request(numbered);
+        let caller = Caller::Request(number);
+        let sent = self.ends.get_mut(&link).map(|end| end.end.call(group as u64, kind, bytes, caller));
+        let of = numbered.map(|numbered| numbered.number);
+        driven.phase = match sent {
+            Some(Ok(id)) => {
+                let since = env.now;
+                Phase::Sent { link, id, node, number: of, since, was_applied }
+            }
+            Some(Err(unsent)) => {
+                self.attempted(env, number, driven, node, of, Attempted::Unsent(unsent));
+                return;
+            }
+            None => {
+                env.fail("links", format!("connection {link} is not there"));
+                return;
+            }
+        };
+        trace!(env, "gateway {} sends #{} to n{node}: {:?}", self.index, driven.call.operation, driven.phase);
+        self.requests.insert(number, driven);
+        self.flush_soon(env, link);
+    }
+
+    pub(super) fn handle_answered(
+        &mut self,
+        env: &mut Env,
+        number: u64,
+        answered: Result<wire::Response, Lost>,
+    ) {
+        let Some(driven) = self.requests.remove(&number) else { return };
+        let Phase::Sent { node, number: of, was_applied, .. } = driven.phase else {
+            env.fail("links", format!("request {number} hears what it does not wait for"));
+            return;
+        };
+        let attempted = driven.ask.sort(answered);
+        if was_applied && matches!(attempted, Attempted::Answer(_) | Attempted::Denied(_)) {
+            env.mark(Mark::AnsweredFromSession);
+        }
+        self.attempted(env, number, driven, node, of, attempted);
+    }
+
+    /// An attempt is over.
+    fn attempted(
+        &mut self,
+        env: &mut Env,
+        number: u64,
+        mut driven: Driven,
+        node: NodeId,
+        of: Option<Number>,
+        attempted: Attempted<Granted>,
+    ) {
+        if driven.request.leaves_the_silent() {
+            self.nodes.borrow_mut().handle_attempted(env.instant(), node, &attempted);
+        }
+        let group = driven.call.group;
+        let learned = self.learn(group, node, of, &attempted);
+        trace!(env, "gateway {} #{}: {attempted:?}", self.index, driven.call.operation);
+        match driven.request.handle(attempted, learned) {
+            Verdict::Done(result) => self.finish(env, driven, result),
+            Verdict::Retry => {
+                driven.phase = Phase::Ready;
+                self.requests.insert(number, driven);
+                self.ready.push_back(number);
+            }
+            Verdict::RetryAfter { pause, returned } => {
+                if let Some(returned) = returned {
+                    self.done(group, returned);
+                }
+                driven.phase = Phase::Paused(env.instant() + pause.length(env.rng.next() as u32));
+                self.requests.insert(number, driven);
+            }
+        }
+    }
+
+    /// Takes in what an attempt says of the group.
+    pub(super) fn learn<T>(
+        &mut self,
+        group: usize,
+        node: NodeId,
+        number: Option<Number>,
+        attempted: &Attempted<T>,
+    ) -> Learned {
+        if !attempted.teaches() {
+            return Learned::default();
+        }
+        let learned = self.domains[group].state.handle_attempted(node, number, attempted);
+        if learned.session_lost {
+            self.domains[group].tracker_due = None;
+            self.wake_for_numbers(group);
+        }
+        if learned.route_changed {
+            self.announce(group);
+        }
+        learned
+    }
+
+    fn done(&mut self, group: usize, number: Number) {
+        if self.domains[group].state.session.done(number) > 0 {
+            self.wake_for_numbers(group);
+        }
+    }
+
+    fn wake_for_numbers(&mut self, group: usize) {
+        let waits =
+            |driven: &Driven| driven.call.group == group && matches!(driven.phase, Phase::AwaitsNumber);
+        let waiting = self.requests.iter().filter(|(_, driven)| waits(driven));
+        self.ready.extend(waiting.map(|(number, _)| *number));
+    }
+
+    fn finish(&mut self, env: &mut Env, mut driven: Driven, result: Result<Granted, Failure>) {
+        let group = driven.call.group;
+        if let Some(number) = driven.request.take_number() {
+            self.done(group, number);
+        }
+        if let Ok(Granted::Answer(answer)) = &result {
+            let seen = &mut self.domains[group].seen;
+            *seen = (seen.0.max(answer.reply.revision().0), seen.1.max(answer.term));
+        }
+        let Driven { call: Call { caller, operation, .. }, numbers, .. } = driven;
+        let delay = env.rng.around(100_000);
+        env.after(delay, Event::CallAnswered { caller, operation, result: Some(result), numbers });
+    }
+
+    /// Requests whose pause or whose time is over.
+    pub(super) fn time_out(&mut self, env: &mut Env) {
+        let now = env.instant();
+        let due: Vec<u64> =
+            self.requests.iter().filter(|(_, it)| it.due(env) <= now).map(|(number, _)| *number).collect();
+        for number in due {
+            let Some(mut driven) = self.requests.remove(&number) else { continue };
+            if driven.deadline > env.now {
+                driven.phase = Phase::Ready;
+                self.requests.insert(number, driven);
+                self.ready.push_back(number);
+                continue;
+            }
+            if let Phase::Sent { link, id, .. } = driven.phase
+                && let Some(end) = self.ends.get_mut(&link)
+            {
+                end.end.give_up(id);
+            }
+            env.mark(Mark::CallTimedOut);
+            let failure = driven.request.timed_out();
+            self.finish(env, driven, Err(failure));
+        }
+    }
+
+    /// Reads that another replica may answer do not wait for a node that is silent.
+    pub(super) fn leave_the_silent(&mut self, env: &mut Env) {
+        let mut left = Vec::new();
+        for (number, driven) in &self.requests {
+            let Phase::Sent { link, id, since, .. } = driven.phase else { continue };
+            let Some(end) = self.ends.get(&link) else { continue };
+            let silent_for = end.silent_for(env.now).min(Duration::from_nanos(env.now - since));
+            if driven.request.leaves_the_silent() && silent_for >= patience(end.round_trip) {
+                left.push((*number, link, id));
+            }
+        }
+        for (number, link, id) in left {
+            if self.ends.get_mut(&link).and_then(|end| end.end.give_up(id)).is_some() {
+                self.handle_answered(env, number, Err(Lost));
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Who leads a group, and the session in it: what `LeaderTracker` says is carried out.
+
+use api::gaios::link::v1 as wire;
+use gateway_core::asks::{OpenSession, WhoLeads};
+use gateway_core::link::{Ask, Lost, sort};
+use gateway_core::{Attempted, NodeId, TrackerStep};
+
+use super::{Caller, Gateway};
+use crate::cluster::coverage::Mark;
+use crate::cluster::env::{Env, trace};
+
+impl Gateway {
+    /// Does what the tracker of a group says, until it waits.
+    pub(super) fn track(&mut self, env: &mut Env, group: usize) {
+        let domain = &self.domains[group];
+        if domain.topology.is_none() || domain.tracker_due.is_some_and(|due| due > env.instant()) {
+            return;
+        }
+        loop {
+            let random = env.rng.next() as u32;
+            let mut tracker = std::mem::take(&mut self.domains[group].tracker);
+            let step =
+                tracker.poll(env.instant(), &self.domains[group].state, &self.reach(env, group), || random);
+            self.domains[group].tracker = tracker;
+            match step {
+                TrackerStep::Probe { nodes, least_term } => {
+                    self.domains[group].asked += 1;
+                    let asked = self.domains[group].asked;
+                    for (node, link) in nodes {
+                        let caller = Caller::Probe { group, asked, node };
+                        if !self.ask(env, link, group, &mut WhoLeads { least_term }, caller) {
+                            self.handle_probed(group, asked, node, Err(Lost));
+                        }
+                    }
+                }
+                TrackerStep::OpenSession { node, link } => {
+                    self.domains[group].asked += 1;
+                    let asked = self.domains[group].asked;
+                    let nonce = self.domains[group].nonce.clone();
+                    let caller = Caller::Opening { group, asked, node };
+                    if !self.ask(env, link, group, &mut OpenSession { nonce }, caller) {
+                        self.handle_opened(env, group, asked, node, Err(Lost));
+                    }
+                }
+                TrackerStep::Abandon { node, link } => {
+                    trace!(env, "gateway {} g{group}: another than n{node} leads", self.index);
+                    env.mark(Mark::CallsTakenBack);
+                    let end = link.and_then(|link| self.ends.get_mut(&link));
+                    let waiters = end.map_or_else(Vec::new, |end| end.end.abandon(group as u64));
+                    for waiter in waiters {
+                        self.lost(env, waiter);
+                    }
+                }
+                TrackerStep::Announce => self.announce(group),
+                TrackerStep::Await { until } => {
+                    self.domains[group].tracker_due = Some(until);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Puts a question on a link. Returns whether it took it.
+    fn ask(&mut self, env: &mut Env, link: u64, group: usize, ask: &mut impl Ask, caller: Caller) -> bool {
+        let (kind, bytes) = ask.request(None);
+        let sent = self.ends.get_mut(&link).map(|end| end.end.call(group as u64, kind, bytes, caller));
+        self.flush_soon(env, link);
+        matches!(sent, Some(Ok(_)))
+    }
+
+    pub(super) fn handle_probed(
+        &mut self,
+        group: usize,
+        asked: u64,
+        node: NodeId,
+        answered: Result<wire::Response, Lost>,
+    ) {
+        let domain = &mut self.domains[group];
+        if domain.asked == asked {
+            domain.tracker_due = None;
+            let probed = sort(&WhoLeads { least_term: 0 }, answered);
+            domain.tracker.handle_probed(&mut domain.state, node, probed);
+        }
+    }
+
+    pub(super) fn handle_opened(
+        &mut self,
+        env: &mut Env,
+        group: usize,
+        asked: u64,
+        node: NodeId,
+        answered: Result<wire::Response, Lost>,
+    ) {
+        if self.domains[group].asked != asked {
+            return;
+        }
+        let opened = sort(&OpenSession { nonce: self.domains[group].nonce.clone() }, answered);
+        if let Attempted::Answer(_) = opened {
+            env.mark(Mark::SessionOpened);
+        }
+        let learned = self.learn(group, node, None, &opened);
+        let random = env.rng.next() as u32;
+        let now = env.instant();
+        let domain = &mut self.domains[group];
+        domain.tracker_due = None;
+        domain.tracker.handle_opened(now, &mut domain.state, opened, learned, || random);
+    }
+}
