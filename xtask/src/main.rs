@@ -136,7 +136,7 @@ fn rustdoc() -> Result<(), Failure> {
 }
 
 /// Seeds of the simulation in one CI run. More than in `cargo test`, since here it is optimised.
-const SIM_SEEDS_IN_CI: &str = "1500";
+const SIM_SEEDS_IN_CI: &str = "2000";
 
 fn sim(args: &[&str]) -> Result<(), Failure> {
     let args = if args.is_empty() { &["--seeds", SIM_SEEDS_IN_CI, "--require-coverage"] } else { args };
