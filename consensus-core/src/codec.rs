@@ -6,12 +6,12 @@ use std::fmt;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use crate::label::{LABEL_BYTES_MAX, RecordKind, RecordLabel};
 use crate::message::{
     Accept, Accepted, Chosen, Commit, Entries, Fetch, Fortified, Fortify, Handoff, Heartbeat, HeartbeatAck,
     Nack, PreVote, PreVoteReply, Prepare, Promise, ReadIndex, ReadIndexReply, Recall, Recalled, Resigned,
     Vouched,
 };
-use crate::record::{RecordKind, RecordLabel};
 use crate::{
     Ballot, Config, Epoch, Kind, Lead, LivenessMessage, Message, Mono, NodeId, NodeSet, Slot, Value, Vote,
 };
@@ -474,7 +474,7 @@ pub(crate) fn encode_label(label: &RecordLabel, out: &mut Vec<u8>) {
 }
 
 pub(crate) fn decode_label(label: &[u8]) -> Result<RecordLabel> {
-    if label.len() > crate::Record::LABEL_MAX {
+    if label.len() > LABEL_BYTES_MAX {
         return Err(DecodeError::TrailingBytes);
     }
     let mut bytes = Bytes::copy_from_slice(label);

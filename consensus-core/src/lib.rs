@@ -12,6 +12,7 @@
 mod codec;
 mod config;
 mod engine;
+mod label;
 mod liveness;
 pub mod message;
 mod mutant;
@@ -26,11 +27,12 @@ pub use engine::{
     Engine, Event, FollowerStatus, Input, Output, ReadMode, ReadOutcome, Rejection, Role, Send, Status,
     Suspicion,
 };
+pub use label::{RecordKind, RecordLabel};
 pub use liveness::{Liveness, LivenessEvent, LivenessOutput};
 pub use message::{LivenessMessage, Message};
 #[cfg(feature = "mutants")]
 pub use mutant::Mutant;
 pub use newcomer::{Newcomer, NodeStatus, Place};
 pub use options::{Options, Timing};
-pub use record::{Durable, Holdings, Record, RecordKind, RecordLabel};
+pub use record::{Durable, Holdings, Record};
 pub use types::{Ballot, Epoch, GroupId, Kind, Lead, Mono, NodeId, PersistSeq, Slot, Tag, Value, Vote};

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::codec::{self, DecodeError};
+use crate::label::{LABEL_BYTES_MAX, RecordKind, RecordLabel};
 use crate::message::ROUND_MAX;
 use crate::{Ballot, Config, Lead, Slot, Value};
 
@@ -100,37 +101,9 @@ pub enum Record {
     },
 }
 
-/// What kind of record a label belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the kinds of `Record`")]
-pub enum RecordKind {
-    Promised,
-    Vote,
-    Revote,
-    Chosen,
-    Base,
-    Faulty,
-    Healed,
-    Survived,
-}
-
-/// The part of a record that the journal keeps apart from the payload, so that it survives damage to the payload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RecordLabel {
-    /// Which record.
-    pub kind: RecordKind,
-    /// The slot of a vote or chosen value or base, `relied_upto` of a `Healed`; 0 for the others.
-    pub slot: Slot,
-    /// The ballot of a vote, the promise of a `Promised`, `Base` or `Healed`; zero for the others.
-    pub ballot: Ballot,
-    pub(crate) commit: Slot,
-    pub(crate) faulty_from: Option<Slot>,
-    pub(crate) flag: bool,
-}
-
 impl Record {
     /// Bytes of the longest label.
-    pub const LABEL_MAX: usize = 48;
+    pub const LABEL_MAX: usize = LABEL_BYTES_MAX;
 
     /// The label: at most [`Record::LABEL_MAX`] bytes appended to `out`.
     pub fn label(&self, out: &mut Vec<u8>) {

@@ -6,11 +6,8 @@ use api::gaios::link::v1::refused::Why;
 use consensus_core::{Slot, Tag};
 use keyspace::{Query, SessionId};
 
+use crate::env::LinkId;
 use crate::replies::Replies;
-
-/// A gateway's link, by a number that no other link of the process has had.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LinkId(pub u64);
 
 /// Whom to answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

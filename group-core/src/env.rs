@@ -7,7 +7,6 @@ use bytes::Bytes;
 use consensus_core::{GroupId, Liveness, Mono, NodeId, NodeSet, Timing};
 use keyspace::Limits;
 
-use crate::clients::LinkId;
 use crate::mutant::Broken;
 
 /// What does not change while the node runs.
@@ -66,6 +65,10 @@ pub struct Disk {
     /// So much waits for the disk that nothing more should be handed in.
     pub crowded: bool,
 }
+
+/// A gateway's link, by a number that no other link of the process has had.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u64);
 
 /// What is known of the gateways' links.
 pub trait Links {

@@ -7,7 +7,7 @@ use consensus_core::{Config, LivenessEvent, Message, NodeId, PersistSeq, Slot};
 use journal::Lsn;
 use keyspace::Keyspace;
 
-use crate::clients::LinkId;
+use crate::env::LinkId;
 
 /// Everything that can happen to a replica.
 #[derive(Debug)]

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use consensus_core::{Input, NodeId, Role};
 use keyspace::Command;
 
-use crate::clients::{Enrolled, LinkId, Subject, Waiter};
-use crate::env::Env;
+use crate::clients::{Enrolled, Subject, Waiter};
+use crate::env::{Env, LinkId};
 use crate::out::Notice;
 use crate::placement::{Placement, Voter, rank};
 use crate::replica::{Replica, encode};

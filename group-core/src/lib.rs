@@ -41,8 +41,7 @@ mod tests;
 mod turn;
 mod watches;
 
-pub use clients::LinkId;
-pub use env::{Disk, Env, Links, Settings};
+pub use env::{Disk, Env, LinkId, Links, Settings};
 pub use event::{Event, Progress};
 pub use gate::Gate;
 pub use log_positions::LogPositions;

@@ -8,7 +8,7 @@ use consensus_core::{Config, Lead, NodeId, NodeSet, PersistSeq, Record, Role, Se
 use journal::Lsn;
 use keyspace::Outcome;
 
-use crate::clients::LinkId;
+use crate::env::LinkId;
 
 /// What a step wants done. Whoever carries it out empties it.
 #[derive(Debug, Default)]

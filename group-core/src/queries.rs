@@ -11,8 +11,7 @@ use std::time::Duration;
 use consensus_core::Mono;
 use keyspace::{Outcome, Query, Resolved, Revision};
 
-use crate::clients::LinkId;
-use crate::env::Links;
+use crate::env::{LinkId, Links};
 
 /// How long a serializable query waits for a revision that was seen elsewhere. A follower hears of a commit with the next
 /// entry, or after two milliseconds; one that is further behind answers with what it has.

@@ -16,10 +16,10 @@ use consensus_core::{
 use journal::{Lsn, Ticket};
 use keyspace::{Alarm, AlarmKind, Command, Effects, Keyspace, LeaseEffect, Reply, RevisionEvents};
 
-use crate::clients::{Clients, LinkId, PendingRead, Reading, Subject, Waiter};
+use crate::clients::{Clients, PendingRead, Reading, Subject, Waiter};
 use crate::digests::Digests;
 use crate::entries;
-use crate::env::{Env, Links, Settings};
+use crate::env::{Env, LinkId, Links, Settings};
 use crate::event::Event;
 use crate::handover::{Relief, Stopping};
 use crate::leading::Move;

@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use consensus_core::NodeId;
 use keyspace::Outcome;
 
-use crate::clients::LinkId;
+use crate::env::LinkId;
 use crate::out::Answer;
 
 /// Bytes of answers after which a frame leaves before the turn is over.

@@ -10,8 +10,8 @@ use keyspace::{
     Alarm, AlarmKind, Command, LeaseId, Outcome, Query, Reply, Revision, SessionId, SessionLookup,
 };
 
-use crate::clients::{Enrolled, LinkId, PendingRead, Reading, Subject, Waiter};
-use crate::env::Env;
+use crate::clients::{Enrolled, PendingRead, Reading, Subject, Waiter};
+use crate::env::{Env, LinkId};
 use crate::lease_clock::Renewal;
 use crate::mutant::mutant;
 use crate::out::{LargeAnswer, Notice, Out};

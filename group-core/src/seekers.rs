@@ -5,7 +5,8 @@ use std::time::Duration;
 use api::gaios::link::v1::StatusRequest;
 use consensus_core::Mono;
 
-use crate::clients::{LinkId, Waiter};
+use crate::clients::Waiter;
+use crate::env::LinkId;
 
 /// More than wait at a time are answered at once. Every gateway asks once on each of its links.
 const SEEKERS_MAX: usize = 10_000;

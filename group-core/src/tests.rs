@@ -17,8 +17,8 @@ use keyspace::{
     Command, Envelope, LeaseId, Limits, Proposal, Query, Revision, RevisionRange, Revisions, SessionId,
 };
 
-use crate::clients::{Enrolled, LinkId, PendingRead, Reading, Subject, Waiter};
-use crate::env::{Disk, Env, Links, Settings};
+use crate::clients::{Enrolled, PendingRead, Reading, Subject, Waiter};
+use crate::env::{Disk, Env, LinkId, Links, Settings};
 use crate::event::{Event, Progress};
 use crate::log_positions::LogPositions;
 use crate::mutant::Broken;

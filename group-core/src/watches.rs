@@ -11,7 +11,7 @@ use api::gaios::link::v1::response::Kind;
 use bytes::BytesMut;
 use keyspace::{Event, KeyRange, Keyspace, Resolved, Revision, RevisionEvents, WatcherIndex};
 
-use crate::clients::LinkId;
+use crate::env::LinkId;
 use crate::mutant::{Broken, mutant};
 use crate::recent::Recent;
 use crate::replies::Replies;

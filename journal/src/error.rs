@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use rustix::io::Errno;
 
-use crate::journal::Identity;
+use crate::identity::Identity;
 
 /// Why the journal could not do what was asked. Only [`Error::Full`] and [`Error::NoDescriptors`] may be retried.
 #[derive(Debug, thiserror::Error)]

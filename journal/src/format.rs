@@ -1,10 +1,7 @@
 //! Bytes on disk: the segment header and the batch descriptor, encoded and decoded. The layout is described in the
 //! head of the crate.
 
-use crate::{
-    LABEL_BYTES_MAX, PAYLOAD_BYTES_MAX,
-    journal::{Identity, Lsn},
-};
+use crate::{LABEL_BYTES_MAX, PAYLOAD_BYTES_MAX, identity::Identity, lsn::Lsn};
 
 /// Version of the format that this program reads and writes.
 pub(crate) const VERSION: u32 = 1;

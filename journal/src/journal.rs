@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    fmt,
     io::IoSlice,
 };
 
@@ -16,66 +15,12 @@ use crate::{
         self, ALIGN, DESCRIPTOR_FIXED_BYTES, Descriptor, ENTRY_FIXED_BYTES, Entry, FLAG_RESTART, FLAG_SEAL,
         HEADER_BYTES, SECTOR,
     },
-    recovery::{self, Recovered, Report, SEGMENT_BYTES_MAX},
+    lsn::Lsn,
+    options::{BATCH_BYTES_MAX, Options, SEGMENT_BYTES_MAX},
+    recovery::{self, Recovered, Report},
     segment::{self, Kind, Making, Ready, Segment, segment_name, spare_name},
     superblock,
 };
-
-/// Position of a record: dense, from 1, growing for ever, across segments and restarts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Lsn(pub u64);
-
-impl fmt::Display for Lsn {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
-
-/// Whose journal this is. Written into every segment and mixed into every checksum.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Identity {
-    /// The cluster.
-    pub cluster: u64,
-    /// The node.
-    pub node: u64,
-    /// A random number drawn once when the node's superblock is made, and told to nobody: it keeps bytes chosen by
-    /// a client from ever passing as a batch when recovery searches damaged ground.
-    pub salt: u64,
-}
-
-impl fmt::Display for Identity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "node {} of cluster {:016x}", self.node, self.cluster)
-    }
-}
-
-/// How a journal is laid out and kept.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Whose journal this is.
-    pub identity: Identity,
-    /// Size of a segment file in bytes, rounded up to 4 KiB. Default: 64 MiB. Range: 16 KiB to 1 GiB. A record that
-    /// fits no segment gets a longer one.
-    pub segment_bytes: u64,
-    /// A batch takes a further record only while it stays within this many bytes. Default: 1 MiB. Maximum: 16 MiB.
-    pub batch_bytes_max: u64,
-    /// Recycled segments kept for use; further ones are removed. Default: 4.
-    pub spare_segments_max: usize,
-    /// The journal was made before (the superblock says so): finding none is an error, not a fresh start.
-    pub must_exist: bool,
-}
-
-impl Default for Options {
-    fn default() -> Options {
-        Options {
-            identity: Identity::default(),
-            segment_bytes: 64 << 20,
-            batch_bytes_max: 1 << 20,
-            spare_segments_max: 4,
-            must_exist: false,
-        }
-    }
-}
 
 /// Sizes and positions, for metrics and decisions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -103,8 +48,6 @@ pub struct Stats {
 /// Payloads up to this length are copied when staged; longer ones are kept by reference. Around here one copy costs as
 /// much as one more piece in the vectored write.
 const COPY_BYTES_MAX: usize = 4 << 10;
-const BATCH_BYTES_MAX: u64 = 16 << 20;
-const SEGMENT_BYTES_MIN: u64 = 16 << 10;
 /// Kept free at the end of a segment for two batches without records: the seal, which must never fail for want of room,
 /// and one that tells which segments may be freed, when the disk is full and nothing else can be written.
 const RESERVED: u64 = 2 * ALIGN;
@@ -114,15 +57,6 @@ const UNSYNCED_SEGMENTS_MAX: usize = 3;
 
 // The longest segment must hold the longest record, alone in its batch.
 const _: () = assert!(PAYLOAD_BYTES_MAX as u64 + BATCH_BYTES_MAX + 16 * ALIGN < SEGMENT_BYTES_MAX);
-
-impl Options {
-    fn normalised(mut self) -> Options {
-        let bytes = self.segment_bytes.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
-        self.segment_bytes = bytes.next_multiple_of(ALIGN);
-        self.batch_bytes_max = self.batch_bytes_max.min(BATCH_BYTES_MAX);
-        self
-    }
-}
 
 /// A node's log. One owner; see [`crate::Writer`] for the thread around it.
 #[derive(Debug)]

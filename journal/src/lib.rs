@@ -112,7 +112,10 @@ mod segment;
 
 pub mod disk;
 pub mod error;
-pub mod journal;
+mod identity;
+mod journal;
+mod lsn;
+mod options;
 pub mod recovery;
 pub mod sim;
 pub mod snapshot;
@@ -121,7 +124,10 @@ pub mod writer;
 
 pub use disk::{Disk, DiskFile, RealDisk};
 pub use error::Error;
-pub use journal::{Identity, Journal, Lsn, Options, Stats};
+pub use identity::Identity;
+pub use journal::{Journal, Stats};
+pub use lsn::Lsn;
+pub use options::Options;
 pub use recovery::{Cause, Damage, DamageKind, LostRecord, Recovered, Report, TornTail};
 pub use sim::SimDisk;
 pub use snapshot::{Snapshot, SnapshotId, SnapshotReader, SnapshotWriter};

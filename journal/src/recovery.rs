@@ -15,12 +15,10 @@ use crate::{
     format::{
         self, Descriptor, FLAG_RESTART, FLAG_SEAL, HEADER_BYTES, HeaderVerdict, SECTOR, SegmentHeader, Table,
     },
-    journal::{Lsn, Options},
+    lsn::Lsn,
+    options::{Options, SEGMENT_BYTES_MAX},
     segment::{Segment, segment_name},
 };
-
-/// No segment file is longer, in bytes: 1 GiB. A longer file is not read at all.
-pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
 /// When the end of the log is gone, positions and batch numbers leap by this: none that may have been given out is
 /// given out again, and the leap itself keeps the loss visible to every later restart.

@@ -12,7 +12,8 @@ use crate::{
     disk::{Disk, DiskFile},
     error::Error,
     format::{HEADER_BYTES, SegmentHeader},
-    journal::{Identity, Lsn},
+    identity::Identity,
+    lsn::Lsn,
 };
 
 const SEGMENT_PREFIX: &str = "segment-";

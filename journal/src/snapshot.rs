@@ -27,7 +27,7 @@ use bytes::Bytes;
 use crate::{
     disk::{Disk, DiskFile},
     error::Error,
-    journal::Identity,
+    identity::Identity,
     segment::{is_full, write_error},
 };
 

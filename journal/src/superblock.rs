@@ -28,7 +28,7 @@ use std::time::Duration;
 use crate::{
     disk::{Disk, DiskFile},
     error::{Error, is_out_of_descriptors},
-    journal::Identity,
+    identity::Identity,
     segment::{self, Kind},
 };
 

@@ -23,7 +23,8 @@ use bytes::Bytes;
 use crate::{
     disk::Disk,
     error::Error,
-    journal::{Journal, Lsn, Stats, check_sizes},
+    journal::{Journal, Stats, check_sizes},
+    lsn::Lsn,
 };
 
 /// Payload bytes handed in and not yet durable beyond which [`Writer::is_crowded`]: 64 MiB.

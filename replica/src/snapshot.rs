@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use consensus_core::{Config, GroupId, NodeId, Slot};
+use consensus_core::{Config, GroupId, NodeId, NodeSet, Slot};
 use futures::StreamExt;
 use group_core::{Event, decode_meta, encode_meta};
 use journal::{RealDisk, SnapshotId, SnapshotReader, SnapshotWriter};
@@ -133,9 +133,7 @@ async fn try_receive(
     let PeerFrame::SnapshotBegin { slot, config } = PeerFrame::decode(first)? else {
         return Err("it does not begin with a snapshot's first frame".into());
     };
-    if config.voters != group.voters {
-        return Err("it is of a group with other voters".into());
-    }
+    same_config(&config, &group.voters)?;
     let id = SnapshotId { group: group.id.0, slot: slot.0 };
     let meta = encode_meta(&config);
     let disk = shared.disk.clone();
@@ -182,6 +180,18 @@ async fn try_receive(
     Err("the connection ended in the middle".into())
 }
 
+/// A replica takes over the configuration of the snapshot, quorums and all. While nothing changes it, it is that which the
+/// group began with.
+fn same_config(config: &Config, voters: &NodeSet) -> Result<(), Failure> {
+    if config.voters != *voters {
+        return Err("it is of a group with other voters".into());
+    }
+    if *config != Config::majority(voters.iter()) {
+        return Err("it is of a group with the same voters and other quorums".into());
+    }
+    Ok(())
+}
+
 fn codec() -> LengthDelimitedCodec {
     frames::codec()
 }
@@ -222,6 +232,23 @@ mod tests {
         let error = sent.unwrap_err();
         assert!(error.to_string().contains("nothing came or went"), "{error}");
         assert!(begun.elapsed() < INSTALL_TIMEOUT + PROGRESS_TIMEOUT);
+    }
+
+    #[test]
+    fn a_snapshot_of_another_configuration_is_refused() {
+        let ours = Config::majority([1, 2, 3].map(NodeId));
+        same_config(&ours, &ours.voters).unwrap();
+        let others = [
+            Config::majority([1, 2].map(NodeId)),
+            Config { epoch: 2, ..ours.clone() },
+            Config { q1: 1, ..ours.clone() },
+            Config { q2: 1, ..ours.clone() },
+            Config { qf: Some(3), ..ours.clone() },
+            Config { lease_eligible: [NodeId(1)].into_iter().collect(), ..ours.clone() },
+        ];
+        for config in others {
+            same_config(&config, &ours.voters).unwrap_err();
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,12 +1,12 @@
 //! Three nodes and two gateways, each a process, with clients that use one of them; the other one speaks TLS. Links have
 //! certificates. All end when they are dropped.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::prometheus::get;
+use super::process::{Ended, free_address, get};
 use super::write;
 use crate::run::Failure;
 
@@ -17,23 +17,6 @@ const TLS_GATEWAY: &str = "haven";
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// Longer than anything that is looked at.
 const LOAD_SECONDS: &str = "180";
-
-/// A process that ends with this.
-pub(super) struct Ended(Child);
-
-impl Ended {
-    pub(super) fn start(mut command: Command, name: &str) -> Result<Ended, Failure> {
-        command.spawn().map(Ended).map_err(|error| Failure::new(format!("start {name}: {error}")))
-    }
-}
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// Admin ports.
 pub(super) struct Targets {
@@ -172,12 +155,4 @@ fn role(role: &str, config: &Path, text: &str) -> Result<Ended, Failure> {
 fn binary(name: &str) -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
     target.join("debug").join(name)
-}
-
-/// An address that was free a moment ago, on an IP address of this process's own: no other program draws its ports there,
-/// and no connection begins there.
-pub(super) fn free_address() -> Result<SocketAddr, Failure> {
-    let ip = Ipv4Addr::from_bits(0x7fc0_0000 | (std::process::id() & 0x3f_ffff));
-    let listener = TcpListener::bind((ip, 0)).and_then(|listener| listener.local_addr());
-    listener.map_err(|error| Failure::new(format!("a port of {ip}: {error}")))
 }

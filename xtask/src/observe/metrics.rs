@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::cluster::Cluster;
-use super::prometheus::get;
+use super::process::get;
 use super::write;
 use crate::run::Failure;
 

@@ -7,6 +7,7 @@ mod cluster;
 mod dashboards;
 mod metrics;
 mod page;
+mod process;
 mod prometheus;
 
 use std::fs;

@@ -1,14 +1,14 @@
 //! A Prometheus of our own.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::cluster::{Ended, Targets, free_address};
+use super::cluster::Targets;
+use super::process::{Ended, free_address, get};
 use super::write;
 use crate::run::Failure;
 
@@ -102,18 +102,6 @@ impl Prometheus {
     fn get(&self, path: &str) -> Option<(u16, String)> {
         get(self.address, path)
     }
-}
-
-/// One request of HTTP/1.0, whose answer ends with the connection.
-pub(super) fn get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(20))).ok()?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").ok()?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).ok()?;
-    let (head, body) = text.split_once("\r\n\r\n")?;
-    let status = head.split_whitespace().nth(1)?.parse().ok()?;
-    Some((status, body.to_owned()))
 }
 
 fn percent_encoded(text: &str) -> String {
