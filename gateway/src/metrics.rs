@@ -2,6 +2,7 @@
 
 mod certificates;
 mod dns;
+mod handshakes;
 mod histogram;
 
 use std::sync::Arc;
@@ -13,15 +14,15 @@ use prometheus::{Encoder as _, GaugeVec, IntCounter, IntCounterVec, IntGauge, Op
 use tonic::Code;
 
 use crate::domain::{DomainStatus, LinkCounts, NodeStanding};
-use crate::door::TlsMetrics;
 use crate::door::methods::{Flow, METHODS};
-use crate::door::{ADVERTISED_CLUSTER_VERSION, ADVERTISED_VERSION};
+use crate::door::versions::{ADVERTISED_CLUSTER_VERSION, ADVERTISED_VERSION};
 use crate::journey::Journey;
 use gateway_core::nearest::Place;
 
 pub use certificates::CertificateMetrics;
 pub(crate) use certificates::catch_up;
 pub use dns::DnsMetrics;
+use handshakes::TlsMetrics;
 pub(crate) use histogram::{Family, Histogram, Unit};
 
 /// Codes by number, as grpc-go's metrics name them.

@@ -17,7 +17,6 @@ use api::grpc::health::v1::health_server::HealthServer;
 use http_body::Body as HttpBody;
 use hyper::body::Incoming;
 use tonic::body::Body;
-use tonic::codec::CompressionEncoding;
 use tonic::{Code, Status};
 use tower_service::Service as _;
 
@@ -27,14 +26,11 @@ use super::health::Health;
 use super::kv::Kv;
 use super::lease::Lease;
 use super::maintenance::Maintenance;
+use super::sizes::{COMPRESSION, sizes_of_too_large};
 use super::told::{Line, Received, tell_at_end};
 use super::{Caller, Door, admin, http, methods, watch};
 use crate::domain::Domain;
 use crate::journey::{self, Journey};
-
-/// Taken from clients as etcd takes it, and bounded by its decompressed size. Answers go uncompressed: that is allowed, and
-/// costs nothing.
-pub(super) const COMPRESSION: CompressionEncoding = CompressionEncoding::Gzip;
 
 type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
@@ -270,17 +266,6 @@ fn say_it_like_grpc_go(headers: &mut HeaderMap) {
         headers.insert("grpc-message", message);
         headers.insert("grpc-status", HeaderValue::from(code));
     }
-}
-
-/// The two numbers in tonic's message, if it is the one about a message too large to decode.
-pub(super) fn sizes_of_too_large(message: &str) -> Option<(u64, u64)> {
-    if !message.contains("decoded") || !message.contains("too") {
-        return None;
-    }
-    // The message may be percent-encoded; a number after a `%20` would swallow its digits.
-    let message = message.replace("%20", " ").replace("%2C", ",").replace("%3A", ":");
-    let mut numbers = message.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok());
-    Some((numbers.next()?, numbers.next()?))
 }
 
 #[cfg(test)]

@@ -20,8 +20,10 @@ mod members;
 pub(crate) mod methods;
 mod outlet;
 mod serve;
+mod sizes;
 mod stagger;
 mod told;
+pub(crate) mod versions;
 mod watch;
 
 use std::sync::Arc;
@@ -46,20 +48,12 @@ use gateway_core::Failure;
 pub(crate) use admin::StatusTold;
 pub(crate) use caller::Caller;
 pub(crate) use front::Front;
-pub(crate) use handshake::TlsMetrics;
 pub(crate) use members::Members;
 pub(crate) use serve::{Server, serve};
 pub(crate) use stagger::{Place, Stagger};
 pub(crate) use told::SlowLog;
 pub use told::{ACCESS_TARGET, AccessLog};
-
-/// The version of etcd whose behaviour this is: `Status.version`, `/version`, `etcd_server_version`. Clients ask for
-/// features by it (Kubernetes wants 3.5.13 or above for progress requests).
-pub const ADVERTISED_VERSION: &str = "3.6.8";
-/// The cluster version, `major.minor.0`.
-pub const ADVERTISED_CLUSTER_VERSION: &str = "3.6.0";
-/// The version of the storage's layout, as of 3.6.
-pub const ADVERTISED_STORAGE_VERSION: &str = "3.6.0";
+pub use versions::{ADVERTISED_CLUSTER_VERSION, ADVERTISED_STORAGE_VERSION, ADVERTISED_VERSION};
 
 /// A member of the cluster as clients see it: a gateway of their region.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -17,7 +17,7 @@ use tonic::body::Body;
 use tonic::server::{Grpc, StreamingService};
 use tonic::{Status, Streaming};
 
-use super::front::{COMPRESSION, sizes_of_too_large};
+use super::sizes::{COMPRESSION, sizes_of_too_large};
 use super::{Caller, StreamEnd};
 use crate::domain::{Domain, DomainStatus};
 use crate::random::random_u32;

@@ -1,5 +1,10 @@
 //! The replica itself: it takes up events, steps the engine, applies what is committed, and gathers what is to be done.
 
+mod handover;
+mod leading;
+mod requests;
+mod snapshotting;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -21,8 +26,6 @@ use crate::digests::Digests;
 use crate::entries;
 use crate::env::{Env, LinkId, Links, Settings};
 use crate::event::Event;
-use crate::handover::{Relief, Stopping};
-use crate::leading::Move;
 use crate::lease_clock::LeaseClock;
 use crate::log_positions::LogPositions;
 use crate::mutant::mutant;
@@ -32,8 +35,13 @@ use crate::queries::Queries;
 use crate::readiness::{Readiness, Unready};
 use crate::replies::Replies;
 use crate::seekers::Seekers;
-use crate::snapshotting::Snapshotting;
 use crate::watches::Watches;
+
+pub use self::snapshotting::{decode_meta, encode_meta};
+
+use self::handover::{Relief, Stopping};
+use self::leading::Move;
+use self::snapshotting::Snapshotting;
 
 /// Leases removed or checkpointed in one proposal.
 const LEASES_PER_PROPOSAL: usize = 1000;
