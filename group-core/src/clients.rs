@@ -82,7 +82,8 @@ impl Clients {
             return Enrolled::UnderWay;
         }
         let tag = self.tag();
-        self.proposals.insert(tag, subject);
+        let other = self.proposals.insert(tag, subject);
+        assert_eq!(other, None, "a tag names one proposal");
         self.writes.insert(subject, Waiting { tag, waiters: vec![waiter] });
         Enrolled::Propose(tag)
     }
@@ -96,7 +97,8 @@ impl Clients {
     pub(crate) fn applied(&mut self, subject: Subject) -> Vec<Waiter> {
         match self.writes.remove(&subject) {
             Some(waiting) => {
-                self.proposals.remove(&waiting.tag);
+                let proposed = self.proposals.remove(&waiting.tag);
+                assert_eq!(proposed, Some(subject), "who waits has proposed");
                 waiting.waiters
             }
             None => Vec::new(),
@@ -129,6 +131,7 @@ impl Clients {
             return Vec::new();
         }
         let later = self.unapplied.split_off(&applied.next());
+        assert!(self.unapplied.keys().all(|point| *point <= applied), "no read before its point");
         std::mem::replace(&mut self.unapplied, later).into_values().flatten().collect()
     }
 

@@ -39,6 +39,7 @@ struct Round {
 impl Digests {
     /// Everything up to `slot` is applied. Returns the answer to a question that waited for it.
     pub(crate) fn applied(&mut self, slot: Slot, digest: u64) -> Option<(NodeId, Slot, u64)> {
+        assert!(self.recent.back().is_none_or(|(last, _)| *last < slot), "slots are applied in order");
         if self.recent.len() == REMEMBERED {
             self.recent.pop_front();
         }
@@ -121,6 +122,7 @@ impl Digests {
     fn judge(&mut self, me: NodeId, voters: &NodeSet, awaited: Awaited) -> NodeSet {
         let mut news = NodeSet::new();
         let Some(round) = &self.round else { return news };
+        assert!(round.digests.len() <= voters.len(), "only voters are asked");
         let count = |digest: u64| round.digests.values().filter(|other| **other == digest).count();
         let majority = round.digests.values().copied().find(|digest| count(*digest) * 2 > voters.len());
         let own = round.digests.get(&me).copied().filter(|_| awaited == Awaited::Nobody);

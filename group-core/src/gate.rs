@@ -39,6 +39,7 @@ impl Gate {
 
     /// Records up to `upto` are durable: hands over what waited for them. Returns whether the replica has to hear of it now.
     pub fn open(&mut self, upto: PersistSeq, mut send: impl FnMut(Send)) -> bool {
+        assert!(upto >= self.durable, "what is durable stays so: {upto:?} after {:?}", self.durable);
         let awaited = self.durable < self.awaited;
         self.durable = upto;
         while let Some(held) = self.held.pop_front_if(|held| held.gate <= upto) {

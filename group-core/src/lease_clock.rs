@@ -108,7 +108,8 @@ impl LeaseClock {
     pub(crate) fn revoked(&mut self, id: LeaseId) {
         self.proposed.remove(&id);
         if let Some(timer) = self.leases.remove(&id) {
-            self.due.remove(&(timer.due, id));
+            let was_due = self.due.remove(&(timer.due, id));
+            assert!(was_due, "each lease is due at some time");
         }
     }
 
@@ -135,6 +136,7 @@ impl LeaseClock {
 
     /// The log gives the lease this many seconds, or its full time again (0).
     pub(crate) fn checkpointed(&mut self, id: LeaseId, remaining_seconds: i64) {
+        assert!(remaining_seconds >= 0, "no time is less than none");
         let Some(timer) = self.leases.get_mut(&id) else { return };
         let State::Live(in_log) = timer.state else { return };
         let next = match in_log {
@@ -192,6 +194,7 @@ impl LeaseClock {
             let Some(&(at, id)) = self.due.first().filter(|(at, _)| *at <= now) else { break };
             self.due.remove(&(at, id));
             let timer = self.leases.get_mut(&id).expect("`due` names only leases that exist");
+            assert_eq!(timer.due, at, "a lease is due once");
             if timer.ends <= now {
                 timer.state = State::Ending;
                 timer.due = now.after(EXPIRE_RETRY);
@@ -210,6 +213,7 @@ impl LeaseClock {
 
     fn insert(&mut self, now: Mono, id: LeaseId, granted: Duration, ends: Mono, in_log: InLog) {
         let due = next_look(now, ends);
+        assert!(due <= ends, "nobody looks at a lease after its end");
         if let Some(old) = self.leases.insert(id, Timer { granted, ends, due, state: State::Live(in_log) }) {
             self.due.remove(&(old.due, id));
         }
@@ -218,6 +222,7 @@ impl LeaseClock {
             InLog::Full | InLog::Short => self.proposed.remove(&id),
             InLog::Resetting => self.proposed.insert(id),
         };
+        assert_eq!(self.due.len(), self.leases.len(), "each lease is due at one time");
     }
 }
 

@@ -66,6 +66,7 @@ impl LogPositions {
 
     /// A record goes to the journal, in the batch of this ticket.
     pub(crate) fn appended(&mut self, ticket: Ticket, record: &Record) {
+        assert!(self.pending.back().is_none_or(|pending| pending.ticket <= ticket), "tickets ascend");
         if self.pending.back().is_none_or(|pending| pending.ticket != ticket) {
             self.pending.push_back(Pending { ticket, records: 0, base: None });
         }
@@ -89,6 +90,8 @@ impl LogPositions {
     /// in. Returns the group's new floor when it may have risen.
     pub(crate) fn persisted(&mut self, ticket: Ticket, lsn: Lsn) -> Option<Lsn> {
         let pending = self.pending.pop_front_if(|pending| pending.ticket == ticket)?;
+        assert!(pending.records > 0, "a batch holds a record");
+        assert!(lsn >= self.last, "batches become durable in the order of the journal");
         // The journal keeps a batch together. Between this group's batches lie those of all others, so where the last
         // one ended says nothing: for a group that was idle that may be far back.
         let from = Lsn((lsn.0 + 1).saturating_sub(pending.records));
@@ -118,6 +121,7 @@ impl LogPositions {
         let floor = self.batches.front().map_or(base_lsn, |batch| batch.from.min(base_lsn));
         // Where a batch lies that is not durable yet is only guessed; what was not needed before is not needed now.
         self.floor = self.floor.max(floor);
+        assert!(self.floor > Lsn(0), "a group with a base has a place in the journal");
         Some(self.floor)
     }
 }

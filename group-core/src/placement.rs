@@ -78,6 +78,7 @@ impl Placement {
         let steady = |voter: &&&Voter| now.since(self.steady_since[&voter.node]) >= STEADY;
         let to = able.iter().filter(steady).min_by_key(|voter| (voter.rank, voter.behind, voter.node))?.node;
         let pause = self.pause.map_or(PAUSE.0, |pause| (pause * 2).min(PAUSE.1));
+        assert!((PAUSE.0..=PAUSE.1).contains(&pause), "pauses are bounded");
         self.pause = Some(pause);
         self.not_before = Some(now.after(pause));
         Some(to)

@@ -130,12 +130,14 @@ impl Queries {
             self.patience.pop_front();
         }
         for (link, query) in caught_up {
-            self.behind_bytes -= query.cost_bytes();
+            self.behind_bytes = less(self.behind_bytes, &query);
             let request = query.request;
             if self.admit(link, query).is_err() {
                 refused(link, request);
             }
         }
+        assert!(!self.behind.is_empty() || self.behind_bytes == 0, "nobody waits, and nothing is counted");
+        assert!(self.behind.len() <= self.patience.len(), "nobody waits for ever");
     }
 
     /// When [`Queries::handle_resolved`] has something to do at the latest.
@@ -155,8 +157,9 @@ impl Queries {
         let link = *self.admitted.range(later).chain(&self.admitted).find(with_room)?.0;
         let waiting = self.admitted.get_mut(&link)?;
         let next = waiting.queries.pop_front()?;
-        waiting.bytes -= next.cost_bytes();
+        waiting.bytes = less(waiting.bytes, &next);
         if waiting.queries.is_empty() {
+            assert_eq!(waiting.bytes, 0, "what is counted waits");
             self.admitted.remove(&link);
         }
         self.served_last = link;
@@ -167,10 +170,17 @@ impl Queries {
         self.admitted.remove(&id);
         self.behind.retain(|_, (link, query)| {
             let stays = *link != id;
-            self.behind_bytes -= if stays { 0 } else { query.cost_bytes() };
+            if !stays {
+                self.behind_bytes = less(self.behind_bytes, query);
+            }
             stays
         });
     }
+}
+
+/// What is counted without this one.
+fn less(bytes: usize, query: &Admitted) -> usize {
+    bytes.checked_sub(query.cost_bytes()).expect("a query that waits is counted")
 }
 
 #[cfg(test)]

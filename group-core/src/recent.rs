@@ -34,6 +34,8 @@ impl Recent {
     /// Takes in what was just applied.
     pub(crate) fn extend(&mut self, revisions: &[RevisionEvents]) {
         for revision in revisions {
+            let last = self.revisions.back().map_or(self.floor, |last| last.revision);
+            assert!(revision.revision > last, "revisions ascend: {} after {last}", revision.revision);
             self.bytes += bytes_of(revision);
             self.revisions.push_back(revision.clone());
         }
@@ -41,8 +43,10 @@ impl Recent {
             && let Some(oldest) = self.revisions.pop_front()
         {
             self.bytes -= bytes_of(&oldest);
+            assert!(oldest.revision > self.floor, "what was forgotten stays so");
             self.floor = oldest.revision;
         }
+        assert!(!self.revisions.is_empty() || self.bytes == 0, "what is counted is kept");
     }
 
     /// As [`keyspace::Keyspace::history`], for a state that is resolved so far. None if revisions from `from` on are forgotten.

@@ -37,6 +37,7 @@ impl Seekers {
             return Some(waiter);
         }
         let wait = Duration::from_millis(request.wait_ms.into()).min(WAIT_MAX);
+        assert!(wait <= WAIT_MAX && self.0.len() < SEEKERS_MAX, "who waits is bounded, and for how long");
         self.0.push(Seeker { waiter, least_term: request.least_term, until: now.after(wait) });
         None
     }

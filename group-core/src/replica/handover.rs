@@ -66,6 +66,7 @@ impl Replica {
         let able = |voter: &NodeId| env.liveness.is_up(now, *voter) && !self.is_disk_full(env, *voter);
         let others: Vec<_> = others.filter(able).collect();
         let Some(to) = next_after(last, &others) else { return };
+        assert_ne!(to, self.settings.node, "it is another one that has room");
         self.out.notices.push(Notice::HandingOverFull { to });
         self.relief = Some(Relief::next(self.relief, to, now));
         self.step_engine(env, Input::Transfer { to });
@@ -112,6 +113,7 @@ impl Relief {
     pub(crate) fn next(before: Option<Relief>, asked: NodeId, now: Mono) -> Relief {
         let (first, max) = RELIEF_PAUSE;
         let pause = before.map_or(first, |before| (before.pause * 2).min(max));
+        assert!((first..=max).contains(&pause), "pauses are bounded");
         Relief { asked, at: now.after(pause), pause }
     }
 }

@@ -257,7 +257,17 @@ impl Replica {
             self.sweeping = self.state.sweep(SWEEP_PER_TURN);
         }
         self.replies.take_all(&mut self.out.answers);
+        self.check();
         self.hand_out(out);
+    }
+
+    /// What holds between turns.
+    fn check(&self) {
+        assert!(!self.leading || self.elected, "who serves has been elected");
+        assert!(self.leading || self.placement.is_none(), "only who leads thinks of its place");
+        assert!(self.leading || self.parked.is_empty(), "only who leads has a lease's end to wait for");
+        assert_eq!(self.applied.0, self.state.applied(), "the state is that of the last slot");
+        assert!(self.snapshotting.newest() <= Some(self.applied), "no snapshot of what was not applied");
     }
 
     /// When there is something to do although nothing happens.

@@ -63,6 +63,7 @@ impl Snapshotting {
 
     /// The state is a peer's snapshot of `slot`, which is on disk. Returns whether one of its own was under way.
     pub(crate) fn replaced(&mut self, slot: Slot) -> bool {
+        assert!(self.newest < Some(slot), "a snapshot that is taken over is newer than what was here");
         self.newest = Some(slot);
         self.logged = 0;
         self.taking.take().is_some()
@@ -120,6 +121,7 @@ impl Replica {
             return;
         }
         let Some(taking) = &mut self.snapshotting.taking else { return };
+        assert!(taking.slot <= self.applied, "a state is not ahead of what is applied");
         match taking.snapshot.next_slice(&self.state, self.settings.snapshot_slice_bytes) {
             Some(slice) => {
                 taking.waiting += 1;
@@ -134,6 +136,7 @@ impl Replica {
 
     fn begin_snapshot(&mut self) {
         let slot = self.applied;
+        assert!(!self.snapshotting.is_taking(), "one is taken at a time");
         self.out.notices.push(Notice::SnapshotBegun { slot });
         self.out.snapshots.push(ToSnapshots::Begin { slot, config: Arc::clone(self.engine.config()) });
         self.snapshotting.logged = 0;
@@ -158,12 +161,12 @@ impl Replica {
             }
             Progress::Finished(slot) => {
                 // A peer's may have come meanwhile, and is newer.
-                if self.snapshotting.taking_at(slot).is_none() {
-                    return;
-                }
+                let Some(taking) = self.snapshotting.taking_at(slot) else { return };
+                assert!(taking.ended && taking.waiting == 0, "a file ends with its last slice");
                 self.counters.snapshots_taken += 1;
                 self.out.notices.push(Notice::SnapshotDurable { slot });
                 self.snapshotting.taking = None;
+                assert!(self.snapshotting.newest < Some(slot), "a snapshot is taken to have a newer one");
                 self.snapshotting.newest = Some(slot);
                 self.step_engine(env, Input::SnapshotDurable { slot });
                 for to in std::mem::take(&mut self.snapshotting.waiting) {
