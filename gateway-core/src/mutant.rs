@@ -32,7 +32,7 @@ pub enum Mutant {
     FeedStaysWhenLost,
     /// A feed begins at any replica, wherever that one is.
     FeedBeginsAnywhere,
-    /// A progress answer is that of the feed that has come farthest.
+    /// A progress answer is that of the feed that has come farthest, and no feed is asked.
     ProgressOfFastest,
     /// A watcher whose place is compacted goes on with what is left.
     CompactionSkipped,

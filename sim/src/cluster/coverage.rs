@@ -105,6 +105,8 @@ marks! {
     SnapshotTaken,
     /// A peer's snapshot was installed.
     SnapshotInstalled,
+    /// A replica that had lost its snapshot began with a peer's.
+    BegunWithAPeersSnapshot,
     /// The hand-over of a snapshot broke.
     SnapshotBroken,
     /// A node took its place among the first.

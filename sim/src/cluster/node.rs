@@ -14,8 +14,8 @@ use consensus_core::{
     Newcomer, NodeId, NodeStatus, Options, PersistSeq, Place, Record, Slot, Timing,
 };
 use group_core::{
-    Broken, Event as GroupEvent, LogPositions, Progress, Replica, Settings, Start, ToPeer, decode_meta,
-    encode_meta, refusal,
+    Broken, Event as GroupEvent, LogPositions, Out, Progress, Replica, Settings, Start, Stateless, ToPeer,
+    decode_meta, encode_meta, refusal,
 };
 use journal::sim::CrashChoice;
 use journal::{
@@ -26,7 +26,7 @@ use keyspace::{Keyspace, Limits, Restore, RestoreError};
 
 use super::clients::Request;
 use super::clock::{Clock, MICRO, MILLI, SECOND, Time};
-use super::connections::link_of;
+use super::connections::{connection_of, link_of};
 use super::coverage::Mark;
 use super::env::{After, Env, Event, trace};
 use super::rng::digest;
@@ -173,6 +173,10 @@ pub(crate) struct Node {
     /// Places of the disk to damage before the next start.
     pub(crate) damage_due: u32,
     pub(crate) damaged: bool,
+    /// It loses the snapshots of a group before the next start.
+    pub(crate) snapshots_lost_due: bool,
+    /// It has lost snapshots.
+    snapshots_lost: bool,
     /// It cannot start from what its disk holds.
     pub(crate) lost: bool,
     /// How long it supported others before this life, at most, by its superblock.
@@ -213,6 +217,8 @@ pub(crate) struct Process {
     /// The newcomers it met as one of them, and their marks.
     roll: Vec<(u64, u64)>,
     pub(crate) tasks: Vec<Option<Box<Task>>>,
+    /// Groups whose snapshot is lost: they wait for a peer's.
+    stateless: BTreeMap<usize, Stateless>,
     /// Handed to the journal and not yet durable.
     handed: VecDeque<(usize, PersistSeq, Lsn)>,
     facts: VecDeque<(Lsn, usize, Fact)>,
@@ -244,6 +250,8 @@ impl Node {
             newcomer: None,
             damage_due: 0,
             damaged: false,
+            snapshots_lost_due: false,
+            snapshots_lost: false,
             lost: false,
             incarnations: BTreeSet::new(),
             emptied: 0,
@@ -314,6 +322,9 @@ impl Node {
         self.life += 1;
         for _ in 0..std::mem::take(&mut self.damage_due) {
             self.damage(env);
+        }
+        if std::mem::take(&mut self.snapshots_lost_due) {
+            self.lose_snapshots(env);
         }
         let superblock = match self.open_superblock(env) {
             Ok(superblock) => superblock,
@@ -400,6 +411,7 @@ impl Node {
                     process.wake_liveness(node, env);
                     for group in 0..process.tasks.len() {
                         process.turn(node, env, group);
+                        process.tick_without_state(node, env, group);
                     }
                 });
             }
@@ -460,6 +472,22 @@ impl Node {
                 self.damaged = true;
                 return;
             }
+        }
+    }
+
+    /// The snapshot files of some group are gone.
+    fn lose_snapshots(&mut self, env: &mut Env) {
+        let group = env.rng.index(env.profile.groups.len()) as u64;
+        let Ok(snapshots) = Snapshot::list(&self.disk) else { return };
+        for snapshot in snapshots.into_iter().filter(|snapshot| snapshot.group == group) {
+            trace!(env, "n{} loses {snapshot:?}", self.index + 1);
+            let name = format!("snapshot-{:016x}-{:016x}", snapshot.group, snapshot.slot);
+            if journal::Disk::remove(&self.disk, &name).is_err()
+                || journal::Disk::sync_dir(&self.disk).is_err()
+            {
+                env.fail("recovery", format!("{name} is not there"));
+            }
+            self.snapshots_lost = true;
         }
     }
 
@@ -527,6 +555,7 @@ impl Node {
         let mut liveness = Liveness::new(id(index), peers, incarnation, timing, now);
         liveness.remember(self.former_support, now);
         let mut snapshots = self.load_snapshots(env, identity)?;
+        let mut stateless = BTreeMap::new();
         let mut tasks: Vec<Option<Box<Task>>> = (0..env.profile.groups.len()).map(|_| None).collect();
         for (group, (mut durable, mut positions)) in recovering {
             let mut newest = None;
@@ -563,19 +592,14 @@ impl Node {
             let start = Start { options, durable, snapshot: newest, positions };
             let group = group as usize;
             if let Some(base) = start.lacks_state() {
-                env.fail("recovery", format!("node {} group {group}: no snapshot for {base:?}", index + 1));
+                if !self.snapshots_lost {
+                    let detail = format!("node {} group {group}: no snapshot for {base:?}", index + 1);
+                    env.fail("recovery", detail);
+                }
+                stateless.insert(group, Stateless::new(settings, start, base, now));
                 continue;
             }
-            let replica = Replica::new(settings, start, now);
-            let status = replica.engine().status();
-            if status.promise_lost {
-                env.mark(Mark::PromiseLost);
-            }
-            let check = env.truths[group].check_promise(index, status.promised, status.promise_lost);
-            env.note(check);
-            let newest = replica.newest_snapshot();
-            trace!(env, "n{} g{group} starts: {status:?}, snapshot {newest:?}", index + 1);
-            tasks[group] = Some(Box::new(Task::new(group, replica)));
+            tasks[group] = Some(begin_task(env, index, group, Replica::new(settings, start, now)));
         }
         Ok(Process {
             life: self.life,
@@ -587,6 +611,7 @@ impl Node {
             identity,
             roll: superblock.facts().roll.clone(),
             tasks,
+            stateless,
             handed: VecDeque::new(),
             facts: VecDeque::new(),
             busy: false,
@@ -830,6 +855,7 @@ impl Process {
                 self.tick(node, env);
             }
             NodeEvent::Timer(group) => {
+                self.tick_without_state(node, env, group);
                 if let Some(task) = &mut self.tasks[group] {
                     task.timer_at = Time::MAX;
                     if !task.is_blocked() {
@@ -914,7 +940,7 @@ impl Process {
     ) {
         let link = link_of(connection);
         let group = batch.group as usize;
-        if self.tasks.get(group).is_some_and(Option::is_some) {
+        if self.tasks.get(group).is_some_and(Option::is_some) || self.stateless.contains_key(&group) {
             self.input(node, env, group, Input::Gateway { link, requests: batch.requests });
         } else {
             let refuse = |request: wire::Request| refusal(request.id, 0, Why::NoGroup, None);
@@ -924,7 +950,9 @@ impl Process {
 
     /// Something comes in for a group.
     fn input(&mut self, node: &mut Node, env: &mut Env, group: usize, input: Input) {
-        let Some(task) = &mut self.tasks[group] else { return };
+        let Some(task) = &mut self.tasks[group] else {
+            return self.input_without_state(node, env, group, input);
+        };
         task.inbox.push_back(input);
         if task.is_blocked() {
             return;
@@ -935,6 +963,51 @@ impl Process {
             env.node_at(at, node.index, self.life, NodeEvent::Turn(group));
         } else {
             self.turn(node, env, group);
+        }
+    }
+
+    /// Something comes in for a group that waits for a peer's snapshot.
+    fn input_without_state(&mut self, node: &mut Node, env: &mut Env, group: usize, input: Input) {
+        let Some(waiting) = self.stateless.remove(&group) else { return };
+        let event = match input {
+            Input::Event(event) => event,
+            Input::Gateway { link, requests } => GroupEvent::Requests { link, requests },
+            // Clients of nodes ask elsewhere after a while.
+            Input::Request(_) | Input::Watch { .. } | Input::SnapshotSent { .. } | Input::Transfer { .. } => {
+                self.stateless.insert(group, waiting);
+                return;
+            }
+        };
+        let mut out = Out::default();
+        match waiting.step(node.now(env), event, &mut out) {
+            Ok(replica) => {
+                env.mark(Mark::BegunWithAPeersSnapshot);
+                self.tasks[group] = Some(begin_task(env, node.index, group, replica));
+                self.turn(node, env, group);
+            }
+            Err(waiting) => drop(self.stateless.insert(group, waiting)),
+        }
+        self.carry_out_without_state(node, env, group, out);
+    }
+
+    /// A group that waits for a peer's snapshot asks for it.
+    fn tick_without_state(&mut self, node: &Node, env: &mut Env, group: usize) {
+        let Some(waiting) = self.stateless.get_mut(&group) else { return };
+        let mut out = Out::default();
+        waiting.tick(node.now(env), &mut out);
+        let at = node.clock.when(waiting.deadline(), env.now).max(env.now + MICRO);
+        env.node_at(at, node.index, self.life, NodeEvent::Timer(group));
+        self.carry_out_without_state(node, env, group, out);
+    }
+
+    fn carry_out_without_state(&self, node: &Node, env: &mut Env, group: usize, out: Out) {
+        for (to, what) in out.to_peers {
+            env.tell_peer(node.index, group, to, what);
+        }
+        for answer in out.answers {
+            if let Some(connection) = connection_of(answer.link) {
+                env.send_to_gateway(connection, answer.responses);
+            }
         }
     }
 
@@ -1279,6 +1352,19 @@ impl Process {
             env.node_at(env.now + MILLI, from, life, event);
         }
     }
+}
+
+/// A replica begins.
+fn begin_task(env: &mut Env, node: usize, group: usize, replica: Replica) -> Box<Task> {
+    let status = replica.engine().status();
+    if status.promise_lost {
+        env.mark(Mark::PromiseLost);
+    }
+    let check = env.truths[group].check_promise(node, status.promised, status.promise_lost);
+    env.note(check);
+    let newest = replica.newest_snapshot();
+    trace!(env, "n{} g{group} starts: {status:?}, snapshot {newest:?}", node + 1);
+    Box::new(Task::new(group, replica))
 }
 
 fn journal_options(env: &Env, identity: Identity, must_exist: bool) -> journal::Options {

@@ -432,7 +432,11 @@ impl World {
             }
             Fault::Damage => {
                 if env.profile.damageable >> node & 1 == 1 {
-                    self.nodes[node].damage_due = 1 + env.rng.below(2) as u32;
+                    if env.rng.below(3) == 0 {
+                        self.nodes[node].snapshots_lost_due = true;
+                    } else {
+                        self.nodes[node].damage_due = 1 + env.rng.below(2) as u32;
+                    }
                     let power = env.rng.flip();
                     self.crash(node, power);
                 }
@@ -563,7 +567,7 @@ impl World {
             node.disk.set_capacity(1 << 30);
             node.disk.fail_syncs(0);
             node.disk.fail_writes(0);
-            node.damage_due = 0;
+            (node.damage_due, node.snapshots_lost_due) = (0, false);
             // The operator does as the message says.
             if node.lost {
                 node.empty(env);

@@ -113,7 +113,6 @@ impl<F: Feeds> Watchers<F> {
                     self.headers.set_ceiling(revision);
                     let ceiling = self.headers.ceiling().unwrap_or(revision);
                     let asked = self.ask_feeds(|key, watcher| scope.concerns(key, watcher), ceiling);
-                    let asked = if mutant!(ProgressOfFastest) { Vec::new() } else { asked };
                     if let Some(progress) = self.progress.front_mut() {
                         progress.asked = asked;
                     }
@@ -175,6 +174,9 @@ impl<F: Feeds> Watchers<F> {
     /// has ended.
     fn feeds_have_spoken(&mut self) -> bool {
         let Some(progress) = self.progress.front_mut() else { return false };
+        if mutant!(ProgressOfFastest) {
+            progress.asked.clear();
+        }
         while let Some((feed, token)) = progress.asked.last() {
             let feed = feed.state();
             let ended = feed.end().is_some();
