@@ -145,7 +145,7 @@ fn sim(args: &[&str]) -> Result<(), Failure> {
 
 /// The features with which a rule can be broken at run time.
 const MUTANTS: &str = "consensus-core/mutants,sim/mutants";
-/// Seeds after which a mutant counts as not noticed. The slowest so far took 150.
+/// Seeds after which a mutant counts as not noticed. The slowest so far took 192.
 const SEEDS_PER_MUTANT: &str = "2000";
 
 /// Optimised, since some take a hundred runs to show.

@@ -267,8 +267,7 @@ impl Listener {
         let last = shown.last().map_or(0, |last| last.revision.0);
         let truth = &env.truths[group];
         let due = watch.wanted(truth.events(&watch.range, watch.next, last));
-        let prev_kvs_kept = truth.compacted() == 0;
-        if !watch.is_created || last > revision || !is_as(&shown, &due, watch.prev_kv, prev_kvs_kept) {
+        if !watch.is_created || last > revision || !is_as(&shown, &due, watch.prev_kv, truth.compacted()) {
             let next = watch.next;
             env.fail(
                 "watch",

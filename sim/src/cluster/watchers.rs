@@ -197,10 +197,9 @@ impl Watcher {
         };
         let truth = &env.truths[self.group];
         let due = truth.events(&self.range, self.next, told.upto);
-        let prev_kvs_kept = truth.compacted() == 0;
         if told.upto < self.next
             || told.upto > truth.revision()
-            || !is_as(&revisions, &due, self.prev_kv, prev_kvs_kept)
+            || !is_as(&revisions, &due, self.prev_kv, truth.compacted())
         {
             let (next, upto) = (self.next, told.upto);
             env.fail("watch", format!("from {next} up to {upto} it is shown {revisions:?}, due is {due:?}"));
@@ -219,19 +218,15 @@ impl Watcher {
     }
 }
 
-/// Whether what was told is what was due. `prev_kv`: with what was there before, unless that may be compacted.
-pub(crate) fn is_as(
-    told: &[RevisionEvents],
-    due: &[RevisionEvents],
-    prev_kv: bool,
-    prev_kvs_kept: bool,
-) -> bool {
+/// Whether what was told is what was due. `prev_kv`: with what was there before, unless that is compacted: before the events
+/// up to that revision.
+pub(crate) fn is_as(told: &[RevisionEvents], due: &[RevisionEvents], prev_kv: bool, compacted: i64) -> bool {
     let same = |(told, due): (&RevisionEvents, &RevisionEvents)| {
         told.revision == due.revision
             && told.events.len() == due.events.len()
             && told.events.iter().zip(due.events.iter()).all(|(told, due)| {
                 let before = if prev_kv { &due.prev_kv } else { &None };
-                let gone = !prev_kvs_kept && told.prev_kv.is_none();
+                let gone = told.kv.mod_revision.0 <= compacted && told.prev_kv.is_none();
                 (told.kind, &told.kv) == (due.kind, &due.kv) && (told.prev_kv == *before || gone)
             })
     };
