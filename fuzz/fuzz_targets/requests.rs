@@ -7,7 +7,7 @@
 use api::etcdserverpb as pb;
 use bytes::{Buf, Bytes, BytesMut};
 use gateway::door::convert;
-use keyspace::{Command, Effects, Keyspace, LeaseId, Op, Options, Query, Restore, SessionId, check};
+use keyspace::{Command, Effects, Keyspace, LeaseId, Op, Options, Query, Restore, Route, SessionId, check};
 use libfuzzer_sys::fuzz_target;
 use prost::Message as _;
 
@@ -25,7 +25,7 @@ fuzz_target!(|data: &[u8]| {
         slot += 1;
         match operation(kind, request) {
             Some(Work::Write(op)) => {
-                let command = Command::Write { session: SessionId(1), seq: slot, ack_upto: slot - 1, op };
+                let command = Command::write(SessionId(1), slot, slot - 1, Route::FIRST, op);
                 apply(&mut replicas, &mut effects, slot, &command);
             }
             Some(Work::Read(query)) => {

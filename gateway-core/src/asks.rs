@@ -2,9 +2,10 @@
 
 use api::gaios::link::v1::{self as wire, request, response::Kind};
 use bytes::{Bytes, BytesMut};
-use keyspace::{Command, KeyRange, Op, Reply, SessionId};
+use keyspace::{Command, KeyRange, Op, Reply, Route, SessionId};
 
 use crate::attempt::{Attempted, Why};
+use crate::concern::Concern;
 use crate::leader_tracker::{Led, PROBE_WAIT, SessionOpened};
 use crate::link::{Ask, mismatch, refused};
 use crate::mutant::mutant;
@@ -28,9 +29,21 @@ pub struct Answer {
 pub struct Write(Command);
 
 impl Write {
-    /// Of this operation; its number comes with each attempt.
-    pub fn new(op: Op) -> Write {
-        Write(Command::Write { session: SessionId::NONE, seq: 0, ack_upto: 0, op })
+    /// Of this operation, to this shard if it concerns one; its number comes with each attempt.
+    pub fn new(op: Op, route: Route) -> Write {
+        Write(Command::write(SessionId::NONE, 0, 0, route, op))
+    }
+
+    /// What it concerns.
+    pub fn concern(&self) -> Concern {
+        if let Command::Write { op, .. } = &self.0 { Concern::of_op(op) } else { Concern::Domain }
+    }
+
+    /// Sends it elsewhere, if it concerns a shard.
+    pub fn set_route(&mut self, to: Route) {
+        if let Command::Write { route: Some(route), .. } = &mut self.0 {
+            *route = to;
+        }
     }
 }
 
@@ -38,7 +51,7 @@ impl Ask for Write {
     type Answer = Answer;
 
     fn request(&mut self, numbered: Option<Numbered>) -> (request::Kind, usize) {
-        if let (Command::Write { session, seq, ack_upto, op: _ }, Some(numbered)) = (&mut self.0, numbered) {
+        if let (Command::Write { session, seq, ack_upto, .. }, Some(numbered)) = (&mut self.0, numbered) {
             *session = numbered.number.session;
             *seq = numbered.number.seq;
             *ack_upto = numbered.ack_upto;

@@ -23,6 +23,8 @@ pub enum Failure {
     NoDisk,
     /// The gateway is stopping.
     Stopping,
+    /// The shard was not where the map said; certainly not applied. Whoever routes the request has to do so again.
+    WrongShard,
     /// The request touches keys of several shards, which this version does not carry out.
     SpansShards,
     /// Ours.

@@ -57,7 +57,12 @@ impl GroupState {
                 self.route.handle_denied(node, refused.term, refused.leader)
             }
             Why::Stopping | Why::NoGroup => self.route.handle_gone(node),
-            Why::Overloaded | Why::NoDisk | Why::Malformed | Why::AnswerTooLarge | Why::Unknown => false,
+            Why::Overloaded
+            | Why::NoDisk
+            | Why::Malformed
+            | Why::AnswerTooLarge
+            | Why::WrongShard
+            | Why::Unknown => false,
         };
         let leader_found = route_changed && self.route.leader().is_some();
         Learned { route_changed, leader_found, session_lost: false }

@@ -13,7 +13,7 @@
 //! - [`watch`]: etcd's watch protocol over feeds that many watchers share.
 //! - [`asks`]: what is asked of replicas, and how their answers are read.
 //! - [`link`]: the gateway's end of a connection: what waits for it, and who waits for what; [`Links`]: which ones are up.
-//! - [`Topology`]: which group owns which keys, and where its replicas are.
+//! - [`Topology`]: which shard of which group has which keys, and where its replicas are.
 //! - [`nearest`]: which replica to ask where several would do.
 
 pub mod asks;
@@ -48,7 +48,7 @@ pub use links::Links;
 pub use mutant::{Mutant, break_rule};
 pub use request::{Attempt, Numbered, Pause, Reach, ReadAt, Request, Step, Verdict};
 pub use session::{NoNumber, Number, Session};
-pub use topology::{Topology, Unbelieved};
+pub use topology::{Routed, Topology, Unbelieved};
 pub use upstream::{FeedItem, FeedSpec, Frame, Heard, Open, Synced, Upstream, UpstreamStep};
 
 /// Where the time of a test begins: anywhere, for only differences count.

@@ -262,6 +262,7 @@ impl Request {
             Why::Overloaded => self.ease(),
             Why::NoDisk => self.give_up(Failure::NoDisk),
             Why::AnswerTooLarge => self.give_up(Failure::AnswerTooLarge),
+            Why::WrongShard => self.give_up(Failure::WrongShard),
             Why::Malformed | Why::Unknown => {
                 self.give_up(Failure::Internal("a node could not read the request"))
             }
@@ -287,7 +288,7 @@ impl Request {
                 Verdict::Done(Err(self.timed_out()))
             }
             // Nothing is kept of it under its number.
-            Error::SessionWindowExceeded | Error::RevisionPassed => self.pause(),
+            Error::SessionWindowExceeded | Error::RevisionPassed | Error::WrongShard => self.pause(),
             Error::EmptyKey
             | Error::KeyNotFound
             | Error::ValueProvided

@@ -4,13 +4,22 @@
 use std::fmt;
 
 use bytes::Bytes;
-use keyspace::{KeyRange, RangeEnd};
-use shard_map::{DecodeError, GroupId, Role, ShardMap};
+use keyspace::{KeyRange, RangeEnd, Route};
+use shard_map::{DecodeError, GroupId, Role, Shard, ShardMap};
 
 use crate::concern::Concern;
 use crate::failure::Failure;
 use crate::leader_tracker::NodeId;
 use crate::mutant::mutant;
+
+/// Where a request goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Routed {
+    /// The group that owns the shard.
+    pub group: u64,
+    /// The shard, and by which map.
+    pub route: Route,
+}
 
 /// A shard map, read. Never changed: a newer one takes its place.
 #[derive(Debug)]
@@ -92,23 +101,32 @@ impl Topology {
         holders.filter_map(|(node, _)| link_id(*node)).collect()
     }
 
-    /// The group that a request goes to; what it concerns is only asked for if there are several.
+    /// The group that a request goes to; what it concerns is only asked for if there are several shards.
     ///
     /// # Errors
     /// It concerns several.
     pub fn group_of(&self, concern: impl FnOnce() -> Concern) -> Result<u64, Failure> {
-        if let Some(only) = self.only_group {
-            return Ok(only);
+        self.route_of(concern).map(|routed| routed.group)
+    }
+
+    /// Where a request goes: to the shard that has all keys which it concerns.
+    ///
+    /// # Errors
+    /// They are in several shards; or it concerns the domain, which several groups carry.
+    pub fn route_of(&self, concern: impl FnOnce() -> Concern) -> Result<Routed, Failure> {
+        if let [only] = self.map.shards() {
+            return Ok(self.routed(only));
         }
         match concern() {
-            Concern::Keys(ranges) => self.group_of_keys(&ranges),
+            Concern::Keys(ranges) => self.route_of_keys(&ranges),
+            Concern::Domain if self.only_group.is_some() => self.route_of_keys(&[]),
             Concern::Domain => Err(Failure::SpansShards),
         }
     }
 
-    /// Of no keys, any group does.
-    fn group_of_keys(&self, ranges: &[KeyRange]) -> Result<u64, Failure> {
-        let mut owner = None;
+    /// Of no keys, any shard does.
+    fn route_of_keys(&self, ranges: &[KeyRange]) -> Result<Routed, Failure> {
+        let mut holder = None;
         for range in ranges {
             let shards = match &range.end {
                 RangeEnd::Single => std::slice::from_ref(self.map.shard_of(&range.key)),
@@ -116,12 +134,16 @@ impl Topology {
                 RangeEnd::At(end) => self.map.shards_of(&range.key, Some(end)),
             };
             for shard in shards {
-                if *owner.get_or_insert(shard.group.0) != shard.group.0 {
+                if holder.get_or_insert(shard).id != shard.id {
                     return Err(Failure::SpansShards);
                 }
             }
         }
-        Ok(owner.unwrap_or(self.map.shard_of(b"").group.0))
+        Ok(self.routed(holder.unwrap_or_else(|| self.map.shard_of(b""))))
+    }
+
+    fn routed(&self, shard: &Shard) -> Routed {
+        Routed { group: shard.group.0, route: Route { shard: shard.id, epoch: self.map.epoch() } }
     }
 }
 
@@ -135,7 +157,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use bytes::BytesMut;
-    use shard_map::{Epoch, Group, Shard};
+    use shard_map::{Epoch, Group, ShardId};
 
     use super::*;
 
@@ -143,23 +165,32 @@ mod tests {
         let nodes = BTreeMap::from([(shard_map::NodeId(1), "a:1".to_owned())]);
         let group = Group { replicas: BTreeMap::from([(shard_map::NodeId(1), Role::Voter)]) };
         let groups = BTreeMap::from([(GroupId(5), group.clone()), (GroupId(6), group)]);
-        let shard = |start: &'static str, group| Shard { start: start.into(), group: GroupId(group) };
-        let shards = vec![shard("", 5), shard("m", 6)];
+        let shard = |id, start: &'static str, group| Shard {
+            id: ShardId(id),
+            start: start.into(),
+            group: GroupId(group),
+        };
+        let shards = vec![shard(1, "", 5), shard(2, "m", 6), shard(3, "t", 6)];
         Topology::new(ShardMap::new(Epoch(3), shards, groups, nodes).unwrap())
     }
 
     #[test]
     fn a_range_belongs_to_the_group_of_its_shard() {
         let topology = topology();
-        let all_of = |ranges: &[KeyRange]| topology.group_of(|| Concern::Keys(ranges.to_vec()));
+        let all_of = |ranges: &[KeyRange]| {
+            let routed = topology.route_of(|| Concern::Keys(ranges.to_vec()))?;
+            assert_eq!(routed.route.epoch, Epoch(3));
+            Ok((routed.group, routed.route.shard.0))
+        };
         let of = |range: KeyRange| all_of(&[range]);
-        assert_eq!(of(KeyRange::single("a")), Ok(5));
-        assert_eq!(of(KeyRange::single("z")), Ok(6));
-        assert_eq!(of(KeyRange::between("a", "m")), Ok(5));
-        assert_eq!(of(KeyRange::from("n")), Ok(6));
+        assert_eq!(of(KeyRange::single("a")), Ok((5, 1)));
+        assert_eq!(of(KeyRange::single("n")), Ok((6, 2)));
+        assert_eq!(of(KeyRange::between("a", "m")), Ok((5, 1)));
+        assert_eq!(of(KeyRange::from("u")), Ok((6, 3)));
         assert_eq!(of(KeyRange::from("a")), Err(Failure::SpansShards));
-        assert_eq!(of(KeyRange::between("z", "a")), Ok(5), "an empty range is anybody's");
-        assert_eq!(all_of(&[]), Ok(5));
+        assert_eq!(of(KeyRange::from("n")), Err(Failure::SpansShards), "though one group has both");
+        assert_eq!(of(KeyRange::between("z", "a")), Ok((5, 1)), "an empty range is anybody's");
+        assert_eq!(all_of(&[]), Ok((5, 1)));
         let (low, high) = (KeyRange::single("a"), KeyRange::single("z"));
         assert_eq!(all_of(&[low, high]), Err(Failure::SpansShards));
         assert_eq!(topology.group_of(|| Concern::Domain), Err(Failure::SpansShards));

@@ -5,7 +5,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use consensus_core::{GroupId, Liveness, Mono, NodeId, NodeSet, Timing};
-use keyspace::Limits;
+use keyspace::{Limits, ShardSpan};
 
 use crate::mutant::Broken;
 
@@ -22,6 +22,10 @@ pub struct Settings {
     pub timing: Timing,
     /// What this node would set as leader.
     pub limits: Limits,
+    /// The shards that the group begins with: the same on all its nodes.
+    pub shards: Vec<ShardSpan>,
+    /// The node's shard map, encoded.
+    pub shard_map: Bytes,
     /// A snapshot is not due before this many bytes were logged since the last one.
     pub snapshot_least_bytes: u64,
     /// Size of the slices that a snapshot is cut in.
@@ -32,6 +36,8 @@ pub struct Settings {
     pub leader_regions: Vec<Bytes>,
     /// For tests of the tests.
     pub broken: Broken,
+    /// The same, of the state.
+    pub broken_state: keyspace::Broken,
 }
 
 /// The world at one moment.

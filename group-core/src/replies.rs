@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::refused::Why;
 use api::gaios::link::v1::response::Kind;
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use consensus_core::NodeId;
 use keyspace::Outcome;
 
@@ -24,6 +24,8 @@ pub(crate) struct Replies {
     pub(crate) term: u64,
     /// Who leads, as far as known: the hint in every refusal.
     pub(crate) leader: Option<NodeId>,
+    /// The node's shard map, for those who go by another one.
+    shard_map: Bytes,
 }
 
 #[derive(Debug, Default)]
@@ -34,6 +36,11 @@ struct Gathered {
 }
 
 impl Replies {
+    /// For those of a node with this map.
+    pub(crate) fn new(shard_map: Bytes) -> Replies {
+        Replies { shard_map, ..Replies::default() }
+    }
+
     pub(crate) fn add(&mut self, link: LinkId, id: u64, kind: Kind) {
         let response = wire::Response { id, term: self.term, kind: Some(kind) };
         self.push(link, response, 0);
@@ -50,6 +57,13 @@ impl Replies {
     pub(crate) fn refuse(&mut self, link: LinkId, id: u64, why: Why) {
         let response = refusal(id, self.term, why, self.leader);
         self.push(link, response, 0);
+    }
+
+    /// Refuses what the group's shards do not hold, with the map that says who does.
+    pub(crate) fn refuse_wrong_shard(&mut self, link: LinkId, id: u64) {
+        let (leader, shard_map) = (self.leader.map_or(0, |leader| leader.0), self.shard_map.clone());
+        let refused = wire::Refused { why: Why::WrongShard.into(), leader, shard_map };
+        self.add(link, id, Kind::Refused(refused));
     }
 
     /// Whether there is a frame that is large enough.
@@ -86,6 +100,10 @@ impl Replies {
 /// `Refused`, as an answer to request `id`.
 #[must_use]
 pub fn refusal(id: u64, term: u64, why: Why, leader: Option<NodeId>) -> wire::Response {
-    let refused = wire::Refused { why: why.into(), leader: leader.map_or(0, |leader| leader.0) };
+    let refused = wire::Refused {
+        why: why.into(),
+        leader: leader.map_or(0, |leader| leader.0),
+        shard_map: Bytes::new(),
+    };
     wire::Response { id, term, kind: Some(Kind::Refused(refused)) }
 }

@@ -14,7 +14,8 @@ use consensus_core::{
 };
 use journal::Lsn;
 use keyspace::{
-    Command, Envelope, LeaseId, Limits, Proposal, Query, Revision, RevisionRange, Revisions, SessionId,
+    Command, Envelope, LeaseId, Limits, Proposal, Query, Revision, RevisionRange, Revisions, Route,
+    SessionId, ShardId, ShardSpan,
 };
 
 use crate::clients::{Enrolled, PendingRead, Reading, Subject, Waiter};
@@ -74,6 +75,10 @@ enum Works {
 impl Rig {
     /// The one replica of its group, which leads.
     fn leader() -> Rig {
+        Rig::with_shards(vec![ShardSpan::whole()])
+    }
+
+    fn with_shards(shards: Vec<ShardSpan>) -> Rig {
         let voters = [ME].into_iter().collect();
         let timing = Timing::default();
         let settings = Settings {
@@ -82,11 +87,14 @@ impl Rig {
             voters,
             timing,
             limits: Limits { quota_bytes: 1 << 30, ..Limits::default() },
+            shards,
+            shard_map: Bytes::from_static(b"the map"),
             snapshot_least_bytes: 1 << 20,
             snapshot_slice_bytes: 64 << 10,
             regions: BTreeMap::new(),
             leader_regions: Vec::new(),
             broken: Broken::default(),
+            broken_state: keyspace::Broken::default(),
         };
         let now = Mono(1_000_000_000_000);
         let start = Start {
@@ -206,7 +214,7 @@ impl Rig {
         self.settle();
         let Some(Kind::SessionOpened(opened)) = self.take(OWN).remove(0).kind else { panic!("no session") };
         let (session, seq) = (SessionId(opened.session), self.replica.applied.0);
-        let command = encode(&Command::Write { session, seq, ack_upto: seq - 1, op });
+        let command = encode(&Command::write(session, seq, seq - 1, Route::FIRST, op));
         self.turn([request(OWN, 2, RequestKind::Write(wire::Write { session: session.0, seq, command }))]);
         self.settle();
         let reply = self.take(OWN).remove(0).kind;
@@ -481,7 +489,7 @@ fn what_a_step_commits_is_applied_when_its_messages_have_been_handed_out() {
 fn a_gateway_gives_no_revisions() {
     let mut rig = Rig::leader();
     let op = put("a", Vec::new());
-    let command = Command::Write { session: SessionId(1), seq: 1, ack_upto: 0, op };
+    let command = Command::write(SessionId(1), 1, 0, Route::FIRST, op);
     let range = RevisionRange { first: Revision(9), count: 1 };
     let envelope = Envelope { revisions: Revisions::Given(range), ..Envelope::default() };
     let mut encoded = BytesMut::new();
@@ -489,4 +497,42 @@ fn a_gateway_gives_no_revisions() {
     let write = wire::Write { session: 1, seq: 1, command: encoded.freeze() };
     rig.turn([request(LINK, 1, RequestKind::Write(write))]);
     assert_eq!(rig.refusals(LINK), [(1, Why::Malformed, ME.0)]);
+}
+
+#[test]
+fn who_asks_for_a_shard_that_is_not_here_is_told_where_it_is() {
+    let mut rig = Rig::with_shards(vec![ShardSpan { end: Some("m".into()), ..ShardSpan::whole() }]);
+    rig.turn([request(OWN, 1, open_session())]);
+    rig.settle();
+    let Some(Kind::SessionOpened(opened)) = rig.take(OWN).remove(0).kind else { panic!("no session") };
+    let session = SessionId(opened.session);
+    let write = |id, route, key| {
+        let command = encode(&Command::write(session, id, 0, route, put(key, Vec::new())));
+        request(LINK, id, RequestKind::Write(wire::Write { session: session.0, seq: id, command }))
+    };
+    let elsewhere = Route { shard: ShardId(9), ..Route::FIRST };
+    let watch = |key: &'static str| wire::WatchOpen { key: key.into(), credit: 1, ..Default::default() };
+    rig.turn([
+        write(1, elsewhere, "a"),
+        write(2, Route::FIRST, "z"),
+        request(LINK, 3, range("z", false, 0)),
+        request(LINK, 4, range("z", true, 0)),
+        request(LINK, 5, RequestKind::WatchOpen(watch("z"))),
+        write(6, Route::FIRST, "a"),
+        request(LINK, 7, range("a", false, 0)),
+        request(LINK, 8, RequestKind::WatchOpen(watch("a"))),
+    ]);
+    rig.settle();
+    let mut refused = Vec::new();
+    for response in rig.take(LINK) {
+        match response.kind {
+            Some(Kind::Refused(told)) => {
+                assert_eq!((told.why(), told.shard_map.as_ref()), (Why::WrongShard, &b"the map"[..]));
+                refused.push(response.id);
+            }
+            _ => assert!(response.id >= 6, "{response:?}"),
+        }
+    }
+    refused.sort_unstable();
+    assert_eq!(refused, [1, 2, 3, 4, 5]);
 }

@@ -9,7 +9,7 @@ use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::refused::Why;
 use api::gaios::link::v1::response::Kind;
 use bytes::BytesMut;
-use keyspace::{Event, KeyRange, Keyspace, Resolved, Revision, RevisionEvents, WatcherIndex};
+use keyspace::{Event, KeyRange, Keyspace, NoHistory, Resolved, Revision, RevisionEvents, WatcherIndex};
 
 use crate::env::LinkId;
 use crate::mutant::{Broken, mutant};
@@ -85,6 +85,11 @@ impl Watches {
             replies.refuse(link, id, Why::Malformed);
             return;
         }
+        let range = KeyRange::from_watch_wire(request.key, request.range_end);
+        if !state.holds(&range) {
+            replies.refuse_wrong_shard(link, id);
+            return;
+        }
         let resolved = state.resolved();
         let next = match request.start_revision {
             ..=0 => resolved.revision().next(),
@@ -94,7 +99,7 @@ impl Watches {
         let in_step = !resolved.covers(next);
         let watch = Watch {
             link,
-            range: KeyRange::from_watch_wire(request.key, request.range_end),
+            range,
             prev_kv: request.prev_kv,
             next,
             credit: i64::try_from(request.credit).unwrap_or(i64::MAX),
@@ -284,14 +289,21 @@ impl Watches {
                     self.behind.remove(&id);
                 }
             }
-            Err(keyspace::Compacted(compacted)) if mutant!(self.broken, WatchOverCompaction) => {
+            Err(NoHistory::Compacted(compacted)) if mutant!(self.broken, WatchOverCompaction) => {
                 watch.next = compacted;
             }
-            Err(keyspace::Compacted(compacted)) => {
+            Err(NoHistory::Compacted(compacted)) => {
                 let canceled = wire::WatchCanceled { compact_revision: compacted.0, refused: None };
                 replies.add(watch.link, id.1, Kind::WatchCanceled(canceled));
                 for sync in watch.syncs.drain(..) {
                     replies.refuse(watch.link, sync, Why::Malformed);
+                }
+                self.close(id.0, id.1);
+            }
+            Err(NoHistory::WrongShard) => {
+                replies.refuse_wrong_shard(watch.link, id.1);
+                for sync in watch.syncs.drain(..) {
+                    replies.refuse_wrong_shard(watch.link, sync);
                 }
                 self.close(id.0, id.1);
             }

@@ -45,7 +45,7 @@ struct Bench {
 impl Bench {
     fn new(keys: u64) -> Bench {
         let limits = Limits { quota_bytes: u64::MAX, ..Limits::default() };
-        let mut state = Keyspace::new(Options { limits });
+        let mut state = Keyspace::new(Options { limits, ..Options::default() });
         let mut effects = Effects::new();
         state.apply(1, 0, Command::OpenSession { nonce: 1 }, &mut effects);
         let Ok(Reply::SessionOpened { session, .. }) = effects.replies[0].outcome else {
@@ -67,7 +67,7 @@ impl Bench {
             self.seq += 1;
             let seq = self.seq;
             let mut bytes = BytesMut::new();
-            let command = Command::Write { session: self.session, seq, ack_upto: seq.saturating_sub(64), op };
+            let command = Command::write(self.session, seq, seq.saturating_sub(64), Route::FIRST, op);
             command.encode(&mut bytes);
             match batches.last_mut() {
                 Some(batch) if batch.len() < 64 => batch.push(bytes.freeze()),

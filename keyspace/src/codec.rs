@@ -26,8 +26,8 @@ pub const MAX_TXN_ITEMS: usize = 1 << 16;
 
 const VERSION: u8 = 1;
 
-/// Of commands with their envelopes. The first one had none.
-const PROPOSAL_VERSION: u8 = 2;
+/// Of commands with their envelopes. The first one had none, and with the second writes named no shard.
+const PROPOSAL_VERSION: u8 = 3;
 
 /// The input is no encoding that this version reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

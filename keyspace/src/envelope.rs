@@ -1,6 +1,6 @@
 //! What a command of the log comes in: what is decided about it before it is applied, and not by the state.
 
-use crate::{Command, Revision};
+use crate::{Broken, Command, Revision, mutant::mutant};
 
 /// A command of the log in its envelope. A log entry holds a batch of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,8 +60,18 @@ pub(crate) struct RevisionPassed;
 
 impl Allotment {
     /// For a command that is applied when `newest` is the newest revision.
-    pub(crate) fn new(revisions: Revisions, newest: Revision) -> Result<Allotment, RevisionPassed> {
+    pub(crate) fn new(
+        revisions: Revisions,
+        newest: Revision,
+        broken: Broken,
+    ) -> Result<Allotment, RevisionPassed> {
+        let is_ignored = mutant!(broken, GivenRevisionIgnored);
         match revisions {
+            Revisions::Given(_) if is_ignored => Ok(Allotment { next: newest.next(), left: u64::MAX }),
+            Revisions::Given(range) if mutant!(broken, PassedRevisionUsed) => {
+                let next = range.first.max(newest.next());
+                Ok(Allotment { next, left: u64::from(range.count) })
+            }
             Revisions::Next => Ok(Allotment { next: newest.next(), left: u64::MAX }),
             Revisions::Given(range) if range.first > newest => {
                 Ok(Allotment { next: range.first, left: u64::from(range.count) })

@@ -1,6 +1,6 @@
 //! Why a request was refused.
 
-/// An answer that refuses a request. Each variant is one etcd error, except the five at the end, which concern
+/// An answer that refuses a request. Each variant is one etcd error, except the six at the end, which concern
 /// gateways only. The gateway's table gives the code and the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Error {
@@ -47,6 +47,9 @@ pub enum Error {
     /// The revisions that were given to the command are passed by others that came first. Nothing was applied, and nothing
     /// is kept of it: the same write may come again with newer ones.
     RevisionPassed,
+    /// The shard that holds the keys is not here, or is not what the sender's map says. Nothing was applied, nor will it be
+    /// under this number: the same write may be sent elsewhere, or here under another one.
+    WrongShard,
 }
 
 impl std::fmt::Display for Error {
@@ -71,6 +74,7 @@ impl std::fmt::Display for Error {
             Error::ResultForgotten => "result already acknowledged",
             Error::SessionWindowExceeded => "sequence number beyond the session window",
             Error::RevisionPassed => "revision passed by others",
+            Error::WrongShard => "the keys are in no shard of this group",
         })
     }
 }

@@ -62,12 +62,14 @@ pub struct HistoryPage {
     pub next: Revision,
 }
 
-/// The history asked for is gone.
+/// The history asked for is not here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Compacted(
-    /// The compact revision: the lowest revision that can be asked for.
-    pub Revision,
-);
+pub enum NoHistory {
+    /// It is gone; the lowest revision that can be asked for.
+    Compacted(Revision),
+    /// No shard of the group holds the whole range.
+    WrongShard,
+}
 
 /// How much of the log one call looks at, so that a narrow range in a long history does not hold up everybody else.
 const SCAN_MAX: usize = 20_000;
@@ -80,9 +82,9 @@ pub(crate) fn history(
     from: Revision,
     max_bytes: usize,
     max_revisions: usize,
-) -> Result<HistoryPage, Compacted> {
+) -> Result<HistoryPage, NoHistory> {
     if from < mvcc.compact_revision() {
-        return Err(Compacted(mvcc.compact_revision()));
+        return Err(NoHistory::Compacted(mvcc.compact_revision()));
     }
     let mut page = Page { revisions: Vec::new(), bytes: 0, max_bytes, max_revisions: max_revisions.max(1) };
     let end = resolved.revision().next();

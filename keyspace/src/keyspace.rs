@@ -3,25 +3,38 @@
 use bytes::Bytes;
 
 use crate::{
-    Alarm, AlarmKind, Command, Compacted, Error, HashKvReply, HistoryPage, KeyRange, KeyValue, LastWrite,
-    LeaseEffect, LeaseId, LeaseState, LeaseTimeToLiveReply, Limits, Op, Outcome, Proposal, Query, Reply,
-    Resolved, Revision, RevisionEvents, SessionId, SessionLookup, Snapshot, StatusReply,
+    Alarm, AlarmKind, Broken, Command, Error, Event, HashKvReply, HistoryPage, KeyRange, KeyValue, LastWrite,
+    LeaseEffect, LeaseId, LeaseState, LeaseTimeToLiveReply, Limits, NoHistory, Op, Outcome, Proposal, Query,
+    Reply, Resolved, Revision, RevisionEvents, Route, SESSION_WINDOW, SessionId, SessionLookup, ShardId,
+    ShardSpan, Snapshot, StatusReply,
     digest::Hasher,
     envelope::{Allotment, RevisionPassed},
     feed,
     lease::Leases,
-    mvcc::{Mvcc, Writer},
+    mutant::mutant,
+    mvcc::Writer,
     quota::{self, Alarms},
-    session::Sessions,
+    results::Results,
+    session::{NotAdmitted, Sessions},
+    shard::{Attachments, Shard, Shards},
     txn::{self, Plan},
 };
 
-/// How a keyspace begins. Every replica of a group must begin with the same options; later changes go through the log
+/// How a group's state begins. Every replica of a group must begin with the same options; later changes go through the log
 /// ([`Command::SetLimits`]).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// The limits.
     pub limits: Limits,
+    /// Its shards. No two may have a key or an id in common.
+    pub shards: Vec<ShardSpan>,
+}
+
+impl Default for Options {
+    /// One shard with all keys.
+    fn default() -> Options {
+        Options { limits: Limits::default(), shards: vec![ShardSpan::whole()] }
+    }
 }
 
 /// How many records each command sweeps. A command writes about one record, so that garbage is gone after half as
@@ -31,14 +44,28 @@ const SWEEP_PER_COMMAND: usize = 2;
 /// The replicated state machine of one group.
 #[derive(Debug)]
 pub struct Keyspace {
-    pub(crate) mvcc: Mvcc,
+    pub(crate) shards: Shards,
+    /// The newest revision that was made in any of the shards.
+    pub(crate) newest: LastWrite,
     pub(crate) leases: Leases,
     pub(crate) sessions: Sessions,
+    /// Of writes that concern the group as a whole.
+    pub(crate) results: Results,
     pub(crate) alarms: Alarms,
     pub(crate) limits: Limits,
     /// See [`Keyspace::leader_regions`].
     pub(crate) leader_regions: Option<Vec<Bytes>>,
     pub(crate) applied: u64,
+    pub(crate) broken: Broken,
+}
+
+/// Where a write is carried out.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// It concerns the group as a whole.
+    Group,
+    /// In one of its shards.
+    Shard(usize),
 }
 
 /// What applying commands had for consequences. The caller empties it and passes it in again.
@@ -91,17 +118,29 @@ pub struct Answer {
 }
 
 impl Keyspace {
-    /// An empty keyspace at revision 1.
+    /// Empty shards, at revision 1.
+    ///
+    /// # Panics
+    /// If two of them have a key or an id in common.
     pub fn new(options: Options) -> Keyspace {
+        let shards = options.shards.into_iter().map(Shard::new).collect();
         Keyspace {
-            mvcc: Mvcc::new(),
+            shards: Shards::new(shards).expect("no two shards have a key in common"),
+            newest: LastWrite::NONE,
             leases: Leases::default(),
             sessions: Sessions::default(),
+            results: Results::default(),
             alarms: Alarms::default(),
             limits: options.limits,
             leader_regions: None,
             applied: 0,
+            broken: Broken::default(),
         }
+    }
+
+    /// Breaks a rule, for tests of the tests.
+    pub fn set_broken(&mut self, broken: Broken) {
+        self.broken = broken;
     }
 
     /// Applies one command of the log. Commands come in the order of the log: slots ascend, and so do the places in a
@@ -121,7 +160,8 @@ impl Keyspace {
         } else {
             (SessionId::NONE, 0)
         };
-        let (outcome, repeated) = match Allotment::new(envelope.revisions, self.last_write().revision()) {
+        let allotment = Allotment::new(envelope.revisions, self.newest.revision(), self.broken);
+        let (outcome, repeated) = match allotment {
             Ok(mut allotment) => self.carry_out(command, &mut allotment, effects),
             Err(RevisionPassed) => (Err(Error::RevisionPassed), false),
         };
@@ -135,27 +175,50 @@ impl Keyspace {
         self.applied = slot;
     }
 
-    /// Frees memory of what compactions have dropped, looking at up to `max_records`. Returns whether there may be
+    /// Frees memory of what compactions have dropped, looking at up to `max_records` of each shard. Returns whether there may be
     /// more to do. Nothing that can be seen changes, so each replica may call it when it likes; commands also do a
     /// little of it each.
     pub fn sweep(&mut self, max_records: usize) -> bool {
-        self.mvcc.sweep(max_records)
+        let mut has_more = false;
+        for shard in self.shards.iter_mut() {
+            has_more |= shard.mvcc.sweep(max_records);
+        }
+        has_more
     }
 
-    /// The revision of the last write.
-    pub fn last_write(&self) -> LastWrite {
-        self.mvcc.last_write()
+    /// The shards that are here, in the order of keys.
+    pub fn shards(&self) -> impl Iterator<Item = &ShardSpan> {
+        self.shards.iter().map(|shard| &shard.span)
     }
 
-    /// The revision up to which nothing more will appear: what queries and watches see, and what answers show that are not
-    /// those of a write.
+    /// Whether one of the shards has all keys of a range.
+    pub fn holds(&self, range: &KeyRange) -> bool {
+        self.shards.covering(range).is_ok()
+    }
+
+    /// The revision of the last write to a shard that is here.
+    pub fn last_write(&self, shard: ShardId) -> Option<LastWrite> {
+        self.shards.get(shard).map(|shard| shard.mvcc.last_write())
+    }
+
+    /// The revision up to which nothing more will appear, in whichever shard: what queries and watches see, and what answers
+    /// show that are not those of a write.
     pub fn resolved(&self) -> Resolved {
-        Resolved::by_own_log(self.last_write())
+        if mutant!(self.broken, ReadAboveResolved) {
+            return Resolved::by_own_log(LastWrite::at(self.newest.revision().next()));
+        }
+        if mutant!(self.broken, ResolvedByShard)
+            && let Some(shard) = self.shards.iter().next()
+        {
+            return Resolved::by_own_log(shard.mvcc.last_write());
+        }
+        Resolved::by_own_log(self.newest)
     }
 
     /// The lowest revision that can be read; [`Revision::NEVER_COMPACTED`] before the first compaction.
     pub fn compact_revision(&self) -> Revision {
-        self.mvcc.compact_revision()
+        let of_shards = self.shards.iter().map(|shard| shard.mvcc.compact_revision());
+        of_shards.max().unwrap_or(Revision::NEVER_COMPACTED)
     }
 
     /// The last slot applied; 0 before the first.
@@ -188,11 +251,15 @@ impl Keyspace {
     pub fn query(&self, query: &Query) -> Outcome {
         let revision = self.resolved().revision();
         match query {
-            Query::Range(request) => txn::range(&self.mvcc, revision, request).map(Reply::Range),
+            Query::Range(request) => {
+                let shard = self.shards.covering(&request.range)?;
+                txn::range(&shard.mvcc, revision, request).map(Reply::Range)
+            }
             Query::Txn(request) => {
-                let plan = Plan::new(&self.mvcc, revision, request);
-                plan.check(&self.mvcc, revision, &self.leases)?;
-                plan.read(&self.mvcc, revision).map(Reply::Txn)
+                let shard = self.shards.covering_txn(request)?;
+                let plan = Plan::new(&shard.mvcc, revision, request);
+                plan.check(&shard.mvcc, revision, &self.leases)?;
+                plan.read(&shard.mvcc, revision).map(Reply::Txn)
             }
             Query::LeaseTimeToLive { id, keys } => {
                 let state = self.leases.state(*id);
@@ -201,7 +268,7 @@ impl Keyspace {
                     id: *id,
                     ttl: state.map_or(-1, |lease| lease.remaining_s),
                     granted_ttl: state.map_or(0, |lease| lease.granted_ttl_s),
-                    keys: if *keys { self.leases.keys(*id).cloned().collect() } else { Vec::new() },
+                    keys: if *keys { self.attached(*id).cloned().collect() } else { Vec::new() },
                 }))
             }
             Query::Leases => {
@@ -213,9 +280,15 @@ impl Keyspace {
         }
     }
 
-    /// What is known of a numbered write. A leader may answer a retry from it without proposing anything.
-    pub fn has_result(&self, session: SessionId, seq: u64) -> SessionLookup<'_> {
-        self.sessions.lookup(session, seq)
+    /// What is known of a numbered write that is routed so. A leader may answer a retry from it without proposing anything.
+    pub fn has_result(&self, session: SessionId, seq: u64, route: Option<Route>) -> SessionLookup<'_> {
+        if let Err(why) = self.sessions.low_for(session, seq) {
+            return why.into();
+        }
+        let of_shard = route.and_then(|route| self.shards.get(route.shard));
+        let result = of_shard.and_then(|shard| shard.results.get(session, seq));
+        let result = result.or_else(|| self.results.get(session, seq));
+        result.map_or(SessionLookup::New, SessionLookup::Applied)
     }
 
     /// The leases with their times, for a new leader's lease clock.
@@ -237,26 +310,31 @@ impl Keyspace {
         from: Revision,
         max_bytes: usize,
         max_revisions: usize,
-    ) -> Result<HistoryPage, Compacted> {
-        feed::history(&self.mvcc, self.resolved(), range, from, max_bytes, max_revisions)
+    ) -> Result<HistoryPage, NoHistory> {
+        let shard = self.shards.covering(range).map_err(|_| NoHistory::WrongShard)?;
+        feed::history(&shard.mvcc, self.resolved(), range, from, max_bytes, max_revisions)
     }
 
     /// A key as of the revision before `mod_revision`, for events that were taken without it. None if it did not
     /// exist, or if that revision is compacted.
     pub fn prev_kv(&self, key: &[u8], mod_revision: Revision) -> Option<KeyValue> {
-        self.mvcc.value_before(key, mod_revision).cloned()
+        self.shards.holding(key)?.mvcc.value_before(key, mod_revision).cloned()
     }
 
     /// A hash over the whole state, but for the slot. Equal on all replicas that applied the same slots, whether they
     /// applied all of them or began with a snapshot.
     pub fn digest(&self) -> u64 {
         let mut hasher = Hasher::new(8)
-            .u64(self.mvcc.digest())
+            .i64(self.newest.revision().0)
             .u64(self.leases.digest())
             .u64(self.sessions.digest())
+            .u64(self.results.digest())
             .u64(self.alarms.digest())
             .u64(self.limits.quota_bytes)
             .u64(u64::from(self.limits.max_sessions));
+        for shard in self.shards.iter() {
+            hasher = hasher.u64(shard.digest());
+        }
         // While nobody has said, the digest is that of a version which does not know of it.
         for region in self.leader_regions.iter().flatten() {
             hasher = hasher.bytes(region);
@@ -275,7 +353,9 @@ impl Keyspace {
         if !resolved.covers(hash_revision) {
             return Err(Error::FutureRevision);
         }
-        let hash = self.mvcc.hash_upto(hash_revision);
+        // A sum, so that it is the same however the keys are cut into shards.
+        let of_shards = self.shards.iter().map(|shard| shard.mvcc.hash_upto(hash_revision));
+        let hash = of_shards.fold(0, u64::wrapping_add);
         Ok(HashKvReply {
             revision: resolved.revision(),
             hash: (hash ^ hash >> 32) as u32,
@@ -286,7 +366,7 @@ impl Keyspace {
 
     /// The logical size of the data, which the quota limits: what every kept version and every lease costs.
     pub fn size_bytes(&self) -> u64 {
-        self.mvcc.size_bytes() + self.leases.size_bytes()
+        self.shards.iter().map(|shard| shard.mvcc.size_bytes()).sum::<u64>() + self.leases.size_bytes()
     }
 
     /// Sizes and positions.
@@ -298,7 +378,7 @@ impl Keyspace {
             size_bytes: self.size_bytes(),
             size_in_use_bytes: self.size_bytes(),
             quota_bytes: self.limits.quota_bytes,
-            keys: self.mvcc.keys(),
+            keys: self.shards.iter().map(|shard| shard.mvcc.keys()).sum(),
             leases: self.leases.len() as u64,
             sessions: self.sessions.len() as u64,
         }
@@ -312,11 +392,26 @@ impl Keyspace {
 
     /// Checks what must hold of any state. Walks over everything; for tests.
     pub fn check_invariants(&self) {
-        self.mvcc.check_invariants();
         assert!(self.resolved().covers(self.compact_revision()), "the compact revision is no future one");
         self.sessions.check_invariants();
-        let attached = self.mvcc.live().filter(|kv| !kv.lease.is_none());
-        self.leases.check_invariants(attached.map(|kv| (kv.key.clone(), kv.lease)));
+        self.leases.check_invariants();
+        self.results.check_invariants(|session| self.sessions.low(session).is_some());
+        for shard in self.shards.iter() {
+            shard.mvcc.check_invariants();
+            assert!(shard.mvcc.last_write() <= self.newest, "no shard is ahead of the group");
+            assert_eq!(
+                shard.mvcc.compact_revision(),
+                self.compact_revision(),
+                "shards are compacted together"
+            );
+            shard.results.check_invariants(|session| self.sessions.low(session).is_some());
+            for kv in shard.mvcc.live() {
+                assert!(shard.span.covers(&KeyRange::single(kv.key.clone())), "{:?} is elsewhere", kv.key);
+                assert!(kv.lease.is_none() || self.leases.contains(kv.lease), "lease {} is gone", kv.lease);
+            }
+            let attached = shard.mvcc.live().filter(|kv| !kv.lease.is_none());
+            shard.attachments.check_invariants(attached.map(|kv| (kv.key.clone(), kv.lease)));
+        }
     }
 
     /// Carries out a command. Returns the answer, and whether the command was a write that had been carried out before.
@@ -327,26 +422,36 @@ impl Keyspace {
         effects: &mut Effects,
     ) -> (Outcome, bool) {
         let outcome = match command {
-            Command::Write { session, seq, ack_upto, op } => {
-                self.sessions.acknowledge(session, ack_upto);
-                match self.sessions.lookup(session, seq) {
-                    SessionLookup::New => {
-                        let outcome = self.perform(&op, allotment, effects);
-                        self.sessions.store(session, seq, outcome.clone());
-                        outcome
+            Command::Write { session, seq, ack_upto, route, op } => {
+                let low = match self.sessions.admit(session, seq, ack_upto) {
+                    Ok(low) => low,
+                    Err(NotAdmitted::Forgotten) if mutant!(self.broken, AcknowledgedElsewhereApplied) => {
+                        seq - 1
                     }
-                    SessionLookup::Applied(outcome) => return (outcome.clone(), true),
-                    SessionLookup::Expired => Err(Error::SessionExpired),
-                    SessionLookup::Forgotten => Err(Error::ResultForgotten),
-                    SessionLookup::BeyondWindow => Err(Error::SessionWindowExceeded),
+                    Err(why) => return (Err(why.into()), false),
+                };
+                let place = match self.place_for(route, &op) {
+                    Ok(place) => place,
+                    Err(error) => return self.turn_away(session, low, seq, error),
+                };
+                if let Some(outcome) = self.known_result(place, session, low, seq) {
+                    return (outcome.clone(), true);
                 }
+                let outcome = self.perform(&op, place, allotment, effects);
+                let is_broken = mutant!(self.broken, ResultUnderNextNumber) && seq - low < SESSION_WINDOW;
+                let number = if is_broken { seq + 1 } else { seq };
+                self.results(place).store(session, low, number, outcome.clone());
+                outcome
             }
             Command::OpenSession { nonce } => {
-                let session = self.sessions.open(nonce, self.limits.max_sessions);
+                let mut closed = Vec::new();
+                let session = self.sessions.open(nonce, self.limits.max_sessions, &mut closed);
+                self.forget_results(&closed);
                 Ok(Reply::SessionOpened { revision: allotment.before(), session })
             }
             Command::CloseSession(session) => {
                 self.sessions.close(session);
+                self.forget_results(&[session]);
                 Ok(Reply::Done { revision: allotment.before() })
             }
             Command::ExpireLeases(leases) => {
@@ -367,7 +472,9 @@ impl Keyspace {
             }
             Command::SetLimits(limits) => {
                 self.limits = limits;
-                self.sessions.evict_to(u64::from(limits.max_sessions.max(1)));
+                let mut closed = Vec::new();
+                self.sessions.evict_to(u64::from(limits.max_sessions.max(1)), &mut closed);
+                self.forget_results(&closed);
                 Ok(Reply::Done { revision: allotment.before() })
             }
             Command::SetLeaderRegions(regions) => {
@@ -383,27 +490,121 @@ impl Keyspace {
         (outcome, false)
     }
 
+    /// Where a write belongs that was routed so; an error if that is not here.
+    fn place_for(&self, route: Option<Route>, op: &Op) -> Result<Place, Error> {
+        match route {
+            None if op.has_keys() => Err(Error::WrongShard),
+            None => Ok(Place::Group),
+            Some(route) => self.shards.place_for(route, op, self.broken).map(Place::Shard),
+        }
+    }
+
+    /// What was answered to a write that comes again to its place. One that was turned away is not carried out later: whoever
+    /// was told so has sent it elsewhere.
+    fn known_result(&mut self, place: Place, session: SessionId, low: u64, seq: u64) -> Option<&Outcome> {
+        let turned_away = self.results.settle(session, low, seq);
+        match place {
+            Place::Shard(place) if turned_away.is_none() => {
+                self.shards.at_mut(place).results.settle(session, low, seq)
+            }
+            Place::Shard(_) | Place::Group => turned_away,
+        }
+    }
+
+    /// Turns a write away that has no place here, for good; unless it was carried out before, wherever its keys are by now.
+    fn turn_away(&mut self, session: SessionId, low: u64, seq: u64, error: Error) -> (Outcome, bool) {
+        let carried_out = self.shards.iter().find_map(|shard| shard.results.get(session, seq)).cloned();
+        if let Some(outcome) = carried_out.or_else(|| self.results.settle(session, low, seq).cloned()) {
+            return (outcome, true);
+        }
+        if !mutant!(self.broken, WrongShardForgotten) {
+            self.results.store(session, low, seq, Err(error));
+        }
+        (Err(error), false)
+    }
+
+    /// The results of writes that are carried out there.
+    fn results(&mut self, place: Place) -> &mut Results {
+        match place {
+            Place::Group => &mut self.results,
+            Place::Shard(place) => &mut self.shards.at_mut(place).results,
+        }
+    }
+
+    /// Forgets the results of sessions that are closed.
+    fn forget_results(&mut self, closed: &[SessionId]) {
+        for session in closed {
+            self.results.forget(*session);
+            if mutant!(self.broken, ResultsOutliveSession) {
+                continue;
+            }
+            for shard in self.shards.iter_mut() {
+                shard.results.forget(*session);
+            }
+        }
+    }
+
+    /// The keys that hang on a lease, in order.
+    fn attached(&self, lease: LeaseId) -> impl Iterator<Item = &Bytes> {
+        self.shards.iter().flat_map(move |shard| shard.attachments.keys(lease))
+    }
+
     /// Carries out a client's write.
-    fn perform(&mut self, op: &Op, allotment: &mut Allotment, effects: &mut Effects) -> Outcome {
+    fn perform(
+        &mut self,
+        op: &Op,
+        place: Place,
+        allotment: &mut Allotment,
+        effects: &mut Effects,
+    ) -> Outcome {
         self.admit(op, effects)?;
-        let before = allotment.before();
+        match place {
+            Place::Shard(place) => self.perform_in_shard(op, place, allotment, effects),
+            Place::Group => self.perform_in_group(op, allotment, effects),
+        }
+    }
+
+    fn perform_in_shard(
+        &mut self,
+        op: &Op,
+        place: usize,
+        allotment: &mut Allotment,
+        effects: &mut Effects,
+    ) -> Outcome {
+        let mvcc = &self.shards.at(place).mvcc;
         match op {
             Op::Put(put) => {
-                txn::check_put(&self.mvcc, &self.leases, put)?;
-                let reply = self.write(allotment, effects, |writer, leases| txn::put(writer, leases, put))?;
-                Ok(Reply::Put(reply))
+                txn::check_put(mvcc, &self.leases, put)?;
+                let change =
+                    |writer: &mut Writer<'_>, attached: &mut Attachments| txn::put(writer, attached, put);
+                self.write(place, allotment, effects, change).map(Reply::Put)
             }
             Op::DeleteRange(delete) => {
-                let reply = self
-                    .write(allotment, effects, |writer, leases| txn::delete_range(writer, leases, delete))?;
-                Ok(Reply::DeleteRange(reply))
+                let change = |writer: &mut Writer<'_>, attached: &mut Attachments| {
+                    txn::delete_range(writer, attached, delete)
+                };
+                self.write(place, allotment, effects, change).map(Reply::DeleteRange)
             }
             Op::Txn(request) => {
-                let plan = Plan::new(&self.mvcc, before, request);
-                plan.check(&self.mvcc, before, &self.leases)?;
-                let reply = self.write(allotment, effects, |writer, leases| plan.execute(writer, leases))?;
-                Ok(Reply::Txn(reply))
+                let before = allotment.before();
+                let plan = Plan::new(mvcc, before, request);
+                plan.check(mvcc, before, &self.leases)?;
+                let change =
+                    |writer: &mut Writer<'_>, attached: &mut Attachments| plan.execute(writer, attached);
+                self.write(place, allotment, effects, change).map(Reply::Txn)
             }
+            Op::Compact { .. }
+            | Op::LeaseGrant { .. }
+            | Op::LeaseRevoke { .. }
+            | Op::AlarmActivate { .. }
+            | Op::AlarmDeactivate { .. } => Err(Error::WrongShard),
+        }
+    }
+
+    fn perform_in_group(&mut self, op: &Op, allotment: &mut Allotment, effects: &mut Effects) -> Outcome {
+        let before = allotment.before();
+        match op {
+            Op::Put(_) | Op::DeleteRange(_) | Op::Txn(_) => Err(Error::WrongShard),
             Op::Compact { revision } => {
                 let at = Revision(*revision);
                 if at <= self.compact_revision() {
@@ -413,7 +614,9 @@ impl Keyspace {
                 if !resolved.covers(at) {
                     return Err(Error::FutureRevision);
                 }
-                self.mvcc.compact(at, resolved);
+                for shard in self.shards.iter_mut() {
+                    shard.mvcc.compact(at, resolved);
+                }
                 effects.compacted = Some(at);
                 Ok(Reply::Compacted { revision: before })
             }
@@ -470,41 +673,67 @@ impl Keyspace {
         Ok(())
     }
 
-    /// Deletes a lease and, under one revision, its keys.
+    /// Deletes a lease and, under one revision, its keys, in whichever shards they are.
     fn revoke_lease(&mut self, id: LeaseId, allotment: &mut Allotment, effects: &mut Effects) -> Outcome {
-        if self.leases.keys(id).next().is_some() && allotment.peek().is_none() {
+        let attached = self.shards.iter().any(|shard| shard.attachments.has(id));
+        let Some(revision) = allotment.peek().or_else(|| (!attached).then(|| allotment.before())) else {
             return Err(Error::RevisionPassed);
-        }
-        let keys = self.leases.remove(id)?;
-        let revision = if keys.is_empty() {
-            allotment.before()
-        } else {
-            self.write(allotment, effects, |writer, _leases| {
-                for key in &keys {
-                    let old = writer.delete(key);
-                    debug_assert!(old.is_some_and(|old| old.lease == id), "the keys of a lease exist");
-                }
-                writer.revision()
-            })?
         };
+        self.leases.remove(id)?;
         effects.leases.push(LeaseEffect::Revoked { id });
+        if !attached {
+            return Ok(Reply::LeaseRevoked { revision: allotment.before() });
+        }
+        let mut events = Vec::new();
+        for shard in self.shards.iter_mut() {
+            let keys = shard.attachments.remove(id);
+            if keys.is_empty() {
+                continue;
+            }
+            let mut writer = shard.mvcc.write(revision);
+            for key in &keys {
+                let old = writer.delete(key);
+                debug_assert!(old.is_some_and(|old| old.lease == id), "the keys of a lease exist");
+            }
+            events.extend(writer.finish().into_iter().flat_map(|(_, events)| events));
+            if mutant!(self.broken, LeaseEndsInOneShard) {
+                break;
+            }
+        }
+        self.made(revision, events, allotment, effects);
         Ok(Reply::LeaseRevoked { revision })
     }
 
-    /// Makes changes under one revision: the next one that the command may make. It is used up only if something changed.
+    /// Makes changes in a shard under one revision: the next one that the command may make. It is used up only if something
+    /// changed.
     fn write<T>(
         &mut self,
+        place: usize,
         allotment: &mut Allotment,
         effects: &mut Effects,
-        change: impl FnOnce(&mut Writer<'_>, &mut Leases) -> T,
+        change: impl FnOnce(&mut Writer<'_>, &mut Attachments) -> T,
     ) -> Result<T, Error> {
         let revision = allotment.peek().ok_or(Error::RevisionPassed)?;
-        let mut writer = self.mvcc.write(revision);
-        let result = change(&mut writer, &mut self.leases);
+        let shard = self.shards.at_mut(place);
+        let mut writer = shard.mvcc.write(revision);
+        let result = change(&mut writer, &mut shard.attachments);
         if let Some((revision, events)) = writer.finish() {
-            allotment.take();
-            effects.revisions.push(RevisionEvents { revision, events: events.into() });
+            self.made(revision, events, allotment, effects);
         }
         Ok(result)
+    }
+
+    /// A revision was made.
+    fn made(
+        &mut self,
+        revision: Revision,
+        events: Vec<Event>,
+        allotment: &mut Allotment,
+        effects: &mut Effects,
+    ) {
+        assert!(revision > self.newest.revision(), "revisions ascend");
+        allotment.take();
+        self.newest = LastWrite::at(revision);
+        effects.revisions.push(RevisionEvents { revision, events: events.into() });
     }
 }

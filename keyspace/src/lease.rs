@@ -1,11 +1,9 @@
-//! The lease table: which leases exist, their times, and the keys attached to them.
+//! The lease table: which leases exist, and their times. The keys attached to them are known to their shards.
 //!
 //! There is no clock here. The leader's shell counts down from [`LeaseState::remaining_s`] and proposes expiry; it
 //! also proposes checkpoints, so that a new leader starts from what was left and not from the full time.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use bytes::Bytes;
+use std::collections::BTreeMap;
 
 use crate::{
     Error,
@@ -72,12 +70,11 @@ pub enum LeaseEffect {
     },
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Lease {
     granted_ttl_s: i64,
     /// 0 when no checkpoint says otherwise.
     checkpoint_s: i64,
-    keys: BTreeSet<Bytes>,
 }
 
 /// All leases.
@@ -103,18 +100,18 @@ impl Leases {
         Ok(())
     }
 
-    /// Puts a lease in place without its keys; also used by a restore.
+    /// Puts a lease in place; also used by a restore.
     pub(crate) fn insert(&mut self, id: LeaseId, granted_ttl_s: i64, checkpoint_s: i64) {
-        let old = self.leases.insert(id, Lease { granted_ttl_s, checkpoint_s, keys: BTreeSet::new() });
+        let old = self.leases.insert(id, Lease { granted_ttl_s, checkpoint_s });
         debug_assert!(old.is_none(), "lease {id} is inserted twice");
         self.hash.add(hash(id, granted_ttl_s, checkpoint_s));
     }
 
-    /// Takes a lease out and returns its keys, which the caller deletes, in order.
-    pub(crate) fn remove(&mut self, id: LeaseId) -> Result<BTreeSet<Bytes>, Error> {
+    /// Takes a lease out.
+    pub(crate) fn remove(&mut self, id: LeaseId) -> Result<(), Error> {
         let lease = self.leases.remove(&id).ok_or(Error::LeaseNotFound)?;
         self.hash.remove(hash(id, lease.granted_ttl_s, lease.checkpoint_s));
-        Ok(lease.keys)
+        Ok(())
     }
 
     /// Records the remaining seconds. Returns whether the lease exists.
@@ -126,29 +123,12 @@ impl Leases {
         true
     }
 
-    /// Moves a key from its old lease to its new one; either may be none.
-    pub(crate) fn move_key(&mut self, key: &Bytes, old: LeaseId, new: LeaseId) {
-        if old == new {
-            return;
-        }
-        if let Some(lease) = self.leases.get_mut(&old) {
-            lease.keys.remove(key);
-        }
-        if let Some(lease) = self.leases.get_mut(&new) {
-            lease.keys.insert(key.clone());
-        }
-    }
-
     pub(crate) fn contains(&self, id: LeaseId) -> bool {
         self.leases.contains_key(&id)
     }
 
     pub(crate) fn state(&self, id: LeaseId) -> Option<LeaseState> {
         self.leases.get(&id).map(|lease| lease.state(id))
-    }
-
-    pub(crate) fn keys(&self, id: LeaseId) -> impl Iterator<Item = &Bytes> {
-        self.leases.get(&id).into_iter().flat_map(|lease| &lease.keys)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = LeaseState> {
@@ -172,23 +152,13 @@ impl Leases {
         self.hash.value()
     }
 
-    /// Checks that the hash is that of the table and that `attached`, the keys with leases in key order, are those
-    /// recorded here.
-    pub(crate) fn check_invariants(&self, attached: impl Iterator<Item = (Bytes, LeaseId)>) {
+    /// Checks that the hash is that of the table.
+    pub(crate) fn check_invariants(&self) {
         let mut hash_of_table = SetHash::default();
         for (id, granted_ttl_s, checkpoint_s) in self.rows() {
             hash_of_table.add(hash(id, granted_ttl_s, checkpoint_s));
         }
         assert_eq!(hash_of_table.value(), self.hash.value(), "the lease hash is that of the table");
-        let mut expected = BTreeMap::<LeaseId, BTreeSet<Bytes>>::new();
-        for (key, lease) in attached {
-            assert!(self.contains(lease), "key {key:?} is attached to lease {lease}, which does not exist");
-            expected.entry(lease).or_default().insert(key);
-        }
-        for (id, lease) in &self.leases {
-            let keys = expected.remove(id).unwrap_or_default();
-            assert_eq!(keys, lease.keys, "the keys of lease {id}");
-        }
     }
 }
 

@@ -4,6 +4,9 @@
 //! reads it. Every replica that applied the same slots holds the same state and gives the same answers and the
 //! same [`Keyspace::digest`]. Time, randomness and revisions of other groups arrive inside commands.
 //!
+//! A group's state is that of its shards, each with its keys and what hangs on them, and what concerns them all: leases,
+//! sessions, limits and alarms (docs/decisions/0020-the-shard-is-the-unit-of-state.md).
+//!
 //! What it is not: it knows no consensus, no network, no clock and no protobuf. The lease clock belongs to the
 //! shell, which proposes [`Command::ExpireLeases`] and [`Command::CheckpointLeases`].
 //!
@@ -18,12 +21,15 @@ mod feed;
 mod key_range;
 mod keyspace;
 mod lease;
+mod mutant;
 mod mvcc;
 mod quota;
 mod reply;
 mod request;
+mod results;
 mod revision;
 mod session;
+mod shard;
 mod snapshot;
 mod txn;
 mod watchers;
@@ -31,10 +37,13 @@ mod watchers;
 pub use codec::{DecodeError, MAX_TXN_DEPTH, MAX_TXN_ITEMS, decode_outcome, encode_outcome};
 pub use envelope::{Envelope, Proposal, RevisionRange, Revisions};
 pub use error::Error;
-pub use feed::{Compacted, Event, EventKind, HistoryPage, RevisionEvents};
+pub use feed::{Event, EventKind, HistoryPage, NoHistory, RevisionEvents};
 pub use key_range::{KeyRange, RangeEnd};
 pub use keyspace::{Answer, Effects, Keyspace, Options};
 pub use lease::{LeaseEffect, LeaseId, LeaseState, MAX_LEASE_TTL_S};
+pub use mutant::Broken;
+#[cfg(feature = "mutants")]
+pub use mutant::Mutant;
 pub use mvcc::KeyValue;
 pub use quota::{Alarm, AlarmKind, DEFAULT_QUOTA_BYTES, LEASE_COST_BYTES, Limits, PUT_OVERHEAD_BYTES};
 pub use reply::{
@@ -47,5 +56,7 @@ pub use request::{
 };
 pub use revision::{LastWrite, Resolved, Revision};
 pub use session::{DEFAULT_MAX_SESSIONS, SESSION_WINDOW, SessionId, SessionLookup};
+pub use shard::{Route, ShardSpan};
+pub use shard_map::{Epoch, ShardId};
 pub use snapshot::{Restore, RestoreError, Snapshot};
 pub use watchers::WatcherIndex;

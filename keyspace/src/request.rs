@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{Alarm, AlarmKind, KeyRange, LeaseId, Limits, SessionId};
+use crate::{Alarm, AlarmKind, KeyRange, LeaseId, Limits, Route, SessionId};
 
 /// One command of the log. A log entry holds a batch of them; each is applied by [`crate::Keyspace::apply`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub enum Command {
         /// Results of numbers at or below this may be forgotten: their callers were answered, or gave up for good.
         /// A number at or below it is never applied later.
         ack_upto: u64,
+        /// Where its gateway has sent it; none for what concerns the group as a whole ([`Op::has_keys`]).
+        route: Option<Route>,
         /// What to do.
         op: Op,
     },
@@ -40,6 +42,13 @@ pub enum Command {
     SetLeaderRegions(Vec<Bytes>),
     /// Raises an alarm that the group itself has found reason for.
     RaiseAlarm(Alarm),
+}
+
+impl Command {
+    /// A client's write, sent by `route` if it concerns a shard.
+    pub fn write(session: SessionId, seq: u64, ack_upto: u64, route: Route, op: Op) -> Command {
+        Command::Write { session, seq, ack_upto, route: op.has_keys().then_some(route), op }
+    }
 }
 
 /// A client's write. Requests must have passed [`crate::check`] before they are proposed.
@@ -82,6 +91,20 @@ pub enum Op {
         /// Which alarm.
         alarm: AlarmKind,
     },
+}
+
+impl Op {
+    /// Whether it concerns the keys of a shard, and not the group as a whole.
+    pub fn has_keys(&self) -> bool {
+        match self {
+            Op::Put(_) | Op::DeleteRange(_) | Op::Txn(_) => true,
+            Op::Compact { .. }
+            | Op::LeaseGrant { .. }
+            | Op::LeaseRevoke { .. }
+            | Op::AlarmActivate { .. }
+            | Op::AlarmDeactivate { .. } => false,
+        }
+    }
 }
 
 /// A request that changes nothing and needs no log entry.

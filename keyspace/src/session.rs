@@ -1,13 +1,13 @@
-//! Gateway sessions: which writes were applied, and what was answered.
+//! Gateway sessions: who writes, and up to which of its numbers everything is settled.
 //!
 //! A gateway numbers its writes. A write that arrives a second time is not applied again but answered from what is
-//! stored here. Numbers may arrive out of order: a session knows a low mark, at or below which everything is settled,
-//! and a window of results above it.
+//! stored. Numbers may arrive out of order: a session knows a low mark, at or below which everything is settled, and
+//! results are kept for a window above it ([`crate::results`]), in the shard where the write took effect.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use crate::{
-    Outcome,
+    Error, Outcome,
     digest::{Hasher, SetHash},
 };
 
@@ -49,8 +49,37 @@ pub(crate) struct Session {
     pub(crate) low: u64,
     /// The position of the last command under this session in the order of all of them; the lowest is evicted first.
     pub(crate) last_use: u64,
-    /// `results[i]` is that of number `low + 1 + i`, if it was applied. The last one is never `None`.
-    pub(crate) results: VecDeque<Option<Outcome>>,
+}
+
+/// Why a session accepts no write under a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotAdmitted {
+    /// It is not open.
+    Expired,
+    /// The number is settled.
+    Forgotten,
+    /// The number is too far above the low mark.
+    BeyondWindow,
+}
+
+impl From<NotAdmitted> for Error {
+    fn from(why: NotAdmitted) -> Error {
+        match why {
+            NotAdmitted::Expired => Error::SessionExpired,
+            NotAdmitted::Forgotten => Error::ResultForgotten,
+            NotAdmitted::BeyondWindow => Error::SessionWindowExceeded,
+        }
+    }
+}
+
+impl From<NotAdmitted> for SessionLookup<'_> {
+    fn from(why: NotAdmitted) -> Self {
+        match why {
+            NotAdmitted::Expired => SessionLookup::Expired,
+            NotAdmitted::Forgotten => SessionLookup::Forgotten,
+            NotAdmitted::BeyondWindow => SessionLookup::BeyondWindow,
+        }
+    }
 }
 
 /// All open sessions.
@@ -65,27 +94,29 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
-    /// Opens a session, or finds the one with this nonce. May evict others down to `max`.
-    pub(crate) fn open(&mut self, nonce: u128, max: u32) -> SessionId {
+    /// Opens a session, or finds the one with this nonce. May evict others down to `max`; they go to `closed`.
+    pub(crate) fn open(&mut self, nonce: u128, max: u32, closed: &mut Vec<SessionId>) -> SessionId {
         if let Some(id) = self.by_nonce.get(&nonce) {
             let id = *id;
             self.touch(id);
             return id;
         }
-        self.evict_to(u64::from(max.max(1)) - 1);
+        self.evict_to(u64::from(max.max(1)) - 1, closed);
         self.last_id += 1;
         let id = SessionId(self.last_id);
         self.uses += 1;
-        self.insert(id, Session { nonce, low: 0, last_use: self.uses, results: VecDeque::new() });
+        self.insert(id, Session { nonce, low: 0, last_use: self.uses });
         id
     }
 
-    /// Closes sessions, the one used longest ago first, until at most `max` are open.
-    pub(crate) fn evict_to(&mut self, max: u64) {
+    /// Closes sessions, the one used longest ago first, until at most `max` are open. They go to `closed`.
+    pub(crate) fn evict_to(&mut self, max: u64, closed: &mut Vec<SessionId>) {
         while self.sessions.len() as u64 > max
             && let Some((_, id)) = self.by_last_use.first_key_value()
         {
-            self.close(*id);
+            let id = *id;
+            self.close(id);
+            closed.push(id);
         }
     }
 
@@ -94,57 +125,35 @@ impl Sessions {
         self.by_nonce.remove(&session.nonce);
         self.by_last_use.remove(&session.last_use);
         self.hash.remove(session.hash(id));
-        for (seq, outcome) in session.stored() {
-            self.hash.remove(result_hash(id, seq, outcome));
-        }
     }
 
-    /// Forgets results up to `ack_upto` and marks the session used. Call before [`Sessions::lookup`].
-    pub(crate) fn acknowledge(&mut self, id: SessionId, ack_upto: u64) {
+    /// A write under `seq` has come, whose gateway needs nothing up to `ack_upto` any more. Marks the session used. Returns up
+    /// to where everything is settled.
+    pub(crate) fn admit(&mut self, id: SessionId, seq: u64, ack_upto: u64) -> Result<u64, NotAdmitted> {
         self.touch(id);
-        let Some(session) = self.sessions.get_mut(&id) else { return };
-        if ack_upto <= session.low {
-            return;
+        if let Some(session) = self.sessions.get_mut(&id)
+            && ack_upto > session.low
+        {
+            self.hash.remove(session.hash(id));
+            session.low = ack_upto;
+            self.hash.add(session.hash(id));
         }
-        self.hash.remove(session.hash(id));
-        while session.low < ack_upto {
-            let Some(result) = session.results.pop_front() else {
-                session.low = ack_upto;
-                break;
-            };
-            session.low += 1;
-            if let Some(outcome) = result {
-                self.hash.remove(result_hash(id, session.low, &outcome));
-            }
-        }
-        self.hash.add(session.hash(id));
+        self.low_for(id, seq)
     }
 
-    pub(crate) fn lookup(&self, id: SessionId, seq: u64) -> SessionLookup<'_> {
-        let Some(session) = self.sessions.get(&id) else { return SessionLookup::Expired };
-        let Some(offset) = seq.checked_sub(session.low).filter(|offset| *offset > 0) else {
-            return SessionLookup::Forgotten;
-        };
-        if offset > SESSION_WINDOW {
-            return SessionLookup::BeyondWindow;
-        }
-        match session.results.get(offset as usize - 1) {
-            Some(Some(outcome)) => SessionLookup::Applied(outcome),
-            Some(None) | None => SessionLookup::New,
+    /// Up to where everything is settled, if `seq` is above that and not by too far.
+    pub(crate) fn low_for(&self, id: SessionId, seq: u64) -> Result<u64, NotAdmitted> {
+        let session = self.sessions.get(&id).ok_or(NotAdmitted::Expired)?;
+        match seq.checked_sub(session.low) {
+            None | Some(0) => Err(NotAdmitted::Forgotten),
+            Some(1..=SESSION_WINDOW) => Ok(session.low),
+            Some(_) => Err(NotAdmitted::BeyondWindow),
         }
     }
 
-    /// Stores the result of a number for which [`Sessions::lookup`] said that it is new.
-    pub(crate) fn store(&mut self, id: SessionId, seq: u64, outcome: Outcome) {
-        let session = self.sessions.get_mut(&id).expect("the write was looked up in an open session");
-        let index = (seq - session.low - 1) as usize;
-        assert!(index < SESSION_WINDOW as usize, "number {seq} is within the window");
-        if session.results.len() <= index {
-            session.results.resize_with(index + 1, || None);
-        }
-        self.hash.add(result_hash(id, seq, &outcome));
-        let old = session.results[index].replace(outcome);
-        debug_assert!(old.is_none(), "number {seq} of {id:?} is applied twice");
+    /// Up to where everything is settled; none if the session is not open.
+    pub(crate) fn low(&self, id: SessionId) -> Option<u64> {
+        self.sessions.get(&id).map(|session| session.low)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -178,9 +187,6 @@ impl Sessions {
             self.by_nonce.insert(session.nonce, id);
             self.by_last_use.insert(session.last_use, id);
             self.hash.add(session.hash(id));
-            for (seq, outcome) in session.stored() {
-                self.hash.add(result_hash(id, seq, outcome));
-            }
             self.sessions.insert(id, session);
         }
         fits
@@ -208,12 +214,7 @@ impl Sessions {
             assert!(id.0 <= self.last_id && session.last_use <= self.uses, "counters are ahead of {id:?}");
             assert_eq!(self.by_nonce.get(&session.nonce), Some(id), "the nonce names its session");
             assert_eq!(self.by_last_use.get(&session.last_use), Some(id), "the last use names its session");
-            assert!(session.results.len() <= SESSION_WINDOW as usize, "results are within the window");
-            assert!(session.results.back().is_none_or(Option::is_some), "no empty place ends the window");
             hash.add(session.hash(*id));
-            for (seq, outcome) in session.stored() {
-                hash.add(result_hash(*id, seq, outcome));
-            }
         }
         assert_eq!(hash, self.hash, "the session hash is that of the table");
     }
@@ -229,24 +230,4 @@ impl Session {
             .u64(self.last_use)
             .finish()
     }
-
-    /// The results stored, with their numbers.
-    pub(crate) fn stored(&self) -> impl Iterator<Item = (u64, &Outcome)> {
-        // Numbers go up to the highest there is, so the one after the last result may not exist.
-        self.results
-            .iter()
-            .zip(0..)
-            .filter_map(|(result, index)| Some((self.low + 1 + index, result.as_ref()?)))
-    }
-}
-
-/// Enough of a result to tell replicas apart that answered differently: whether and why it was refused, or the kind
-/// and revision of the answer. What the answer holds follows from the data, which has a hash of its own.
-fn result_hash(id: SessionId, seq: u64, outcome: &Outcome) -> u64 {
-    let hasher = Hasher::new(5).u64(id.0).u64(seq);
-    match outcome {
-        Ok(reply) => hasher.u64(u64::from(crate::codec::reply_tag(reply))).i64(reply.revision().0),
-        Err(error) => hasher.u64(u64::from(crate::codec::error_tag(*error)) | 1 << 32),
-    }
-    .finish()
 }

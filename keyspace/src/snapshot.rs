@@ -4,24 +4,28 @@
 //! from sweeping. The small tables are copied when the snapshot begins: leases, alarms, and sessions with their
 //! results, which share their bytes with the state.
 //!
-//! A snapshot is a sequence of items; slices end between items. First comes the header, last the digest, which the
-//! restored state must have.
+//! A snapshot is a sequence of items; slices end between items. First comes the header, then what is the group's, then each
+//! shard with the results of writes to it, then the records of each shard; last the digest, which the restored state must
+//! have.
 
 use std::{collections::VecDeque, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 
 use crate::{
-    Alarm, AlarmKind, EventKind, Keyspace, LastWrite, LeaseId, Limits, Outcome, Revision, SESSION_WINDOW,
-    SessionId,
+    Alarm, AlarmKind, Broken, Epoch, EventKind, KeyRange, Keyspace, LastWrite, LeaseId, Limits, Outcome,
+    Revision, SessionId, ShardId, ShardSpan,
     codec::{self, DecodeError, Reader, Writer},
     lease::Leases,
     mvcc::{Mvcc, Pin, Record, own},
     quota::Alarms,
+    results::{Results, Window},
     session::{Session, Sessions},
+    shard::{Attachments, Shard, Shards},
 };
 
-const VERSION: u8 = 1;
+/// The first one knew no shards.
+const VERSION: u8 = 2;
 
 const ITEM_HEADER: u8 = 1;
 const ITEM_LEASE: u8 = 2;
@@ -32,26 +36,48 @@ const ITEM_RECORD: u8 = 6;
 const ITEM_END: u8 = 7;
 /// After the header, if anybody has said where the group is to be led.
 const ITEM_LEADER_REGIONS: u8 = 8;
+const ITEM_SHARD: u8 = 9;
+/// Of a session in the shard before, or in the group if there is none.
+const ITEM_RESULTS: u8 = 10;
+/// The records that follow are of this shard.
+const ITEM_RECORDS: u8 = 11;
 
 /// A snapshot being taken. Holds back the sweeping of garbage until it is dropped.
 #[derive(Debug)]
 pub struct Snapshot {
     applied: u64,
-    last_write: LastWrite,
-    compact_revision: Revision,
     digest: u64,
     /// What is to be written before the records, in order.
     tables: VecDeque<Item>,
     stage: Stage,
+    shards: Vec<PinnedShard>,
+}
+
+/// A shard as it was.
+#[derive(Debug)]
+struct PinnedShard {
+    id: ShardId,
+    last_write: LastWrite,
+    compact_revision: Revision,
     pin: Arc<Pin>,
 }
 
 #[derive(Debug)]
 enum Stage {
     Tables,
-    /// The records after this one, or all.
-    Records(Option<(Bytes, Revision, u32)>),
+    Records(RecordsStage),
     Done,
+}
+
+/// Where the walk over the records is.
+#[derive(Debug, Default)]
+struct RecordsStage {
+    /// In this shard.
+    place: usize,
+    /// The shard was named.
+    is_named: bool,
+    /// Behind this record of it, or before all.
+    after: Option<(Bytes, Revision, u32)>,
 }
 
 #[derive(Debug)]
@@ -64,14 +90,22 @@ enum Item {
         checkpoint_s: i64,
     },
     Alarm(Alarm),
-    /// A session; its results follow.
     Session {
         id: SessionId,
         nonce: u128,
         low: u64,
         last_use: u64,
     },
-    /// A result of the session before.
+    Shard {
+        span: ShardSpan,
+        last_write: LastWrite,
+        compact_revision: Revision,
+    },
+    /// The results of a session follow.
+    Results {
+        session: SessionId,
+        low: u64,
+    },
     Result {
         seq: u64,
         outcome: Outcome,
@@ -81,8 +115,7 @@ enum Item {
 #[derive(Clone, Copy, Debug)]
 struct Header {
     applied: u64,
-    last_write: LastWrite,
-    compact_revision: Revision,
+    newest: LastWrite,
     limits: Limits,
     last_session: u64,
     session_uses: u64,
@@ -90,11 +123,11 @@ struct Header {
 
 impl Snapshot {
     pub(crate) fn begin(state: &mut Keyspace) -> Snapshot {
+        let digest = state.digest();
         let (last_session, session_uses) = state.sessions.counters();
         let header = Header {
             applied: state.applied,
-            last_write: state.last_write(),
-            compact_revision: state.compact_revision(),
+            newest: state.newest,
             limits: state.limits,
             last_session,
             session_uses,
@@ -107,32 +140,25 @@ impl Snapshot {
             checkpoint_s,
         }));
         tables.extend(state.alarms.iter().map(Item::Alarm));
-        for (id, session) in state.sessions.iter() {
-            let Session { nonce, low, last_use, results: _ } = session;
-            tables.push_back(Item::Session { id, nonce: *nonce, low: *low, last_use: *last_use });
-            tables.extend(
-                session.stored().map(|(seq, outcome)| Item::Result { seq, outcome: outcome.clone() }),
-            );
+        tables.extend(state.sessions.iter().map(|(id, session)| {
+            let Session { nonce, low, last_use } = *session;
+            Item::Session { id, nonce, low, last_use }
+        }));
+        add_results(&mut tables, &state.results);
+        let mut shards = Vec::new();
+        for shard in state.shards.iter_mut() {
+            let (last_write, compact_revision) = (shard.mvcc.last_write(), shard.mvcc.compact_revision());
+            tables.push_back(Item::Shard { span: shard.span.clone(), last_write, compact_revision });
+            add_results(&mut tables, &shard.results);
+            let (id, pin) = (shard.span.id, shard.mvcc.pin());
+            shards.push(PinnedShard { id, last_write, compact_revision, pin });
         }
-        Snapshot {
-            applied: state.applied,
-            last_write: state.last_write(),
-            compact_revision: state.compact_revision(),
-            digest: state.digest(),
-            tables,
-            stage: Stage::Tables,
-            pin: state.mvcc.pin(),
-        }
+        Snapshot { applied: state.applied, digest, tables, stage: Stage::Tables, shards }
     }
 
     /// The slot that the snapshot stands at: everything up to it is in the snapshot, nothing after it.
     pub fn slot(&self) -> u64 {
         self.applied
-    }
-
-    /// The last write that is in it.
-    pub fn last_write(&self) -> LastWrite {
-        self.last_write
     }
 
     /// The digest of the state that the snapshot restores.
@@ -144,7 +170,6 @@ impl Snapshot {
     ///
     /// `state` is the one that the snapshot was taken of, however much was applied since.
     pub fn next_slice(&mut self, state: &Keyspace, max_bytes: usize) -> Option<Bytes> {
-        assert!(state.mvcc.is_pinned_by(&self.pin), "a snapshot is read from the state it was taken of");
         let mut out = BytesMut::new();
         let mut writer = Writer::new(&mut out, VERSION);
         let mut is_full = false;
@@ -157,47 +182,72 @@ impl Snapshot {
                 }
                 if self.tables.is_empty() {
                     self.tables = VecDeque::new();
-                    self.stage = Stage::Records(None);
+                    self.stage = Stage::Records(RecordsStage::default());
                 }
             }
             Stage::Records(_) => {}
         }
-        if let Stage::Records(after) = &mut self.stage
-            && !is_full
-        {
-            let mut last = None;
-            let upto = self.last_write.revision();
-            for record in state.mvcc.kept(after.as_ref(), upto, self.compact_revision) {
-                write_record(&mut writer, record);
-                if writer.len() >= max_bytes {
-                    last = Some(record);
-                    break;
-                }
+        if let Stage::Records(stage) = &mut self.stage {
+            while !is_full && let Some(pinned) = self.shards.get(stage.place) {
+                is_full = write_records(&mut writer, state, pinned, stage, max_bytes);
             }
-            match last {
-                Some(record) => {
-                    let (revision, sub) = record.position();
-                    *after = Some((record.key().clone(), revision, sub));
-                }
-                None => {
-                    writer.u8(ITEM_END);
-                    writer.fixed_u64(self.digest);
-                    self.stage = Stage::Done;
-                }
+            if !is_full {
+                writer.u8(ITEM_END);
+                writer.fixed_u64(self.digest);
+                self.stage = Stage::Done;
             }
         }
         Some(out.freeze())
     }
 }
 
+fn add_results(tables: &mut VecDeque<Item>, results: &Results) {
+    for (session, window) in results.iter() {
+        tables.push_back(Item::Results { session, low: window.low });
+        tables.extend(window.stored().map(|(seq, outcome)| Item::Result { seq, outcome: outcome.clone() }));
+    }
+}
+
+/// Writes records of a shard from where the walk is. Returns whether the slice is full; if not, the walk is at the next shard.
+fn write_records(
+    writer: &mut Writer<'_>,
+    state: &Keyspace,
+    pinned: &PinnedShard,
+    stage: &mut RecordsStage,
+    max_bytes: usize,
+) -> bool {
+    let shard = state.shards.get(pinned.id).filter(|shard| shard.mvcc.is_pinned_by(&pinned.pin));
+    let shard = shard.expect("a snapshot is read from the state it was taken of");
+    if !stage.is_named {
+        writer.u8(ITEM_RECORDS);
+        writer.u64(pinned.id.0);
+        stage.is_named = true;
+    }
+    let upto = pinned.last_write.revision();
+    let mut last = None;
+    for record in shard.mvcc.kept(stage.after.as_ref(), upto, pinned.compact_revision) {
+        write_record(writer, record);
+        if writer.len() >= max_bytes {
+            last = Some(record);
+            break;
+        }
+    }
+    if let Some(record) = last {
+        let (revision, sub) = record.position();
+        stage.after = Some((record.key().clone(), revision, sub));
+        return true;
+    }
+    *stage = RecordsStage { place: stage.place + 1, ..RecordsStage::default() };
+    false
+}
+
 fn write_item(writer: &mut Writer<'_>, item: &Item) {
     match item {
         Item::Header(header) => {
-            let Header { applied, last_write, compact_revision, limits, last_session, session_uses } = header;
+            let Header { applied, newest, limits, last_session, session_uses } = header;
             writer.u8(ITEM_HEADER);
             writer.u64(*applied);
-            writer.i64(last_write.revision().0);
-            writer.i64(compact_revision.0);
+            writer.i64(newest.revision().0);
             writer.u64(limits.quota_bytes);
             writer.u64(u64::from(limits.max_sessions));
             writer.u64(*last_session);
@@ -224,6 +274,23 @@ fn write_item(writer: &mut Writer<'_>, item: &Item) {
             writer.u128(*nonce);
             writer.u64(*low);
             writer.u64(*last_use);
+        }
+        Item::Shard { span: ShardSpan { id, since, start, end }, last_write, compact_revision } => {
+            writer.u8(ITEM_SHARD);
+            writer.u64(id.0);
+            writer.u64(since.0);
+            writer.bytes(start);
+            writer.flags([end.is_some()]);
+            if let Some(end) = end {
+                writer.bytes(end);
+            }
+            writer.i64(last_write.revision().0);
+            writer.i64(compact_revision.0);
+        }
+        Item::Results { session, low } => {
+            writer.u8(ITEM_RESULTS);
+            writer.u64(session.0);
+            writer.u64(*low);
         }
         Item::Result { seq, outcome } => {
             writer.u8(ITEM_RESULT);
@@ -288,10 +355,52 @@ pub struct Restore {
     leases: Leases,
     alarms: Alarms,
     sessions: Vec<(SessionId, Session)>,
-    records: Vec<Arc<Record>>,
+    results: Windows,
+    shards: Vec<RestoredShard>,
+    /// The shard whose records come.
+    place: Option<usize>,
     /// The key of the last record, shared by all its versions.
     last_key: Bytes,
     digest: Option<u64>,
+}
+
+type Windows = Vec<(SessionId, Window)>;
+
+#[derive(Debug)]
+struct RestoredShard {
+    span: ShardSpan,
+    last_write: LastWrite,
+    compact_revision: Revision,
+    results: Windows,
+    records: Vec<Arc<Record>>,
+}
+
+impl RestoredShard {
+    fn finish(self, leases: &Leases) -> Result<Shard, &'static str> {
+        let RestoredShard { span, last_write, compact_revision, results, records } = self;
+        let mvcc = Mvcc::restore(records, last_write, compact_revision)?;
+        let mut attachments = Attachments::default();
+        for kv in mvcc.live() {
+            if !span.covers(&KeyRange::single(kv.key.clone())) {
+                return Err("a key outside its shard");
+            }
+            if !kv.lease.is_none() && !leases.contains(kv.lease) {
+                return Err("a key of a lease that does not exist");
+            }
+            attachments.move_key(&kv.key, LeaseId::NONE, kv.lease);
+        }
+        Ok(Shard { span, mvcc, results: results_of(results)?, attachments })
+    }
+}
+
+fn results_of(windows: Windows) -> Result<Results, &'static str> {
+    let mut results = Results::default();
+    for (session, window) in windows {
+        if !results.insert(session, window) {
+            return Err("the results of a session stand twice");
+        }
+    }
+    Ok(results)
 }
 
 impl Restore {
@@ -322,31 +431,40 @@ impl Restore {
         let (Some(header), Some(digest)) = (self.header, self.digest) else {
             return Err(RestoreError::Incomplete);
         };
-        let mvcc = Mvcc::restore(self.records, header.last_write, header.compact_revision)
-            .map_err(RestoreError::Inconsistent)?;
-        let mut leases = self.leases;
-        for kv in mvcc.live() {
-            if !kv.lease.is_none() && !leases.contains(kv.lease) {
-                return Err(RestoreError::Inconsistent("a key of a lease that does not exist"));
-            }
-            leases.move_key(&kv.key, LeaseId::NONE, kv.lease);
-        }
         let mut sessions = Sessions::default();
         sessions.set_counters(header.last_session, header.session_uses);
-        for (id, mut session) in self.sessions {
-            session.results.truncate(SESSION_WINDOW as usize);
+        for (id, session) in self.sessions {
             if !sessions.insert(id, session) {
                 return Err(RestoreError::Inconsistent("two sessions are one"));
             }
         }
+        let leases = self.leases;
+        let shards: Result<Vec<_>, _> = self.shards.into_iter().map(|shard| shard.finish(&leases)).collect();
+        let shards = shards.map_err(RestoreError::Inconsistent)?;
+        if shards.iter().any(|shard| shard.mvcc.last_write() > header.newest) {
+            return Err(RestoreError::Inconsistent("a shard is ahead of the group"));
+        }
+        let shards =
+            Shards::new(shards).ok_or(RestoreError::Inconsistent("two shards have a key in common"))?;
+        let results = results_of(self.results).map_err(RestoreError::Inconsistent)?;
+        let of_sessions = shards.iter().map(|shard| &shard.results).chain([&results]);
+        if of_sessions
+            .flat_map(Results::iter)
+            .any(|(id, window)| sessions.low(id).is_none_or(|low| low < window.low))
+        {
+            return Err(RestoreError::Inconsistent("results of a session that is not open"));
+        }
         let state = Keyspace {
-            mvcc,
+            shards,
+            newest: header.newest,
             leases,
             sessions,
+            results,
             alarms: self.alarms,
             limits: header.limits,
             leader_regions: self.leader_regions,
             applied: header.applied,
+            broken: Broken::default(),
         };
         let found = state.digest();
         if found == digest { Ok(state) } else { Err(RestoreError::WrongDigest { expected: digest, found }) }
@@ -357,8 +475,7 @@ impl Restore {
             ITEM_HEADER => {
                 self.header = Some(Header {
                     applied: reader.u64()?,
-                    last_write: LastWrite::at(Revision(reader.i64()?)),
-                    compact_revision: Revision(reader.i64()?),
+                    newest: LastWrite::at(Revision(reader.i64()?)),
                     limits: Limits {
                         quota_bytes: reader.u64()?,
                         max_sessions: u32::try_from(reader.u64()?)
@@ -391,22 +508,41 @@ impl Restore {
             ITEM_SESSION => {
                 let id = SessionId(reader.u64()?);
                 let (nonce, low, last_use) = (reader.u128()?, reader.u64()?, reader.u64()?);
-                self.sessions.push((id, Session { nonce, low, last_use, results: VecDeque::new() }));
+                self.sessions.push((id, Session { nonce, low, last_use }));
+            }
+            ITEM_SHARD => {
+                let (id, since) = (ShardId(reader.u64()?), Epoch(reader.u64()?));
+                let start = own(&reader.bytes()?);
+                let [has_end] = reader.flags()?;
+                let end = if has_end { Some(own(&reader.bytes()?)) } else { None };
+                self.shards.push(RestoredShard {
+                    span: ShardSpan { id, since, start, end },
+                    last_write: LastWrite::at(Revision(reader.i64()?)),
+                    compact_revision: Revision(reader.i64()?),
+                    results: Vec::new(),
+                    records: Vec::new(),
+                });
+            }
+            ITEM_RESULTS => {
+                let window = (SessionId(reader.u64()?), Window { low: reader.u64()?, ..Window::default() });
+                self.results_open().push(window);
             }
             ITEM_RESULT => {
                 let seq = reader.u64()?;
                 let outcome = codec::read_outcome(reader)?;
-                let Some((_, session)) = self.sessions.last_mut() else {
+                let Some((_, window)) = self.results_open().last_mut() else {
                     return Err(RestoreError::Inconsistent("a result without a session"));
                 };
                 // Results come in the order of their numbers.
-                let next = session.low.saturating_add(session.results.len() as u64);
-                match seq.checked_sub(session.low) {
-                    Some(offset) if seq > next && offset <= SESSION_WINDOW => {
-                        session.results.resize_with(offset as usize - 1, || None);
-                        session.results.push_back(Some(outcome));
-                    }
-                    Some(_) | None => return Err(RestoreError::Inconsistent("a result outside its window")),
+                if !window.push(seq, outcome) {
+                    return Err(RestoreError::Inconsistent("a result outside its window"));
+                }
+            }
+            ITEM_RECORDS => {
+                let id = ShardId(reader.u64()?);
+                self.place = self.shards.iter().position(|shard| shard.span.id == id);
+                if self.place.is_none() {
+                    return Err(RestoreError::Inconsistent("records of no shard"));
                 }
             }
             ITEM_RECORD => {
@@ -420,11 +556,22 @@ impl Restore {
                 }
                 kv.key = self.last_key.clone();
                 kv.value = own(&kv.value);
-                self.records.push(Arc::new(Record::new(kv, sub, kind)));
+                let Some(shard) = self.place.and_then(|place| self.shards.get_mut(place)) else {
+                    return Err(RestoreError::Inconsistent("a record of no shard"));
+                };
+                shard.records.push(Arc::new(Record::new(kv, sub, kind)));
             }
             ITEM_END => self.digest = Some(reader.fixed_u64()?),
             _ => return Err(RestoreError::Inconsistent("an unknown item")),
         }
         Ok(())
+    }
+
+    /// Where results belong that come now: to the last shard that came, or to the group.
+    fn results_open(&mut self) -> &mut Windows {
+        match self.shards.last_mut() {
+            Some(shard) => &mut shard.results,
+            None => &mut self.results,
+        }
     }
 }

@@ -7,6 +7,7 @@ use crate::{
     PutReply, RangeReply, RangeRequest, Revision, SortOrder, SortTarget, Txn, TxnOp, TxnOpReply, TxnReply,
     lease::Leases,
     mvcc::{Mvcc, Writer, own},
+    shard::Attachments,
 };
 
 /// Reads a range. `current` is the latest revision that the reader sees: what is resolved; within a transaction that has
@@ -122,7 +123,7 @@ fn check_kept_key(mvcc: &Mvcc, put: &Put) -> Result<(), Error> {
 }
 
 /// Writes a key for which [`check_put`] agreed.
-pub(crate) fn put(writer: &mut Writer<'_>, leases: &mut Leases, put: &Put) -> PutReply {
+pub(crate) fn put(writer: &mut Writer<'_>, attachments: &mut Attachments, put: &Put) -> PutReply {
     let prev_kv = if put.ignore_value || put.ignore_lease || put.prev_kv {
         writer.mvcc().latest(&put.key).cloned()
     } else {
@@ -138,14 +139,14 @@ pub(crate) fn put(writer: &mut Writer<'_>, leases: &mut Leases, put: &Put) -> Pu
     let lease =
         if put.ignore_lease { prev_kv.as_ref().map(|kv| kv.lease).unwrap_or_default() } else { put.lease };
     let (key, old_lease) = writer.put(&put.key, value, lease);
-    leases.move_key(&key, old_lease, lease);
+    attachments.move_key(&key, old_lease, lease);
     PutReply { revision: writer.revision(), prev_kv: prev_kv.filter(|_| put.prev_kv) }
 }
 
 /// Deletes a range. Changes nothing if it holds no keys.
 pub(crate) fn delete_range(
     writer: &mut Writer<'_>,
-    leases: &mut Leases,
+    attachments: &mut Attachments,
     delete: &DeleteRange,
 ) -> DeleteRangeReply {
     let keys: Vec<_> =
@@ -153,7 +154,7 @@ pub(crate) fn delete_range(
     let mut prev_kvs = Vec::new();
     for key in &keys {
         let old = writer.delete(key).expect("the key was just found");
-        leases.move_key(key, old.lease, crate::LeaseId::NONE);
+        attachments.move_key(key, old.lease, crate::LeaseId::NONE);
         if delete.prev_kv {
             prev_kvs.push(old);
         }
@@ -209,7 +210,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Carries the operations out, in their order. Each sees what those before it wrote.
-    pub(crate) fn execute(&self, writer: &mut Writer<'_>, leases: &mut Leases) -> TxnReply {
+    pub(crate) fn execute(&self, writer: &mut Writer<'_>, attachments: &mut Attachments) -> TxnReply {
         let responses = self
             .ops
             .iter()
@@ -220,13 +221,13 @@ impl<'a> Plan<'a> {
                         reply.expect("the revision was checked, and nothing is compacted meanwhile"),
                     )
                 }
-                PlannedOp::Put(request) => TxnOpReply::Put(put(writer, leases, request)),
+                PlannedOp::Put(request) => TxnOpReply::Put(put(writer, attachments, request)),
                 PlannedOp::DeleteRange(request) => {
-                    TxnOpReply::DeleteRange(delete_range(writer, leases, request))
+                    TxnOpReply::DeleteRange(delete_range(writer, attachments, request))
                 }
                 PlannedOp::Txn(plan) => {
                     // etcd leaves the header of a nested transaction without a revision.
-                    let reply = plan.execute(writer, leases);
+                    let reply = plan.execute(writer, attachments);
                     TxnOpReply::Txn(TxnReply { revision: Revision(0), ..reply })
                 }
             })

@@ -47,7 +47,7 @@ impl Replica {
 
     fn write(&mut self, op: Op) -> Effects {
         self.seq += 1;
-        self.apply(Command::Write { session: self.session, seq: self.seq, ack_upto: self.seq - 1, op })
+        self.apply(Command::write(self.session, self.seq, self.seq - 1, Route::FIRST, op))
     }
 }
 
@@ -141,7 +141,7 @@ proptest! {
                     Some(feed) => prop_assert_eq!(whole_feed(state, &range, from, page), feed),
                     None => prop_assert_eq!(
                         state.history(&range, Revision(from), 100, page),
-                        Err(Compacted(Revision(model.compacted)))
+                        Err(NoHistory::Compacted(Revision(model.compacted)))
                     ),
                 }
             }
@@ -233,7 +233,7 @@ proptest! {
             let op = Op::Compact { revision };
             let session = replica.session;
             let seq = replica.seq + 100;
-            state.apply(slot + 1, 0, Command::Write { session, seq, ack_upto: 0, op }, &mut effects);
+            state.apply(slot + 1, 0, Command::write(session, seq, 0, Route::FIRST, op), &mut effects);
         }
         prop_assert_eq!(restored.digest(), still.digest());
         restored.check_invariants();

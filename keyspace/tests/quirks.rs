@@ -776,8 +776,8 @@ fn a_watch_begins_at_any_revision_that_is_not_compacted() {
     assert_eq!(etcd.watch(one("a"), 1).unwrap(), ["2: PUT a=1", "4: PUT a=2 (was 1)"]);
     assert_eq!(etcd.watch(one("a"), 3).unwrap(), ["4: PUT a=2 (was 1)"]);
     etcd.compact(3).unwrap();
-    assert_eq!(etcd.watch(one("a"), 2), Err(Compacted(Revision(3))));
-    assert_eq!(etcd.watch(one("a"), -1), Err(Compacted(Revision(3))));
+    assert_eq!(etcd.watch(one("a"), 2), Err(NoHistory::Compacted(Revision(3))));
+    assert_eq!(etcd.watch(one("a"), -1), Err(NoHistory::Compacted(Revision(3))));
     // At the compact revision it may; what was before that is gone.
     assert_eq!(etcd.watch(KeyRange::all(), 3).unwrap(), ["3: PUT b=1", "4: PUT a=2 (was 1)"]);
     etcd.compact(4).unwrap();

@@ -11,7 +11,7 @@ fn write(etcd: &mut Etcd, op: Op) -> Outcome {
     etcd.seq += 1;
     etcd.slot += 1;
     etcd.effects.clear();
-    let command = Command::Write { session: etcd.session, seq: etcd.seq, ack_upto: etcd.seq - 1, op };
+    let command = Command::write(etcd.session, etcd.seq, etcd.seq - 1, Route::FIRST, op);
     etcd.state.apply(etcd.slot, 0, command, &mut etcd.effects);
     etcd.effects.replies[0].outcome.clone()
 }
@@ -129,7 +129,7 @@ fn a_small_value_does_not_keep_its_batch_in_memory() {
     let mut etcd = Etcd::new();
     let mut batch = BytesMut::new();
     let op = Op::Put(put("a", "small"));
-    Command::Write { session: etcd.session, seq: 1, ack_upto: 0, op }.encode(&mut batch);
+    Command::write(etcd.session, 1, 0, Route::FIRST, op).encode(&mut batch);
     let command = batch.freeze();
     etcd.apply(Command::decode(command.clone()).unwrap()).unwrap();
     etcd.effects.clear();
@@ -137,7 +137,7 @@ fn a_small_value_does_not_keep_its_batch_in_memory() {
     // A value that fills its batch is not copied.
     let op = Op::Put(Put::new("b", Bytes::from(vec![0; 100_000])));
     let mut batch = BytesMut::new();
-    Command::Write { session: etcd.session, seq: 2, ack_upto: 0, op }.encode(&mut batch);
+    Command::write(etcd.session, 2, 0, Route::FIRST, op).encode(&mut batch);
     let command = batch.freeze();
     etcd.apply(Command::decode(command.clone()).unwrap()).unwrap();
     assert!(!command.is_unique());

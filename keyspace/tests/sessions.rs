@@ -6,7 +6,7 @@ use common::*;
 use keyspace::*;
 
 fn write(session: SessionId, seq: u64, ack_upto: u64, op: Op) -> Command {
-    Command::Write { session, seq, ack_upto, op }
+    Command::write(session, seq, ack_upto, Route::FIRST, op)
 }
 
 fn put_of(key: &str, value: &str) -> Op {
@@ -27,7 +27,7 @@ fn a_retried_write_is_applied_once_and_answered_the_same() {
     assert_eq!((answer.session, answer.seq, answer.repeated), (session, 1, true));
     assert!(etcd.effects.revisions.is_empty());
     assert_eq!(etcd.revision(), 3);
-    assert_eq!(etcd.state.has_result(session, 1), SessionLookup::Applied(&first));
+    assert_eq!(etcd.state.has_result(session, 1, Some(Route::FIRST)), SessionLookup::Applied(&first));
     // After a snapshot too.
     let slot = etcd.slot;
     let mut restored = etcd.restored();
@@ -51,7 +51,7 @@ fn numbers_may_arrive_in_any_order() {
     let mut etcd = Etcd::new();
     let session = etcd.session;
     for (seq, revision) in [(3, 2), (1, 3), (5, 4), (2, 5), (4, 6)] {
-        assert_eq!(etcd.state.has_result(session, seq), SessionLookup::New);
+        assert_eq!(etcd.state.has_result(session, seq, Some(Route::FIRST)), SessionLookup::New);
         let outcome = etcd.apply(write(session, seq, 0, put_of("a", &seq.to_string())));
         assert_eq!(outcome.unwrap().revision(), Revision(revision));
     }
@@ -71,19 +71,23 @@ fn acknowledged_numbers_are_forgotten_and_never_applied() {
     etcd.apply(write(session, 4, 3, put_of("a", "4"))).unwrap();
     // 2 was given up before it arrived; now it is too late for it.
     for seq in [0, 1, 2, 3] {
-        assert_eq!(etcd.state.has_result(session, seq), SessionLookup::Forgotten, "{seq}");
+        assert_eq!(
+            etcd.state.has_result(session, seq, Some(Route::FIRST)),
+            SessionLookup::Forgotten,
+            "{seq}"
+        );
         assert_eq!(etcd.apply(write(session, seq, 0, put_of("a", "late"))), Err(Error::ResultForgotten));
     }
     assert_eq!(etcd.revision(), 4);
     // An acknowledgement may be older than one that came before it.
     etcd.apply(write(session, 5, 1, put_of("a", "5"))).unwrap();
-    assert_eq!(etcd.state.has_result(session, 3), SessionLookup::Forgotten);
-    assert!(matches!(etcd.state.has_result(session, 4), SessionLookup::Applied(_)));
+    assert_eq!(etcd.state.has_result(session, 3, Some(Route::FIRST)), SessionLookup::Forgotten);
+    assert!(matches!(etcd.state.has_result(session, 4, Some(Route::FIRST)), SessionLookup::Applied(_)));
     // A write that acknowledges itself is not applied.
     assert_eq!(etcd.apply(write(session, 7, 7, put_of("a", "7"))), Err(Error::ResultForgotten));
     // Far ahead of everything stored.
     etcd.apply(write(session, 1_000_001, 1_000_000, put_of("a", "far"))).unwrap();
-    assert_eq!(etcd.state.has_result(session, 1_000_000), SessionLookup::Forgotten);
+    assert_eq!(etcd.state.has_result(session, 1_000_000, Some(Route::FIRST)), SessionLookup::Forgotten);
     let top = write(session, u64::MAX, u64::MAX - 1, put_of("a", "top"));
     etcd.apply(top.clone()).unwrap();
     let revision = etcd.revision();
@@ -98,7 +102,10 @@ fn the_window_ends_1024_above_the_low_mark() {
     let session = etcd.session;
     let beyond = write(session, SESSION_WINDOW + 1, 0, put_of("a", "beyond"));
     assert_eq!(etcd.apply(beyond), Err(Error::SessionWindowExceeded));
-    assert_eq!(etcd.state.has_result(session, SESSION_WINDOW + 1), SessionLookup::BeyondWindow);
+    assert_eq!(
+        etcd.state.has_result(session, SESSION_WINDOW + 1, Some(Route::FIRST)),
+        SessionLookup::BeyondWindow
+    );
     etcd.apply(write(session, SESSION_WINDOW, 0, put_of("a", "last"))).unwrap();
     // Once one is acknowledged, there is room for one more; it was not applied before.
     etcd.apply(write(session, SESSION_WINDOW + 1, 1, put_of("a", "next"))).unwrap();
@@ -116,7 +123,7 @@ fn sessions_do_not_share_numbers() {
     let other = etcd.open(2);
     assert_ne!(other, etcd.session);
     etcd.apply(write(etcd.session, 1, 0, put_of("a", "1"))).unwrap();
-    assert_eq!(etcd.state.has_result(other, 1), SessionLookup::New);
+    assert_eq!(etcd.state.has_result(other, 1, Some(Route::FIRST)), SessionLookup::New);
     etcd.apply(write(other, 1, 0, put_of("a", "2"))).unwrap();
     assert_eq!(etcd.revision(), 3);
 }
@@ -139,7 +146,7 @@ fn unknown_sessions_are_expired() {
     let mut etcd = Etcd::new();
     for session in [SessionId::NONE, SessionId(99)] {
         assert_eq!(etcd.apply(write(session, 1, 0, put_of("a", "1"))), Err(Error::SessionExpired));
-        assert_eq!(etcd.state.has_result(session, 1), SessionLookup::Expired);
+        assert_eq!(etcd.state.has_result(session, 1, Some(Route::FIRST)), SessionLookup::Expired);
     }
 }
 
@@ -149,14 +156,14 @@ fn the_session_that_wrote_longest_ago_is_evicted() {
     let [a, b, c] = [etcd.session, etcd.open(2), etcd.open(3)];
     etcd.apply(write(a, 1, 0, put_of("a", "1"))).unwrap();
     let d = etcd.open(4);
-    assert_eq!(etcd.state.has_result(b, 1), SessionLookup::Expired);
+    assert_eq!(etcd.state.has_result(b, 1, Some(Route::FIRST)), SessionLookup::Expired);
     // To open again is to use it.
     assert_eq!(etcd.open(3), c);
     etcd.apply(write(d, 1, 0, put_of("a", "1"))).unwrap();
     let e = etcd.open(5);
-    assert_eq!(etcd.state.has_result(a, 1), SessionLookup::Expired);
+    assert_eq!(etcd.state.has_result(a, 1, Some(Route::FIRST)), SessionLookup::Expired);
     for session in [c, d, e] {
-        assert_ne!(etcd.state.has_result(session, 9), SessionLookup::Expired);
+        assert_ne!(etcd.state.has_result(session, 9, Some(Route::FIRST)), SessionLookup::Expired);
     }
     // A restored replica evicts the same one.
     let slot = etcd.slot + 1;
@@ -164,12 +171,15 @@ fn the_session_that_wrote_longest_ago_is_evicted() {
     etcd.open(6);
     restored.apply(slot, 0, Command::OpenSession { nonce: 6 }, &mut Effects::new());
     assert_eq!(restored.digest(), etcd.state.digest());
-    assert_eq!(restored.has_result(c, 1), SessionLookup::Expired);
+    assert_eq!(restored.has_result(c, 1, Some(Route::FIRST)), SessionLookup::Expired);
     // Lower limits evict at once; a limit of none still leaves one.
     etcd.apply(Command::SetLimits(Limits { max_sessions: 0, ..Limits::default() })).unwrap();
     assert_eq!(etcd.state.status().sessions, 1);
     let last = etcd.open(7);
-    assert_eq!((etcd.state.status().sessions, etcd.state.has_result(last, 1)), (1, SessionLookup::New));
+    assert_eq!(
+        (etcd.state.status().sessions, etcd.state.has_result(last, 1, Some(Route::FIRST))),
+        (1, SessionLookup::New)
+    );
 }
 
 #[test]

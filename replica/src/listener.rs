@@ -167,7 +167,7 @@ mod tests {
         frames::write_frame(&mut stream, &hello.encode_to_vec()).await.unwrap();
         let welcome = timeout(PATIENCE, frames::read_frame(&mut stream, 4096)).await.unwrap().unwrap();
         let refused = wire::Welcome::decode(welcome).unwrap().refused;
-        assert_eq!(refused, "it speaks version 1 of the link protocol, and this node needs 2");
+        assert_eq!(refused, "it speaks version 1 of the link protocol, and this node needs 3");
         node.stop().await;
     }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use consensus_core::{
     Config, Durable, GroupId, Liveness, NodeId, NodeSet, Options, PersistSeq, Record, Slot, Timing,
 };
@@ -15,8 +15,9 @@ use discovery::Discovery;
 use group_core::{Broken, Event, LogPositions, Settings, Start, entries};
 use journal::Recovered as Found;
 use journal::{Identity, Journal, RealDisk, Superblock, Writer};
-use keyspace::Limits;
+use keyspace::{Limits, ShardSpan};
 use parking_lot::Mutex;
+use shard_map::ShardMap;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -75,8 +76,8 @@ pub struct NodeOptions {
     pub snapshot_slice_bytes: usize,
     /// Bound on the logical size of a group's data; 0 is not unlimited but nothing.
     pub quota_bytes: u64,
-    /// The shard map that gateways are given.
-    pub shard_map: Bytes,
+    /// The shard map that gateways are given, and that groups begin with.
+    pub shard_map: ShardMap,
     /// The region this node stands in; empty if that was not said.
     pub region: String,
     /// The zone of the region; empty if that was not said.
@@ -307,7 +308,7 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
         journal: writer,
         liveness: NodeLiveness::new(liveness, Arc::clone(&peers), Arc::clone(&groups)),
         peers,
-        shard_map: options.shard_map,
+        shard_map: encoded(&options.shard_map),
         region: options.region,
         zone: options.zone,
         discovery: options.discovery,
@@ -367,12 +368,31 @@ fn settings_of(options: &NodeOptions, handle: &GroupHandle) -> Settings {
         voters: handle.voters.clone(),
         timing: options.timing,
         limits: Limits { quota_bytes: options.quota_bytes, ..Limits::default() },
+        shards: shards_of(&options.shard_map, handle.id),
+        shard_map: encoded(&options.shard_map),
         snapshot_least_bytes: options.snapshot_least_bytes,
         snapshot_slice_bytes: options.snapshot_slice_bytes,
         regions: options.regions.clone(),
         leader_regions: leader_regions.into_iter().map(Bytes::from).collect(),
         broken: Broken::default(),
+        broken_state: keyspace::Broken::default(),
     }
+}
+
+fn encoded(map: &ShardMap) -> Bytes {
+    let mut encoded = BytesMut::new();
+    map.encode(&mut encoded);
+    encoded.freeze()
+}
+
+/// The shards that a group has by the map.
+fn shards_of(map: &ShardMap, group: GroupId) -> Vec<ShardSpan> {
+    let owned = map.shards().iter().enumerate().filter(|(_, shard)| shard.group.0 == group.0);
+    let spans = owned.map(|(place, shard)| {
+        let end = map.span(place).and_then(|span| span.end).map(Bytes::copy_from_slice);
+        ShardSpan { id: shard.id, since: map.epoch(), start: shard.start.clone(), end }
+    });
+    spans.collect()
 }
 
 /// The voters of a group, as configured.

@@ -6,10 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use consensus_core::{GroupId, NodeId, Timing};
 use discovery::Discovery;
 use journal::{Identity, RealDisk, Superblock};
+use shard_map::ShardMap;
 use tls::make::{Authority, Pair, Use, Validity};
 use tls::{LinkFiles, Mutual};
 
@@ -44,6 +44,8 @@ pub(crate) fn one_of(
     dir: &Path,
 ) -> NodeOptions {
     let voters = nodes.iter().map(|(node, _)| *node).collect();
+    let addresses = nodes.iter().map(|(node, address)| (shard_map::NodeId(node.0.into()), address.clone()));
+    let shard_map = ShardMap::single_group(shard_map::GroupId(1), addresses.collect()).unwrap();
     NodeOptions {
         id,
         name: format!("node-{}", id.0),
@@ -62,7 +64,7 @@ pub(crate) fn one_of(
         descriptors: 1024,
         insecure: false,
         tls: None,
-        shard_map: Bytes::new(),
+        shard_map,
         region: String::new(),
         zone: String::new(),
         discovery: Discovery::new(None),

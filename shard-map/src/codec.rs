@@ -5,15 +5,17 @@ use std::collections::BTreeMap;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use crate::{Epoch, Group, GroupId, Invalid, NodeId, Role, Shard, ShardMap};
+use crate::{Epoch, Group, GroupId, Invalid, NodeId, Role, Shard, ShardId, ShardMap};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// The input is no encoding of a valid map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DecodeError {
     /// It cannot be read.
     Malformed(&'static str),
+    /// It is of this version, which is not read here.
+    UnknownVersion(u8),
     /// It is an encoding, but of no valid map.
     Invalid(Invalid),
 }
@@ -22,6 +24,9 @@ impl std::fmt::Display for DecodeError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             DecodeError::Malformed(reason) => write!(f, "malformed shard map: {reason}"),
+            DecodeError::UnknownVersion(version) => {
+                write!(f, "a shard map of version {version}, and this Gaios reads version {VERSION}")
+            }
             DecodeError::Invalid(invalid) => write!(f, "invalid shard map: {invalid}"),
         }
     }
@@ -34,8 +39,10 @@ impl ShardMap {
     pub fn encode(&self, out: &mut BytesMut) {
         out.put_u8(VERSION);
         write_number(out, self.epoch.0);
+        write_number(out, self.last_shard.0);
         write_number(out, self.shards.len() as u64);
         for shard in &self.shards {
+            write_number(out, shard.id.0);
             write_bytes(out, &shard.start);
             write_number(out, shard.group.0);
         }
@@ -62,12 +69,15 @@ impl ShardMap {
     /// Reads an encoding to its end.
     pub fn decode(mut bytes: Bytes) -> Result<ShardMap, DecodeError> {
         let input = &mut bytes;
-        if read_byte(input)? != VERSION {
-            return Err(DecodeError::Malformed("unknown version"));
+        let version = read_byte(input)?;
+        if version != VERSION {
+            return Err(DecodeError::UnknownVersion(version));
         }
         let epoch = Epoch(read_number(input)?);
-        let shards: Vec<_> = read_list(input, 2, |input| {
-            Ok(Shard { start: own(&read_bytes(input)?), group: GroupId(read_number(input)?) })
+        let last_shard = ShardId(read_number(input)?);
+        let shards: Vec<_> = read_list(input, 3, |input| {
+            let id = ShardId(read_number(input)?);
+            Ok(Shard { id, start: own(&read_bytes(input)?), group: GroupId(read_number(input)?) })
         })?;
         let groups = read_list(input, 2, |input| {
             let id = GroupId(read_number(input)?);
@@ -92,7 +102,9 @@ impl ShardMap {
         if !input.is_empty() {
             return Err(DecodeError::Malformed("bytes after the end"));
         }
-        ShardMap::new(epoch, shards, read_map(groups)?, read_map(nodes)?).map_err(DecodeError::Invalid)
+        let map = ShardMap { epoch, shards, last_shard, groups: read_map(groups)?, nodes: read_map(nodes)? };
+        map.validate().map_err(DecodeError::Invalid)?;
+        Ok(map)
     }
 }
 

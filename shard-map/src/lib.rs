@@ -30,9 +30,15 @@ pub struct NodeId(pub u64);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupId(pub u64);
 
+/// A shard, by a number that no other shard of the domain has had or will have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShardId(pub u64);
+
 /// A contiguous range of keys, and the group that owns it. It ends where the next shard of the map begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shard {
+    /// Which one. It keeps its id when it is moved, and when keys are cut off it or joined to it.
+    pub id: ShardId,
     /// The first key. That of the first shard is empty.
     pub start: Bytes,
     /// The owner.
@@ -63,6 +69,8 @@ pub struct ShardMap {
     epoch: Epoch,
     /// Sorted by start.
     shards: Vec<Shard>,
+    /// The highest id that a shard has had.
+    last_shard: ShardId,
     groups: BTreeMap<GroupId, Group>,
     /// Host and port of each node's link.
     nodes: BTreeMap<NodeId, String>,
@@ -96,11 +104,13 @@ pub enum Invalid {
     NoShardAt(Bytes),
     /// A shard begins at this key already.
     ShardAt(Bytes),
+    /// Two shards have this id, or it is above the highest one given.
+    ShardId(ShardId),
     /// Two shards to be merged belong to different groups.
     DifferentOwners(GroupId, GroupId),
     /// A group to be removed still owns a shard, or a node a replica.
     InUse,
-    /// The epoch cannot be raised.
+    /// The epoch cannot be raised, or there is no id for another shard.
     EpochExhausted,
 }
 
@@ -115,9 +125,10 @@ impl fmt::Display for Invalid {
             Invalid::NoAddress(node) => write!(f, "node {} has no address", node.0),
             Invalid::NoShardAt(key) => write!(f, "no shard begins at {key:?}"),
             Invalid::ShardAt(key) => write!(f, "a shard begins at {key:?} already"),
+            Invalid::ShardId(id) => write!(f, "shard {} stands twice, or was never made", id.0),
             Invalid::DifferentOwners(a, b) => write!(f, "the shards belong to groups {} and {}", a.0, b.0),
             Invalid::InUse => f.write_str("it is still in use"),
-            Invalid::EpochExhausted => f.write_str("the epoch cannot be raised"),
+            Invalid::EpochExhausted => f.write_str("the epoch cannot be raised, or no shard be added"),
         }
     }
 }
@@ -125,14 +136,15 @@ impl fmt::Display for Invalid {
 impl std::error::Error for Invalid {}
 
 impl ShardMap {
-    /// A map of these parts.
+    /// A map of these parts, whose shards are the first ones.
     pub fn new(
         epoch: Epoch,
         shards: Vec<Shard>,
         groups: BTreeMap<GroupId, Group>,
         nodes: BTreeMap<NodeId, String>,
     ) -> Result<ShardMap, Invalid> {
-        let map = ShardMap { epoch, shards, groups, nodes };
+        let last_shard = shards.iter().map(|shard| shard.id).max().unwrap_or_default();
+        let map = ShardMap { epoch, shards, last_shard, groups, nodes };
         map.validate()?;
         Ok(map)
     }
@@ -140,7 +152,7 @@ impl ShardMap {
     /// The map of a domain that one group of voters carries, at epoch 1.
     pub fn single_group(group: GroupId, nodes: BTreeMap<NodeId, String>) -> Result<ShardMap, Invalid> {
         let replicas = nodes.keys().map(|node| (*node, Role::Voter)).collect();
-        let shards = vec![Shard { start: Bytes::new(), group }];
+        let shards = vec![Shard { id: ShardId(1), start: Bytes::new(), group }];
         ShardMap::new(Epoch(1), shards, BTreeMap::from([(group, Group { replicas })]), nodes)
     }
 
@@ -151,6 +163,11 @@ impl ShardMap {
         }
         if let Some(pair) = self.shards.windows(2).find(|pair| pair[0].start >= pair[1].start) {
             return Err(Invalid::Unordered(pair[1].start.clone()));
+        }
+        let mut ids = BTreeSet::new();
+        let is_wrong = |shard: &&Shard| !ids.insert(shard.id) || shard.id > self.last_shard;
+        if let Some(shard) = self.shards.iter().find(is_wrong) {
+            return Err(Invalid::ShardId(shard.id));
         }
         if let Some(shard) = self.shards.iter().find(|shard| !self.groups.contains_key(&shard.group)) {
             return Err(Invalid::UnknownGroup(shard.group));
@@ -224,7 +241,7 @@ impl ShardMap {
         Some(KeySpan { start: &shard.start, end: self.shards.get(place + 1).map(|next| next.start.as_ref()) })
     }
 
-    /// Cuts the shard that holds `at` in two; the upper one begins at `at` and has the same owner.
+    /// Cuts the shard that holds `at` in two; the upper one begins at `at`, and has the same owner and an id of its own.
     pub fn split(&self, at: &Bytes) -> Result<ShardMap, Invalid> {
         let place = self.place_of(at);
         let group = self.shards[place].group;
@@ -232,12 +249,14 @@ impl ShardMap {
             return Err(Invalid::ShardAt(at.clone()));
         }
         self.changed(|map| {
-            map.shards.insert(place + 1, Shard { start: at.clone(), group });
+            let id = ShardId(map.last_shard.0.checked_add(1).ok_or(Invalid::EpochExhausted)?);
+            map.last_shard = id;
+            map.shards.insert(place + 1, Shard { id, start: at.clone(), group });
             Ok(())
         })
     }
 
-    /// Joins the shard that begins at `at` to the one below it. Both must have one owner: move first.
+    /// Joins the shard that begins at `at` to the one below it, whose id stays. Both must have one owner: move first.
     pub fn merge(&self, at: &Bytes) -> Result<ShardMap, Invalid> {
         let place = self.place_at(at)?;
         let Some(below) = place.checked_sub(1) else { return Err(Invalid::NoShardAt(at.clone())) };

@@ -1,6 +1,6 @@
 //! Whatever is done to a map, it covers all keys, in order, and its epoch rises.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Bytes, BytesMut};
 use proptest::{collection::vec, prelude::*};
@@ -78,9 +78,13 @@ proptest! {
         ranges in vec((key(), prop::option::of(key())), 10),
     ) {
         let mut map = begin();
+        let mut made: BTreeSet<ShardId> = map.shards().iter().map(|shard| shard.id).collect();
         for change in changes {
             let Ok(next) = apply(&map, &change) else { continue };
             next.validate().unwrap();
+            for shard in next.shards().iter().filter(|shard| !map.shards().iter().any(|old| old.id == shard.id)) {
+                prop_assert!(made.insert(shard.id), "{shard:?} has the id of one that is gone");
+            }
             prop_assert_eq!(next.epoch(), Epoch(map.epoch().0 + 1));
             // Only a move changes an owner, and only of its shard.
             for key in &keys {
@@ -160,13 +164,22 @@ fn what_makes_no_map_is_refused() {
     assert_eq!(moved.owners_of(b"a", None), [GroupId(0), GroupId(1)].into());
     assert_eq!(moved.owners_of(b"a", Some(b"m")), [GroupId(0)].into());
     let shards = |starts: &[&'static str]| {
-        starts.iter().map(|start| Shard { start: at(start), group: GroupId(0) }).collect::<Vec<_>>()
+        let shard = |(id, start): (u64, &&'static str)| Shard {
+            id: ShardId(id),
+            start: at(start),
+            group: GroupId(0),
+        };
+        (1..).zip(starts).map(shard).collect::<Vec<_>>()
     };
     let new = |starts| ShardMap::new(Epoch(1), shards(starts), map.groups().clone(), nodes());
     assert_eq!(new(&[]), Err(Invalid::Uncovered));
     assert_eq!(new(&["a"]), Err(Invalid::Uncovered));
     assert_eq!(new(&["", "b", "a"]), Err(Invalid::Unordered(at("a"))));
     assert_eq!(new(&["", "b", "b"]), Err(Invalid::Unordered(at("b"))));
+    let twice =
+        [("", 7), ("m", 7)].map(|(start, id)| Shard { id: ShardId(id), start: at(start), group: GroupId(0) });
+    let twice = ShardMap::new(Epoch(1), twice.to_vec(), map.groups().clone(), nodes());
+    assert_eq!(twice, Err(Invalid::ShardId(ShardId(7))));
     let last = ShardMap::new(Epoch(u64::MAX), shards(&[""]), map.groups().clone(), nodes()).unwrap();
     assert_eq!(last.split(&at("m")), Err(Invalid::EpochExhausted));
 }

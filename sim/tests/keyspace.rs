@@ -66,7 +66,7 @@ impl System {
         ks::check::op(&op, ks::check::DEFAULT_MAX_TXN_OPS)?;
         self.slot += 1;
         let seq = self.slot;
-        let command = ks::Command::Write { session: self.session, seq, ack_upto: seq - 1, op };
+        let command = ks::Command::write(self.session, seq, seq - 1, ks::Route::FIRST, op);
         self.effects.replies.clear();
         self.keyspace.apply(self.slot, 0, command, &mut self.effects);
         self.effects.replies[0].outcome.clone()
@@ -82,8 +82,10 @@ impl System {
         let mut commits = Vec::new();
         let mut next = ks::Revision(from);
         while next <= self.keyspace.resolved().revision() {
-            let page =
-                self.keyspace.history(&key_range(asked), next, 500, 7).map_err(|compacted| compacted.0.0)?;
+            let page = self.keyspace.history(&key_range(asked), next, 500, 7).map_err(|gone| match gone {
+                ks::NoHistory::Compacted(compacted) => compacted.0,
+                ks::NoHistory::WrongShard => panic!("there is one shard"),
+            })?;
             assert!(page.next > next, "history stands still at {next:?}");
             commits.extend(page.revisions.iter().map(commit));
             next = page.next;
@@ -288,7 +290,8 @@ fn error(error: ks::Error) -> Error {
         | ks::Error::SessionExpired
         | ks::Error::ResultForgotten
         | ks::Error::SessionWindowExceeded
-        | ks::Error::RevisionPassed => panic!("{error:?}"),
+        | ks::Error::RevisionPassed
+        | ks::Error::WrongShard => panic!("{error:?}"),
     }
 }
 

@@ -125,7 +125,8 @@ fn fmt() -> Result<(), Failure> {
 fn clippy() -> Result<(), Failure> {
     cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]).run()?;
     // What is compiled only to break the rules on purpose.
-    let broken = ["--package", "consensus-core", "--package", "sim", "--features", MUTANTS];
+    let broken =
+        ["--package", "consensus-core", "--package", "keyspace", "--package", "sim", "--features", MUTANTS];
     cargo(&[&["clippy", "--all-targets", "--locked"], &broken[..], &["--", "-D", "warnings"]].concat()).run()
 }
 
@@ -144,7 +145,7 @@ fn sim(args: &[&str]) -> Result<(), Failure> {
 }
 
 /// The features with which a rule can be broken at run time.
-const MUTANTS: &str = "consensus-core/mutants,sim/mutants";
+const MUTANTS: &str = "consensus-core/mutants,keyspace/mutants,sim/mutants";
 /// Seeds after which a mutant counts as not noticed. The slowest so far took 192.
 const SEEDS_PER_MUTANT: &str = "2000";
 
@@ -153,6 +154,8 @@ fn mutants() -> Result<(), Failure> {
     let release = ["--release", "--locked", "--features", "mutants"];
     let simulation = ["--package", "sim", "--bin", "sim", "--", "--mutants", "--seeds", SEEDS_PER_MUTANT];
     cargo(&[&["run"], &release[..], &simulation[..]].concat()).run()?;
+    let stories = ["--package", "keyspace", "--test", "shards", "mutants"];
+    cargo(&[&["test"], &release[..], &stories[..]].concat()).run()?;
     let tests = ["--package", "consensus-core", "--test", "mutants", "--test", "model", "mutants"];
     cargo(&[&["test"], &release[..], &tests[..]].concat()).run()
 }

@@ -50,7 +50,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gateway-core", &["api", "backoff", "keyspace", "shard-map"]),
     ("group-core", &["api", "consensus-core", "journal", "keyspace"]),
     ("journal", &[]),
-    ("keyspace", &[]),
+    ("keyspace", &["shard-map"]),
     ("planet", &[]),
     (
         "replica",

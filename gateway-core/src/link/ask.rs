@@ -22,6 +22,22 @@ pub trait Ask {
     }
 }
 
+impl<A: Ask> Ask for &mut A {
+    type Answer = A::Answer;
+
+    fn request(&mut self, numbered: Option<Numbered>) -> (request::Kind, usize) {
+        A::request(self, numbered)
+    }
+
+    fn answer(&self, term: u64, answer: Kind) -> Attempted<Self::Answer> {
+        A::answer(self, term, answer)
+    }
+
+    fn answer_of_older(&self, term: u64) -> Option<Self::Answer> {
+        A::answer_of_older(self, term)
+    }
+}
+
 /// What came is no answer to what was asked.
 pub const fn mismatch<T>() -> Attempted<T> {
     Attempted::Protocol("gaios: an answer to another question")
@@ -59,6 +75,7 @@ pub fn refused(term: u64, refused: &wire::Refused) -> Refused {
         Wire::Malformed => Why::Malformed,
         Wire::Stopping => Why::Stopping,
         Wire::AnswerTooLarge => Why::AnswerTooLarge,
+        Wire::WrongShard => Why::WrongShard,
         Wire::Unspecified => Why::Unknown,
     };
     Refused { why, term, leader: Some(refused.leader).filter(|leader| *leader != 0) }

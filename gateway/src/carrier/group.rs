@@ -10,7 +10,7 @@ use gateway_core::link::{Ask, sort};
 use gateway_core::{
     Attempt, Attempted, Failure, GroupState, Learned, NodeId, Number, Reach, ReadAt, Request, Step, Verdict,
 };
-use keyspace::{LeaseId, Op};
+use keyspace::LeaseId;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
@@ -113,8 +113,13 @@ impl Group {
     }
 
     /// Carries out a write once.
-    pub(super) async fn write(&self, shared: &Shared, op: Op, deadline: Instant) -> Result<Answer, Failure> {
-        self.drive(shared, Request::write(), Write::new(op), deadline).await
+    pub(super) async fn write(
+        &self,
+        shared: &Shared,
+        write: &mut Write,
+        deadline: Instant,
+    ) -> Result<Answer, Failure> {
+        self.drive(shared, Request::write(), write, deadline).await
     }
 
     /// Answers an encoded query.

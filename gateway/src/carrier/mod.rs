@@ -23,9 +23,10 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::{Bytes, BytesMut};
 use discovery::Discovery;
+use gateway_core::asks::Write;
 use gateway_core::nearest::Place;
 use gateway_core::{Concern, Failure, FeedSpec, Pause, Topology, Unbelieved};
-use keyspace::{LeaseId, Op, Query};
+use keyspace::{LeaseId, Op, Query, Route};
 use prometheus::core::Collector;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
@@ -271,30 +272,40 @@ impl Shared {
         self.topology_news.send_modify(|news| *news += 1);
     }
 
-    /// The group that a request goes to; what it concerns is only asked for if there are several. None before the first
-    /// node has answered.
-    fn group_now(&self, concern: impl FnOnce() -> Concern) -> Option<Result<Arc<Group>, Failure>> {
+    /// Where a request goes, and the group there; what it concerns is only asked for if there are several shards. None before
+    /// the first node has answered.
+    fn route_now(&self, concern: impl FnOnce() -> Concern) -> Option<Result<(Arc<Group>, Route), Failure>> {
         let topology = self.topology.load();
-        let id = match topology.as_ref()?.group_of(concern) {
-            Ok(group) => group,
+        let routed = match topology.as_ref()?.route_of(concern) {
+            Ok(routed) => routed,
             Err(failure) => return Some(Err(failure)),
         };
         let groups = self.groups.load();
-        let group = groups.iter().find(|group| group.id() == id).cloned();
-        Some(group.ok_or(Failure::Internal("gaios: a shard without a group")))
+        let group = groups.iter().find(|group| group.id() == routed.group).cloned();
+        let group = group.ok_or(Failure::Internal("gaios: a shard without a group"));
+        Some(group.map(|group| (group, routed.route)))
     }
 
-    /// As `group_now`, but waits for the first node. Bounded in number here.
+    /// The group of `route`.
     async fn group(&self, deadline: Instant, concern: impl Fn() -> Concern) -> Result<Arc<Group>, Failure> {
-        if let Some(group) = self.group_now(&concern) {
-            return group;
+        self.route(deadline, concern).await.map(|(group, _)| group)
+    }
+
+    /// As `route_now`, but waits for the first node. Bounded in number here.
+    async fn route(
+        &self,
+        deadline: Instant,
+        concern: impl Fn() -> Concern,
+    ) -> Result<(Arc<Group>, Route), Failure> {
+        if let Some(routed) = self.route_now(&concern) {
+            return routed;
         }
         let _counted = Counted::new(&self.waiting, 1, self.waiting_max())?;
         let _stage = journey::waiting();
         let mut news = self.topology_news.subscribe();
         loop {
-            if let Some(group) = self.group_now(&concern) {
-                return group;
+            if let Some(routed) = self.route_now(&concern) {
+                return routed;
             }
             match timeout_at(deadline, news.changed()).await {
                 Ok(Ok(())) => {}
@@ -356,16 +367,30 @@ impl Domain for Carrier {
 
     async fn write(&self, op: Op) -> Result<Answer, Failure> {
         let deadline = self.shared.deadline();
-        let group = self.shared.group(deadline, || Concern::of_op(&op)).await?;
-        group.write(&self.shared, op, deadline).await
+        let mut write = Write::new(op, Route::FIRST);
+        loop {
+            let (group, route) = self.shared.route(deadline, || write.concern()).await?;
+            write.set_route(route);
+            match group.write(&self.shared, &mut write, deadline).await {
+                // Nothing was applied. By the next time there may be a newer map.
+                Err(Failure::WrongShard) => self.shared.pause(Pause::Moment, 0).await?,
+                answered => return answered,
+            }
+        }
     }
 
     async fn read(&self, query: Query, consistency: Consistency) -> Result<Answer, Failure> {
         let deadline = self.shared.deadline();
-        let group = self.shared.group(deadline, || Concern::of_query(&query)).await?;
         let mut encoded = BytesMut::new();
         query.encode(&mut encoded);
-        group.read(&self.shared, encoded.freeze(), consistency, deadline).await
+        let encoded = encoded.freeze();
+        loop {
+            let group = self.shared.group(deadline, || Concern::of_query(&query)).await?;
+            match group.read(&self.shared, encoded.clone(), consistency, deadline).await {
+                Err(Failure::WrongShard) => self.shared.pause(Pause::Moment, 0).await?,
+                answered => return answered,
+            }
+        }
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<Kept, Failure> {

@@ -35,6 +35,8 @@ pub(crate) fn code_and_text(failure: &Failure) -> (Code, &'static str) {
         // etcd's nodes stop on a full disk; the nearest it can say is what its quota says.
         Failure::NoDisk => (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
         Failure::Stopping => (Code::Unavailable, "etcdserver: server stopped"),
+        // The carrier routes the request again until its time is over.
+        Failure::WrongShard => (Code::Unavailable, "etcdserver: request timed out"),
         Failure::SpansShards => {
             (Code::Unimplemented, "gaios: a request over several shards is not supported by this version")
         }
@@ -66,7 +68,8 @@ fn refusal(error: keyspace::Error) -> (Code, &'static str) {
         Error::SessionExpired
         | Error::ResultForgotten
         | Error::SessionWindowExceeded
-        | Error::RevisionPassed => (Code::Unavailable, "etcdserver: request timed out"),
+        | Error::RevisionPassed
+        | Error::WrongShard => (Code::Unavailable, "etcdserver: request timed out"),
     }
 }
 

@@ -376,6 +376,11 @@ impl Link {
                     let _ = events.send(LinkEvent::ShardMap(update.shard_map));
                     continue;
                 }
+                if let Some(response::Kind::Refused(refused)) = &response.kind
+                    && !refused.shard_map.is_empty()
+                {
+                    let _ = events.send(LinkEvent::ShardMap(refused.shard_map.clone()));
+                }
                 let node = state.end.node();
                 match state.end.handle_response(|| Instant::now().into_std(), response.id) {
                     Heard::Answer(answer) => answered.push((answer, response)),

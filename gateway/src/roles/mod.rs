@@ -21,7 +21,7 @@ use std::sync::Arc;
 use ::gateway::door as gateway_door;
 use bytes::Bytes;
 use config::{Config, Given, LinkTls, Log, LogFormat, LogLevel};
-use shard_map::{Epoch, Group, GroupId, NodeId, Role, Shard, ShardMap};
+use shard_map::{Epoch, Group, GroupId, NodeId, Role, Shard, ShardId, ShardMap};
 use tls::{Holder, LinkFiles, Mutual};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -87,7 +87,7 @@ fn shard_map(cluster: &config::Cluster) -> Result<ShardMap, Failure> {
     let replicas = carrier.voters.iter().map(|voter| (NodeId(u64::from(*voter)), Role::Voter)).collect();
     let nodes =
         cluster.nodes.iter().map(|node| (NodeId(u64::from(node.id)), node.address.to_string())).collect();
-    let shards = vec![Shard { start: Bytes::new(), group: GroupId(carrier.id) }];
+    let shards = vec![Shard { id: ShardId(1), start: Bytes::new(), group: GroupId(carrier.id) }];
     let groups = BTreeMap::from([(GroupId(carrier.id), Group { replicas })]);
     Ok(ShardMap::new(Epoch(1), shards, groups, nodes)?)
 }

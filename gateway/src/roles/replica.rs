@@ -4,7 +4,6 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use config::{Given, Name, Replica};
 use consensus_core::{GroupId, NodeId, Timing};
 use discovery::Discovery;
@@ -65,8 +64,6 @@ pub(crate) fn options(
     descriptors: usize,
 ) -> Result<NodeOptions, Failure> {
     let cluster = &config.cluster;
-    let mut shard_map = BytesMut::new();
-    super::shard_map(cluster)?.encode(&mut shard_map);
     let ids = |ids: &[u32]| ids.iter().map(|id| NodeId(*id)).collect::<Vec<_>>();
     Ok(NodeOptions {
         id: NodeId(config.node),
@@ -102,7 +99,7 @@ pub(crate) fn options(
         snapshot_least_bytes: config.snapshot.min_journal_bytes.bytes(),
         snapshot_slice_bytes: usize::try_from(config.snapshot.chunk_bytes.bytes())?,
         quota_bytes: config.quota_bytes.bytes(),
-        shard_map: shard_map.freeze(),
+        shard_map: super::shard_map(cluster)?,
         region: config.region().map(ToString::to_string).unwrap_or_default(),
         zone: config.zone().map(ToString::to_string).unwrap_or_default(),
         discovery: Discovery::new(config.dns_server),

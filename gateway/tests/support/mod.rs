@@ -18,7 +18,9 @@ use api::gaios::link::v1::{request, response};
 use bytes::{BufMut, Bytes, BytesMut};
 use gateway::Place;
 use gateway::{Gateway, GatewayOptions};
-use keyspace::{Command, Effects, KeyRange, Keyspace, Op, Outcome, Query, Reply, Revision, RevisionEvents};
+use keyspace::{
+    Command, Effects, KeyRange, Keyspace, NoHistory, Op, Outcome, Query, Reply, Revision, RevisionEvents,
+};
 use parking_lot::Mutex;
 use prost::Message as _;
 use shard_map::{GroupId, NodeId, ShardMap};
@@ -310,7 +312,8 @@ impl Core {
             let from = watch.next;
             let mut page = match self.keyspace.history(&watch.range, Revision(from), budget, 1000) {
                 Ok(page) => page,
-                Err(keyspace::Compacted(compacted)) => {
+                Err(NoHistory::WrongShard) => return,
+                Err(NoHistory::Compacted(compacted)) => {
                     let kind = response::Kind::WatchCanceled(wire::WatchCanceled {
                         compact_revision: compacted.0,
                         refused: None,
@@ -509,7 +512,11 @@ impl Serving {
         let id = request.id;
         let refuse = |core: &Core, why: Why| {
             let leader = if self.faults.lock().no_hints { 0 } else { core.leader };
-            core.respond(out, id, response::Kind::Refused(wire::Refused { why: why.into(), leader }));
+            core.respond(
+                out,
+                id,
+                response::Kind::Refused(wire::Refused { why: why.into(), leader, ..Default::default() }),
+            );
         };
         let leads = core.leader == self.node;
         let kind = request.kind.expect("gateways set a kind");

@@ -136,8 +136,13 @@ impl Replica {
         assert_eq!(start.lacks_state(), None, "a replica begins with the state that its journal builds on");
         let engine = Engine::new(start.options, start.durable, now);
         let newest = start.snapshot.as_ref().map(|(slot, _)| *slot);
-        let (applied, state) =
-            start.snapshot.unwrap_or_else(|| (Slot(0), Keyspace::new(keyspace::Options::default())));
+        let (applied, mut state) = start.snapshot.unwrap_or_else(|| {
+            let options =
+                keyspace::Options { shards: settings.shards.clone(), ..keyspace::Options::default() };
+            (Slot(0), Keyspace::new(options))
+        });
+        state.set_broken(settings.broken_state);
+        let replies = Replies::new(settings.shard_map.clone());
         let watches = Watches::new(state.resolved(), settings.broken);
         Replica {
             settings,
@@ -157,7 +162,7 @@ impl Replica {
             positions: start.positions,
             snapshotting: Snapshotting::new(newest),
             digests: Digests::default(),
-            replies: Replies::default(),
+            replies,
             seekers: Seekers::default(),
             readiness: Readiness::default(),
             engine_out: Output::default(),
@@ -713,6 +718,7 @@ impl Replica {
             self.watches.on_state_replaced(self.state.resolved(), state.resolved());
         }
         self.state = state;
+        self.state.set_broken(self.settings.broken_state);
         self.applied = slot;
         if self.snapshotting.replaced(slot) {
             self.out.snapshots.push(ToSnapshots::Abandon);

@@ -7,7 +7,7 @@ use api::gaios::link::v1::response::Kind;
 use bytes::Bytes;
 use consensus_core::{Input, NodeId, NodeSet, ReadMode};
 use keyspace::{
-    Alarm, AlarmKind, Command, LeaseId, Outcome, Query, Reply, Revision, SessionId, SessionLookup,
+    Alarm, AlarmKind, Command, Error, LeaseId, Outcome, Query, Reply, Revision, SessionId, SessionLookup,
 };
 
 use crate::clients::{Enrolled, PendingRead, Reading, Subject, Waiter};
@@ -73,24 +73,11 @@ impl Replica {
 
     fn on_write(&mut self, env: &Env<'_>, link: LinkId, id: u64, write: wire::Write) {
         let (session, seq) = (SessionId(write.session), write.seq);
-        match self.state.has_result(session, seq) {
-            SessionLookup::Applied(outcome) => {
-                let outcome = outcome.clone();
-                self.answer(env, link, id, &outcome);
-                return;
-            }
-            // The rest is decided at apply, in log order, the same on every replica.
-            SessionLookup::Expired
-            | SessionLookup::Forgotten
-            | SessionLookup::New
-            | SessionLookup::BeyondWindow => {}
-        }
-        if !self.may_write(env, link, id) {
-            return;
-        }
         // Nothing enters the log that a replica could not read back.
-        match Command::decode(write.command.clone()) {
-            Ok(Command::Write { session: of, seq: number, .. }) if of == session && number == seq => {}
+        let route = match Command::decode(write.command.clone()) {
+            Ok(Command::Write { session: of, seq: number, route, .. }) if of == session && number == seq => {
+                route
+            }
             Ok(
                 Command::Write { .. }
                 | Command::OpenSession { .. }
@@ -105,6 +92,21 @@ impl Replica {
                 self.replies.refuse(link, id, Why::Malformed);
                 return;
             }
+        };
+        match self.state.has_result(session, seq, route) {
+            SessionLookup::Applied(outcome) => {
+                let outcome = outcome.clone();
+                self.answer(env, link, id, &outcome);
+                return;
+            }
+            // The rest is decided at apply, in log order, the same on every replica.
+            SessionLookup::Expired
+            | SessionLookup::Forgotten
+            | SessionLookup::New
+            | SessionLookup::BeyondWindow => {}
+        }
+        if !self.may_write(env, link, id) {
+            return;
         }
         self.propose(env, Subject::Write(session, seq), Waiter { link, request: id }, write.command);
     }
@@ -239,6 +241,10 @@ impl Replica {
     /// Answers a request. What is large is encoded elsewhere, since it would stop the group, and on a small machine the
     /// node; one at a time for each link.
     pub(crate) fn answer(&mut self, env: &Env<'_>, link: LinkId, id: u64, outcome: &Outcome) {
+        if let Err(Error::WrongShard) = outcome {
+            self.replies.refuse_wrong_shard(link, id);
+            return;
+        }
         if !outcome.as_ref().is_ok_and(|reply| reply.holds_more_than(LARGE_BYTES)) {
             self.replies.outcome(link, id, outcome);
             return;

@@ -221,6 +221,7 @@ pub(crate) fn error_tag(error: Error) -> u8 {
         Error::ResultForgotten => 17,
         Error::SessionWindowExceeded => 18,
         Error::RevisionPassed => 19,
+        Error::WrongShard => 20,
     }
 }
 
@@ -245,6 +246,7 @@ fn read_error(reader: &mut Reader) -> Decoded<Error> {
         17 => Error::ResultForgotten,
         18 => Error::SessionWindowExceeded,
         19 => Error::RevisionPassed,
+        20 => Error::WrongShard,
         _ => return malformed("unknown error"),
     })
 }

@@ -1,10 +1,12 @@
 //! Commands and queries.
 
+use shard_map::{Epoch, ShardId};
+
 use super::{MAX_TXN_DEPTH, Reader, VERSION, Writer, wire::malformed};
 use crate::{
     Alarm, AlarmKind, Command, Compare, CompareResult, CompareTarget, DeleteRange, Envelope, KeyRange,
     LeaseId, Limits, Op, Proposal, Put, Query, RangeEnd, RangeRequest, Revision, RevisionRange, Revisions,
-    SessionId, SortOrder, SortTarget, Txn, TxnOp, codec::DecodeError,
+    Route, SessionId, SortOrder, SortTarget, Txn, TxnOp, codec::DecodeError,
 };
 
 type Decoded<T> = Result<T, DecodeError>;
@@ -62,11 +64,16 @@ fn write_command(writer: &mut Writer<'_>, command: &Command) {
             writer.u8(COMMAND_CLOSE_SESSION);
             writer.u64(session.0);
         }
-        Command::Write { session, seq, ack_upto, op } => {
+        Command::Write { session, seq, ack_upto, route, op } => {
             writer.u8(COMMAND_WRITE);
             writer.u64(session.0);
             writer.u64(*seq);
             writer.u64(*ack_upto);
+            writer.flags([route.is_some()]);
+            if let Some(Route { shard, epoch }) = route {
+                writer.u64(shard.0);
+                writer.u64(epoch.0);
+            }
             // An operation has its own version, and can be read by itself.
             writer.u8(VERSION);
             write_op(writer, op);
@@ -105,8 +112,18 @@ fn read_command(reader: &mut Reader) -> Decoded<Command> {
         COMMAND_CLOSE_SESSION => Command::CloseSession(SessionId(reader.u64()?)),
         COMMAND_WRITE => {
             let (session, seq, ack_upto) = (SessionId(reader.u64()?), reader.u64()?, reader.u64()?);
+            let [is_routed] = reader.flags()?;
+            let route = if is_routed {
+                Some(Route { shard: ShardId(reader.u64()?), epoch: Epoch(reader.u64()?) })
+            } else {
+                None
+            };
             reader.version(VERSION)?;
-            Command::Write { session, seq, ack_upto, op: read_op(reader)? }
+            let op = read_op(reader)?;
+            if route.is_some() != op.has_keys() {
+                return malformed("a write that names no shard, or needs none");
+            }
+            Command::Write { session, seq, ack_upto, route, op }
         }
         COMMAND_EXPIRE_LEASES => Command::ExpireLeases(reader.list(1, |reader| Ok(LeaseId(reader.i64()?)))?),
         COMMAND_CHECKPOINT_LEASES => {

@@ -21,7 +21,11 @@ impl Etcd {
     }
 
     pub(crate) fn with(limits: Limits) -> Etcd {
-        let state = Keyspace::new(Options { limits });
+        Etcd::begin(Options { limits, ..Options::default() })
+    }
+
+    pub(crate) fn begin(options: Options) -> Etcd {
+        let state = Keyspace::new(options);
         let mut etcd = Etcd { state, session: SessionId::NONE, slot: 0, seq: 0, effects: Effects::new() };
         etcd.session = etcd.open(1);
         etcd
@@ -45,7 +49,7 @@ impl Etcd {
 
     pub(crate) fn write(&mut self, op: Op) -> Outcome {
         self.seq += 1;
-        self.apply(Command::Write { session: self.session, seq: self.seq, ack_upto: self.seq - 1, op })
+        self.apply(Command::write(self.session, self.seq, self.seq - 1, Route::FIRST, op))
     }
 
     pub(crate) fn put(&mut self, key: &str, value: &str) -> PutReply {
@@ -108,7 +112,7 @@ impl Etcd {
 
     /// What a watch of a range sees from a revision on, in short: "revision:PUT key=value", events of one revision
     /// joined by " ".
-    pub(crate) fn watch(&self, range: KeyRange, from: i64) -> Result<Vec<String>, Compacted> {
+    pub(crate) fn watch(&self, range: KeyRange, from: i64) -> Result<Vec<String>, NoHistory> {
         let page = self.state.history(&range, Revision(from), usize::MAX, usize::MAX)?;
         assert!(page.next > self.state.resolved().revision(), "one page is enough");
         Ok(page.revisions.iter().map(show).collect())

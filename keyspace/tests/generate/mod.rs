@@ -160,9 +160,11 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
     prop_oneof![
         any::<u128>().prop_map(|nonce| Command::OpenSession { nonce }),
         any::<u64>().prop_map(|id| Command::CloseSession(SessionId(id))),
-        (any::<u64>(), any::<u64>(), any::<u64>(), op).prop_map(|(session, seq, ack_upto, op)| {
-            Command::Write { session: SessionId(session), seq, ack_upto, op }
-        }),
+        (any::<u64>(), any::<u64>(), any::<u64>(), route(), op).prop_map(
+            |(session, seq, ack_upto, route, op)| {
+                Command::write(SessionId(session), seq, ack_upto, route, op)
+            }
+        ),
         vec(any::<i64>().prop_map(LeaseId), 0..4).prop_map(Command::ExpireLeases),
         vec((any::<i64>().prop_map(LeaseId), any::<i64>()), 0..4).prop_map(Command::CheckpointLeases),
         (any::<u64>(), any::<u32>()).prop_map(|(quota_bytes, max_sessions)| {
@@ -179,4 +181,9 @@ pub(crate) fn envelope() -> impl Strategy<Value = Envelope> {
     let revisions = prop_oneof![Just(Revisions::Next), range.prop_map(Revisions::Given)];
     let proposed_ms = option::of(any::<u64>());
     (revisions, proposed_ms).prop_map(|(revisions, proposed_ms)| Envelope { revisions, proposed_ms })
+}
+
+fn route() -> impl Strategy<Value = Route> {
+    let whole = (any::<u64>(), any::<u64>());
+    whole.prop_map(|(shard, epoch)| Route { shard: ShardId(shard), epoch: Epoch(epoch) })
 }

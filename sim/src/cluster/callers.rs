@@ -255,6 +255,7 @@ fn fate_of(failure: &Failure) -> Fate {
         | Failure::NoLeader
         | Failure::NoDisk
         | Failure::Stopping
+        | Failure::WrongShard
         | Failure::SpansShards => Fate::Never,
         Failure::AnswerTooLarge
         | Failure::TimedOut

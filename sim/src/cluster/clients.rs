@@ -62,6 +62,8 @@ pub(crate) enum Answer {
     },
     /// As it should be: what was answered is checked where it comes from.
     Done,
+    /// Not done, nor will it be under this number.
+    Misrouted,
     /// Not done; somebody else may lead.
     Refused(Option<usize>),
     /// Perhaps done.
@@ -339,7 +341,13 @@ impl Clients {
                     env.after(delay, Event::Client { client, operation, attempt, timer: Timer::Ask });
                 }
             }
-            (Answer::Refused(_) | Answer::Unknown, _)
+            (Answer::Misrouted, Action::Write(session, write)) if attempt == current.attempt => {
+                let seq = state.seqs.entry(current.group).or_default();
+                *seq += 1;
+                current.action = Action::Write(session, Write { seq: *seq, ..write });
+                self.try_again(env, client);
+            }
+            (Answer::Misrouted | Answer::Refused(_) | Answer::Unknown, _)
             | (Answer::Opened(_) | Answer::Written(_) | Answer::Value { .. } | Answer::Done, _) => {}
         }
     }

@@ -3,14 +3,17 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use consensus_core::Value;
 use keyspace::{
-    Command, Compare, CompareResult, CompareTarget, DeleteRange, KeyRange, LeaseId, Op, Put, Query,
-    RangeRequest, SessionId, Txn, TxnOp,
+    Command, Compare, CompareResult, CompareTarget, DeleteRange, Epoch, KeyRange, LeaseId, Op, Put, Query,
+    RangeRequest, Route, SessionId, Txn, TxnOp,
 };
 
 use super::rng::digest;
 
 /// Keys of each group.
 pub(crate) const KEYS: u8 = 4;
+
+/// One attempt in so many is routed by a map that is older than the shard.
+const STALE_EVERY: u32 = 16;
 
 /// One attempt to write a key. The attempts of one write share `client` and `seq`, and differ in `attempt`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,7 +41,10 @@ impl Write {
         let put = Put { prev_kv: true, ..Put::new(key(self.key), value.freeze()) };
         let seq = u64::from(self.seq);
         // The client has given up what it asked before, or has its answer.
-        encode(&Command::Write { session, seq, ack_upto: seq - 1, op: Op::Put(put) })
+        // Some clients go by an old map, at first.
+        let stale = (self.client + self.seq + self.attempt).is_multiple_of(STALE_EVERY);
+        let route = if stale { Route { epoch: Epoch(0), ..Route::FIRST } } else { Route::FIRST };
+        encode(&Command::write(session, seq, seq - 1, route, Op::Put(put)))
     }
 
     /// The write that a command of the log is, if a client has written it.
@@ -107,7 +113,7 @@ impl Change {
             Change::Compact { revision } => Op::Compact { revision },
         };
         let seq = u64::from(seq);
-        encode(&Command::Write { session, seq, ack_upto: seq - 1, op })
+        encode(&Command::write(session, seq, seq - 1, Route::FIRST, op))
     }
 }
 

@@ -89,6 +89,8 @@ marks! {
     LeaseKept,
     /// A leader had leases removed that had come to their end.
     LeaseExpired,
+    /// A write was refused, since its client went by an old map.
+    WrongShard,
     /// A write was refused, since too many disks were full.
     RefusedForDisks,
     /// A leader could make nothing durable, since too many disks were full.

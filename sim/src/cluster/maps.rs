@@ -38,12 +38,14 @@ impl Maps {
         self.all.iter().zip(known).map(|(maps, known)| encoded(&maps[*known])).collect()
     }
 
-    /// A group's map changes: a shard is cut in two. Returns which one is the newest.
+    /// A group's map changes: the address of a node is written anew. Returns which one is the newest.
     pub(crate) fn change(&mut self, group: usize, rng: &mut Rng) -> Option<usize> {
         let maps = &mut self.all[group];
         let newest = maps.last().filter(|_| maps.len() < MAPS_MAX)?;
-        let at = Bytes::copy_from_slice(&rng.next().to_be_bytes()[..3]);
-        maps.push(newest.split(&at).ok()?);
+        let nodes: Vec<NodeId> = newest.nodes().keys().copied().collect();
+        let node = rng.pick(&nodes);
+        let same = newest.address(node)?.to_owned();
+        maps.push(newest.with_node(node, same).ok()?);
         Some(maps.len() - 1)
     }
 

@@ -9,14 +9,24 @@ pub enum Mutant {
     Group(group_core::Mutant),
     /// Of the gateway core.
     Gateway(gateway_core::Mutant),
+    /// Of the state machine.
+    State(keyspace::Mutant),
 }
+
+/// Those of the state machine that show here; its own tests catch them all.
+const OF_STATE: [keyspace::Mutant; 3] = [
+    keyspace::Mutant::ResultUnderNextNumber,
+    keyspace::Mutant::ReadAboveResolved,
+    keyspace::Mutant::StaleEpochApplied,
+];
 
 impl Mutant {
     /// All of them.
     pub fn all() -> impl Iterator<Item = Mutant> {
         let engine = consensus_core::Mutant::ALL.into_iter().map(Mutant::Engine);
         let group = group_core::Mutant::ALL.into_iter().map(Mutant::Group);
-        engine.chain(group).chain(gateway_core::Mutant::ALL.into_iter().map(Mutant::Gateway))
+        let gateway = gateway_core::Mutant::ALL.into_iter().map(Mutant::Gateway);
+        engine.chain(group).chain(gateway).chain(OF_STATE.into_iter().map(Mutant::State))
     }
 
     /// Its name.
@@ -26,27 +36,35 @@ impl Mutant {
             Mutant::Engine(mutant) => format!("{mutant:?}"),
             Mutant::Group(mutant) => format!("{mutant:?}"),
             Mutant::Gateway(mutant) => format!("{mutant:?}"),
+            Mutant::State(mutant) => format!("{mutant:?}"),
         }
     }
 
     pub(crate) fn of_engine(mutant: Option<Mutant>) -> Option<consensus_core::Mutant> {
         match mutant? {
             Mutant::Engine(mutant) => Some(mutant),
-            Mutant::Group(_) | Mutant::Gateway(_) => None,
+            Mutant::Group(_) | Mutant::Gateway(_) | Mutant::State(_) => None,
         }
     }
 
     pub(crate) fn of_group(mutant: Option<Mutant>) -> Option<group_core::Mutant> {
         match mutant? {
             Mutant::Group(mutant) => Some(mutant),
-            Mutant::Engine(_) | Mutant::Gateway(_) => None,
+            Mutant::Engine(_) | Mutant::Gateway(_) | Mutant::State(_) => None,
         }
     }
 
     pub(crate) fn of_gateway(mutant: Option<Mutant>) -> Option<gateway_core::Mutant> {
         match mutant? {
             Mutant::Gateway(mutant) => Some(mutant),
-            Mutant::Engine(_) | Mutant::Group(_) => None,
+            Mutant::Engine(_) | Mutant::Group(_) | Mutant::State(_) => None,
+        }
+    }
+
+    pub(crate) fn of_state(mutant: Option<Mutant>) -> Option<keyspace::Mutant> {
+        match mutant? {
+            Mutant::State(mutant) => Some(mutant),
+            Mutant::Engine(_) | Mutant::Group(_) | Mutant::Gateway(_) => None,
         }
     }
 }

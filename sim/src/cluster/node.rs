@@ -22,7 +22,7 @@ use journal::{
     DamageKind, Identity, Journal, Lsn, Recovered, SimDisk, Snapshot, SnapshotId, SnapshotReader,
     SnapshotWriter, Superblock,
 };
-use keyspace::{Keyspace, Limits, Restore, RestoreError};
+use keyspace::{Keyspace, Limits, Restore, RestoreError, ShardSpan};
 
 use super::clients::Request;
 use super::clock::{Clock, MICRO, MILLI, SECOND, Time};
@@ -583,11 +583,14 @@ impl Node {
                 voters: env.truths[group as usize].config().voters.clone(),
                 timing: env.profile.timing,
                 limits: Limits::default(),
+                shards: vec![ShardSpan::whole()],
+                shard_map: Bytes::new(),
                 snapshot_least_bytes: env.profile.snapshot_bytes as u64,
                 snapshot_slice_bytes: SLICE_BYTES,
                 regions: BTreeMap::new(),
                 leader_regions: Vec::new(),
                 broken: broken(env),
+                broken_state: broken_state(env),
             };
             let start = Start { options, durable, snapshot: newest, positions };
             let group = group as usize;
@@ -1384,6 +1387,18 @@ fn restore(slices: Vec<Bytes>) -> Result<Keyspace, RestoreError> {
         restore.push(slice)?;
     }
     restore.finish()
+}
+
+/// The rule of the state machine that is broken in this run.
+fn broken_state(env: &Env) -> keyspace::Broken {
+    #[cfg(feature = "mutants")]
+    let broken = keyspace::Broken { mutant: super::Mutant::of_state(env.mutant) };
+    #[cfg(not(feature = "mutants"))]
+    let broken = {
+        let _ = env;
+        keyspace::Broken::default()
+    };
+    broken
 }
 
 /// The rule of the group core that is broken in this run.

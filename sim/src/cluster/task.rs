@@ -582,6 +582,10 @@ impl Task {
                 env.mark(Mark::RefusedForDisks);
                 Answer::Refused(None)
             }
+            Why::WrongShard => {
+                env.mark(Mark::WrongShard);
+                Answer::Misrouted
+            }
             Why::OutcomeUnknown => return Answer::Unknown,
             why
             @ (Why::NoGroup | Why::Stopping | Why::AnswerTooLarge | Why::Malformed | Why::Unspecified) => {

@@ -501,6 +501,10 @@ impl GroupTruth {
         for (write, repeated, outcome) in fates {
             self.repeated += u32::from(repeated);
             let attempt = (write.client, write.seq, write.attempt);
+            // That it is in the log means nothing: it has no effect there.
+            if let Err(Error::WrongShard) = outcome {
+                continue;
+            }
             self.in_log.insert(attempt);
             if self.rejected.contains(&attempt) {
                 return fail(
@@ -969,7 +973,13 @@ pub(crate) fn bits(set: u32) -> impl Iterator<Item = usize> {
     (0..32).filter(move |bit| set >> bit & 1 == 1)
 }
 
-/// Whether the command was refused by its session, and had no effect.
+/// Whether the command was refused by its session, or before that, and had no effect.
 fn is_of_session(outcome: &Outcome) -> bool {
-    matches!(outcome, Err(Error::SessionExpired | Error::ResultForgotten | Error::SessionWindowExceeded))
+    matches!(
+        outcome,
+        Err(Error::SessionExpired
+            | Error::ResultForgotten
+            | Error::SessionWindowExceeded
+            | Error::RevisionPassed)
+    )
 }

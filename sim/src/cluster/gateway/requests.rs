@@ -11,7 +11,7 @@ use gateway_core::{
     Answer, Attempt, Attempted, Concern, Failure, Learned, NodeId, Number, Numbered, ReadAt, Request, Step,
     Verdict,
 };
-use keyspace::{Op, Query, SessionId};
+use keyspace::{Op, Query, Route, SessionId};
 
 use super::{Caller, Gateway};
 use crate::cluster::clock::{MILLI, Time};
@@ -144,7 +144,7 @@ fn granted<T>(attempted: Attempted<T>, granted: impl FnOnce(T) -> Granted) -> At
 impl Gateway {
     pub(super) fn begin(&mut self, env: &mut Env, call: Call) {
         let (ask, request) = match &call.what {
-            What::Write(op) => (Asking::Write(Write::new(op.clone())), Request::write()),
+            What::Write(op) => (Asking::Write(Write::new(op.clone(), Route::FIRST)), Request::write()),
             What::Read { query, serializable } => {
                 let mut encoded = BytesMut::new();
                 query.encode(&mut encoded);
