@@ -4,7 +4,7 @@ use api::gaios::link::v1::{self as wire, request, response::Kind};
 use bytes::{Bytes, BytesMut};
 use keyspace::{Command, KeyRange, Op, Reply, Route, SessionId};
 
-use crate::attempt::{Attempted, Why};
+use crate::attempt::{Attempted, Refused, Why};
 use crate::concern::Concern;
 use crate::leader_tracker::{Led, PROBE_WAIT, SessionOpened};
 use crate::link::{Ask, mismatch, refused};
@@ -219,23 +219,37 @@ impl Ask for Open {
     }
 
     fn answer(&self, term: u64, answer: Kind) -> Attempted<Frame> {
-        if let Kind::WatchEvents(events) = answer {
-            return events_of(term, &events);
-        }
-        Attempted::Answer(if let Kind::WatchOpened(opened) = answer {
-            let wire::WatchOpened { revision, start_revision: start, compact_revision } = opened;
-            Frame::Opened { revision, start, compact_revision, term }
-        } else if let Kind::WatchCanceled(canceled) = answer {
-            let refused = canceled.refused.map(|why| refused(term, &why));
-            match (canceled.compact_revision, refused) {
-                (0, Some(refused)) if refused.why == Why::Malformed => return Attempted::Refused(refused),
-                (0, _) => Frame::Canceled,
-                (compact_revision, _) => Frame::Compacted { compact_revision },
-            }
-        } else {
-            return mismatch();
-        })
+        frame_of(term, answer)
     }
+}
+
+/// Reads what came for a watch, at any time.
+pub fn frame(response: wire::Response) -> Attempted<Frame> {
+    let wire::Response { term, kind, .. } = response;
+    match kind {
+        Some(Kind::Refused(why)) => Attempted::Refused(refused(term, &why)),
+        Some(answer) => frame_of(term, answer),
+        None => mismatch(),
+    }
+}
+
+fn frame_of(term: u64, answer: Kind) -> Attempted<Frame> {
+    if let Kind::WatchEvents(events) = answer {
+        return events_of(term, &events);
+    }
+    Attempted::Answer(if let Kind::WatchOpened(opened) = answer {
+        let wire::WatchOpened { revision, start_revision: start, compact_revision } = opened;
+        Frame::Opened { revision, start, compact_revision, term }
+    } else if let Kind::WatchCanceled(canceled) = answer {
+        let refused = canceled.refused.map(|why| refused(term, &why));
+        match (canceled.compact_revision, refused) {
+            (0, Some(refused)) if refused.why == Why::Malformed => return Attempted::Refused(refused),
+            (0, _) => Frame::Canceled,
+            (compact_revision, _) => Frame::Compacted { compact_revision },
+        }
+    } else {
+        return mismatch();
+    })
 }
 
 fn events_of(term: u64, events: &wire::WatchEvents) -> Attempted<Frame> {
@@ -251,10 +265,42 @@ fn events_of(term: u64, events: &wire::WatchEvents) -> Attempted<Frame> {
     }
 }
 
-/// How far a watch has come.
+/// What a replica tells unasked of the watches of a group on a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unasked {
+    /// Those in step have been sent everything up to this revision.
+    Watermark {
+        /// Of this group.
+        group: u64,
+        /// See above.
+        revision: i64,
+    },
+    /// It does not lead.
+    NotLeading {
+        /// This group.
+        group: u64,
+        /// As if it had refused something.
+        refused: Refused,
+    },
+}
+
+/// Reads what came unasked, if that is it.
+pub fn unasked(response: &wire::Response) -> Option<Unasked> {
+    if let Some(Kind::WatchWatermark(told)) = &response.kind {
+        Some(Unasked::Watermark { group: told.group, revision: told.revision })
+    } else if let Some(Kind::NotLeading(told)) = &response.kind {
+        let leader = Some(told.leader).filter(|leader| *leader != 0);
+        let refused = Refused { why: Why::NotLeader, term: response.term, leader };
+        Some(Unasked::NotLeading { group: told.group, refused })
+    } else {
+        None
+    }
+}
+
+/// How far watches have come.
 #[derive(Debug)]
 pub struct Sync {
-    /// The id of its request.
+    /// The id of the request for one, or [`crate::ALL_WATCHES`].
     pub watch: u64,
 }
 

@@ -8,7 +8,7 @@
 //! - [`Session`]: the numbers under which writes are applied once.
 //! - [`LeaderTracker`]: finds a group's leader, and notices when it may have been replaced; [`Route`] is what it knows.
 //! - [`silence`]: what a node's silence means.
-//! - [`Upstream`]: a feed's replica, and how the feed moves on to another.
+//! - [`Upstream`]: a feed's replica, and how the feed moves on to another; [`Upstreams`]: all of them, and what many share.
 //! - [`Dialler`]: when a link is dialled, which way, and when it is left.
 //! - [`watch`]: etcd's watch protocol over feeds that many watchers share.
 //! - [`asks`]: what is asked of replicas, and how their answers are read.
@@ -32,6 +32,7 @@ mod session;
 pub mod silence;
 mod topology;
 mod upstream;
+mod upstreams;
 pub mod watch;
 
 pub use asks::Answer;
@@ -50,6 +51,7 @@ pub use request::{Attempt, Numbered, Pause, Reach, ReadAt, Request, Step, Verdic
 pub use session::{NoNumber, Number, Session};
 pub use topology::{Routed, Topology, Unbelieved};
 pub use upstream::{FeedItem, FeedSpec, Frame, Heard, Open, Synced, Upstream, UpstreamStep};
+pub use upstreams::{ALL_WATCHES, Act, FeedId, Groups, Upstreams, Watch};
 
 /// Where the time of a test begins: anywhere, for only differences count.
 #[cfg(test)]

@@ -38,12 +38,16 @@ pub enum Mutant {
     CompactionSkipped,
     /// Credit is given back twice.
     CreditTwice,
+    /// A watermark counts for a watch that is not in step.
+    WatermarkThoughBehind,
+    /// The answer to a question counts for a watch that is not in step.
+    SyncedThoughBehind,
 }
 
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 15] = [
+    pub const ALL: [Mutant; 17] = [
         Mutant::RetryUnderNewNumber,
         Mutant::LostAsNeverApplied,
         Mutant::UnknownAsNeverApplied,
@@ -59,6 +63,8 @@ impl Mutant {
         Mutant::ProgressOfFastest,
         Mutant::CompactionSkipped,
         Mutant::CreditTwice,
+        Mutant::WatermarkThoughBehind,
+        Mutant::SyncedThoughBehind,
     ];
 }
 

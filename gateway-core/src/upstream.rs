@@ -1,12 +1,13 @@
 //! A feed's upstream: the replica that serves it, and how it moves on.
 //!
 //! It is served by the group's leader, which alone can tell that it has told everything; it moves when the leader does, and
-//! goes on where it was. Without a leader, any replica serves what it has, once the feed knows where it is.
+//! goes on where it was. Without a leader, any replica serves what it has, once the feed knows where it is. All upstreams of a
+//! gateway are kept by [`crate::Upstreams`], which knows what concerns many of them at once.
 //!
 //! ```text
 //!   Detached ── poll: Open ──▶ Attached ── Compacted, or it cannot be read ──▶ Ended
 //!      ▲                          │
-//!      └── lost, refused, silent, led by another ──┘
+//!      └── lost, refused, led by another ──┘
 //! ```
 
 use std::time::{Duration, Instant};
@@ -20,8 +21,6 @@ use crate::leader_tracker::NodeId;
 use crate::mutant::mutant;
 use crate::request::Reach;
 
-/// A replica that may send and does not say how far it has come for this long is left.
-const SYNC_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two replicas: the longest first pause, and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 
@@ -172,23 +171,20 @@ struct Detached {
 #[derive(Debug)]
 struct Attached {
     node: NodeId,
-    sync: Sync,
+    standing: Standing,
+    /// The sync that the replica is asked for.
+    asked: Option<u64>,
+    /// Its answer, for when the watch is in step.
+    answer: Option<Synced>,
 }
 
-/// How the sync stands that a replica is asked for.
-#[derive(Debug)]
-enum Sync {
-    Idle,
-    Asked {
-        token: u64,
-        /// When the replica is left that has said nothing since.
-        until: Instant,
-    },
-    /// It could not answer.
-    Refused {
-        /// When it is asked again.
-        again_at: Instant,
-    },
+/// How the watch stands at the replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// The replica has more than it has sent, or has not said.
+    Behind,
+    /// Everything up to here has been sent, and each revision that follows will be as soon as it is there.
+    InStep { upto: i64 },
 }
 
 /// What to do next.
@@ -196,18 +192,15 @@ enum Sync {
 pub enum UpstreamStep<L> {
     /// Open a watch. Tell [`Upstream::handle_frame`] of every frame, or that the opening was not sent.
     Open(Open<L>),
-    /// Ask the replica how far the watch has come. Tell [`Upstream::handle_synced`] the answer.
-    Sync {
-        /// To be told with the answer.
-        token: u64,
-    },
     /// There is nobody to ask: wait for news of the leader or the links.
     AwaitNews,
-    /// Wait for what comes, and until then call [`Upstream::handle_timeout`].
-    AwaitFrames {
-        /// None: as long as it takes.
-        until: Option<Instant>,
+    /// Wait until then.
+    Pause {
+        /// Till when.
+        until: Instant,
     },
+    /// Wait for what comes.
+    AwaitFrames,
     /// It is over.
     Ended,
 }
@@ -259,6 +252,10 @@ impl Upstream {
     pub fn sync(&mut self, token: u64) {
         debug_assert!(self.wanted.is_none_or(|wanted| wanted <= token), "tokens ascend");
         self.wanted = Some(token);
+        if let State::Attached(attached) = &mut self.state {
+            // An answer to the one before was asked for too early.
+            attached.answer = None;
+        }
     }
 
     /// What to do next. `leader`: who leads the group, if that is known; asked for only if it matters.
@@ -268,20 +265,12 @@ impl Upstream {
         leader: impl FnOnce() -> Option<NodeId>,
         reach: &R,
     ) -> UpstreamStep<R::Link> {
-        match &mut self.state {
-            State::Detached(detached) => match detached.pause_until {
-                Some(until) if now < until => UpstreamStep::AwaitFrames { until: Some(until) },
-                Some(_) | None => self.poll_open(leader(), reach),
-            },
-            State::Attached(attached) => {
-                if let (Some(token), Position::At(_)) = (self.wanted, self.position)
-                    && attached.sync.may_ask(token)
-                {
-                    attached.sync = Sync::Asked { token, until: now + SYNC_TIMEOUT };
-                    return UpstreamStep::Sync { token };
-                }
-                UpstreamStep::AwaitFrames { until: attached.sync.due() }
+        match &self.state {
+            State::Detached(Detached { pause_until: Some(until) }) if now < *until => {
+                UpstreamStep::Pause { until: *until }
             }
+            State::Detached(_) => self.poll_open(leader(), reach),
+            State::Attached(_) => UpstreamStep::AwaitFrames,
             State::Ended => UpstreamStep::Ended,
         }
     }
@@ -292,7 +281,8 @@ impl Upstream {
         let elsewhere = || if self.was_opened() { reach.nearest() } else { None };
         let at_leader = if mutant!(FeedBeginsAnywhere) { reach.nearest() } else { at_leader };
         let Some((node, link)) = at_leader.or_else(elsewhere) else { return UpstreamStep::AwaitNews };
-        self.state = State::Attached(Attached { node, sync: Sync::Idle });
+        self.state =
+            State::Attached(Attached { node, standing: Standing::Behind, asked: None, answer: None });
         let (start, linearizable) = match self.position {
             Position::Unopened { start } => (start, !mutant!(FeedBeginsAnywhere)),
             Position::At(position) if mutant!(FeedSkipsOnMove) => (position + 1, false),
@@ -306,6 +296,18 @@ impl Upstream {
             credit: self.credit.max(0).unsigned_abs(),
             linearizable,
         })
+    }
+
+    /// The token of a sync that the replica is to be asked for from now on; told once. Tell [`Upstream::handle_synced`] the
+    /// answer.
+    pub fn ask_for_sync(&mut self) -> Option<u64> {
+        let (State::Attached(attached), Position::At(_)) = (&mut self.state, self.position) else {
+            return None;
+        };
+        let token = self.wanted.filter(|wanted| attached.asked != Some(*wanted))?;
+        attached.asked = Some(token);
+        attached.answer = None;
+        Some(token)
     }
 
     /// Whether it has been open: from then on any replica may serve it.
@@ -329,12 +331,12 @@ impl Upstream {
         random: impl FnOnce() -> u32,
     ) -> Heard {
         let State::Attached(attached) = &mut self.state else { return Heard::Nothing };
-        if let (Sync::Asked { until, .. }, true) = (&mut attached.sync, frame.is_of_replica()) {
-            *until = now + SYNC_TIMEOUT;
-        }
         match frame {
             Attempted::Answer(Frame::Opened { revision, start, compact_revision, term }) => {
                 self.backoff.reset();
+                if start > revision {
+                    attached.standing = Standing::InStep { upto: revision };
+                }
                 if self.was_opened() {
                     return Heard::Nothing;
                 }
@@ -345,6 +347,8 @@ impl Upstream {
                 let Position::At(position) = self.position else {
                     return self.leave(now, "events of a watch that is not open", random);
                 };
+                attached.standing =
+                    if upto < revision { Standing::Behind } else { Standing::InStep { upto } };
                 self.credit = self.credit.saturating_sub_unsigned(bytes);
                 revisions.retain(|events| events.revision.0 >= position || mutant!(FeedRepeatsOnMove));
                 let position = position.max(upto.saturating_add(1));
@@ -367,48 +371,47 @@ impl Upstream {
         }
     }
 
-    /// The replica answered a sync, or will not. Every frame that it sent before has been handled. `leader`: the leader that
-    /// can be reached.
-    pub fn handle_synced(
-        &mut self,
-        now: Instant,
-        token: u64,
-        synced: Attempted<Synced>,
-        leader: Option<NodeId>,
-        random: impl FnOnce() -> u32,
-    ) -> Heard {
-        let State::Attached(attached) = &mut self.state else { return Heard::Nothing };
-        // One that another has taken the place of says nothing any more.
-        if !matches!(attached.sync, Sync::Asked { token: asked, .. } if asked == token) {
-            return Heard::Nothing;
+    /// The replica answered the sync that was asked for: everything up to there was sent, if the watch is in step. Every frame
+    /// that it sent before has been handled.
+    pub fn handle_synced(&mut self, token: u64, synced: Synced) {
+        if let State::Attached(attached) = &mut self.state
+            && attached.asked == Some(token)
+            && self.wanted == Some(token)
+        {
+            attached.answer = Some(synced);
         }
-        match synced {
-            Attempted::Answer(Synced { revision, compact_revision, term }) => {
-                attached.sync = Sync::Idle;
-                if self.wanted != Some(token) {
-                    return Heard::Nothing;
-                }
-                self.wanted = None;
-                if let Position::At(position) = &mut self.position {
-                    *position = (*position).max(revision.saturating_add(1));
-                }
-                Heard::Item(FeedItem::Synced { token, revision, compact_revision, term })
-            }
-            // The request for the watch was lost on the way.
-            Attempted::Refused(refused) if refused.why == Why::Malformed => {
-                self.leave(now, "it has no such watch", random)
-            }
-            Attempted::Refused(_) if leader.is_some_and(|leader| leader != attached.node) => {
-                self.leave(now, "it does not lead", random)
-            }
-            Attempted::Refused(_) | Attempted::Denied(_) => {
-                attached.sync = Sync::Refused { again_at: now + self.backoff.next(random()) };
-                Heard::Nothing
-            }
-            Attempted::Lost => self.leave(now, "sync lost", random),
-            // The link is full or gone; in the latter case the next frame would say so.
-            Attempted::Unsent(_) => self.leave(now, "sync not sent", random),
-            Attempted::Protocol(text) => self.leave(now, text, random),
+    }
+
+    /// The same, where the replica said so of this watch alone, once it was in step.
+    pub fn handle_own_synced(&mut self, token: u64, synced: Synced) {
+        if let State::Attached(attached) = &mut self.state {
+            attached.standing = Standing::InStep { upto: synced.revision };
+        }
+        self.handle_synced(token, synced);
+    }
+
+    /// The sync that is answered, if one is by now.
+    pub fn take_synced(&mut self) -> Option<FeedItem> {
+        let State::Attached(attached) = &mut self.state else { return None };
+        let upto = match attached.standing {
+            Standing::InStep { upto } => upto,
+            Standing::Behind if mutant!(SyncedThoughBehind) => 0,
+            Standing::Behind => return None,
+        };
+        let Synced { revision, compact_revision, term } = attached.answer.take()?;
+        // One that came into step after it had asked has come further.
+        let revision = revision.max(upto);
+        let token = self.wanted.take()?;
+        self.handle_watermark(revision);
+        Some(FeedItem::Synced { token, revision, compact_revision, term })
+    }
+
+    /// The replica has sent everything up to `revision` to all watches in step.
+    pub fn handle_watermark(&mut self, revision: i64) {
+        if let (State::Attached(attached), Position::At(position)) = (&self.state, &mut self.position)
+            && (attached.standing != Standing::Behind || mutant!(WatermarkThoughBehind))
+        {
+            *position = (*position).max(revision.saturating_add(1));
         }
     }
 
@@ -420,52 +423,17 @@ impl Upstream {
         }
     }
 
-    /// The time has come that [`UpstreamStep::AwaitFrames`] told.
-    pub fn handle_timeout(&mut self, now: Instant, random: impl FnOnce() -> u32) -> Heard {
-        let State::Attached(attached) = &mut self.state else { return Heard::Nothing };
-        match &mut attached.sync {
-            Sync::Asked { until, .. } if *until <= now => {
-                if self.credit > 0 {
-                    return self.leave(now, "sync timed out", random);
-                }
-                // It waits for us, not we for it.
-                *until = now + SYNC_TIMEOUT;
-            }
-            Sync::Refused { again_at } if *again_at <= now => attached.sync = Sync::Idle,
-            Sync::Idle | Sync::Asked { .. } | Sync::Refused { .. } => {}
-        }
-        Heard::Nothing
-    }
-
     /// It cannot go on.
     pub fn fail(&mut self, failure: Failure) -> Heard {
         self.state = State::Ended;
         Heard::Item(FeedItem::Failed(failure))
     }
 
-    fn leave(&mut self, now: Instant, reason: &'static str, random: impl FnOnce() -> u32) -> Heard {
+    /// The replica is left.
+    pub fn leave(&mut self, now: Instant, reason: &'static str, random: impl FnOnce() -> u32) -> Heard {
         let pause_until = Some(now + self.backoff.next(random()));
         self.state = State::Detached(Detached { pause_until });
         Heard::Left(reason)
-    }
-}
-
-impl Sync {
-    /// Whether a sync with this token is to be sent: none is under way, or an older one.
-    fn may_ask(&self, wanted: u64) -> bool {
-        match self {
-            Sync::Idle => true,
-            Sync::Asked { token, .. } => *token != wanted,
-            Sync::Refused { .. } => false,
-        }
-    }
-
-    fn due(&self) -> Option<Instant> {
-        match self {
-            Sync::Idle => None,
-            Sync::Asked { until, .. } => Some(*until),
-            Sync::Refused { again_at } => Some(*again_at),
-        }
     }
 }
 

@@ -4,7 +4,9 @@
 //! A domain speaks the types of the crate `keyspace`; it knows no protobuf and no status codes.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use gateway_core::nearest::Place;
@@ -117,24 +119,27 @@ pub struct LinkCounts {
     pub owed: usize,
 }
 
-/// A stream of one range's events.
-pub trait Feed: Send + 'static {
-    /// Waits for the next item. Safe to drop and call again.
-    fn next(&mut self) -> impl Future<Output = FeedItem> + Send;
+/// Who reads a feed.
+pub trait FeedReader: fmt::Debug + Send + Sync {
+    /// Takes the next item. Whoever brings it brings those of others, too: this does not wait.
+    fn take(&self, item: FeedItem);
+}
 
+/// A feed of one range's events that is carried: its reader gets items until it is closed.
+pub trait Feed: fmt::Debug + Send + Sync {
     /// Allows this many more bytes of events.
-    fn credit(&mut self, bytes: u64);
+    fn credit(&self, bytes: u64);
 
     /// Asks for a [`FeedItem::Synced`] with this token. A later call replaces one that is not answered yet; tokens
     /// must ascend.
-    fn sync(&mut self, token: u64);
+    fn sync(&self, token: u64);
+
+    /// Nobody reads it any more.
+    fn close(&self);
 }
 
 /// Whatever carries a keyspace with one revision line.
 pub trait Domain: Send + Sync + 'static {
-    /// Its feeds.
-    type Feed: Feed;
-
     /// Applies a write once, or says truthfully why not. `op` has passed [`keyspace::check`].
     fn write(&self, op: Op) -> impl Future<Output = Result<Answer, Failure>> + Send;
 
@@ -155,7 +160,7 @@ pub trait Domain: Send + Sync + 'static {
     fn gateways(&self) -> impl Future<Output = Result<KnownGateways, Failure>> + Send;
 
     /// Opens a feed. Does not wait; the feed reports.
-    fn feed(&self, spec: FeedSpec) -> Self::Feed;
+    fn feed(&self, spec: FeedSpec, reader: Arc<dyn FeedReader>) -> Box<dyn Feed>;
 
     /// What the nodes say of themselves, and which of them hold replicas of which group.
     fn nodes(&self) -> impl Future<Output = (Vec<NodeStatus>, BTreeMap<u64, Vec<u32>>)> + Send;

@@ -35,12 +35,16 @@ pub enum Mutant {
     WatchWithoutPrevKv,
     /// A state that is replaced leaves watches where they are.
     WatchOverSnapshot,
+    /// A gateway is not told that a watch fell behind.
+    WatchFallsSilently,
+    /// A watermark says more than was sent.
+    WatermarkTooHigh,
 }
 
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 15] = [
+    pub const ALL: [Mutant; 17] = [
         Mutant::ReadUnasked,
         Mutant::UnknownAsRefused,
         Mutant::AnswersSwapped,
@@ -56,6 +60,8 @@ impl Mutant {
         Mutant::WatchOverCompaction,
         Mutant::WatchWithoutPrevKv,
         Mutant::WatchOverSnapshot,
+        Mutant::WatchFallsSilently,
+        Mutant::WatermarkTooHigh,
     ];
 }
 

@@ -6,7 +6,7 @@ use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::refused::Why;
 use api::gaios::link::v1::response::Kind;
 use bytes::{Bytes, BytesMut};
-use consensus_core::NodeId;
+use consensus_core::{GroupId, NodeId};
 use keyspace::Outcome;
 
 use crate::env::LinkId;
@@ -14,6 +14,8 @@ use crate::out::Answer;
 
 /// Bytes of answers after which a frame leaves before the turn is over.
 const FRAME_BYTES: usize = 1 << 20;
+/// The id of what nobody has asked for.
+pub(crate) const UNASKED: u64 = 0;
 
 #[derive(Debug, Default)]
 pub(crate) struct Replies {
@@ -64,6 +66,12 @@ impl Replies {
         let (leader, shard_map) = (self.leader.map_or(0, |leader| leader.0), self.shard_map.clone());
         let refused = wire::Refused { why: Why::WrongShard.into(), leader, shard_map };
         self.add(link, id, Kind::Refused(refused));
+    }
+
+    /// Tells a gateway that this replica does not lead.
+    pub(crate) fn not_leading(&mut self, link: LinkId, group: GroupId) {
+        let leader = self.leader.map_or(0, |leader| leader.0);
+        self.add(link, UNASKED, Kind::NotLeading(wire::NotLeading { group: group.0, leader }));
     }
 
     /// Whether there is a frame that is large enough.

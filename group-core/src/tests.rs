@@ -25,6 +25,7 @@ use crate::log_positions::LogPositions;
 use crate::mutant::Broken;
 use crate::out::{LargeAnswer, Out, ToSnapshots};
 use crate::replica::{PROPOSE_AGAIN_AFTER, Replica, Start, encode};
+use crate::watches::WATERMARK_EVERY;
 
 /// The smallest step of time.
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -257,6 +258,34 @@ fn range(key: &'static str, serializable: bool, at_least: i64) -> RequestKind {
     RequestKind::Read(wire::Read { query: encoded.freeze(), serializable, at_least })
 }
 
+/// A watch on a key, from the first revision behind the newest, or from `start`.
+fn watch(id: u64, key: String, start: i64, credit: u64) -> wire::Request {
+    let open = wire::WatchOpen { key: key.into(), start_revision: start, credit, ..Default::default() };
+    wire::Request { id, kind: Some(RequestKind::WatchOpen(open)) }
+}
+
+/// What a gateway was told of its watches, a word each.
+fn told(answers: Vec<wire::Response>) -> Vec<String> {
+    let tell = |response: wire::Response| match (response.id, response.kind) {
+        (id, Some(Kind::WatchOpened(opened))) => {
+            format!("{id} opened at {} from {}", opened.revision, opened.start_revision)
+        }
+        (id, Some(Kind::WatchEvents(events))) => {
+            let revisions = keyspace::RevisionEvents::decode_all(events.revisions).unwrap();
+            let revisions: Vec<i64> = revisions.iter().map(|events| events.revision.0).collect();
+            format!("{id} events {revisions:?} up to {} of {}", events.upto, events.revision)
+        }
+        (id, Some(Kind::WatchSynced(synced))) => format!("{id} synced at {}", synced.revision),
+        (0, Some(Kind::WatchWatermark(watermark))) => {
+            assert_eq!(watermark.group, 1);
+            format!("watermark {}", watermark.revision)
+        }
+        (0, Some(Kind::NotLeading(not))) => format!("group {} is led by {}", not.group, not.leader),
+        (id, other) => panic!("{id}: {other:?}"),
+    };
+    answers.into_iter().map(tell).collect()
+}
+
 fn keep_alive(leases: &[i64]) -> RequestKind {
     RequestKind::KeepAlive(wire::KeepAlive { leases: leases.to_vec() })
 }
@@ -421,6 +450,94 @@ fn a_watch_that_was_in_step_elsewhere_goes_on_although_its_place_is_compacted() 
 }
 
 #[test]
+fn quiet_watches_cost_no_message_and_no_timer() {
+    let mut rig = Rig::leader();
+    let requests = (1..=1000).map(|id| watch(id, format!("quiet {id}"), 0, 1 << 20)).collect();
+    rig.turn([Event::Requests { link: LINK, requests }]);
+    rig.settle();
+    assert_eq!(rig.take(LINK).len(), 1000);
+    let end = rig.now.after(Duration::from_secs(60));
+    while rig.now < end {
+        rig.pass_until(rig.now.after(Duration::from_secs(1)));
+        rig.settle();
+        assert_eq!(rig.replica.watches.watermark_due(&rig.replica.state), None);
+    }
+    assert_eq!(rig.take(LINK), []);
+
+    // Others write: one watermark a second says so for all of them, and the last one says all.
+    let (from, began) = (rig.replica.state.resolved().revision().0, rig.now);
+    for number in 1..=40 {
+        rig.write(put("busy", vec![number]));
+        rig.pass_until(began.after(Duration::from_millis(100) * u32::from(number)));
+    }
+    rig.until("all is told", |replica| replica.watches.watermark_due(&replica.state).is_none());
+    let told = told(rig.take(LINK));
+    assert!(rig.now <= began.after(Duration::from_secs(5) + MILLISECOND), "{told:?}");
+    assert!((5..=6).contains(&told.len()), "{told:?}");
+    assert_eq!(told.last(), Some(&format!("watermark {}", from + 40)));
+}
+
+#[test]
+fn a_watermark_comes_behind_all_it_speaks_of_and_a_watch_that_falls_behind_says_so() {
+    let mut rig = Rig::leader();
+    let requests = vec![watch(1, "a".to_owned(), 0, 1 << 20), watch(2, "a".to_owned(), 0, 1)];
+    rig.turn([Event::Requests { link: LINK, requests }]);
+    rig.turn([Event::Requests { link: OTHER, requests: vec![watch(1, "a".to_owned(), 0, 1)] }]);
+    rig.settle();
+    assert_eq!(told(rig.take(LINK)), ["1 opened at 1 from 2", "2 opened at 1 from 2"]);
+    rig.write(put("a", vec![0]));
+    let first = ["1 events [2] up to 2 of 2", "2 events [2] up to 2 of 2", "watermark 2"];
+    assert_eq!(told(rig.take(LINK)), first);
+    rig.pass_until(rig.now.after(WATERMARK_EVERY));
+    rig.write(put("a", vec![1]));
+    let second = ["1 events [3] up to 3 of 3", "2 events [] up to 2 of 3", "watermark 3"];
+    assert_eq!(told(rig.take(LINK)), second);
+    let of_other = told(rig.take(OTHER));
+    let expected =
+        ["1 opened at 1 from 2", "1 events [2] up to 2 of 2", "watermark 2", "1 events [] up to 2 of 3"];
+    assert_eq!(of_other, expected, "no watch of its own is in step");
+    // A question is about those in step, and is not held up by the others.
+    rig.turn([request(LINK, 9, RequestKind::WatchSync(wire::WatchSync { watch: 0 }))]);
+    assert_eq!(told(rig.take(LINK)), ["9 synced at 3"]);
+    rig.turn([request(OTHER, 1, RequestKind::WatchCredit(wire::WatchCredit { bytes: 1 << 20 }))]);
+    assert_eq!(told(rig.take(OTHER)), ["1 events [3] up to 3 of 3"]);
+    rig.turn([request(LINK, 1, RequestKind::WatchClose(wire::WatchClose {})), Event::LinkClosed(OTHER)]);
+    rig.pass_until(rig.now.after(WATERMARK_EVERY));
+    rig.write(put("a", vec![2]));
+    assert_eq!(told(rig.take(LINK)), [""; 0]);
+    assert_eq!(told(rig.take(OTHER)), [""; 0]);
+}
+
+#[test]
+fn a_watch_that_found_nothing_in_the_past_says_that_it_is_in_step() {
+    let mut rig = Rig::leader();
+    rig.write(put("a", vec![0]));
+    rig.turn([Event::Requests { link: LINK, requests: vec![watch(1, "b".to_owned(), 2, 1)] }]);
+    rig.settle();
+    assert_eq!(told(rig.take(LINK)), ["1 opened at 2 from 2", "1 events [] up to 2 of 2", "watermark 2"]);
+}
+
+#[test]
+fn a_leader_that_steps_down_says_so_where_watches_are() {
+    let mut rig = Rig::leader();
+    rig.turn([Event::Requests { link: LINK, requests: vec![watch(1, "a".to_owned(), 0, 1)] }]);
+    rig.turn([request(OTHER, 1, range("a", true, 0))]);
+    rig.settle();
+    assert_eq!(rig.take(LINK).len(), 1);
+    rig.works = Works::Hangs;
+    rig.until("it steps down", |replica| !replica.elected);
+    rig.turn([]);
+    let of_link = told(rig.take(LINK));
+    assert_eq!(of_link.first().map(String::as_str), Some("group 1 is led by 0"), "{of_link:?}");
+    assert_eq!(rig.take(OTHER).len(), 1, "the answer, and nothing more");
+    // And to whom opens another one there.
+    rig.turn([Event::Requests { link: LINK, requests: vec![watch(2, "a".to_owned(), 0, 1)] }]);
+    assert_eq!(told(rig.take(LINK)), ["2 opened at 1 from 2", "group 1 is led by 0"]);
+    rig.turn([]);
+    assert_eq!(rig.take(LINK), []);
+}
+
+#[test]
 fn a_keep_alive_is_answered_once_the_log_holds_no_shorter_time() {
     let mut rig = Rig::leader();
     let lease = LeaseId(7);
@@ -530,6 +647,7 @@ fn who_asks_for_a_shard_that_is_not_here_is_told_where_it_is() {
                 assert_eq!((told.why(), told.shard_map.as_ref()), (Why::WrongShard, &b"the map"[..]));
                 refused.push(response.id);
             }
+            Some(Kind::WatchWatermark(_)) => {}
             _ => assert!(response.id >= 6, "{response:?}"),
         }
     }

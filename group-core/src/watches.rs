@@ -2,20 +2,28 @@
 //! one that is behind reads history until it is in step again. Bytes sent are bounded by the gateway's credit: without
 //! credit a watch falls behind, keeping nothing but its position. No revision is skipped, repeated or torn. A watch that
 //! was in step, here or elsewhere, goes on although its place was compacted since, as far as that is remembered.
+//!
+//! A gateway knows of each watch whether it is in step, and one *watermark* per link says how far all of those are: a watch on
+//! which nothing happens costs nothing. Nor is anybody asked whether this replica still leads: when it does not, it says so on
+//! every link with watches.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::refused::Why;
 use api::gaios::link::v1::response::Kind;
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
+use consensus_core::{GroupId, Mono};
 use keyspace::{Event, KeyRange, Keyspace, NoHistory, Resolved, Revision, RevisionEvents, WatcherIndex};
 
 use crate::env::LinkId;
 use crate::mutant::{Broken, mutant};
 use crate::recent::Recent;
-use crate::replies::Replies;
+use crate::replies::{Replies, UNASKED};
 
+/// In a question how far watches are: all of the link that are in step.
+const ALL: u64 = 0;
 /// Most revisions of history read for a watch at a time; etcd's batch.
 const HISTORY_REVISIONS: usize = 1000;
 /// Most bytes of history read for a watch at a time.
@@ -23,12 +31,24 @@ const HISTORY_BYTES: usize = 1 << 20;
 /// Most watches that are served history before the group turns to other work.
 const BEHIND_PER_TURN: usize = 16;
 
+/// Between two watermarks of a link. Nobody waits for them: whoever wants to know how far a watch is asks.
+pub(crate) const WATERMARK_EVERY: Duration = Duration::from_secs(1);
+
 /// A watch: the link's id and the id the gateway chose on it.
 type WatchId = (LinkId, u64);
 
 #[derive(Debug)]
 pub(crate) struct Watches {
+    group: GroupId,
     watches: BTreeMap<WatchId, Watch>,
+    /// Links with watches.
+    links: BTreeMap<LinkId, OfLink>,
+    /// Links to be told that this replica does not lead, if it does not.
+    unled: BTreeSet<LinkId>,
+    /// What the last watermark said.
+    watermark: Resolved,
+    /// No other is told before.
+    watermark_at: Mono,
     /// Watches in step, by range.
     in_step: WatcherIndex<WatchId>,
     /// Watches behind that have credit, in the order in which they are served.
@@ -37,6 +57,12 @@ pub(crate) struct Watches {
     served_last: Option<WatchId>,
     recent: Recent,
     broken: Broken,
+}
+
+#[derive(Debug, Default)]
+struct OfLink {
+    watches: usize,
+    in_step: usize,
 }
 
 #[derive(Debug)]
@@ -57,9 +83,14 @@ struct Watch {
 
 impl Watches {
     /// For a state that is resolved so far.
-    pub(crate) fn new(resolved: Resolved, broken: Broken) -> Watches {
+    pub(crate) fn new(group: GroupId, resolved: Resolved, broken: Broken) -> Watches {
         Watches {
+            group,
             watches: BTreeMap::new(),
+            links: BTreeMap::new(),
+            unled: BTreeSet::new(),
+            watermark: resolved,
+            watermark_at: Mono(0),
             in_step: WatcherIndex::default(),
             behind: BTreeSet::new(),
             served_last: None,
@@ -117,18 +148,28 @@ impl Watches {
                 compact_revision: state.compact_revision().0,
             }),
         );
+        let of_link = self.links.entry(link).or_default();
+        of_link.watches += 1;
         if in_step {
+            of_link.in_step += 1;
             self.in_step.insert(&watch.range, watch_id);
         } else if watch.credit > 0 {
             self.behind.insert(watch_id);
         }
+        self.unled.insert(link);
         self.watches.insert(watch_id, watch);
     }
 
     pub(crate) fn close(&mut self, link: LinkId, id: u64) {
-        if let Some(watch) = self.watches.remove(&(link, id)) {
-            self.in_step.remove(&watch.range, (link, id));
-            self.behind.remove(&(link, id));
+        let Some(watch) = self.watches.remove(&(link, id)) else { return };
+        self.in_step.remove(&watch.range, (link, id));
+        self.behind.remove(&(link, id));
+        let of_link = self.links.get_mut(&link).expect("a link with a watch");
+        of_link.watches -= 1;
+        of_link.in_step -= usize::from(watch.in_step);
+        if of_link.watches == 0 {
+            self.links.remove(&link);
+            self.unled.remove(&link);
         }
     }
 
@@ -148,7 +189,7 @@ impl Watches {
         }
     }
 
-    /// Answers once the watch is in step; behind all events sent until then, since answers keep their order.
+    /// Answers behind all events sent until then, since answers keep their order; about one watch once that is in step.
     pub(crate) fn sync(
         &mut self,
         link: LinkId,
@@ -158,6 +199,7 @@ impl Watches {
         replies: &mut Replies,
     ) {
         match self.watches.get_mut(&(link, watch)) {
+            _ if watch == ALL => replies.add(link, id, Kind::WatchSynced(synced(state))),
             None => replies.refuse(link, id, Why::Malformed),
             Some(found) if found.in_step || mutant!(self.broken, WatchSyncedTooSoon) => {
                 replies.add(link, id, Kind::WatchSynced(synced(state)));
@@ -219,8 +261,10 @@ impl Watches {
                 if mutant!(self.broken, WatchSkipsWhenBehind) {
                     watch.next.0 += 1;
                 }
-                watch.in_step = false;
-                self.in_step.remove(&watch.range, id);
+                if !mutant!(self.broken, WatchFallsSilently) {
+                    watch.tell_place(id.1, resolved, replies);
+                }
+                self.leave_step(id);
                 continue;
             }
             let revisions: Vec<_> = revisions
@@ -243,16 +287,60 @@ impl Watches {
 
     /// The state, which was resolved to `old`, is replaced by a snapshot's, resolved to `new`: revisions are skipped here, so
     /// every watch reads history from there.
-    pub(crate) fn on_state_replaced(&mut self, old: Resolved, new: Resolved) {
+    pub(crate) fn on_state_replaced(&mut self, old: Resolved, new: Resolved, replies: &mut Replies) {
         self.recent = Recent::new(new.revision());
-        for (&id, watch) in &mut self.watches {
-            if watch.in_step {
-                watch.next = watch.next.max(old.revision().next());
-                watch.in_step = false;
-                self.in_step.remove(&watch.range, id);
-                self.behind.insert(id);
+        let mut left = Vec::new();
+        for (&id, watch) in self.watches.iter_mut().filter(|(_, watch)| watch.in_step) {
+            watch.next = watch.next.max(old.revision().next());
+            if new.covers(watch.next) {
+                watch.tell_place(id.1, new, replies);
+                left.push(id);
             }
         }
+        for id in left {
+            self.leave_step(id);
+            self.behind.insert(id);
+        }
+    }
+
+    /// This replica does not lead any more.
+    pub(crate) fn on_unled(&mut self) {
+        self.unled.extend(self.links.keys());
+    }
+
+    /// Tells gateways what concerns all their watches, behind everything that was sent to them.
+    pub(crate) fn tell_links(&mut self, now: Mono, leads: bool, state: &Keyspace, replies: &mut Replies) {
+        if !self.unled.is_empty() {
+            for link in std::mem::take(&mut self.unled) {
+                if !leads {
+                    replies.not_leading(link, self.group);
+                }
+            }
+        }
+        if self.watermark_due(state).is_some_and(|due| due <= now) {
+            self.watermark = state.resolved();
+            let mut revision = self.watermark.revision();
+            if mutant!(self.broken, WatermarkTooHigh) {
+                revision.0 += 1;
+            }
+            self.watermark_at = now.after(WATERMARK_EVERY);
+            let watermark = wire::WatchWatermark { group: self.group.0, revision: revision.0 };
+            for (link, _) in self.links.iter().filter(|(_, of_link)| of_link.in_step > 0) {
+                replies.add(*link, UNASKED, Kind::WatchWatermark(watermark));
+            }
+        }
+    }
+
+    /// When the next watermark is to be told: none while the revision stays, or nobody wants to know.
+    pub(crate) fn watermark_due(&self, state: &Keyspace) -> Option<Mono> {
+        (!self.in_step.is_empty() && self.watermark < state.resolved()).then_some(self.watermark_at)
+    }
+
+    fn leave_step(&mut self, id: WatchId) {
+        let watch = self.watches.get_mut(&id).expect("a watch in step");
+        watch.in_step = false;
+        self.in_step.remove(&watch.range, id);
+        self.links.get_mut(&id.0).expect("a link with a watch").in_step -= 1;
     }
 
     fn serve_history(&mut self, id: WatchId, state: &Keyspace, replies: &mut Replies) {
@@ -267,7 +355,8 @@ impl Watches {
         });
         match page {
             Ok(mut page) => {
-                if !page.revisions.is_empty() {
+                let is_told = !page.revisions.is_empty();
+                if is_told {
                     if !watch.prev_kv {
                         for revision in &mut page.revisions {
                             revision.events = revision.events.iter().map(|event| watch.view(event)).collect();
@@ -280,7 +369,11 @@ impl Watches {
                 if !resolved.covers(watch.next) || mutant!(self.broken, WatchInStepTooSoon) {
                     watch.in_step = true;
                     watch.is_settled = true;
+                    if !is_told {
+                        watch.tell_place(id.1, resolved, replies);
+                    }
                     self.in_step.insert(&watch.range, id);
+                    self.links.get_mut(&id.0).expect("a link with a watch").in_step += 1;
                     self.behind.remove(&id);
                     for sync in watch.syncs.drain(..) {
                         replies.add(watch.link, sync, Kind::WatchSynced(synced(state)));
@@ -316,6 +409,13 @@ impl Watch {
     fn view(&self, event: &Event) -> Event {
         let prev_kv = if self.prev_kv { event.prev_kv.clone() } else { None };
         Event { kind: event.kind, kv: event.kv.clone(), prev_kv }
+    }
+
+    /// Tells how far it is, without events: whether it is in step has changed.
+    fn tell_place(&self, id: u64, resolved: Resolved, replies: &mut Replies) {
+        let (upto, revision) = (self.next.previous().0, resolved.revision().0);
+        let place = wire::WatchEvents { revisions: Bytes::new(), upto, revision };
+        replies.add(self.link, id, Kind::WatchEvents(place));
     }
 
     fn send(

@@ -144,7 +144,8 @@ impl<C, F> LinkEnd<C, F> {
         if self.node.is_none() {
             return Err(Unsent::Down);
         }
-        if self.waiting.len() >= CALLS_MAX {
+        // Watches owe nothing: there are as many as clients want.
+        if self.owed() >= CALLS_MAX {
             return Err(Unsent::Full);
         }
         let id = self.waiting.insert(waiter);
@@ -263,6 +264,16 @@ mod tests {
         assert_eq!(link.handle_response(|| now, watch), Heard::Nobody);
         let requests = link.take_frame().unwrap().groups.remove(0).requests;
         assert_eq!(requests.iter().map(|request| request.id).collect::<Vec<_>>(), [call, watch, watch]);
+    }
+
+    #[test]
+    fn calls_are_bounded_in_number_and_watches_are_not() {
+        let mut link = up();
+        let mut watches = (0..=CALLS_MAX).map(|_| link.watch(1, status(), 0, 'w'));
+        assert!(watches.all(|watch| watch.is_ok()));
+        let mut calls = (0..CALLS_MAX).map(|_| link.call(1, status(), 0, 'c'));
+        assert!(calls.all(|call| call.is_ok()));
+        assert_eq!(link.call(1, status(), 0, 'c'), Err(Unsent::Full));
     }
 
     #[test]

@@ -50,9 +50,7 @@ impl Story {
 
     /// As `poll`, once the pause after the last replica is over.
     fn poll_after_pause(&mut self) -> UpstreamStep<NodeId> {
-        let UpstreamStep::AwaitFrames { until: Some(until) } = self.poll() else {
-            panic!("it does not pause")
-        };
+        let UpstreamStep::Pause { until } = self.poll() else { panic!("it does not pause") };
         assert!(until - self.now <= PAUSE.1);
         self.now = until;
         self.poll()
@@ -62,13 +60,14 @@ impl Story {
         told(self.upstream.handle_frame(self.now, frame, || u32::MAX))
     }
 
-    fn synced(&mut self, token: u64, synced: Attempted<Synced>) -> String {
-        let leader = self.leader;
-        told(self.upstream.handle_synced(self.now, token, synced, leader, || u32::MAX))
+    /// What the reader is told once the sync with this token is answered.
+    fn synced(&mut self, token: u64, revision: i64) -> String {
+        self.upstream.handle_synced(token, Synced { revision, compact_revision: 1, term: 2 });
+        self.take_synced()
     }
 
-    fn timeout(&mut self) -> String {
-        told(self.upstream.handle_timeout(self.now, || u32::MAX))
+    fn take_synced(&mut self) -> String {
+        self.upstream.take_synced().map_or_else(String::new, |item| told(Heard::Item(item)))
     }
 }
 
@@ -82,8 +81,9 @@ fn events(revisions: &[i64], upto: i64) -> Attempted<Frame> {
     Attempted::Answer(Frame::Events { revisions, upto, revision: upto, term: 2, bytes: 40 })
 }
 
-fn synced_at(revision: i64) -> Attempted<Synced> {
-    Attempted::Answer(Synced { revision, compact_revision: 1, term: 2 })
+/// No events: there are some behind `upto`, up to `revision`, that will not come at once, if it is lower.
+fn place(upto: i64, revision: i64) -> Attempted<Frame> {
+    Attempted::Answer(Frame::Events { revisions: Vec::new(), upto, revision, term: 2, bytes: 0 })
 }
 
 fn refused<T>(why: Why) -> Attempted<T> {
@@ -116,7 +116,7 @@ fn a_feed_starts_at_the_leader_alone() {
     assert_eq!(feed.poll(), UpstreamStep::AwaitNews);
     feed.leader = Some(1);
     assert_eq!(feed.poll(), open(1, 0, 100, true));
-    assert_eq!(feed.poll(), UpstreamStep::AwaitFrames { until: None });
+    assert_eq!(feed.poll(), UpstreamStep::AwaitFrames);
     assert_eq!(feed.frame(opened(4, 5)), "opened at 4 from 5");
     assert_eq!(feed.frame(events(&[5, 7], 8)), "events [5, 7] up to 8");
 }
@@ -139,70 +139,62 @@ fn it_goes_on_where_it_was_and_repeats_nothing() {
 }
 
 #[test]
-fn a_sync_is_asked_for_until_it_is_answered() {
+fn a_sync_is_asked_for_once_at_each_replica_until_it_is_answered() {
     let mut feed = Story::new(0);
     feed.upstream.sync(2);
     feed.poll();
-    assert_eq!(feed.poll(), UpstreamStep::AwaitFrames { until: None }, "opening comes first");
+    assert_eq!(feed.upstream.ask_for_sync(), None, "opening comes first");
     feed.frame(opened(4, 5));
-    assert_eq!(feed.poll(), UpstreamStep::Sync { token: 2 });
-    assert_eq!(feed.poll(), UpstreamStep::AwaitFrames { until: Some(feed.now + SYNC_TIMEOUT) });
-    assert_eq!(feed.synced(2, Attempted::Lost), "left: sync lost");
+    assert_eq!((feed.upstream.ask_for_sync(), feed.upstream.ask_for_sync()), (Some(2), None));
+    assert_eq!(feed.frame(Attempted::Lost), "left: link lost");
+    assert_eq!(feed.upstream.ask_for_sync(), None);
     feed.poll_after_pause();
-    assert_eq!(feed.poll(), UpstreamStep::Sync { token: 2 });
+    assert_eq!(feed.upstream.ask_for_sync(), Some(2));
+    feed.frame(opened(5, 5));
     // Another takes its place.
+    assert_eq!(feed.frame(place(5, 5)), "events [] up to 5");
     feed.upstream.sync(3);
-    assert_eq!(feed.poll(), UpstreamStep::Sync { token: 3 });
-    assert_eq!(feed.synced(2, synced_at(6)), "", "too late");
-    assert_eq!(feed.synced(3, synced_at(6)), "synced 3 at 6");
-    assert_eq!(feed.poll(), UpstreamStep::AwaitFrames { until: None });
+    assert_eq!(feed.synced(2, 6), "", "too late");
+    assert_eq!(feed.upstream.ask_for_sync(), Some(3));
+    assert_eq!(feed.synced(2, 6), "", "too late");
+    assert_eq!(feed.synced(3, 6), "synced 3 at 6");
+    assert_eq!(feed.upstream.ask_for_sync(), None);
     assert_eq!(feed.frame(events(&[6, 7], 7)), "events [7] up to 7", "6 was spoken of");
 }
 
 #[test]
-fn a_replica_that_owes_a_sync_and_is_silent_is_left() {
-    let mut feed = Story::opened();
+fn an_answer_counts_once_the_watch_is_in_step() {
+    let mut feed = Story::new(3);
     feed.upstream.sync(2);
     feed.poll();
-    feed.now += SYNC_TIMEOUT / 2;
-    feed.frame(events(&[5], 5));
-    feed.now += SYNC_TIMEOUT / 2;
-    assert_eq!(feed.timeout(), "", "it has said something");
-    feed.now += SYNC_TIMEOUT / 2;
-    assert_eq!(feed.timeout(), "left: sync timed out");
+    feed.frame(opened(9, 3));
+    assert_eq!(feed.upstream.ask_for_sync(), Some(2));
+    assert_eq!(feed.synced(2, 9), "", "it reads history");
+    assert_eq!(feed.frame(place(7, 10)), "events [] up to 7");
+    assert_eq!(feed.take_synced(), "");
+    assert_eq!(feed.frame(events(&[10], 10)), "events [10] up to 10");
+    assert_eq!(feed.take_synced(), "synced 2 at 10");
+    // It falls behind.
+    feed.upstream.sync(3);
+    assert_eq!(feed.upstream.ask_for_sync(), Some(3));
+    feed.frame(place(10, 11));
+    assert_eq!(feed.synced(3, 12), "");
+    feed.upstream.handle_watermark(12);
+    feed.frame(Attempted::Lost);
+    assert_eq!(feed.poll_after_pause(), open(1, 11, 60, false));
 }
 
 #[test]
-fn a_replica_without_credit_is_waited_for() {
+fn a_watermark_is_where_a_watch_in_step_goes_on() {
     let mut feed = Story::opened();
-    for revision in 5..8 {
-        feed.frame(events(&[revision], revision));
-    }
-    feed.upstream.sync(2);
-    feed.poll();
-    feed.now += SYNC_TIMEOUT;
-    assert_eq!(feed.timeout(), "", "it waits for us");
-    feed.upstream.credit(40);
-    feed.now += SYNC_TIMEOUT;
-    assert_eq!(feed.timeout(), "left: sync timed out");
-    assert_eq!(feed.poll_after_pause(), open(1, 8, 20, false));
-}
-
-#[test]
-fn a_sync_that_is_refused_is_asked_again_or_elsewhere() {
-    let mut feed = Story::opened();
-    feed.upstream.sync(2);
-    feed.poll();
-    assert_eq!(feed.synced(2, refused(Why::NotLeader)), "");
-    let UpstreamStep::AwaitFrames { until: Some(again_at) } = feed.poll() else { panic!("it waits") };
-    feed.now = again_at;
-    assert_eq!(feed.timeout(), "");
-    assert_eq!(feed.poll(), UpstreamStep::Sync { token: 2 });
-    feed.leader = Some(2);
-    assert_eq!(feed.synced(2, refused(Why::NotLeader)), "left: it does not lead");
-    assert_eq!(feed.poll_after_pause(), open(2, 5, 100, false));
-    assert_eq!(feed.poll(), UpstreamStep::Sync { token: 2 });
-    assert_eq!(feed.synced(2, refused(Why::Malformed)), "left: it has no such watch");
+    feed.upstream.handle_watermark(8);
+    feed.upstream.handle_watermark(6);
+    feed.frame(Attempted::Lost);
+    feed.upstream.handle_watermark(12);
+    assert_eq!(feed.poll_after_pause(), open(1, 9, 100, false));
+    feed.upstream.handle_watermark(12);
+    feed.frame(Attempted::Lost);
+    assert_eq!(feed.poll_after_pause(), open(1, 9, 100, false), "that replica had not opened it");
 }
 
 #[test]

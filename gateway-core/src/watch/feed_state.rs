@@ -67,8 +67,6 @@ pub struct FeedState<S> {
     compact_revision: i64,
     /// Who waits for which token.
     sync_waiters: Vec<(u64, S)>,
-    /// How far the log was at the last tick.
-    upto_at_tick: i64,
     /// Credit to be given back upstream.
     credit_due: u64,
     /// Its last subscriber has gone.
@@ -115,7 +113,6 @@ impl<S: Clone> FeedState<S> {
             synced_revision: 0,
             compact_revision: 0,
             sync_waiters: Vec::new(),
-            upto_at_tick: 0,
             credit_due: 0,
             is_closed: false,
         }
@@ -190,16 +187,6 @@ impl<S: Clone> FeedState<S> {
         let cost = self.log_mut().map_or(0, |log| log.forget_through(through));
         self.credit_due += cost;
         cost > 0
-    }
-
-    /// Wants a sync if the feed is shared and has not moved since the last call.
-    pub fn handle_tick(&mut self) {
-        let Some(upto) = self.log().filter(|_| self.pace == Pace::Shared).map(FeedLog::upto) else { return };
-        let quiet = upto == self.upto_at_tick;
-        self.upto_at_tick = upto;
-        if quiet && self.sync_wanted == self.sync_sent {
-            self.sync_wanted += 1;
-        }
     }
 
     /// The revision of the sync `token`, once it was answered: every event up to it is in the log.

@@ -1,272 +1,283 @@
-//! A feed over links: waits for what [`Upstream`] waits for, and carries out what it says.
+//! Carries all feeds over links. One task takes what the links bring and what readers want, has [`Upstreams`] decide, and does
+//! what it says: a feed has no task of its own.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use backoff::Backoff;
-use gateway_core::asks::{self, Sync};
-use gateway_core::link::sort;
+use api::gaios::link::v1 as wire;
+use gateway_core::asks::{self, Sync, Unasked};
+use gateway_core::link::{LinkId, Lost, sort};
 use gateway_core::{
-    Attempted, Concern, Failure, FeedItem, FeedSpec, Frame, Heard, NodeId, Open, Reach, Synced, Upstream,
-    UpstreamStep,
+    Act, Attempted, Concern, Failure, FeedId, FeedSpec, Groups, NodeId, Open, Upstreams, Watch,
 };
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use keyspace::KeyRange;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use super::Shared;
 use super::group::Group;
-use crate::domain::Feed;
-use crate::link::{Call, FeedCall, Link};
+use crate::domain::{Feed, FeedReader};
+use crate::link::Link;
 use crate::random::random_u32;
 
-/// See the module.
-#[derive(Debug)]
-pub struct LinkFeed {
-    shared: Arc<Shared>,
-    spec: FeedSpec,
-    upstream: Upstream,
-    /// The group that owns the range; looked for anew for each watch.
-    owner: Option<Owner>,
-    watch: Option<Watch>,
-}
+/// Events that are handled before what follows from them is done.
+const EVENTS_AT_ONCE: usize = 256;
 
+/// What happens to feeds, in order.
 #[derive(Debug)]
-struct Owner {
-    group: Arc<Group>,
-    /// Something about its leader may have changed.
-    news: watch::Receiver<u64>,
-}
-
-/// The feed on one replica.
-#[derive(Debug)]
-struct Watch {
-    call: FeedCall,
-    ask: asks::Open,
-    sync: Option<SyncCall>,
-    /// The answer to a sync, until every frame that came before it was handled.
-    synced: Option<(u64, Attempted<Synced>)>,
-}
-
-#[derive(Debug)]
-struct SyncCall {
-    token: u64,
-    ask: Sync,
-    call: Call,
-}
-
-enum Woken {
-    Frame(Attempted<Frame>),
-    Synced(u64, Attempted<Synced>),
+pub(crate) enum FeedEvent {
+    /// Somebody wants to read one.
+    Opened(FeedId, FeedSpec, Arc<dyn FeedReader>),
+    /// So many more bytes of events are allowed.
+    Credit(FeedId, u64),
+    /// Its reader wants to know how far it has come.
+    Sync(FeedId, u64),
+    /// Nobody reads it any more.
+    Closed(FeedId),
+    /// A response came for the watch of a feed.
+    Frame {
+        /// Over this connection.
+        link: LinkId,
+        /// From there.
+        node: NodeId,
+        /// Whose.
+        feed: FeedId,
+        /// What.
+        response: wire::Response,
+    },
+    /// A question about watches was answered.
+    Answer {
+        /// Over this connection.
+        link: LinkId,
+        /// From there.
+        node: NodeId,
+        /// About watches of this group.
+        group: u64,
+        /// Which question.
+        question: u64,
+        /// What.
+        answer: Result<wire::Response, Lost>,
+    },
+    /// A replica tells of itself.
+    Unasked {
+        /// Over this connection.
+        link: LinkId,
+        /// From there.
+        node: NodeId,
+        /// What.
+        told: Unasked,
+    },
+    /// A connection is gone.
+    Lost {
+        /// Which.
+        link: LinkId,
+    },
+    /// Something about a leader or the links may have changed.
     News,
-    Timeout,
+    /// There is another shard map.
+    Map,
+}
+
+/// A reader's end of a feed.
+#[derive(Debug)]
+pub(super) struct LinkFeed {
+    id: FeedId,
+    events: mpsc::UnboundedSender<FeedEvent>,
 }
 
 impl LinkFeed {
-    pub(super) fn new(shared: Arc<Shared>, spec: FeedSpec) -> LinkFeed {
-        LinkFeed { shared, upstream: Upstream::new(&spec), spec, owner: None, watch: None }
+    pub(super) fn open(
+        id: FeedId,
+        spec: FeedSpec,
+        reader: Arc<dyn FeedReader>,
+        events: mpsc::UnboundedSender<FeedEvent>,
+    ) -> LinkFeed {
+        let feed = LinkFeed { id, events };
+        feed.tell(FeedEvent::Opened(id, spec, reader));
+        feed
     }
 
-    /// Finds the group. A feed waits as long as it takes.
-    async fn find_owner(&mut self) -> Result<(), Failure> {
-        let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(500));
-        while self.owner.is_none() {
-            match self
-                .shared
-                .group(self.shared.deadline(), || Concern::Keys(vec![self.spec.range.clone()]))
-                .await
-            {
-                Ok(group) => self.owner = Some(Owner { news: group.news(), group }),
-                Err(Failure::TimedOut) => {}
-                Err(Failure::Overloaded) => sleep(backoff.next(random_u32())).await,
-                Err(failure) => return Err(failure),
-            }
-        }
-        Ok(())
-    }
-
-    /// Does one step; what the reader gets, if that brought something.
-    async fn step(&mut self) -> Option<FeedItem> {
-        if let Err(failure) = self.find_owner().await {
-            let heard = self.upstream.fail(failure);
-            return self.take_in(heard);
-        }
-        let (shared, owner) = (&self.shared, self.owner.as_mut().expect("found above"));
-        let group = Arc::clone(&owner.group);
-        let reach = Replicas { shared, group: &group };
-        let leader = || group.leader();
-        let step = self.upstream.poll(now(), leader, &reach);
-        let woken = match step {
-            UpstreamStep::Open(open) => return self.open(&group, open),
-            UpstreamStep::Sync { token } => return self.ask_for_sync(token),
-            UpstreamStep::Ended => return std::future::pending().await,
-            UpstreamStep::AwaitNews => {
-                group.work.notify_one();
-                let _ = owner.news.changed().await;
-                Woken::News
-            }
-            UpstreamStep::AwaitFrames { until } => {
-                let timeout = async {
-                    match until {
-                        Some(until) => sleep_until(until.into()).await,
-                        None => std::future::pending().await,
-                    }
-                };
-                let watched = async {
-                    match &mut self.watch {
-                        Some(watch) => watch.next().await,
-                        None => std::future::pending().await,
-                    }
-                };
-                tokio::select! {
-                    biased;
-                    woken = watched => woken,
-                    _ = owner.news.changed() => Woken::News,
-                    () = timeout => Woken::Timeout,
-                }
-            }
-        };
-        self.handle(&group, woken)
-    }
-
-    fn handle(&mut self, group: &Group, woken: Woken) -> Option<FeedItem> {
-        let heard = match woken {
-            Woken::Frame(frame) => {
-                self.learn(group, &frame);
-                self.upstream.handle_frame(now(), frame, random_u32)
-            }
-            Woken::Synced(token, synced) => {
-                self.learn(group, &synced);
-                let leader = group.leader_link(&self.shared).map(|(leader, _)| leader);
-                self.upstream.handle_synced(now(), token, synced, leader, random_u32)
-            }
-            Woken::News => match group.leader_link(&self.shared) {
-                Some((leader, _)) => self.upstream.handle_leader(now(), leader, random_u32),
-                None => Heard::Nothing,
-            },
-            Woken::Timeout => self.upstream.handle_timeout(now(), random_u32),
-        };
-        self.take_in(heard)
-    }
-
-    /// Learns from a refusal who leads.
-    fn learn<T>(&self, group: &Group, attempted: &Attempted<T>) {
-        if let Some(node) = self.upstream.node().filter(|_| attempted.teaches()) {
-            group.learn(node, None, attempted);
-        }
-    }
-
-    fn open(&mut self, group: &Group, open: Open<Arc<Link>>) -> Option<FeedItem> {
-        let Open { node: _, link, start, credit, linearizable } = open;
-        let FeedSpec { range, prev_kv, .. } = &self.spec;
-        let mut ask = asks::Open { range: range.clone(), start, prev_kv: *prev_kv, credit, linearizable };
-        match link.open_feed(group.id(), &mut ask) {
-            Ok(call) => {
-                self.watch = Some(Watch { call, ask, sync: None, synced: None });
-                None
-            }
-            Err(unsent) => {
-                let heard = self.upstream.handle_frame(now(), Attempted::Unsent(unsent), random_u32);
-                self.take_in(heard)
-            }
-        }
-    }
-
-    fn ask_for_sync(&mut self, token: u64) -> Option<FeedItem> {
-        let watch = self.watch.as_mut()?;
-        let mut ask = Sync { watch: watch.call.id() };
-        match watch.call.call(&mut ask) {
-            Ok(call) => {
-                watch.sync = Some(SyncCall { token, ask, call });
-                None
-            }
-            Err(unsent) => {
-                let unsent = Attempted::Unsent(unsent);
-                let heard = self.upstream.handle_synced(now(), token, unsent, None, random_u32);
-                self.take_in(heard)
-            }
-        }
-    }
-
-    fn take_in(&mut self, heard: Heard) -> Option<FeedItem> {
-        match heard {
-            Heard::Item(item) => Some(item),
-            Heard::Left(reason) => {
-                debug!(reason, range = ?self.spec.range, "feed leaves its replica");
-                self.watch = None;
-                self.owner = None;
-                None
-            }
-            Heard::Nothing => None,
-        }
-    }
-}
-
-impl Watch {
-    /// What comes next. The answer to a sync comes behind all frames that were sent before it.
-    async fn next(&mut self) -> Woken {
-        if self.synced.is_none() {
-            let synced = async {
-                match &mut self.sync {
-                    Some(SyncCall { token, ask, call }) => {
-                        let answered = call.await;
-                        (*token, sort(ask, answered))
-                    }
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                biased;
-                frame = self.call.next() => return Woken::Frame(sort(&self.ask, frame)),
-                synced = synced => self.synced = Some(synced),
-            }
-            self.sync = None;
-        }
-        // Frames that came before the answer may still lie in the channel.
-        if let Some(frame) = self.call.try_next() {
-            return Woken::Frame(sort(&self.ask, frame));
-        }
-        let (token, synced) = self.synced.take().expect("answered above, or before");
-        Woken::Synced(token, synced)
+    /// After the carrier has stopped nobody hears it.
+    fn tell(&self, event: FeedEvent) {
+        let _ = self.events.send(event);
     }
 }
 
 impl Feed for LinkFeed {
-    async fn next(&mut self) -> FeedItem {
-        loop {
-            if let Some(item) = self.step().await {
-                return item;
+    fn credit(&self, bytes: u64) {
+        self.tell(FeedEvent::Credit(self.id, bytes));
+    }
+
+    fn sync(&self, token: u64) {
+        self.tell(FeedEvent::Sync(self.id, token));
+    }
+
+    fn close(&self) {
+        self.tell(FeedEvent::Closed(self.id));
+    }
+}
+
+/// Carries feeds until the carrier stops.
+pub(super) async fn carry_feeds(shared: Arc<Shared>, mut events: mpsc::UnboundedReceiver<FeedEvent>) {
+    let mut feeds = Feeds {
+        shared: Arc::clone(&shared),
+        upstreams: Upstreams::default(),
+        readers: BTreeMap::new(),
+        has_news: false,
+        has_map: false,
+    };
+    let mut taken = Vec::new();
+    loop {
+        let due = feeds.upstreams.deadline();
+        let timeout = async {
+            match due {
+                Some(due) => sleep_until(due.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = shared.stop.cancelled() => return,
+            _ = events.recv_many(&mut taken, EVENTS_AT_ONCE) => {}
+            () = timeout => {}
+        }
+        for event in taken.drain(..) {
+            feeds.handle(event);
+        }
+        feeds.act();
+    }
+}
+
+struct Feeds {
+    shared: Arc<Shared>,
+    upstreams: Upstreams<Arc<Link>>,
+    readers: BTreeMap<FeedId, Arc<dyn FeedReader>>,
+    has_news: bool,
+    has_map: bool,
+}
+
+impl Feeds {
+    fn handle(&mut self, event: FeedEvent) {
+        let upstreams = &mut self.upstreams;
+        match event {
+            FeedEvent::Opened(id, spec, reader) => {
+                self.readers.insert(id, reader);
+                upstreams.open(id, spec);
+            }
+            FeedEvent::Credit(id, bytes) => upstreams.credit(id, bytes),
+            FeedEvent::Sync(id, token) => upstreams.sync(id, token),
+            FeedEvent::Closed(id) => {
+                self.readers.remove(&id);
+                upstreams.close(id);
+            }
+            FeedEvent::Frame { link, node, feed, response } => {
+                let watch = Watch { link, id: response.id };
+                let frame = asks::frame(response);
+                if frame.teaches()
+                    && let Some(group) = upstreams.group(feed)
+                {
+                    self.learn(group, node, &frame);
+                }
+                self.upstreams.handle_frame(now(), feed, watch, frame, random_u32);
+            }
+            FeedEvent::Answer { link, node, group, question, answer } => {
+                let synced = sort(&Sync { watch: 0 }, answer);
+                self.learn(group, node, &synced);
+                self.upstreams.handle_synced(now(), link, group, question, synced, random_u32);
+            }
+            FeedEvent::Unasked { link, told: Unasked::Watermark { group, revision }, .. } => {
+                upstreams.handle_watermark(link, group, revision);
+            }
+            FeedEvent::Unasked { node, told: Unasked::NotLeading { group, refused }, .. } => {
+                self.learn::<()>(group, node, &Attempted::Refused(refused));
+            }
+            FeedEvent::Lost { link } => upstreams.handle_lost(now(), link, random_u32),
+            FeedEvent::News => self.has_news = true,
+            FeedEvent::Map => self.has_map = true,
+        }
+    }
+
+    /// Learns from a refusal who leads.
+    fn learn<T>(&self, group: u64, node: NodeId, attempted: &Attempted<T>) {
+        if attempted.teaches()
+            && let Some(group) = self.shared.group_by_id(group)
+        {
+            group.learn(node, None, attempted);
+        }
+    }
+
+    /// Does what there is to do.
+    fn act(&mut self) {
+        let known = Known(Arc::clone(&self.shared));
+        if std::mem::take(&mut self.has_map) {
+            self.has_news = false;
+            self.upstreams.handle_map(now(), &known, random_u32);
+        }
+        if std::mem::take(&mut self.has_news) {
+            self.upstreams.handle_news(now(), &known, random_u32);
+        }
+        while let Some(act) = self.upstreams.poll(now(), &known) {
+            match act {
+                Act::Open { feed, group, range, prev_kv, open } => {
+                    let Open { node: _, link, start, credit, linearizable } = open;
+                    let mut ask = asks::Open { range, start, prev_kv, credit, linearizable };
+                    let sent = link.open_watch(group, &mut ask, feed);
+                    self.upstreams.handle_sent(now(), feed, link, sent, random_u32);
+                }
+                Act::Credit { watch, group, link, bytes } => link.credit_watch(group, watch, bytes),
+                Act::Close { watch, group, link, reason } => {
+                    debug!(group, node = link.node(), reason, "a feed leaves its replica");
+                    link.close_watch(group, watch);
+                }
+                Act::Ask { link, connection, group, question, watch } => {
+                    if let Err(unsent) = link.ask_for_feeds(group, &mut Sync { watch }, question) {
+                        let unsent = Attempted::Unsent(unsent);
+                        self.upstreams.handle_synced(now(), connection, group, question, unsent, random_u32);
+                    }
+                }
+                Act::Item { feed, item } => {
+                    if let Some(reader) = self.readers.get(&feed) {
+                        reader.take(item);
+                    }
+                }
+                Act::Seek { group } => {
+                    if let Some(group) = self.shared.group_by_id(group) {
+                        group.work.notify_one();
+                    }
+                }
             }
         }
     }
+}
 
-    fn credit(&mut self, bytes: u64) {
-        self.upstream.credit(bytes);
-        if let Some(watch) = &self.watch {
-            watch.call.credit(bytes);
-        }
-    }
+/// What the carrier knows of the groups.
+struct Known(Arc<Shared>);
 
-    fn sync(&mut self, token: u64) {
-        self.upstream.sync(token);
+impl Known {
+    fn group(&self, id: u64) -> Option<Arc<Group>> {
+        self.0.group_by_id(id)
     }
 }
 
-/// The links to a group's replicas.
-struct Replicas<'a> {
-    shared: &'a Shared,
-    group: &'a Group,
-}
-
-impl Reach for Replicas<'_> {
+impl Groups for Known {
     type Link = Arc<Link>;
 
-    fn to(&self, node: NodeId) -> Option<Arc<Link>> {
-        self.shared.links.to(node)
+    fn owner(&self, range: &KeyRange) -> Option<Result<u64, Failure>> {
+        let routed = self.0.route_now(|| Concern::Keys(vec![range.clone()]))?;
+        Some(routed.map(|(group, _)| group.id()))
     }
 
-    fn nearest(&self) -> Option<(NodeId, Arc<Link>)> {
-        self.shared.links.to_nearest(&self.shared.replicas(self.group))
+    fn leader(&self, group: u64) -> Option<NodeId> {
+        self.group(group)?.leader()
+    }
+
+    fn to(&self, node: NodeId) -> Option<Arc<Link>> {
+        self.0.links.to(node)
+    }
+
+    fn nearest(&self, group: u64) -> Option<(NodeId, Arc<Link>)> {
+        let group = self.group(group)?;
+        self.0.links.to_nearest(&self.0.replicas(&group))
     }
 }
 

@@ -16,6 +16,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
 use super::asks;
+use super::feed::FeedEvent;
 use super::metrics::Retries;
 use super::renewals::{Renewal, renew_leases};
 use super::tracking::track_leader;
@@ -31,6 +32,8 @@ pub(crate) struct Group {
     state: Mutex<GroupState>,
     /// Bumped whenever a waiting request may have become able to go.
     news: watch::Sender<u64>,
+    /// Who carries feeds, and hears of the same.
+    feeds: mpsc::UnboundedSender<FeedEvent>,
     /// Wakes who keeps the group usable.
     pub(super) work: Notify,
     /// A number of the session became free while none was.
@@ -47,12 +50,13 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    pub(super) fn new(id: u64, retries: Retries) -> Group {
+    pub(super) fn new(id: u64, retries: Retries, feeds: mpsc::UnboundedSender<FeedEvent>) -> Group {
         let (renewals, renewals_end) = mpsc::unbounded_channel();
         Group {
             id,
             state: Mutex::default(),
             news: watch::Sender::new(0),
+            feeds,
             work: Notify::new(),
             room: Notify::new(),
             full: AtomicU64::new(0),
@@ -85,6 +89,7 @@ impl Group {
     /// Wakes those who wait for a leader, its link or the session, and who looks for what is missing.
     pub(super) fn announce(&self) {
         self.news.send_modify(|news| *news += 1);
+        let _ = self.feeds.send(FeedEvent::News);
         self.work.notify_one();
     }
 
@@ -94,11 +99,6 @@ impl Group {
 
     pub(super) fn set_led(&self, led: bool) {
         self.led.store(led, Ordering::Relaxed);
-    }
-
-    /// Changes whenever something about the leader or the links may have.
-    pub(super) fn news(&self) -> watch::Receiver<u64> {
-        self.news.subscribe()
     }
 
     /// The leader's node, as far as is known.

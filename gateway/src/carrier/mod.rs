@@ -25,7 +25,7 @@ use bytes::{Bytes, BytesMut};
 use discovery::Discovery;
 use gateway_core::asks::Write;
 use gateway_core::nearest::Place;
-use gateway_core::{Concern, Failure, FeedSpec, Pause, Topology, Unbelieved};
+use gateway_core::{Concern, Failure, FeedId, FeedSpec, Pause, Topology, Unbelieved};
 use keyspace::{LeaseId, Op, Query, Route};
 use prometheus::core::Collector;
 use tokio::sync::{mpsc, watch};
@@ -34,7 +34,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::domain::{
-    Answer, Consistency, Domain, DomainStatus, Kept, KnownGateways, LinkCounts, NodeStanding,
+    Answer, Consistency, Domain, DomainStatus, Feed, FeedReader, Kept, KnownGateways, LinkCounts,
+    NodeStanding,
 };
 use crate::journey;
 use crate::leading::{Leading, Wanted};
@@ -43,12 +44,13 @@ use crate::metrics::{CertificateMetrics, DnsMetrics};
 use crate::random::random_u32;
 use crate::status::{GatewayStatus, NodeStatus};
 
+use feed::{LinkFeed, carry_feeds};
 use group::Group;
 use links::Links;
 use metrics::CarrierMetrics;
 use names::Names;
 
-pub use feed::LinkFeed;
+pub(crate) use feed::FeedEvent;
 pub(crate) use metrics::LinkMetrics;
 
 /// Bytes of requests that may wait for nodes to be less busy.
@@ -116,6 +118,9 @@ pub(crate) struct Shared {
     leader_known: watch::Sender<bool>,
     /// Bumped with each topology.
     topology_news: watch::Sender<u64>,
+    feeds: mpsc::UnboundedSender<FeedEvent>,
+    /// How many feeds were ever opened: the next one's id.
+    next_feed: AtomicU64,
     stop: CancellationToken,
 }
 
@@ -126,6 +131,7 @@ impl Carrier {
         let cluster = Arc::new(AtomicU64::new(options.cluster_id.unwrap_or(0)));
         let metrics = CarrierMetrics::default();
         let figures = Figures::default();
+        let (feeds, feed_events) = mpsc::unbounded_channel();
         let identity = Identity {
             metrics: metrics.links.clone(),
             name: options.name.clone(),
@@ -139,6 +145,7 @@ impl Carrier {
             refusals: Arc::default(),
             figures: Arc::clone(&figures),
             connections: Arc::default(),
+            feeds: feeds.clone(),
         };
         let (sender, events) = mpsc::unbounded_channel();
         let links = Links::new(identity, sender, options.links_per_node.max(1));
@@ -159,12 +166,15 @@ impl Carrier {
             cluster,
             leader_known: watch::Sender::new(false),
             topology_news: watch::Sender::new(0),
+            feeds,
+            next_feed: AtomicU64::new(0),
             stop,
         });
         for address in &nodes {
             shared.follow_configured(address);
         }
         tokio::spawn(Arc::clone(&shared).follow(events));
+        tokio::spawn(carry_feeds(Arc::clone(&shared), feed_events));
         Carrier { shared }
     }
 
@@ -260,7 +270,7 @@ impl Shared {
         let mut groups = self.groups.load().as_ref().clone();
         for id in topology.groups() {
             if groups.iter().all(|group| group.id() != id) {
-                let group = Arc::new(Group::new(id, self.metrics.retries.clone()));
+                let group = Arc::new(Group::new(id, self.metrics.retries.clone(), self.feeds.clone()));
                 let (shared, kept) = (Arc::clone(self), Arc::clone(&group));
                 tokio::spawn(async move { kept.run(&shared).await });
                 groups.push(group);
@@ -270,6 +280,7 @@ impl Shared {
         self.groups.store(Arc::new(groups));
         self.topology.store(Some(Arc::new(topology)));
         self.topology_news.send_modify(|news| *news += 1);
+        let _ = self.feeds.send(FeedEvent::Map);
     }
 
     /// Where a request goes, and the group there; what it concerns is only asked for if there are several shards. None before
@@ -280,10 +291,13 @@ impl Shared {
             Ok(routed) => routed,
             Err(failure) => return Some(Err(failure)),
         };
-        let groups = self.groups.load();
-        let group = groups.iter().find(|group| group.id() == routed.group).cloned();
+        let group = self.group_by_id(routed.group);
         let group = group.ok_or(Failure::Internal("gaios: a shard without a group"));
         Some(group.map(|group| (group, routed.route)))
+    }
+
+    fn group_by_id(&self, id: u64) -> Option<Arc<Group>> {
+        self.groups.load().iter().find(|group| group.id() == id).cloned()
     }
 
     /// The group of `route`.
@@ -363,8 +377,6 @@ impl Drop for Counted<'_> {
 }
 
 impl Domain for Carrier {
-    type Feed = LinkFeed;
-
     async fn write(&self, op: Op) -> Result<Answer, Failure> {
         let deadline = self.shared.deadline();
         let mut write = Write::new(op, Route::FIRST);
@@ -411,8 +423,9 @@ impl Domain for Carrier {
         group.gateways(&self.shared, deadline).await
     }
 
-    fn feed(&self, spec: FeedSpec) -> LinkFeed {
-        LinkFeed::new(Arc::clone(&self.shared), spec)
+    fn feed(&self, spec: FeedSpec, reader: Arc<dyn FeedReader>) -> Box<dyn Feed> {
+        let id = FeedId(self.shared.next_feed.fetch_add(1, Ordering::Relaxed));
+        Box::new(LinkFeed::open(id, spec, reader, self.shared.feeds.clone()))
     }
 
     async fn nodes(&self) -> (Vec<NodeStatus>, BTreeMap<u64, Vec<u32>>) {
@@ -432,7 +445,7 @@ impl Domain for Carrier {
     }
 
     async fn lead(&self, wanted: Wanted) -> Option<Result<Leading, Failure>> {
-        let group = self.shared.groups.load().iter().find(|group| group.id() == wanted.group).cloned()?;
+        let group = self.shared.group_by_id(wanted.group)?;
         Some(group.lead(&self.shared, wanted.want, self.shared.deadline()).await)
     }
 

@@ -20,10 +20,11 @@ use api::gaios::link::NODE_FRAME_BYTES_MAX;
 use api::gaios::link::v1::{self as wire, request, response};
 use arc_swap::ArcSwapOption;
 use bytes::{BufMut, Bytes, BytesMut};
-use gateway_core::link::{Ask, Heard, LinkEnd, LinkId, Lost, sort};
+use gateway_core::asks::unasked;
+use gateway_core::link::{Ask, Heard, LinkEnd, LinkId, Lost, Waiter, sort};
 use gateway_core::nearest::Place;
 use gateway_core::silence::{Check, patience};
-use gateway_core::{Attempted, NodeId, Numbered, Quiet, Unsent};
+use gateway_core::{Attempted, FeedId, NodeId, Numbered, Quiet, Unsent, Watch};
 use parking_lot::Mutex;
 use prost::Message as _;
 use tls::{Mutual, WriteHalf};
@@ -37,7 +38,7 @@ use tokio_util::io::InspectReader;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::carrier::LinkMetrics;
+use crate::carrier::{FeedEvent, LinkMetrics};
 
 use dial::Reached;
 
@@ -73,6 +74,8 @@ pub(crate) struct Link {
     target: Arc<Target>,
     metrics: LinkMetrics,
     figures: Figures,
+    /// Where everything goes that concerns feeds, in the order in which it comes.
+    feeds: mpsc::UnboundedSender<FeedEvent>,
     /// The node at the other end while the connection is up, else 0. A copy of what `State::end` says, to be read without
     /// the lock.
     up: AtomicU32,
@@ -86,12 +89,24 @@ pub(crate) struct Link {
     born: Instant,
 }
 
-/// Callers wait for one response, readers of watches for many.
-type End = LinkEnd<oneshot::Sender<wire::Response>, mpsc::UnboundedSender<wire::Response>>;
+/// Callers wait for one response, feeds for many.
+type End = LinkEnd<Caller, FeedId>;
+
+#[derive(Debug)]
+enum Caller {
+    One(oneshot::Sender<wire::Response>),
+    /// Whoever carries the feeds asked how far watches of a group are.
+    Feeds {
+        group: u64,
+        question: u64,
+    },
+}
 
 #[derive(Debug)]
 struct State {
     end: End,
+    /// Of the connection that is up, or was last.
+    id: LinkId,
     /// When the oldest frame that waits was begun.
     open_since: Option<Instant>,
 }
@@ -116,6 +131,8 @@ pub(crate) struct Identity {
     pub(crate) refusals: Arc<Refusals>,
     /// What the gateway does, for nodes to tell.
     pub(crate) figures: Figures,
+    /// Who carries the feeds.
+    pub(crate) feeds: mpsc::UnboundedSender<FeedEvent>,
 }
 
 impl Link {
@@ -126,19 +143,20 @@ impl Link {
         identity: Identity,
         events: mpsc::UnboundedSender<LinkEvent>,
     ) -> Arc<Link> {
-        let link = Arc::new(Link::new(target, identity.metrics.clone(), identity.figures.clone()));
+        let link = Arc::new(Link::new(target, &identity));
         let kept = Arc::clone(&link);
         tokio::spawn(async move { dial::keep(&kept, &identity, &events).await });
         link
     }
 
-    fn new(target: Arc<Target>, metrics: LinkMetrics, figures: Figures) -> Link {
+    fn new(target: Arc<Target>, identity: &Identity) -> Link {
         Link {
             target,
-            metrics,
-            figures,
+            metrics: identity.metrics.clone(),
+            figures: Arc::clone(&identity.figures),
+            feeds: identity.feeds.clone(),
             up: AtomicU32::new(0),
-            state: Mutex::new(State { end: LinkEnd::default(), open_since: None }),
+            state: Mutex::new(State { end: LinkEnd::default(), id: LinkId(0), open_since: None }),
             filled: Notify::new(),
             heard_ms: AtomicU64::new(0),
             round_trip_us: AtomicU64::new(0),
@@ -198,28 +216,55 @@ impl Link {
         bytes: usize,
     ) -> Result<Call, Unsent> {
         let (answer, receiver) = oneshot::channel();
-        let id = self.submit(|end| end.call(group, kind, bytes, answer))?;
+        let (_, id) = self.submit(|end| end.call(group, kind, bytes, Caller::One(answer)))?;
         Ok(Call { link: Arc::clone(self), id, receiver, done: false })
     }
 
-    /// Opens a watch; its frames come in order.
-    pub(crate) fn open_feed(self: &Arc<Self>, group: u64, ask: &mut impl Ask) -> Result<FeedCall, Unsent> {
-        let (items, receiver) = mpsc::unbounded_channel();
+    /// Opens a watch for a feed; its frames go where everything about feeds goes.
+    pub(crate) fn open_watch(&self, group: u64, ask: &mut impl Ask, feed: FeedId) -> Result<Watch, Unsent> {
         let (open, bytes) = ask.request(None);
-        let id = self.submit(|end| end.watch(group, open, bytes, items))?;
-        Ok(FeedCall { link: Arc::clone(self), group, id, receiver })
+        let (link, id) = self.submit(|end| end.watch(group, open, bytes, feed))?;
+        Ok(Watch { link, id })
+    }
+
+    /// Asks about watches; the answer goes where everything about feeds goes.
+    pub(crate) fn ask_for_feeds(&self, group: u64, ask: &mut impl Ask, question: u64) -> Result<(), Unsent> {
+        let (kind, bytes) = ask.request(None);
+        self.submit(|end| end.call(group, kind, bytes, Caller::Feeds { group, question })).map(|_| ())
+    }
+
+    /// Allows a watch more bytes of events.
+    pub(crate) fn credit_watch(&self, group: u64, watch: Watch, bytes: u64) {
+        self.tell(group, watch.id, request::Kind::WatchCredit(wire::WatchCredit { bytes }));
+    }
+
+    /// Ends a watch.
+    pub(crate) fn close_watch(&self, group: u64, watch: Watch) {
+        if self.state.lock().end.close_watch(group, watch.id).is_some() {
+            self.filled.notify_one();
+        }
     }
 
     /// Takes back all calls to a group: its leader is elsewhere, and their outcome must be asked for there.
     pub(crate) fn abandon(&self, group: u64) {
-        let gone = self.state.lock().end.abandon(group);
-        drop(gone);
+        let mut state = self.state.lock();
+        let (link, gone) = (state.id, state.end.abandon(group));
+        let node = state.end.node();
+        drop(state);
+        for waiter in gone {
+            if let (Waiter::Call { by: Caller::Feeds { group, question }, .. }, Some(node)) = (waiter, node) {
+                let answer = Err(Lost);
+                let _ = self.feeds.send(FeedEvent::Answer { link, node, group, question, answer });
+            }
+        }
     }
 
-    fn submit(&self, add: impl FnOnce(&mut End) -> Result<u64, Unsent>) -> Result<u64, Unsent> {
+    /// Returns the connection that takes it, and its number there.
+    fn submit(&self, add: impl FnOnce(&mut End) -> Result<u64, Unsent>) -> Result<(LinkId, u64), Unsent> {
         let mut state = self.state.lock();
         let was_idle = state.end.is_idle();
         let id = add(&mut state.end)?;
+        let link = state.id;
         if was_idle {
             state.open_since = Some(Instant::now());
         }
@@ -227,7 +272,7 @@ impl Link {
         if was_idle {
             self.filled.notify_one();
         }
-        Ok(id)
+        Ok((link, id))
     }
 
     /// Sends a message about a live watch. Lost if the connection is: then the watch is, too.
@@ -261,9 +306,13 @@ impl Link {
         }
         identity.refusals.settled(address);
         self.heard();
-        self.state.lock().end.handle_up(node);
-        self.up.store(node, Ordering::Relaxed);
         let id = LinkId(identity.connections.fetch_add(1, Ordering::Relaxed));
+        {
+            let mut state = self.state.lock();
+            state.id = id;
+            state.end.handle_up(node);
+        }
+        self.up.store(node, Ordering::Relaxed);
         let _ = events.send(LinkEvent::Up {
             id,
             link: Arc::clone(self),
@@ -291,6 +340,7 @@ impl Link {
         info!(address, node, %error, lost = lost.len(), "link lost");
         // The owner hears of the loss before those who waited, so that they do not try the same link again.
         let _ = events.send(LinkEvent::Down { id });
+        let _ = self.feeds.send(FeedEvent::Lost { link: id });
         drop(lost);
         error
     }
@@ -372,6 +422,7 @@ impl Link {
         {
             let mut state = self.state.lock();
             for response in frame.responses {
+                let (link, node) = (state.id, state.end.node().unwrap_or(0));
                 if let Some(response::Kind::ShardMap(update)) = response.kind {
                     let _ = events.send(LinkEvent::ShardMap(update.shard_map));
                     continue;
@@ -381,13 +432,22 @@ impl Link {
                 {
                     let _ = events.send(LinkEvent::ShardMap(refused.shard_map.clone()));
                 }
-                let node = state.end.node();
+                if let Some(told) = unasked(&response) {
+                    let _ = self.feeds.send(FeedEvent::Unasked { link, node, told });
+                    continue;
+                }
                 match state.end.handle_response(|| Instant::now().into_std(), response.id) {
-                    Heard::Answer(answer) => answered.push((answer, response)),
-                    // The reader of a watch is bounded by its credit.
-                    Heard::Watch(items) => drop(items.send(response)),
+                    Heard::Answer(Caller::One(answer)) => answered.push((answer, response)),
+                    Heard::Answer(Caller::Feeds { group, question }) => {
+                        let answer = Ok(response);
+                        let _ = self.feeds.send(FeedEvent::Answer { link, node, group, question, answer });
+                    }
+                    // A watch is bounded by its credit.
+                    Heard::Watch(&feed) => {
+                        let _ = self.feeds.send(FeedEvent::Frame { link, node, feed, response });
+                    }
                     Heard::Ping(sample) => {
-                        if let (Some(sample), Some(node)) = (sample, node) {
+                        if let Some(sample) = sample {
                             self.round_trip_us.store(sample.as_micros() as u64, Ordering::Relaxed);
                             let _ = events.send(LinkEvent::RoundTrip { node, sample });
                         }
@@ -457,55 +517,6 @@ impl Drop for Call {
         if !self.done {
             let waiter = self.link.state.lock().end.give_up(self.id);
             drop(waiter);
-        }
-    }
-}
-
-/// A watch on a link. Dropping it closes the watch.
-#[derive(Debug)]
-pub(crate) struct FeedCall {
-    link: Arc<Link>,
-    group: u64,
-    id: u64,
-    receiver: mpsc::UnboundedReceiver<wire::Response>,
-}
-
-impl FeedCall {
-    /// The next frame.
-    pub(crate) async fn next(&mut self) -> Result<wire::Response, Lost> {
-        self.receiver.recv().await.ok_or(Lost)
-    }
-
-    /// The next frame, if it is there.
-    pub(crate) fn try_next(&mut self) -> Option<Result<wire::Response, Lost>> {
-        match self.receiver.try_recv() {
-            Ok(frame) => Some(Ok(frame)),
-            Err(mpsc::error::TryRecvError::Empty) => None,
-            Err(mpsc::error::TryRecvError::Disconnected) => Some(Err(Lost)),
-        }
-    }
-
-    pub(crate) fn credit(&self, bytes: u64) {
-        self.link.tell(self.group, self.id, request::Kind::WatchCredit(wire::WatchCredit { bytes }));
-    }
-
-    /// The id of the request that opened it, by which its node knows it.
-    pub(crate) fn id(&self) -> u64 {
-        self.id
-    }
-
-    /// Asks something about it.
-    pub(crate) fn call(&self, ask: &mut impl Ask) -> Result<Call, Unsent> {
-        let (request, bytes) = ask.request(None);
-        self.link.call(self.group, request, bytes)
-    }
-}
-
-impl Drop for FeedCall {
-    fn drop(&mut self) {
-        let reader = self.link.state.lock().end.close_watch(self.group, self.id);
-        if reader.is_some() {
-            self.link.filled.notify_one();
         }
     }
 }

@@ -12,11 +12,29 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE_BETWEEN_BYTES: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(2);
 
+fn identity(tls: Option<Arc<Mutual>>) -> Identity {
+    Identity {
+        metrics: LinkMetrics::default(),
+        name: "test".to_owned(),
+        place: Place::default(),
+        client_urls: Vec::new(),
+        capacity: 1,
+        cluster: Arc::default(),
+        connections: Arc::default(),
+        stop: CancellationToken::new(),
+        ways: Arc::default(),
+        tls,
+        refusals: Arc::default(),
+        figures: Figures::default(),
+        feeds: mpsc::unbounded_channel().0,
+    }
+}
+
 /// A frame that is on its way shows that the node lives, however long it takes.
 #[tokio::test(start_paused = true)]
 async fn every_byte_of_a_slow_frame_is_a_sign_of_life() {
-    let link =
-        Arc::new(Link::new(SharedWays::default().target(""), LinkMetrics::default(), Figures::default()));
+    let identity = identity(None);
+    let link = Arc::new(Link::new(identity.ways.target(""), &identity));
     let (near, mut far) = tokio::io::duplex(64);
     let (events, _) = mpsc::unbounded_channel();
     let reading = tokio::spawn(Arc::clone(&link).read_frames(near, events));
@@ -67,23 +85,10 @@ async fn no_request_is_forgotten_when_a_detour_is_left() {
     let address = listener.local_addr().unwrap().to_string();
     let answering = tokio::spawn(answer_all(listener));
     for _ in 0..60 {
-        let identity = Identity {
-            metrics: LinkMetrics::default(),
-            name: "test".to_owned(),
-            place: Place::default(),
-            client_urls: Vec::new(),
-            capacity: 1,
-            cluster: Arc::default(),
-            connections: Arc::default(),
-            stop: CancellationToken::new(),
-            ways: Arc::default(),
-            tls: None,
-            refusals: Arc::default(),
-            figures: Figures::default(),
-        };
+        let identity = identity(None);
         let (events, _listening) = mpsc::unbounded_channel();
         let target = identity.ways.target(address.clone());
-        let link = Arc::new(Link::new(target, LinkMetrics::default(), Figures::default()));
+        let link = Arc::new(Link::new(target, &identity));
         let straight = dial::connect(&address, &identity).await;
         let detour = Reached { by: Some(String::new()), ..dial::connect(&address, &identity).await };
         let enough = CancellationToken::new();
@@ -225,20 +230,7 @@ async fn a_node_that_passes_a_link_on_can_neither_change_it_nor_answer_itself() 
     let by = two.local_addr().unwrap().to_string();
     let serving = tokio::spawn(be_node(one, of("gaios://harbour/node/1", tls::Holder::Node(1))));
     let passing_tls = of("gaios://harbour/node/2", tls::Holder::Node(2));
-    let identity = Identity {
-        metrics: LinkMetrics::default(),
-        name: "test".to_owned(),
-        place: Place::default(),
-        client_urls: Vec::new(),
-        capacity: 1,
-        cluster: Arc::default(),
-        connections: Arc::default(),
-        stop: CancellationToken::new(),
-        ways: Arc::default(),
-        tls: Some(of("gaios://harbour/gateway/g", tls::Holder::Gateway)),
-        refusals: Arc::default(),
-        figures: Figures::default(),
-    };
+    let identity = identity(Some(of("gaios://harbour/gateway/g", tls::Holder::Gateway)));
     for (passing, expected) in [
         (Passing::Honest, Ok(1)),
         (Passing::Tampers, Err("refused or protocol")),

@@ -1,4 +1,4 @@
-//! A feed that several threads look at: [`FeedState`] behind a lock, with a task to be woken; and who is told of it.
+//! A feed that several threads look at: [`FeedState`] behind a lock, and whoever carries it; and who is told of it.
 
 use std::collections::BTreeSet;
 use std::ops::Deref;
@@ -10,7 +10,9 @@ use gateway_core::FeedItem;
 use gateway_core::watch::{Feed, FeedState, Pace};
 use keyspace::KeyRange;
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::Notify;
+
+use super::Counted;
+use crate::domain::{self, FeedReader};
 
 /// See the module. A handle; copies are the same feed.
 #[derive(Clone, Debug)]
@@ -21,8 +23,15 @@ struct Shared {
     range: KeyRange,
     prev_kv: bool,
     state: Mutex<FeedState<Subscriber>>,
-    /// Wakes the task behind the feed.
-    work: Notify,
+    /// None before it is carried, and once it is over. Locked before `state`, if both are.
+    carried: Mutex<Option<Carried>>,
+}
+
+/// What carries a feed.
+#[derive(Debug)]
+pub(super) struct Carried {
+    pub(super) feed: Box<dyn domain::Feed>,
+    pub(super) _counted: Vec<Counted>,
 }
 
 /// A watcher of a client's stream.
@@ -35,7 +44,7 @@ pub(crate) struct Subscriber {
 impl SharedFeed {
     pub(super) fn new(range: KeyRange, prev_kv: bool, pace: Pace) -> SharedFeed {
         let state = Mutex::new(FeedState::new(pace));
-        SharedFeed(Arc::new(Shared { range, prev_kv, state, work: Notify::new() }))
+        SharedFeed(Arc::new(Shared { range, prev_kv, state, carried: Mutex::new(None) }))
     }
 
     pub(super) fn range(&self) -> &KeyRange {
@@ -50,25 +59,22 @@ impl SharedFeed {
         self.0.state.lock()
     }
 
-    /// Returns when there may be something to do upstream.
-    pub(super) async fn work(&self) {
-        self.0.work.notified().await;
+    /// Who reads what is carried.
+    pub(super) fn reader(&self) -> Arc<dyn FeedReader> {
+        Arc::<Shared>::clone(&self.0)
     }
 
-    /// Takes in an item and wakes whoever must look.
-    pub(super) fn handle_item(&self, item: FeedItem) {
-        let mut marked = Vec::new();
-        self.lock().handle_item(item, &mut marked);
-        for Subscriber { inbox, watcher } in marked {
-            inbox.mark(watcher);
-        }
+    /// It is carried from now on.
+    pub(super) fn carry(&self, carried: Carried) {
+        *self.0.carried.lock() = Some(carried);
+        self.0.act();
     }
 
     /// Takes a watcher away. Returns whether it was the last one; then the feed closes.
     pub(super) fn unsubscribe(&self, id: u64) -> bool {
         let is_closed = self.lock().unsubscribe(id);
         if is_closed {
-            self.0.work.notify_one();
+            self.0.act();
         }
         is_closed
     }
@@ -82,15 +88,47 @@ impl SharedFeed {
         if has_ended {
             watcher.inbox.mark(watcher.watcher);
         }
-        self.0.work.notify_one();
+        self.0.act();
         token
     }
 
     /// Forgets what a history's watcher has read, which makes room for more.
     pub(super) fn consumed(&self, through: i64) {
-        if self.lock().consumed(through) {
-            self.0.work.notify_one();
+        let makes_room = self.lock().consumed(through);
+        if makes_room {
+            self.0.act();
         }
+    }
+}
+
+impl Shared {
+    /// Does what is due upstream.
+    fn act(&self) {
+        let mut slot = self.carried.lock();
+        let Some(carried) = slot.as_ref() else { return };
+        let due = self.state.lock().take_due();
+        if due.close {
+            carried.feed.close();
+            *slot = None;
+            return;
+        }
+        if let Some(token) = due.sync {
+            carried.feed.sync(token);
+        }
+        if due.credit > 0 {
+            carried.feed.credit(due.credit);
+        }
+    }
+}
+
+impl FeedReader for Shared {
+    fn take(&self, item: FeedItem) {
+        let mut marked = Vec::new();
+        self.state.lock().handle_item(item, &mut marked);
+        for Subscriber { inbox, watcher } in marked {
+            inbox.mark(watcher);
+        }
+        self.act();
     }
 }
 

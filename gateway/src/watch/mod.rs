@@ -1,36 +1,30 @@
 //! Watches: many watchers of clients over few feeds of the domain.
 //!
 //! ```text
-//! client stream ── Watchers ─┬─ watcher ── SharedFeed (range a) ── task ── Domain::feed
+//! client stream ── Watchers ─┬─ watcher ── SharedFeed (range a) ── Domain::feed
 //!                            ├─ watcher ──┘
-//!                            └─ watcher ── SharedFeed (range b) ── task ── …
+//!                            └─ watcher ── SharedFeed (range b) ── …
 //! ```
-//! What a watcher is told is decided in [`gateway_core::watch`]; here are the feeds that all streams share, and the tasks
-//! behind them.
+//! What a watcher is told is decided in [`gateway_core::watch`]; here are the feeds that all streams share. None of them has a
+//! task or a timer: whoever carries them brings what there is.
 
 mod feed;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use gateway_core::FeedSpec;
 use gateway_core::watch::{Feed as _, Feeds, OPENING, Pace};
 use keyspace::KeyRange;
 use parking_lot::Mutex;
 use prometheus::IntGauge;
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-use crate::domain::{Domain, Feed};
+use crate::domain::Domain;
 
 pub(crate) use feed::Inbox;
 
-use feed::{SharedFeed, Subscriber};
-
-/// How often a shared feed on which nothing happens is asked how far it has come. So it notices when its replica has been
-/// cut off, and its place does not fall behind what is compacted.
-const QUIET_SYNC_INTERVAL: Duration = Duration::from_secs(3);
+use feed::{Carried, SharedFeed, Subscriber};
 
 /// What a shared feed is found by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -69,7 +63,7 @@ impl<D: Domain> Hub<D> {
         if pace == Pace::History {
             counted.push(Counted::new(&self.histories));
         }
-        tokio::spawn(carry(feed.clone(), self.domain.feed(spec), counted));
+        feed.carry(Carried { feed: self.domain.feed(spec, feed.reader()), _counted: counted });
         feed
     }
 
@@ -185,31 +179,9 @@ impl<D: Domain> Feeds for StreamFeeds<D> {
     }
 }
 
-/// The task behind a feed.
-async fn carry(feed: SharedFeed, mut upstream: impl Feed, _counted: Vec<Counted>) {
-    let mut quiet = interval_at(Instant::now() + QUIET_SYNC_INTERVAL, QUIET_SYNC_INTERVAL);
-    quiet.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        let due = feed.lock().take_due();
-        if due.close {
-            break;
-        }
-        if let Some(token) = due.sync {
-            upstream.sync(token);
-        }
-        if due.credit > 0 {
-            upstream.credit(due.credit);
-        }
-        tokio::select! {
-            item = upstream.next() => feed.handle_item(item),
-            () = feed.work() => {}
-            _ = quiet.tick() => feed.lock().handle_tick(),
-        }
-    }
-}
-
 /// One more in a gauge, for as long as it lives.
-struct Counted(IntGauge);
+#[derive(Debug)]
+pub(crate) struct Counted(IntGauge);
 
 impl Counted {
     fn new(gauge: &IntGauge) -> Counted {

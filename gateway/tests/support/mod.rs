@@ -93,6 +93,9 @@ struct Watch {
     next: i64,
     credit: i64,
     syncs: Vec<u64>,
+    node: u32,
+    /// The gateway was told that it is in step.
+    told_in_step: bool,
 }
 
 type Outbox = mpsc::UnboundedSender<wire::Response>;
@@ -204,9 +207,12 @@ impl TestCluster {
 
     /// Moves the leadership, in a new round. 0: nobody leads.
     pub(crate) fn elect(&self, leader: u32) {
+        let hint = if self.faults.lock().no_hints { 0 } else { leader };
         let mut core = self.core.lock();
         core.term += 1;
         core.leader = leader;
+        let not_leading = wire::NotLeading { group: GROUP, leader: hint };
+        core.tell_links(|watch| watch.node != leader, &response::Kind::NotLeading(not_leading));
     }
 
     /// Applies a command as the leader's shell would.
@@ -296,7 +302,20 @@ impl Core {
         for id in ids {
             self.pump(id);
         }
+        let revision = self.keyspace.resolved().revision().0;
+        let watermark = wire::WatchWatermark { group: GROUP, revision };
+        self.tell_links(|watch| watch.told_in_step, &response::Kind::WatchWatermark(watermark));
         effects.replies.remove(0).outcome
+    }
+
+    /// Tells something unasked to each link with such a watch.
+    fn tell_links(&self, which: impl Fn(&Watch) -> bool, kind: &response::Kind) {
+        let mut told = None;
+        for ((link, _), watch) in self.watches.iter().filter(|(_, watch)| which(watch)) {
+            if told.replace(*link) != Some(*link) {
+                self.respond(&watch.out, 0, kind.clone());
+            }
+        }
     }
 
     fn respond(&self, out: &Outbox, id: u64, kind: response::Kind) {
@@ -345,6 +364,14 @@ impl Core {
                 upto: page.next.0 - 1,
                 revision: revision.0,
             };
+            watch.told_in_step = events.upto >= events.revision;
+            let kind = Some(response::Kind::WatchEvents(events));
+            let _ = watch.out.send(wire::Response { id: id.1, term: self.term, kind });
+        }
+        if watch.told_in_step != (watch.next > revision.0) {
+            watch.told_in_step = !watch.told_in_step;
+            let events =
+                wire::WatchEvents { revisions: Bytes::new(), upto: watch.next - 1, revision: revision.0 };
             let kind = Some(response::Kind::WatchEvents(events));
             let _ = watch.out.send(wire::Response { id: id.1, term: self.term, kind });
         }
@@ -461,7 +488,11 @@ impl Serving {
                     let faults = faults.lock();
                     if faults.cut_off.contains(&node) {
                         batch.retain(|response: &wire::Response| {
-                            !matches!(response.kind, Some(response::Kind::WatchEvents(_)))
+                            let kind = &response.kind;
+                            !matches!(
+                                kind,
+                                Some(response::Kind::WatchEvents(_) | response::Kind::WatchWatermark(_))
+                            )
                         });
                     }
                     (faults.duplicate, faults.silent.contains(&node))
@@ -619,15 +650,28 @@ impl Serving {
                     next,
                     credit: open.credit as i64,
                     syncs: Vec::new(),
+                    node: self.node,
+                    told_in_step: next > revision,
                 };
                 core.watches.insert((link, id), watch);
                 core.pump((link, id));
+                if !leads {
+                    let leader = if self.faults.lock().no_hints { 0 } else { core.leader };
+                    let not_leading = wire::NotLeading { group: GROUP, leader };
+                    core.respond(out, 0, response::Kind::NotLeading(not_leading));
+                }
             }
             request::Kind::WatchCredit(credit) => {
                 if let Some(watch) = core.watches.get_mut(&(link, id)) {
                     watch.credit += credit.bytes as i64;
                 }
                 core.pump((link, id));
+            }
+            request::Kind::WatchSync(wire::WatchSync { watch: 0 }) => {
+                let (revision, compact_revision) =
+                    (core.keyspace.resolved().revision().0, core.keyspace.compact_revision().0);
+                let synced = wire::WatchSynced { revision, compact_revision };
+                core.respond(out, id, response::Kind::WatchSynced(synced));
             }
             request::Kind::WatchSync(sync) => match core.watches.get_mut(&(link, sync.watch)) {
                 Some(watch) => {

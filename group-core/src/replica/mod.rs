@@ -143,7 +143,7 @@ impl Replica {
         });
         state.set_broken(settings.broken_state);
         let replies = Replies::new(settings.shard_map.clone());
-        let watches = Watches::new(state.resolved(), settings.broken);
+        let watches = Watches::new(settings.group, state.resolved(), settings.broken);
         Replica {
             settings,
             engine,
@@ -257,6 +257,7 @@ impl Replica {
     pub fn finish(&mut self, env: &Env<'_>, out: &mut Out) {
         self.answer_seekers(env);
         self.watches.serve_behind(&self.state, &mut self.replies);
+        self.watches.tell_links(env.now, self.elected, &self.state, &mut self.replies);
         self.continue_snapshot();
         if self.may_sweep() {
             self.sweeping = self.state.sweep(SWEEP_PER_TURN);
@@ -282,7 +283,8 @@ impl Replica {
             if self.leading { (self.leases.next_deadline(), self.digests.deadline()) } else { (None, None) };
         let stopping = self.stopping.map(|stopping| stopping.until);
         let placement = self.placement.as_ref().and_then(Placement::deadline);
-        let waiting = [self.queries.deadline(), self.seekers.deadline(), placement];
+        let watermark = self.watches.watermark_due(&self.state);
+        let waiting = [self.queries.deadline(), self.seekers.deadline(), placement, watermark];
         let own = [self.engine.next_deadline(), leases, digests, self.propose_again_at, stopping];
         own.into_iter().chain(waiting).flatten().min()
     }
@@ -620,6 +622,7 @@ impl Replica {
             self.end_move(env, leader);
         }
         if role != Role::Leader {
+            self.watches.on_unled();
             self.leading = false;
             self.placement = None;
             self.leases.stop();
@@ -715,7 +718,7 @@ impl Replica {
         }
         self.out.notices.push(Notice::SnapshotInstalled { slot });
         if !mutant!(self.settings.broken, WatchOverSnapshot) {
-            self.watches.on_state_replaced(self.state.resolved(), state.resolved());
+            self.watches.on_state_replaced(self.state.resolved(), state.resolved(), &mut self.replies);
         }
         self.state = state;
         self.state.set_broken(self.settings.broken_state);

@@ -43,6 +43,8 @@ marks! {
     WatchTold,
     /// A watcher went on at another node.
     WatchMoved,
+    /// A watermark said how far a watch in step is.
+    WatchWatermark,
     /// A watch ended, as what it was to show next was compacted.
     WatchCompacted,
     /// A gateway's process was killed.

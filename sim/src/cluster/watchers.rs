@@ -48,6 +48,8 @@ struct Watcher {
 struct Open {
     node: usize,
     told_at: Time,
+    /// The node has said that there is nothing that it has not sent.
+    in_step: bool,
 }
 
 impl Watchers {
@@ -114,8 +116,22 @@ impl Watchers {
                     let (next, start) = (state.next, opened.start_revision);
                     env.fail("watch", format!("it asked for {next}, and begins at {start}"));
                 }
+                open.in_step = opened.start_revision > opened.revision;
             }
-            Kind::WatchEvents(events) => state.on_events(env, watcher, events),
+            Kind::WatchEvents(events) => {
+                open.in_step = events.upto >= events.revision;
+                state.on_events(env, watcher, events);
+            }
+            Kind::WatchWatermark(told) if open.in_step => {
+                let missed = env.truths[state.group].events(&state.range, state.next, told.revision);
+                if !missed.is_empty() || told.revision > env.truths[state.group].revision() {
+                    env.fail("watch", format!("a watermark at {} comes without {missed:?}", told.revision));
+                }
+                env.mark(Mark::WatchWatermark);
+                state.next = state.next.max(told.revision + 1);
+            }
+            // Any replica will do here.
+            Kind::WatchWatermark(_) | Kind::NotLeading(_) => {}
             Kind::WatchSynced(synced) => {
                 state.settled = true;
                 let missed = env.truths[state.group].events(&state.range, state.next, synced.revision);
@@ -168,7 +184,7 @@ impl Watcher {
         self.attempt += 1;
         let members: Vec<usize> = env.truths[self.group].config().voters.iter().map(index).collect();
         let node = env.rng.pick(&members);
-        self.open = Some(Open { node, told_at: env.now });
+        self.open = Some(Open { node, told_at: env.now, in_step: false });
         let open = wire::WatchOpen {
             key: self.range.key.clone(),
             range_end: self.range.wire_end(),
@@ -197,7 +213,9 @@ impl Watcher {
         };
         let truth = &env.truths[self.group];
         let due = truth.events(&self.range, self.next, told.upto);
-        if told.upto < self.next
+        // Without events it says only whether it is in step.
+        let least = if revisions.is_empty() { self.next - 1 } else { self.next };
+        if told.upto < least
             || told.upto > truth.revision()
             || !is_as(&revisions, &due, self.prev_kv, truth.compacted())
         {

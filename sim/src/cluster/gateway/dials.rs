@@ -202,6 +202,7 @@ impl Gateway {
         for waiter in end.end.handle_down() {
             self.lost(env, waiter);
         }
+        self.handle_feeds_lost(env, connection);
     }
 
     /// The connection in use is gone.

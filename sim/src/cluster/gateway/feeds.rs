@@ -4,22 +4,21 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::rc::Rc;
-use std::time::Instant;
 
 use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::request::Kind;
-use gateway_core::asks::{Open as OpenAsk, Sync as SyncAsk};
-use gateway_core::link::{Ask, Lost, sort};
+use gateway_core::asks::{self, Open as OpenAsk, Sync as SyncAsk, Unasked};
+use gateway_core::link::{Ask, LinkId, Lost, sort};
 use gateway_core::watch::{Feed, FeedState, Feeds, OPENING, Pace};
-use gateway_core::{Attempted, FeedItem, FeedSpec, Frame, Heard, Open, Synced, Upstream, UpstreamStep};
+use gateway_core::{
+    Act, Attempted, Failure, FeedId, FeedItem, FeedSpec, Frame, Groups, NodeId, Open, Reach, Upstreams, Watch,
+};
 use keyspace::KeyRange;
 
-use super::{Caller, Gateway};
+use super::{Caller, Gateway, Reached};
 use crate::cluster::coverage::Mark;
 use crate::cluster::env::{Env, trace};
-
-/// Every so many looks at the links' health, a shared feed on which nothing happens is asked how far it has come.
-const LOOKS_PER_SYNC: u64 = 12;
+use crate::cluster::truth::id;
 
 /// Which watchers of a stream have something to look at.
 pub(super) type Inbox = Rc<RefCell<BTreeSet<u64>>>;
@@ -192,243 +191,234 @@ impl Hub {
     }
 }
 
-/// What is done upstream for a feed.
-pub(super) struct Feeding {
+/// A feed that is carried.
+pub(super) struct Carried {
     feed: SimFeed,
-    spec: FeedSpec,
-    upstream: Upstream,
-    watch: Option<Watch>,
-    due: Option<Instant>,
+    /// Bytes of events that may be under way.
+    credit: i64,
     /// Bytes of events that it may be sent.
     allowed: i64,
     /// How often it was opened at a replica.
     opened: u32,
 }
 
-/// The feed on one replica.
-struct Watch {
-    link: u64,
-    id: u64,
-    ask: OpenAsk,
+/// What a gateway knows of a group.
+struct Known<'a> {
+    group: usize,
+    is_mapped: bool,
+    leader: Option<NodeId>,
+    reached: Reached<'a>,
 }
 
-impl Feeding {
-    pub(super) fn due(&self) -> Option<Instant> {
-        self.due
+impl Groups for Known<'_> {
+    type Link = u64;
+
+    fn owner(&self, _: &KeyRange) -> Option<Result<u64, Failure>> {
+        self.is_mapped.then_some(Ok(self.group as u64))
+    }
+
+    fn leader(&self, _: u64) -> Option<NodeId> {
+        self.leader
+    }
+
+    fn to(&self, node: NodeId) -> Option<u64> {
+        self.reached.to(node)
+    }
+
+    fn nearest(&self, _: u64) -> Option<(NodeId, u64)> {
+        self.reached.nearest()
     }
 }
 
 impl Gateway {
+    fn known(&self, env: &Env, group: usize) -> Known<'_> {
+        let domain = &self.domains[group];
+        Known {
+            group,
+            is_mapped: domain.topology.is_some(),
+            leader: domain.state.route.leader().map(|leader| leader.node),
+            reached: self.reach(env, group),
+        }
+    }
+
+    /// Does what can be done for feeds.
     pub(super) fn carry_feeds(&mut self, env: &mut Env) {
         let new = std::mem::take(&mut self.hub.0.borrow_mut().new);
         for (feed, spec) in new {
-            let upstream = Upstream::new(&spec);
-            let (id, allowed) = (feed.id() as u64, spec.credit as i64);
-            let feeding = Feeding { feed, spec, upstream, watch: None, due: None, allowed, opened: 0 };
-            self.feeds.insert(id, feeding);
+            let (id, credit) = (feed.id() as u64, spec.credit as i64);
+            self.domains[feed.0.group].upstreams.open(FeedId(id), spec);
+            self.feeds.insert(id, Carried { feed, credit, allowed: credit, opened: 0 });
         }
-        let feeds: Vec<u64> = self.feeds.keys().copied().collect();
-        for feed in feeds {
-            self.carry_feed(env, feed);
+        loop {
+            self.hand_on(env);
+            let acted = (0..self.domains.len()).filter(|group| self.act(env, *group)).count();
+            if acted == 0 {
+                return;
+            }
         }
     }
 
-    /// Does what can be done for a feed.
-    fn carry_feed(&mut self, env: &mut Env, id: u64) {
-        loop {
-            let Some(mut feeding) = self.feeds.remove(&id) else { return };
-            let group = feeding.feed.0.group;
-            let due = feeding.feed.0.state.borrow_mut().take_due();
+    /// Hands on what readers of feeds want.
+    fn hand_on(&mut self, env: &mut Env) {
+        let mut closed = Vec::new();
+        for (&number, carried) in &mut self.feeds {
+            let id = FeedId(number);
+            let due = carried.feed.0.state.borrow_mut().take_due();
+            let upstreams = &mut self.domains[carried.feed.0.group].upstreams;
             if due.close {
-                self.close_watch(env, &mut feeding);
-                return;
-            }
-            if let Some(token) = due.sync {
-                feeding.upstream.sync(token);
-            }
-            if due.credit > 0 {
-                feeding.upstream.credit(due.credit);
-                feeding.allowed += due.credit as i64;
-                if feeding.allowed > feeding.spec.credit as i64 {
-                    let allowed = feeding.allowed;
-                    env.fail("watch", format!("gateway {}: {allowed} bytes may be under way", self.index));
-                }
-                self.tell_watch(env, &feeding, Kind::WatchCredit(wire::WatchCredit { bytes: due.credit }));
-            }
-            let random = env.rng.next() as u32;
-            let now = env.instant();
-            let timed_out = feeding.due.is_some_and(|due| due <= now);
-            let heard = match self.leader_reached(env, group) {
-                _ if timed_out => {
-                    feeding.due = None;
-                    feeding.upstream.handle_timeout(now, || random)
-                }
-                Some(leader) => feeding.upstream.handle_leader(now, leader, || random),
-                None => Heard::Nothing,
-            };
-            if !matches!(heard, Heard::Nothing) {
-                self.take_in(env, &mut feeding, heard);
-                self.feeds.insert(id, feeding);
+                upstreams.close(id);
+                closed.push(number);
                 continue;
             }
-            let leader = self.domains[group].state.route.leader().map(|leader| leader.node);
-            let step = feeding.upstream.poll(now, || leader, &self.reach(env, group));
-            let goes_on = match step {
-                UpstreamStep::Open(open) => {
-                    self.open_watch(env, id, &mut feeding, open);
-                    true
-                }
-                UpstreamStep::Sync { token } => {
-                    self.ask_for_sync(env, id, &mut feeding, token);
-                    true
-                }
-                UpstreamStep::AwaitNews => {
-                    feeding.due = None;
-                    false
-                }
-                UpstreamStep::AwaitFrames { until } => {
-                    feeding.due = until;
-                    until.is_some_and(|until| until <= now)
-                }
-                UpstreamStep::Ended => false,
-            };
-            let is_over = feeding.feed.0.state.borrow().is_over();
-            self.feeds.insert(id, feeding);
-            if !goes_on && !is_over {
-                return;
+            if let Some(token) = due.sync {
+                upstreams.sync(id, token);
             }
+            if due.credit > 0 {
+                upstreams.credit(id, due.credit);
+                carried.allowed += due.credit as i64;
+                if carried.allowed > carried.credit {
+                    let allowed = carried.allowed;
+                    env.fail("watch", format!("gateway {}: {allowed} bytes may be under way", self.index));
+                }
+            }
+        }
+        for number in closed {
+            self.feeds.remove(&number);
         }
     }
 
-    fn open_watch(&mut self, env: &mut Env, id: u64, feeding: &mut Feeding, open: Open<u64>) {
-        let Open { node: _, link, start, credit, linearizable } = open;
-        let group = feeding.feed.0.group as u64;
-        let FeedSpec { range, prev_kv, .. } = &feeding.spec;
-        let mut ask = OpenAsk { range: range.clone(), start, prev_kv: *prev_kv, credit, linearizable };
-        let (kind, bytes) = ask.request(None);
-        let opened = self.ends.get_mut(&link).map(|end| end.end.watch(group, kind, bytes, id));
-        match opened {
-            Some(Ok(watch)) => {
-                feeding.opened += 1;
-                if feeding.opened > 1 {
-                    env.mark(Mark::FeedMoved);
+    /// Does what is to be done for the feeds of a group. Returns whether there was anything.
+    fn act(&mut self, env: &mut Env, group: usize) -> bool {
+        let domain = &mut self.domains[group];
+        let mut upstreams = std::mem::take(&mut domain.upstreams);
+        let (has_news, has_map) = (std::mem::take(&mut domain.has_news), std::mem::take(&mut domain.has_map));
+        let now = env.instant();
+        if has_news || has_map {
+            let known = self.known(env, group);
+            let random = || env.rng.next() as u32;
+            if has_map {
+                upstreams.handle_map(now, &known, random);
+            } else {
+                upstreams.handle_news(now, &known, random);
+            }
+        }
+        let mut acts = false;
+        while let Some(act) = upstreams.poll(now, &self.known(env, group)) {
+            acts = true;
+            self.carry_out(env, &mut upstreams, group, act);
+        }
+        self.domains[group].upstreams = upstreams;
+        acts
+    }
+
+    fn carry_out(&mut self, env: &mut Env, upstreams: &mut Upstreams<u64>, group: usize, act: Act<u64>) {
+        let now = env.instant();
+        match act {
+            Act::Open { feed, group: of, range, prev_kv, open } => {
+                let Open { node: _, link, start, credit, linearizable } = open;
+                let (kind, bytes) = OpenAsk { range, start, prev_kv, credit, linearizable }.request(None);
+                let Some(end) = self.ends.get_mut(&link) else {
+                    return env.fail("links", format!("connection {link} is not there"));
+                };
+                let sent = end.end.watch(of, kind, bytes, feed.0);
+                if let (Ok(_), Some(carried)) = (&sent, self.feeds.get_mut(&feed.0)) {
+                    carried.opened += 1;
+                    if carried.opened > 1 {
+                        env.mark(Mark::FeedMoved);
+                    }
                 }
-                feeding.watch = Some(Watch { link, id: watch, ask });
+                let sent = sent.map(|id| Watch { link: LinkId(link), id });
+                upstreams.handle_sent(now, feed, link, sent, || env.rng.next() as u32);
                 self.flush_soon(env, link);
             }
-            Some(Err(unsent)) => {
-                let random = env.rng.next() as u32;
-                let unsent = Attempted::Unsent(unsent);
-                let heard = feeding.upstream.handle_frame(env.instant(), unsent, || random);
-                self.take_in(env, feeding, heard);
+            Act::Credit { watch, group: of, link, bytes } => {
+                if let Some(end) = self.ends.get_mut(&link) {
+                    end.end.tell(of, watch.id, Kind::WatchCredit(wire::WatchCredit { bytes }));
+                    self.flush_soon(env, link);
+                }
             }
-            None => env.fail("links", format!("connection {link} is not there")),
+            Act::Close { watch, group: of, link, reason } => {
+                trace!(env, "gateway {}: watch {} on {link} ends: {reason}", self.index, watch.id);
+                if let Some(end) = self.ends.get_mut(&link) {
+                    end.end.close_watch(of, watch.id);
+                    self.flush_soon(env, link);
+                }
+            }
+            Act::Ask { link, connection, group: of, question, watch } => {
+                let caller = Caller::Feeds { group, link: connection, question };
+                let (kind, bytes) = SyncAsk { watch }.request(None);
+                let Some(end) = self.ends.get_mut(&link) else {
+                    return env.fail("links", format!("connection {link} is not there"));
+                };
+                if let Err(unsent) = end.end.call(of, kind, bytes, caller) {
+                    let random = || env.rng.next() as u32;
+                    upstreams.handle_synced(now, connection, of, question, Attempted::Unsent(unsent), random);
+                }
+                self.flush_soon(env, link);
+            }
+            Act::Item { feed, item } => {
+                if let Some(carried) = self.feeds.get(&feed.0) {
+                    carried.feed.handle_item(item);
+                }
+            }
+            Act::Seek { group: _ } => self.domains[group].tracker_due = None,
         }
     }
 
-    fn ask_for_sync(&mut self, env: &mut Env, feed: u64, feeding: &mut Feeding, token: u64) {
-        let Some(Watch { link, id: watch, .. }) = feeding.watch else { return };
-        let group = feeding.feed.0.group as u64;
-        let (kind, bytes) = SyncAsk { watch }.request(None);
-        let caller = Caller::Sync { feed, token, watch };
-        let sent = self.ends.get_mut(&link).map(|end| end.end.call(group, kind, bytes, caller));
-        match sent {
-            Some(Ok(_)) => self.flush_soon(env, link),
-            Some(Err(unsent)) => {
-                let random = env.rng.next() as u32;
-                let unsent = Attempted::Unsent(unsent);
-                let heard = feeding.upstream.handle_synced(env.instant(), token, unsent, None, || random);
-                self.take_in(env, feeding, heard);
-            }
-            None => env.fail("links", format!("connection {link} is not there")),
+    pub(super) fn handle_feed_frame(&mut self, env: &mut Env, link: u64, id: u64, response: wire::Response) {
+        let Some(carried) = self.feeds.get_mut(&id) else { return };
+        let group = carried.feed.0.group;
+        let watch = Watch { link: LinkId(link), id: response.id };
+        let frame = asks::frame(response);
+        if let Attempted::Answer(Frame::Events { bytes, .. }) = &frame {
+            carried.allowed -= *bytes as i64;
         }
+        self.learn_of_feeds(link, group, &frame);
+        let (now, random) = (env.instant(), || env.rng.next() as u32);
+        self.domains[group].upstreams.handle_frame(now, FeedId(id), watch, frame, random);
     }
 
-    pub(super) fn handle_feed_frame(
+    pub(super) fn handle_feeds_synced(
         &mut self,
         env: &mut Env,
-        id: u64,
+        group: usize,
+        link: LinkId,
+        question: u64,
         answered: Result<wire::Response, Lost>,
     ) {
-        let Some(mut feeding) = self.feeds.remove(&id) else { return };
-        if let Some(watch) = &feeding.watch {
-            let is_lost = answered.is_err();
-            let frame: Attempted<Frame> = sort(&watch.ask, answered);
-            self.learn_of_feed(&feeding, &frame);
-            if let Attempted::Answer(Frame::Events { bytes, .. }) = &frame {
-                feeding.allowed -= *bytes as i64;
+        let synced = sort(&SyncAsk { watch: 0 }, answered);
+        self.learn_of_feeds(link.0, group, &synced);
+        let (now, random) = (env.instant(), || env.rng.next() as u32);
+        self.domains[group].upstreams.handle_synced(now, link, group as u64, question, synced, random);
+    }
+
+    /// A replica tells of itself. Returns whether that was it.
+    pub(super) fn handle_unasked(&mut self, env: &mut Env, link: u64, response: &wire::Response) -> bool {
+        match asks::unasked(response) {
+            Some(Unasked::Watermark { group, revision }) => {
+                env.mark(Mark::WatchWatermark);
+                self.domains[group as usize].upstreams.handle_watermark(LinkId(link), group, revision);
+                true
             }
-            let random = env.rng.next() as u32;
-            if is_lost {
-                // It went with the link.
-                feeding.watch = None;
+            Some(Unasked::NotLeading { group, refused }) => {
+                self.learn_of_feeds::<()>(link, group as usize, &Attempted::Refused(refused));
+                true
             }
-            let heard = feeding.upstream.handle_frame(env.instant(), frame, || random);
-            self.take_in(env, &mut feeding, heard);
-        }
-        self.feeds.insert(id, feeding);
-    }
-
-    pub(super) fn handle_feed_synced(
-        &mut self,
-        env: &mut Env,
-        id: u64,
-        token: u64,
-        watch: u64,
-        answered: Result<wire::Response, Lost>,
-    ) {
-        let Some(mut feeding) = self.feeds.remove(&id) else { return };
-        if feeding.watch.as_ref().is_some_and(|open| open.id == watch) {
-            let synced: Attempted<Synced> = sort(&SyncAsk { watch }, answered);
-            self.learn_of_feed(&feeding, &synced);
-            let leader = self.leader_reached(env, feeding.feed.0.group);
-            let random = env.rng.next() as u32;
-            let heard = feeding.upstream.handle_synced(env.instant(), token, synced, leader, || random);
-            self.take_in(env, &mut feeding, heard);
-        }
-        self.feeds.insert(id, feeding);
-    }
-
-    fn learn_of_feed<T>(&mut self, feeding: &Feeding, attempted: &Attempted<T>) {
-        if let Some(node) = feeding.upstream.node() {
-            self.learn(feeding.feed.0.group, node, None, attempted);
+            None => false,
         }
     }
 
-    fn take_in(&mut self, env: &mut Env, feeding: &mut Feeding, heard: Heard) {
-        match heard {
-            Heard::Item(item) => feeding.feed.handle_item(item),
-            Heard::Left(reason) => {
-                trace!(env, "gateway {}: feed {} leaves: {reason}", self.index, feeding.feed.id());
-                self.close_watch(env, feeding);
-            }
-            Heard::Nothing => {}
+    /// A link is gone, and all watches on it.
+    pub(super) fn handle_feeds_lost(&mut self, env: &mut Env, link: u64) {
+        let now = env.instant();
+        for domain in &mut self.domains {
+            domain.upstreams.handle_lost(now, LinkId(link), || env.rng.next() as u32);
         }
     }
 
-    fn close_watch(&mut self, env: &mut Env, feeding: &mut Feeding) {
-        let Some(Watch { link, id, .. }) = feeding.watch.take() else { return };
-        if let Some(end) = self.ends.get_mut(&link) {
-            end.end.close_watch(feeding.feed.0.group as u64, id);
-            self.flush_soon(env, link);
-        }
-    }
-
-    fn tell_watch(&mut self, env: &mut Env, feeding: &Feeding, kind: Kind) {
-        if let Some(Watch { link, id, .. }) = &feeding.watch
-            && let Some(end) = self.ends.get_mut(link)
-        {
-            end.end.tell(feeding.feed.0.group as u64, *id, kind);
-            self.flush_soon(env, *link);
-        }
-    }
-
-    /// Feeds on which nothing happens are asked how far they have come, now and then.
-    pub(super) fn tick_feeds(&mut self, looks: u64) {
-        if looks.is_multiple_of(LOOKS_PER_SYNC) {
-            for feeding in self.feeds.values() {
-                feeding.feed.0.state.borrow_mut().handle_tick();
-            }
+    fn learn_of_feeds<T>(&mut self, link: u64, group: usize, attempted: &Attempted<T>) {
+        if let Some(node) = self.ends.get(&link).map(|end| id(end.node).0) {
+            self.learn(group, node, None, attempted);
         }
     }
 }

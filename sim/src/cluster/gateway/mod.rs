@@ -17,7 +17,9 @@ use bytes::Bytes;
 use gateway_core::link::{Heard, LinkEnd, LinkId, Waiter};
 use gateway_core::nearest::{Nodes, Place};
 use gateway_core::silence::Check;
-use gateway_core::{GroupState, LeaderTracker, Links, Loss, NodeId, Quiet, Reach, Replicas, Topology, Ways};
+use gateway_core::{
+    GroupState, LeaderTracker, Links, Loss, NodeId, Quiet, Reach, Replicas, Topology, Upstreams, Ways,
+};
 
 use super::clock::{MICRO, MILLI, Time};
 use super::coverage::Mark;
@@ -25,7 +27,7 @@ use super::env::{Env, Event, trace};
 use super::truth::id;
 
 use dials::Dial;
-use feeds::{Feeding, Hub};
+use feeds::{Carried, Hub};
 use requests::Driven;
 use streams::ClientStream;
 
@@ -94,7 +96,7 @@ pub(crate) struct Gateway {
     /// Requests that may be able to go on.
     ready: VecDeque<u64>,
     hub: Hub,
-    feeds: BTreeMap<u64, Feeding>,
+    feeds: BTreeMap<u64, Carried>,
     streams: BTreeMap<usize, ClientStream>,
     wake_at: Time,
     looks: u64,
@@ -113,6 +115,10 @@ struct Domain {
     asked: u64,
     /// The newest revision and term that were heard.
     seen: (i64, u64),
+    upstreams: Upstreams<u64>,
+    /// Feeds have not heard of what changed about the leader or the links, or of the newest map.
+    has_news: bool,
+    has_map: bool,
 }
 
 /// The gateway's end of a connection that is up.
@@ -131,7 +137,7 @@ enum Caller {
     Request(u64),
     Probe { group: usize, asked: u64, node: NodeId },
     Opening { group: usize, asked: u64, node: NodeId },
-    Sync { feed: u64, token: u64, watch: u64 },
+    Feeds { group: usize, link: LinkId, question: u64 },
 }
 
 /// The links, as requests, trackers and feeds see them.
@@ -254,6 +260,9 @@ impl Gateway {
             ),
             asked: 0,
             seen: (0, 0),
+            upstreams: Upstreams::default(),
+            has_news: false,
+            has_map: false,
         };
         Gateway {
             index,
@@ -323,7 +332,7 @@ impl Gateway {
         let now = env.instant();
         let trackers = self.domains.iter().filter_map(|domain| domain.tracker_due);
         let dials = self.dials.iter().filter_map(Dial::due);
-        let feeds = self.feeds.values().filter_map(Feeding::due);
+        let feeds = self.domains.iter().filter_map(|domain| domain.upstreams.deadline());
         let requests = self.requests.values().map(|driven| driven.due(env));
         let due = trackers.chain(dials).chain(feeds).chain(requests).min();
         let Some(due) = due else { return };
@@ -350,17 +359,12 @@ impl Gateway {
         }
     }
 
-    /// The leader of a group that can be reached.
-    fn leader_reached(&self, env: &Env, group: usize) -> Option<NodeId> {
-        let leader = self.domains[group].state.route.leader()?;
-        self.reach(env, group).to(leader.node).map(|_| leader.node)
-    }
-
     /// Those who wait for a leader, its link or a session look again.
     fn announce(&mut self, group: usize) {
         let waiting = self.requests.iter().filter(|(_, driven)| driven.waits_for_news_of(group));
         self.ready.extend(waiting.map(|(request, _)| *request));
         self.domains[group].tracker_due = None;
+        self.domains[group].has_news = true;
     }
 
     fn announce_links(&mut self) {
@@ -396,11 +400,15 @@ impl Gateway {
                 continue;
             }
             let node = end.node;
+            if self.handle_unasked(env, link, &response) {
+                continue;
+            }
+            let Some(end) = self.ends.get_mut(&link) else { return };
             match end.end.handle_response(|| env.instant(), response.id) {
                 Heard::Answer(caller) => self.answered(env, caller, Ok(response)),
                 Heard::Watch(feed) => {
                     let feed = *feed;
-                    self.handle_feed_frame(env, feed, Ok(response));
+                    self.handle_feed_frame(env, link, feed, response);
                 }
                 Heard::Ping(Some(sample)) => {
                     end.round_trip = sample;
@@ -428,6 +436,7 @@ impl Gateway {
                     env.mark(Mark::MapChanged);
                 }
                 domain.topology = Some(topology);
+                domain.has_map = true;
                 self.announce(group);
             }
             Ok(None) => {}
@@ -445,6 +454,7 @@ impl Gateway {
             for waiter in lost {
                 self.lost(env, waiter);
             }
+            self.handle_feeds_lost(env, connection);
         } else {
             self.handle_refused(env, connection);
         }
@@ -453,8 +463,8 @@ impl Gateway {
     fn lost(&mut self, env: &mut Env, waiter: Waiter<Caller, u64>) {
         match waiter {
             Waiter::Call { by, .. } => self.answered(env, by, Err(gateway_core::link::Lost)),
-            Waiter::Watch { by } => self.handle_feed_frame(env, by, Err(gateway_core::link::Lost)),
-            Waiter::Ping => {}
+            // They hear of it all at once.
+            Waiter::Watch { .. } | Waiter::Ping => {}
         }
     }
 
@@ -468,7 +478,9 @@ impl Gateway {
             Caller::Request(request) => self.handle_answered(env, request, answered),
             Caller::Probe { group, asked, node } => self.handle_probed(group, asked, node, answered),
             Caller::Opening { group, asked, node } => self.handle_opened(env, group, asked, node, answered),
-            Caller::Sync { feed, token, watch } => self.handle_feed_synced(env, feed, token, watch, answered),
+            Caller::Feeds { group, link, question } => {
+                self.handle_feeds_synced(env, group, link, question, answered)
+            }
         }
     }
 
@@ -490,7 +502,6 @@ impl Gateway {
             }
         }
         self.leave_the_silent(env);
-        self.tick_feeds(self.looks);
         self.looks += 1;
         if self.looks.is_multiple_of(LOOKS_PER_PROGRESS) {
             self.tick_streams();
