@@ -1,57 +1,11 @@
 //! The watch feed: history as events, revision by revision.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 
 use crate::{
-    KeyRange, KeyValue, Resolved, Revision,
+    Event, KeyRange, Resolved, Revision, RevisionEvents,
     mvcc::{Mvcc, Record},
 };
-
-/// What happened to a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum EventKind {
-    /// It was written.
-    Put,
-    /// It was deleted.
-    Delete,
-}
-
-/// One change of one key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
-    /// What happened.
-    pub kind: EventKind,
-    /// The key after the change. Of a deletion only the key and `mod_revision` are set.
-    pub kv: KeyValue,
-    /// The key as of the revision before. None if it did not exist then, or if that revision is compacted, or with an
-    /// event that made the key exist, even where the same revision had deleted it. Otherwise both events of a key that
-    /// changes twice in one revision carry what was there before the revision, as in etcd.
-    pub prev_kv: Option<KeyValue>,
-}
-
-impl Event {
-    /// Whether the event made the key exist.
-    pub fn is_create(&self) -> bool {
-        self.kind == EventKind::Put && self.kv.create_revision == self.kv.mod_revision
-    }
-
-    /// About what the event takes on the wire.
-    pub fn size_bytes(&self) -> usize {
-        let kv_bytes = |kv: &KeyValue| kv.key.len() + kv.value.len() + 32;
-        8 + kv_bytes(&self.kv) + self.prev_kv.as_ref().map_or(0, kv_bytes)
-    }
-}
-
-/// All events of one revision, in the order they happened. Never torn.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RevisionEvents {
-    /// The revision.
-    pub revision: Revision,
-    /// Its events; those in the range asked for, and never none.
-    pub events: Arc<[Event]>,
-}
 
 /// A piece of history.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,34 +6,13 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    Error,
+    Error, LeaseId,
     digest::{Hasher, SetHash},
     quota::LEASE_COST_BYTES,
 };
 
 /// The longest time to live of a lease, in seconds (etcd server/lease/lessor.go, `MaxLeaseTTL`).
 pub const MAX_LEASE_TTL_S: i64 = 9_000_000_000;
-
-/// A lease's id, chosen by the client or by the proposer. May be negative; 0 means none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LeaseId(pub i64);
-
-impl LeaseId {
-    /// No lease.
-    pub const NONE: LeaseId = LeaseId(0);
-
-    /// Whether this names no lease.
-    pub fn is_none(self) -> bool {
-        self == LeaseId::NONE
-    }
-}
-
-impl std::fmt::Display for LeaseId {
-    /// As etcd's tools print it: 16 hexadecimal digits at least.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
-}
 
 /// What a new leader needs to start its lease clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

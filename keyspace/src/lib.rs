@@ -12,15 +12,19 @@
 //!
 //! The behaviour is etcd 3.6's. The quirks that are kept on purpose have tests named after them in `tests/`.
 
+mod alarm;
 pub mod check;
 mod codec;
 mod digest;
 mod envelope;
 mod error;
+mod event;
 mod feed;
+mod ids;
 mod key_range;
 mod keyspace;
 mod lease;
+mod limits;
 mod mutant;
 mod mvcc;
 mod quota;
@@ -30,22 +34,24 @@ mod results;
 mod revision;
 mod session;
 mod shard;
-mod snapshot;
 mod txn;
 mod watchers;
 
+pub use alarm::{Alarm, AlarmKind};
 pub use codec::{DecodeError, MAX_TXN_DEPTH, MAX_TXN_ITEMS, decode_outcome, encode_outcome};
 pub use envelope::{Envelope, Proposal, RevisionRange, Revisions};
 pub use error::Error;
-pub use feed::{Event, EventKind, HistoryPage, NoHistory, RevisionEvents};
+pub use event::{Event, EventKind, KeyValue, RevisionEvents};
+pub use feed::{HistoryPage, NoHistory};
+pub use ids::{LeaseId, Route, SessionId};
 pub use key_range::{KeyRange, RangeEnd};
-pub use keyspace::{Answer, Effects, Keyspace, Options};
-pub use lease::{LeaseEffect, LeaseId, LeaseState, MAX_LEASE_TTL_S};
+pub use keyspace::{Answer, Effects, Keyspace, Options, Restore, RestoreError, Snapshot};
+pub use lease::{LeaseEffect, LeaseState, MAX_LEASE_TTL_S};
+pub use limits::{DEFAULT_MAX_SESSIONS, DEFAULT_QUOTA_BYTES, Limits};
 pub use mutant::Broken;
 #[cfg(feature = "mutants")]
 pub use mutant::Mutant;
-pub use mvcc::KeyValue;
-pub use quota::{Alarm, AlarmKind, DEFAULT_QUOTA_BYTES, LEASE_COST_BYTES, Limits, PUT_OVERHEAD_BYTES};
+pub use quota::{LEASE_COST_BYTES, PUT_OVERHEAD_BYTES};
 pub use reply::{
     DeleteRangeReply, HashKvReply, LeaseTimeToLiveReply, Outcome, PutReply, RangeReply, Reply, StatusReply,
     TxnOpReply, TxnReply,
@@ -55,8 +61,7 @@ pub use request::{
     SortTarget, Txn, TxnOp,
 };
 pub use revision::{LastWrite, Resolved, Revision};
-pub use session::{DEFAULT_MAX_SESSIONS, SESSION_WINDOW, SessionId, SessionLookup};
-pub use shard::{Route, ShardSpan};
+pub use session::{SESSION_WINDOW, SessionLookup};
+pub use shard::ShardSpan;
 pub use shard_map::{Epoch, ShardId};
-pub use snapshot::{Restore, RestoreError, Snapshot};
 pub use watchers::WatcherIndex;

@@ -21,24 +21,9 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::{Event, EventKind, KeyRange, LastWrite, LeaseId, Resolved, Revision, digest::Hasher, quota};
-
-/// A key with its value, as of some revision.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct KeyValue {
-    /// The key.
-    pub key: Bytes,
-    /// Its value.
-    pub value: Bytes,
-    /// The revision that made the key exist.
-    pub create_revision: Revision,
-    /// The revision of the last write.
-    pub mod_revision: Revision,
-    /// How many writes the key saw since it was created: 1 for the first.
-    pub version: i64,
-    /// The lease it is attached to, or none.
-    pub lease: LeaseId,
-}
+use crate::{
+    Event, EventKind, KeyRange, KeyValue, LastWrite, LeaseId, Resolved, Revision, digest::Hasher, quota,
+};
 
 /// One version of a key; or its tombstone, of which only the key and the revision are set.
 #[derive(Debug)]

@@ -7,24 +7,12 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    Error, Outcome,
+    Error, Outcome, SessionId,
     digest::{Hasher, SetHash},
 };
 
 /// How far above its low mark a session accepts numbers. A gateway keeps at most so many unsettled writes per group.
 pub const SESSION_WINDOW: u64 = 1024;
-
-/// How many sessions stay open by default.
-pub const DEFAULT_MAX_SESSIONS: u32 = 100_000;
-
-/// A gateway's identity towards a group. Given in the order of the log, from 1, and never twice.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SessionId(pub u64);
-
-impl SessionId {
-    /// Stands in [`crate::Answer`] for commands that belong to no session.
-    pub const NONE: SessionId = SessionId(0);
-}
 
 /// What is known of a numbered write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

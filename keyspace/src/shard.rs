@@ -7,26 +7,12 @@ use bytes::Bytes;
 use shard_map::{Epoch, ShardId};
 
 use crate::{
-    DeleteRange, Error, KeyRange, LeaseId, Op, Put, RangeEnd, Txn, TxnOp,
+    DeleteRange, Error, KeyRange, LeaseId, Op, Put, RangeEnd, Route, Txn, TxnOp,
     digest::Hasher,
     mutant::{Broken, mutant},
     mvcc::Mvcc,
     results::Results,
 };
-
-/// Where a command was sent by its gateway.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Route {
-    /// The shard that holds its keys.
-    pub shard: ShardId,
-    /// The epoch of the map that says so.
-    pub epoch: Epoch,
-}
-
-impl Route {
-    /// To the shard that a domain begins with.
-    pub const FIRST: Route = Route { shard: ShardId(1), epoch: Epoch(1) };
-}
 
 /// Which keys a shard has.
 #[derive(Clone, Debug, PartialEq, Eq)]

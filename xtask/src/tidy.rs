@@ -1,9 +1,11 @@
 //! House rules that the compiler and clippy cannot see.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use crate::circles::Sources;
 use crate::run::{Failure, cargo};
 
 /// Crates that decide and do nothing: no async runtime may come into their dependency tree.
@@ -103,12 +105,20 @@ const KNOWN: &[Known] = &[
 
 pub(crate) fn run() -> Result<(), Failure> {
     let mut findings = Vec::new();
+    let mut crates: BTreeMap<String, Sources> = BTreeMap::new();
     // Copies of others' code keep their form; `third_party.rs` says what may differ.
     for path in tracked_files()?.into_iter().filter(|path| !path.starts_with("third_party/")) {
         // A file removed and not yet committed is still listed.
         if let Ok(bytes) = fs::read(&path) {
             check_file(&path, &bytes, &mut findings);
+            if let (Some((krate, file)), Ok(text)) = (path.split_once('/'), std::str::from_utf8(&bytes)) {
+                crates.entry(krate.to_owned()).or_default().add(file, text);
+            }
         }
+    }
+    for (name, sources) in &crates {
+        let circles = sources.circles();
+        findings.extend(circles.iter().map(|circle| format!("{name}: modules need each other: {circle}")));
     }
     check_crates(&mut findings)?;
     if findings.is_empty() {

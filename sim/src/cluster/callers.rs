@@ -16,8 +16,8 @@ use crate::linear::specs::{RegisterAction, RegisterInput, RegisterOutput};
 use super::clock::{MILLI, SECOND, Time};
 use super::commands::value_of;
 use super::coverage::Mark;
-use super::env::{Env, Event, trace};
-use super::gateway::{Call, GatewayEvent, Granted, What};
+use super::env::{Env, trace};
+use super::events::{Call, Event, GatewayEvent, Granted, What};
 use super::truth::Fate;
 
 /// Registers and other keys of each group that callers write.

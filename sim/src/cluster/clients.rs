@@ -8,67 +8,13 @@ use crate::linear::history::{End, Operation};
 use crate::linear::specs::{RegisterAction, RegisterInput, RegisterOutput};
 
 use super::clock::{MILLI, Time};
-use super::commands::{Change, KEYS, Write, Written};
-use super::env::{Env, Event};
-use super::node::NodeEvent;
+use super::commands::{Change, KEYS, Write};
+use super::env::Env;
+use super::events::{Action, Answer, Event, NodeEvent, Request, Timer};
 use super::truth::index;
 
 /// Attempts before a client gives up.
 const ATTEMPTS: u32 = 12;
-
-/// Why a client is woken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Timer {
-    /// To ask, or to begin the next operation.
-    Ask,
-    /// The attempt has taken too long.
-    Patience,
-}
-
-/// What a client asks a node for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Request {
-    pub(crate) client: u32,
-    pub(crate) operation: u64,
-    pub(crate) attempt: u32,
-    pub(crate) group: usize,
-    pub(crate) action: Action,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Action {
-    /// A session, by a number of the client's own.
-    Open(u64),
-    Write(SessionId, Write),
-    Read(u8),
-    /// Everything else; by the client's own number of it.
-    Change(SessionId, u32, Change),
-    /// All keys that are no registers.
-    Scan {
-        serializable: bool,
-    },
-    KeepAlive,
-}
-
-/// What a node says.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Answer {
-    Opened(SessionId),
-    Written(Written),
-    Value {
-        value: u64,
-        /// Served under the leader lease.
-        leased: bool,
-    },
-    /// As it should be: what was answered is checked where it comes from.
-    Done,
-    /// Not done, nor will it be under this number.
-    Misrouted,
-    /// Not done; somebody else may lead.
-    Refused(Option<usize>),
-    /// Perhaps done.
-    Unknown,
-}
 
 #[derive(Debug, Default)]
 pub(crate) struct Clients {

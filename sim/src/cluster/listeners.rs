@@ -9,8 +9,8 @@ use super::callers::{others, registers};
 use super::clock::{MILLI, SECOND};
 use super::commands::{other_keys, register};
 use super::coverage::Mark;
-use super::env::{Env, Event, trace};
-use super::gateway::{GatewayEvent, ToStream, ToWatchers, Told};
+use super::env::{Env, trace};
+use super::events::{Event, GatewayEvent, ToStream, ToWatchers, Told};
 use super::watchers::is_as;
 
 /// Watches of a stream, at most.

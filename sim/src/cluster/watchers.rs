@@ -9,23 +9,12 @@ use keyspace::{KeyRange, RevisionEvents};
 use super::clock::{MILLI, SECOND, Time};
 use super::commands::{other_keys, register};
 use super::coverage::Mark;
-use super::env::{Env, Event, trace};
-use super::node::NodeEvent;
+use super::env::{Env, trace};
+use super::events::{Event, NodeEvent, WatchCall};
 use super::truth::index;
 
 /// Watchers of each group, at most.
 const WATCHERS_MAX: u64 = 3;
-
-/// What a watcher wants of a node.
-#[derive(Clone, Debug)]
-pub(crate) enum WatchCall {
-    Open(wire::WatchOpen),
-    Credit(u64),
-    /// How far the watch has come.
-    Sync,
-    /// Its link is gone.
-    Gone,
-}
 
 #[derive(Debug)]
 pub(crate) struct Watchers(Vec<Watcher>);

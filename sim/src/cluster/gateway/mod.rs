@@ -23,7 +23,8 @@ use gateway_core::{
 
 use super::clock::{MICRO, MILLI, Time};
 use super::coverage::Mark;
-use super::env::{Env, Event, trace};
+use super::env::{Env, trace};
+use super::events::{Event, GatewayEvent, ToStream, Told};
 use super::truth::id;
 
 use dials::Dial;
@@ -31,43 +32,12 @@ use feeds::{Carried, Hub};
 use requests::Driven;
 use streams::ClientStream;
 
-pub(crate) use requests::{Call, Granted, What};
-pub(crate) use streams::{ToStream, ToWatchers, Told};
-
 /// How often the health of links is looked at.
 const HEALTH_EVERY: Time = 250 * MILLI;
 /// Every so many looks, watchers are told how far they have come.
 const LOOKS_PER_PROGRESS: u64 = 8;
 /// What is put on a link gathers for so long while the link is busy.
 const LINK_BUSY: Time = 30 * MICRO;
-
-/// What happens to a gateway's process.
-#[derive(Debug)]
-pub(crate) enum GatewayEvent {
-    /// A node's machine has accepted the connection.
-    Connected(u64),
-    /// The node has welcomed us; its shard maps, by group.
-    Welcomed {
-        connection: u64,
-        maps: Vec<Bytes>,
-    },
-    /// There is no connection to be had.
-    Refused(u64),
-    Frame {
-        connection: u64,
-        responses: Vec<wire::Response>,
-    },
-    /// The connection is gone.
-    Down(u64),
-    /// The link takes what has gathered.
-    Flush(u64),
-    /// Some time has come.
-    Wake,
-    /// It is time to look at the health of links.
-    Health,
-    Call(Call),
-    Stream(ToStream),
-}
 
 /// The gateways, and how they start and end.
 pub(crate) struct Gateways(Vec<Host>);

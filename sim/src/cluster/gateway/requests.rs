@@ -4,52 +4,22 @@ use std::time::{Duration, Instant};
 
 use api::gaios::link::v1 as wire;
 use bytes::BytesMut;
-use gateway_core::asks::{KeepAlive, KeptAlive, Read, Write};
+use gateway_core::asks::{KeepAlive, Read, Write};
 use gateway_core::link::{Ask, Lost, sort};
 use gateway_core::silence::patience;
 use gateway_core::{
-    Answer, Attempt, Attempted, Concern, Failure, Learned, NodeId, Number, Numbered, ReadAt, Request, Step,
-    Verdict,
+    Attempt, Attempted, Concern, Failure, Learned, NodeId, Number, Numbered, ReadAt, Request, Step, Verdict,
 };
-use keyspace::{Op, Query, Route, SessionId};
+use keyspace::{Route, SessionId};
 
 use super::{Caller, Gateway};
 use crate::cluster::clock::{MILLI, Time};
 use crate::cluster::coverage::Mark;
-use crate::cluster::env::{Env, Event, trace};
+use crate::cluster::env::{Env, trace};
+use crate::cluster::events::{Call, Event, Granted, What};
 
 /// Requests of one gateway that may wait for a leader.
 const WAITING_MAX: usize = 6;
-
-/// What a client asks of a gateway's domain.
-#[derive(Clone, Debug)]
-pub(crate) enum What {
-    Write(Op),
-    /// At the leader, or at any replica that has come to a revision.
-    Read {
-        query: Query,
-        serializable: Option<i64>,
-    },
-    KeepAlive(i64),
-}
-
-/// A client's request.
-#[derive(Clone, Debug)]
-pub(crate) struct Call {
-    pub(crate) caller: usize,
-    pub(crate) operation: u64,
-    pub(crate) group: usize,
-    pub(crate) what: What,
-    /// Until it is given up.
-    pub(crate) timeout: Time,
-}
-
-/// What a client is granted.
-#[derive(Debug)]
-pub(crate) enum Granted {
-    Answer(Answer),
-    Kept(KeptAlive),
-}
 
 /// A request under way.
 pub(super) struct Driven {

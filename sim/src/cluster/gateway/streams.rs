@@ -1,43 +1,11 @@
 //! The watch streams of clients, as a gateway serves them.
 
-use gateway_core::watch::{Create, Frame, Watchers};
+use gateway_core::watch::Watchers;
 
 use super::Gateway;
 use super::feeds::{Inbox, StreamFeeds};
-use crate::cluster::env::{Env, Event};
-
-/// What a client's stream tells its gateway.
-#[derive(Debug)]
-pub(crate) struct ToStream {
-    pub(crate) stream: usize,
-    /// Numbers the streams that a client opens.
-    pub(crate) connection: u64,
-    pub(crate) what: ToWatchers,
-}
-
-#[derive(Debug)]
-pub(crate) enum ToWatchers {
-    /// Opens the stream, for watches of a group.
-    Open {
-        group: usize,
-    },
-    Create(Box<Create>),
-    Cancel(i64),
-    /// How far have you told me everything?
-    Progress,
-    /// The client has read so many responses.
-    Read(usize),
-    /// The client goes away.
-    Close,
-}
-
-/// What a client's stream is told.
-#[derive(Debug)]
-pub(crate) enum Told {
-    Frame(Box<Frame>),
-    /// The gateway is gone.
-    Broken,
-}
+use crate::cluster::env::Env;
+use crate::cluster::events::{Event, ToStream, ToWatchers, Told};
 
 /// A stream.
 pub(super) struct ClientStream {

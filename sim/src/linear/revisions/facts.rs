@@ -12,6 +12,9 @@ use crate::model::{
     Response, ResponseOp, TxnRequest, TxnResponse, text,
 };
 
+/// The operation behind each revision; the server's own revokes have none.
+pub(super) type Authors = BTreeMap<i64, Option<usize>>;
+
 /// The part an operation plays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::facts::{Facts, Role, Trace, granted_lease, mentioned_leases, visit_versions};
+use super::facts::{Authors, Facts, Role, Trace, granted_lease, mentioned_leases, visit_versions};
 use super::streams::{self, Stream};
 use super::{Line, Options, Summary, Violation, ViolationKind, json};
 use crate::model::{
@@ -21,9 +21,6 @@ pub(super) enum End {
     Contradicted(Vec<Violation>),
     OutOfSteps,
 }
-
-/// The operation behind each revision; the server's own revokes have none.
-pub(super) type Authors = BTreeMap<i64, Option<usize>>;
 
 /// Replays the history.
 pub(super) fn run(facts: &Facts<'_>, streams: &[Stream<'_>], options: &Options) -> End {

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::facts::Facts;
-use super::replay::Authors;
+use super::facts::{Authors, Facts};
 use super::{Violation, ViolationKind, json};
 use crate::linear::history::{WatchMessage, WatchResponse, WatchStream};
 use crate::model::{Commit, Event, Model, WatchRequest};

@@ -1,6 +1,8 @@
 //! A node: a disk, a clock, and at times a process, which does what a real node's process does. The journal, the
 //! superblock, the snapshot files, the liveness and the engines are the real ones.
 
+mod task;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +12,8 @@ use api::gaios::link::v1::refused::Why;
 use api::gaios::link::v1::response::Kind;
 use bytes::{Bytes, BytesMut};
 use consensus_core::{
-    Config, Durable, GroupId, Liveness, LivenessEvent, LivenessMessage, LivenessOutput, Message, Mono,
-    Newcomer, NodeId, NodeStatus, Options, PersistSeq, Place, Record, Slot, Timing,
+    Config, Durable, GroupId, Liveness, LivenessEvent, LivenessMessage, LivenessOutput, Mono, Newcomer,
+    NodeId, NodeStatus, Options, PersistSeq, Place, Record, Slot, Timing,
 };
 use group_core::{
     Broken, Event as GroupEvent, LogPositions, Out, Progress, Replica, Settings, Start, Stateless, ToPeer,
@@ -24,15 +26,15 @@ use journal::{
 };
 use keyspace::{Keyspace, Limits, Restore, RestoreError, ShardSpan};
 
-use super::clients::Request;
 use super::clock::{Clock, MICRO, MILLI, SECOND, Time};
-use super::connections::{connection_of, link_of};
 use super::coverage::Mark;
-use super::env::{After, Env, Event, trace};
+use super::env::connections::{connection_of, link_of};
+use super::env::{After, Env, trace};
+use super::events::{Event, HandOver, NodeEvent};
 use super::rng::digest;
-use super::task::{Input, Task};
 use super::truth::{Fact, id};
-use super::watchers::WatchCall;
+
+use task::{Input, Task};
 
 /// By group: the newest snapshot, the slot it was taken at, and the configuration above it.
 type Snapshots = BTreeMap<u64, (Slot, Arc<Config>, Keyspace)>;
@@ -45,121 +47,6 @@ const PAGE: usize = 4096;
 const SLICE_BYTES: usize = 400;
 /// The cluster that all nodes belong to.
 const CLUSTER: u64 = 0x0067_a105;
-
-/// What happens to a process.
-#[derive(Debug)]
-pub(crate) enum NodeEvent {
-    Message {
-        from: usize,
-        incarnation: u64,
-        group: usize,
-        message: Message,
-    },
-    Liveness {
-        from: usize,
-        /// How long the sender supports others, as it says when the two meet.
-        support: Duration,
-        message: LivenessMessage,
-    },
-    Request(Request),
-    /// A gateway dials.
-    Dialled(u64),
-    /// A gateway's requests.
-    GatewayFrame {
-        connection: u64,
-        frame: wire::GatewayFrame,
-    },
-    /// A gateway's connection is closed.
-    GatewayGone(u64),
-    /// It hears of a group's shard map.
-    Map {
-        group: usize,
-        map: usize,
-    },
-    /// Of a watcher.
-    Watch {
-        watcher: usize,
-        attempt: u32,
-        group: usize,
-        call: WatchCall,
-    },
-    /// A peer's port refuses connections.
-    Disconnected(usize),
-    /// Heartbeats, lapses.
-    Tick,
-    /// A group's timer.
-    Timer(usize),
-    /// A group takes up what has come in.
-    Turn(usize),
-    /// The sync is over.
-    Synced,
-    /// The disk may have room again.
-    RetryFlush,
-    /// The journal is fenced: the groups hear of it.
-    Fenced,
-    /// How far the own snapshot is.
-    Snapshot {
-        group: usize,
-        progress: Progress,
-    },
-    /// A peer says whether its disk is full.
-    PeerDisk {
-        from: usize,
-        full: bool,
-    },
-    /// A peer's replica says something that is no message of its engine.
-    FromPeer {
-        from: usize,
-        group: usize,
-        what: ToPeer,
-    },
-    /// An own snapshot's last bytes are written.
-    SnapshotWritten {
-        group: usize,
-        slot: Slot,
-    },
-    /// A peer's snapshot has come in.
-    SnapshotArrived(Box<HandOver>),
-    /// The end of a hand-over.
-    SnapshotSent {
-        group: usize,
-        to: usize,
-        number: u64,
-    },
-    Transfer {
-        group: usize,
-        to: NodeId,
-    },
-    /// It is about to stop.
-    Retire,
-    SnapshotWanted(usize),
-    Pause(Time),
-    Resume,
-    /// The group stops for so long at its next input.
-    Stall {
-        group: usize,
-        before_step: bool,
-        time: Time,
-    },
-    /// Power goes out during the next sync.
-    CutAtFlush,
-    /// The next sync takes so long.
-    StallDisk(Time),
-}
-
-/// A snapshot on its way to a peer.
-#[derive(Debug)]
-pub(crate) struct HandOver {
-    from: usize,
-    /// The life of the sender's process.
-    life: u64,
-    /// Numbers the hand-overs of that life.
-    number: u64,
-    group: usize,
-    slot: Slot,
-    meta: Bytes,
-    slices: Vec<Bytes>,
-}
 
 pub(crate) struct Node {
     pub(crate) index: usize,

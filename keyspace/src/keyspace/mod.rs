@@ -1,24 +1,29 @@
 //! The state machine: routes commands and queries to its parts.
 
+mod snapshot;
+
 use bytes::Bytes;
 
 use crate::{
     Alarm, AlarmKind, Broken, Command, Error, Event, HashKvReply, HistoryPage, KeyRange, KeyValue, LastWrite,
     LeaseEffect, LeaseId, LeaseState, LeaseTimeToLiveReply, Limits, NoHistory, Op, Outcome, Proposal, Query,
     Reply, Resolved, Revision, RevisionEvents, Route, SESSION_WINDOW, SessionId, SessionLookup, ShardId,
-    ShardSpan, Snapshot, StatusReply,
+    ShardSpan, StatusReply,
+    alarm::Alarms,
     digest::Hasher,
     envelope::{Allotment, RevisionPassed},
     feed,
     lease::Leases,
     mutant::mutant,
     mvcc::Writer,
-    quota::{self, Alarms},
+    quota,
     results::Results,
     session::{NotAdmitted, Sessions},
     shard::{Attachments, Shard, Shards},
     txn::{self, Plan},
 };
+
+pub use self::snapshot::{Restore, RestoreError, Snapshot};
 
 /// How a group's state begins. Every replica of a group must begin with the same options; later changes go through the log
 /// ([`Command::SetLimits`]).

@@ -15,15 +15,14 @@ use group_core::{
 use journal::{Lsn, SimDisk, SnapshotWriter};
 use keyspace::{Error, KeyRange, LeaseId, Outcome, RangeReply, Reply, SessionId};
 
-use super::clients::{Action, Answer, Request};
-use super::clock::{MICRO, MILLI, Time};
-use super::commands::{Written, lease_of, other_keys, query, register, value_of};
-use super::connections::connection_of;
-use super::coverage::Mark;
-use super::env::{After, Env, is_due, trace};
-use super::node::{Node, NodeEvent, Process};
-use super::truth::index;
-use super::watchers::WatchCall;
+use super::{Node, Process};
+use crate::cluster::clock::{MICRO, MILLI, Time};
+use crate::cluster::commands::{Written, lease_of, other_keys, query, register, value_of};
+use crate::cluster::coverage::Mark;
+use crate::cluster::env::connections::connection_of;
+use crate::cluster::env::{After, Env, is_due, trace};
+use crate::cluster::events::{Action, Answer, NodeEvent, Request, WatchCall};
+use crate::cluster::truth::index;
 
 /// Whoever moves leaders by hand.
 const OPERATOR: LinkId = LinkId(u64::MAX);

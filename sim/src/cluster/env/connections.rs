@@ -6,10 +6,9 @@ use std::collections::BTreeMap;
 use api::gaios::link::v1 as wire;
 use group_core::LinkId;
 
-use super::clock::Time;
-use super::env::{Env, Event, trace};
-use super::gateway::GatewayEvent;
-use super::node::NodeEvent;
+use super::{Env, trace};
+use crate::cluster::clock::Time;
+use crate::cluster::events::{Event, GatewayEvent, NodeEvent};
 
 /// Links of gateways have numbers from here on, as a node's replicas see them.
 const GATEWAY_LINKS: u64 = 1 << 50;

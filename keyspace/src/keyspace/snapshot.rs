@@ -15,10 +15,10 @@ use bytes::{Bytes, BytesMut};
 use crate::{
     Alarm, AlarmKind, Broken, Epoch, EventKind, KeyRange, Keyspace, LastWrite, LeaseId, Limits, Outcome,
     Revision, SessionId, ShardId, ShardSpan,
+    alarm::Alarms,
     codec::{self, DecodeError, Reader, Writer},
     lease::Leases,
     mvcc::{Mvcc, Pin, Record, own},
-    quota::Alarms,
     results::{Results, Window},
     session::{Session, Sessions},
     shard::{Attachments, Shard, Shards},

@@ -1,5 +1,7 @@
 //! What all nodes share: true time, the events to come, the network, the truth, and the trace.
 
+pub(crate) mod connections;
+
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::fmt;
@@ -8,76 +10,21 @@ use std::time::{Duration, Instant};
 use api::gaios::link::v1::response::Kind;
 use bytes::BytesMut;
 use consensus_core::{Lead, LivenessMessage, Message, Mono, NodeId, Slot};
-use gateway_core::Failure;
 use group_core::ToPeer;
-use keyspace::SessionId;
 
-use super::clients::{Answer, Timer};
 use super::clock::Time;
-use super::connections::Connections;
 use super::coverage::{Coverage, Mark};
-use super::gateway::{GatewayEvent, Granted, Told};
+use super::events::{Answer, Event, NodeEvent};
 use super::maps::Maps;
 use super::net::Net;
-use super::node::NodeEvent;
 use super::profile::Profile;
 use super::rng::{Rng, mix};
 use super::truth::{Check, GroupTruth, Violation, bits, index};
 
+use connections::Connections;
+
 /// How many times the configured support lives give, where they differ in it.
 const MIXED_SUPPORT: [u32; 3] = [1, 2, 4];
-
-/// Something that will happen.
-#[derive(Debug)]
-pub(crate) enum Event {
-    /// To the process on a node; for one life of it, or whichever is there.
-    Node { node: usize, life: Option<u64>, event: Box<NodeEvent> },
-    /// The node's process starts.
-    Start { node: usize },
-    /// The process, in this life without a place, asks the others who it is.
-    Ask { node: usize, life: u64 },
-    /// The process ends: killed, or with its machine.
-    Stop { node: usize, life: u64, power: bool },
-    /// A client hears from a node.
-    Answer { client: usize, operation: u64, attempt: u32, node: usize, answer: Answer },
-    /// A client does the next thing.
-    Client { client: usize, operation: u64, attempt: u32, timer: Timer },
-    /// A watcher opens its watch, or looks after it.
-    Watcher { watcher: usize, attempt: u32 },
-    /// A watcher is told something.
-    WatchTold { watcher: usize, attempt: u32, kind: Box<Kind> },
-    /// A gateway's process starts.
-    GatewayStart { gateway: usize },
-    /// To the process of a gateway, in this life.
-    Gateway { gateway: usize, life: u64, event: Box<GatewayEvent> },
-    /// A client speaks to whatever process is there.
-    ToGateway { gateway: usize, event: Box<GatewayEvent> },
-    /// A client of gateways does the next thing.
-    Caller { caller: usize },
-    /// It is answered; or its gateway is gone. `numbers`: what a write was sent under.
-    CallAnswered {
-        caller: usize,
-        operation: u64,
-        result: Option<Result<Granted, Failure>>,
-        numbers: Vec<(SessionId, u64)>,
-    },
-    /// A listener opens its stream, or looks after it.
-    Listener { listener: usize, connection: u64 },
-    /// Its stream is told something.
-    StreamTold { stream: usize, connection: u64, told: Told },
-    /// Trouble with a gateway.
-    GatewayFault,
-    /// Trouble.
-    Fault,
-    /// The end of a partition.
-    EndPartition(u64),
-    /// The disk has room again.
-    EndFull { node: usize },
-    /// All trouble ends.
-    Heal,
-    /// Is everything as it should be after all trouble has ended?
-    Settled,
-}
 
 struct Scheduled {
     at: Time,
