@@ -4,9 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use api::gaios::link::v1 as wire;
 use gateway_core::asks::{self, Sync, Unasked};
-use gateway_core::link::{LinkId, Lost, sort};
+use gateway_core::link::sort;
 use gateway_core::{
     Act, Attempted, Concern, Failure, FeedId, FeedSpec, Groups, NodeId, Open, Upstreams, Watch,
 };
@@ -16,6 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use super::Shared;
+use super::feed_event::FeedEvent;
 use super::group::Group;
 use crate::domain::{Feed, FeedReader};
 use crate::link::Link;
@@ -23,61 +23,6 @@ use crate::random::random_u32;
 
 /// Events that are handled before what follows from them is done.
 const EVENTS_AT_ONCE: usize = 256;
-
-/// What happens to feeds, in order.
-#[derive(Debug)]
-pub(crate) enum FeedEvent {
-    /// Somebody wants to read one.
-    Opened(FeedId, FeedSpec, Arc<dyn FeedReader>),
-    /// So many more bytes of events are allowed.
-    Credit(FeedId, u64),
-    /// Its reader wants to know how far it has come.
-    Sync(FeedId, u64),
-    /// Nobody reads it any more.
-    Closed(FeedId),
-    /// A response came for the watch of a feed.
-    Frame {
-        /// Over this connection.
-        link: LinkId,
-        /// From there.
-        node: NodeId,
-        /// Whose.
-        feed: FeedId,
-        /// What.
-        response: wire::Response,
-    },
-    /// A question about watches was answered.
-    Answer {
-        /// Over this connection.
-        link: LinkId,
-        /// From there.
-        node: NodeId,
-        /// About watches of this group.
-        group: u64,
-        /// Which question.
-        question: u64,
-        /// What.
-        answer: Result<wire::Response, Lost>,
-    },
-    /// A replica tells of itself.
-    Unasked {
-        /// Over this connection.
-        link: LinkId,
-        /// From there.
-        node: NodeId,
-        /// What.
-        told: Unasked,
-    },
-    /// A connection is gone.
-    Lost {
-        /// Which.
-        link: LinkId,
-    },
-    /// Something about a leader or the links may have changed.
-    News,
-    /// There is another shard map.
-    Map,
-}
 
 /// A reader's end of a feed.
 #[derive(Debug)]

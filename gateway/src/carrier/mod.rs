@@ -6,13 +6,12 @@
 
 mod asks;
 mod feed;
+mod feed_event;
 mod group;
 mod links;
 mod metrics;
 mod names;
 mod nodes;
-mod renewals;
-mod tracking;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -50,7 +49,7 @@ use links::Links;
 use metrics::CarrierMetrics;
 use names::Names;
 
-pub(crate) use feed::FeedEvent;
+pub(crate) use feed_event::FeedEvent;
 pub(crate) use metrics::LinkMetrics;
 
 /// Bytes of requests that may wait for nodes to be less busy.

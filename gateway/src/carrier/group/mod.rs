@@ -1,5 +1,8 @@
 //! One group as the gateway sees it: its leader, our session in it, and the requests under way.
 
+mod renewals;
+mod tracking;
+
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -16,15 +19,16 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
 use super::asks;
-use super::feed::FeedEvent;
+use super::feed_event::FeedEvent;
 use super::metrics::Retries;
-use super::renewals::{Renewal, renew_leases};
-use super::tracking::track_leader;
 use super::{Counted, Shared};
 use crate::domain::{Answer, Consistency, DomainStatus, Kept, KnownGateways};
 use crate::journey;
 use crate::leading::{Leading, Want};
 use crate::link::Link;
+
+use renewals::{Renewal, renew_leases};
+use tracking::track_leader;
 
 #[derive(Debug)]
 pub(crate) struct Group {

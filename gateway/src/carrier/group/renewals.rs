@@ -5,8 +5,7 @@ use gateway_core::asks::KeptAlive;
 use keyspace::LeaseId;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Shared;
-use super::group::Group;
+use super::{Group, Shared};
 use crate::domain::Kept;
 
 /// Leases renewed by one request.

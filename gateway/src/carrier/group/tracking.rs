@@ -10,8 +10,7 @@ use gateway_core::{LeaderTracker, NodeId, Quiet, Reach, Replicas, TrackerStep};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info};
 
-use super::Shared;
-use super::group::Group;
+use super::{Group, Shared};
 use crate::link::{Link, attempt};
 use crate::random::{random, random_u32};
 
