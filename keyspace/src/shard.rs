@@ -201,6 +201,11 @@ impl Shards {
 
     /// The shard with every key of a range. Of an empty range, the first one.
     pub(crate) fn covering(&self, range: &KeyRange) -> Result<&Shard, Error> {
+        if let [only] = self.list.as_slice()
+            && only.span.is_whole()
+        {
+            return Ok(only);
+        }
         let shard = if range.is_empty() { self.list.first() } else { self.holding(&range.key) };
         shard.filter(|shard| shard.span.covers(range)).ok_or(Error::WrongShard)
     }
