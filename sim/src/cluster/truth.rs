@@ -52,7 +52,8 @@ pub(crate) enum Fact {
     Chosen(Slot, Option<u64>),
     /// Whether the promise is certain comes last.
     Base(Slot, Lead, bool),
-    Healed(Lead),
+    /// What was lost is made up for: by the promise alone, or up to this slot.
+    Healed(Lead, Option<Slot>),
     Faulty,
 }
 
@@ -66,9 +67,8 @@ impl Fact {
             Record::Revote { slot, ballot, commit: _ } => Fact::Revote(*slot, *ballot),
             Record::Chosen { slot, value, commit: _ } => Fact::Chosen(*slot, Some(value_digest(value))),
             Record::Base { slot, promised, promise_lost, .. } => Fact::Base(*slot, *promised, !*promise_lost),
-            Record::Healed { promised, relied_upto: _ } | Record::Survived { promised } => {
-                Fact::Healed(*promised)
-            }
+            Record::Healed { promised, relied_upto } => Fact::Healed(*promised, *relied_upto),
+            Record::Survived { promised } => Fact::Healed(*promised, None),
             Record::Faulty { .. } => Fact::Faulty,
         }
     }
@@ -80,7 +80,7 @@ impl Fact {
             RecordKind::Revote => Fact::Revote(label.slot, label.ballot),
             RecordKind::Chosen => Fact::Chosen(label.slot, None),
             RecordKind::Base => Fact::Base(label.slot, label.ballot.lead, false),
-            RecordKind::Healed | RecordKind::Survived => Fact::Healed(label.ballot.lead),
+            RecordKind::Healed | RecordKind::Survived => Fact::Healed(label.ballot.lead, None),
             RecordKind::Faulty => Fact::Faulty,
         }
     }
@@ -107,6 +107,8 @@ pub(crate) struct GroupTruth {
     events: Vec<RevisionEvents>,
     /// Until when a lease lives at least, by what its owner was told.
     promises: BTreeMap<LeaseId, Time>,
+    /// Where each was granted last.
+    granted_at: BTreeMap<LeaseId, Slot>,
     /// Writes that went through gateways and are over: the numbers that each was sent under, and what its client was told.
     ended: Vec<(Vec<(SessionId, u64)>, Fate)>,
     rejected: BTreeSet<(u32, u32, u32)>,
@@ -117,6 +119,8 @@ pub(crate) struct GroupTruth {
 struct SlotTruth {
     ballots: Vec<BallotTruth>,
     chosen: Option<(Ballot, u64)>,
+    /// How far the group had committed when something was proposed here first.
+    committed_before: Slot,
 }
 
 #[derive(Debug)]
@@ -155,6 +159,8 @@ struct NodeTruth {
     /// All that it has promised.
     promises: BTreeSet<Lead>,
     durable_votes: BTreeMap<Slot, Ballot>,
+    /// When it made up for what it had lost: the leadership it had promised, and how far that had proposed.
+    healed: Option<(Lead, Slot)>,
     durable_chosen: BTreeMap<Slot, u64>,
     /// The newest durable base or snapshot.
     base: Slot,
@@ -181,6 +187,7 @@ impl GroupTruth {
             outcomes: BTreeMap::new(),
             events: Vec::new(),
             promises: BTreeMap::new(),
+            granted_at: BTreeMap::new(),
             ended: Vec::new(),
             rejected: BTreeSet::new(),
             in_log: BTreeSet::new(),
@@ -274,7 +281,7 @@ impl GroupTruth {
                     );
                 }
             }
-            Fact::Healed(promised) => {
+            Fact::Healed(promised, _) => {
                 let leads = &self.leads;
                 // One that nobody was asked to promise binds nobody, unless no promise is needed.
                 let asks_nobody = self.config.q1 == 1;
@@ -304,9 +311,12 @@ impl GroupTruth {
     pub(crate) fn durable(&mut self, node: usize, fact: Fact) -> Check {
         let truth = self.nodes.entry(node).or_default();
         match fact {
-            Fact::Promised(lead) | Fact::Healed(lead) => {
+            Fact::Promised(lead) | Fact::Healed(lead, _) => {
                 truth.promises.insert(lead);
                 truth.durable_promise = truth.durable_promise.max(lead);
+                if let Fact::Healed(_, Some(upto)) = fact {
+                    truth.healed = Some((lead, upto));
+                }
             }
             Fact::Vote(slot, ballot, value) => {
                 truth.promises.insert(ballot.lead);
@@ -408,8 +418,11 @@ impl GroupTruth {
 
     /// A value was proposed or voted for at a ballot.
     fn proposed(&mut self, slot: Slot, ballot: Ballot, value: u64) -> Check {
-        let group = self.group;
+        let (group, committed) = (self.group, self.commit());
         let truth = self.slot(slot);
+        if truth.ballots.is_empty() {
+            truth.committed_before = committed;
+        }
         match truth.ballots.iter().find(|known| known.ballot == ballot) {
             Some(known) if known.value != value => {
                 fail("I3", format!("group {group} {slot:?}: two values at {ballot:?}"))
@@ -560,7 +573,7 @@ impl GroupTruth {
             Value::Batch(commands) => {
                 for (index, command) in (0..).zip(commands.iter()) {
                     let proposal = Proposal::decode(command.clone()).expect("nothing else is proposed here");
-                    self.expires(now, &proposal.command)?;
+                    self.expires(now, slot, &proposal.command)?;
                     writes.push(Write::of(&proposal.command));
                     self.state.apply(slot.0, index, proposal, &mut effects);
                 }
@@ -568,7 +581,10 @@ impl GroupTruth {
         }
         for lease in &effects.leases {
             match *lease {
-                LeaseEffect::Granted { id, ttl_s } => self.promise(now, id, ttl_s),
+                LeaseEffect::Granted { id, ttl_s } => {
+                    self.granted_at.insert(id, slot);
+                    self.promise(now, id, ttl_s);
+                }
                 LeaseEffect::Revoked { id } => {
                     self.promises.remove(&id);
                 }
@@ -590,10 +606,13 @@ impl GroupTruth {
         Ok(fates)
     }
 
-    /// No lease ends before its time.
-    fn expires(&self, now: Time, command: &Command) -> Check {
+    /// No lease ends before its time; but one that is granted while the end of another with its id is under way may end with
+    /// that, as etcd's may.
+    fn expires(&self, now: Time, slot: Slot, command: &Command) -> Check {
         let Command::ExpireLeases(leases) = command else { return Ok(()) };
-        for lease in leases.iter().filter(|lease| self.state.lease(**lease).is_some()) {
+        let known = self.slots[usize::try_from(slot.0 - 1).expect("memory is that large")].committed_before;
+        let was_known = |lease: &LeaseId| self.granted_at.get(lease).is_none_or(|granted| *granted <= known);
+        for lease in leases.iter().filter(|lease| self.state.lease(**lease).is_some() && was_known(lease)) {
             if let Some(until) = self.promises.get(lease).filter(|until| **until > now) {
                 let left = (until - now) / MILLI;
                 return fail("leases", format!("group {}: {lease:?} ends {left} ms too early", self.group));
@@ -825,6 +844,10 @@ impl GroupTruth {
         for (slot, ballot) in truth.durable_votes.range(from.max(promise.commit.next())..) {
             if ballot.lead >= promise.lead {
                 // Cast after the promise, which has waited since.
+                continue;
+            }
+            // Nothing was chosen there below that leadership, or its phase 1 would have found it.
+            if truth.healed.is_some_and(|(lead, upto)| ballot.lead < lead && *slot > upto) {
                 continue;
             }
             let told = reported.get(slot).is_some_and(|told| told >= ballot);

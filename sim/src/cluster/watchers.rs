@@ -215,8 +215,8 @@ impl Watcher {
         env.mark(Mark::WatchTold);
         self.next = told.upto + 1;
         if let Some(open) = &self.open {
-            // Slowly at times.
-            let delay = if env.rng.below(4) == 0 { env.rng.below(SECOND) } else { 0 };
+            // Slowly at times, until the end.
+            let delay = if !env.healed && env.rng.below(4) == 0 { env.rng.below(SECOND) } else { 0 };
             let (group, attempt) = (self.group, self.attempt);
             let event =
                 Box::new(NodeEvent::Watch { watcher, attempt, group, call: WatchCall::Credit(bytes) });
