@@ -35,8 +35,6 @@ pub enum Mutant {
     WatchWithoutPrevKv,
     /// A state that is replaced leaves watches where they are.
     WatchOverSnapshot,
-    /// A gateway is not told that a watch fell behind.
-    WatchFallsSilently,
     /// A watermark says more than was sent.
     WatermarkTooHigh,
 }
@@ -44,7 +42,7 @@ pub enum Mutant {
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 17] = [
+    pub const ALL: [Mutant; 16] = [
         Mutant::ReadUnasked,
         Mutant::UnknownAsRefused,
         Mutant::AnswersSwapped,
@@ -60,7 +58,6 @@ impl Mutant {
         Mutant::WatchOverCompaction,
         Mutant::WatchWithoutPrevKv,
         Mutant::WatchOverSnapshot,
-        Mutant::WatchFallsSilently,
         Mutant::WatermarkTooHigh,
     ];
 }

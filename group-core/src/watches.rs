@@ -261,9 +261,7 @@ impl Watches {
                 if mutant!(self.broken, WatchSkipsWhenBehind) {
                     watch.next.0 += 1;
                 }
-                if !mutant!(self.broken, WatchFallsSilently) {
-                    watch.tell_place(id.1, resolved, replies);
-                }
+                watch.tell_place(id.1, resolved, replies);
                 self.leave_step(id);
                 continue;
             }

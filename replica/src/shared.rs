@@ -61,7 +61,7 @@ pub(crate) struct Shared {
     pub(crate) door: Arc<Door>,
     pub(crate) tls: Option<Arc<tls::Mutual>>,
     pub(crate) distrusts: Distrusts,
-    /// Groups for which this node stands in for others still, see [`Durable::survive`].
+    /// Groups for which this node stands in for others still, see [`consensus_core::Durable::survive`].
     pub(crate) surviving: Mutex<BTreeSet<GroupId>>,
     /// Of all groups of the cluster and their first voters, as configured.
     pub(crate) groups_digest: u64,
@@ -105,7 +105,7 @@ impl Shared {
     }
 
     /// Tells of a peer that supports others for another time than this node, or does not say for how long. That is safe, see
-    /// [`Liveness`]; it is no state to stay in.
+    /// [`consensus_core::Liveness`]; it is no state to stay in.
     pub(crate) fn compare_support(&self, peer: &Peer, support: Option<Duration>) {
         let own = self.timing.support;
         self.metrics.support_differs(peer.id, support != Some(own));
