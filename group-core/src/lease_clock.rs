@@ -27,7 +27,7 @@ pub(crate) struct LeaseClock {
 #[derive(Debug, Clone, Copy)]
 struct Timer {
     granted: Duration,
-    /// When the lease ends. Never brought forward.
+    /// When the lease ends: no earlier than its owner was told.
     ends: Mono,
     /// When to look at it next: its end, a checkpoint, or the next try to remove it.
     due: Mono,

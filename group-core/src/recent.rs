@@ -11,8 +11,8 @@ use std::collections::VecDeque;
 use keyspace::{Event, HistoryPage, KeyRange, Resolved, Revision, RevisionEvents};
 
 /// Bytes of events that are remembered. Keys and values are shared with the state until they are compacted. A watch on a
-/// quiet range may be three seconds behind what it has been told, and a failover may take one more: so much holds what is
-/// written meanwhile at 4,000 writes of 1 KiB per second.
+/// quiet range may be a second behind the last watermark, and a failover may take some more: so much holds what is written
+/// in four seconds at 4,000 writes of 1 KiB per second.
 const BYTES_MAX: usize = 32 << 20;
 /// What an event takes beside its keys and values, and a revision beside its events.
 const OVERHEAD_BYTES: usize = 200;
