@@ -252,12 +252,12 @@ impl Log {
             "I19: max_voted covers every vote"
         );
         // The whole log only while it is short, so that a simulation can afford this after every step.
-        let recent = self.first.0.max(self.commit.0.saturating_sub(64))..=self.commit.0;
+        let recent = self.first.0.max(self.commit.0.saturating_sub(16))..=self.commit.0;
         assert!(
             recent.map(Slot).all(|slot| self.value(slot).is_some()),
             "I10: a committed slot has its value"
         );
-        if self.entries.len() <= 256 {
+        if self.entries.len() <= 32 {
             assert_eq!(self.bytes, self.entries.iter().map(Entry::size).sum::<usize>(), "bytes are counted");
         }
     }

@@ -26,10 +26,12 @@ use connections::Connections;
 /// How many times the configured support lives give, where they differ in it.
 const MIXED_SUPPORT: [u32; 3] = [1, 2, 4];
 
+/// An event to come. The event itself lies elsewhere: a heap moves what it holds about.
 struct Scheduled {
     at: Time,
     seq: u64,
-    event: Event,
+    /// Its place in [`Env::events_to_come`].
+    place: usize,
 }
 
 impl PartialEq for Scheduled {
@@ -118,6 +120,8 @@ struct Acknowledged {
 pub(crate) struct Env {
     pub(crate) now: Time,
     heap: BinaryHeap<Scheduled>,
+    events_to_come: Vec<Option<Event>>,
+    free_places: Vec<usize>,
     seq: u64,
     pub(crate) events: u64,
     pub(crate) rng: Rng,
@@ -158,6 +162,8 @@ impl Env {
         Env {
             now: 0,
             heap: BinaryHeap::new(),
+            events_to_come: Vec::new(),
+            free_places: Vec::new(),
             seq: 0,
             events: 0,
             rng,
@@ -192,7 +198,13 @@ impl Env {
 
     pub(crate) fn at(&mut self, at: Time, event: Event) {
         self.seq += 1;
-        self.heap.push(Scheduled { at: at.max(self.now), seq: self.seq, event });
+        let place = self.free_places.pop().unwrap_or_else(|| {
+            self.events_to_come.push(None);
+            self.events_to_come.len() - 1
+        });
+        let before = self.events_to_come[place].replace(event);
+        debug_assert!(before.is_none(), "a free place holds no event");
+        self.heap.push(Scheduled { at: at.max(self.now), seq: self.seq, place });
     }
 
     pub(crate) fn after(&mut self, delay: Time, event: Event) {
@@ -206,12 +218,15 @@ impl Env {
 
     /// Moves to the next event.
     pub(crate) fn next(&mut self) -> Option<Event> {
-        let Scheduled { at, seq, event } = self.heap.pop()?;
+        let Scheduled { at, seq, place } = self.heap.pop()?;
+        let event = self.events_to_come[place].take();
+        self.free_places.push(place);
         self.now = at;
         self.events += 1;
         // Any difference between two runs shows in when and in which order things happen.
         self.trace.hash = mix(self.trace.hash ^ at.rotate_left(24) ^ seq);
-        Some(event)
+        debug_assert!(event.is_some(), "what is scheduled has its event");
+        event
     }
 
     pub(crate) fn mark(&mut self, mark: Mark) {
