@@ -38,7 +38,7 @@ pub mod watch;
 pub use asks::Answer;
 pub use attempt::{Attempted, Refused, Unsent, Why};
 pub use concern::Concern;
-pub use dialling::{Detour, DialStep, Dialler, Loss, Target, Way, Ways};
+pub use dialling::{DialStep, Dialler, Loss, Relay, Target, Way, Ways};
 pub use failure::Failure;
 pub use group::{GroupState, Learned};
 pub use leader_tracker::{

@@ -171,16 +171,16 @@ struct Detached {
 #[derive(Debug)]
 struct Attached {
     node: NodeId,
-    standing: Standing,
+    progress: Progress,
     /// The sync that the replica is asked for.
     asked: Option<u64>,
     /// Its answer, for when the watch is in step.
     answer: Option<Synced>,
 }
 
-/// How the watch stands at the replica.
+/// How far the watch is at the replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+enum Progress {
     /// The replica has more than it has sent, or has not said.
     Behind,
     /// Everything up to here has been sent, and each revision that follows will be as soon as it is there.
@@ -282,7 +282,7 @@ impl Upstream {
         let at_leader = if mutant!(FeedBeginsAnywhere) { reach.nearest() } else { at_leader };
         let Some((node, link)) = at_leader.or_else(elsewhere) else { return UpstreamStep::AwaitNews };
         self.state =
-            State::Attached(Attached { node, standing: Standing::Behind, asked: None, answer: None });
+            State::Attached(Attached { node, progress: Progress::Behind, asked: None, answer: None });
         let (start, linearizable) = match self.position {
             Position::Unopened { start } => (start, !mutant!(FeedBeginsAnywhere)),
             Position::At(position) if mutant!(FeedSkipsOnMove) => (position + 1, false),
@@ -335,7 +335,7 @@ impl Upstream {
             Attempted::Answer(Frame::Opened { revision, start, compact_revision, term }) => {
                 self.backoff.reset();
                 if start > revision {
-                    attached.standing = Standing::InStep { upto: revision };
+                    attached.progress = Progress::InStep { upto: revision };
                 }
                 if self.was_opened() {
                     return Heard::Nothing;
@@ -347,8 +347,8 @@ impl Upstream {
                 let Position::At(position) = self.position else {
                     return self.leave(now, "events of a watch that is not open", random);
                 };
-                attached.standing =
-                    if upto < revision { Standing::Behind } else { Standing::InStep { upto } };
+                attached.progress =
+                    if upto < revision { Progress::Behind } else { Progress::InStep { upto } };
                 self.credit = self.credit.saturating_sub_unsigned(bytes);
                 revisions.retain(|events| events.revision.0 >= position || mutant!(FeedRepeatsOnMove));
                 let position = position.max(upto.saturating_add(1));
@@ -385,7 +385,7 @@ impl Upstream {
     /// The same, where the replica said so of this watch alone, once it was in step.
     pub fn handle_own_synced(&mut self, token: u64, synced: Synced) {
         if let State::Attached(attached) = &mut self.state {
-            attached.standing = Standing::InStep { upto: synced.revision };
+            attached.progress = Progress::InStep { upto: synced.revision };
         }
         self.handle_synced(token, synced);
     }
@@ -393,10 +393,10 @@ impl Upstream {
     /// The sync that is answered, if one is by now.
     pub fn take_synced(&mut self) -> Option<FeedItem> {
         let State::Attached(attached) = &mut self.state else { return None };
-        let upto = match attached.standing {
-            Standing::InStep { upto } => upto,
-            Standing::Behind if mutant!(SyncedThoughBehind) => 0,
-            Standing::Behind => return None,
+        let upto = match attached.progress {
+            Progress::InStep { upto } => upto,
+            Progress::Behind if mutant!(SyncedThoughBehind) => 0,
+            Progress::Behind => return None,
         };
         let Synced { revision, compact_revision, term } = attached.answer.take()?;
         // One that came into step after it had asked has come further.
@@ -409,7 +409,7 @@ impl Upstream {
     /// The replica has sent everything up to `revision` to all watches in step.
     pub fn handle_watermark(&mut self, revision: i64) {
         if let (State::Attached(attached), Position::At(position)) = (&self.state, &mut self.position)
-            && (attached.standing != Standing::Behind || mutant!(WatermarkThoughBehind))
+            && (attached.progress != Progress::Behind || mutant!(WatermarkThoughBehind))
         {
             *position = (*position).max(revision.saturating_add(1));
         }

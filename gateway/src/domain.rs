@@ -71,12 +71,12 @@ pub struct DomainStatus {
     pub corrupt_alarm: bool,
 }
 
-/// A node that is reached.
+/// A node that is reached, and how far it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NodeStanding {
+pub struct NodeDistance {
     /// Which.
     pub node: NodeId,
-    /// Where it stands.
+    /// Where it is.
     pub place: Place,
     /// The smoothed round trip; none before it was measured.
     pub round_trip: Option<Duration>,
@@ -110,9 +110,9 @@ pub struct KnownGateway {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LinkCounts {
     /// With the node itself.
-    pub straight: usize,
-    /// That another node passes on, since this one is not reached otherwise.
-    pub by_detour: usize,
+    pub direct: usize,
+    /// By a relay, since the node is not reached otherwise.
+    pub relayed: usize,
     /// So many times there was none, by reason: what answers is not the node, or does not want this gateway.
     pub refused: Vec<(&'static str, u64)>,
     /// Requests that wait for an answer on them.
@@ -172,7 +172,7 @@ pub trait Domain: Send + Sync + 'static {
     fn link_certificates(&self) -> Option<tls::Status>;
 
     /// The nodes that are reached, and how far they are.
-    fn standings(&self) -> Vec<NodeStanding>;
+    fn distances(&self) -> Vec<NodeDistance>;
 
     /// Asks a group's leader for what an operator wants; `None` if there is no such group.
     fn lead(&self, wanted: Wanted) -> impl Future<Output = Option<Result<Leading, Failure>>> + Send;

@@ -297,7 +297,7 @@ impl Serving {
             members,
             metrics,
             name: own_name,
-            standing: place.clone(),
+            place: place.clone(),
             started: Instant::now(),
             status_told: StatusTold::default(),
             rates: Mutex::new(Rates::new()),

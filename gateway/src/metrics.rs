@@ -13,7 +13,7 @@ use prometheus::core::Collector;
 use prometheus::{Encoder as _, GaugeVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 use tonic::Code;
 
-use crate::domain::{DomainStatus, LinkCounts, NodeStanding};
+use crate::domain::{DomainStatus, LinkCounts, NodeDistance};
 use crate::door::methods::{Flow, METHODS};
 use crate::door::versions::{ADVERTISED_CLUSTER_VERSION, ADVERTISED_VERSION};
 use crate::journey::Journey;
@@ -75,8 +75,8 @@ pub(crate) struct Metrics {
     pub(crate) watch_streams: IntGauge,
     pub(crate) upstreams: IntGauge,
     pub(crate) histories: IntGauge,
-    straight_links: IntGauge,
-    detours: IntGauge,
+    direct_links: IntGauge,
+    relayed_links: IntGauge,
     links_refused: IntCounterVec,
     round_trips: GaugeVec,
     pub(crate) events: IntCounter,
@@ -280,10 +280,10 @@ impl Metrics {
                 "gaios_gateway_watch_histories",
                 "Feeds that read history, for watches that began in the past or fell behind.",
             ),
-            straight_links: gauge("gaios_gateway_links", "Connections to nodes, without detours."),
-            detours: gauge(
-                "gaios_gateway_detours",
-                "Connections to nodes that another node passes on, since they are not reached otherwise.",
+            direct_links: gauge("gaios_gateway_links", "Connections to nodes, without those by a relay."),
+            relayed_links: gauge(
+                "gaios_gateway_relayed_links",
+                "Connections to nodes by a relay: another node passes them on, since these are not reached otherwise.",
             ),
             links_refused: counters(
                 "gaios_gateway_links_refused_total",
@@ -403,8 +403,8 @@ impl Metrics {
 
     /// Takes in how nodes are reached.
     pub(crate) fn set_links(&self, links: LinkCounts) {
-        self.straight_links.set(links.straight as i64);
-        self.detours.set(links.by_detour as i64);
+        self.direct_links.set(links.direct as i64);
+        self.relayed_links.set(links.relayed as i64);
         self.requests_under_way.set(links.owed as i64);
         self.proposals_pending.set(links.owed as i64);
         for (reason, count) in links.refused {
@@ -414,7 +414,7 @@ impl Metrics {
     }
 
     /// Takes in how far nodes are.
-    pub(crate) fn set_nodes(&self, nodes: &[NodeStanding]) {
+    pub(crate) fn set_distances(&self, nodes: &[NodeDistance]) {
         self.round_trips.reset();
         for node in nodes {
             if let Some(round_trip) = node.round_trip {

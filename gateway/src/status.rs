@@ -184,9 +184,9 @@ pub struct NodeRates {
 #[serde(rename_all = "snake_case")]
 pub enum Reach {
     /// By a connection of its own.
-    Straight,
-    /// By another node, which passes the connection on.
-    Detour,
+    Direct,
+    /// By a relay: another node passes the connection on.
+    Relay,
     /// Not at all.
     Unreached,
 }
@@ -654,8 +654,8 @@ fn findings(nodes: &[NodeStatus], groups: &[GroupStatus]) -> Vec<Finding> {
                 if let Some(why) = &said.not_ready {
                     say(Severity::Warning, format!("node {id} is not ready: {why}"));
                 }
-                if reach == Some(Reach::Detour) {
-                    say(Severity::Warning, format!("node {id} is reached by way of another node only"));
+                if reach == Some(Reach::Relay) {
+                    say(Severity::Warning, format!("node {id} is reached by a relay only"));
                 }
                 for peer in said.peers.iter().filter(|peer| !peer.linked) {
                     say(Severity::Warning, format!("node {id} has no link with node {}", peer.node));
@@ -804,7 +804,7 @@ mod tests {
         };
         let gateways = vec![far];
         let told = wire::NodeStatus { node: id, replicas: vec![replica], gateways, ..Default::default() };
-        NodeStatus { reach: Some(Reach::Straight), ..NodeStatus::from(told) }
+        NodeStatus { reach: Some(Reach::Direct), ..NodeStatus::from(told) }
     }
 
     fn cluster(nodes: Vec<NodeStatus>) -> ClusterStatus {
@@ -864,7 +864,7 @@ mod tests {
             let NodeStatus { said, .. } = node(id, 1, 5, 10);
             let of_links = CertificateStatus::of_link(certificate, now);
             let said = said.map(|said| NodeSaid { certificates: of_links.into_iter().collect(), ..said });
-            NodeStatus { id, said, reach: Some(Reach::Straight), ..NodeStatus::default() }
+            NodeStatus { id, said, reach: Some(Reach::Direct), ..NodeStatus::default() }
         };
         let expired = wire::CertificateStatus { expires_unix: now - 1, ..of(0, "") };
         let nodes = vec![with(1, of(14, "")), with(2, of(13, "")), with(3, expired)];

@@ -76,7 +76,7 @@ fn the_status_of_a_cluster() {
     let ids: Vec<_> = status.nodes.iter().map(|node| node.id).collect();
     assert_eq!(ids, [1, 2, 3]);
     for node in &status.nodes {
-        assert_eq!(node.reach, Some(Reach::Straight));
+        assert_eq!(node.reach, Some(Reach::Direct));
         let said = node.said.as_ref().unwrap();
         assert_eq!(said.version, env!("CARGO_PKG_VERSION"));
         assert!(said.peers.len() == 2 && said.peers.iter().all(|peer| peer.linked));

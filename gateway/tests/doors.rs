@@ -330,7 +330,7 @@ async fn http_endpoints() {
         "etcd_server_has_leader 1",
         "grpc_server_handled_total",
         "process_resident_memory_bytes",
-        "gaios_gateway_detours 0",
+        "gaios_gateway_relayed_links 0",
     ];
     for name in names {
         assert!(body.contains(name), "{name} is in\n{body}");
@@ -343,7 +343,7 @@ async fn http_endpoints() {
     assert_eq!(code, 200);
     let Status::Cluster(status) = serde_json::from_str(&body).unwrap() else { panic!("{body}") };
     let nodes: Vec<_> = status.nodes.iter().map(|node| (node.id, node.reach, node.said.is_some())).collect();
-    let silent = |id| (id, Some(Reach::Straight), false);
+    let silent = |id| (id, Some(Reach::Direct), false);
     assert_eq!(nodes, [silent(1), silent(2), silent(3)], "they are older than the question");
 
     cluster.elect(0);

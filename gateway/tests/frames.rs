@@ -112,7 +112,7 @@ async fn connections_of_clients_cost_no_links() {
     let cluster = TestCluster::start(3).await;
     let gateway = cluster.gateway().await;
     let links = |cluster: &TestCluster| -> Vec<u64> {
-        (1..=3).map(|node| cluster.seen(&format!("straight {node}"))).collect()
+        (1..=3).map(|node| cluster.seen(&format!("direct {node}"))).collect()
     };
     cluster.wait_until(|cluster| links(cluster).iter().all(|links| *links > 0)).await;
     let before = links(&cluster);

@@ -58,7 +58,7 @@ async fn a_node_that_ended_is_found_where_its_name_leads_now() {
     dns.set_addresses("node.test", LONG_TTL_S, &[moved]).await;
     // The lost link is reason enough to ask again; a request is given up after seven seconds.
     put(&mut client).await.unwrap();
-    assert_eq!(cluster.seen("straight 1"), 2);
+    assert_eq!(cluster.seen("direct 1"), 2);
 }
 
 #[tokio::test]
@@ -69,13 +69,13 @@ async fn a_node_that_is_still_there_is_left_for_where_its_name_leads_now() {
     let moved = unused_ip().into();
     cluster.serve_at(1, moved).await;
     put(&mut client).await.unwrap();
-    assert_eq!(cluster.seen("straight 1"), 1, "nothing is looked for without need");
+    assert_eq!(cluster.seen("direct 1"), 1, "nothing is looked for without need");
     dns.set_addresses("node.test", 1, &[moved]).await;
-    while cluster.seen("straight 1 over") == 0 {
+    while cluster.seen("direct 1 over") == 0 {
         put(&mut client).await.unwrap();
     }
     put(&mut client).await.unwrap();
-    assert_eq!((cluster.seen("straight 1"), cluster.seen("straight 1 over")), (2, 1));
+    assert_eq!((cluster.seen("direct 1"), cluster.seen("direct 1 over")), (2, 1));
 }
 
 #[tokio::test]
@@ -85,9 +85,9 @@ async fn what_a_name_led_to_stays_in_use_while_dns_is_down() {
     dns.stop().await;
     for _ in 0..3 {
         put(&mut client).await.unwrap();
-        let links = cluster.seen("straight 1");
+        let links = cluster.seen("direct 1");
         cluster.cut_links(1);
-        cluster.wait_until(|cluster| cluster.seen("straight 1") > links).await;
+        cluster.wait_until(|cluster| cluster.seen("direct 1") > links).await;
     }
     put(&mut client).await.unwrap();
 }
@@ -101,7 +101,7 @@ async fn a_service_leads_to_all_its_nodes() {
     let targets: Vec<_> = cluster.nodes.iter().map(|node| target(node.address.port())).collect();
     dns.set_services("_gaios-replica._tcp.test", LONG_TTL_S, &targets).await;
     let _gateway = gateway(&cluster, &dns, "_gaios-replica._tcp.test".to_owned()).await;
-    let linked = |node| move |cluster: &TestCluster| cluster.seen(&format!("straight {node}")) == 1;
+    let linked = |node| move |cluster: &TestCluster| cluster.seen(&format!("direct {node}")) == 1;
     for node in 1..=3 {
         cluster.wait_until(linked(node)).await;
     }
@@ -117,7 +117,7 @@ async fn the_shard_map_adds_what_dns_does_not_know() {
     let gateway = gateway(&cluster, &dns, format!("seed.test:{}", seed.port())).await;
     put(&mut KvClient::new(connect(&gateway).await)).await.unwrap();
     for node in 1..=3 {
-        cluster.wait_until(|cluster| cluster.seen(&format!("straight {node}")) == 1).await;
+        cluster.wait_until(|cluster| cluster.seen(&format!("direct {node}")) == 1).await;
     }
 }
 

@@ -68,7 +68,7 @@ async fn reads_are_made_at_the_node_with_the_shortest_way_and_at_the_next_when_i
         .await;
     let mut client = KvClient::new(connect(&gateway).await);
     for node in NODES {
-        cluster.wait_until(|cluster| cluster.seen(&format!("straight {node}")) == 1).await;
+        cluster.wait_until(|cluster| cluster.seen(&format!("direct {node}")) == 1).await;
     }
     // Ireland.
     until_read_at(&cluster, &mut client, 3).await;
@@ -83,7 +83,7 @@ async fn reads_are_made_at_the_node_with_the_shortest_way_and_at_the_next_when_i
     until_read_at(&cluster, &mut client, 1).await;
     cluster.faults.lock().silent.clear();
     cluster.restart(3).await;
-    cluster.wait_until(|cluster| cluster.seen("straight 3") > 1).await;
+    cluster.wait_until(|cluster| cluster.seen("direct 3") > 1).await;
     until_read_at(&cluster, &mut client, 3).await;
     cluster.stop(3);
     cluster.stop(1);
@@ -100,7 +100,7 @@ async fn reads_are_made_in_ones_own_zone_then_region() {
     let gateway = cluster.gateway_with(|options| options.place = place("north", "a")).await;
     let mut client = KvClient::new(connect(&gateway).await);
     for node in NODES {
-        cluster.wait_until(|cluster| cluster.seen(&format!("straight {node}")) == 1).await;
+        cluster.wait_until(|cluster| cluster.seen(&format!("direct {node}")) == 1).await;
     }
     // The zone.
     until_read_at(&cluster, &mut client, 3).await;

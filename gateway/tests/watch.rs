@@ -439,39 +439,39 @@ async fn a_first_watch_finds_the_leader_wherever_it_is() {
 
 /// Other gateways may well reach it, so nobody else takes the lead.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_gateway_that_cannot_reach_the_leader_makes_a_detour() {
+async fn a_gateway_that_cannot_reach_the_leader_goes_by_a_relay() {
     let cluster = TestCluster::start(3).await;
     cluster.faults.lock().parted = vec![1];
     let gateway = cluster.gateway().await;
     let mut writer = Writer::new(&gateway).await;
     let mut stream = Stream::open(&gateway).await;
     stream.watch(on("a")).await;
-    assert!(cluster.seen("straight 1") == 0 && cluster.seen("detour 1") > 0);
-    let mut expected = vec![writer.put("a", "by a detour").await];
+    assert!(cluster.seen("direct 1") == 0 && cluster.seen("relay 1") > 0);
+    let mut expected = vec![writer.put("a", "by a relay").await];
 
-    // It is left for the straight way, and taken again.
+    // It is left for the direct way, and taken again.
     cluster.faults.lock().parted.clear();
-    cluster.wait_until(|cluster| cluster.seen("detour 1 over") > 0).await;
-    expected.push(writer.put("a", "straight").await);
-    assert!(cluster.seen("straight 1") > 0);
-    let detours = cluster.seen("detour 1");
+    cluster.wait_until(|cluster| cluster.seen("relay 1 over") > 0).await;
+    expected.push(writer.put("a", "direct").await);
+    assert!(cluster.seen("direct 1") > 0);
+    let relays = cluster.seen("relay 1");
     cluster.faults.lock().parted = vec![1];
     cluster.cut_links(1);
     // It may go out on the link that is about to be cut.
-    expected.push(writer.put("a", "by a detour").await);
-    cluster.wait_until(|cluster| cluster.seen("detour 1") > detours).await;
+    expected.push(writer.put("a", "by a relay").await);
+    cluster.wait_until(|cluster| cluster.seen("relay 1") > relays).await;
     assert_eq!(stream.until(expected[2]).await, expected);
 }
 
 /// Something between lets connections through, and nothing else.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_straight_way_that_carries_nothing_is_left_for_a_detour() {
+async fn a_direct_way_that_carries_nothing_is_left_for_a_relay() {
     let cluster = TestCluster::start(3).await;
     cluster.faults.lock().muted = vec![1];
     let gateway = cluster.gateway_with(|options| options.request_timeout = Duration::from_secs(20)).await;
-    let revision = Writer::new(&gateway).await.put("a", "by a detour").await;
+    let revision = Writer::new(&gateway).await.put("a", "by a relay").await;
     assert_eq!(revision, 2);
-    assert!(cluster.seen("straight 1") > 0 && cluster.seen("detour 1") > 0);
+    assert!(cluster.seen("direct 1") > 0 && cluster.seen("relay 1") > 0);
 }
 
 /// As after SIGSTOP: the links are up, nothing comes, and nothing is owed.

@@ -32,7 +32,7 @@ pub(crate) struct Metrics {
     /// Of all groups.
     pub(crate) commands: IntCounter,
     pub(crate) queries: IntCounter,
-    pub(crate) relays: IntGauge,
+    pub(crate) relayed_links: IntGauge,
     /// 1 where other machines reach the port, and nothing proves who they are.
     pub(crate) insecure: IntGauge,
     connections: IntGaugeVec,
@@ -112,10 +112,10 @@ impl Metrics {
                 "gaios_group_differing_replicas",
                 "Replicas that hold something else than the others, as this node found while it led",
             ),
-            relays: gauge(
+            relayed_links: gauge(
                 &registry,
-                "gaios_replica_relays",
-                "Connections of gateways that this node passes on to another",
+                "gaios_replica_relayed_links",
+                "Connections of gateways that this node, as a relay, passes on to another",
             ),
             insecure: gauge(
                 &registry,

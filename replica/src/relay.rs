@@ -60,12 +60,12 @@ pub(crate) async fn pass_on(shared: &Shared, mut gateway: Stream, hello: wire::H
         }
     }
     debug!(%from, gateway = name, to = to.0, "passing a gateway's connection on to a node");
-    shared.metrics.relays.inc();
+    shared.metrics.relayed_links.inc();
     let ended = tokio::select! {
         ended = carry(gateway.into_split(), node.into_split()) => ended,
         () = shared.stopped.cancelled() => Ok(()),
     };
-    shared.metrics.relays.dec();
+    shared.metrics.relayed_links.dec();
     let reason = ended.map_or_else(|error| error.to_string(), |()| "closed".to_owned());
     debug!(gateway = name, to = to.0, reason, "a connection passed on has ended");
 }
@@ -179,7 +179,7 @@ mod tests {
 
         // Requests and answers go through.
         let (mut stream, _) = link(second, 1).await;
-        assert!(started[1].shared.metrics.relays.get() > 0);
+        assert!(started[1].shared.metrics.relayed_links.get() > 0);
         let kind = Some(wire::request::Kind::Status(wire::StatusRequest::default()));
         let requests = vec![wire::Request { id: 5, kind }];
         let frame = wire::GatewayFrame { groups: vec![wire::GroupRequests { group: 1, requests }] };

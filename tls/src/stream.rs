@@ -5,7 +5,7 @@
 //! of TLS. The price: a write that would block has been encrypted already, and the next one must begin with the same
 //! bytes, as it does for everybody who keeps what was not taken.
 //!
-//! A session lies over a socket or over another session: a detour is one in the other.
+//! A session lies over a socket or over another session: by a relay it is one in the other.
 
 use std::future::poll_fn;
 use std::io::{self, BufRead as _, ErrorKind, IoSlice, Read, Write};

@@ -1,9 +1,9 @@
-//! When a link is dialled, which way, and when it is left: straight, or by a detour over another node where the network
-//! parts us from this one only.
+//! When a link is dialled, which way, and when it is left: directly, or by a relay, which is another node that passes the
+//! connection on, where the network parts us from this one only.
 //!
 //! ```text
 //!   Spare ──▶ Dialling ── welcomed ──▶ Up ── lost ──▶ Pausing ──▶ Spare
-//!     ▲           │                     │ a straight way was found
+//!     ▲           │                     │ a direct way was found
 //!     └───────────┘ reached elsewhere   └──▶ Up
 //! ```
 //! Whoever keeps the link asks [`Dialler::poll`] what to do and tells what comes of it. What it has under way and the
@@ -17,31 +17,31 @@ use backoff::Backoff;
 
 use crate::leader_tracker::NodeId;
 
-pub use ways::{Detour, Target, Way, Ways};
+pub use ways::{Relay, Target, Way, Ways};
 
 /// From dialling to the node's welcome.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A second address of a node that is reached by another one is dialled this often.
 const SPARE_FOR: Duration = Duration::from_mins(1);
-/// A node that has not welcomed us for so long is looked for by a detour, if nothing is known of the ways to it.
-const DETOUR_AFTER: Duration = Duration::from_millis(500);
-/// After a straight link that fell silent a detour has this start over the straight way.
+/// A node that has not welcomed us for so long is asked for by a relay, if nothing is known of the ways to it.
+const RELAY_AFTER: Duration = Duration::from_millis(500);
+/// After a direct link that fell silent, a relay has this start over the direct way.
 const START: Duration = Duration::from_secs(1);
-/// A node that is reached may be recovering, or stand still, and then a detour ends at the same door. After so many
+/// A node that is reached may be recovering, or stand still, and then a relay comes to the same door. After so many
 /// attempts without a welcome something in between may let connections through and nothing else.
 const UNWELCOME_MAX: u32 = 2;
-/// How long a detour that is there waits for a straight way that is nearly there.
+/// How long a link by a relay that is there waits for a direct one that is nearly there.
 const GRACE: Duration = Duration::from_millis(100);
 /// Before a lost link is dialled again, at most: a node that ends every link is not asked without end.
 const PAUSE_MAX: Duration = Duration::from_millis(20);
-/// How long a detour is kept at least before a straight way is looked for. Doubled each time that a straight link falls
+/// How long a relay is kept at least before a direct way is looked for. Doubled each time that a direct link falls
 /// silent before it has lasted, up to the maximum.
-const DETOUR_MIN: Duration = Duration::from_secs(1);
-const DETOUR_MIN_MAX: Duration = Duration::from_mins(10);
+const RELAY_MIN: Duration = Duration::from_secs(1);
+const RELAY_MIN_MAX: Duration = Duration::from_mins(10);
 const LASTING: Duration = Duration::from_mins(1);
-/// Between attempts, at first and in the end: straight, by a detour, and straight while there is a detour.
-const STRAIGHT_PAUSE: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
-const DETOUR_PAUSE: Backoff = Backoff::new(DETOUR_AFTER, Duration::from_secs(5));
+/// Between attempts, at first and in the end: direct, by a relay, and direct while a relay serves.
+const DIRECT_PAUSE: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
+const RELAY_PAUSE: Backoff = Backoff::new(RELAY_AFTER, Duration::from_secs(5));
 const BETTER_PAUSE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 
 /// See the module.
@@ -49,25 +49,25 @@ const BETTER_PAUSE: Backoff = Backoff::new(Duration::from_secs(1), Duration::fro
 pub struct Dialler {
     target: Target,
     order: Order,
-    /// How long the next detour is kept at least.
-    detour_min: Duration,
+    /// How long the next relay is kept at least.
+    relay_min: Duration,
     state: State,
 }
 
 /// Which way is tried first, by how the last link ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Order {
-    straight_after: Duration,
-    detour_after: Duration,
+    direct_after: Duration,
+    relay_after: Duration,
 }
 
 impl Order {
-    /// Nothing speaks against the straight way.
-    const STRAIGHT: Order = Order { straight_after: Duration::ZERO, detour_after: DETOUR_AFTER };
-    /// The straight way was there and carried nothing.
-    const DETOUR: Order = Order { straight_after: START, detour_after: Duration::ZERO };
-    /// A detour was lost. Another is as good.
-    const EITHER: Order = Order { straight_after: Duration::ZERO, detour_after: Duration::ZERO };
+    /// Nothing speaks against the direct way.
+    const DIRECT: Order = Order { direct_after: Duration::ZERO, relay_after: RELAY_AFTER };
+    /// The direct way was there and carried nothing.
+    const RELAY: Order = Order { direct_after: START, relay_after: Duration::ZERO };
+    /// A relay was lost. Another is as good.
+    const EITHER: Order = Order { direct_after: Duration::ZERO, relay_after: Duration::ZERO };
 }
 
 #[derive(Debug)]
@@ -88,16 +88,16 @@ struct Spare {
 #[derive(Debug)]
 struct Dialling {
     since: Instant,
-    straight: StraightWay,
-    detour: DetourWay,
+    direct: DirectWay,
+    relay: RelayWay,
 }
 
 #[derive(Debug)]
 struct Up {
     node: NodeId,
     since: Instant,
-    /// On a detour: a straight way in its place, for a detour costs a hop and another node's work.
-    better: Option<StraightWay>,
+    /// By a relay: a direct way in its place, for a relay costs a hop and another node's work.
+    better: Option<DirectWay>,
 }
 
 #[derive(Debug)]
@@ -106,15 +106,15 @@ struct Pausing {
 }
 
 #[derive(Debug)]
-struct StraightWay {
-    attempt: StraightAttempt,
+struct DirectWay {
+    attempt: DirectAttempt,
     backoff: Backoff,
     /// Connections that were not welcomed.
     unwelcome: u32,
 }
 
 #[derive(Debug)]
-enum StraightAttempt {
+enum DirectAttempt {
     Next {
         at: Instant,
     },
@@ -131,27 +131,27 @@ enum StraightAttempt {
 }
 
 #[derive(Debug)]
-struct DetourWay {
-    attempt: DetourAttempt,
+struct RelayWay {
+    attempt: RelayAttempt,
     backoff: Backoff,
 }
 
 #[derive(Debug)]
-enum DetourAttempt {
-    /// The straight way has a start.
+enum RelayAttempt {
+    /// The direct way has a start.
     First {
         at: Instant,
     },
-    /// Or when another straight link comes up than these: it may lead to this node.
+    /// Or when another direct link comes up than these: it may lead to this node.
     Next {
         at: Instant,
-        straight_ups: u64,
+        direct_ups: u64,
     },
     Connecting {
         until: Instant,
-        straight_ups: u64,
+        direct_ups: u64,
     },
-    /// It is there, and waits for the straight way.
+    /// It is there, and waits for the direct way.
     Welcomed {
         node: NodeId,
         until: Instant,
@@ -162,9 +162,9 @@ enum DetourAttempt {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DialStep {
     /// Dial the target. Tell [`Dialler::handle_connected`], and then one of the two others.
-    DialStraight,
-    /// Dial another node, which passes the connection on.
-    DialDetour(Detour),
+    DialDirect,
+    /// Dial a relay, which passes the connection on.
+    DialRelay(Relay),
     /// Give an attempt up: it took too long.
     GiveUp(Way),
     /// Use the connection that was welcomed, in place of another if there is one.
@@ -193,19 +193,19 @@ impl Dialler {
     /// Dials at once, unless the node is reached elsewhere.
     pub fn new(now: Instant, target: Target) -> Dialler {
         let state = State::Spare(Spare { until: now + SPARE_FOR });
-        Dialler { target, order: Order::STRAIGHT, detour_min: DETOUR_MIN, state }
+        Dialler { target, order: Order::DIRECT, relay_min: RELAY_MIN, state }
     }
 
     /// Whether an attempt this way is under way, or was welcomed and waits.
     pub fn is_dialling(&self, way: Way) -> bool {
-        let (straight, detour) = match &self.state {
-            State::Dialling(dialling) => (Some(&dialling.straight), Some(&dialling.detour)),
+        let (direct, relay) = match &self.state {
+            State::Dialling(dialling) => (Some(&dialling.direct), Some(&dialling.relay)),
             State::Up(up) => (up.better.as_ref(), None),
             State::Spare(_) | State::Pausing(_) => (None, None),
         };
         match way {
-            Way::Straight => straight.is_some_and(StraightWay::is_under_way),
-            Way::Detour => detour.is_some_and(DetourWay::is_under_way),
+            Way::Direct => direct.is_some_and(DirectWay::is_under_way),
+            Way::Relay => relay.is_some_and(RelayWay::is_under_way),
         }
     }
 
@@ -217,9 +217,9 @@ impl Dialler {
         is_wanted: bool,
         mut random: impl FnMut() -> u32,
     ) -> DialStep {
-        if let Some(node) = self.straight().and_then(|straight| straight.welcomed()) {
+        if let Some(node) = self.direct().and_then(|direct| direct.welcomed()) {
             self.state = State::Up(Up { node, since: now, better: None });
-            return DialStep::Use(Way::Straight);
+            return DialStep::Use(Way::Direct);
         }
         match &mut self.state {
             State::Up(up) => up.poll(now, ways, &self.target, is_wanted, random),
@@ -241,10 +241,10 @@ impl Dialler {
                     self.state = State::Spare(Spare { until: now + SPARE_FOR });
                     return DialStep::Await { until: Some(now + SPARE_FOR) };
                 }
-                if let Some(node) = dialling.detour.is_due(now, &dialling.straight) {
-                    let better = Some(StraightWay::new(now + self.detour_min, BETTER_PAUSE));
+                if let Some(node) = dialling.relay.is_due(now, &dialling.direct) {
+                    let better = Some(DirectWay::new(now + self.relay_min, BETTER_PAUSE));
                     self.state = State::Up(Up { node, since: now, better });
-                    return DialStep::Use(Way::Detour);
+                    return DialStep::Use(Way::Relay);
                 }
                 dialling.poll(now, ways, &self.target, &mut random)
             }
@@ -253,68 +253,68 @@ impl Dialler {
 
     /// The target accepted the connection.
     pub fn handle_connected(&mut self) {
-        if let Some(straight) = self.straight()
-            && let StraightAttempt::Connecting { until } = straight.attempt
+        if let Some(direct) = self.direct()
+            && let DirectAttempt::Connecting { until } = direct.attempt
         {
-            straight.attempt = StraightAttempt::Connected { until };
+            direct.attempt = DirectAttempt::Connected { until };
         }
     }
 
     /// The node has welcomed us.
     pub fn handle_welcomed(&mut self, now: Instant, way: Way, node: NodeId) {
         match (way, &mut self.state) {
-            (Way::Straight, _) => {
-                if let Some(straight) = self.straight() {
-                    straight.attempt = StraightAttempt::Welcomed { node };
+            (Way::Direct, _) => {
+                if let Some(direct) = self.direct() {
+                    direct.attempt = DirectAttempt::Welcomed { node };
                 }
             }
-            (Way::Detour, State::Dialling(Dialling { straight, detour, .. })) => {
-                let grace = if straight.is_near() { GRACE } else { Duration::ZERO };
-                detour.attempt = DetourAttempt::Welcomed { node, until: now + grace };
+            (Way::Relay, State::Dialling(Dialling { direct, relay, .. })) => {
+                let grace = if direct.is_near() { GRACE } else { Duration::ZERO };
+                relay.attempt = RelayAttempt::Welcomed { node, until: now + grace };
             }
-            (Way::Detour, State::Up(_) | State::Spare(_) | State::Pausing(_)) => {}
+            (Way::Relay, State::Up(_) | State::Spare(_) | State::Pausing(_)) => {}
         }
     }
 
     /// An attempt came to nothing.
     pub fn handle_failed(&mut self, now: Instant, way: Way, random: impl FnOnce() -> u32) {
         match (way, &mut self.state) {
-            (Way::Straight, _) => {
-                if let Some(straight) = self.straight() {
-                    straight.handle_failed(now, random());
+            (Way::Direct, _) => {
+                if let Some(direct) = self.direct() {
+                    direct.handle_failed(now, random());
                 }
             }
-            (Way::Detour, State::Dialling(dialling)) => dialling.detour.handle_failed(now, random()),
-            (Way::Detour, State::Up(_) | State::Spare(_) | State::Pausing(_)) => {}
+            (Way::Relay, State::Dialling(dialling)) => dialling.relay.handle_failed(now, random()),
+            (Way::Relay, State::Up(_) | State::Spare(_) | State::Pausing(_)) => {}
         }
     }
 
     /// The link is gone.
     pub fn handle_lost(&mut self, now: Instant, loss: Loss, random: impl FnOnce() -> u32) {
         let State::Up(up) = &self.state else { return };
-        let is_straight = up.better.is_none();
+        let is_direct = up.better.is_none();
         let lasted = now.saturating_duration_since(up.since) >= LASTING;
-        if is_straight && lasted {
-            self.detour_min = DETOUR_MIN;
+        if is_direct && lasted {
+            self.relay_min = RELAY_MIN;
         }
         self.order = match loss {
-            Loss::Silence if is_straight => {
+            Loss::Silence if is_direct => {
                 if !lasted {
-                    self.detour_min = (self.detour_min * 2).min(DETOUR_MIN_MAX);
+                    self.relay_min = (self.relay_min * 2).min(RELAY_MIN_MAX);
                 }
-                Order::DETOUR
+                Order::RELAY
             }
-            Loss::Silence | Loss::Other if !is_straight => Order::EITHER,
-            Loss::Silence | Loss::Other => Order::STRAIGHT,
+            Loss::Silence | Loss::Other if !is_direct => Order::EITHER,
+            Loss::Silence | Loss::Other => Order::DIRECT,
         };
         let until = now + Backoff::new(PAUSE_MAX, PAUSE_MAX).next(random());
         self.state = State::Pausing(Pausing { until });
     }
 
-    /// The straight way that is tried.
-    fn straight(&mut self) -> Option<&mut StraightWay> {
+    /// The direct way that is tried.
+    fn direct(&mut self) -> Option<&mut DirectWay> {
         match &mut self.state {
-            State::Dialling(dialling) => Some(&mut dialling.straight),
+            State::Dialling(dialling) => Some(&mut dialling.direct),
             State::Up(up) => up.better.as_mut(),
             State::Spare(_) | State::Pausing(_) => None,
         }
@@ -323,15 +323,15 @@ impl Dialler {
 
 impl Dialling {
     fn new(now: Instant, order: Order, ways: &Ways, target: &Target) -> Dialling {
-        // Without a detour there is nothing to leave a start to.
-        let has_detour = ways.detour(&target.address, 0).is_some();
-        let straight_at = if has_detour { now + order.straight_after } else { now };
+        // Without a relay there is nothing to leave a start to.
+        let has_relay = ways.relay(&target.address, 0).is_some();
+        let direct_at = if has_relay { now + order.direct_after } else { now };
         Dialling {
             since: now,
-            straight: StraightWay::new(straight_at, STRAIGHT_PAUSE),
-            detour: DetourWay {
-                attempt: DetourAttempt::First { at: now + order.detour_after },
-                backoff: DETOUR_PAUSE,
+            direct: DirectWay::new(direct_at, DIRECT_PAUSE),
+            relay: RelayWay {
+                attempt: RelayAttempt::First { at: now + order.relay_after },
+                backoff: RELAY_PAUSE,
             },
         }
     }
@@ -343,15 +343,15 @@ impl Dialling {
         target: &Target,
         random: &mut impl FnMut() -> u32,
     ) -> DialStep {
-        if let Some(step) = self.straight.poll(now, &mut *random) {
+        if let Some(step) = self.direct.poll(now, &mut *random) {
             return step;
         }
-        let is_near = self.straight.is_near();
-        if let Some(step) = self.detour.poll(now, ways, target, is_near, &mut *random) {
+        let is_near = self.direct.is_near();
+        if let Some(step) = self.relay.poll(now, ways, target, is_near, &mut *random) {
             return step;
         }
         let spare_at = Some(self.since + CONNECT_TIMEOUT).filter(|at| now < *at);
-        let due = [self.straight.due(), Some(self.detour.due()), spare_at];
+        let due = [self.direct.due(), Some(self.relay.due()), spare_at];
         DialStep::Await { until: due.into_iter().flatten().min() }
     }
 }
@@ -369,69 +369,69 @@ impl Up {
             return DialStep::Leave("no name leads here any more, and the node is reached elsewhere");
         }
         let Some(better) = &mut self.better else { return DialStep::Await { until: None } };
-        if ways.is_straight(self.node) {
-            return DialStep::Leave("another link reaches the node straight");
+        if ways.is_direct(self.node) {
+            return DialStep::Leave("another link reaches the node directly");
         }
         better.poll(now, random).unwrap_or(DialStep::Await { until: better.due() })
     }
 }
 
-impl StraightWay {
-    fn new(at: Instant, backoff: Backoff) -> StraightWay {
-        StraightWay { attempt: StraightAttempt::Next { at }, backoff, unwelcome: 0 }
+impl DirectWay {
+    fn new(at: Instant, backoff: Backoff) -> DirectWay {
+        DirectWay { attempt: DirectAttempt::Next { at }, backoff, unwelcome: 0 }
     }
 
     fn poll(&mut self, now: Instant, mut random: impl FnMut() -> u32) -> Option<DialStep> {
         match self.attempt {
-            StraightAttempt::Next { at } if at <= now => {
-                self.attempt = StraightAttempt::Connecting { until: now + CONNECT_TIMEOUT };
-                Some(DialStep::DialStraight)
+            DirectAttempt::Next { at } if at <= now => {
+                self.attempt = DirectAttempt::Connecting { until: now + CONNECT_TIMEOUT };
+                Some(DialStep::DialDirect)
             }
-            StraightAttempt::Connecting { until } | StraightAttempt::Connected { until } if until <= now => {
+            DirectAttempt::Connecting { until } | DirectAttempt::Connected { until } if until <= now => {
                 self.handle_failed(now, random());
-                Some(DialStep::GiveUp(Way::Straight))
+                Some(DialStep::GiveUp(Way::Direct))
             }
-            StraightAttempt::Next { .. }
-            | StraightAttempt::Connecting { .. }
-            | StraightAttempt::Connected { .. }
-            | StraightAttempt::Welcomed { .. } => None,
+            DirectAttempt::Next { .. }
+            | DirectAttempt::Connecting { .. }
+            | DirectAttempt::Connected { .. }
+            | DirectAttempt::Welcomed { .. } => None,
         }
     }
 
     /// The node, if it has welcomed us.
     fn welcomed(&self) -> Option<NodeId> {
         match self.attempt {
-            StraightAttempt::Welcomed { node } => Some(node),
-            StraightAttempt::Next { .. }
-            | StraightAttempt::Connecting { .. }
-            | StraightAttempt::Connected { .. } => None,
+            DirectAttempt::Welcomed { node } => Some(node),
+            DirectAttempt::Next { .. }
+            | DirectAttempt::Connecting { .. }
+            | DirectAttempt::Connected { .. } => None,
         }
     }
 
     fn handle_failed(&mut self, now: Instant, random: u32) {
-        self.unwelcome += u32::from(matches!(self.attempt, StraightAttempt::Connected { .. }));
-        self.attempt = StraightAttempt::Next { at: now + self.backoff.next(random) };
+        self.unwelcome += u32::from(matches!(self.attempt, DirectAttempt::Connected { .. }));
+        self.attempt = DirectAttempt::Next { at: now + self.backoff.next(random) };
     }
 
     fn is_near(&self) -> bool {
-        matches!(self.attempt, StraightAttempt::Connected { .. }) && self.unwelcome < UNWELCOME_MAX
+        matches!(self.attempt, DirectAttempt::Connected { .. }) && self.unwelcome < UNWELCOME_MAX
     }
 
     fn is_under_way(&self) -> bool {
-        !matches!(self.attempt, StraightAttempt::Next { .. })
+        !matches!(self.attempt, DirectAttempt::Next { .. })
     }
 
     /// When it is to be looked at. One that was welcomed is used before that is asked.
     fn due(&self) -> Option<Instant> {
         match self.attempt {
-            StraightAttempt::Next { at } => Some(at),
-            StraightAttempt::Connecting { until } | StraightAttempt::Connected { until } => Some(until),
-            StraightAttempt::Welcomed { .. } => None,
+            DirectAttempt::Next { at } => Some(at),
+            DirectAttempt::Connecting { until } | DirectAttempt::Connected { until } => Some(until),
+            DirectAttempt::Welcomed { .. } => None,
         }
     }
 }
 
-impl DetourWay {
+impl RelayWay {
     fn poll(
         &mut self,
         now: Instant,
@@ -440,26 +440,26 @@ impl DetourWay {
         is_near: bool,
         mut random: impl FnMut() -> u32,
     ) -> Option<DialStep> {
-        let ups = ways.straight_ups();
+        let ups = ways.direct_ups();
         match self.attempt {
-            DetourAttempt::First { at } if at <= now => self.dial(now, ways, target, is_near, random),
-            DetourAttempt::Next { straight_ups, .. } if straight_ups != ups => {
+            RelayAttempt::First { at } if at <= now => self.dial(now, ways, target, is_near, random),
+            RelayAttempt::Next { direct_ups, .. } if direct_ups != ups => {
                 self.backoff.reset();
                 self.dial(now, ways, target, is_near, random)
             }
-            DetourAttempt::Next { at, .. } if at <= now => self.dial(now, ways, target, is_near, random),
-            DetourAttempt::Connecting { until, .. } if until <= now => {
+            RelayAttempt::Next { at, .. } if at <= now => self.dial(now, ways, target, is_near, random),
+            RelayAttempt::Connecting { until, .. } if until <= now => {
                 self.handle_failed(now, random());
-                Some(DialStep::GiveUp(Way::Detour))
+                Some(DialStep::GiveUp(Way::Relay))
             }
-            DetourAttempt::First { .. }
-            | DetourAttempt::Next { .. }
-            | DetourAttempt::Connecting { .. }
-            | DetourAttempt::Welcomed { .. } => None,
+            RelayAttempt::First { .. }
+            | RelayAttempt::Next { .. }
+            | RelayAttempt::Connecting { .. }
+            | RelayAttempt::Welcomed { .. } => None,
         }
     }
 
-    /// Dials a detour if there is one and the straight way is not nearly there; else looks again later.
+    /// Dials a relay if there is one and the direct way is not nearly there; else looks again later.
     fn dial(
         &mut self,
         now: Instant,
@@ -468,49 +468,49 @@ impl DetourWay {
         is_near: bool,
         mut random: impl FnMut() -> u32,
     ) -> Option<DialStep> {
-        let straight_ups = ways.straight_ups();
-        match ways.detour(&target.address, random()).filter(|_| !is_near) {
-            Some(detour) => {
-                self.attempt = DetourAttempt::Connecting { until: now + CONNECT_TIMEOUT, straight_ups };
-                Some(DialStep::DialDetour(detour))
+        let direct_ups = ways.direct_ups();
+        match ways.relay(&target.address, random()).filter(|_| !is_near) {
+            Some(relay) => {
+                self.attempt = RelayAttempt::Connecting { until: now + CONNECT_TIMEOUT, direct_ups };
+                Some(DialStep::DialRelay(relay))
             }
             None => {
                 let at = now + self.backoff.next(random());
-                self.attempt = DetourAttempt::Next { at, straight_ups };
+                self.attempt = RelayAttempt::Next { at, direct_ups };
                 None
             }
         }
     }
 
     fn handle_failed(&mut self, now: Instant, random: u32) {
-        if let DetourAttempt::Connecting { straight_ups, .. } = self.attempt {
+        if let RelayAttempt::Connecting { direct_ups, .. } = self.attempt {
             let at = now + self.backoff.next(random);
-            self.attempt = DetourAttempt::Next { at, straight_ups };
+            self.attempt = RelayAttempt::Next { at, direct_ups };
         }
     }
 
-    /// The node that it leads to, if it is there and has waited for the straight way long enough.
-    fn is_due(&self, now: Instant, straight: &StraightWay) -> Option<NodeId> {
+    /// The node that it leads to, if it is there and has waited for the direct way long enough.
+    fn is_due(&self, now: Instant, direct: &DirectWay) -> Option<NodeId> {
         match self.attempt {
-            DetourAttempt::Welcomed { node, until } if until <= now || !straight.is_near() => Some(node),
-            DetourAttempt::First { .. }
-            | DetourAttempt::Next { .. }
-            | DetourAttempt::Connecting { .. }
-            | DetourAttempt::Welcomed { .. } => None,
+            RelayAttempt::Welcomed { node, until } if until <= now || !direct.is_near() => Some(node),
+            RelayAttempt::First { .. }
+            | RelayAttempt::Next { .. }
+            | RelayAttempt::Connecting { .. }
+            | RelayAttempt::Welcomed { .. } => None,
         }
     }
 
     fn is_under_way(&self) -> bool {
         match self.attempt {
-            DetourAttempt::Connecting { .. } | DetourAttempt::Welcomed { .. } => true,
-            DetourAttempt::First { .. } | DetourAttempt::Next { .. } => false,
+            RelayAttempt::Connecting { .. } | RelayAttempt::Welcomed { .. } => true,
+            RelayAttempt::First { .. } | RelayAttempt::Next { .. } => false,
         }
     }
 
     fn due(&self) -> Instant {
         match self.attempt {
-            DetourAttempt::First { at } | DetourAttempt::Next { at, .. } => at,
-            DetourAttempt::Connecting { until, .. } | DetourAttempt::Welcomed { until, .. } => until,
+            RelayAttempt::First { at } | RelayAttempt::Next { at, .. } => at,
+            RelayAttempt::Connecting { until, .. } | RelayAttempt::Welcomed { until, .. } => until,
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::any_instant;
 
-/// A link to node 1, and node 2, which is reached straight and may pass connections on.
+/// A link to node 1, and node 2, which is reached directly and may pass connections on.
 struct Story {
     dialler: Dialler,
     ways: Ways,
@@ -21,20 +21,20 @@ impl Story {
         Story { dialler: Dialler::new(now, target.clone()), ways, target, helper, now, is_wanted: true }
     }
 
-    /// A detour is known.
-    fn with_detour() -> Story {
+    /// A relay is known.
+    fn with_relay() -> Story {
         let mut story = Story::new();
         story.ways.learn("a:1", 1);
-        story.ways.handle_up(&story.helper, 2, Way::Straight, true);
+        story.ways.handle_up(&story.helper, 2, Way::Direct, true);
         story
     }
 
     /// Linked this way.
     fn up(way: Way) -> Story {
-        let mut story = Story::with_detour();
-        while story.step() != DialStep::DialStraight {}
-        if way == Way::Detour {
-            while !matches!(story.step(), DialStep::DialDetour(_)) {}
+        let mut story = Story::with_relay();
+        while story.step() != DialStep::DialDirect {}
+        if way == Way::Relay {
+            while !matches!(story.step(), DialStep::DialRelay(_)) {}
         }
         story.welcomed(way);
         assert_eq!(story.step(), DialStep::Use(way));
@@ -54,8 +54,8 @@ impl Story {
                     assert!(until > self.now, "it does not turn in circles");
                     self.now = until;
                 }
-                step @ (DialStep::DialStraight
-                | DialStep::DialDetour(_)
+                step @ (DialStep::DialDirect
+                | DialStep::DialRelay(_)
                 | DialStep::GiveUp(_)
                 | DialStep::Use(_)
                 | DialStep::Leave(_)
@@ -87,136 +87,136 @@ impl Story {
     }
 }
 
-fn detour() -> DialStep {
-    DialStep::DialDetour(Detour { node: 1, by: "b:1".to_owned() })
+fn relay() -> DialStep {
+    DialStep::DialRelay(Relay { to: 1, address: "b:1".to_owned() })
 }
 
 #[test]
-fn without_a_detour_the_straight_way_is_tried_ever_more_rarely() {
+fn without_a_relay_the_direct_way_is_tried_ever_more_rarely() {
     let mut story = Story::new();
     let mut pauses = Vec::new();
     for _ in 0..8 {
         let (pause, step) = story.step_after();
-        assert_eq!(step, DialStep::DialStraight);
+        assert_eq!(step, DialStep::DialDirect);
         pauses.push(pause);
-        story.failed(Way::Straight);
+        story.failed(Way::Direct);
     }
     assert_eq!(pauses, [0, 20, 40, 80, 160, 320, 640, 1000]);
-    assert_eq!(story.step(), DialStep::DialStraight);
-    assert_eq!(story.step_after(), (3000, DialStep::GiveUp(Way::Straight)), "nobody answers");
-    assert!(!story.dialler.is_dialling(Way::Straight));
-    assert_eq!(story.step(), DialStep::DialStraight);
-    story.welcomed(Way::Straight);
-    assert_eq!(story.poll(), DialStep::Use(Way::Straight));
+    assert_eq!(story.step(), DialStep::DialDirect);
+    assert_eq!(story.step_after(), (3000, DialStep::GiveUp(Way::Direct)), "nobody answers");
+    assert!(!story.dialler.is_dialling(Way::Direct));
+    assert_eq!(story.step(), DialStep::DialDirect);
+    story.welcomed(Way::Direct);
+    assert_eq!(story.poll(), DialStep::Use(Way::Direct));
     assert_eq!(story.poll(), DialStep::Await { until: None });
 }
 
 #[test]
-fn a_node_that_does_not_answer_is_reached_by_a_detour() {
-    let mut story = Story::with_detour();
-    assert_eq!(story.step_after(), (0, DialStep::DialStraight));
-    assert_eq!(story.step_after(), (500, detour()));
-    assert!(story.dialler.is_dialling(Way::Straight) && story.dialler.is_dialling(Way::Detour));
-    story.welcomed(Way::Detour);
-    assert_eq!(story.step_after(), (0, DialStep::Use(Way::Detour)));
-    assert!(!story.dialler.is_dialling(Way::Straight), "that attempt is let go");
+fn a_node_that_does_not_answer_is_reached_by_a_relay() {
+    let mut story = Story::with_relay();
+    assert_eq!(story.step_after(), (0, DialStep::DialDirect));
+    assert_eq!(story.step_after(), (500, relay()));
+    assert!(story.dialler.is_dialling(Way::Direct) && story.dialler.is_dialling(Way::Relay));
+    story.welcomed(Way::Relay);
+    assert_eq!(story.step_after(), (0, DialStep::Use(Way::Relay)));
+    assert!(!story.dialler.is_dialling(Way::Direct), "that attempt is let go");
 }
 
 #[test]
-fn a_detour_is_looked_for_as_soon_as_another_node_is_reached() {
+fn a_relay_is_looked_for_as_soon_as_another_node_is_reached() {
     let mut story = Story::new();
     story.ways.learn("a:1", 1);
-    assert_eq!(story.step(), DialStep::DialStraight);
-    story.now += DETOUR_AFTER;
+    assert_eq!(story.step(), DialStep::DialDirect);
+    story.now += RELAY_AFTER;
     assert!(matches!(story.poll(), DialStep::Await { .. }), "there is none");
-    story.ways.handle_up(&story.helper, 2, Way::Straight, true);
-    assert_eq!(story.poll(), detour());
-    story.failed(Way::Detour);
-    assert_eq!(story.step_after(), (500, detour()), "after the first pause");
-    story.failed(Way::Detour);
-    assert_eq!(story.step_after(), (1000, detour()));
+    story.ways.handle_up(&story.helper, 2, Way::Direct, true);
+    assert_eq!(story.poll(), relay());
+    story.failed(Way::Relay);
+    assert_eq!(story.step_after(), (500, relay()), "after the first pause");
+    story.failed(Way::Relay);
+    assert_eq!(story.step_after(), (1000, relay()));
 }
 
 #[test]
-fn a_straight_way_that_is_nearly_there_is_waited_for() {
-    let mut story = Story::with_detour();
+fn a_direct_way_that_is_nearly_there_is_waited_for() {
+    let mut story = Story::with_relay();
     story.step();
-    assert_eq!(story.step(), detour());
+    assert_eq!(story.step(), relay());
     story.dialler.handle_connected();
-    story.welcomed(Way::Detour);
+    story.welcomed(Way::Relay);
     assert!(matches!(story.poll(), DialStep::Await { .. }));
     story.now += GRACE / 2;
-    story.welcomed(Way::Straight);
-    assert_eq!(story.poll(), DialStep::Use(Way::Straight));
+    story.welcomed(Way::Direct);
+    assert_eq!(story.poll(), DialStep::Use(Way::Direct));
     // But not for long.
-    let mut slow = Story::with_detour();
+    let mut slow = Story::with_relay();
     slow.step();
     slow.step();
     slow.dialler.handle_connected();
-    slow.welcomed(Way::Detour);
-    assert_eq!(slow.step_after(), (100, DialStep::Use(Way::Detour)));
+    slow.welcomed(Way::Relay);
+    assert_eq!(slow.step_after(), (100, DialStep::Use(Way::Relay)));
 }
 
 #[test]
 fn a_way_that_lets_connections_through_and_nothing_else_is_not_near() {
-    let mut story = Story::with_detour();
+    let mut story = Story::with_relay();
     for _ in 0..UNWELCOME_MAX {
-        assert_eq!(story.step(), DialStep::DialStraight);
+        assert_eq!(story.step(), DialStep::DialDirect);
         story.dialler.handle_connected();
-        assert_eq!(story.step(), DialStep::GiveUp(Way::Straight), "no detour while it may be recovering");
+        assert_eq!(story.step(), DialStep::GiveUp(Way::Direct), "no relay while it may be recovering");
     }
-    assert_eq!(story.step(), DialStep::DialStraight);
+    assert_eq!(story.step(), DialStep::DialDirect);
     story.dialler.handle_connected();
-    assert_eq!(story.step(), detour());
+    assert_eq!(story.step(), relay());
 }
 
 #[test]
-fn a_detour_is_left_for_the_straight_way() {
-    let mut story = Story::up(Way::Detour);
-    assert_eq!(story.step_after(), (1000, DialStep::DialStraight));
-    story.failed(Way::Straight);
-    assert_eq!(story.step_after(), (1000, DialStep::DialStraight));
-    story.failed(Way::Straight);
-    assert_eq!(story.step_after(), (2000, DialStep::DialStraight));
-    story.welcomed(Way::Straight);
-    assert_eq!(story.poll(), DialStep::Use(Way::Straight));
+fn a_relay_is_left_for_the_direct_way() {
+    let mut story = Story::up(Way::Relay);
+    assert_eq!(story.step_after(), (1000, DialStep::DialDirect));
+    story.failed(Way::Direct);
+    assert_eq!(story.step_after(), (1000, DialStep::DialDirect));
+    story.failed(Way::Direct);
+    assert_eq!(story.step_after(), (2000, DialStep::DialDirect));
+    story.welcomed(Way::Direct);
+    assert_eq!(story.poll(), DialStep::Use(Way::Direct));
     // Another link of ours may be first.
-    let mut other = Story::up(Way::Detour);
-    other.ways.handle_up(&other.target, 1, Way::Straight, true);
-    assert_eq!(other.poll(), DialStep::Leave("another link reaches the node straight"));
+    let mut other = Story::up(Way::Relay);
+    other.ways.handle_up(&other.target, 1, Way::Direct, true);
+    assert_eq!(other.poll(), DialStep::Leave("another link reaches the node directly"));
 }
 
 #[test]
-fn after_silence_a_detour_has_a_start_and_is_kept_longer() {
-    let mut story = Story::up(Way::Straight);
+fn after_silence_a_relay_has_a_start_and_is_kept_longer() {
+    let mut story = Story::up(Way::Direct);
     for kept in [2000, 4000, 8000] {
-        story.lost(Way::Straight, Loss::Silence);
-        assert_eq!(story.step_after(), (20, detour()), "after the pause");
-        story.welcomed(Way::Detour);
-        assert_eq!(story.step(), DialStep::Use(Way::Detour));
-        assert_eq!(story.step_after(), (kept, DialStep::DialStraight));
-        story.welcomed(Way::Straight);
-        assert_eq!(story.step(), DialStep::Use(Way::Straight));
+        story.lost(Way::Direct, Loss::Silence);
+        assert_eq!(story.step_after(), (20, relay()), "after the pause");
+        story.welcomed(Way::Relay);
+        assert_eq!(story.step(), DialStep::Use(Way::Relay));
+        assert_eq!(story.step_after(), (kept, DialStep::DialDirect));
+        story.welcomed(Way::Direct);
+        assert_eq!(story.step(), DialStep::Use(Way::Direct));
     }
     // One that lasted is trusted again.
     story.now += LASTING;
-    story.lost(Way::Straight, Loss::Silence);
+    story.lost(Way::Direct, Loss::Silence);
     story.step();
-    story.welcomed(Way::Detour);
+    story.welcomed(Way::Relay);
     story.step();
-    assert_eq!(story.step_after(), (1000, DialStep::DialStraight));
+    assert_eq!(story.step_after(), (1000, DialStep::DialDirect));
 }
 
 #[test]
 fn how_a_link_ended_says_which_way_is_tried_first() {
-    let mut straight = Story::up(Way::Straight);
-    straight.lost(Way::Straight, Loss::Other);
-    assert_eq!(straight.step_after(), (20, DialStep::DialStraight));
-    assert_eq!(straight.step_after(), (500, detour()));
-    let mut by_detour = Story::up(Way::Detour);
-    by_detour.lost(Way::Detour, Loss::Silence);
-    assert_eq!(by_detour.step_after(), (20, DialStep::DialStraight));
-    assert_eq!(by_detour.step_after(), (0, detour()), "both at once");
+    let mut direct = Story::up(Way::Direct);
+    direct.lost(Way::Direct, Loss::Other);
+    assert_eq!(direct.step_after(), (20, DialStep::DialDirect));
+    assert_eq!(direct.step_after(), (500, relay()));
+    let mut relayed = Story::up(Way::Relay);
+    relayed.lost(Way::Relay, Loss::Silence);
+    assert_eq!(relayed.step_after(), (20, DialStep::DialDirect));
+    assert_eq!(relayed.step_after(), (0, relay()), "both at once");
 }
 
 #[test]
@@ -224,29 +224,29 @@ fn a_second_address_is_dialled_now_and_then() {
     let mut story = Story::new();
     let first = story.ways.target("a:2");
     story.ways.learn("a:1", 1);
-    story.ways.handle_up(&first, 1, Way::Straight, true);
-    assert_eq!(story.step_after(), (60_000, DialStep::DialStraight));
-    assert_eq!(story.step_after(), (63_000, DialStep::DialStraight), "it may have moved, but has not");
+    story.ways.handle_up(&first, 1, Way::Direct, true);
+    assert_eq!(story.step_after(), (60_000, DialStep::DialDirect));
+    assert_eq!(story.step_after(), (63_000, DialStep::DialDirect), "it may have moved, but has not");
     let mut spare = Story::new();
     spare.ways.learn("a:1", 1);
-    assert_eq!(spare.step(), DialStep::DialStraight);
-    spare.ways.handle_up(&first, 1, Way::Straight, true);
+    assert_eq!(spare.step(), DialStep::DialDirect);
+    spare.ways.handle_up(&first, 1, Way::Direct, true);
     spare.now += CONNECT_TIMEOUT;
     assert_eq!(spare.poll(), DialStep::Await { until: Some(spare.now + SPARE_FOR) });
-    assert!(!spare.dialler.is_dialling(Way::Straight), "that attempt is let go");
-    spare.ways.handle_down(&first, 1, Way::Straight);
-    assert_eq!(spare.poll(), DialStep::DialStraight, "it is needed");
+    assert!(!spare.dialler.is_dialling(Way::Direct), "that attempt is let go");
+    spare.ways.handle_down(&first, 1, Way::Direct);
+    assert_eq!(spare.poll(), DialStep::DialDirect, "it is needed");
 }
 
 #[test]
 fn an_unwanted_target_is_left_when_its_node_is_reached_elsewhere() {
-    let mut story = Story::up(Way::Straight);
+    let mut story = Story::up(Way::Direct);
     story.is_wanted = false;
     story.ways.handle_unwanted(&story.target);
     assert_eq!(story.poll(), DialStep::Await { until: None }, "there is no other yet");
     let other = story.ways.target("a:2");
-    assert!(story.ways.handle_up(&other, 1, Way::Straight, true));
+    assert!(story.ways.handle_up(&other, 1, Way::Direct, true));
     assert!(matches!(story.poll(), DialStep::Leave(_)));
-    story.lost(Way::Straight, Loss::Other);
+    story.lost(Way::Direct, Loss::Other);
     assert_eq!(story.poll(), DialStep::End);
 }

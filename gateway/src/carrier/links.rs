@@ -15,7 +15,7 @@ use gateway_core::{Attempted, NodeId};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
-use crate::domain::{LinkCounts, NodeStanding};
+use crate::domain::{LinkCounts, NodeDistance};
 use crate::link::{Identity, Link, LinkEvent, Target};
 use crate::status::Reach;
 
@@ -124,17 +124,17 @@ impl Links {
     pub(crate) fn reach(&self, node: NodeId) -> Reach {
         if self.to(node).is_none() {
             Reach::Unreached
-        } else if self.identity.ways.is_straight(node) {
-            Reach::Straight
+        } else if self.identity.ways.is_direct(node) {
+            Reach::Direct
         } else {
-            Reach::Detour
+            Reach::Relay
         }
     }
 
     pub(crate) fn count(&self) -> LinkCounts {
         let owed = self.up.load().iter().map(|(_, link)| link.owed()).sum();
-        let (straight, by_detour) = self.identity.ways.count();
-        LinkCounts { straight, by_detour, refused: self.identity.refusals.counts(), owed }
+        let (direct, relayed) = self.identity.ways.count();
+        LinkCounts { direct, relayed, refused: self.identity.refusals.counts(), owed }
     }
 
     pub(crate) fn handle_round_trip(&self, node: NodeId, sample: Duration) {
@@ -153,18 +153,18 @@ impl Links {
         self.to(node).map(|link| (node, link))
     }
 
-    /// Where the nodes stand that have been reached, and the round trips to them.
-    pub(crate) fn standings(&self) -> Vec<NodeStanding> {
+    /// Where the nodes are that are reached, and the round trips to them.
+    pub(crate) fn distances(&self) -> Vec<NodeDistance> {
         let up = self.up.load();
         let nodes = self.nodes.lock();
-        let mut standings: Vec<NodeStanding> = Vec::new();
+        let mut distances: Vec<NodeDistance> = Vec::new();
         for (node, _) in up.iter().filter(|(node, link)| link.node() == Some(*node)) {
-            if standings.iter().all(|known| known.node != node)
+            if distances.iter().all(|known| known.node != node)
                 && let Some((place, round_trip)) = nodes.get(node)
             {
-                standings.push(NodeStanding { node, place: place.clone(), round_trip });
+                distances.push(NodeDistance { node, place: place.clone(), round_trip });
             }
         }
-        standings
+        distances
     }
 }

@@ -51,7 +51,7 @@ impl Default for LinkMetrics {
         LinkMetrics {
             losses: counter(
                 "gaios_gateway_link_losses_total",
-                "Connections to nodes that ended, detours included.",
+                "Connections to nodes that ended, also those by a relay.",
             ),
             sent_bytes: counter("gaios_gateway_link_sent_bytes_total", "Bytes sent to nodes."),
             received_bytes: counter("gaios_gateway_link_received_bytes_total", "Bytes received from nodes."),

@@ -34,7 +34,7 @@ use tracing::{error, info, warn};
 
 use crate::domain::{
     Answer, Consistency, Domain, DomainStatus, Feed, FeedReader, Kept, KnownGateways, LinkCounts,
-    NodeStanding,
+    NodeDistance,
 };
 use crate::journey;
 use crate::leading::{Leading, Wanted};
@@ -439,8 +439,8 @@ impl Domain for Carrier {
         self.shared.link_tls.as_ref().map(|tls| tls.status())
     }
 
-    fn standings(&self) -> Vec<NodeStanding> {
-        self.shared.links.standings()
+    fn distances(&self) -> Vec<NodeDistance> {
+        self.shared.links.distances()
     }
 
     async fn lead(&self, wanted: Wanted) -> Option<Result<Leading, Failure>> {

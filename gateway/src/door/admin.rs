@@ -88,8 +88,8 @@ impl<D: Domain> Door<D> {
         let count = |gauge: &prometheus::IntGauge| u64::try_from(gauge.get()).ok();
         GatewayStatus {
             name: self.name.clone(),
-            region: told(&self.standing.region),
-            zone: told(&self.standing.zone),
+            region: told(&self.place.region),
+            zone: told(&self.place.zone),
             version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             uptime_seconds: Some(self.started.elapsed().as_secs_f64()),
             connections: count(&self.metrics.connections),

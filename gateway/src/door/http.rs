@@ -97,7 +97,7 @@ async fn metrics<D: Domain>(door: &Door<D>) -> Response<Body> {
         door.metrics.set_status(&status);
     }
     door.metrics.set_links(door.domain.links());
-    door.metrics.set_nodes(&door.domain.standings());
+    door.metrics.set_distances(&door.domain.distances());
     door.metrics.has_leader.set(i64::from(*door.leader_known.borrow()));
     respond(StatusCode::OK, METRICS_TYPE, door.metrics.text())
 }

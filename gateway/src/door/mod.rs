@@ -134,8 +134,8 @@ pub(crate) struct Door<D> {
     pub(crate) metrics: Metrics,
     /// The gateway's.
     pub(crate) name: String,
-    /// Where it stands.
-    pub(crate) standing: gateway_core::nearest::Place,
+    /// Where it is.
+    pub(crate) place: gateway_core::nearest::Place,
     pub(crate) started: Instant,
     pub(crate) status_told: StatusTold,
     /// Requests, events, bytes from and to clients.

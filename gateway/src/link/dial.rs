@@ -8,7 +8,7 @@ use api::gaios::link::{VERSION, VERSION_LEAST, WELCOME_BYTES_MAX, v1 as wire};
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use gateway_core::{Detour, DialStep, Dialler, Loss, NodeId, Way};
+use gateway_core::{DialStep, Dialler, Loss, NodeId, Relay, Way};
 use prost::Message as _;
 use tls::{Mutual, Role, Stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -32,7 +32,7 @@ pub(super) struct Reached {
 
 impl Reached {
     pub(super) fn way(&self) -> Way {
-        if self.by.is_none() { Way::Straight } else { Way::Detour }
+        if self.by.is_none() { Way::Direct } else { Way::Relay }
     }
 }
 
@@ -54,15 +54,15 @@ impl From<io::Error> for Unreached {
 pub(super) async fn keep(link: &Arc<Link>, identity: &Identity, events: &mpsc::UnboundedSender<LinkEvent>) {
     let mut changes = identity.ways.changes();
     let mut dialler = Dialler::new(now(), link.target.dialled.clone());
-    let mut under_way = UnderWay { identity, address: link.address(), straight: None, detour: None };
+    let mut under_way = UnderWay { identity, address: link.address(), direct: None, relay: None };
     let mut serving: Option<Serving<'_>> = None;
     loop {
         changes.mark_unchanged();
         let is_wanted = !link.target.unwanted.is_cancelled();
         let step = dialler.poll(now(), &identity.ways.lock(), is_wanted, random_u32);
         match step {
-            DialStep::DialStraight => under_way.dial_straight(),
-            DialStep::DialDetour(detour) => under_way.dial_detour(detour),
+            DialStep::DialDirect => under_way.dial_direct(),
+            DialStep::DialRelay(relay) => under_way.dial_relay(relay),
             DialStep::GiveUp(way) => under_way.give_up(way),
             DialStep::Use(way) => {
                 let Some(reached) = under_way.take(way) else {
@@ -71,7 +71,7 @@ pub(super) async fn keep(link: &Arc<Link>, identity: &Identity, events: &mpsc::U
                     continue;
                 };
                 if let Some(serving) = serving.take() {
-                    serving.leave("a straight way was found").await;
+                    serving.leave("a direct way was found").await;
                 }
                 serving = Some(Serving::start(link, reached, identity, events));
             }
@@ -107,7 +107,7 @@ pub(super) async fn keep(link: &Arc<Link>, identity: &Identity, events: &mpsc::U
                     }
                     () = identity.stop.cancelled(), if is_idle => return,
                     (way, progress) = under_way.progress() => match progress {
-                        Progress::Connected if way == Way::Straight => dialler.handle_connected(),
+                        Progress::Connected if way == Way::Direct => dialler.handle_connected(),
                         Progress::Connected => {}
                         Progress::Welcomed(node) => dialler.handle_welcomed(now(), way, node),
                         Progress::Failed => dialler.handle_failed(now(), way, random_u32),
@@ -150,8 +150,8 @@ impl<'a> Serving<'a> {
 struct UnderWay<'a> {
     identity: &'a Identity,
     address: &'a str,
-    straight: Option<Attempt<'a>>,
-    detour: Option<(Detour, Attempt<'a>)>,
+    direct: Option<Attempt<'a>>,
+    relay: Option<(Relay, Attempt<'a>)>,
 }
 
 enum Attempt<'a> {
@@ -170,35 +170,35 @@ enum Progress {
 }
 
 impl<'a> UnderWay<'a> {
-    fn dial_straight(&mut self) {
-        self.straight = Some(Attempt::Connecting(TcpStream::connect(self.address).boxed()));
+    fn dial_direct(&mut self) {
+        self.direct = Some(Attempt::Connecting(TcpStream::connect(self.address).boxed()));
     }
 
-    fn dial_detour(&mut self, detour: Detour) {
-        let by = detour.by.clone();
-        self.detour = Some((detour, Attempt::Connecting(TcpStream::connect(by).boxed())));
+    fn dial_relay(&mut self, relay: Relay) {
+        let connecting = TcpStream::connect(relay.address.clone()).boxed();
+        self.relay = Some((relay, Attempt::Connecting(connecting)));
     }
 
     fn give_up(&mut self, way: Way) {
         debug!(address = self.address, ?way, "no welcome in time");
         match way {
-            Way::Straight => self.straight = None,
-            Way::Detour => self.detour = None,
+            Way::Direct => self.direct = None,
+            Way::Relay => self.relay = None,
         }
     }
 
     /// Lets go of what the dialler does not know of any more.
     fn keep_only(&mut self, dialler: &Dialler) {
-        self.straight.take_if(|_| !dialler.is_dialling(Way::Straight));
-        self.detour.take_if(|_| !dialler.is_dialling(Way::Detour));
+        self.direct.take_if(|_| !dialler.is_dialling(Way::Direct));
+        self.relay.take_if(|_| !dialler.is_dialling(Way::Relay));
     }
 
     /// The connection that was welcomed; the others are let go.
     fn take(&mut self, way: Way) -> Option<Reached> {
-        let (straight, detour) = (self.straight.take(), self.detour.take());
+        let (direct, relay) = (self.direct.take(), self.relay.take());
         let attempt = match way {
-            Way::Straight => straight,
-            Way::Detour => detour.map(|(_, attempt)| attempt),
+            Way::Direct => direct,
+            Way::Relay => relay.map(|(_, attempt)| attempt),
         };
         match attempt {
             Some(Attempt::Welcomed(reached)) => Some(reached),
@@ -208,35 +208,35 @@ impl<'a> UnderWay<'a> {
 
     /// Safe to drop and call again.
     async fn progress(&mut self) -> (Way, Progress) {
-        let UnderWay { identity, address, straight, detour } = self;
-        let straight = async {
-            match straight {
+        let UnderWay { identity, address, direct, relay } = self;
+        let direct = async {
+            match direct {
                 Some(attempt) => attempt.progress(identity, None).await,
                 None => std::future::pending().await,
             }
         };
-        let by_detour = async {
-            match detour {
-                Some((detour, attempt)) => {
-                    attempt.progress(identity, Some(detour)).await.map_err(|why| (detour.clone(), why))
+        let relayed = async {
+            match relay {
+                Some((relay, attempt)) => {
+                    attempt.progress(identity, Some(relay)).await.map_err(|why| (relay.clone(), why))
                 }
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
-            progress = straight => (Way::Straight, progress.unwrap_or_else(|why| {
+            progress = direct => (Way::Direct, progress.unwrap_or_else(|why| {
                 match why {
                     Unreached::Io(error) => debug!(address, %error, "no link to the node"),
                     Unreached::Refused(refusal) => identity.refusals.note(address, &refusal),
                 }
                 Progress::Failed
             })),
-            progress = by_detour => (Way::Detour, progress.unwrap_or_else(|(Detour { node, by }, why)| {
+            progress = relayed => (Way::Relay, progress.unwrap_or_else(|(Relay { to, address: by }, why)| {
                 match why {
-                    Unreached::Io(error) => debug!(address, node, by, %error, "no detour to the node"),
+                    Unreached::Io(error) => debug!(address, to, by, %error, "the relay does not lead to the node"),
                     // That the other one cannot reach it either is what is to be expected.
                     Unreached::Refused(Refusal::ByNode(reason)) => {
-                        debug!(address, node, by, reason, "no detour to the node");
+                        debug!(address, to, by, reason, "the relay does not lead to the node");
                     }
                     Unreached::Refused(refusal) => identity.refusals.note(&by, &refusal),
                 }
@@ -250,12 +250,12 @@ impl<'a> Attempt<'a> {
     async fn progress(
         &mut self,
         identity: &'a Identity,
-        detour: Option<&Detour>,
+        relay: Option<&Relay>,
     ) -> Result<Progress, Unreached> {
         match self {
             Attempt::Connecting(connecting) => {
                 let socket = connecting.await?;
-                *self = Attempt::Greeting(reach(socket, identity, detour.cloned()).boxed());
+                *self = Attempt::Greeting(reach(socket, identity, relay.cloned()).boxed());
                 Ok(Progress::Connected)
             }
             Attempt::Greeting(greeting) => {
@@ -270,8 +270,8 @@ impl<'a> Attempt<'a> {
 }
 
 /// Greets the node at the other end, or the one that it passes the connection on to.
-async fn reach(socket: TcpStream, identity: &Identity, detour: Option<Detour>) -> Result<Reached, Unreached> {
-    let (to, by) = detour.map(|Detour { node, by }| (node, by)).unzip();
+async fn reach(socket: TcpStream, identity: &Identity, relay: Option<Relay>) -> Result<Reached, Unreached> {
+    let (to, by) = relay.map(|Relay { to, address }| (to, address)).unzip();
     let (stream, welcome) = be_welcomed(socket, identity, to).await?;
     Ok(Reached { stream, welcome, by })
 }
@@ -301,7 +301,7 @@ async fn be_welcomed(
     Ok((stream, welcome_of(welcome, Some(node))?))
 }
 
-/// As a detour does; the node that has welcomed us, or why none has.
+/// By a relay; the node that has welcomed us, or why none has.
 #[cfg(test)]
 pub(super) async fn connect_by(by: &str, identity: &Identity, to: NodeId) -> Result<NodeId, String> {
     let socket = TcpStream::connect(by).await.map_err(|error| error.to_string())?;
@@ -309,7 +309,7 @@ pub(super) async fn connect_by(by: &str, identity: &Identity, to: NodeId) -> Res
     welcomed.map(|(_, welcome)| welcome.node_id).map_err(|why| format!("{why:?}"))
 }
 
-/// A straight connection.
+/// A direct connection.
 #[cfg(test)]
 pub(super) async fn connect(address: &str, identity: &Identity) -> Reached {
     let socket = TcpStream::connect(address).await.expect("the test listens");

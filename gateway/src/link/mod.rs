@@ -300,7 +300,7 @@ impl Link {
         }
         match &by {
             Some(by) => {
-                warn!(address, node, by, "linked by a detour: the node cannot be reached straight")
+                warn!(address, node, by, "linked by a relay: the node is not reached directly")
             }
             None => info!(address, node, "linked"),
         }

@@ -80,7 +80,7 @@ async fn answer_all(listener: TcpListener) {
 /// What is asked when a connection takes the place of another goes over one of the two: nobody waits for an answer that
 /// nobody was asked for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_request_is_forgotten_when_a_detour_is_left() {
+async fn no_request_is_forgotten_when_a_relay_is_left() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let answering = tokio::spawn(answer_all(listener));
@@ -89,8 +89,8 @@ async fn no_request_is_forgotten_when_a_detour_is_left() {
         let (events, _listening) = mpsc::unbounded_channel();
         let target = identity.ways.target(address.clone());
         let link = Arc::new(Link::new(target, &identity));
-        let straight = dial::connect(&address, &identity).await;
-        let detour = Reached { by: Some(String::new()), ..dial::connect(&address, &identity).await };
+        let direct = dial::connect(&address, &identity).await;
+        let relayed = Reached { by: Some(String::new()), ..dial::connect(&address, &identity).await };
         let enough = CancellationToken::new();
         let mut callers = JoinSet::new();
         for _ in 0..300 {
@@ -112,15 +112,15 @@ async fn no_request_is_forgotten_when_a_detour_is_left() {
                 let (leave, left) = oneshot::channel();
                 let leaving = async {
                     tokio::time::sleep(Duration::from_millis(10)).await;
-                    leave.send("a straight way was found").unwrap();
+                    leave.send("a direct way was found").unwrap();
                 };
-                tokio::join!(link.serve(detour, left, &identity, &events), leaving);
+                tokio::join!(link.serve(relayed, left, &identity, &events), leaving);
                 let (_leave, left) = oneshot::channel();
-                link.serve(straight, left, &identity, &events).await
+                link.serve(direct, left, &identity, &events).await
             }
         });
         let mut changes = identity.ways.changes();
-        while !identity.ways.is_straight(1) {
+        while !identity.ways.is_direct(1) {
             timeout(PATIENCE, changes.changed()).await.unwrap().unwrap();
         }
         enough.cancel();

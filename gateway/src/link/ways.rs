@@ -73,17 +73,17 @@ impl SharedWays {
         self.changes.subscribe()
     }
 
-    /// Whether a straight link to the target is up, or its node is reached straight by another address.
+    /// Whether a direct link to the target is up, or its node is reached directly by another address.
     pub(crate) fn is_reached(&self, target: &Target) -> bool {
         self.lock().is_reached(&target.dialled)
     }
 
-    /// Whether a node is reached straight, by whatever address.
-    pub(crate) fn is_straight(&self, node: NodeId) -> bool {
-        self.lock().is_straight(node)
+    /// Whether a node is reached directly, by whatever address.
+    pub(crate) fn is_direct(&self, node: NodeId) -> bool {
+        self.lock().is_direct(node)
     }
 
-    /// Links that are up, straight and by a detour.
+    /// Links that are up, direct and by a relay.
     pub(crate) fn count(&self) -> (usize, usize) {
         self.lock().count()
     }

@@ -58,9 +58,9 @@ pub(crate) struct Faults {
     pub(crate) cut_off: Vec<u32>,
     /// They do not run: nothing is passed on to them.
     stopped: Vec<u32>,
-    /// Gateways reach these nodes by a detour only. Cut their links, too.
+    /// Gateways reach these nodes by a relay only. Cut their links, too.
     pub(crate) parted: Vec<u32>,
-    /// Straight links to these nodes carry nothing but the welcome.
+    /// Direct links to these nodes carry nothing but the welcome.
     pub(crate) muted: Vec<u32>,
     /// So many writes are refused as too many.
     pub(crate) overloaded: u32,
@@ -434,8 +434,8 @@ impl Serving {
         let Some(Ok(hello)) = frames.next().await else { return };
         let hello = wire::Hello::decode(hello.freeze()).unwrap();
         // Whom the connection is passed on to serves it.
-        let detour = ![0, self.node].contains(&hello.to);
-        if detour {
+        let is_relay = ![0, self.node].contains(&hello.to);
+        if is_relay {
             if self.faults.lock().stopped.contains(&hello.to) {
                 return;
             }
@@ -443,7 +443,7 @@ impl Serving {
         } else if self.faults.lock().parted.contains(&self.node) {
             return;
         }
-        let _seen = SeenLink::new(&self.core, if detour { "detour" } else { "straight" }, self.node);
+        let _seen = SeenLink::new(&self.core, if is_relay { "relay" } else { "direct" }, self.node);
         let refused = hello.cluster_id != 0 && hello.cluster_id != CLUSTER;
         let (shard_map, place) = {
             let faults = self.faults.lock();
@@ -469,7 +469,7 @@ impl Serving {
         if write.write_all(&framed(&welcome)).await.is_err() || refused {
             return;
         }
-        if !detour && self.faults.lock().muted.contains(&self.node) {
+        if !is_relay && self.faults.lock().muted.contains(&self.node) {
             while frames.next().await.is_some() {}
             return;
         }

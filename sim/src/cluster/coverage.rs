@@ -52,9 +52,9 @@ marks! {
     /// A gateway reached a node.
     GatewayLinked,
     /// A gateway dialled a node over another.
-    DetourDialled,
+    RelayDialled,
     /// A gateway reached a node over another.
-    DetourUsed,
+    RelayUsed,
     /// A gateway gave a node up that said nothing.
     NodeSilent,
     /// A gateway took back what it had asked of a leader that fell silent, since there was another.

@@ -333,10 +333,13 @@ pub(super) const DASHBOARDS: &[Dashboard] = &[
                     lines(
                         "Links",
                         Unit::Count,
-                        "Connections to nodes, and detours over other nodes.",
+                        "Connections to nodes, direct and by a relay.",
                         &[
-                            ("gaios_gateway_links{instance=~\"$gateway\"}", "{{instance}} straight"),
-                            ("gaios_gateway_detours{instance=~\"$gateway\"}", "{{instance}} by detour"),
+                            ("gaios_gateway_links{instance=~\"$gateway\"}", "{{instance}} direct"),
+                            (
+                                "gaios_gateway_relayed_links{instance=~\"$gateway\"}",
+                                "{{instance}} by a relay",
+                            ),
                         ],
                     ),
                     lines(

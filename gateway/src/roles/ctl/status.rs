@@ -159,8 +159,8 @@ fn node_row(node: &NodeStatus) -> Vec<String> {
         of(|said| place(said.region.as_deref(), said.zone.as_deref())),
         node.address.clone().unwrap_or_default(),
         match node.reach {
-            Some(Reach::Straight) => "yes".to_owned(),
-            Some(Reach::Detour) => "by detour".to_owned(),
+            Some(Reach::Direct) => "yes".to_owned(),
+            Some(Reach::Relay) => "by a relay".to_owned(),
             Some(Reach::Unreached) => "no".to_owned(),
             None => String::new(),
         },
@@ -282,12 +282,7 @@ mod tests {
             10,
             GatewayStatus { name: "g".to_owned(), connections: Some(3), ..GatewayStatus::default() },
             std::time::SystemTime::UNIX_EPOCH,
-            vec![NodeStatus {
-                id: 1,
-                reach: Some(Reach::Straight),
-                said: Some(said),
-                ..NodeStatus::default()
-            }],
+            vec![NodeStatus { id: 1, reach: Some(Reach::Direct), said: Some(said), ..NodeStatus::default() }],
             &std::collections::BTreeMap::from([(1, vec![1, 2])]),
         );
         cluster.groups[0].replicas = vec![replica(1, Some(Role::Leader)), replica(2, None)];

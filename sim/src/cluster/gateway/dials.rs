@@ -18,8 +18,8 @@ pub(super) struct Dial {
     dialler: Dialler,
     target: Target,
     node: NodeId,
-    straight: Option<Try>,
-    detour: Option<Try>,
+    direct: Option<Try>,
+    relay: Option<Try>,
     /// The connection in use, and the way it goes.
     up: Option<(u64, Way)>,
     due: Option<Instant>,
@@ -39,8 +39,8 @@ impl Dial {
             dialler: Dialler::new(now, target.clone()),
             target,
             node,
-            straight: None,
-            detour: None,
+            direct: None,
+            relay: None,
             up: None,
             due: None,
         }
@@ -52,17 +52,17 @@ impl Dial {
 
     fn attempt(&mut self, way: Way) -> &mut Option<Try> {
         match way {
-            Way::Straight => &mut self.straight,
-            Way::Detour => &mut self.detour,
+            Way::Direct => &mut self.direct,
+            Way::Relay => &mut self.relay,
         }
     }
 
     /// The way of the attempt that a connection is.
     fn way_of(&self, connection: u64) -> Option<Way> {
         let is_it = |attempt: &Option<Try>| attempt.as_ref().is_some_and(|it| it.connection == connection);
-        match (is_it(&self.straight), is_it(&self.detour)) {
-            (true, _) => Some(Way::Straight),
-            (false, true) => Some(Way::Detour),
+        match (is_it(&self.direct), is_it(&self.relay)) {
+            (true, _) => Some(Way::Direct),
+            (false, true) => Some(Way::Relay),
             (false, false) => None,
         }
     }
@@ -77,7 +77,7 @@ impl Gateway {
 
     pub(super) fn handle_connected(&mut self, connection: u64) {
         self.has_news_of_ways = true;
-        if let Some((dial, Way::Straight)) = self.dial_of(connection) {
+        if let Some((dial, Way::Direct)) = self.dial_of(connection) {
             self.dials[dial].dialler.handle_connected();
         }
     }
@@ -121,16 +121,16 @@ impl Gateway {
             let step = dial.dialler.poll(now, &self.ways, true, || rng.next() as u32);
             let node = index(consensus_core::NodeId(dial.node));
             match step {
-                DialStep::DialStraight => {
+                DialStep::DialDirect => {
                     let connection = env.dial(self.index, self.life, node, None);
-                    dial.straight = Some(Try { connection, welcomed: None });
+                    dial.direct = Some(Try { connection, welcomed: None });
                 }
-                DialStep::DialDetour(detour) => {
-                    let by = self.dials.iter().find(|dial| dial.target.address == detour.by);
+                DialStep::DialRelay(relay) => {
+                    let by = self.dials.iter().find(|dial| dial.target.address == relay.address);
                     let by = by.map(|by| index(consensus_core::NodeId(by.node)));
-                    env.mark(Mark::DetourDialled);
+                    env.mark(Mark::RelayDialled);
                     let connection = env.dial(self.index, self.life, node, by);
-                    self.dials[number].detour = Some(Try { connection, welcomed: None });
+                    self.dials[number].relay = Some(Try { connection, welcomed: None });
                 }
                 DialStep::GiveUp(way) => self.let_go(env, number, way),
                 DialStep::Use(way) => self.use_connection(env, number, way),
@@ -142,7 +142,7 @@ impl Gateway {
                 }
                 DialStep::Await { until } => {
                     dial.due = until;
-                    for way in [Way::Straight, Way::Detour] {
+                    for way in [Way::Direct, Way::Relay] {
                         if !self.dials[number].dialler.is_dialling(way) {
                             self.let_go(env, number, way);
                         }
@@ -165,7 +165,7 @@ impl Gateway {
         let Some(Try { connection, welcomed: Some(maps) }) = self.dials[number].attempt(way).take() else {
             return env.fail("links", "what was welcomed waits to be used".to_owned());
         };
-        for way in [Way::Straight, Way::Detour] {
+        for way in [Way::Direct, Way::Relay] {
             self.let_go(env, number, way);
         }
         if let Some((before, way)) = self.dials[number].up.take() {
@@ -177,7 +177,7 @@ impl Gateway {
         if !self.ways.handle_up(&dial.target, dial.node, way, true) {
             return env.fail("links", "a node has one address here".to_owned());
         }
-        env.mark(if way == Way::Detour { Mark::DetourUsed } else { Mark::GatewayLinked });
+        env.mark(if way == Way::Relay { Mark::RelayUsed } else { Mark::GatewayLinked });
         dial.up = Some((connection, way));
         let node = dial.node;
         let mut end = LinkEnd::default();
