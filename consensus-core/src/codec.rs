@@ -13,7 +13,8 @@ use crate::message::{
     Vouched,
 };
 use crate::{
-    Ballot, Config, Epoch, Kind, Lead, LivenessMessage, Message, Mono, NodeId, NodeSet, Slot, Value, Vote,
+    Ballot, Config, Epoch, Kind, LivenessMessage, Message, Mono, NodeId, NodeSet, Slot, Value, Vote,
+    VoteBallot,
 };
 
 /// First byte of every message, label and value.
@@ -168,26 +169,26 @@ macro_rules! wire_enum {
 wire_newtype! { NodeId Slot Mono }
 
 wire_struct! {
-    Lead { round, node }
+    Ballot { round, node }
     Epoch { incarnation, count }
-    Ballot { lead, kind }
-    Vote { ballot, value }
-    PreVote { lead, commit, config_epoch }
-    PreVoteReply { lead, granted, promised, commit, leader }
-    Prepare { lead, from, config_epoch }
-    Promise { lead, votes, commit, max_voted, faulty_from, part, parts }
-    Nack { lead, promised, config_epoch, leader }
-    Accept { lead, commit, entries }
-    Accepted { lead, upto, commit, max_voted, grants }
-    Commit { lead, commit }
-    Fortify { lead, config_epoch, epoch }
-    Fortified { lead, config_epoch, epoch, max_voted }
-    ReadIndex { lead, round }
-    ReadIndexReply { lead, round }
+    VoteBallot { ballot, kind }
+    Vote { vote_ballot, value }
+    PreVote { ballot, commit, config_epoch }
+    PreVoteReply { ballot, granted, promised, commit, leader }
+    Prepare { ballot, from, config_epoch }
+    Promise { ballot, votes, commit, max_voted, faulty_from, part, parts }
+    Nack { ballot, promised, config_epoch, leader }
+    Accept { ballot, commit, entries }
+    Accepted { ballot, upto, commit, max_voted, grants }
+    Commit { ballot, commit }
+    Fortify { ballot, config_epoch, epoch }
+    Fortified { ballot, config_epoch, epoch, max_voted }
+    ReadIndex { ballot, round }
+    ReadIndexReply { ballot, round }
     Fetch { from, upto }
     Chosen { commit, entries }
-    Handoff { lead }
-    Resigned { lead }
+    Handoff { ballot }
+    Resigned { ballot }
     Recall { incarnation, question }
     Recalled { incarnation, question, promised, proposed }
     Vouched { incarnation }
@@ -469,7 +470,7 @@ pub(crate) fn encode_label(label: &RecordLabel, out: &mut Vec<u8>) {
     label.flag.put(out);
     label.faulty_from.put(out);
     label.slot.put(out);
-    label.ballot.put(out);
+    label.vote_ballot.put(out);
     label.commit.put(out);
 }
 
@@ -495,7 +496,7 @@ pub(crate) fn decode_label(label: &[u8]) -> Result<RecordLabel> {
         flag: Wire::take(&mut bytes)?,
         faulty_from: Wire::take(&mut bytes)?,
         slot: Wire::take(&mut bytes)?,
-        ballot: Wire::take(&mut bytes)?,
+        vote_ballot: Wire::take(&mut bytes)?,
         commit: Wire::take(&mut bytes)?,
     };
     if bytes.has_remaining() { Err(DecodeError::TrailingBytes) } else { Ok(label) }
@@ -518,13 +519,15 @@ mod tests {
         prop_oneof![1u64..100, any::<u64>()].prop_map(Slot)
     }
 
-    fn lead() -> impl Strategy<Value = Lead> {
-        (any::<u64>(), node()).prop_map(|(round, node)| Lead { round, node })
+    fn ballot() -> impl Strategy<Value = Ballot> {
+        (any::<u64>(), node()).prop_map(|(round, node)| Ballot { round, node })
     }
 
-    fn ballot() -> impl Strategy<Value = Ballot> {
-        (lead(), any::<bool>())
-            .prop_map(|(lead, fast)| Ballot { lead, kind: if fast { Kind::Fast } else { Kind::Classic } })
+    fn vote_ballot() -> impl Strategy<Value = VoteBallot> {
+        (ballot(), any::<bool>()).prop_map(|(ballot, fast)| VoteBallot {
+            ballot,
+            kind: if fast { Kind::Fast } else { Kind::Classic },
+        })
     }
 
     fn epoch() -> impl Strategy<Value = Epoch> {
@@ -556,7 +559,8 @@ mod tests {
     }
 
     fn votes() -> impl Strategy<Value = Vec<(Slot, Vote)>> {
-        let vote = (ballot(), prop::option::of(value())).prop_map(|(ballot, value)| Vote { ballot, value });
+        let vote = (vote_ballot(), prop::option::of(value()))
+            .prop_map(|(vote_ballot, value)| Vote { vote_ballot, value });
         prop::collection::btree_map(any::<u64>().prop_map(Slot), vote, 0..4)
             .prop_map(|votes| votes.into_iter().collect())
     }
@@ -566,54 +570,56 @@ mod tests {
     }
 
     fn message() -> impl Strategy<Value = Message> {
-        let leader = || prop::option::of(lead());
+        let leader = || prop::option::of(ballot());
         prop_oneof![
-            (lead(), slot(), any::<u64>()).prop_map(|(lead, commit, config_epoch)| Message::PreVote(
-                PreVote { lead, commit, config_epoch }
+            (ballot(), slot(), any::<u64>()).prop_map(|(ballot, commit, config_epoch)| Message::PreVote(
+                PreVote { ballot, commit, config_epoch }
             )),
-            (lead(), any::<bool>(), lead(), slot(), leader()).prop_map(
-                |(lead, granted, promised, commit, leader)| {
-                    Message::PreVoteReply(PreVoteReply { lead, granted, promised, commit, leader })
+            (ballot(), any::<bool>(), ballot(), slot(), leader()).prop_map(
+                |(ballot, granted, promised, commit, leader)| {
+                    Message::PreVoteReply(PreVoteReply { ballot, granted, promised, commit, leader })
                 }
             ),
-            (lead(), slot(), any::<u64>()).prop_map(|(lead, from, config_epoch)| Message::Prepare(Prepare {
-                lead,
-                from,
-                config_epoch
-            })),
-            (lead(), votes(), slot(), slot(), prop::option::of(slot()), any::<u32>(), any::<u32>()).prop_map(
-                |(lead, votes, commit, max_voted, faulty_from, part, parts)| {
-                    Message::Promise(Promise { lead, votes, commit, max_voted, faulty_from, part, parts })
+            (ballot(), slot(), any::<u64>()).prop_map(|(ballot, from, config_epoch)| Message::Prepare(
+                Prepare { ballot, from, config_epoch }
+            )),
+            (ballot(), votes(), slot(), slot(), prop::option::of(slot()), any::<u32>(), any::<u32>())
+                .prop_map(|(ballot, votes, commit, max_voted, faulty_from, part, parts)| {
+                    Message::Promise(Promise { ballot, votes, commit, max_voted, faulty_from, part, parts })
+                }),
+            (ballot(), ballot(), any::<u64>(), leader()).prop_map(
+                |(ballot, promised, config_epoch, leader)| {
+                    Message::Nack(Nack { ballot, promised, config_epoch, leader })
                 }
             ),
-            (lead(), lead(), any::<u64>(), leader()).prop_map(|(lead, promised, config_epoch, leader)| {
-                Message::Nack(Nack { lead, promised, config_epoch, leader })
-            }),
-            (lead(), slot(), entries()).prop_map(|(lead, commit, entries)| Message::Accept(Accept {
-                lead,
+            (ballot(), slot(), entries()).prop_map(|(ballot, commit, entries)| Message::Accept(Accept {
+                ballot,
                 commit,
                 entries
             })),
-            (lead(), slot(), slot(), slot(), nodes()).prop_map(|(lead, upto, commit, max_voted, grants)| {
-                Message::Accepted(Accepted { lead, upto, commit, max_voted, grants })
-            }),
-            (lead(), slot()).prop_map(|(lead, commit)| Message::Commit(Commit { lead, commit })),
-            (leader(), any::<u64>(), epoch()).prop_map(|(lead, config_epoch, epoch)| Message::Fortify(
-                Fortify { lead, config_epoch, epoch }
+            (ballot(), slot(), slot(), slot(), nodes()).prop_map(
+                |(ballot, upto, commit, max_voted, grants)| {
+                    Message::Accepted(Accepted { ballot, upto, commit, max_voted, grants })
+                }
+            ),
+            (ballot(), slot()).prop_map(|(ballot, commit)| Message::Commit(Commit { ballot, commit })),
+            (leader(), any::<u64>(), epoch()).prop_map(|(ballot, config_epoch, epoch)| Message::Fortify(
+                Fortify { ballot, config_epoch, epoch }
             )),
-            (leader(), any::<u64>(), epoch(), slot()).prop_map(|(lead, config_epoch, epoch, max_voted)| {
-                Message::Fortified(Fortified { lead, config_epoch, epoch, max_voted })
+            (leader(), any::<u64>(), epoch(), slot()).prop_map(|(ballot, config_epoch, epoch, max_voted)| {
+                Message::Fortified(Fortified { ballot, config_epoch, epoch, max_voted })
             }),
-            (lead(), any::<u64>()).prop_map(|(lead, round)| Message::ReadIndex(ReadIndex { lead, round })),
-            (lead(), any::<u64>())
-                .prop_map(|(lead, round)| Message::ReadIndexReply(ReadIndexReply { lead, round })),
+            (ballot(), any::<u64>())
+                .prop_map(|(ballot, round)| Message::ReadIndex(ReadIndex { ballot, round })),
+            (ballot(), any::<u64>())
+                .prop_map(|(ballot, round)| Message::ReadIndexReply(ReadIndexReply { ballot, round })),
             (slot(), slot()).prop_map(|(from, upto)| Message::Fetch(Fetch { from, upto })),
             (slot(), entries()).prop_map(|(commit, entries)| Message::Chosen(Chosen { commit, entries })),
-            lead().prop_map(|lead| Message::Handoff(Handoff { lead })),
-            lead().prop_map(|lead| Message::Resigned(Resigned { lead })),
+            ballot().prop_map(|ballot| Message::Handoff(Handoff { ballot })),
+            ballot().prop_map(|ballot| Message::Resigned(Resigned { ballot })),
             any::<[u64; 2]>()
                 .prop_map(|[incarnation, question]| Message::Recall(Recall { incarnation, question })),
-            (any::<[u64; 2]>(), prop::option::of(lead()), prop::option::of(slot())).prop_map(
+            (any::<[u64; 2]>(), prop::option::of(ballot()), prop::option::of(slot())).prop_map(
                 |([incarnation, question], promised, proposed)| {
                     Message::Recalled(Recalled { incarnation, question, promised, proposed })
                 }
@@ -647,12 +653,13 @@ mod tests {
 
     fn record() -> impl Strategy<Value = Record> {
         prop_oneof![
-            lead().prop_map(|lead| Record::Promised { lead }),
-            (slot(), ballot(), slot(), prop::option::of(value()))
-                .prop_map(|(slot, ballot, commit, value)| Record::Vote { slot, ballot, commit, value }),
-            (slot(), ballot(), slot()).prop_map(|(slot, ballot, commit)| Record::Revote {
+            ballot().prop_map(|ballot| Record::Promised { ballot }),
+            (slot(), vote_ballot(), slot(), prop::option::of(value())).prop_map(
+                |(slot, vote_ballot, commit, value)| Record::Vote { slot, vote_ballot, commit, value }
+            ),
+            (slot(), vote_ballot(), slot()).prop_map(|(slot, vote_ballot, commit)| Record::Revote {
                 slot,
-                ballot,
+                vote_ballot,
                 commit
             }),
             (slot(), slot(), value()).prop_map(|(slot, commit, value)| Record::Chosen {
@@ -660,13 +667,13 @@ mod tests {
                 commit,
                 value
             }),
-            (slot(), lead(), prop::option::of(slot()), any::<bool>(), config()).prop_map(
+            (slot(), ballot(), prop::option::of(slot()), any::<bool>(), config()).prop_map(
                 |(slot, promised, faulty_from, promise_lost, config)| {
                     Record::Base { slot, promised, faulty_from, promise_lost, config }
                 }
             ),
             (slot(), any::<bool>()).prop_map(|(from, promise_lost)| Record::Faulty { from, promise_lost }),
-            (lead(), prop::option::of(slot()))
+            (ballot(), prop::option::of(slot()))
                 .prop_map(|(promised, relied_upto)| Record::Healed { promised, relied_upto }),
         ]
     }
@@ -743,7 +750,7 @@ mod tests {
         let config = Arc::new(Config::majority([NodeId(1)]));
         let base = Record::Base {
             slot: Slot(5),
-            promised: Lead::default(),
+            promised: Ballot::default(),
             faulty_from: None,
             promise_lost: false,
             config,
@@ -764,9 +771,9 @@ mod tests {
     /// The form on the wire is fixed: a change needs a new version.
     #[test]
     fn the_form_on_the_wire_is_fixed() {
-        let lead = Lead { round: 7, node: NodeId(2) };
+        let ballot = Ballot { round: 7, node: NodeId(2) };
         let value = Value::Batch(vec![Bytes::from_static(b"ab"), Bytes::from_static(b"c")].into());
-        let accept = Accept { lead, commit: Slot(3), entries: [(Slot(4), value)].into_iter().collect() };
+        let accept = Accept { ballot, commit: Slot(3), entries: [(Slot(4), value)].into_iter().collect() };
         let expected = [
             &[1u8, 6][..],
             &7u64.to_le_bytes(),

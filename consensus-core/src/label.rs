@@ -1,6 +1,6 @@
 //! What stands in the label of a record, which survives where its payload is damaged.
 
-use crate::{Ballot, Slot};
+use crate::{Slot, VoteBallot};
 
 /// No label is longer, in bytes.
 pub(crate) const LABEL_BYTES_MAX: usize = 48;
@@ -27,7 +27,7 @@ pub struct RecordLabel {
     /// The slot of a vote or chosen value or base, `relied_upto` of a `Healed`; 0 for the others.
     pub slot: Slot,
     /// The ballot of a vote, the promise of a `Promised`, `Base` or `Healed`; zero for the others.
-    pub ballot: Ballot,
+    pub vote_ballot: VoteBallot,
     pub(crate) commit: Slot,
     pub(crate) faulty_from: Option<Slot>,
     pub(crate) flag: bool,

@@ -35,4 +35,4 @@ pub use mutant::Mutant;
 pub use newcomer::{Newcomer, NodeStatus, Place};
 pub use options::{Options, Timing};
 pub use record::{Durable, Holdings, Record};
-pub use types::{Ballot, Epoch, GroupId, Kind, Lead, Mono, NodeId, PersistSeq, Slot, Tag, Value, Vote};
+pub use types::{Ballot, Epoch, GroupId, Kind, Mono, NodeId, PersistSeq, Slot, Tag, Value, Vote, VoteBallot};

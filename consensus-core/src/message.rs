@@ -29,7 +29,7 @@
 
 use smallvec::SmallVec;
 
-use crate::{Epoch, Lead, Mono, NodeId, NodeSet, Slot, Value, Vote};
+use crate::{Ballot, Epoch, Mono, NodeId, NodeSet, Slot, Value, Vote};
 
 /// Values by slot, ascending. One fits without an allocation.
 pub type Entries = SmallVec<[(Slot, Value); 1]>;
@@ -62,8 +62,8 @@ pub enum Message {
 /// Would-be leader → voters, before it disturbs anybody with a higher ballot.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PreVote {
-    /// The leadership it would run for.
-    pub lead: Lead,
+    /// The ballot it would run with.
+    pub ballot: Ballot,
     /// How far it knows the log to be committed.
     pub commit: Slot,
     /// The epoch of the configuration it runs under.
@@ -74,22 +74,22 @@ pub struct PreVote {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PreVoteReply {
     /// Echoed.
-    pub lead: Lead,
+    pub ballot: Ballot,
     /// No live leader that reaches a quorum is known here, and the asker is not far behind.
     pub granted: bool,
     /// The highest promise given here.
-    pub promised: Lead,
+    pub promised: Ballot,
     /// How far the voter knows the log to be committed.
     pub commit: Slot,
     /// Whom the voter follows.
-    pub leader: Option<Lead>,
+    pub leader: Option<Ballot>,
 }
 
 /// Candidate → voters: phase 1a, for every slot from `from` on. Leaves after its own promise is durable.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Prepare {
-    /// The leadership it runs for.
-    pub lead: Lead,
+    /// The ballot it runs with.
+    pub ballot: Ballot,
     /// The first slot it does not know to be committed.
     pub from: Slot,
     /// The epoch of the configuration it runs under.
@@ -100,7 +100,7 @@ pub struct Prepare {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Promise {
     /// Echoed.
-    pub lead: Lead,
+    pub ballot: Ballot,
     /// Votes for slots from the candidate's `from` on, ascending. Those at slots up to `commit` are committed
     /// values, and are left out when they are many.
     pub votes: Vec<(Slot, Vote)>,
@@ -116,25 +116,25 @@ pub struct Promise {
     pub parts: u32,
 }
 
-/// Voter → candidate or leader: it promised a higher leadership.
+/// Voter → candidate or leader: it promised a higher ballot.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Nack {
-    /// The leadership refused.
-    pub lead: Lead,
+    /// The ballot refused.
+    pub ballot: Ballot,
     /// The highest promise given here.
-    pub promised: Lead,
+    pub promised: Ballot,
     /// The epoch of the configuration known here.
     pub config_epoch: u64,
     /// Whom the voter follows.
-    pub leader: Option<Lead>,
+    pub leader: Option<Ballot>,
 }
 
 /// Leader → members: phase 2a. Waits for nothing, the leader's own disk included. Without entries it asks for a
 /// fresh [`Accepted`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Accept {
-    /// Whose leadership.
-    pub lead: Lead,
+    /// The leader's.
+    pub ballot: Ballot,
     /// Every slot up to here is committed. Entries at such slots are committed values, not proposals.
     pub commit: Slot,
     /// What to vote for, ascending by slot.
@@ -145,8 +145,8 @@ pub struct Accept {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Accepted {
     /// Echoed.
-    pub lead: Lead,
-    /// Every slot up to here is known to be committed, or has a vote at exactly this leadership.
+    pub ballot: Ballot,
+    /// Every slot up to here is known to be committed, or has a vote at exactly this ballot.
     pub upto: Slot,
     /// Every slot up to here is known to be committed.
     pub commit: Slot,
@@ -159,8 +159,8 @@ pub struct Accepted {
 /// Leader → members, when it has nothing else to tell the commit index with.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Commit {
-    /// Whose leadership.
-    pub lead: Lead,
+    /// The leader's.
+    pub ballot: Ballot,
     /// Every slot up to here is committed.
     pub commit: Slot,
 }
@@ -168,8 +168,8 @@ pub struct Commit {
 /// Leader → voters, once per epoch of support: name me in your votes while you support me.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Fortify {
-    /// Whose leadership; `None` from a holder that does not lead.
-    pub lead: Option<Lead>,
+    /// The leader's; `None` from a holder that does not lead.
+    pub ballot: Option<Ballot>,
     /// The epoch of the configuration the lease is for.
     pub config_epoch: u64,
     /// The stretch of support the lease lives under.
@@ -180,7 +180,7 @@ pub struct Fortify {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Fortified {
     /// Echoed.
-    pub lead: Option<Lead>,
+    pub ballot: Option<Ballot>,
     /// Echoed.
     pub config_epoch: u64,
     /// Echoed.
@@ -192,9 +192,9 @@ pub struct Fortified {
 /// Leader → voters: a round of read-index, for all reads that wait.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ReadIndex {
-    /// Whose leadership.
-    pub lead: Lead,
-    /// Numbers the rounds of this leadership.
+    /// The leader's.
+    pub ballot: Ballot,
+    /// Numbers the rounds at this ballot.
     pub round: u64,
 }
 
@@ -202,7 +202,7 @@ pub struct ReadIndex {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ReadIndexReply {
     /// Echoed.
-    pub lead: Lead,
+    pub ballot: Ballot,
     /// Echoed.
     pub round: u64,
 }
@@ -228,15 +228,15 @@ pub struct Chosen {
 /// Leader → the member it hands leadership to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Handoff {
-    /// The leadership that ends.
-    pub lead: Lead,
+    /// The ballot whose leadership ends.
+    pub ballot: Ballot,
 }
 
 /// Former leader → members: it stepped down on its own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Resigned {
-    /// The leadership that ended.
-    pub lead: Lead,
+    /// The ballot whose leadership ended.
+    pub ballot: Ballot,
 }
 
 /// Member whose disk may have forgotten a vote or a promise → members. See [`crate::Durable::lost`].
@@ -256,7 +256,7 @@ pub struct Recalled {
     /// Echoed.
     pub question: u64,
     /// The highest promise given here; `None` from one that may have forgotten it, too.
-    pub promised: Option<Lead>,
+    pub promised: Option<Ballot>,
     /// When the answerer leads at `promised`: the last slot it has proposed at.
     pub proposed: Option<Slot>,
 }
@@ -316,59 +316,61 @@ impl Message {
     /// Whether the numbers are such that arithmetic on them is safe. What they claim is for the engine to judge.
     pub(crate) fn is_plausible(&self) -> bool {
         let slot = |slot: Slot| slot.0 < SLOT_MAX;
-        let lead = |lead: Lead| lead.round < ROUND_MAX;
+        let ballot = |ballot: Ballot| ballot.round < ROUND_MAX;
         let entries = |entries: &Entries| entries.iter().all(|(at, _)| at.0 > 0 && slot(*at));
         match self {
-            Message::PreVote(m) => lead(m.lead) && slot(m.commit),
+            Message::PreVote(m) => ballot(m.ballot) && slot(m.commit),
             Message::PreVoteReply(m) => {
-                lead(m.lead) && lead(m.promised) && slot(m.commit) && m.leader.is_none_or(lead)
+                ballot(m.ballot) && ballot(m.promised) && slot(m.commit) && m.leader.is_none_or(ballot)
             }
-            Message::Prepare(m) => lead(m.lead) && m.from.0 > 0 && slot(m.from),
+            Message::Prepare(m) => ballot(m.ballot) && m.from.0 > 0 && slot(m.from),
             Message::Promise(m) => {
-                lead(m.lead)
+                ballot(m.ballot)
                     && slot(m.commit)
                     && slot(m.max_voted)
-                    && m.votes.iter().all(|(at, vote)| at.0 > 0 && slot(*at) && lead(vote.ballot.lead))
+                    && m.votes
+                        .iter()
+                        .all(|(at, vote)| at.0 > 0 && slot(*at) && ballot(vote.vote_ballot.ballot))
             }
-            Message::Nack(m) => lead(m.lead) && lead(m.promised) && m.leader.is_none_or(lead),
-            Message::Accept(m) => lead(m.lead) && slot(m.commit) && entries(&m.entries),
-            Message::Accepted(m) => lead(m.lead) && slot(m.upto) && slot(m.commit) && slot(m.max_voted),
-            Message::Commit(m) => lead(m.lead) && slot(m.commit),
-            Message::Fortify(m) => m.lead.is_none_or(lead),
-            Message::Fortified(m) => m.lead.is_none_or(lead) && slot(m.max_voted),
-            Message::ReadIndex(m) => lead(m.lead),
-            Message::ReadIndexReply(m) => lead(m.lead),
+            Message::Nack(m) => ballot(m.ballot) && ballot(m.promised) && m.leader.is_none_or(ballot),
+            Message::Accept(m) => ballot(m.ballot) && slot(m.commit) && entries(&m.entries),
+            Message::Accepted(m) => ballot(m.ballot) && slot(m.upto) && slot(m.commit) && slot(m.max_voted),
+            Message::Commit(m) => ballot(m.ballot) && slot(m.commit),
+            Message::Fortify(m) => m.ballot.is_none_or(ballot),
+            Message::Fortified(m) => m.ballot.is_none_or(ballot) && slot(m.max_voted),
+            Message::ReadIndex(m) => ballot(m.ballot),
+            Message::ReadIndexReply(m) => ballot(m.ballot),
             Message::Fetch(m) => m.from.0 > 0 && slot(m.from) && slot(m.upto),
             Message::Chosen(m) => slot(m.commit) && entries(&m.entries),
-            Message::Handoff(m) => lead(m.lead),
-            Message::Resigned(m) => lead(m.lead),
+            Message::Handoff(m) => ballot(m.ballot),
+            Message::Resigned(m) => ballot(m.ballot),
             Message::Recall(_) | Message::Vouched(_) => true,
-            Message::Recalled(m) => m.promised.is_none_or(lead) && m.proposed.is_none_or(slot),
+            Message::Recalled(m) => m.promised.is_none_or(ballot) && m.proposed.is_none_or(slot),
         }
     }
 
     /// The highest round that the message speaks of as its own, or as promised.
     pub(crate) fn highest_round(&self) -> Option<u64> {
-        let (lead, others) = match self {
-            Message::PreVote(m) => (Some(m.lead), [None; 2]),
-            Message::PreVoteReply(m) => (Some(m.lead), [Some(m.promised), m.leader]),
-            Message::Prepare(m) => (Some(m.lead), [None; 2]),
-            Message::Promise(m) => (Some(m.lead), [None; 2]),
-            Message::Nack(m) => (Some(m.lead), [Some(m.promised), m.leader]),
-            Message::Accept(m) => (Some(m.lead), [None; 2]),
-            Message::Accepted(m) => (Some(m.lead), [None; 2]),
-            Message::Commit(m) => (Some(m.lead), [None; 2]),
-            Message::Fortify(m) => (m.lead, [None; 2]),
-            Message::Fortified(m) => (m.lead, [None; 2]),
-            Message::ReadIndex(m) => (Some(m.lead), [None; 2]),
-            Message::ReadIndexReply(m) => (Some(m.lead), [None; 2]),
+        let (ballot, others) = match self {
+            Message::PreVote(m) => (Some(m.ballot), [None; 2]),
+            Message::PreVoteReply(m) => (Some(m.ballot), [Some(m.promised), m.leader]),
+            Message::Prepare(m) => (Some(m.ballot), [None; 2]),
+            Message::Promise(m) => (Some(m.ballot), [None; 2]),
+            Message::Nack(m) => (Some(m.ballot), [Some(m.promised), m.leader]),
+            Message::Accept(m) => (Some(m.ballot), [None; 2]),
+            Message::Accepted(m) => (Some(m.ballot), [None; 2]),
+            Message::Commit(m) => (Some(m.ballot), [None; 2]),
+            Message::Fortify(m) => (m.ballot, [None; 2]),
+            Message::Fortified(m) => (m.ballot, [None; 2]),
+            Message::ReadIndex(m) => (Some(m.ballot), [None; 2]),
+            Message::ReadIndexReply(m) => (Some(m.ballot), [None; 2]),
             Message::Fetch(_) | Message::Chosen(_) | Message::Recall(_) | Message::Vouched(_) => {
                 (None, [None; 2])
             }
-            Message::Handoff(m) => (Some(m.lead), [None; 2]),
-            Message::Resigned(m) => (Some(m.lead), [None; 2]),
+            Message::Handoff(m) => (Some(m.ballot), [None; 2]),
+            Message::Resigned(m) => (Some(m.ballot), [None; 2]),
             Message::Recalled(m) => (m.promised, [None; 2]),
         };
-        lead.into_iter().chain(others.into_iter().flatten()).map(|lead| lead.round).max()
+        ballot.into_iter().chain(others.into_iter().flatten()).map(|ballot| ballot.round).max()
     }
 }

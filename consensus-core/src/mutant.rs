@@ -37,7 +37,7 @@ pub enum Mutant {
     SelectLowest,
     /// A new leader adopts nothing: every slot gets a no-op.
     SelectFree,
-    /// An acceptor votes for leaderships below its promise.
+    /// An acceptor votes for ballots below its promise.
     PromiseUnchecked,
     /// `upto` skips slots without a vote.
     UptoSkipsHoles,

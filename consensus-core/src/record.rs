@@ -4,7 +4,7 @@
 //!
 //! | leaves | durable first |
 //! | --- | --- |
-//! | [`Prepare`](crate::message::Prepare) | [`Record::Promised`] of the same leadership, so that none is used twice |
+//! | [`Prepare`](crate::message::Prepare) | [`Record::Promised`] of the same ballot, so that none is used twice |
 //! | [`Promise`](crate::message::Promise) | [`Record::Promised`], and every vote it reports |
 //! | [`Accept`](crate::message::Accept) | nothing: the leader sends while its own disk writes; its own vote counts when durable |
 //! | [`Accepted`](crate::message::Accepted) | every [`Record::Vote`], [`Record::Revote`] and [`Record::Chosen`] up to `upto` |
@@ -22,36 +22,36 @@ use bytes::Bytes;
 use crate::codec::{self, DecodeError};
 use crate::label::{LABEL_BYTES_MAX, RecordKind, RecordLabel};
 use crate::message::ROUND_MAX;
-use crate::{Ballot, Config, Lead, Slot, Value};
+use crate::{Ballot, Config, Slot, Value, VoteBallot};
 
 /// One write to the journal. Recovery replays them in the order in which they were written.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Record {
-    /// Never again to act for a lower leadership.
+    /// Never again to act for a lower ballot.
     Promised {
-        /// The leadership promised.
-        lead: Lead,
+        /// The ballot promised.
+        ballot: Ballot,
     },
-    /// A vote, and with it the promise of its leadership.
+    /// A vote, and with it the promise of its ballot.
     Vote {
         /// Where.
         slot: Slot,
-        /// In which ballot.
-        ballot: Ballot,
+        /// At which ballot.
+        vote_ballot: VoteBallot,
         /// How far the log was known to be committed at the time; no sync of its own is spent on that.
         commit: Slot,
         /// For what; `None` once the disk has lost it.
         value: Option<Value>,
     },
-    /// A vote, and with it the promise of its leadership, for the value of the slot's previous vote, which the journal
+    /// A vote, and with it the promise of its ballot, for the value of the slot's previous vote, which the journal
     /// keeps for as long as this. A new leader makes its voters vote again for what they hold; were the value written
     /// again, a crash that tears it would hide the older copy, and the last of them may be the only one of a value that
     /// was acknowledged.
     Revote {
         /// Where.
         slot: Slot,
-        /// In which ballot.
-        ballot: Ballot,
+        /// At which ballot.
+        vote_ballot: VoteBallot,
         /// How far the log was known to be committed at the time.
         commit: Slot,
     },
@@ -70,7 +70,7 @@ pub enum Record {
         /// The snapshot's slot; 0 for the birth of the group.
         slot: Slot,
         /// The promise at the time.
-        promised: Lead,
+        promised: Ballot,
         /// The faulty range at the time, see [`Durable::lost`].
         faulty_from: Option<Slot>,
         /// Whether the promise might have been forgotten, see [`Durable::lost`].
@@ -88,13 +88,13 @@ pub enum Record {
     /// The operator has declared that what this node holds is what there is ([`Durable::survive`]).
     Survived {
         /// The promise from here on, also if it is lower than before.
-        promised: Lead,
+        promised: Ballot,
     },
     /// All that may have been forgotten is made up for, up to `promised`. Repeated after a [`Record::Base`] below
     /// `relied_upto`.
     Healed {
         /// The promise that is certain from here on.
-        promised: Lead,
+        promised: Ballot,
         /// Votes are certain too: committed values up to here stand in for those that were forgotten. `None` when only
         /// the promise is certain.
         relied_upto: Option<Slot>,
@@ -139,15 +139,15 @@ impl Record {
         let label = Record::decode_label(label)?;
         let mut payload = payload;
         let record = match label.kind {
-            RecordKind::Promised => Record::Promised { lead: label.ballot.lead },
+            RecordKind::Promised => Record::Promised { ballot: label.vote_ballot.ballot },
             RecordKind::Vote => Record::Vote {
                 slot: label.slot,
-                ballot: label.ballot,
+                vote_ballot: label.vote_ballot,
                 commit: label.commit,
                 value: if label.flag { Some(codec::decode_value(&mut payload)?) } else { None },
             },
             RecordKind::Revote => {
-                Record::Revote { slot: label.slot, ballot: label.ballot, commit: label.commit }
+                Record::Revote { slot: label.slot, vote_ballot: label.vote_ballot, commit: label.commit }
             }
             RecordKind::Chosen => Record::Chosen {
                 slot: label.slot,
@@ -156,7 +156,7 @@ impl Record {
             },
             RecordKind::Base => Record::Base {
                 slot: label.slot,
-                promised: label.ballot.lead,
+                promised: label.vote_ballot.ballot,
                 faulty_from: label.faulty_from,
                 promise_lost: label.flag,
                 config: Arc::new(codec::decode_base(&mut payload)?),
@@ -165,10 +165,11 @@ impl Record {
                 Some(from) => Record::Faulty { from, promise_lost: label.flag },
                 None => return Err(DecodeError::Invalid("faulty without a slot")),
             },
-            RecordKind::Healed => {
-                Record::Healed { promised: label.ballot.lead, relied_upto: label.flag.then_some(label.slot) }
-            }
-            RecordKind::Survived => Record::Survived { promised: label.ballot.lead },
+            RecordKind::Healed => Record::Healed {
+                promised: label.vote_ballot.ballot,
+                relied_upto: label.flag.then_some(label.slot),
+            },
+            RecordKind::Survived => Record::Survived { promised: label.vote_ballot.ballot },
         };
         if !payload.is_empty() {
             return Err(DecodeError::TrailingBytes);
@@ -185,25 +186,25 @@ impl Record {
         let empty = RecordLabel {
             kind: RecordKind::Promised,
             slot: Slot(0),
-            ballot: Ballot::default(),
+            vote_ballot: VoteBallot::default(),
             commit: Slot(0),
             faulty_from: None,
             flag: false,
         };
         match self {
-            Record::Promised { lead } => RecordLabel { ballot: Ballot::classic(*lead), ..empty },
-            Record::Vote { slot, ballot, commit, value } => RecordLabel {
+            Record::Promised { ballot } => RecordLabel { vote_ballot: VoteBallot::classic(*ballot), ..empty },
+            Record::Vote { slot, vote_ballot, commit, value } => RecordLabel {
                 kind: RecordKind::Vote,
                 slot: *slot,
-                ballot: *ballot,
+                vote_ballot: *vote_ballot,
                 commit: *commit,
                 flag: value.is_some(),
                 ..empty
             },
-            Record::Revote { slot, ballot, commit } => RecordLabel {
+            Record::Revote { slot, vote_ballot, commit } => RecordLabel {
                 kind: RecordKind::Revote,
                 slot: *slot,
-                ballot: *ballot,
+                vote_ballot: *vote_ballot,
                 commit: *commit,
                 ..empty
             },
@@ -213,7 +214,7 @@ impl Record {
             Record::Base { slot, promised, faulty_from, promise_lost, config: _ } => RecordLabel {
                 kind: RecordKind::Base,
                 slot: *slot,
-                ballot: Ballot::classic(*promised),
+                vote_ballot: VoteBallot::classic(*promised),
                 faulty_from: *faulty_from,
                 flag: *promise_lost,
                 ..empty
@@ -227,13 +228,15 @@ impl Record {
             Record::Healed { promised, relied_upto } => RecordLabel {
                 kind: RecordKind::Healed,
                 slot: relied_upto.unwrap_or_default(),
-                ballot: Ballot::classic(*promised),
+                vote_ballot: VoteBallot::classic(*promised),
                 flag: relied_upto.is_some(),
                 ..empty
             },
-            Record::Survived { promised } => {
-                RecordLabel { kind: RecordKind::Survived, ballot: Ballot::classic(*promised), ..empty }
-            }
+            Record::Survived { promised } => RecordLabel {
+                kind: RecordKind::Survived,
+                vote_ballot: VoteBallot::classic(*promised),
+                ..empty
+            },
         }
     }
 }
@@ -250,10 +253,10 @@ pub struct Holdings {
     pub whole_upto: Slot,
     /// The last slot with a vote or a committed value.
     pub last: Slot,
-    /// The highest leadership it has voted at above its snapshot.
-    pub ballot: Lead,
-    /// The highest leadership it has promised.
-    pub promised: Lead,
+    /// The highest ballot it has voted at above its snapshot.
+    pub ballot: Ballot,
+    /// The highest ballot it has promised.
+    pub promised: Ballot,
     /// Slots whose value the disk has lost.
     pub lost_values: u64,
     /// Votes from here on may have been forgotten.
@@ -265,8 +268,8 @@ pub struct Holdings {
 /// A slot as the journal remembers it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct DurableEntry {
-    /// The ballot of the vote; zero for none.
-    pub(crate) ballot: Ballot,
+    /// What the vote was cast at; zero for none.
+    pub(crate) vote_ballot: VoteBallot,
     /// What the vote is for; `None` without a vote, or when the disk has lost it.
     pub(crate) value: Option<Value>,
     /// What was learned as committed, whatever the vote says.
@@ -285,7 +288,7 @@ pub(crate) struct DurableEntry {
 /// matters: a whole record after the gap shows that the promises before it cannot have been higher than its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Durable {
-    pub(crate) promised: Lead,
+    pub(crate) promised: Ballot,
     pub(crate) entries: BTreeMap<Slot, DurableEntry>,
     pub(crate) commit: Slot,
     pub(crate) base: Slot,
@@ -320,13 +323,13 @@ impl Durable {
     pub fn replay(&mut self, record: Record) {
         self.newborn = false;
         match record {
-            Record::Promised { lead } => self.promise(lead),
-            Record::Vote { slot, ballot, commit, value } => {
+            Record::Promised { ballot } => self.promise(ballot),
+            Record::Vote { slot, vote_ballot, commit, value } => {
                 if value.is_some() {
-                    self.promise(ballot.lead);
+                    self.promise(vote_ballot.ballot);
                 } else {
                     // What is left of an old vote, written again: it bounds no promise before it.
-                    self.promised = self.promised.max(ballot.lead);
+                    self.promised = self.promised.max(vote_ballot.ballot);
                 }
                 self.commit = self.commit.max(commit);
                 if slot > self.base {
@@ -334,10 +337,10 @@ impl Durable {
                     // A slot known to be committed is voted on again only after damage, perhaps for a leader who is
                     // behind, and whose value is not the committed one.
                     entry.trusted = value.is_some() && slot > self.commit;
-                    (entry.ballot, entry.value) = (ballot, value);
+                    (entry.vote_ballot, entry.value) = (vote_ballot, value);
                 }
             }
-            Record::Revote { slot, ballot, commit } => self.revote(slot, ballot, commit),
+            Record::Revote { slot, vote_ballot, commit } => self.revote(slot, vote_ballot, commit),
             Record::Chosen { slot, commit, value } => {
                 self.commit = self.commit.max(commit);
                 if slot > self.base {
@@ -375,19 +378,19 @@ impl Durable {
         match label.kind {
             RecordKind::Vote | RecordKind::Chosen => {
                 self.commit = self.commit.max(label.commit);
-                self.payload_lost(label.slot, label.ballot);
+                self.payload_lost(label.slot, label.vote_ballot);
             }
-            RecordKind::Revote => self.revote(label.slot, label.ballot, label.commit),
+            RecordKind::Revote => self.revote(label.slot, label.vote_ballot, label.commit),
             RecordKind::Base => {
                 // The configuration is also in the snapshot itself, which must be there: what the journal held of the
                 // slots below may be gone.
                 self.presupposed = self.presupposed.max(label.slot);
-                self.promise(label.ballot.lead);
+                self.promise(label.vote_ballot.ballot);
                 self.faulty_from = earlier(label.faulty_from, self.lost_from);
                 self.promise_lost = label.flag;
             }
-            RecordKind::Promised | RecordKind::Healed => self.promise(label.ballot.lead),
-            RecordKind::Survived => self.promised = label.ballot.lead,
+            RecordKind::Promised | RecordKind::Healed => self.promise(label.vote_ballot.ballot),
+            RecordKind::Survived => self.promised = label.vote_ballot.ballot,
             RecordKind::Faulty => {
                 if let Some(from) = label.faulty_from {
                     self.mark_faulty(from);
@@ -398,12 +401,12 @@ impl Durable {
     }
 
     /// What the previous vote was for is certain only if no later one can have been lost.
-    fn revote(&mut self, slot: Slot, ballot: Ballot, commit: Slot) {
-        self.promise(ballot.lead);
+    fn revote(&mut self, slot: Slot, vote_ballot: VoteBallot, commit: Slot) {
+        self.promise(vote_ballot.ballot);
         self.commit = self.commit.max(commit);
         if slot > self.base {
             let entry = self.entries.entry(slot).or_default();
-            entry.ballot = ballot;
+            entry.vote_ballot = vote_ballot;
             if !entry.trusted {
                 entry.value = None;
             }
@@ -413,9 +416,9 @@ impl Durable {
 
     /// A vote whose value the disk has lost. It still counts as a vote; the value has to come from elsewhere.
     /// The zero ballot stands for a [`Record::Chosen`].
-    pub fn payload_lost(&mut self, slot: Slot, ballot: Ballot) {
+    pub fn payload_lost(&mut self, slot: Slot, vote_ballot: VoteBallot) {
         self.newborn = false;
-        if ballot == Ballot::default() {
+        if vote_ballot == VoteBallot::default() {
             // That the slot is committed is no use without the value; an earlier vote stays a vote, but is not
             // known to be for the committed value.
             if slot > self.base {
@@ -425,10 +428,10 @@ impl Durable {
             }
             return;
         }
-        self.promise(ballot.lead);
+        self.promise(vote_ballot.ballot);
         if slot > self.base {
             let entry = self.entries.entry(slot).or_default();
-            *entry = DurableEntry { ballot, value: None, trusted: false, ..std::mem::take(entry) };
+            *entry = DurableEntry { vote_ballot, value: None, trusted: false, ..std::mem::take(entry) };
         }
     }
 
@@ -474,7 +477,8 @@ impl Durable {
     pub fn survive(&mut self) {
         self.survivor = true;
         if self.promised.round >= ROUND_DOUBTFUL {
-            self.promised = self.entries.values().map(|entry| entry.ballot.lead).max().unwrap_or_default();
+            self.promised =
+                self.entries.values().map(|entry| entry.vote_ballot.ballot).max().unwrap_or_default();
         }
     }
 
@@ -496,7 +500,7 @@ impl Durable {
             committed: self.commit.max(self.base),
             whole_upto,
             last,
-            ballot: self.entries.values().map(|entry| entry.ballot.lead).max().unwrap_or_default(),
+            ballot: self.entries.values().map(|entry| entry.vote_ballot.ballot).max().unwrap_or_default(),
             promised: self.promised,
             lost_values: lost as u64,
             faulty_from: self.faulty_from,
@@ -529,8 +533,8 @@ impl Durable {
     }
 
     /// Promises only grow, so a promise that is known bounds every one before it.
-    fn promise(&mut self, lead: Lead) {
-        self.promised = self.promised.max(lead);
+    fn promise(&mut self, ballot: Ballot) {
+        self.promised = self.promised.max(ballot);
         self.promise_lost = false;
     }
 

@@ -63,16 +63,16 @@ pub struct Epoch {
     pub count: u64,
 }
 
-/// A leadership: owned by the node that runs for it, never reused after a restart.
+/// Names a leadership, as a term does in Raft: owned by the node that runs with it, never reused after a restart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Lead {
+pub struct Ballot {
     /// Grows with every attempt to lead; etcd clients see it as `raft_term`.
     pub round: u64,
-    /// Who leads; breaks ties.
+    /// Who leads with it; breaks ties.
     pub node: NodeId,
 }
 
-/// The two rounds a leadership owns (Lamport, Fast Paxos): `(b, Fast) < (b, Classic)`.
+/// How values are proposed. A ballot owns one round of each kind (Lamport, Fast Paxos): `(b, Fast) < (b, Classic)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Kind {
     /// Proposers send to the acceptors directly.
@@ -82,20 +82,20 @@ pub enum Kind {
     Classic = 1,
 }
 
-/// What a vote was cast in.
+/// What votes are cast at: a round of Fast Paxos, whose number is a ballot and a kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Ballot {
-    /// Whose leadership.
-    pub lead: Lead,
-    /// Which of its two rounds.
+pub struct VoteBallot {
+    /// Whose round.
+    pub ballot: Ballot,
+    /// Which of the ballot's two.
     pub kind: Kind,
 }
 
-impl Ballot {
-    /// The round of `lead` in which only the leader proposes.
+impl VoteBallot {
+    /// Where only the leader of `ballot` proposes.
     #[must_use]
-    pub fn classic(lead: Lead) -> Ballot {
-        Ballot { lead, kind: Kind::Classic }
+    pub fn classic(ballot: Ballot) -> VoteBallot {
+        VoteBallot { ballot, kind: Kind::Classic }
     }
 }
 
@@ -122,8 +122,8 @@ impl Value {
 /// An acceptor's latest vote for a slot.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Vote {
-    /// The ballot it was cast in.
-    pub ballot: Ballot,
+    /// What it was cast at.
+    pub vote_ballot: VoteBallot,
     /// The value voted for; `None` when the disk lost the payload but the fact of the vote is known. At a classic
     /// ballot the ballot alone identifies the value, since only its leader proposes, and proposes one per slot.
     pub value: Option<Value>,

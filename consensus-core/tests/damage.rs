@@ -5,8 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use consensus_core::message::{Accept, Accepted, Chosen, Commit, Recalled};
 use consensus_core::{
-    Ballot, Config, Durable, Engine, Event, GroupId, Input, Lead, Liveness, Message, Mono, NodeId, Options,
-    Output, Record, Slot, Status, Timing, Value,
+    Ballot, Config, Durable, Engine, Event, GroupId, Input, Liveness, Message, Mono, NodeId, Options, Output,
+    Record, Slot, Status, Timing, Value, VoteBallot,
 };
 
 const ME: NodeId = NodeId(1);
@@ -25,8 +25,8 @@ fn config() -> Config {
     Config::majority([1, 2, 3].map(NodeId))
 }
 
-fn lead(round: u64) -> Lead {
-    Lead { round, node: NodeId(2) }
+fn ballot(round: u64) -> Ballot {
+    Ballot { round, node: NodeId(2) }
 }
 
 fn batch(text: &str) -> Value {
@@ -34,8 +34,8 @@ fn batch(text: &str) -> Value {
 }
 
 fn vote(slot: u64, round: u64, commit: u64, text: &str) -> Record {
-    let ballot = Ballot::classic(lead(round));
-    Record::Vote { slot: Slot(slot), ballot, commit: Slot(commit), value: Some(batch(text)) }
+    let vote_ballot = VoteBallot::classic(ballot(round));
+    Record::Vote { slot: Slot(slot), vote_ballot, commit: Slot(commit), value: Some(batch(text)) }
 }
 
 fn chosen(slot: u64, text: &str) -> Record {
@@ -44,11 +44,11 @@ fn chosen(slot: u64, text: &str) -> Record {
 
 fn base(slot: u64) -> Record {
     let config = Arc::new(config());
-    Record::Base { slot: Slot(slot), promised: lead(1), faulty_from: None, promise_lost: false, config }
+    Record::Base { slot: Slot(slot), promised: ballot(1), faulty_from: None, promise_lost: false, config }
 }
 
 fn healed(upto: u64) -> Record {
-    Record::Healed { promised: lead(1), relied_upto: Some(Slot(upto)) }
+    Record::Healed { promised: ballot(1), relied_upto: Some(Slot(upto)) }
 }
 
 /// The engine after this replay, with what it says at once.
@@ -160,11 +160,11 @@ fn leading_again_cannot_lose_what_was_accepted_before() {
     let alone = || Durable::bootstrap(Config::majority([ME]));
     let before = || {
         let config = Arc::new(Config::majority([ME]));
-        let promised = Lead { round: 1, node: ME };
+        let promised = Ballot { round: 1, node: ME };
         let base = Record::Base { slot: Slot(0), promised, faulty_from: None, promise_lost: false, config };
         let vote = |slot, text| Record::Vote {
             slot: Slot(slot),
-            ballot: Ballot::classic(promised),
+            vote_ballot: VoteBallot::classic(promised),
             commit: Slot(0),
             value: Some(batch(text)),
         };
@@ -226,7 +226,7 @@ fn a_damaged_base_still_asks_for_its_snapshot() {
     let mut durable = Durable::bootstrap((*config).clone());
     let base = Record::Base {
         slot: Slot(9),
-        promised: Lead::default(),
+        promised: Ballot::default(),
         faulty_from: None,
         promise_lost: false,
         config: Arc::clone(&config),
@@ -248,7 +248,7 @@ fn votes_that_a_restart_found_are_acknowledged_again() {
     let mut liveness = Liveness::new(ME, [1, 2, 3].map(NodeId), 2, Timing::default(), Mono(0));
     liveness.tick(Mono(0));
     let again = Accept {
-        lead: lead(5),
+        ballot: ballot(5),
         commit: Slot(0),
         entries: [(Slot(1), batch("a")), (Slot(2), batch("b"))].into_iter().collect(),
     };
@@ -277,7 +277,7 @@ fn an_acknowledgement_after_a_restart_names_all_who_may_hold_a_lease() {
         engine.step(Mono(0), &liveness, Input::Message { from: NodeId(2), message });
         engine.poll(&mut out);
     };
-    hear(Message::Commit(Commit { lead: lead(5), commit: Slot(1) }));
+    hear(Message::Commit(Commit { ballot: ballot(5), commit: Slot(1) }));
     hear(Message::Chosen(Chosen { commit: Slot(1), entries: [(Slot(1), batch("a"))].into_iter().collect() }));
     let accepted = accepted(&out).expect("it has news for its leader");
     assert_eq!(accepted.upto, Slot(2));
@@ -298,7 +298,7 @@ fn restores(voters: u32, forgetful: &[u32]) -> (bool, bool) {
     let all: Vec<NodeId> = nodes().skip(1).collect();
     for question in 0..=forgetful.len() as u64 {
         for node in &all {
-            let promised = (!forgetful.contains(&node.0)).then(|| lead(5));
+            let promised = (!forgetful.contains(&node.0)).then(|| ballot(5));
             let recalled = Recalled { incarnation: 7, question, promised, proposed: None };
             let message = Message::Recalled(recalled);
             engine.step(Mono(0), &liveness, Input::Message { from: *node, message });

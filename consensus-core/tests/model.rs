@@ -271,9 +271,9 @@ impl Model for Bounds {
                 }
                 Action::Lead(id) => {
                     state.leader_starts += 1;
-                    let lead = state.nodes[&id].engine.status().promised;
-                    let message = Message::Handoff(Handoff { lead });
-                    state.input(self, id, Input::Message { from: lead.node, message });
+                    let ballot = state.nodes[&id].engine.status().promised;
+                    let message = Message::Handoff(Handoff { ballot });
+                    state.input(self, id, Input::Message { from: ballot.node, message });
                 }
                 Action::Propose(id) => {
                     state.proposals += 1;
@@ -322,7 +322,7 @@ impl Model for Bounds {
                     && state
                         .nodes
                         .values()
-                        .any(|node| node.engine.status().ready && node.engine.status().lead.round == 2)
+                        .any(|node| node.engine.status().ready && node.engine.status().ballot.round == 2)
             }),
             Property::sometimes("a proposal is committed", |_, state: &State| {
                 state.committed.values().any(|value| matches!(value, Value::Batch(_)))

@@ -38,8 +38,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use consensus_core::message::{Accept, Chosen, Entries, Prepare};
-use consensus_core::{Config, Input, Lead, Message, NodeId, ReadMode, Record, Slot, Value};
-use harness::{Cell, Cluster, Damage, Flight, Parcel, kind_of, show_lead, show_message};
+use consensus_core::{Ballot, Config, Input, Message, NodeId, ReadMode, Record, Slot, Value};
+use harness::{Cell, Cluster, Damage, Flight, Parcel, kind_of, show_ballot, show_message};
 
 /// Runs the commands of one file.
 struct Runner {
@@ -133,8 +133,8 @@ impl Runner {
             "empty" => self.cluster().empty(node(rest[0])),
             "survive" => self.cluster().node(node(rest[0])).survives = true,
             "promised" => {
-                let lead = Lead { round: number(rest[1]), node: NodeId(9) };
-                self.cluster().node(node(rest[0])).disk.push(Cell::Whole(Record::Promised { lead }));
+                let ballot = Ballot { round: number(rest[1]), node: NodeId(9) };
+                self.cluster().node(node(rest[0])).disk.push(Cell::Whole(Record::Promised { ballot }));
             }
             "forge" => self.forge(rest),
             "pause" => self.cluster().pause(node(rest[0])),
@@ -205,14 +205,14 @@ impl Runner {
     fn forge(&mut self, words: &[&str]) {
         let (from, to) = words[0].split_once("->").expect("A->B");
         let (from, to) = (node(from), node(to));
-        let lead = || Lead { round: number(words[2]), node: from };
+        let ballot = || Ballot { round: number(words[2]), node: from };
         let message = match words[1] {
-            "prepare" => Message::Prepare(Prepare { lead: lead(), from: Slot(1), config_epoch: 1 }),
+            "prepare" => Message::Prepare(Prepare { ballot: ballot(), from: Slot(1), config_epoch: 1 }),
             "accept" => {
                 let command = Bytes::copy_from_slice(words[4].as_bytes());
                 let value = Value::Batch([command].into_iter().collect());
                 let entries = [(Slot(number(words[3])), value)].into_iter().collect();
-                Message::Accept(Accept { lead: lead(), commit: Slot(0), entries })
+                Message::Accept(Accept { ballot: ballot(), commit: Slot(0), entries })
             }
             "chosen" => Message::Chosen(Chosen { commit: Slot(number(words[2])), entries: Entries::new() }),
             what => panic!("a forged {what}"),
@@ -239,7 +239,8 @@ impl Runner {
                 Some(status) => {
                     let role = format!("{:?}", status.role).to_lowercase();
                     let leader = status.leader.map_or("nobody".into(), |leader| leader.0.to_string());
-                    write!(line, "{role} at {}, led by {leader}", show_lead(status.lead)).expect("a string");
+                    write!(line, "{role} at {}, led by {leader}", show_ballot(status.ballot))
+                        .expect("a string");
                     write!(line, ", commit {}", status.commit.0).expect("a string");
                     if status.max_voted > status.commit {
                         write!(line, ", voted to {}", status.max_voted.0).expect("a string");

@@ -52,12 +52,12 @@ impl Gate {
 #[cfg(test)]
 mod tests {
     use consensus_core::message::Commit;
-    use consensus_core::{Lead, Message, NodeId, Slot};
+    use consensus_core::{Ballot, Message, NodeId, Slot};
 
     use super::*;
 
     fn send(to: u32, gate: u64) -> Send {
-        let commit = Commit { lead: Lead::default(), commit: Slot(0) };
+        let commit = Commit { ballot: Ballot::default(), commit: Slot(0) };
         Send { to: NodeId(to), gate: PersistSeq(gate), message: Message::Commit(commit) }
     }
 

@@ -140,13 +140,13 @@ fn slot_of(record: &Record) -> Option<Slot> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use consensus_core::{Config, Lead, NodeId, Value};
+    use consensus_core::{Ballot, Config, NodeId, Value};
     use std::sync::Arc;
 
     fn vote(slot: u64) -> Record {
         Record::Vote {
             slot: Slot(slot),
-            ballot: Default::default(),
+            vote_ballot: Default::default(),
             commit: Slot(0),
             value: Some(Value::Noop),
         }
@@ -155,7 +155,7 @@ mod tests {
     fn base(slot: u64) -> Record {
         Record::Base {
             slot: Slot(slot),
-            promised: Lead::default(),
+            promised: Ballot::default(),
             faulty_from: None,
             promise_lost: false,
             config: Arc::new(Config::majority([NodeId(1)])),

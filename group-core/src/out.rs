@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use api::gaios::link::v1 as wire;
 use bytes::Bytes;
-use consensus_core::{Config, Lead, NodeId, NodeSet, PersistSeq, Record, Role, Send, Slot, Suspicion};
+use consensus_core::{Ballot, Config, NodeId, NodeSet, PersistSeq, Record, Role, Send, Slot, Suspicion};
 use journal::Lsn;
 use keyspace::Outcome;
 
@@ -118,8 +118,8 @@ pub enum ToSnapshots {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields are named after what they are")]
 pub enum Notice {
-    /// Another role, leadership or leader.
-    Role { role: Role, lead: Lead, leader: Option<NodeId> },
+    /// Another role, ballot or leader.
+    Role { role: Role, ballot: Ballot, leader: Option<NodeId> },
     /// The node stops, and its leader gives way.
     HandingOver { to: NodeId },
     /// The leader's disk is full; another's may not be.

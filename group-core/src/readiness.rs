@@ -78,7 +78,7 @@ impl Readiness {
 mod tests {
     use std::sync::Arc;
 
-    use consensus_core::{Config, Lead, NodeId};
+    use consensus_core::{Ballot, Config, NodeId};
 
     use super::*;
 
@@ -86,8 +86,8 @@ mod tests {
         Status {
             role: Role::Follower,
             leader: leader.map(NodeId),
-            lead: Lead::default(),
-            promised: Lead::default(),
+            ballot: Ballot::default(),
+            promised: Ballot::default(),
             ready: false,
             successor: None,
             commit: Slot(0),

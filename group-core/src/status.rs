@@ -15,7 +15,7 @@ impl Replica {
             group: self.settings.group.0,
             role: told_role(engine.role).into(),
             leader: engine.leader.map_or(0, |leader| leader.0),
-            term: engine.lead.round,
+            term: engine.ballot.round,
             commit_slot: engine.commit.0,
             applied_slot: self.applied.0,
             revision: state.revision.0,

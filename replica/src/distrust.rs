@@ -109,7 +109,7 @@ mod tests {
 
     use bytes::{Bytes, BytesMut};
     use consensus_core::message::{Accept, Chosen, Heartbeat, Prepare};
-    use consensus_core::{Epoch, Lead, LivenessMessage, Message, Mono, NodeStatus, Record, Slot, Value};
+    use consensus_core::{Ballot, Epoch, LivenessMessage, Message, Mono, NodeStatus, Record, Slot, Value};
     use journal::{Identity, Journal, RealDisk};
     use tokio::net::TcpStream;
     use tokio::time::timeout;
@@ -180,10 +180,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         take_place(NodeId(1), dir.path());
         let (node, mut stream) = victim(dir.path()).await;
-        let lead = Lead { round: 1, node: FORGER };
+        let ballot = Ballot { round: 1, node: FORGER };
         let entries = || [(Slot(1), unreadable())].into_iter().collect();
         say(&mut stream, Message::Chosen(Chosen { commit: Slot(1), entries: entries() })).await;
-        say(&mut stream, Message::Accept(Accept { lead, commit: Slot(1), entries: entries() })).await;
+        say(&mut stream, Message::Accept(Accept { ballot, commit: Slot(1), entries: entries() })).await;
         is_distrusted(&node, Distrust::Entry, 2).await;
         node.stop().await;
         let (node, _stream) = victim(dir.path()).await;
@@ -219,8 +219,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         take_place(NodeId(1), dir.path());
         let (node, mut stream) = victim(dir.path()).await;
-        let lead = Lead { round: (1 << 62) - 1, node: FORGER };
-        say(&mut stream, Message::Prepare(Prepare { lead, from: Slot(1), config_epoch: 1 })).await;
+        let ballot = Ballot { round: (1 << 62) - 1, node: FORGER };
+        say(&mut stream, Message::Prepare(Prepare { ballot, from: Slot(1), config_epoch: 1 })).await;
         is_distrusted(&node, Distrust::Round, 1).await;
         let heartbeat = LivenessMessage::Heartbeat(Heartbeat {
             epoch: Epoch { incarnation: 1 << 40, count: 1 },

@@ -8,8 +8,8 @@ use super::{Engine, State};
 use crate::message::{Accept, Accepted, Commit, Nack, Prepare, Promise};
 use crate::mutant::mutant;
 use crate::{
-    Ballot, Config, Epoch, Event, Lead, Liveness, Mono, NodeId, NodeSet, Options, Record, Slot, Suspicion,
-    Value, Vote,
+    Ballot, Config, Epoch, Event, Liveness, Mono, NodeId, NodeSet, Options, Record, Slot, Suspicion, Value,
+    Vote, VoteBallot,
 };
 
 /// Committed values travel inside a promise up to this size; beyond, the candidate fetches them.
@@ -19,7 +19,7 @@ const PROMISE_PART_BYTES: usize = 1 << 20;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Acceptor {
-    promised: Lead,
+    promised: Ballot,
     /// Every slot up to here is committed or has a vote at exactly `promised`, with its value.
     pub(super) upto: Slot,
     /// Makes all of that durable.
@@ -34,7 +34,7 @@ pub(super) struct Acceptor {
 }
 
 impl Acceptor {
-    pub(super) fn new(promised: Lead, log: &Log, config: &Config, options: &Options) -> Acceptor {
+    pub(super) fn new(promised: Ballot, log: &Log, config: &Config, options: &Options) -> Acceptor {
         let mut acceptor = Acceptor {
             promised,
             upto: log.commit,
@@ -48,7 +48,7 @@ impl Acceptor {
         acceptor
     }
 
-    pub(super) fn promised(&self) -> Lead {
+    pub(super) fn promised(&self) -> Ballot {
         self.promised
     }
 
@@ -65,14 +65,14 @@ impl Acceptor {
     /// Moves `upto` as far as the log allows.
     fn advance(&mut self, log: &Log, options: &Options) {
         self.upto = self.upto.max(log.commit);
-        let ballot = Ballot::classic(self.promised);
+        let vote_ballot = VoteBallot::classic(self.promised);
         let any_ballot = mutant!(options, OldBallotCounted);
         if mutant!(options, UptoSkipsHoles) {
             self.upto = self.upto.max(log.last());
         }
         while let Some(entry) = log.get(self.upto.next())
             && entry.value.is_some()
-            && (entry.ballot == ballot || (any_ballot && entry.is_vote()))
+            && (entry.vote_ballot == vote_ballot || (any_ballot && entry.is_vote()))
         {
             self.upto = self.upto.next();
             self.upto_staged = self.upto_staged.max(entry.staged);
@@ -82,8 +82,8 @@ impl Acceptor {
     pub(super) fn check_invariants(&self, log: &Log) {
         assert!(self.upto >= log.commit, "upto covers what is committed");
         for slot in (log.commit.0 + 1..=log.last().0).map(Slot) {
-            let ballot = log.get(slot).map_or(Ballot::default(), |entry| entry.ballot);
-            assert!(ballot.lead <= self.promised, "I1: a vote promises its leadership");
+            let vote_ballot = log.get(slot).map_or(VoteBallot::default(), |entry| entry.vote_ballot);
+            assert!(vote_ballot.ballot <= self.promised, "I1: a vote promises its ballot");
         }
     }
 }
@@ -91,17 +91,17 @@ impl Acceptor {
 impl Engine {
     /// Phase 1a. Stickiness is the business of pre-vote; here only safety counts.
     pub(super) fn handle_prepare(&mut self, now: Mono, from: NodeId, message: &Prepare) {
-        if message.lead.node != from || self.promise_lost() {
+        if message.ballot.node != from || self.promise_lost() {
             return;
         }
-        if message.lead < self.acceptor.promised || message.config_epoch < self.config.epoch {
-            self.doubt_promise(message.lead);
-            self.nack(from, message.lead);
+        if message.ballot < self.acceptor.promised || message.config_epoch < self.config.epoch {
+            self.doubt_promise(message.ballot);
+            self.nack(from, message.ballot);
             return;
         }
-        if message.lead > self.acceptor.promised {
+        if message.ballot > self.acceptor.promised {
             self.become_follower(None);
-            self.promise(message.lead);
+            self.promise(message.ballot);
             // Somebody else runs if this candidate does not get there.
             self.await_election(now);
         }
@@ -109,15 +109,15 @@ impl Engine {
     }
 
     /// Raises the promise. The caller has made sure that this node leads nothing lower any more.
-    pub(super) fn promise(&mut self, lead: Lead) -> Staged {
-        assert!(lead > self.acceptor.promised, "I1: promises only grow");
-        let staged = self.outbox.record(Record::Promised { lead });
-        self.enter_lead(lead);
+    pub(super) fn promise(&mut self, ballot: Ballot) -> Staged {
+        assert!(ballot > self.acceptor.promised, "I1: promises only grow");
+        let staged = self.outbox.record(Record::Promised { ballot });
+        self.enter_ballot(ballot);
         staged
     }
 
-    fn enter_lead(&mut self, lead: Lead) {
-        self.acceptor.promised = lead;
+    fn enter_ballot(&mut self, ballot: Ballot) {
+        self.acceptor.promised = ballot;
         self.acceptor.acknowledge = false;
         self.acceptor.upto = self.log.commit;
         self.acceptor.upto_staged = self.outbox.last();
@@ -140,7 +140,7 @@ impl Engine {
     pub(super) fn promise_parts(&self, from: Slot) -> Vec<Promise> {
         let commit = self.log.commit;
         let head = Promise {
-            lead: self.acceptor.promised,
+            ballot: self.acceptor.promised,
             votes: Vec::new(),
             commit,
             max_voted: self.log.max_voted,
@@ -169,7 +169,7 @@ impl Engine {
                 bytes = entry.size();
                 parts.push(head.clone());
             }
-            let vote = Vote { ballot: entry.ballot, value: entry.value.clone() };
+            let vote = Vote { vote_ballot: entry.vote_ballot, value: entry.value.clone() };
             parts.last_mut().expect("starts with one part").votes.push((slot, vote));
         }
         let count = u32::try_from(parts.len()).expect("at most one part per slot of the window");
@@ -182,81 +182,81 @@ impl Engine {
 
     /// Phase 2a.
     pub(super) fn handle_accept(&mut self, now: Mono, liveness: &Liveness, from: NodeId, message: Accept) {
-        let Accept { lead, commit, entries } = message;
-        if entries.iter().any(|(slot, value)| self.contradicts(*slot, value, lead)) {
+        let Accept { ballot, commit, entries } = message;
+        if entries.iter().any(|(slot, value)| self.contradicts(*slot, value, ballot)) {
             self.outbox.event(Event::Suspicious { from, suspicion: Suspicion::Contradiction });
             return;
         }
-        if !self.follow_message(now, liveness, from, lead) {
+        if !self.follow_message(now, liveness, from, ballot) {
             return;
         }
         let votes = !self.promise_lost();
         for (slot, value) in entries {
             if slot <= commit {
-                self.learn(slot, value, lead);
+                self.learn(slot, value, ballot);
             } else if votes && self.log.in_window(slot) {
-                self.vote(slot, value, lead);
+                self.vote(slot, value, ballot);
             }
         }
-        self.learn_commit(now, liveness, from, lead, commit);
+        self.learn_commit(now, liveness, from, ballot, commit);
         self.sample_grants(now, liveness);
         self.acceptor.acknowledge = true;
         self.try_heal();
     }
 
-    /// Whether this node has voted for another value at this very leadership, which proposes one value for a slot.
-    fn contradicts(&self, slot: Slot, value: &Value, lead: Lead) -> bool {
+    /// Whether this node has voted for another value at this very ballot, whose leader proposes one value for a slot.
+    fn contradicts(&self, slot: Slot, value: &Value, ballot: Ballot) -> bool {
         let held = self
             .log
             .get(slot)
-            .filter(|entry| slot > self.log.commit && entry.ballot == Ballot::classic(lead));
+            .filter(|entry| slot > self.log.commit && entry.vote_ballot == VoteBallot::classic(ballot));
         held.and_then(|entry| entry.value.as_ref()).is_some_and(|held| held != value)
     }
 
     /// The leader had nothing else to carry the commit index.
     pub(super) fn handle_commit(&mut self, now: Mono, liveness: &Liveness, from: NodeId, message: &Commit) {
-        if self.follow_message(now, liveness, from, message.lead) {
-            self.learn_commit(now, liveness, from, message.lead, message.commit);
+        if self.follow_message(now, liveness, from, message.ballot) {
+            self.learn_commit(now, liveness, from, message.ballot, message.commit);
             self.try_heal();
         }
     }
 
-    /// Whether a message of the leader at `lead` counts here. Makes this node its follower.
-    fn follow_message(&mut self, now: Mono, liveness: &Liveness, from: NodeId, lead: Lead) -> bool {
-        if lead.node != from {
+    /// Whether a message of the leader at `ballot` counts here. Makes this node its follower.
+    fn follow_message(&mut self, now: Mono, liveness: &Liveness, from: NodeId, ballot: Ballot) -> bool {
+        if ballot.node != from {
             return false;
         }
-        if lead < self.acceptor.promised && !mutant!(self.options, PromiseUnchecked) {
-            self.doubt_promise(lead);
-            self.nack(from, lead);
+        if ballot < self.acceptor.promised && !mutant!(self.options, PromiseUnchecked) {
+            self.doubt_promise(ballot);
+            self.nack(from, ballot);
             return false;
         }
-        if lead < self.acceptor.promised {
-            self.enter_lead(lead);
+        if ballot < self.acceptor.promised {
+            self.enter_ballot(ballot);
         }
-        self.follow(now, liveness, lead);
-        if lead > self.acceptor.promised {
+        self.follow(now, liveness, ballot);
+        if ballot > self.acceptor.promised {
             if self.promise_lost() {
                 // It may count committed values for this leader, but votes for nobody.
-                self.enter_lead(lead);
+                self.enter_ballot(ballot);
             } else {
-                self.promise(lead);
+                self.promise(ballot);
             }
         }
         true
     }
 
-    /// Votes at `lead`, which is promised, unless it has done so already.
-    pub(super) fn vote(&mut self, slot: Slot, value: Value, lead: Lead) {
-        let ballot = Ballot::classic(lead);
+    /// Votes at `ballot`, which is promised, unless it has done so already.
+    pub(super) fn vote(&mut self, slot: Slot, value: Value, ballot: Ballot) {
+        let vote_ballot = VoteBallot::classic(ballot);
         let repaired = match self.log.get(slot) {
-            Some(entry) if entry.ballot == ballot && entry.value.is_some() => {
+            Some(entry) if entry.vote_ballot == vote_ballot && entry.value.is_some() => {
                 assert!(entry.value.as_ref() == Some(&value), "I3: one value per slot at a classic ballot");
                 return;
             }
             Some(entry) => {
                 assert!(
-                    entry.ballot <= ballot || mutant!(self.options, PromiseUnchecked),
+                    entry.vote_ballot <= vote_ballot || mutant!(self.options, PromiseUnchecked),
                     "I2: the ballot of a slot's vote only grows"
                 );
                 entry.is_vote() && entry.value.is_none()
@@ -267,21 +267,21 @@ impl Engine {
         // Slots without an entry are the rule; for others, values of different lengths are told apart at once.
         let held = self.log.get(slot).filter(|entry| entry.trusted && entry.is_vote());
         let staged = self.outbox.record(match held.and_then(|entry| entry.value.as_ref()) {
-            Some(held) if *held == value => Record::Revote { slot, ballot, commit },
-            Some(_) | None => Record::Vote { slot, ballot, commit, value: Some(value.clone()) },
+            Some(held) if *held == value => Record::Revote { slot, vote_ballot, commit },
+            Some(_) | None => Record::Vote { slot, vote_ballot, commit, value: Some(value.clone()) },
         });
         let trusted = slot > self.log.known_commit;
-        self.log.put(slot, Entry::new(ballot, value, staged, trusted));
+        self.log.put(slot, Entry::new(vote_ballot, value, staged, trusted));
         self.acceptor.advance(&self.log, &self.options);
         if repaired {
             self.outbox.event(Event::PayloadRepaired { slot });
         }
     }
 
-    /// Takes up a committed value, if it is the next one. `lead` is the leadership of who says so, if that matters:
+    /// Takes up a committed value, if it is the next one. `ballot` is that of the leader who says so, if that matters:
     /// an own vote at it needs no second copy on disk.
-    pub(super) fn learn(&mut self, slot: Slot, value: Value, lead: Lead) {
-        self.commit_own_votes(Slot(slot.0 - 1), lead);
+    pub(super) fn learn(&mut self, slot: Slot, value: Value, ballot: Ballot) {
+        self.commit_own_votes(Slot(slot.0 - 1), ballot);
         if slot != self.log.commit.next() {
             return;
         }
@@ -308,29 +308,29 @@ impl Engine {
         }
     }
 
-    /// The leader at `lead` says that every slot up to `commit` is committed.
-    fn learn_commit(&mut self, now: Mono, liveness: &Liveness, from: NodeId, lead: Lead, commit: Slot) {
-        self.commit_own_votes(commit, lead);
+    /// The leader at `ballot` says that every slot up to `commit` is committed.
+    fn learn_commit(&mut self, now: Mono, liveness: &Liveness, from: NodeId, ballot: Ballot, commit: Slot) {
+        self.commit_own_votes(commit, ballot);
         self.note_commit(now, liveness, from, commit);
     }
 
     /// C3: the own vote is for the committed value only if it was cast at exactly the ballot of the leader who says
     /// that the slot is committed.
-    fn commit_own_votes(&mut self, upto: Slot, lead: Lead) {
-        let ballot = Ballot::classic(lead);
+    fn commit_own_votes(&mut self, upto: Slot, ballot: Ballot) {
+        let vote_ballot = VoteBallot::classic(ballot);
         while self.log.commit < upto
             && let Some(entry) = self.log.get(self.log.commit.next())
             && entry.value.is_some()
-            && (entry.ballot == ballot || mutant!(self.options, CommitOldBallot))
+            && (entry.vote_ballot == vote_ballot || mutant!(self.options, CommitOldBallot))
         {
             self.commit_next();
         }
     }
 
     fn record_chosen(&mut self, slot: Slot, value: Value) {
-        let ballot = self.log.get(slot).map_or(Ballot::default(), |entry| entry.ballot);
+        let vote_ballot = self.log.get(slot).map_or(VoteBallot::default(), |entry| entry.vote_ballot);
         let staged = self.outbox.record(Record::Chosen { slot, commit: slot, value: value.clone() });
-        self.log.put(slot, Entry::new(ballot, value, staged, true));
+        self.log.put(slot, Entry::new(vote_ballot, value, staged, true));
     }
 
     /// Moves the commit index over one slot whose value is here.
@@ -378,9 +378,9 @@ impl Engine {
         if !std::mem::take(&mut self.acceptor.acknowledge) {
             return;
         }
-        let lead = self.acceptor.promised;
+        let ballot = self.acceptor.promised;
         let accepted = Accepted {
-            lead,
+            ballot,
             upto: self.acceptor.upto,
             commit: self.log.commit,
             max_voted: self.log.max_voted,
@@ -391,7 +391,7 @@ impl Engine {
         } else {
             self.acceptor.upto_staged
         };
-        self.outbox.send_after(staged, lead.node, accepted);
+        self.outbox.send_after(staged, ballot.node, accepted);
     }
 
     /// Something changed that the leader wants to know of, other than by its own message.
@@ -404,18 +404,18 @@ impl Engine {
         }
     }
 
-    pub(super) fn nack(&mut self, to: NodeId, lead: Lead) {
+    pub(super) fn nack(&mut self, to: NodeId, ballot: Ballot) {
         let leader = match &self.state {
-            State::Leader(leader) => Some(leader.lead),
-            State::Follower(follower) => follower.following.map(|following| following.lead),
+            State::Leader(leader) => Some(leader.ballot),
+            State::Follower(follower) => follower.following.map(|following| following.ballot),
             State::PreCandidate(_) | State::Candidate(_) => None,
         };
         let config_epoch = self.config.epoch;
-        self.outbox.send_now(to, Nack { lead, promised: self.acceptor.promised, config_epoch, leader });
+        self.outbox.send_now(to, Nack { ballot, promised: self.acceptor.promised, config_epoch, leader });
     }
 
     /// Replaces the promise by one that is certain, see [`super::recall`].
-    pub(super) fn restore_promise(&mut self, lead: Lead) {
-        self.enter_lead(self.acceptor.promised.max(lead));
+    pub(super) fn restore_promise(&mut self, ballot: Ballot) {
+        self.enter_ballot(self.acceptor.promised.max(ballot));
     }
 }

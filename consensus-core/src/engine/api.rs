@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::{Config, Lead, Message, NodeId, NodeSet, PersistSeq, Record, Slot, Tag, Value};
+use crate::{Ballot, Config, Message, NodeId, NodeSet, PersistSeq, Record, Slot, Tag, Value};
 
 /// How a read may be confirmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -131,12 +131,12 @@ pub struct FollowerStatus {
 /// What happened, for the shell's information or action.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
-    /// The role, the leadership it belongs to, or the known leader changed.
+    /// The role, the ballot it belongs to, or the known leader changed.
     RoleChanged {
         /// What this node is.
         role: Role,
-        /// The highest leadership known here.
-        lead: Lead,
+        /// The highest ballot known here.
+        ballot: Ballot,
         /// Who leads, as far as is known.
         leader: Option<NodeId>,
     },
@@ -257,10 +257,10 @@ pub struct Status {
     pub role: Role,
     /// Who leads, as far as is known here.
     pub leader: Option<NodeId>,
-    /// The highest leadership known here. Its round is what etcd calls the term.
-    pub lead: Lead,
+    /// The highest ballot known here. Its round is what etcd calls the term.
+    pub ballot: Ballot,
     /// The highest promise given.
-    pub promised: Lead,
+    pub promised: Ballot,
     /// Whether this node leads and knows everything committed before it.
     pub ready: bool,
     /// To whom this node, which leads, is handing its leadership.

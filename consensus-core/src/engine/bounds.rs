@@ -24,7 +24,7 @@ use super::Engine;
 use super::recall::FORGOTTEN_ROUNDS_MAX;
 use crate::message::ROUND_MAX;
 use crate::newcomer::INCARNATION_MAX;
-use crate::{Event, Lead, Message, NodeId, Suspicion};
+use crate::{Ballot, Event, Message, NodeId, Suspicion};
 
 /// How far above the known rounds a message may go.
 const ROUND_STEP_MAX: u64 = 1 << 53;
@@ -84,10 +84,10 @@ impl Engine {
         self.acceptor.promised().round.max(self.round_seen)
     }
 
-    /// A leader speaks at a leadership that is lower than the promise by more than any election explains. It is this node
+    /// A leader speaks at a ballot that is lower than the promise by more than any election explains. It is this node
     /// that was lied to, before such promises were refused.
-    pub(super) fn doubt_promise(&mut self, lead: Lead) {
-        if self.acceptor.promised().round > bound(lead.round) && !self.promise_doubted {
+    pub(super) fn doubt_promise(&mut self, ballot: Ballot) {
+        if self.acceptor.promised().round > bound(ballot.round) && !self.promise_doubted {
             self.promise_doubted = true;
             self.outbox.event(Event::PromiseDoubtful);
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::{Engine, State};
 use crate::message::{Chosen, Entries, Fetch};
-use crate::{Config, Event, Lead, Liveness, Mono, NodeId, Options, Record, Slot, Suspicion};
+use crate::{Ballot, Config, Event, Liveness, Mono, NodeId, Options, Record, Slot, Suspicion};
 
 /// Committed values travel in messages of about this size.
 pub(super) const CHUNK_BYTES: usize = 256 << 10;
@@ -170,7 +170,7 @@ impl Engine {
     pub(super) fn handle_chosen(&mut self, now: Mono, liveness: &Liveness, from: NodeId, message: Chosen) {
         let before = self.log.commit;
         for (slot, value) in message.entries {
-            self.learn(slot, value, Lead::default());
+            self.learn(slot, value, Ballot::default());
         }
         self.note_commit(now, liveness, from, message.commit);
         if self.log.commit > before {

@@ -21,7 +21,9 @@ use super::select::{Selection, may_be_chosen, select};
 use super::{Engine, State};
 use crate::message::{Handoff, Nack, PreVote, PreVoteReply, Prepare, Promise, Resigned};
 use crate::mutant::mutant;
-use crate::{Ballot, Config, Event, Kind, Lead, Liveness, Mono, NodeId, NodeSet, Options, Slot, Value, Vote};
+use crate::{
+    Ballot, Config, Event, Kind, Liveness, Mono, NodeId, NodeSet, Options, Slot, Value, Vote, VoteBallot,
+};
 
 /// A voter denies a candidate that is further behind than this, in slots: catching up would cost more time than waiting
 /// for another.
@@ -32,7 +34,7 @@ const PROMISE_PARTS_MAX: u32 = 1_024;
 /// Whom a follower follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Following {
-    pub(super) lead: Lead,
+    pub(super) ballot: Ballot,
     /// The incarnation of the leader's node in which it leads; 0 while no heartbeat has told.
     incarnation: u64,
 }
@@ -48,7 +50,7 @@ pub(super) struct Follower {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct PreCandidate {
-    lead: Lead,
+    ballot: Ballot,
     granted: NodeSet,
     give_up_at: Mono,
     attempts: u32,
@@ -56,7 +58,7 @@ pub(super) struct PreCandidate {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Candidate {
-    pub(super) lead: Lead,
+    pub(super) ballot: Ballot,
     /// The first slot that phase 1 asks for.
     from: Slot,
     own_promise: Staged,
@@ -116,9 +118,9 @@ pub(super) struct Recovery {
 }
 
 impl Following {
-    /// Follows `lead` in the present incarnation of its node.
-    fn new(lead: Lead, liveness: &Liveness) -> Following {
-        Following { lead, incarnation: liveness.incarnation_of(lead.node) }
+    /// Follows `ballot` in the present incarnation of its node.
+    fn new(ballot: Ballot, liveness: &Liveness) -> Following {
+        Following { ballot, incarnation: liveness.incarnation_of(ballot.node) }
     }
 }
 
@@ -135,9 +137,9 @@ impl Follower {
         self.election_at
     }
 
-    /// Whether the leader at `lead` is the one it follows.
-    pub(super) fn follows(&self, lead: Lead) -> bool {
-        self.following.is_some_and(|following| following.lead == lead)
+    /// Whether the leader at `ballot` is the one it follows.
+    pub(super) fn follows(&self, ballot: Ballot) -> bool {
+        self.following.is_some_and(|following| following.ballot == ballot)
     }
 }
 
@@ -154,12 +156,12 @@ impl Candidate {
 }
 
 impl Engine {
-    /// A leader speaks at `lead`, which is not below the promise.
-    pub(super) fn follow(&mut self, now: Mono, liveness: &Liveness, lead: Lead) {
+    /// A leader speaks at `ballot`, which is not below the promise.
+    pub(super) fn follow(&mut self, now: Mono, liveness: &Liveness, ballot: Ballot) {
         match &mut self.state {
-            State::Follower(follower) if follower.follows(lead) => {}
+            State::Follower(follower) if follower.follows(ballot) => {}
             State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) | State::Leader(_) => {
-                self.become_follower(Some(Following::new(lead, liveness)));
+                self.become_follower(Some(Following::new(ballot, liveness)));
                 self.end_survival();
             }
         }
@@ -172,7 +174,7 @@ impl Engine {
         let state = State::Follower(Follower { following, election_at: None, attempts });
         let old = std::mem::replace(&mut self.state, state);
         match old {
-            State::Leader(leader) => self.retire(*leader, following.map(|following| following.lead.node)),
+            State::Leader(leader) => self.retire(*leader, following.map(|following| following.ballot.node)),
             State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => {}
         }
     }
@@ -191,7 +193,7 @@ impl Engine {
         if let State::Follower(Follower { following: Some(following), .. }) = &mut self.state
             && following.incarnation == 0
         {
-            following.incarnation = liveness.incarnation_of(following.lead.node);
+            following.incarnation = liveness.incarnation_of(following.ballot.node);
         }
         let alive = self.leader_alive(now, liveness);
         match &mut self.state {
@@ -209,7 +211,7 @@ impl Engine {
                 self.reaches(now, liveness, |reached| config.is_q2(reached))
             }
             State::Follower(Follower { following: Some(following), .. }) => {
-                following.lead >= self.acceptor.promised() && self.can_lead(now, liveness, following)
+                following.ballot >= self.acceptor.promised() && self.can_lead(now, liveness, following)
             }
             State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => false,
         }
@@ -217,7 +219,7 @@ impl Engine {
 
     /// Whether the node lives, in the same incarnation, with a working disk, and reaches enough voters to commit.
     fn can_lead(&self, now: Mono, liveness: &Liveness, following: &Following) -> bool {
-        let leader = following.lead.node;
+        let leader = following.ballot.node;
         let mut reached: NodeSet = liveness.hears(leader).iter().copied().collect();
         reached.insert(leader);
         liveness.is_up(now, leader)
@@ -341,7 +343,7 @@ impl Engine {
             return;
         }
         let attempts = self.attempts();
-        let lead = self.next_lead();
+        let ballot = self.next_ballot();
         let granted: NodeSet = [self.options.node].into_iter().collect();
         self.become_follower(None);
         if config.is_q1(&granted) {
@@ -349,8 +351,8 @@ impl Engine {
             return;
         }
         let give_up_at = now.after(self.options.timing.election);
-        self.state = State::PreCandidate(PreCandidate { lead, granted, give_up_at, attempts });
-        let ask = PreVote { lead, commit: self.log.commit, config_epoch: config.epoch };
+        self.state = State::PreCandidate(PreCandidate { ballot, granted, give_up_at, attempts });
+        let ask = PreVote { ballot, commit: self.log.commit, config_epoch: config.epoch };
         for node in config.voters.iter().filter(|node| *node != self.options.node) {
             self.outbox.send_now(node, ask.clone());
         }
@@ -363,13 +365,13 @@ impl Engine {
         from: NodeId,
         message: &PreVote,
     ) {
-        if message.lead.node != from || self.promise_lost() {
+        if message.ballot.node != from || self.promise_lost() {
             return;
         }
         // A leader that runs for leader does not lead any more.
         if let State::Follower(Follower { following: Some(following), .. }) = &self.state
-            && following.lead.node == from
-            && following.lead < message.lead
+            && following.ballot.node == from
+            && following.ballot < message.ballot
         {
             self.become_follower(None);
             self.await_election(now);
@@ -382,17 +384,17 @@ impl Engine {
             peer.on_up();
         }
         let behind = message.commit.0 + CATCHUP_SLOTS_MAX < self.log.commit.0;
-        let granted = message.lead > self.acceptor.promised()
+        let granted = message.ballot > self.acceptor.promised()
             && message.config_epoch >= self.config.epoch
             && !behind
             && !self.leader_alive(now, liveness);
         let leader = match &self.state {
-            State::Leader(leader) => Some(leader.lead),
-            State::Follower(follower) if !granted => follower.following.map(|following| following.lead),
+            State::Leader(leader) => Some(leader.ballot),
+            State::Follower(follower) if !granted => follower.following.map(|following| following.ballot),
             State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => None,
         };
         let reply = PreVoteReply {
-            lead: message.lead,
+            ballot: message.ballot,
             granted,
             promised: self.acceptor.promised(),
             commit: self.log.commit,
@@ -410,8 +412,8 @@ impl Engine {
     ) {
         let promised = self.acceptor.promised();
         let State::PreCandidate(candidate) = &mut self.state else { return };
-        let lead = candidate.lead;
-        if lead != message.lead {
+        let ballot = candidate.ballot;
+        if ballot != message.ballot {
             return;
         }
         if message.granted {
@@ -422,12 +424,12 @@ impl Engine {
             }
             return;
         }
-        let leader = message.leader.filter(|lead| *lead >= promised && lead.node != self.options.node);
-        if let Some(following) = leader.map(|lead| Following::new(lead, liveness))
+        let leader = message.leader.filter(|ballot| *ballot >= promised && ballot.node != self.options.node);
+        if let Some(following) = leader.map(|ballot| Following::new(ballot, liveness))
             && self.can_lead(now, liveness, &following)
         {
             self.become_follower(Some(following));
-        } else if message.promised >= lead {
+        } else if message.promised >= ballot {
             // Not a refusal: the next attempt goes above it.
             self.become_follower(None);
             self.await_election(now);
@@ -436,27 +438,27 @@ impl Engine {
         self.note_commit(now, liveness, from, message.commit);
     }
 
-    /// Somebody has promised `lead`, so the next attempt has to go above it.
-    fn note_round(&mut self, lead: Lead) {
-        self.round_seen = self.round_seen.max(lead.round);
+    /// Somebody has promised `ballot`, so the next attempt has to go above it.
+    fn note_round(&mut self, ballot: Ballot) {
+        self.round_seen = self.round_seen.max(ballot.round);
     }
 
-    /// A leadership above every one this node knows of.
-    fn next_lead(&self) -> Lead {
-        Lead { round: self.acceptor.promised().round.max(self.round_seen) + 1, node: self.options.node }
+    /// A ballot above every one this node knows of.
+    fn next_ballot(&self) -> Ballot {
+        Ballot { round: self.acceptor.promised().round.max(self.round_seen) + 1, node: self.options.node }
     }
 
     /// Phase 1, for all slots at once.
     fn start_candidate(&mut self, now: Mono, attempts: u32) {
-        let lead = self.next_lead();
+        let ballot = self.next_ballot();
         self.become_follower(None);
-        let mut own_promise = self.promise(lead);
+        let mut own_promise = self.promise(ballot);
         if mutant!(self.options, BallotReused) {
             own_promise = Staged::RECOVERED;
         }
         let give_up_at = now.after(self.options.timing.election);
         self.state = State::Candidate(Candidate {
-            lead,
+            ballot,
             from: self.log.commit.next(),
             own_promise,
             promises: BTreeMap::new(),
@@ -473,7 +475,7 @@ impl Engine {
         let config = &self.config;
         let from =
             if mutant!(self.options, PhaseOneFromTooHigh) { candidate.from.next() } else { candidate.from };
-        let prepare = Prepare { lead: candidate.lead, from, config_epoch: config.epoch };
+        let prepare = Prepare { ballot: candidate.ballot, from, config_epoch: config.epoch };
         for node in config.voters.iter().filter(|node| *node != self.options.node) {
             if !candidate.promises.get(&node).is_some_and(PromiseParts::is_complete) {
                 self.outbox.send_after(candidate.own_promise, node, prepare.clone());
@@ -503,13 +505,13 @@ impl Engine {
             && message.votes.iter().all(|(slot, vote)| {
                 // Fast rounds are never opened.
                 slot.0 <= window
-                    && vote.ballot.lead <= message.lead
+                    && vote.vote_ballot.ballot <= message.ballot
                     // Who asks has proposed nothing yet at its new ballot.
                     && (*slot <= message.commit
-                        || vote.ballot.kind == Kind::Classic && vote.ballot.lead < message.lead)
+                        || vote.vote_ballot.kind == Kind::Classic && vote.vote_ballot.ballot < message.ballot)
             });
         let State::Candidate(candidate) = &self.state else { return };
-        if sane && candidate.lead == message.lead {
+        if sane && candidate.ballot == message.ballot {
             self.add_promise(from, message);
             self.try_to_lead(now, liveness);
         }
@@ -588,19 +590,20 @@ impl Engine {
         let mut counted = counted.clone();
         loop {
             // At a classic ballot the ballot identifies the value.
-            let id_of = |node| vote_of(node).map(|vote| (vote.ballot, ()));
+            let id_of = |node| vote_of(node).map(|vote| (vote.vote_ballot, ()));
             let votes: Vec<_> = counted.iter().map(|node| (node, id_of(node))).collect();
             let mut selection = select(&votes, config);
             if mutant!(self.options, SelectLowest) {
                 let lowest = votes.iter().filter_map(|(_, vote)| *vote).min();
-                selection = lowest.map_or(Selection::Free, |(ballot, id)| Selection::Forced(ballot, id));
+                selection =
+                    lowest.map_or(Selection::Free, |(vote_ballot, id)| Selection::Forced(vote_ballot, id));
             }
-            let ballot = match selection {
+            let vote_ballot = match selection {
                 _ if mutant!(self.options, SelectFree) => return Some(Value::Noop),
                 Selection::Free => return Some(Value::Noop),
-                Selection::Forced(ballot, ()) => ballot,
+                Selection::Forced(vote_ballot, ()) => vote_ballot,
             };
-            if let Some(value) = self.value_voted(candidate, slot, ballot) {
+            if let Some(value) = self.value_voted(candidate, slot, vote_ballot) {
                 return Some(value);
             }
             // The forced value is lost with all who tell of it. Perhaps too few voted for any to be chosen.
@@ -612,7 +615,7 @@ impl Engine {
             // was chosen, somebody there voted for it too, and no quorum of the others is without it.
             counted = counted
                 .iter()
-                .filter(|node| vote_of(*node).is_none_or(|vote| vote.ballot != ballot))
+                .filter(|node| vote_of(*node).is_none_or(|vote| vote.vote_ballot != vote_ballot))
                 .collect();
             if !config.is_q1(&counted) {
                 return self.survivor.then_some(Value::Noop);
@@ -620,21 +623,22 @@ impl Engine {
         }
     }
 
-    /// The value that a vote at `ballot` forces, from whoever still has one: that of the highest vote at it or above, also
-    /// one of a node that may have forgotten others. If a value was chosen at `ballot` or below, whoever proposed above it
-    /// had to propose the same (Paxos Made Simple, §2.2, P2c); and nothing was chosen above it, since a phase-1 quorum that
-    /// forgot nothing tells of no vote there.
-    fn value_voted(&self, candidate: &Candidate, slot: Slot, ballot: Ballot) -> Option<Value> {
+    /// The value that a vote at `vote_ballot` forces, from whoever still has one: that of the highest vote at it or above,
+    /// also one of a node that may have forgotten others. If a value was chosen at `vote_ballot` or below, whoever proposed
+    /// above it had to propose the same (Paxos Made Simple, §2.2, P2c); and nothing was chosen above it, since a phase-1
+    /// quorum that forgot nothing tells of no vote there.
+    fn value_voted(&self, candidate: &Candidate, slot: Slot, vote_ballot: VoteBallot) -> Option<Value> {
         candidate
             .promises
             .values()
             .filter(|parts| parts.is_complete())
             .filter_map(|parts| parts.votes.get(&slot))
             .filter(|vote| {
-                vote.ballot == ballot || vote.ballot > ballot && !mutant!(self.options, SelectLowest)
+                vote.vote_ballot == vote_ballot
+                    || vote.vote_ballot > vote_ballot && !mutant!(self.options, SelectLowest)
             })
             .filter(|vote| vote.value.is_some())
-            .max_by_key(|vote| vote.ballot)
+            .max_by_key(|vote| vote.vote_ballot)
             .and_then(|vote| vote.value.clone())
     }
 
@@ -643,11 +647,11 @@ impl Engine {
             return;
         }
         match &self.state {
-            State::Candidate(candidate) if candidate.lead == message.lead => {
+            State::Candidate(candidate) if candidate.ballot == message.ballot => {
                 self.note_round(message.promised);
                 self.back_off(now);
             }
-            State::Leader(leader) if leader.lead == message.lead => {
+            State::Leader(leader) if leader.ballot == message.ballot => {
                 self.note_round(message.promised);
                 self.resign(now);
             }
@@ -658,16 +662,16 @@ impl Engine {
     /// Stops leading of its own accord, and says so: nobody would notice otherwise while this node lives.
     pub(super) fn resign(&mut self, now: Mono) {
         let State::Leader(leader) = &self.state else { return };
-        let lead = leader.lead;
+        let ballot = leader.ballot;
         for node in self.config.voters.iter().filter(|node| *node != self.options.node) {
-            self.outbox.send_now(node, Resigned { lead });
+            self.outbox.send_now(node, Resigned { ballot });
         }
         self.back_off(now);
     }
 
     pub(super) fn handle_resigned(&mut self, now: Mono, from: NodeId, message: &Resigned) {
         match &self.state {
-            State::Follower(follower) if message.lead.node == from && follower.follows(message.lead) => {
+            State::Follower(follower) if message.ballot.node == from && follower.follows(message.ballot) => {
                 self.become_follower(None);
                 self.await_election(now);
             }
@@ -677,7 +681,7 @@ impl Engine {
 
     /// The leader wants this node to lead: no pre-vote, since the others still hear the leader.
     pub(super) fn handle_handoff(&mut self, now: Mono, liveness: &Liveness, from: NodeId, message: &Handoff) {
-        let current = message.lead.node == from && message.lead == self.acceptor.promised();
+        let current = message.ballot.node == from && message.ballot == self.acceptor.promised();
         if current && !self.promise_lost() && liveness.is_fit(self.options.node) {
             self.start_candidate(now, 0);
         }

@@ -19,12 +19,12 @@ use super::{Engine, State};
 use crate::message::{Accept, Accepted, Commit, Entries, Handoff};
 use crate::mutant::mutant;
 use crate::{
-    Config, Event, Lead, Liveness, Mono, NodeId, NodeSet, Options, ReadOutcome, Rejection, Slot, Tag, Value,
+    Ballot, Config, Event, Liveness, Mono, NodeId, NodeSet, Options, ReadOutcome, Rejection, Slot, Tag, Value,
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Leader {
-    pub(super) lead: Lead,
+    pub(super) ballot: Ballot,
     /// The own no-op is at this slot; once it is committed, so is everything before this leadership.
     pub(super) first_own: Slot,
     /// That no-op is committed.
@@ -135,7 +135,7 @@ impl Leader {
     /// How far the votes commit (C1 and C2): the highest slot for which q2 voters have voted whose reported lease
     /// holders have voted too. The second result is true when votes suffice for more, and only holders are missing.
     fn quorum_commit(&self, options: &Options, config: &Config, own: &NodeSet, commit: Slot) -> (Slot, bool) {
-        let me = self.lead.node;
+        let me = self.ballot.node;
         let own_vote = (me, self.own_durable, own);
         let votes: SmallVec<[(NodeId, Slot, &NodeSet); 9]> =
             self.peers.iter().map(|peer| (peer.node, peer.matched, &peer.grants)).chain([own_vote]).collect();
@@ -165,7 +165,7 @@ impl Leader {
 
     /// Sends a member what it lacks, as far as its window allows.
     fn replicate(&mut self, index: usize, now: Mono, log: &Log, outbox: &mut Outbox) {
-        let (lead, gap_upto, last) = (self.lead, self.gap_upto, self.last());
+        let (ballot, gap_upto, last) = (self.ballot, self.gap_upto, self.last());
         let peer = &mut self.peers[index];
         while peer.sent < last && peer.has_room() {
             let from = peer.sent.next();
@@ -192,7 +192,7 @@ impl Leader {
             let Some((end, _)) = entries.last() else { break };
             peer.on_sent(*end, bytes);
             peer.commit_sent = log.commit;
-            outbox.send_now(peer.node, Accept { lead, commit: log.commit, entries });
+            outbox.send_now(peer.node, Accept { ballot, commit: log.commit, entries });
         }
     }
 
@@ -203,15 +203,15 @@ impl Leader {
 
     /// Asks a member for a fresh acknowledgement.
     fn probe(&self, to: NodeId, log: &Log, outbox: &mut Outbox) {
-        outbox.send_now(to, Accept { lead: self.lead, commit: log.commit, entries: Entries::new() });
+        outbox.send_now(to, Accept { ballot: self.ballot, commit: log.commit, entries: Entries::new() });
     }
 
     pub(super) fn check_invariants(&self, log: &Log, config: &Config, acceptor: &Acceptor) {
-        assert_eq!(self.lead, acceptor.promised(), "I1: a leader has promised nothing higher");
+        assert_eq!(self.ballot, acceptor.promised(), "I1: a leader has promised nothing higher");
         assert!(self.own_durable <= acceptor.upto, "own votes are counted when durable");
         assert!(log.known_commit < self.next, "I7: nobody else commits where this node leads");
         assert!(self.inflight_slots(log.commit) <= ACCEPT_WINDOW, "I19: the pipeline is bounded");
-        let others = config.voters.iter().filter(|node| *node != self.lead.node).count();
+        let others = config.voters.iter().filter(|node| *node != self.ballot.node).count();
         assert_eq!(others, self.peers.len(), "peers are the other voters");
         for peer in &self.peers {
             peer.check_invariants(self.next);
@@ -225,9 +225,9 @@ impl Engine {
     /// Phase 1 is complete: proposes again what must be, and a no-op above it.
     pub(super) fn become_leader(&mut self, now: Mono, liveness: &Liveness, recovery: Recovery) {
         for (slot, value) in recovery.facts {
-            self.learn(slot, value, Lead::default());
+            self.learn(slot, value, Ballot::default());
         }
-        let lead = self.acceptor.promised();
+        let ballot = self.acceptor.promised();
         if recovery.commit.0 > self.log.commit.0 + ACCEPT_WINDOW {
             // Too far behind to lead: catches up first, while somebody else runs.
             self.become_follower(None);
@@ -241,7 +241,7 @@ impl Engine {
         let config = self.config.clone();
         let first_own = Slot(next.0 + proposals.len() as u64);
         let mut leader = Leader {
-            lead,
+            ballot,
             first_own,
             ready: false,
             next,
@@ -278,7 +278,7 @@ impl Engine {
         for (slot, value) in proposals {
             assert_eq!(slot, self.propose_value(value), "phase 1 recovers every slot");
         }
-        self.recalled_by_leading(lead, last_recovered);
+        self.recalled_by_leading(ballot, last_recovered);
         if self.log.known_commit >= first_own {
             // The own journal knows of it.
             self.resign(now);
@@ -300,8 +300,8 @@ impl Engine {
         let slot = leader.next;
         leader.next = slot.next();
         leader.inflight_bytes += value.size();
-        let lead = leader.lead;
-        self.vote(slot, value, lead);
+        let ballot = leader.ballot;
+        self.vote(slot, value, ballot);
         slot
     }
 
@@ -321,7 +321,7 @@ impl Engine {
         let tell_commit_at = leader.tell_commit_at.take().unwrap_or(self.clock.after(delay));
         for index in 0..leader.peers.len() {
             leader.replicate(index, self.clock, &self.log, &mut self.outbox);
-            let lead = leader.lead;
+            let ballot = leader.ballot;
             let peer = &mut leader.peers[index];
             if peer.takes_probe() {
                 peer.commit_sent = commit;
@@ -330,7 +330,7 @@ impl Engine {
             } else if peer.up && peer.commit_sent < commit && peer.sent == last {
                 if tell_commit {
                     peer.commit_sent = commit;
-                    self.outbox.send_now(peer.node, Commit { lead, commit });
+                    self.outbox.send_now(peer.node, Commit { ballot, commit });
                 } else {
                     leader.tell_commit_at = Some(tell_commit_at);
                 }
@@ -352,7 +352,7 @@ impl Engine {
         message: Accepted,
     ) {
         let State::Leader(leader) = &mut self.state else { return };
-        if leader.lead != message.lead || message.upto >= leader.next {
+        if leader.ballot != message.ballot || message.upto >= leader.next {
             return;
         }
         let first = self.log.first();
@@ -458,7 +458,7 @@ impl Engine {
         self.update_commit(now, liveness);
         let State::Leader(leader) = &self.state else { return };
         if leader.lease_poll_at.is_some() {
-            let own = leader.lead.node;
+            let own = leader.ballot.node;
             let waiting = |peer: &&Progress| {
                 peer.up && peer.matched > self.log.commit && peer.grants.iter().any(|node| node != own)
             };
@@ -552,11 +552,11 @@ impl Leader {
     /// Once everything is committed and the successor has it, tells it to run.
     fn hand_over(&mut self, log: &Log, outbox: &mut Outbox) {
         let last = self.last();
-        let lead = self.lead;
+        let ballot = self.ballot;
         let Some(transfer) = self.transfer.filter(|transfer| !transfer.handed) else { return };
         if log.commit == last && self.peer(transfer.to).is_some_and(|peer| peer.matched == last) {
             self.transfer = Some(Transfer { handed: true, ..transfer });
-            outbox.send_now(transfer.to, Handoff { lead });
+            outbox.send_now(transfer.to, Handoff { ballot });
         }
     }
 }

@@ -49,7 +49,7 @@ impl Leader {
         liveness: &Liveness,
     ) -> Option<Slot> {
         let ready = self.ready || mutant!(options, ReadBeforeReady);
-        if !ready || self.is_handing_over() || !config.lease_eligible.contains(self.lead.node) {
+        if !ready || self.is_handing_over() || !config.lease_eligible.contains(self.ballot.node) {
             return None;
         }
         let floor = self.lease_floor(options, config, now, liveness)?;
@@ -63,7 +63,7 @@ impl Engine {
     pub(super) fn fortify(&mut self, now: Mono, liveness: &Liveness) {
         let config = &self.config;
         let State::Leader(leader) = &mut self.state else { return };
-        if !config.lease_eligible.contains(leader.lead.node) {
+        if !config.lease_eligible.contains(leader.ballot.node) {
             return;
         }
         let mut waiting = false;
@@ -75,7 +75,7 @@ impl Engine {
             waiting = true;
             if peer.fortify_sent != Some(epoch) {
                 peer.fortify_sent = Some(epoch);
-                let ask = Fortify { lead: Some(leader.lead), config_epoch: config.epoch, epoch };
+                let ask = Fortify { ballot: Some(leader.ballot), config_epoch: config.epoch, epoch };
                 self.outbox.send_now(peer.node, ask);
             }
         }
@@ -97,11 +97,11 @@ impl Engine {
     pub(super) fn handle_fortify(&mut self, now: Mono, liveness: &Liveness, from: NodeId, message: &Fortify) {
         let config = &self.config;
         let unchecked = mutant!(self.options, FloorSkipped | LeaderIgnoresFloor);
-        if let Some(lead) = message.lead
-            && lead < self.acceptor.promised()
+        if let Some(ballot) = message.ballot
+            && ballot < self.acceptor.promised()
             && !unchecked
         {
-            self.nack(from, lead);
+            self.nack(from, ballot);
             return;
         }
         // One who may have forgotten votes cannot tell a floor.
@@ -114,14 +114,14 @@ impl Engine {
         }
         self.acceptor.grant(from, message.epoch);
         let max_voted = if mutant!(self.options, FloorSkipped) { Slot(0) } else { self.log.max_voted };
-        let Fortify { lead, config_epoch, epoch } = message.clone();
-        self.outbox.send_now(from, Fortified { lead, config_epoch, epoch, max_voted });
+        let Fortify { ballot, config_epoch, epoch } = message.clone();
+        self.outbox.send_now(from, Fortified { ballot, config_epoch, epoch, max_voted });
     }
 
     pub(super) fn handle_fortified(&mut self, now: Mono, from: NodeId, message: &Fortified) {
         let config_epoch = self.config.epoch;
         let State::Leader(leader) = &mut self.state else { return };
-        let fits = message.lead == Some(leader.lead) && message.config_epoch == config_epoch;
+        let fits = message.ballot == Some(leader.ballot) && message.config_epoch == config_epoch;
         let bounded = message.max_voted.0 <= self.log.known_commit.0 + 2 * ACCEPT_WINDOW;
         let fill_upto = leader.fill_upto.max(message.max_voted);
         let Some(peer) = leader.peer(from) else { return };

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 
 use super::outbox::Staged;
 use crate::record::Durable;
-use crate::{Ballot, Slot, Value};
+use crate::{Ballot, Kind, NodeId, Slot, Value, VoteBallot};
 
 /// How far above the commit index an acceptor votes, in slots. A leader proposes at most its pipeline ahead; this
 /// bounds what a peer can make a node allocate (64 bytes a slot, so 1 MiB).
@@ -26,9 +26,9 @@ const RECOVERED_GAP_MAX: u64 = 1 << 22;
 /// One slot.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Entry {
-    /// The ballot of the vote; zero for none. Not maintained for slots up to the commit index.
-    pub(super) ballot: Ballot,
-    /// `None` with a ballot above zero: the vote is known, its value lost.
+    /// What the vote was cast at; zero for none. Not maintained for slots up to the commit index.
+    pub(super) vote_ballot: VoteBallot,
+    /// `None` with one above zero: the vote is known, its value lost.
     pub(super) value: Option<Value>,
     /// The write that made it durable.
     pub(super) staged: Staged,
@@ -38,15 +38,16 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    const EMPTY: Entry = Entry { ballot: NO_BALLOT, value: None, staged: Staged::RECOVERED, trusted: true };
+    const EMPTY: Entry =
+        Entry { vote_ballot: NO_VOTE, value: None, staged: Staged::RECOVERED, trusted: true };
 
     /// What was written now.
-    pub(super) fn new(ballot: Ballot, value: Value, staged: Staged, trusted: bool) -> Entry {
-        Entry { ballot, value: Some(value), staged, trusted }
+    pub(super) fn new(vote_ballot: VoteBallot, value: Value, staged: Staged, trusted: bool) -> Entry {
+        Entry { vote_ballot, value: Some(value), staged, trusted }
     }
 
     pub(super) fn is_vote(&self) -> bool {
-        self.ballot > NO_BALLOT
+        self.vote_ballot > NO_VOTE
     }
 
     pub(super) fn size(&self) -> usize {
@@ -54,9 +55,8 @@ impl Entry {
     }
 }
 
-/// The same as [`Ballot::default`], which stands for "no vote" in [`Durable`].
-const NO_BALLOT: Ballot =
-    Ballot { lead: crate::Lead { round: 0, node: crate::NodeId(0) }, kind: crate::Kind::Classic };
+/// The same as [`VoteBallot::default`], which stands for "no vote" in [`Durable`].
+const NO_VOTE: VoteBallot = VoteBallot { ballot: Ballot { round: 0, node: NodeId(0) }, kind: Kind::Classic };
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Log {
@@ -98,7 +98,7 @@ impl Log {
                 return (log, Some(slot));
             }
             let vote = Entry {
-                ballot: found.ballot,
+                vote_ballot: found.vote_ballot,
                 value: found.value.clone(),
                 staged: Staged::RECOVERED,
                 trusted: found.trusted,
@@ -233,12 +233,12 @@ impl Log {
     }
 
     /// Slots above the snapshot whose value the disk has lost.
-    pub(super) fn lost_payloads(&self) -> impl Iterator<Item = (Slot, Ballot)> + '_ {
+    pub(super) fn lost_payloads(&self) -> impl Iterator<Item = (Slot, VoteBallot)> + '_ {
         // The committed part may be long, and this is asked for often.
         let from = self.first.max(self.commit.next());
         let skipped = usize::try_from(from.0 - self.first.0).unwrap_or(usize::MAX).min(self.entries.len());
         (from.0..).map(Slot).zip(self.entries.range(skipped..)).filter_map(|(slot, entry)| {
-            (entry.is_vote() && entry.value.is_none()).then_some((slot, entry.ballot))
+            (entry.is_vote() && entry.value.is_none()).then_some((slot, entry.vote_ballot))
         })
     }
 

@@ -36,7 +36,7 @@ pub use api::{
 use crate::message::Resigned;
 use crate::mutant::mutant;
 use crate::record::ROUND_DOUBTFUL;
-use crate::{Config, Durable, Lead, Liveness, Message, Mono, NodeId, NodeSet, Options, Record, Slot, Tag};
+use crate::{Ballot, Config, Durable, Liveness, Message, Mono, NodeId, NodeSet, Options, Record, Slot, Tag};
 use acceptor::Acceptor;
 use bounds::Claims;
 use catchup::Catchup;
@@ -85,7 +85,7 @@ pub struct Engine {
     relied_upto: Slot,
     state: State,
     /// What the last [`Event::RoleChanged`] said.
-    reported: (Role, Lead, Option<NodeId>),
+    reported: (Role, Ballot, Option<NodeId>),
 }
 
 impl Engine {
@@ -108,7 +108,7 @@ impl Engine {
         if durable.newborn {
             outbox.record(Record::Base {
                 slot: log.base,
-                promised: Lead::default(),
+                promised: Ballot::default(),
                 faulty_from: None,
                 promise_lost: false,
                 config: config.clone(),
@@ -121,8 +121,8 @@ impl Engine {
             outbox.record(Record::Survived { promised: durable.promised });
         }
         // The journal may drop a damaged record for good once it has reported it.
-        for (slot, ballot) in log.lost_payloads() {
-            outbox.record(Record::Vote { slot, ballot, commit: log.commit, value: None });
+        for (slot, vote_ballot) in log.lost_payloads() {
+            outbox.record(Record::Vote { slot, vote_ballot, commit: log.commit, value: None });
         }
         let promise_doubted = durable.promised.round >= ROUND_DOUBTFUL;
         if promise_doubted {
@@ -246,7 +246,7 @@ impl Engine {
     /// The view from outside.
     #[must_use]
     pub fn status(&self) -> Status {
-        let (role, lead, leader) = self.role();
+        let (role, ballot, leader) = self.role();
         let leading = match &self.state {
             State::Leader(leader) => Some(leader),
             State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => None,
@@ -254,7 +254,7 @@ impl Engine {
         Status {
             role,
             leader,
-            lead,
+            ballot,
             promised: self.acceptor.promised(),
             ready: leading.is_some_and(|leader| leader.ready),
             successor: leading.and_then(|leader| leader.successor()),
@@ -305,7 +305,7 @@ impl Engine {
         match &self.state {
             State::Leader(leader) => leader.check_invariants(&self.log, &self.config, &self.acceptor),
             State::Candidate(candidate) => {
-                assert_eq!(candidate.lead, self.acceptor.promised(), "I1: a candidate promised to itself");
+                assert_eq!(candidate.ballot, self.acceptor.promised(), "I1: a candidate promised to itself");
             }
             State::Follower(_) | State::PreCandidate(_) => {}
         }
@@ -381,7 +381,7 @@ impl Engine {
         }
         self.fenced = true;
         let led = match &self.state {
-            State::Leader(leader) => Some(leader.lead),
+            State::Leader(leader) => Some(leader.ballot),
             State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => None,
         };
         self.become_follower(None);
@@ -389,7 +389,7 @@ impl Engine {
         self.outbox.event(Event::Fenced);
         // That it does not lead any more depends on no disk.
         for node in self.config.voters.iter().filter(|node| led.is_some() && *node != self.options.node) {
-            self.outbox.send_now(node, Resigned { lead: led.unwrap_or_default() });
+            self.outbox.send_now(node, Resigned { ballot: led.unwrap_or_default() });
         }
     }
 
@@ -398,17 +398,17 @@ impl Engine {
         self.role().2
     }
 
-    fn role(&self) -> (Role, Lead, Option<NodeId>) {
+    fn role(&self) -> (Role, Ballot, Option<NodeId>) {
         let seen = self.acceptor.promised();
         match &self.state {
-            State::Leader(leader) => (Role::Leader, leader.lead, Some(leader.lead.node)),
+            State::Leader(leader) => (Role::Leader, leader.ballot, Some(leader.ballot.node)),
             State::Candidate(_) | State::PreCandidate(_) => (Role::Candidate, seen, None),
             State::Follower(follower) => {
-                let following = follower.following.map(|following| following.lead);
+                let following = follower.following.map(|following| following.ballot);
                 (
                     Role::Follower,
-                    following.map_or(seen, |lead| lead.max(seen)),
-                    following.map(|lead| lead.node),
+                    following.map_or(seen, |ballot| ballot.max(seen)),
+                    following.map(|ballot| ballot.node),
                 )
             }
         }
@@ -418,8 +418,8 @@ impl Engine {
         let role = self.role();
         if role != self.reported {
             self.reported = role;
-            let (role, lead, leader) = role;
-            self.outbox.event(Event::RoleChanged { role, lead, leader });
+            let (role, ballot, leader) = role;
+            self.outbox.event(Event::RoleChanged { role, ballot, leader });
         }
     }
 

@@ -88,24 +88,24 @@ impl Engine {
         let Some(round) = leader.reads.current.as_mut().filter(|round| now >= round.retry_at) else { return };
         round.retry_at = now.after(self.options.timing.retransmit);
         for node in self.config.voters.iter().filter(|node| !round.confirmed.contains(*node)) {
-            self.outbox.send_now(node, ReadIndex { lead: leader.lead, round: number });
+            self.outbox.send_now(node, ReadIndex { ballot: leader.ballot, round: number });
         }
     }
 
     pub(super) fn handle_read_index(&mut self, from: NodeId, message: &ReadIndex) {
-        if message.lead.node != from || self.promise_lost() {
+        if message.ballot.node != from || self.promise_lost() {
             return;
         }
-        if message.lead < self.acceptor.promised() {
-            self.nack(from, message.lead);
+        if message.ballot < self.acceptor.promised() {
+            self.nack(from, message.ballot);
         } else {
-            self.outbox.send_now(from, ReadIndexReply { lead: message.lead, round: message.round });
+            self.outbox.send_now(from, ReadIndexReply { ballot: message.ballot, round: message.round });
         }
     }
 
     pub(super) fn handle_read_index_reply(&mut self, from: NodeId, message: &ReadIndexReply) {
         let State::Leader(leader) = &mut self.state else { return };
-        if leader.lead == message.lead
+        if leader.ballot == message.ballot
             && leader.reads.round == message.round
             && let Some(round) = &mut leader.reads.current
         {

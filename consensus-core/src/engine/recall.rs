@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 use super::{Engine, State};
 use crate::message::{Recall as RecallMessage, Recalled, Vouched};
 use crate::mutant::mutant;
-use crate::{Event, Lead, Liveness, Mono, NodeId, NodeSet, Record, Slot};
+use crate::{Ballot, Event, Liveness, Mono, NodeId, NodeSet, Record, Slot};
 
 /// More candidacies of this node in one incarnation than can be forgotten without anybody else having heard of the last: each
 /// took a round of pre-votes and tens of milliseconds. Taken once for each incarnation, since what a former incarnation
@@ -40,13 +40,13 @@ pub(super) struct Recall {
     /// A promise may have been forgotten.
     pub(super) promise_lost: bool,
     /// What every other member has promised, if it knows; kept while `promise_lost`.
-    answers: BTreeMap<NodeId, Option<Lead>>,
+    answers: BTreeMap<NodeId, Option<Ballot>>,
     /// A survivor has vouched for all, or this node is one.
     pub(super) vouched: bool,
     /// It was told that too many have forgotten what they promised.
     told_too_many: bool,
-    /// The leader at this leadership has proposed up to this slot.
-    proposed: Option<(Lead, Slot)>,
+    /// The leader at this ballot has proposed up to this slot.
+    proposed: Option<(Ballot, Slot)>,
     ask_at: Mono,
     /// The incarnation that asks, once known, and which of its questions this is.
     incarnation: u64,
@@ -113,7 +113,7 @@ impl Engine {
         }
         let promised = self.acceptor.promised();
         let proposed = match &self.state {
-            State::Leader(leader) if leader.lead == promised => Some(Slot(leader.next.0 - 1)),
+            State::Leader(leader) if leader.ballot == promised => Some(Slot(leader.next.0 - 1)),
             State::Leader(_) | State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) => None,
         };
         self.outbox.send_now(from, Recalled { incarnation, question, promised: Some(promised), proposed });
@@ -149,7 +149,7 @@ impl Engine {
         }
         if let Some(promised) = message.promised.filter(|promised| promised.node == from)
             && let Some(proposed) = message.proposed
-            && recall.proposed.is_none_or(|(lead, _)| promised > lead)
+            && recall.proposed.is_none_or(|(ballot, _)| promised > ballot)
         {
             recall.proposed = Some((promised, proposed));
         }
@@ -175,15 +175,15 @@ impl Engine {
             // What this node promised to its own candidacies nobody else may know, and none may be used again.
             let forgotten = FORGOTTEN_ROUNDS_MAX.saturating_mul(recall.incarnation.max(1));
             let round = answered.round.saturating_add(forgotten);
-            self.restore_promise(Lead { round, node: self.options.node });
+            self.restore_promise(Ballot { round, node: self.options.node });
             self.outbox.record(Record::Healed { promised: self.acceptor.promised(), relied_upto: None });
         }
     }
 
-    /// This node leads at a new leadership: it has proposed up to here itself.
-    pub(super) fn recalled_by_leading(&mut self, lead: Lead, recovered: Slot) {
+    /// This node leads at a new ballot: it has proposed up to here itself.
+    pub(super) fn recalled_by_leading(&mut self, ballot: Ballot, recovered: Slot) {
         if let Some(recall) = &mut self.recall {
-            recall.proposed = Some((lead, recovered));
+            recall.proposed = Some((ballot, recovered));
         }
     }
 
@@ -193,7 +193,7 @@ impl Engine {
         let promised = self.acceptor.promised();
         let target = match recall.proposed {
             _ if mutant!(self.options, HealedTooSoon) => Some(self.log.commit),
-            Some((lead, upto)) if lead == promised => Some(upto),
+            Some((ballot, upto)) if ballot == promised => Some(upto),
             Some(_) | None => None,
         };
         let Some(upto) = target.filter(|upto| self.acceptor.upto >= *upto) else { return };

@@ -6,7 +6,7 @@
 //! quorum may have voted for v unanimously, as far as Q can tell. That is the case iff the voters for v together with
 //! everybody outside Q contain a fast quorum. This form holds for all quorum systems, not only for counted ones.
 
-use crate::{Ballot, Config, Kind, NodeId, NodeSet};
+use crate::{Config, Kind, NodeId, NodeSet, VoteBallot};
 
 /// What may be proposed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub(super) enum Selection<I> {
     /// Nothing can have been chosen at a lower ballot: any value.
     Free,
     /// This value may have been chosen, so no other.
-    Forced(Ballot, I),
+    Forced(VoteBallot, I),
 }
 
 /// Decides for one slot. `votes` holds one item for each member of the quorum, which must satisfy q1; `None` is a
@@ -23,15 +23,16 @@ pub(super) enum Selection<I> {
 /// # Panics
 /// When the votes contradict the protocol: two values at one classic ballot, or two forced values.
 pub(super) fn select<I: Copy + PartialEq>(
-    votes: &[(NodeId, Option<(Ballot, I)>)],
+    votes: &[(NodeId, Option<(VoteBallot, I)>)],
     config: &Config,
 ) -> Selection<I> {
-    let Some(highest) = votes.iter().filter_map(|(_, vote)| vote.map(|(ballot, _)| ballot)).max() else {
+    let Some(highest) = votes.iter().filter_map(|(_, vote)| vote.map(|(vote_ballot, _)| vote_ballot)).max()
+    else {
         return Selection::Free;
     };
-    let mut at_highest = votes
-        .iter()
-        .filter_map(|&(node, vote)| vote.filter(|(ballot, _)| *ballot == highest).map(|(_, id)| (node, id)));
+    let mut at_highest = votes.iter().filter_map(|&(node, vote)| {
+        vote.filter(|(vote_ballot, _)| *vote_ballot == highest).map(|(_, id)| (node, id))
+    });
     match highest.kind {
         Kind::Classic => {
             let (_, id) = at_highest.next().expect("the highest ballot is the ballot of a vote");
@@ -68,19 +69,22 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::Lead;
+    use crate::Ballot;
 
     /// What a phase-1 quorum answered, with small numbers for values.
-    type Votes = Vec<(NodeId, Option<(Ballot, u8)>)>;
+    type Votes = Vec<(NodeId, Option<(VoteBallot, u8)>)>;
 
     /// I17: the definition, over all fast quorums R: the value is forced when every member of R that Q has heard of
     /// voted for it at the highest ballot.
-    fn by_definition(votes: &[(NodeId, Option<(Ballot, u8)>)], config: &Config) -> Vec<u8> {
-        let Some(highest) = votes.iter().filter_map(|(_, vote)| vote.map(|(ballot, _)| ballot)).max() else {
+    fn by_definition(votes: &[(NodeId, Option<(VoteBallot, u8)>)], config: &Config) -> Vec<u8> {
+        let Some(highest) =
+            votes.iter().filter_map(|(_, vote)| vote.map(|(vote_ballot, _)| vote_ballot)).max()
+        else {
             return Vec::new();
         };
-        let at_highest =
-            |vote: Option<(Ballot, u8)>| vote.filter(|(ballot, _)| *ballot == highest).map(|(_, id)| id);
+        let at_highest = |vote: Option<(VoteBallot, u8)>| {
+            vote.filter(|(vote_ballot, _)| *vote_ballot == highest).map(|(_, id)| id)
+        };
         if highest.kind == Kind::Classic {
             return votes.iter().filter_map(|(_, vote)| at_highest(*vote)).take(1).collect();
         }
@@ -128,7 +132,7 @@ mod tests {
                         let kind = if fast { Kind::Fast } else { Kind::Classic };
                         // One value per classic ballot.
                         let id = if fast { id } else { round as u8 };
-                        (Ballot { lead: Lead { round, node: NodeId(0) }, kind }, id)
+                        (VoteBallot { ballot: Ballot { round, node: NodeId(0) }, kind }, id)
                     });
                     (NodeId(node as u32), vote)
                 });
@@ -172,17 +176,19 @@ mod tests {
     #[test]
     fn the_highest_ballot_alone_counts() {
         let config = Config::majority((0..3).map(NodeId));
-        let vote = |round, id| Some((Ballot::classic(Lead { round, node: NodeId(0) }), id));
+        let vote = |round, id| Some((VoteBallot::classic(Ballot { round, node: NodeId(0) }), id));
         assert_eq!(select::<u8>(&[(NodeId(0), None), (NodeId(1), None)], &config), Selection::Free);
         let votes = [(NodeId(0), vote(2, 7u8)), (NodeId(1), vote(5, 8)), (NodeId(2), vote(5, 8))];
-        assert!(matches!(select(&votes, &config), Selection::Forced(ballot, 8) if ballot.lead.round == 5));
+        assert!(
+            matches!(select(&votes, &config), Selection::Forced(vote_ballot, 8) if vote_ballot.ballot.round == 5)
+        );
     }
 
     #[test]
     #[should_panic(expected = "I3")]
     fn two_values_at_one_classic_ballot_are_an_error() {
         let config = Config::majority((0..3).map(NodeId));
-        let vote = |id| Some((Ballot::classic(Lead { round: 1, node: NodeId(0) }), id));
+        let vote = |id| Some((VoteBallot::classic(Ballot { round: 1, node: NodeId(0) }), id));
         select(&[(NodeId(0), vote(1)), (NodeId(1), vote(2))], &config);
     }
 }

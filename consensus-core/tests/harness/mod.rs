@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use consensus_core::{
-    Ballot, Config, Durable, Engine, Event, GroupId, Input, Lead, Liveness, LivenessMessage, LivenessOutput,
+    Ballot, Config, Durable, Engine, Event, GroupId, Input, Liveness, LivenessMessage, LivenessOutput,
     Message, Mono, NodeId, Options, Output, PersistSeq, ReadMode, ReadOutcome, Record, Role, Send, Slot, Tag,
-    Timing, Value,
+    Timing, Value, VoteBallot,
 };
 
 /// From one node to another.
@@ -397,11 +397,11 @@ impl Cluster {
         }
         for event in output.events.drain(..) {
             match &event {
-                Event::RoleChanged { role, lead, leader } => {
+                Event::RoleChanged { role, ballot, leader } => {
                     node.ready = false;
                     let leader = leader.map_or("nobody".into(), |leader| leader.0.to_string());
                     let role = format!("{role:?}").to_lowercase();
-                    self.lines.push(format!("{}: {role} at {}, led by {leader}", id.0, show_lead(*lead)));
+                    self.lines.push(format!("{}: {role} at {}, led by {leader}", id.0, show_ballot(*ballot)));
                 }
                 Event::LeadershipReady => {
                     node.ready = true;
@@ -733,12 +733,12 @@ fn liveness_through_codec(message: &LivenessMessage) -> LivenessMessage {
     decoded
 }
 
-pub fn show_lead(lead: Lead) -> String {
-    format!("{}.{}", lead.round, lead.node.0)
+pub fn show_ballot(ballot: Ballot) -> String {
+    format!("{}.{}", ballot.round, ballot.node.0)
 }
 
-fn show_ballot(ballot: Ballot) -> String {
-    show_lead(ballot.lead)
+fn show_vote_ballot(vote_ballot: VoteBallot) -> String {
+    show_ballot(vote_ballot.ballot)
 }
 
 pub fn show_value(value: &Value) -> String {
@@ -767,49 +767,69 @@ fn show_entries(entries: &[(Slot, Value)]) -> String {
 pub fn show_message(message: &Message) -> String {
     let mut line = String::new();
     match message {
-        Message::PreVote(m) => write!(line, "PreVote {} commit={}", show_lead(m.lead), m.commit.0),
+        Message::PreVote(m) => write!(line, "PreVote {} commit={}", show_ballot(m.ballot), m.commit.0),
         Message::PreVoteReply(m) => {
             let answer = if m.granted { "granted" } else { "denied" };
-            let leader = m.leader.map_or(String::new(), |lead| format!(" leader={}", show_lead(lead)));
-            write!(line, "PreVoteReply {} {answer}{leader}", show_lead(m.lead))
+            let leader = m.leader.map_or(String::new(), |ballot| format!(" leader={}", show_ballot(ballot)));
+            write!(line, "PreVoteReply {} {answer}{leader}", show_ballot(m.ballot))
         }
-        Message::Prepare(m) => write!(line, "Prepare {} from={}", show_lead(m.lead), m.from.0),
+        Message::Prepare(m) => write!(line, "Prepare {} from={}", show_ballot(m.ballot), m.from.0),
         Message::Promise(m) => {
             let votes: Vec<String> = m
                 .votes
                 .iter()
                 .map(|(slot, vote)| {
                     let value = vote.value.as_ref().map_or("?".into(), show_value);
-                    format!("{}={value}@{}", slot.0, show_ballot(vote.ballot))
+                    format!("{}={value}@{}", slot.0, show_vote_ballot(vote.vote_ballot))
                 })
                 .collect();
             let faulty = m.faulty_from.map_or(String::new(), |slot| format!(" faulty-from={}", slot.0));
-            write!(line, "Promise {} [{}] commit={}{faulty}", show_lead(m.lead), votes.join(" "), m.commit.0)
+            write!(
+                line,
+                "Promise {} [{}] commit={}{faulty}",
+                show_ballot(m.ballot),
+                votes.join(" "),
+                m.commit.0
+            )
         }
-        Message::Nack(m) => write!(line, "Nack {} promised={}", show_lead(m.lead), show_lead(m.promised)),
+        Message::Nack(m) => {
+            write!(line, "Nack {} promised={}", show_ballot(m.ballot), show_ballot(m.promised))
+        }
         Message::Accept(m) => {
-            write!(line, "Accept {} {} commit={}", show_lead(m.lead), show_entries(&m.entries), m.commit.0)
+            write!(
+                line,
+                "Accept {} {} commit={}",
+                show_ballot(m.ballot),
+                show_entries(&m.entries),
+                m.commit.0
+            )
         }
         Message::Accepted(m) => {
             let grants = if m.grants.is_empty() { String::new() } else { format!(" grants={}", m.grants) };
-            write!(line, "Accepted {} upto={}{grants}", show_lead(m.lead), m.upto.0)
+            write!(line, "Accepted {} upto={}{grants}", show_ballot(m.ballot), m.upto.0)
         }
-        Message::Commit(m) => write!(line, "Commit {} commit={}", show_lead(m.lead), m.commit.0),
-        Message::Fortify(m) => write!(line, "Fortify {}", m.lead.map_or("-".into(), show_lead)),
+        Message::Commit(m) => write!(line, "Commit {} commit={}", show_ballot(m.ballot), m.commit.0),
+        Message::Fortify(m) => write!(line, "Fortify {}", m.ballot.map_or("-".into(), show_ballot)),
         Message::Fortified(m) => {
-            write!(line, "Fortified {} floor={}", m.lead.map_or("-".into(), show_lead), m.max_voted.0)
+            write!(line, "Fortified {} floor={}", m.ballot.map_or("-".into(), show_ballot), m.max_voted.0)
         }
-        Message::ReadIndex(m) => write!(line, "ReadIndex {} round={}", show_lead(m.lead), m.round),
-        Message::ReadIndexReply(m) => write!(line, "ReadIndexReply {} round={}", show_lead(m.lead), m.round),
+        Message::ReadIndex(m) => write!(line, "ReadIndex {} round={}", show_ballot(m.ballot), m.round),
+        Message::ReadIndexReply(m) => {
+            write!(line, "ReadIndexReply {} round={}", show_ballot(m.ballot), m.round)
+        }
         Message::Fetch(m) => write!(line, "Fetch {}..{}", m.from.0, m.upto.0),
         Message::Chosen(m) => write!(line, "Chosen {} commit={}", show_entries(&m.entries), m.commit.0),
-        Message::Handoff(m) => write!(line, "Handoff {}", show_lead(m.lead)),
-        Message::Resigned(m) => write!(line, "Resigned {}", show_lead(m.lead)),
+        Message::Handoff(m) => write!(line, "Handoff {}", show_ballot(m.ballot)),
+        Message::Resigned(m) => write!(line, "Resigned {}", show_ballot(m.ballot)),
         Message::Recall(_) => write!(line, "Recall"),
         Message::Vouched(_) => write!(line, "Vouched"),
         Message::Recalled(m) => {
             let proposed = m.proposed.map_or(String::new(), |slot| format!(" proposed={}", slot.0));
-            write!(line, "Recalled promised={}{proposed}", m.promised.map_or("unknown".to_owned(), show_lead))
+            write!(
+                line,
+                "Recalled promised={}{proposed}",
+                m.promised.map_or("unknown".to_owned(), show_ballot)
+            )
         }
     }
     .expect("writing to a string works");

@@ -588,9 +588,9 @@ impl Replica {
 
     fn on_engine_event(&mut self, env: &Env<'_>, event: EngineEvent) {
         let notice = match event {
-            EngineEvent::RoleChanged { role, lead, leader } => {
-                self.on_role(env, role, lead.round, leader);
-                Notice::Role { role, lead, leader }
+            EngineEvent::RoleChanged { role, ballot, leader } => {
+                self.on_role(env, role, ballot.round, leader);
+                Notice::Role { role, ballot, leader }
             }
             EngineEvent::LeadershipReady => return self.on_leading(env),
             EngineEvent::SnapshotNeeded { to, at_least } => return self.send_snapshot(to, at_least),

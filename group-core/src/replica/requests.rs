@@ -333,7 +333,7 @@ impl Replica {
     /// The round of the leader, if one is known.
     fn led(&self) -> Option<u64> {
         let status = self.engine.status();
-        status.leader.map(|_| status.lead.round)
+        status.leader.map(|_| status.ballot.round)
     }
 
     /// The voters whose disks are full, if that is why nothing can be made durable: those that are up would be enough, and

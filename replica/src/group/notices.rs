@@ -10,8 +10,8 @@ use crate::shared::Shared;
 pub(super) fn tell(shared: &Shared, group: GroupId, notice: Notice) {
     let id = group.0;
     match notice {
-        Notice::Role { role, lead, leader } => {
-            info!(group = id, ?role, round = lead.round, leader = leader.map(|leader| leader.0), "role");
+        Notice::Role { role, ballot, leader } => {
+            info!(group = id, ?role, round = ballot.round, leader = leader.map(|leader| leader.0), "role");
         }
         Notice::HandingOver { to } => info!(group = id, to = to.0, "handing leadership over"),
         Notice::HandingOverFull { to } => {

@@ -37,7 +37,7 @@ marks! {
     PromiseInParts,
     /// A read was served under the leader lease.
     LeaseRead,
-    /// A read was served under the leader lease while another member had promised a higher leadership.
+    /// A read was served under the leader lease while another member had promised a higher ballot.
     LeaseReadDuringLeaderChange,
     /// A watcher was shown events.
     WatchTold,

@@ -10,7 +10,9 @@ use keyspace::{
     RangeRequest, Reply, RevisionEvents, SessionId,
 };
 
-use consensus_core::{Ballot, Config, Lead, NodeId, NodeSet, Record, RecordKind, RecordLabel, Slot, Value};
+use consensus_core::{
+    Ballot, Config, NodeId, NodeSet, Record, RecordKind, RecordLabel, Slot, Value, VoteBallot,
+};
 
 use super::clock::{MILLI, SECOND, Time};
 use super::commands::{Write, Written, value_digest, value_of};
@@ -44,27 +46,27 @@ pub(crate) enum Fate {
 /// A record without its payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fact {
-    Promised(Lead),
+    Promised(Ballot),
     /// The digest of the value; `None` when only the label is left.
-    Vote(Slot, Ballot, Option<u64>),
+    Vote(Slot, VoteBallot, Option<u64>),
     /// For the value of the vote before.
-    Revote(Slot, Ballot),
+    Revote(Slot, VoteBallot),
     Chosen(Slot, Option<u64>),
     /// Whether the promise is certain comes last.
-    Base(Slot, Lead, bool),
+    Base(Slot, Ballot, bool),
     /// What was lost is made up for: by the promise alone, or up to this slot.
-    Healed(Lead, Option<Slot>),
+    Healed(Ballot, Option<Slot>),
     Faulty,
 }
 
 impl Fact {
     pub(crate) fn of(record: &Record) -> Fact {
         match record {
-            Record::Promised { lead } => Fact::Promised(*lead),
-            Record::Vote { slot, ballot, value, commit: _ } => {
-                Fact::Vote(*slot, *ballot, value.as_ref().map(value_digest))
+            Record::Promised { ballot } => Fact::Promised(*ballot),
+            Record::Vote { slot, vote_ballot, value, commit: _ } => {
+                Fact::Vote(*slot, *vote_ballot, value.as_ref().map(value_digest))
             }
-            Record::Revote { slot, ballot, commit: _ } => Fact::Revote(*slot, *ballot),
+            Record::Revote { slot, vote_ballot, commit: _ } => Fact::Revote(*slot, *vote_ballot),
             Record::Chosen { slot, value, commit: _ } => Fact::Chosen(*slot, Some(value_digest(value))),
             Record::Base { slot, promised, promise_lost, .. } => Fact::Base(*slot, *promised, !*promise_lost),
             Record::Healed { promised, relied_upto } => Fact::Healed(*promised, *relied_upto),
@@ -75,12 +77,12 @@ impl Fact {
 
     pub(crate) fn of_label(label: &RecordLabel) -> Fact {
         match label.kind {
-            RecordKind::Promised => Fact::Promised(label.ballot.lead),
-            RecordKind::Vote => Fact::Vote(label.slot, label.ballot, None),
-            RecordKind::Revote => Fact::Revote(label.slot, label.ballot),
+            RecordKind::Promised => Fact::Promised(label.vote_ballot.ballot),
+            RecordKind::Vote => Fact::Vote(label.slot, label.vote_ballot, None),
+            RecordKind::Revote => Fact::Revote(label.slot, label.vote_ballot),
             RecordKind::Chosen => Fact::Chosen(label.slot, None),
-            RecordKind::Base => Fact::Base(label.slot, label.ballot.lead, false),
-            RecordKind::Healed | RecordKind::Survived => Fact::Healed(label.ballot.lead, None),
+            RecordKind::Base => Fact::Base(label.slot, label.vote_ballot.ballot, false),
+            RecordKind::Healed | RecordKind::Survived => Fact::Healed(label.vote_ballot.ballot, None),
             RecordKind::Faulty => Fact::Faulty,
         }
     }
@@ -96,7 +98,7 @@ pub(crate) struct GroupTruth {
     state: Keyspace,
     committed: Vec<u64>,
     digests: Vec<u64>,
-    leads: BTreeMap<Lead, LeadTruth>,
+    ballots: BTreeMap<Ballot, BallotTruth>,
     nodes: BTreeMap<usize, NodeTruth>,
     /// Commands that came through the log again, since that was asked last.
     repeated: u32,
@@ -117,15 +119,15 @@ pub(crate) struct GroupTruth {
 
 #[derive(Debug, Default)]
 struct SlotTruth {
-    ballots: Vec<BallotTruth>,
-    chosen: Option<(Ballot, u64)>,
+    vote_ballots: Vec<VoteBallotTruth>,
+    chosen: Option<(VoteBallot, u64)>,
     /// How far the group had committed when something was proposed here first.
     committed_before: Slot,
 }
 
 #[derive(Debug)]
-struct BallotTruth {
-    ballot: Ballot,
+struct VoteBallotTruth {
+    vote_ballot: VoteBallot,
     value: u64,
     /// Members whose vote is durable, as bits.
     durable: u32,
@@ -134,7 +136,7 @@ struct BallotTruth {
 }
 
 #[derive(Debug)]
-struct LeadTruth {
+struct BallotTruth {
     incarnation: u64,
     from: Slot,
     /// Members whose promise arrived whole, as bits: all, and those that declared forgotten votes.
@@ -153,21 +155,21 @@ struct LeadTruth {
 /// it must know that it has forgotten.
 #[derive(Debug, Default)]
 struct NodeTruth {
-    staged_promise: Lead,
-    staged_votes: BTreeMap<Slot, Ballot>,
-    durable_promise: Lead,
+    staged_promise: Ballot,
+    staged_votes: BTreeMap<Slot, VoteBallot>,
+    durable_promise: Ballot,
     /// All that it has promised.
-    promises: BTreeSet<Lead>,
-    durable_votes: BTreeMap<Slot, Ballot>,
-    /// When it made up for what it had lost: the leadership it had promised, and how far that had proposed.
-    healed: Option<(Lead, Slot)>,
+    promises: BTreeSet<Ballot>,
+    durable_votes: BTreeMap<Slot, VoteBallot>,
+    /// When it made up for what it had lost: the ballot it had promised, and how far its leader had proposed.
+    healed: Option<(Ballot, Slot)>,
     durable_chosen: BTreeMap<Slot, u64>,
     /// The newest durable base or snapshot.
     base: Slot,
     /// The parts of a promise that is being sent.
-    sending: Vec<(Slot, Ballot)>,
-    /// `upto` of an Accepted that was checked, and its leadership.
-    accepted: (Lead, Slot),
+    sending: Vec<(Slot, VoteBallot)>,
+    /// `upto` of an Accepted that was checked, and its ballot.
+    accepted: (Ballot, Slot),
 }
 
 impl GroupTruth {
@@ -180,7 +182,7 @@ impl GroupTruth {
             state: Keyspace::new(keyspace::Options::default()),
             committed: Vec::new(),
             digests: Vec::new(),
-            leads: BTreeMap::new(),
+            ballots: BTreeMap::new(),
             nodes,
             repeated: 0,
             answers: BTreeMap::new(),
@@ -209,61 +211,70 @@ impl GroupTruth {
         let truth = self.nodes.entry(node).or_default();
         let who = || format!("group {group} node {}", node + 1);
         match fact {
-            Fact::Revote(slot, ballot) => {
+            Fact::Revote(slot, vote_ballot) => {
                 let before = truth.staged_votes.get(&slot).copied();
-                let known = self.slot(slot).ballots.iter().find(|known| Some(known.ballot) == before);
+                let known =
+                    self.slot(slot).vote_ballots.iter().find(|known| Some(known.vote_ballot) == before);
                 return match known.map(|known| known.value) {
                     // A peer's snapshot has overtaken it, on its way from the engine to the journal.
                     None if self.nodes.get(&node).is_some_and(|truth| slot <= truth.base) => Ok(()),
-                    Some(value) => self.staged(node, Fact::Vote(slot, ballot, Some(value))),
-                    None => fail("I2", format!("{}: votes again for {slot:?}, first at {ballot:?}", who())),
+                    Some(value) => self.staged(node, Fact::Vote(slot, vote_ballot, Some(value))),
+                    None => {
+                        fail("I2", format!("{}: votes again for {slot:?}, first at {vote_ballot:?}", who()))
+                    }
                 };
             }
-            Fact::Promised(lead) => {
-                if lead < truth.staged_promise {
+            Fact::Promised(ballot) => {
+                if ballot < truth.staged_promise {
                     return fail(
                         "I1",
-                        format!("{}: promises {lead:?} after {:?}", who(), truth.staged_promise),
+                        format!("{}: promises {ballot:?} after {:?}", who(), truth.staged_promise),
                     );
                 }
-                truth.staged_promise = lead;
+                truth.staged_promise = ballot;
             }
             // What is left of a vote is written again, so that it is not lost with the damaged record.
-            Fact::Vote(slot, ballot, None) => {
-                if truth.durable_votes.get(&slot).is_none_or(|durable| *durable < ballot) {
+            Fact::Vote(slot, vote_ballot, None) => {
+                if truth.durable_votes.get(&slot).is_none_or(|durable| *durable < vote_ballot) {
                     return fail(
                         "I2",
-                        format!("{}: writes a vote at {ballot:?} for {slot:?}, which it never cast", who()),
+                        format!(
+                            "{}: writes a vote at {vote_ballot:?} for {slot:?}, which it never cast",
+                            who()
+                        ),
                     );
                 }
             }
-            Fact::Vote(slot, ballot, Some(value)) => {
-                if ballot.lead < truth.staged_promise {
+            Fact::Vote(slot, vote_ballot, Some(value)) => {
+                if vote_ballot.ballot < truth.staged_promise {
                     return fail(
                         "I1",
                         format!(
-                            "{}: votes at {ballot:?} for {slot:?}, having promised {:?}",
+                            "{}: votes at {vote_ballot:?} for {slot:?}, having promised {:?}",
                             who(),
                             truth.staged_promise
                         ),
                     );
                 }
-                truth.staged_promise = ballot.lead;
-                if let Some(before) = truth.staged_votes.insert(slot, ballot)
-                    && before > ballot
+                truth.staged_promise = vote_ballot.ballot;
+                if let Some(before) = truth.staged_votes.insert(slot, vote_ballot)
+                    && before > vote_ballot
                 {
                     return fail(
                         "I2",
-                        format!("{}: votes at {ballot:?} for {slot:?} after {before:?}", who()),
+                        format!("{}: votes at {vote_ballot:?} for {slot:?} after {before:?}", who()),
                     );
                 }
-                self.proposed(slot, ballot, value)?;
+                self.proposed(slot, vote_ballot, value)?;
                 if let Some((at, chosen)) = self.slot(slot).chosen
-                    && ballot > at
+                    && vote_ballot > at
                     && value != chosen
                 {
                     let what = "votes for another value than was chosen";
-                    return fail("I4", format!("{}: {what} for {slot:?}, at {ballot:?}, at {at:?}", who()));
+                    return fail(
+                        "I4",
+                        format!("{}: {what} for {slot:?}, at {vote_ballot:?}, at {at:?}", who()),
+                    );
                 }
             }
             Fact::Chosen(slot, Some(value)) => {
@@ -282,11 +293,11 @@ impl GroupTruth {
                 }
             }
             Fact::Healed(promised, _) => {
-                let leads = &self.leads;
+                let ballots = &self.ballots;
                 // One that nobody was asked to promise binds nobody, unless no promise is needed.
                 let asks_nobody = self.config.q1 == 1;
-                let living = |lead: &&Lead| {
-                    leads.get(lead).map_or(asks_nobody, |lead| lead.elected || !lead.forgotten)
+                let living = |ballot: &&Ballot| {
+                    ballots.get(ballot).map_or(asks_nobody, |known| known.elected || !known.forgotten)
                 };
                 let binding = truth.promises.iter().rev().find(living).copied().unwrap_or_default();
                 if promised < binding {
@@ -298,7 +309,7 @@ impl GroupTruth {
                         ),
                     );
                 }
-                truth.promises.retain(|lead| *lead <= promised);
+                truth.promises.retain(|ballot| *ballot <= promised);
                 truth.durable_promise = truth.durable_promise.min(promised);
                 truth.staged_promise = promised;
             }
@@ -311,31 +322,33 @@ impl GroupTruth {
     pub(crate) fn durable(&mut self, node: usize, fact: Fact) -> Check {
         let truth = self.nodes.entry(node).or_default();
         match fact {
-            Fact::Promised(lead) | Fact::Healed(lead, _) => {
-                truth.promises.insert(lead);
-                truth.durable_promise = truth.durable_promise.max(lead);
+            Fact::Promised(ballot) | Fact::Healed(ballot, _) => {
+                truth.promises.insert(ballot);
+                truth.durable_promise = truth.durable_promise.max(ballot);
                 if let Fact::Healed(_, Some(upto)) = fact {
-                    truth.healed = Some((lead, upto));
+                    truth.healed = Some((ballot, upto));
                 }
             }
-            Fact::Vote(slot, ballot, value) => {
-                truth.promises.insert(ballot.lead);
-                truth.durable_promise = truth.durable_promise.max(ballot.lead);
+            Fact::Vote(slot, vote_ballot, value) => {
+                truth.promises.insert(vote_ballot.ballot);
+                truth.durable_promise = truth.durable_promise.max(vote_ballot.ballot);
                 if slot > truth.base {
                     // A restart may find what nobody knew to be durable, so it need not be staged.
                     for votes in [&mut truth.durable_votes, &mut truth.staged_votes] {
                         let vote = votes.entry(slot).or_default();
-                        *vote = (*vote).max(ballot);
+                        *vote = (*vote).max(vote_ballot);
                     }
                 }
-                return self.voted(node, slot, ballot, value.is_some());
+                return self.voted(node, slot, vote_ballot, value.is_some());
             }
-            Fact::Revote(slot, ballot) => {
+            Fact::Revote(slot, vote_ballot) => {
                 // It holds the value as far as the vote before does.
-                let earlier = self.slot(slot).ballots.iter().filter(|vote| vote.durable >> node & 1 == 1);
-                let before = earlier.filter(|vote| vote.ballot < ballot).max_by_key(|vote| vote.ballot);
+                let earlier =
+                    self.slot(slot).vote_ballots.iter().filter(|vote| vote.durable >> node & 1 == 1);
+                let before =
+                    earlier.filter(|vote| vote.vote_ballot < vote_ballot).max_by_key(|vote| vote.vote_ballot);
                 let held = before.filter(|vote| vote.held >> node & 1 == 1).map(|vote| vote.value);
-                return self.durable(node, Fact::Vote(slot, ballot, held));
+                return self.durable(node, Fact::Vote(slot, vote_ballot, held));
             }
             Fact::Chosen(slot, Some(value)) => {
                 if slot > truth.base {
@@ -367,9 +380,9 @@ impl GroupTruth {
         let truth = self.nodes.entry(node).or_default();
         truth.staged_promise = truth.durable_promise;
         truth.staged_votes.clone_from(&truth.durable_votes);
-        truth.accepted = (Lead::default(), Slot(0));
+        truth.accepted = (Ballot::default(), Slot(0));
         let base = truth.base.0 as usize;
-        for vote in self.slots.iter_mut().skip(base).flat_map(|slot| &mut slot.ballots) {
+        for vote in self.slots.iter_mut().skip(base).flat_map(|slot| &mut slot.vote_ballots) {
             vote.held &= !(1 << node);
         }
     }
@@ -379,8 +392,8 @@ impl GroupTruth {
         let truth = self.nodes.entry(node).or_default();
         truth.base = Slot(0);
         truth.durable_chosen.clear();
-        for (lead, truth) in &mut self.leads {
-            truth.forgotten |= index(lead.node) == node;
+        for (ballot, truth) in &mut self.ballots {
+            truth.forgotten |= index(ballot.node) == node;
         }
     }
 
@@ -392,17 +405,20 @@ impl GroupTruth {
         let voters = self.config.voters.iter().fold(0, |bits, voter| bits | 1 << index(voter));
         let open = (1..).zip(&self.slots).skip(applied.0 as usize);
         let mut lost = open.filter(|(_, slot)| {
-            let highest =
-                slot.ballots.iter().filter(|vote| vote.durable & voters != 0).max_by_key(|vote| vote.ballot);
-            let voted = slot.ballots.iter().fold(absent, |all, vote| all | vote.durable) & voters;
+            let highest = slot
+                .vote_ballots
+                .iter()
+                .filter(|vote| vote.durable & voters != 0)
+                .max_by_key(|vote| vote.vote_ballot);
+            let voted = slot.vote_ballots.iter().fold(absent, |all, vote| all | vote.durable) & voters;
             highest.is_some_and(|vote| vote.held == 0) && voted.count_ones() >= u32::from(self.config.q2)
         });
         lost.next().map(|(slot, _)| Slot(slot))
     }
 
     /// The engine says what it has promised.
-    pub(crate) fn check_promise(&self, node: usize, promised: Lead, promise_lost: bool) -> Check {
-        let durable = self.nodes.get(&node).map_or(Lead::default(), |truth| truth.durable_promise);
+    pub(crate) fn check_promise(&self, node: usize, promised: Ballot, promise_lost: bool) -> Check {
+        let durable = self.nodes.get(&node).map_or(Ballot::default(), |truth| truth.durable_promise);
         if promised < durable && !promise_lost {
             return fail(
                 "I1",
@@ -417,29 +433,31 @@ impl GroupTruth {
     }
 
     /// A value was proposed or voted for at a ballot.
-    fn proposed(&mut self, slot: Slot, ballot: Ballot, value: u64) -> Check {
+    fn proposed(&mut self, slot: Slot, vote_ballot: VoteBallot, value: u64) -> Check {
         let (group, committed) = (self.group, self.commit());
         let truth = self.slot(slot);
-        if truth.ballots.is_empty() {
+        if truth.vote_ballots.is_empty() {
             truth.committed_before = committed;
         }
-        match truth.ballots.iter().find(|known| known.ballot == ballot) {
+        match truth.vote_ballots.iter().find(|known| known.vote_ballot == vote_ballot) {
             Some(known) if known.value != value => {
-                fail("I3", format!("group {group} {slot:?}: two values at {ballot:?}"))
+                fail("I3", format!("group {group} {slot:?}: two values at {vote_ballot:?}"))
             }
             Some(_) => Ok(()),
             None => {
-                truth.ballots.push(BallotTruth { ballot, value, durable: 0, held: 0 });
+                truth.vote_ballots.push(VoteBallotTruth { vote_ballot, value, durable: 0, held: 0 });
                 Ok(())
             }
         }
     }
 
-    fn voted(&mut self, node: usize, slot: Slot, ballot: Ballot, held: bool) -> Check {
+    fn voted(&mut self, node: usize, slot: Slot, vote_ballot: VoteBallot, held: bool) -> Check {
         let (group, q2) = (self.group, u32::from(self.config.q2));
         let voters = self.config.voters.iter().fold(0, |bits, voter| bits | 1 << index(voter));
         let truth = self.slot(slot);
-        let Some(vote) = truth.ballots.iter_mut().find(|known| known.ballot == ballot) else { return Ok(()) };
+        let Some(vote) = truth.vote_ballots.iter_mut().find(|known| known.vote_ballot == vote_ballot) else {
+            return Ok(());
+        };
         vote.durable |= 1 << node;
         if held {
             vote.held |= 1 << node;
@@ -450,27 +468,27 @@ impl GroupTruth {
         match truth.chosen {
             Some((at, value)) if value != vote.value => fail(
                 "I5",
-                format!("group {group} {slot:?}: one value chosen at {at:?}, another at {ballot:?}"),
+                format!("group {group} {slot:?}: one value chosen at {at:?}, another at {vote_ballot:?}"),
             ),
-            Some((at, _)) if at <= ballot => Ok(()),
+            Some((at, _)) if at <= vote_ballot => Ok(()),
             Some(_) | None => {
-                truth.chosen = Some((ballot, vote.value));
+                truth.chosen = Some((vote_ballot, vote.value));
                 Ok(())
             }
         }
     }
 
-    /// Whether some vote of an older leadership was for what `lead` proposes.
-    pub(crate) fn is_adopted(&self, slot: Slot, lead: Lead, value: &Value) -> bool {
+    /// Whether some vote at an older ballot was for what `ballot` proposes.
+    pub(crate) fn is_adopted(&self, slot: Slot, ballot: Ballot, value: &Value) -> bool {
         let digest = value_digest(value);
-        let votes = self.slots.get(slot.0 as usize - 1).map_or(&[][..], |truth| &truth.ballots);
-        votes.iter().any(|vote| vote.ballot.lead < lead && vote.value == digest)
+        let votes = self.slots.get(slot.0 as usize - 1).map_or(&[][..], |truth| &truth.vote_ballots);
+        votes.iter().any(|vote| vote.vote_ballot.ballot < ballot && vote.value == digest)
     }
 
     /// Which nodes have a durable vote for the slot at its highest ballot.
     pub(crate) fn voters_of(&self, slot: Slot) -> u32 {
-        let votes = self.slots.get(slot.0 as usize - 1).map_or(&[][..], |truth| &truth.ballots);
-        votes.iter().max_by_key(|vote| vote.ballot).map_or(0, |vote| vote.durable)
+        let votes = self.slots.get(slot.0 as usize - 1).map_or(&[][..], |truth| &truth.vote_ballots);
+        votes.iter().max_by_key(|vote| vote.vote_ballot).map_or(0, |vote| vote.durable)
     }
 
     /// A node takes a value for committed. True when it is the first to do so.
@@ -771,18 +789,18 @@ impl GroupTruth {
     /// A candidate asks for promises.
     pub(crate) fn prepare_sent(&mut self, node: usize, incarnation: u64, prepare: &Prepare) -> Check {
         let who = format!("group {} node {}", self.group, node + 1);
-        let lead = prepare.lead;
-        if index(lead.node) != node {
-            return fail("I8", format!("{who}: runs for {lead:?}"));
+        let ballot = prepare.ballot;
+        if index(ballot.node) != node {
+            return fail("I8", format!("{who}: runs for {ballot:?}"));
         }
-        let durable = self.nodes.get(&node).map_or(Lead::default(), |truth| truth.durable_promise);
-        if durable < lead {
+        let durable = self.nodes.get(&node).map_or(Ballot::default(), |truth| truth.durable_promise);
+        if durable < ballot {
             return fail(
                 "I9",
-                format!("{who}: asks for promises at {lead:?}, its own durable promise is {durable:?}"),
+                format!("{who}: asks for promises at {ballot:?}, its own durable promise is {durable:?}"),
             );
         }
-        let known = self.leads.entry(lead).or_insert_with(|| LeadTruth {
+        let known = self.ballots.entry(ballot).or_insert_with(|| BallotTruth {
             incarnation,
             from: prepare.from,
             promised: 0,
@@ -795,7 +813,7 @@ impl GroupTruth {
             return fail(
                 "I8",
                 format!(
-                    "{who}: {lead:?} was used in life {} and again in life {incarnation}",
+                    "{who}: {ballot:?} was used in life {} and again in life {incarnation}",
                     known.incarnation
                 ),
             );
@@ -807,14 +825,14 @@ impl GroupTruth {
     /// A voter promises. Everything it has ever synced must be reported, or declared as possibly forgotten.
     pub(crate) fn promise_sent(&mut self, node: usize, promise: &Promise) -> Check {
         let who = format!("group {} node {}", self.group, node + 1);
-        let from = self.leads.get(&promise.lead).map_or(Slot(0), |lead| lead.from);
+        let from = self.ballots.get(&promise.ballot).map_or(Slot(0), |known| known.from);
         let truth = self.nodes.entry(node).or_default();
-        if truth.durable_promise < promise.lead {
+        if truth.durable_promise < promise.ballot {
             return fail(
                 "I9",
                 format!(
                     "{who}: promise for {:?} leaves, durable is {:?}",
-                    promise.lead, truth.durable_promise
+                    promise.ballot, truth.durable_promise
                 ),
             );
         }
@@ -822,8 +840,8 @@ impl GroupTruth {
             truth.sending.clear();
         }
         for (slot, vote) in &promise.votes {
-            truth.sending.push((*slot, vote.ballot));
-            let durable = truth.durable_votes.get(slot).is_some_and(|durable| *durable >= vote.ballot)
+            truth.sending.push((*slot, vote.vote_ballot));
+            let durable = truth.durable_votes.get(slot).is_some_and(|durable| *durable >= vote.vote_ballot)
                 || truth.durable_chosen.contains_key(slot)
                 || *slot <= truth.base;
             if !durable {
@@ -831,7 +849,7 @@ impl GroupTruth {
                     "I9",
                     format!(
                         "{who}: promise for {:?} reports a vote for {slot:?} that is not durable",
-                        promise.lead
+                        promise.ballot
                     ),
                 );
             }
@@ -839,24 +857,24 @@ impl GroupTruth {
         if promise.part + 1 != promise.parts {
             return Ok(());
         }
-        let reported: BTreeMap<Slot, Ballot> = truth.sending.iter().copied().collect();
+        let reported: BTreeMap<Slot, VoteBallot> = truth.sending.iter().copied().collect();
         let forgotten = promise.faulty_from;
-        for (slot, ballot) in truth.durable_votes.range(from.max(promise.commit.next())..) {
-            if ballot.lead >= promise.lead {
+        for (slot, vote_ballot) in truth.durable_votes.range(from.max(promise.commit.next())..) {
+            if vote_ballot.ballot >= promise.ballot {
                 // Cast after the promise, which has waited since.
                 continue;
             }
-            // Nothing was chosen there below that leadership, or its phase 1 would have found it.
-            if truth.healed.is_some_and(|(lead, upto)| ballot.lead < lead && *slot > upto) {
+            // Nothing was chosen there below that ballot, or its phase 1 would have found it.
+            if truth.healed.is_some_and(|(ballot, upto)| vote_ballot.ballot < ballot && *slot > upto) {
                 continue;
             }
-            let told = reported.get(slot).is_some_and(|told| told >= ballot);
+            let told = reported.get(slot).is_some_and(|told| told >= vote_ballot);
             if !told && forgotten.is_none_or(|faulty| faulty > *slot) {
                 return fail(
                     "I18",
                     format!(
-                        "{who}: promise for {:?} hides the vote for {slot:?} at {ballot:?}",
-                        promise.lead
+                        "{who}: promise for {:?} hides the vote for {slot:?} at {vote_ballot:?}",
+                        promise.ballot
                     ),
                 );
             }
@@ -866,62 +884,68 @@ impl GroupTruth {
 
     /// A part of a promise reached its candidate.
     pub(crate) fn promise_arrived(&mut self, from: usize, promise: &Promise) {
-        let Some(lead) = self.leads.get_mut(&promise.lead) else { return };
-        let parts = lead.parts.entry(from).or_default();
+        let Some(known) = self.ballots.get_mut(&promise.ballot) else { return };
+        let parts = known.parts.entry(from).or_default();
         parts.insert(promise.part);
         if parts.len() as u64 >= u64::from(promise.parts) {
-            lead.promised |= 1 << from;
+            known.promised |= 1 << from;
             if promise.faulty_from.is_some() {
-                lead.faulty |= 1 << from;
+                known.faulty |= 1 << from;
             } else {
-                lead.faulty &= !(1 << from);
+                known.faulty &= !(1 << from);
             }
         }
     }
 
     /// A node takes itself for the leader.
-    pub(crate) fn elected(&mut self, node: usize, lead: Lead) -> Check {
+    pub(crate) fn elected(&mut self, node: usize, ballot: Ballot) -> Check {
         let who = format!("group {} node {}", self.group, node + 1);
-        let Some(known) = self.leads.get_mut(&lead) else {
+        let Some(known) = self.ballots.get_mut(&ballot) else {
             if self.config.q1 == 1 {
                 return Ok(());
             }
-            return fail("I7", format!("{who}: leads at {lead:?} without having asked anybody"));
+            return fail("I7", format!("{who}: leads at {ballot:?} without having asked anybody"));
         };
-        let own = u32::from(self.nodes.get(&node).is_some_and(|truth| truth.durable_promise >= lead)) << node;
+        let own =
+            u32::from(self.nodes.get(&node).is_some_and(|truth| truth.durable_promise >= ballot)) << node;
         let promised: NodeSet = bits(known.promised | own).map(id).collect();
         if !self.config.is_q1(&promised) {
-            return fail("I7", format!("{who}: leads at {lead:?} with promises of {promised} alone"));
+            return fail("I7", format!("{who}: leads at {ballot:?} with promises of {promised} alone"));
         }
         known.elected = true;
         Ok(())
     }
 
-    /// A member says how far it has voted at a leadership.
+    /// A member says how far it has voted at a ballot.
     pub(crate) fn accepted_sent(&mut self, node: usize, accepted: &Accepted) -> Check {
-        let Accepted { lead, upto, .. } = *accepted;
+        let Accepted { ballot, upto, .. } = *accepted;
         let truth = self.nodes.entry(node).or_default();
-        let checked = if truth.accepted.0 == lead { truth.accepted.1 } else { Slot(0) };
+        let checked = if truth.accepted.0 == ballot { truth.accepted.1 } else { Slot(0) };
         let mut slot = checked.max(truth.base).next();
         while slot <= upto {
             let truth = &self.nodes[&node];
             let vote = truth.durable_votes.get(&slot);
-            let ballots = self.slots.get(slot.0 as usize - 1).map_or(&[][..], |slot| &slot.ballots);
+            let vote_ballots = self.slots.get(slot.0 as usize - 1).map_or(&[][..], |slot| &slot.vote_ballots);
             // It may have cast a higher vote since.
-            let at = Ballot::classic(lead);
-            let at_lead = ballots.iter().any(|known| known.ballot == at && known.durable >> node & 1 == 1);
-            if !at_lead {
+            let at = VoteBallot::classic(ballot);
+            let at_ballot =
+                vote_ballots.iter().any(|known| known.vote_ballot == at && known.durable >> node & 1 == 1);
+            if !at_ballot {
                 let held = truth.durable_chosen.get(&slot).copied().or_else(|| {
-                    let ballots = self.slots.get(slot.0 as usize - 1).map_or(&[][..], |slot| &slot.ballots);
-                    ballots.iter().find(|known| Some(&known.ballot) == vote).map(|known| known.value)
+                    let vote_ballots =
+                        self.slots.get(slot.0 as usize - 1).map_or(&[][..], |slot| &slot.vote_ballots);
+                    vote_ballots
+                        .iter()
+                        .find(|known| Some(&known.vote_ballot) == vote)
+                        .map(|known| known.value)
                 });
                 let committed = self.committed.get(slot.0 as usize - 1).copied();
                 if held.is_none() || held != committed {
                     return fail(
                         "I9",
                         format!(
-                            "group {} node {}: says it has accepted up to {upto:?} at {lead:?}; for {slot:?} its disk has \
-                             a vote at {vote:?}, and no committed value",
+                            "group {} node {}: says it has accepted up to {upto:?} at {ballot:?}; for {slot:?} its \
+                             disk has a vote at {vote:?}, and no committed value",
                             self.group,
                             node + 1
                         ),
@@ -931,7 +955,7 @@ impl GroupTruth {
             slot = slot.next();
         }
         if let Some(truth) = self.nodes.get_mut(&node) {
-            truth.accepted = (lead, upto.max(checked));
+            truth.accepted = (ballot, upto.max(checked));
         }
         Ok(())
     }
@@ -944,7 +968,7 @@ impl GroupTruth {
             if *slot <= accept.commit {
                 self.is_committed(node, *slot, digest, "sends as committed")?;
             } else {
-                self.proposed(*slot, Ballot::classic(accept.lead), digest)?;
+                self.proposed(*slot, VoteBallot::classic(accept.ballot), digest)?;
             }
         }
         Ok(())

@@ -262,10 +262,10 @@ impl World {
                     }
                 }
             }
-            After::LeaseRead { group, node, lead } => {
+            After::LeaseRead { group, node, ballot } => {
                 let others = self.nodes.iter().enumerate().filter(|(index, _)| *index != node);
                 let mut tasks = others.filter_map(|(_, other)| other.process.as_ref()?.tasks[group].as_ref());
-                if tasks.any(|task| task.replica.engine().status().promised > lead) {
+                if tasks.any(|task| task.replica.engine().status().promised > ballot) {
                     env.mark(Mark::LeaseReadDuringLeaderChange);
                 }
             }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use api::gaios::link::v1::response::Kind;
 use bytes::BytesMut;
-use consensus_core::{Lead, LivenessMessage, Message, Mono, NodeId, Slot};
+use consensus_core::{Ballot, LivenessMessage, Message, Mono, NodeId, Slot};
 use group_core::ToPeer;
 
 use super::clock::Time;
@@ -61,7 +61,7 @@ pub(crate) enum After {
     /// `node` was the first to commit `slot`.
     Committed { group: usize, node: usize, slot: Slot },
     /// `node` served a read under its lease.
-    LeaseRead { group: usize, node: usize, lead: Lead },
+    LeaseRead { group: usize, node: usize, ballot: Ballot },
     /// What `grantor` grants `holder` may have changed.
     Support { holder: usize, grantor: usize },
 }
@@ -111,7 +111,7 @@ pub(crate) use trace;
 /// How far the members have acknowledged the present leader, to tell why a commit waits.
 #[derive(Debug, Default)]
 struct Acknowledged {
-    lead: Lead,
+    ballot: Ballot,
     upto: BTreeMap<usize, Slot>,
     quorum: Slot,
     since: BTreeMap<Slot, Time>,
@@ -146,9 +146,9 @@ pub(crate) struct Env {
     pub(crate) mutant: Option<super::Mutant>,
     acknowledged: Vec<Acknowledged>,
     /// Leaders that handed over, and to whom.
-    pub(crate) handoffs: BTreeMap<usize, (Lead, NodeId)>,
+    pub(crate) handoffs: BTreeMap<usize, (Ballot, NodeId)>,
     /// Slots that a leader has sent, to recognise what it sends again.
-    sent: BTreeMap<(usize, usize, usize), (Lead, Slot)>,
+    sent: BTreeMap<(usize, usize, usize), (Ballot, Slot)>,
     /// (group, slot) of values that were adopted, to count each once.
     adopted: BTreeSet<(usize, Slot)>,
 }
@@ -328,14 +328,15 @@ impl Env {
             Message::Accept(accept) => {
                 let sent = self.sent.entry((group, from, index(to))).or_default();
                 if let (Some((first, _)), Some((last, _))) = (accept.entries.first(), accept.entries.last()) {
-                    if sent.0 == accept.lead && *first <= sent.1 {
+                    if sent.0 == accept.ballot && *first <= sent.1 {
                         self.coverage.mark(Mark::Retransmission);
                     }
-                    let before = if sent.0 == accept.lead { sent.1 } else { Slot(0) };
-                    *sent = (accept.lead, before.max(*last));
+                    let before = if sent.0 == accept.ballot { sent.1 } else { Slot(0) };
+                    *sent = (accept.ballot, before.max(*last));
                 }
                 for (slot, value) in accept.entries.iter().filter(|(slot, _)| *slot > accept.commit) {
-                    if !self.adopted.contains(&(group, *slot)) && truth.is_adopted(*slot, accept.lead, value)
+                    if !self.adopted.contains(&(group, *slot))
+                        && truth.is_adopted(*slot, accept.ballot, value)
                     {
                         self.adopted.insert((group, *slot));
                         self.coverage.mark(Mark::ValueAdopted);
@@ -346,7 +347,7 @@ impl Env {
             Message::Commit(commit) => truth.commit_claimed(from, commit.commit),
             Message::Chosen(chosen) => truth.chosen_sent(from, chosen),
             Message::Handoff(handoff) => {
-                self.handoffs.insert(group, (handoff.lead, to));
+                self.handoffs.insert(group, (handoff.ballot, to));
                 Ok(())
             }
             Message::Resigned(_) => {
@@ -381,10 +382,10 @@ impl Env {
                 let config = self.truths[group].config();
                 let (q2, voters) = (usize::from(config.q2), config.voters.clone());
                 let acknowledged = &mut self.acknowledged[group];
-                if accepted.lead > acknowledged.lead {
-                    *acknowledged = Acknowledged { lead: accepted.lead, ..Acknowledged::default() };
+                if accepted.ballot > acknowledged.ballot {
+                    *acknowledged = Acknowledged { ballot: accepted.ballot, ..Acknowledged::default() };
                 }
-                if accepted.lead < acknowledged.lead || !voters.contains(super::truth::id(from)) {
+                if accepted.ballot < acknowledged.ballot || !voters.contains(super::truth::id(from)) {
                     return;
                 }
                 let upto = acknowledged.upto.entry(from).or_default();

@@ -8,7 +8,7 @@ use api::gaios::link::v1::refused::Why;
 use api::gaios::link::v1::request::Kind as RequestKind;
 use api::gaios::link::v1::response::Kind;
 use bytes::Bytes;
-use consensus_core::{Lead, Liveness, Mono, NodeId, PersistSeq, Role, Slot, Suspicion};
+use consensus_core::{Ballot, Liveness, Mono, NodeId, PersistSeq, Role, Slot, Suspicion};
 use group_core::{
     Disk, Env as Sight, Event, Gate, LinkId, Links, Notice, Out, Progress, Replica, ToSnapshots, Turn,
 };
@@ -78,7 +78,7 @@ pub(crate) struct Task {
     /// Reads and keep-alives of gateways that are not answered.
     asked_by_gateways: BTreeMap<(LinkId, u64), AskedByGateway>,
     /// What the last turn showed.
-    promised: Lead,
+    promised: Ballot,
 }
 
 /// A request, and the newest revision that was committed when the clock was read for it.
@@ -87,8 +87,8 @@ struct Asked {
     request: Request,
     committed: i64,
     at: Time,
-    /// The leadership whose lease covered it.
-    leased: Option<Lead>,
+    /// The ballot of the leader whose lease covered it.
+    leased: Option<Ballot>,
 }
 
 /// The same of a gateway: whether it reads at the leader.
@@ -97,7 +97,7 @@ struct AskedByGateway {
     at_leader: bool,
     committed: i64,
     at: Time,
-    leased: Option<Lead>,
+    leased: Option<Ballot>,
 }
 
 /// When the clock was read for an input: what it said, when that was in truth, and the newest revision committed then.
@@ -365,7 +365,7 @@ impl Task {
             }
         };
         let engine = self.replica.engine();
-        let leased = engine.lease_read(moment.now, &process.liveness).map(|_| engine.status().lead);
+        let leased = engine.lease_read(moment.now, &process.liveness).map(|_| engine.status().ballot);
         let Moment { at, committed, .. } = moment;
         self.asked.insert(id, Asked { request, committed, at, leased });
         let link = LinkId(u64::from(request.client) + 1);
@@ -440,7 +440,7 @@ impl Task {
     /// What a gateway asks for, to be compared with how it is answered.
     fn note_asked(&mut self, process: &Process, moment: Moment, link: LinkId, requests: &[wire::Request]) {
         let engine = self.replica.engine();
-        let leased = engine.lease_read(moment.now, &process.liveness).map(|_| engine.status().lead);
+        let leased = engine.lease_read(moment.now, &process.liveness).map(|_| engine.status().ballot);
         let Moment { at, committed, .. } = moment;
         for request in requests {
             let at_leader = match &request.kind {
@@ -485,8 +485,8 @@ impl Task {
                     let detail = format!("node {who}: reads at {revision:?}, {committed} was committed");
                     env.fail("I12", detail);
                 }
-                if let Some(lead) = leased {
-                    env.after.push(After::LeaseRead { group: self.group, node: node.index, lead });
+                if let Some(ballot) = leased {
+                    env.after.push(After::LeaseRead { group: self.group, node: node.index, ballot });
                 }
             }
         }
@@ -541,8 +541,8 @@ impl Task {
             (Action::Read(key), Ok(Reply::Range(range))) => {
                 self.check_read(&who, env, committed, &register(key), range);
                 env.mark(if leased.is_some() { Mark::LeaseRead } else { Mark::IndexRead });
-                if let Some(lead) = leased {
-                    env.after.push(After::LeaseRead { group: self.group, node: node.index, lead });
+                if let Some(ballot) = leased {
+                    env.after.push(After::LeaseRead { group: self.group, node: node.index, ballot });
                 }
                 let value = range.kvs.first().map_or(0, |kv| value_of(&kv.value));
                 Answer::Value { value, leased: leased.is_some() }
@@ -653,15 +653,15 @@ impl Task {
     fn on_notice(&mut self, process: &Process, node: &Node, env: &mut Env, notice: &Notice) {
         trace!(env, "n{} g{} {notice:?}", node.index + 1, self.group);
         match notice {
-            Notice::Role { role: Role::Leader, lead, .. } => {
+            Notice::Role { role: Role::Leader, ballot, .. } => {
                 env.mark(Mark::Election);
-                if lead.node == process.liveness.node() {
-                    let check = env.truths[self.group].elected(node.index, *lead);
+                if ballot.node == process.liveness.node() {
+                    let check = env.truths[self.group].elected(node.index, *ballot);
                     env.note(check);
                 }
                 if let Some((handed, to)) = env.handoffs.get(&self.group)
-                    && lead.node == *to
-                    && lead > handed
+                    && ballot.node == *to
+                    && ballot > handed
                 {
                     env.handoffs.remove(&self.group);
                     env.mark(Mark::TransferDone);
