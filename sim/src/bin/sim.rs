@@ -19,7 +19,7 @@ cargo run -p sim --bin sim -- FLAGS
   --seed S            run this seed alone
   --trace             with --seed: print every line of its trace
   --last N            with --seed: print the last N lines of its trace
-  --mixed-support     lives differ in how long they support others
+  --mixed-support     incarnations differ in how long they support others
   --mutant NAME       break this rule (needs --features mutants)
   --mutants           every mutant must be caught within --seeds seeds (needs --features mutants)
 ";

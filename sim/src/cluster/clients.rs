@@ -216,7 +216,7 @@ impl Clients {
         }
         let request = Request { client: client as u32, operation, attempt, group, action };
         let delay = env.rng.around(300_000);
-        env.after(delay, Event::Node { node, life: None, event: Box::new(NodeEvent::Request(request)) });
+        env.after(delay, Event::Node { node, start: None, event: Box::new(NodeEvent::Request(request)) });
     }
 
     fn try_again(&mut self, env: &mut Env, client: usize) {

@@ -184,7 +184,7 @@ marks! {
     /// A message arrived twice.
     MessageDuplicated,
     /// A message arrived after the restart of its sender.
-    MessageFromFormerLife,
+    MessageFromFormerIncarnation,
     /// A leader was stopped past its leases and half cut off.
     Deposed,
     /// All but a cut-off leader restarted.

@@ -18,14 +18,14 @@ use super::commands::{Change, Write, Written};
 /// Something that will happen.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// To the process on a node; for one life of it, or whichever is there.
-    Node { node: usize, life: Option<u64>, event: Box<NodeEvent> },
+    /// To the process on a node; for one start of it, or whichever is there.
+    Node { node: usize, start: Option<u64>, event: Box<NodeEvent> },
     /// The node's process starts.
     Start { node: usize },
-    /// The process, in this life without a place, asks the others who it is.
-    Ask { node: usize, life: u64 },
+    /// The process of this start, without a place, asks the others who it is.
+    Ask { node: usize, start: u64 },
     /// The process ends: killed, or with its machine.
-    Stop { node: usize, life: u64, power: bool },
+    Stop { node: usize, start: u64, power: bool },
     /// A client hears from a node.
     Answer { client: usize, operation: u64, attempt: u32, node: usize, answer: Answer },
     /// A client does the next thing.
@@ -36,8 +36,8 @@ pub(crate) enum Event {
     WatchTold { watcher: usize, attempt: u32, kind: Box<Kind> },
     /// A gateway's process starts.
     GatewayStart { gateway: usize },
-    /// To the process of a gateway, in this life.
-    Gateway { gateway: usize, life: u64, event: Box<GatewayEvent> },
+    /// To the process of a gateway, in this incarnation.
+    Gateway { gateway: usize, incarnation: u64, event: Box<GatewayEvent> },
     /// A client speaks to whatever process is there.
     ToGateway { gateway: usize, event: Box<GatewayEvent> },
     /// A client of gateways does the next thing.
@@ -172,9 +172,9 @@ pub(crate) enum NodeEvent {
 #[derive(Debug)]
 pub(crate) struct HandOver {
     pub(crate) from: usize,
-    /// The life of the sender's process.
-    pub(crate) life: u64,
-    /// Numbers the hand-overs of that life.
+    /// Which start of the sender's process.
+    pub(crate) start: u64,
+    /// Numbers the hand-overs of that process.
     pub(crate) number: u64,
     pub(crate) group: usize,
     pub(crate) slot: Slot,

@@ -26,7 +26,7 @@
 //! | I4 | above the ballot at which a value was chosen, nobody votes for another |
 //! | I5 | one value is committed per slot, and it is the one that a quorum of disks holds |
 //! | I7 | a leader has the promises of a phase-1 quorum |
-//! | I8 | no ballot is used in two lives of a node |
+//! | I8 | no ballot is used in two incarnations of a node |
 //! | I9 | what a message claims is on its sender's disk when it leaves |
 //! | I10 | commits come in order, without gaps, and never before a quorum of disks holds the value |
 //! | I12 | nobody could read under its lease, at any time, without seeing everything committed by anybody (with I11) |

@@ -813,7 +813,7 @@ impl GroupTruth {
             return fail(
                 "I8",
                 format!(
-                    "{who}: {ballot:?} was used in life {} and again in life {incarnation}",
+                    "{who}: {ballot:?} was used in incarnation {} and again in incarnation {incarnation}",
                     known.incarnation
                 ),
             );

@@ -191,7 +191,7 @@ impl Watcher {
     fn call(&self, env: &mut Env, watcher: usize, node: usize, call: WatchCall) {
         let (group, attempt) = (self.group, self.attempt);
         let event = Box::new(NodeEvent::Watch { watcher, attempt, group, call });
-        env.after(300_000, Event::Node { node, life: None, event });
+        env.after(300_000, Event::Node { node, start: None, event });
     }
 
     fn on_events(&mut self, env: &mut Env, watcher: usize, told: wire::WatchEvents) {
@@ -220,7 +220,7 @@ impl Watcher {
             let (group, attempt) = (self.group, self.attempt);
             let event =
                 Box::new(NodeEvent::Watch { watcher, attempt, group, call: WatchCall::Credit(bytes) });
-            env.after(300_000 + delay, Event::Node { node: open.node, life: None, event });
+            env.after(300_000 + delay, Event::Node { node: open.node, start: None, event });
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::linear::wgl::{self, Budget, Outcome};
 pub struct RunOptions {
     /// What is kept of the trace.
     pub trace: TraceMode,
-    /// Nodes, and the lives of a node, differ in how long they support others.
+    /// Nodes, and the incarnations of a node, differ in how long they support others.
     pub mixed_support: bool,
     /// Which rule of the engine is broken.
     #[cfg(feature = "mutants")]
@@ -167,15 +167,15 @@ impl World {
     fn handle(&mut self, event: Event) {
         let env = &mut self.env;
         match event {
-            Event::Node { node, life, event } => self.nodes[node].handle(env, life, *event),
+            Event::Node { node, start, event } => self.nodes[node].handle(env, start, *event),
             Event::Start { node } => self.nodes[node].start(env),
-            Event::Ask { node, life } => {
-                if self.nodes[node].life == life {
+            Event::Ask { node, start } => {
+                if self.nodes[node].starts == start {
                     self.ask(node);
                 }
             }
-            Event::Stop { node, life, power } => {
-                if self.nodes[node].life == life {
+            Event::Stop { node, start, power } => {
+                if self.nodes[node].starts == start {
                     self.nodes[node].stop(env, power);
                 }
             }
@@ -190,7 +190,9 @@ impl World {
                 self.watchers.on_told(env, watcher, attempt, *kind);
             }
             Event::GatewayStart { gateway } => self.gateways.start(env, gateway),
-            Event::Gateway { gateway, life, event } => self.gateways.handle(env, gateway, life, *event),
+            Event::Gateway { gateway, incarnation, event } => {
+                self.gateways.handle(env, gateway, incarnation, *event);
+            }
             Event::ToGateway { gateway, event } => self.gateways.handle_client(env, gateway, *event),
             Event::Caller { caller } => self.callers.on_timer(env, caller),
             Event::CallAnswered { caller, operation, result, numbers } => {
@@ -241,7 +243,7 @@ impl World {
         if !self.nodes[node].try_take_place(env) {
             env.mark(Mark::NewcomerWaited);
             let again = env.rng.around(50 * MILLI);
-            env.after(again, Event::Ask { node, life: self.nodes[node].life });
+            env.after(again, Event::Ask { node, start: self.nodes[node].starts });
         }
     }
 
@@ -462,11 +464,11 @@ impl World {
                 let node = self.leader_of(group).unwrap_or(node);
                 let env = &mut self.env;
                 env.mark(Mark::Retired);
-                let life = self.nodes[node].life;
+                let start = self.nodes[node].starts;
                 let end = env.rng.around(20 * MILLI);
                 self.tell(node, NodeEvent::Retire);
                 let env = &mut self.env;
-                env.after(end, Event::Stop { node, life, power: false });
+                env.after(end, Event::Stop { node, start, power: false });
                 let down = end + env.rng.around(300 * MILLI);
                 env.after(down, Event::Start { node });
             }
@@ -502,14 +504,14 @@ impl World {
                 for node in 0..self.nodes.len() {
                     let delay = env.rng.around(300 * MILLI);
                     let event = Box::new(NodeEvent::Map { group, map });
-                    env.after(delay, Event::Node { node, life: None, event });
+                    env.after(delay, Event::Node { node, start: None, event });
                 }
             }
         }
     }
 
     fn tell(&mut self, node: usize, event: NodeEvent) {
-        self.env.after(0, Event::Node { node, life: None, event: Box::new(event) });
+        self.env.after(0, Event::Node { node, start: None, event: Box::new(event) });
     }
 
     fn crash(&mut self, node: usize, power: bool) {

@@ -35,10 +35,10 @@ pub(crate) struct Connections {
 #[derive(Debug)]
 struct Connection {
     gateway: usize,
-    gateway_life: u64,
+    gateway_incarnation: u64,
     node: usize,
-    /// The process that has welcomed it.
-    node_life: Option<u64>,
+    /// Which start of its process has welcomed it.
+    node_start: Option<u64>,
     /// Who passes it on.
     by: Option<usize>,
     /// When what was sent last arrives.
@@ -54,19 +54,32 @@ impl Connection {
 }
 
 impl Env {
-    /// A gateway's process, in this life, dials a node. Returns the number of the connection.
-    pub(crate) fn dial(&mut self, gateway: usize, gateway_life: u64, node: usize, by: Option<usize>) -> u64 {
+    /// A gateway's process, in this incarnation, dials a node. Returns the number of the connection.
+    pub(crate) fn dial(
+        &mut self,
+        gateway: usize,
+        gateway_incarnation: u64,
+        node: usize,
+        by: Option<usize>,
+    ) -> u64 {
         self.connections.last += 1;
         let number = self.connections.last;
-        let connection =
-            Connection { gateway, gateway_life, node, node_life: None, by, at_node: 0, at_gateway: 0 };
+        let connection = Connection {
+            gateway,
+            gateway_incarnation,
+            node,
+            node_start: None,
+            by,
+            at_node: 0,
+            at_gateway: 0,
+        };
         let hop = connection.next_hop();
         self.connections.open.insert(number, connection);
         let is_running = |node: usize| self.running >> node & 1 == 1;
         let is_there = is_running(node) && is_running(hop);
         if is_there {
             let at = self.arrival_at_node(number);
-            self.at(at, Event::Node { node, life: None, event: Box::new(NodeEvent::Dialled(number)) });
+            self.at(at, Event::Node { node, start: None, event: Box::new(NodeEvent::Dialled(number)) });
             self.tell_gateway(number, GatewayEvent::Connected(number));
         } else if self.rng.flip() {
             // Its machine is up, and nobody listens.
@@ -75,10 +88,10 @@ impl Env {
         number
     }
 
-    /// A node's process, in this life, welcomes whoever dialled.
-    pub(crate) fn welcome(&mut self, number: u64, node_life: u64) {
+    /// A node's process, of this start, welcomes whoever dialled.
+    pub(crate) fn welcome(&mut self, number: u64, node_start: u64) {
         let Some(connection) = self.connections.open.get_mut(&number) else { return };
-        connection.node_life = Some(node_life);
+        connection.node_start = Some(node_start);
         let node = connection.node;
         let maps = self.maps.known_to(node);
         self.tell_gateway(number, GatewayEvent::Welcomed { connection: number, maps });
@@ -87,10 +100,10 @@ impl Env {
     /// To the node at the other end.
     pub(crate) fn send_to_node(&mut self, number: u64, frame: wire::GatewayFrame) {
         let Some(connection) = self.connections.open.get(&number) else { return };
-        let (node, life) = (connection.node, connection.node_life);
+        let (node, start) = (connection.node, connection.node_start);
         let at = self.arrival_at_node(number);
         let event = Box::new(NodeEvent::GatewayFrame { connection: number, frame });
-        self.at(at, Event::Node { node, life, event });
+        self.at(at, Event::Node { node, start, event });
     }
 
     /// To the gateway at the other end.
@@ -101,7 +114,7 @@ impl Env {
     /// Sends every gateway that is linked with the node what the node says to all.
     pub(crate) fn send_to_gateways_of(&mut self, node: usize, response: &wire::Response) {
         let open = self.connections.open.iter();
-        let of_node = open.filter(|(_, open)| open.node == node && open.node_life.is_some());
+        let of_node = open.filter(|(_, open)| open.node == node && open.node_start.is_some());
         let numbers: Vec<u64> = of_node.map(|(number, _)| *number).collect();
         for number in numbers {
             self.send_to_gateway(number, vec![response.clone()]);
@@ -166,10 +179,10 @@ impl Env {
     }
 
     fn tell_closed(&mut self, number: u64, connection: &Connection, at: Time) {
-        if connection.node_life.is_some() {
-            let (node, life) = (connection.node, connection.node_life);
+        if connection.node_start.is_some() {
+            let (node, start) = (connection.node, connection.node_start);
             let event = Box::new(NodeEvent::GatewayGone(number));
-            self.at(at, Event::Node { node, life, event });
+            self.at(at, Event::Node { node, start, event });
         }
     }
 
@@ -179,8 +192,8 @@ impl Env {
         let at = self.passage(gateway, hop);
         let Some(connection) = self.connections.open.get_mut(&number) else { return };
         connection.at_gateway = at.max(connection.at_gateway + 1);
-        let (at, life) = (connection.at_gateway, connection.gateway_life);
-        self.at(at, Event::Gateway { gateway, life, event: Box::new(event) });
+        let (at, incarnation) = (connection.at_gateway, connection.gateway_incarnation);
+        self.at(at, Event::Gateway { gateway, incarnation, event: Box::new(event) });
     }
 
     fn arrival_at_node(&mut self, number: u64) -> Time {

@@ -23,7 +23,7 @@ use super::truth::{Check, GroupTruth, Violation, bits, index};
 
 use connections::Connections;
 
-/// How many times the configured support lives give, where they differ in it.
+/// How many times the configured support incarnations give, where they differ in it.
 const MIXED_SUPPORT: [u32; 3] = [1, 2, 4];
 
 /// An event to come. The event itself lies elsewhere: a heap moves what it holds about.
@@ -211,9 +211,9 @@ impl Env {
         self.at(self.now + delay, event);
     }
 
-    /// An event for one life of a node's process.
-    pub(crate) fn node_at(&mut self, at: Time, node: usize, life: u64, event: NodeEvent) {
-        self.at(at, Event::Node { node, life: Some(life), event: Box::new(event) });
+    /// An event for one start of a node's process.
+    pub(crate) fn node_at(&mut self, at: Time, node: usize, start: u64, event: NodeEvent) {
+        self.at(at, Event::Node { node, start: Some(start), event: Box::new(event) });
     }
 
     /// Moves to the next event.
@@ -258,7 +258,7 @@ impl Env {
         }
         for at in times {
             let event = NodeEvent::Message { from, incarnation, group, message: message.clone() };
-            self.at(at, Event::Node { node: to, life: None, event: Box::new(event) });
+            self.at(at, Event::Node { node: to, start: None, event: Box::new(event) });
         }
     }
 
@@ -272,7 +272,7 @@ impl Env {
         let to = index(to);
         for at in self.net.arrivals(&mut self.rng, self.now, from, to) {
             let event = NodeEvent::Liveness { from, support, message: message.clone() };
-            self.at(at, Event::Node { node: to, life: None, event: Box::new(event) });
+            self.at(at, Event::Node { node: to, start: None, event: Box::new(event) });
         }
     }
 
@@ -281,7 +281,7 @@ impl Env {
         let to = index(to);
         for at in self.net.arrivals(&mut self.rng, self.now, from, to) {
             let event = Box::new(NodeEvent::FromPeer { from, group, what });
-            self.at(at, Event::Node { node: to, life: None, event });
+            self.at(at, Event::Node { node: to, start: None, event });
         }
     }
 
@@ -290,7 +290,7 @@ impl Env {
         for to in (0..self.profile.nodes).filter(|to| *to != from) {
             for at in self.net.arrivals(&mut self.rng, self.now, from, to) {
                 let event = Box::new(NodeEvent::PeerDisk { from, full });
-                self.at(at, Event::Node { node: to, life: None, event });
+                self.at(at, Event::Node { node: to, start: None, event });
             }
         }
     }
@@ -431,17 +431,17 @@ impl Env {
     }
 
     /// A seed for something of a node, the same in every run.
-    pub(crate) fn seed_for(&self, node: usize, group: usize, life: u64) -> u64 {
-        mix(self.seed ^ mix(node as u64 ^ (group as u64) << 16 ^ life << 32))
+    pub(crate) fn seed_for(&self, node: usize, group: usize, nonce: u64) -> u64 {
+        mix(self.seed ^ mix(node as u64 ^ (group as u64) << 16 ^ nonce << 32))
     }
 
-    /// How long a node supports others in this life.
-    pub(crate) fn support_of(&self, node: usize, life: u64) -> Duration {
+    /// How long a node supports others after this start.
+    pub(crate) fn support_of(&self, node: usize, start: u64) -> Duration {
         let support = self.profile.timing.support;
         if !self.mixed_support {
             return support;
         }
-        support * MIXED_SUPPORT[(self.seed_for(node, 0xfffd, life) % MIXED_SUPPORT.len() as u64) as usize]
+        support * MIXED_SUPPORT[(self.seed_for(node, 0xfffd, start) % MIXED_SUPPORT.len() as u64) as usize]
     }
 
     /// The longest that any node supports others.

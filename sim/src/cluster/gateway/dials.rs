@@ -122,14 +122,14 @@ impl Gateway {
             let node = index(consensus_core::NodeId(dial.node));
             match step {
                 DialStep::DialDirect => {
-                    let connection = env.dial(self.index, self.life, node, None);
+                    let connection = env.dial(self.index, self.incarnation, node, None);
                     dial.direct = Some(Try { connection, welcomed: None });
                 }
                 DialStep::DialRelay(relay) => {
                     let by = self.dials.iter().find(|dial| dial.target.address == relay.address);
                     let by = by.map(|by| index(consensus_core::NodeId(by.node)));
                     env.mark(Mark::RelayDialled);
-                    let connection = env.dial(self.index, self.life, node, by);
+                    let connection = env.dial(self.index, self.incarnation, node, by);
                     self.dials[number].relay = Some(Try { connection, welcomed: None });
                 }
                 DialStep::GiveUp(way) => self.let_go(env, number, way),

@@ -44,14 +44,14 @@ pub(crate) struct Gateways(Vec<Host>);
 
 /// Where a gateway's process runs, if it does.
 struct Host {
-    life: u64,
+    incarnation: u64,
     process: Option<Box<Gateway>>,
 }
 
 /// See the module.
 pub(crate) struct Gateway {
     index: usize,
-    life: u64,
+    incarnation: u64,
     ways: Ways,
     dials: Vec<Dial>,
     /// Something about the ways to the nodes has changed.
@@ -161,7 +161,7 @@ impl Gateways {
             let at = env.rng.below(500 * MILLI);
             env.after(at, Event::GatewayStart { gateway });
         }
-        Gateways((0..gateways).map(|_| Host { life: 0, process: None }).collect())
+        Gateways((0..gateways).map(|_| Host { incarnation: 0, process: None }).collect())
     }
 
     pub(crate) fn start(&mut self, env: &mut Env, index: usize) {
@@ -169,14 +169,18 @@ impl Gateways {
         if place.process.is_some() {
             return;
         }
-        place.life += 1;
+        place.incarnation += 1;
         trace!(env, "gateway {index} starts");
-        let mut gateway = Box::new(Gateway::new(env, index, place.life));
+        let mut gateway = Box::new(Gateway::new(env, index, place.incarnation));
         gateway.settle(env);
         place.process = Some(gateway);
         env.at(
             env.now + HEALTH_EVERY,
-            Event::Gateway { gateway: index, life: place.life, event: Box::new(GatewayEvent::Health) },
+            Event::Gateway {
+                gateway: index,
+                incarnation: place.incarnation,
+                event: Box::new(GatewayEvent::Health),
+            },
         );
     }
 
@@ -189,9 +193,9 @@ impl Gateways {
         env.gateway_ended(index);
     }
 
-    pub(crate) fn handle(&mut self, env: &mut Env, index: usize, life: u64, event: GatewayEvent) {
+    pub(crate) fn handle(&mut self, env: &mut Env, index: usize, incarnation: u64, event: GatewayEvent) {
         let place = &mut self.0[index];
-        if let Some(gateway) = place.process.as_mut().filter(|_| place.life == life) {
+        if let Some(gateway) = place.process.as_mut().filter(|_| place.incarnation == incarnation) {
             gateway.handle(env, event);
         }
     }
@@ -215,7 +219,7 @@ fn refuse_connection(env: &mut Env, event: GatewayEvent) {
 }
 
 impl Gateway {
-    fn new(env: &mut Env, index: usize, life: u64) -> Gateway {
+    fn new(env: &mut Env, index: usize, incarnation: u64) -> Gateway {
         let now = env.instant();
         let mut ways = Ways::default();
         let nodes = 0..env.profile.nodes;
@@ -226,7 +230,7 @@ impl Gateway {
             tracker: LeaderTracker::default(),
             tracker_due: None,
             nonce: Bytes::copy_from_slice(
-                &(u128::from(life) << 64 | (index as u128 + 1) << 32 | 0xffff).to_le_bytes(),
+                &(u128::from(incarnation) << 64 | (index as u128 + 1) << 32 | 0xffff).to_le_bytes(),
             ),
             asked: 0,
             seen: (0, 0),
@@ -236,7 +240,7 @@ impl Gateway {
         };
         Gateway {
             index,
-            life,
+            incarnation,
             ways,
             dials,
             has_news_of_ways: true,
@@ -314,7 +318,10 @@ impl Gateway {
     }
 
     fn tell_self(&self, env: &mut Env, at: Time, event: GatewayEvent) {
-        env.at(at, Event::Gateway { gateway: self.index, life: self.life, event: Box::new(event) });
+        env.at(
+            at,
+            Event::Gateway { gateway: self.index, incarnation: self.incarnation, event: Box::new(event) },
+        );
     }
 
     fn reach(&self, env: &Env, group: usize) -> Reached<'_> {

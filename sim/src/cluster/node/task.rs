@@ -283,7 +283,7 @@ impl Task {
         trace!(env, "n{} g{} stops for {} us: {:?}", node.index + 1, self.group, time / 1000, self.stall);
         let at = env.now + time;
         self.turn_at = Some(at);
-        env.node_at(at, node.index, process.life, NodeEvent::Turn(self.group));
+        env.node_at(at, node.index, process.start, NodeEvent::Turn(self.group));
     }
 
     fn set_timer(&mut self, process: &Process, node: &Node, env: &mut Env) {
@@ -295,7 +295,7 @@ impl Task {
         let at = at.max(env.now + MICRO);
         if at < self.timer_at {
             self.timer_at = at;
-            env.node_at(at, node.index, process.life, NodeEvent::Timer(self.group));
+            env.node_at(at, node.index, process.start, NodeEvent::Timer(self.group));
         }
     }
 
@@ -606,7 +606,7 @@ impl Task {
             // One thread writes, so this comes in order.
             let at = (env.now + env.rng.around(5 * MILLI)).max(*heard + 1);
             *heard = at;
-            env.node_at(at, node.index, process.life, NodeEvent::Snapshot { group, progress });
+            env.node_at(at, node.index, process.start, NodeEvent::Snapshot { group, progress });
         };
         match step {
             ToSnapshots::Begin { slot, config } => match process.begin_snapshot(node, group, slot, &config) {
@@ -633,7 +633,7 @@ impl Task {
                 let slot = *slot;
                 let at = (env.now + env.rng.around(20 * MILLI)).max(self.progress_at + 1);
                 self.progress_at = at;
-                env.node_at(at, node.index, process.life, NodeEvent::SnapshotWritten { group, slot });
+                env.node_at(at, node.index, process.start, NodeEvent::SnapshotWritten { group, slot });
             }
             ToSnapshots::Abandon => self.taking = None,
             ToSnapshots::Send { to, slot } => match process.send_snapshot(node, env, group, to, slot) {
