@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use consensus_core::Mono;
-use keyspace::LeaseId;
+use keyspace::{LeaseGrant, LeaseId, LeaseSerial, LeaseState};
 
 /// A lease that ended is proposed for removal again after this long without an answer.
 const EXPIRE_RETRY: Duration = Duration::from_secs(3);
@@ -26,6 +26,8 @@ pub(crate) struct LeaseClock {
 
 #[derive(Debug, Clone, Copy)]
 struct Timer {
+    /// Of its grant.
+    serial: LeaseSerial,
     granted: Duration,
     /// When the lease ends: no earlier than its owner was told.
     ends: Mono,
@@ -60,7 +62,7 @@ pub(crate) enum Renewal {
     Renewed { ttl_seconds: i64 },
     /// The log holds a shorter time, which the next leader would go by: the answer has to wait until the log holds the
     /// full one. That is to be proposed, unless it was.
-    Resetting { propose: bool },
+    Resetting { propose: Option<LeaseGrant> },
     /// It has ended, but its keys are still there: the answer has to wait until they are not.
     Ending,
     /// There is no such lease.
@@ -70,26 +72,21 @@ pub(crate) enum Renewal {
 /// What the clock wants proposed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Due {
-    pub(crate) expired: Vec<LeaseId>,
+    pub(crate) expired: Vec<LeaseGrant>,
     /// Remaining seconds, to be written to the log.
-    pub(crate) checkpoints: Vec<(LeaseId, i64)>,
+    pub(crate) checkpoints: Vec<(LeaseGrant, i64)>,
 }
 
 impl LeaseClock {
     /// A new leader starts the clock of every lease. Each gets what the log says remains of it, and `grace` on top,
-    /// since its owner could not renew it while there was no leader. Given are the seconds granted and remaining.
-    pub(crate) fn start(
-        &mut self,
-        now: Mono,
-        grace: Duration,
-        leases: impl Iterator<Item = (LeaseId, i64, i64)>,
-    ) {
+    /// since its owner could not renew it while there was no leader.
+    pub(crate) fn start(&mut self, now: Mono, grace: Duration, leases: impl Iterator<Item = LeaseState>) {
         self.stop();
-        for (id, granted, remaining) in leases {
-            let granted = seconds(granted);
-            let left = seconds(remaining).min(granted);
+        for LeaseState { grant, granted_ttl_s, remaining_s } in leases {
+            let granted = seconds(granted_ttl_s);
+            let left = seconds(remaining_s).min(granted);
             let in_log = if left < granted { InLog::Short } else { InLog::Full };
-            self.insert(now, id, granted, now.after(left.saturating_add(grace)), in_log);
+            self.insert(now, grant, granted, now.after(left.saturating_add(grace)), in_log);
         }
     }
 
@@ -100,9 +97,9 @@ impl LeaseClock {
         self.proposed.clear();
     }
 
-    pub(crate) fn granted(&mut self, now: Mono, id: LeaseId, ttl_seconds: i64) {
+    pub(crate) fn granted(&mut self, now: Mono, grant: LeaseGrant, ttl_seconds: i64) {
         let granted = seconds(ttl_seconds);
-        self.insert(now, id, granted, now.after(granted), InLog::Full);
+        self.insert(now, grant, granted, now.after(granted), InLog::Full);
     }
 
     pub(crate) fn revoked(&mut self, id: LeaseId) {
@@ -121,14 +118,15 @@ impl LeaseClock {
             // Its end has come, though nobody has looked yet.
             State::Live(_) if timer.ends <= now => Renewal::Ending,
             State::Live(in_log) => {
+                let grant = LeaseGrant { id, serial: timer.serial };
                 let (next, renewal) = match in_log {
                     InLog::Full => {
                         (InLog::Full, Renewal::Renewed { ttl_seconds: whole_seconds(timer.granted) })
                     }
-                    InLog::Short => (InLog::Resetting, Renewal::Resetting { propose: true }),
-                    InLog::Resetting => (InLog::Resetting, Renewal::Resetting { propose: false }),
+                    InLog::Short => (InLog::Resetting, Renewal::Resetting { propose: Some(grant) }),
+                    InLog::Resetting => (InLog::Resetting, Renewal::Resetting { propose: None }),
                 };
-                self.insert(now, id, timer.granted, now.after(timer.granted), next);
+                self.insert(now, grant, timer.granted, now.after(timer.granted), next);
                 renewal
             }
         }
@@ -195,26 +193,30 @@ impl LeaseClock {
             self.due.remove(&(at, id));
             let timer = self.leases.get_mut(&id).expect("`due` names only leases that exist");
             assert_eq!(timer.due, at, "a lease is due once");
+            let grant = LeaseGrant { id, serial: timer.serial };
             if timer.ends <= now {
                 timer.state = State::Ending;
                 timer.due = now.after(EXPIRE_RETRY);
                 self.proposed.insert(id);
-                due.expired.push(id);
+                due.expired.push(grant);
             } else {
                 timer.state = State::Live(InLog::Short);
                 self.proposed.remove(&id);
                 timer.due = next_look(now, timer.ends);
-                due.checkpoints.push((id, whole_seconds(timer.ends.since(now)).max(1)));
+                due.checkpoints.push((grant, whole_seconds(timer.ends.since(now)).max(1)));
             }
             self.due.insert((timer.due, id));
         }
         due
     }
 
-    fn insert(&mut self, now: Mono, id: LeaseId, granted: Duration, ends: Mono, in_log: InLog) {
+    fn insert(&mut self, now: Mono, grant: LeaseGrant, granted: Duration, ends: Mono, in_log: InLog) {
+        let LeaseGrant { id, serial } = grant;
         let due = next_look(now, ends);
         assert!(due <= ends, "nobody looks at a lease after its end");
-        if let Some(old) = self.leases.insert(id, Timer { granted, ends, due, state: State::Live(in_log) }) {
+        if let Some(old) =
+            self.leases.insert(id, Timer { serial, granted, ends, due, state: State::Live(in_log) })
+        {
             self.due.remove(&(old.due, id));
         }
         self.due.insert((due, id));
@@ -245,6 +247,14 @@ mod tests {
     const A: LeaseId = LeaseId(1);
     const B: LeaseId = LeaseId(2);
 
+    fn first(id: LeaseId) -> LeaseGrant {
+        LeaseGrant { id, serial: LeaseSerial(1) }
+    }
+
+    fn second(id: LeaseId) -> LeaseGrant {
+        LeaseGrant { id, serial: LeaseSerial(2) }
+    }
+
     fn at(seconds: u64) -> Mono {
         Mono(seconds * 1_000_000_000)
     }
@@ -252,20 +262,20 @@ mod tests {
     #[test]
     fn a_lease_ends_at_its_time_and_never_before() {
         let mut clock = LeaseClock::default();
-        clock.granted(at(0), A, 10);
+        clock.granted(at(0), first(A), 10);
         assert_eq!(clock.take_due(Mono(at(10).0 - 1), 9), Due::default());
-        assert_eq!(clock.take_due(at(10), 9).expired, [A]);
+        assert_eq!(clock.take_due(at(10), 9).expired, [first(A)]);
         assert_eq!(clock.remaining(at(12), A), Some(-2));
     }
 
     #[test]
     fn renewal_gives_the_full_time_and_an_ended_lease_waits_for_its_removal() {
         let mut clock = LeaseClock::default();
-        clock.granted(at(0), A, 10);
+        clock.granted(at(0), first(A), 10);
         assert_eq!(clock.renew(at(6), A), Renewal::Renewed { ttl_seconds: 10 });
         assert_eq!(clock.remaining(at(7), A), Some(9));
         assert_eq!(clock.renew(at(16), A), Renewal::Ending);
-        assert_eq!(clock.take_due(at(16), 9).expired, [A]);
+        assert_eq!(clock.take_due(at(16), 9).expired, [first(A)]);
         assert_eq!(clock.renew(at(17), A), Renewal::Ending);
         clock.revoked(A);
         assert_eq!(clock.renew(at(17), A), Renewal::Missing);
@@ -275,27 +285,29 @@ mod tests {
     #[test]
     fn a_removal_that_got_lost_is_tried_again() {
         let mut clock = LeaseClock::default();
-        clock.granted(at(0), A, 2);
-        assert_eq!(clock.take_due(at(2), 9).expired, [A]);
+        clock.granted(at(0), first(A), 2);
+        assert_eq!(clock.take_due(at(2), 9).expired, [first(A)]);
         assert_eq!(clock.take_due(at(4), 9), Due::default());
-        assert_eq!(clock.take_due(at(5), 9).expired, [A]);
+        assert_eq!(clock.take_due(at(5), 9).expired, [first(A)]);
         clock.propose_again(at(6));
         assert_eq!(clock.next_deadline(), Some(at(6)));
-        assert_eq!(clock.take_due(at(6), 9).expired, [A]);
+        assert_eq!(clock.take_due(at(6), 9).expired, [first(A)]);
     }
 
     #[test]
     fn a_long_lease_keeps_what_remains_over_a_change_of_leader() {
         let mut old = LeaseClock::default();
-        old.granted(at(0), A, 1000);
-        assert_eq!(old.take_due(at(300), 9).checkpoints, [(A, 700)]);
+        old.granted(at(0), first(A), 1000);
+        assert_eq!(old.take_due(at(300), 9).checkpoints, [(first(A), 700)]);
         let mut new = LeaseClock::default();
-        new.start(at(50), Duration::from_secs(1), [(A, 1000, 700), (B, 60, 60)].into_iter());
+        let state =
+            |id, granted_ttl_s, remaining_s| LeaseState { grant: first(id), granted_ttl_s, remaining_s };
+        new.start(at(50), Duration::from_secs(1), [state(A, 1000, 700), state(B, 60, 60)].into_iter());
         assert_eq!(new.remaining(at(50), A), Some(701));
         assert_eq!(new.remaining(at(50), B), Some(61));
         assert_eq!(new.renew(at(51), B), Renewal::Renewed { ttl_seconds: 60 }, "there was no checkpoint");
-        assert_eq!(new.renew(at(60), A), Renewal::Resetting { propose: true });
-        assert_eq!(new.renew(at(61), A), Renewal::Resetting { propose: false });
+        assert_eq!(new.renew(at(60), A), Renewal::Resetting { propose: Some(first(A)) });
+        assert_eq!(new.renew(at(61), A), Renewal::Resetting { propose: None });
         new.checkpointed(A, 0);
         assert_eq!(new.renew(at(62), A), Renewal::Renewed { ttl_seconds: 1000 });
         assert_eq!(new.remaining(at(62), A), Some(1000));
@@ -304,28 +316,38 @@ mod tests {
     #[test]
     fn a_renewal_counts_only_once_the_log_holds_no_shorter_time() {
         let mut clock = LeaseClock::default();
-        clock.granted(at(0), A, 1000);
-        assert_eq!(clock.take_due(at(300), 9).checkpoints, [(A, 700)]);
-        assert_eq!(clock.renew(at(310), A), Renewal::Resetting { propose: true });
+        clock.granted(at(0), first(A), 1000);
+        assert_eq!(clock.take_due(at(300), 9).checkpoints, [(first(A), 700)]);
+        assert_eq!(clock.renew(at(310), A), Renewal::Resetting { propose: Some(first(A)) });
         // The checkpoint is applied only now; it lies before the reset in the log.
         clock.checkpointed(A, 700);
-        assert_eq!(clock.renew(at(311), A), Renewal::Resetting { propose: false });
+        assert_eq!(clock.renew(at(311), A), Renewal::Resetting { propose: None });
         // The reset was refused.
         clock.propose_again(at(312));
-        assert_eq!(clock.renew(at(312), A), Renewal::Resetting { propose: true });
+        assert_eq!(clock.renew(at(312), A), Renewal::Resetting { propose: Some(first(A)) });
         // A reset that is applied after a later checkpoint was proposed does not make up for that.
-        assert_eq!(clock.take_due(at(612), 9).checkpoints, [(A, 700)]);
+        assert_eq!(clock.take_due(at(612), 9).checkpoints, [(first(A), 700)]);
         clock.checkpointed(A, 0);
-        assert_eq!(clock.renew(at(613), A), Renewal::Resetting { propose: true });
+        assert_eq!(clock.renew(at(613), A), Renewal::Resetting { propose: Some(first(A)) });
+    }
+
+    #[test]
+    fn what_is_proposed_is_about_the_grant_that_the_clock_runs_for() {
+        let mut clock = LeaseClock::default();
+        clock.granted(at(0), first(A), 10);
+        clock.revoked(A);
+        clock.granted(at(5), second(A), 10);
+        assert_eq!(clock.take_due(at(10), 9), Due::default());
+        assert_eq!(clock.take_due(at(15), 9).expired, [second(A)]);
     }
 
     #[test]
     fn what_is_due_comes_in_portions_and_in_order() {
         let mut clock = LeaseClock::default();
-        clock.granted(at(0), A, 5);
-        clock.granted(at(0), B, 4);
+        clock.granted(at(0), first(A), 5);
+        clock.granted(at(0), first(B), 4);
         assert_eq!(clock.by_end(), [B, A]);
-        assert_eq!(clock.take_due(at(9), 1).expired, [B]);
-        assert_eq!(clock.take_due(at(9), 1).expired, [A]);
+        assert_eq!(clock.take_due(at(9), 1).expired, [first(B)]);
+        assert_eq!(clock.take_due(at(9), 1).expired, [first(A)]);
     }
 }

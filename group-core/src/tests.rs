@@ -14,8 +14,8 @@ use consensus_core::{
 };
 use journal::Lsn;
 use keyspace::{
-    Command, Envelope, LeaseId, Limits, Proposal, Query, Revision, RevisionRange, Revisions, Route,
-    SessionId, ShardId, ShardSpan,
+    Command, Envelope, LeaseGrant, LeaseId, Limits, Proposal, Query, Revision, RevisionRange, Revisions,
+    Route, SessionId, ShardId, ShardSpan,
 };
 
 use crate::clients::{Enrolled, PendingRead, Reading, Subject, Waiter};
@@ -209,17 +209,27 @@ impl Rig {
         self.answers.remove(&link).unwrap_or_default()
     }
 
-    /// Writes through a session of the rig's own.
-    fn write(&mut self, op: keyspace::Op) {
+    /// A session of the rig's own, always the same.
+    fn session(&mut self) -> SessionId {
         self.turn([request(OWN, 1, open_session())]);
         self.settle();
         let Some(Kind::SessionOpened(opened)) = self.take(OWN).remove(0).kind else { panic!("no session") };
-        let (session, seq) = (SessionId(opened.session), self.replica.applied.0);
-        let command = encode(&Command::write(session, seq, seq - 1, Route::FIRST, op));
-        self.turn([request(OWN, 2, RequestKind::Write(wire::Write { session: session.0, seq, command }))]);
+        SessionId(opened.session)
+    }
+
+    /// Writes through a session of the rig's own.
+    fn write(&mut self, op: keyspace::Op) {
+        let session = self.session();
+        let seq = self.replica.applied.0;
+        self.turn([write(session, seq, op)]);
         self.settle();
         let reply = self.take(OWN).remove(0).kind;
         assert!(matches!(reply, Some(Kind::Reply(_))), "{reply:?}");
+    }
+
+    /// The grant of a lease that lives.
+    fn grant_of(&self, lease: LeaseId) -> LeaseGrant {
+        self.replica.state.lease(lease).unwrap().grant
     }
 
     /// Why each request of a link was refused that was.
@@ -241,6 +251,12 @@ impl Rig {
 /// A request as its gateway would send it.
 fn request(link: LinkId, id: u64, kind: RequestKind) -> Event {
     Event::Requests { link, requests: vec![wire::Request { id, kind: Some(kind) }] }
+}
+
+/// A write through the rig's own session.
+fn write(session: SessionId, seq: u64, op: keyspace::Op) -> Event {
+    let command = encode(&Command::write(session, seq, seq - 1, Route::FIRST, op));
+    request(OWN, seq, RequestKind::Write(wire::Write { session: session.0, seq, command }))
 }
 
 fn open_session() -> RequestKind {
@@ -543,11 +559,11 @@ fn a_keep_alive_is_answered_once_the_log_holds_no_shorter_time() {
     let lease = LeaseId(7);
     rig.write(keyspace::Op::LeaseGrant { id: lease, ttl: 1000 });
     let in_log = |rig: &Rig| rig.replica.state.lease(lease).unwrap().remaining_s;
-    rig.act(|replica, env| replica.propose_internal(env, &Command::CheckpointLeases(vec![(lease, 700)])));
+    let grant = rig.grant_of(lease);
+    rig.act(|replica, env| replica.propose_internal(env, &Command::CheckpointLeases(vec![(grant, 700)])));
     rig.settle();
     assert_eq!(in_log(&rig), 700);
-    let leases = rig.replica.state.leases().map(|lease| (lease.id, lease.granted_ttl_s, lease.remaining_s));
-    rig.replica.leases.start(rig.now, Duration::ZERO, leases);
+    rig.replica.leases.start(rig.now, Duration::ZERO, rig.replica.state.leases());
 
     // Also when there is no room for the reset at first.
     rig.turn([request(LINK, 1, keep_alive(&[7]))]);
@@ -564,6 +580,27 @@ fn a_keep_alive_is_answered_once_the_log_holds_no_shorter_time() {
 }
 
 #[test]
+fn the_end_of_a_lease_is_not_that_of_the_next_with_its_id() {
+    let mut rig = Rig::leader();
+    let id = LeaseId(7);
+    rig.write(keyspace::Op::LeaseGrant { id, ttl: 60 });
+    let (session, seq, old) = (rig.session(), rig.replica.applied.0, rig.grant_of(id));
+    let again = keyspace::Op::LeaseGrant { id, ttl: 60 };
+    rig.turn([write(session, seq, keyspace::Op::LeaseRevoke { id }), write(session, seq + 1, again)]);
+    // Nothing commits meanwhile, and the leader sees the old one end.
+    let stalled = std::mem::take(&mut rig.events);
+    rig.replica.leases.granted(Mono(rig.now.0 - 61_000_000_000), old, 60);
+    rig.turn([]);
+    assert_eq!(rig.replica.counters.leases_expired, 1);
+    rig.events.splice(0..0, stalled);
+    rig.settle();
+    assert!(rig.grant_of(id).serial > old.serial);
+    rig.turn([request(LINK, 1, keep_alive(&[7]))]);
+    let Some(Kind::KeptAlive(kept)) = rig.take(LINK).remove(0).kind else { panic!("no answer") };
+    assert_eq!(kept.leases, [wire::KeptLease { id: 7, ttl: 60 }]);
+}
+
+#[test]
 fn a_lease_that_has_ended_holds_up_no_other() {
     let mut rig = Rig::leader();
     for id in [7, 8] {
@@ -571,8 +608,9 @@ fn a_lease_that_has_ended_holds_up_no_other() {
     }
     let now = rig.now;
     let ago = |seconds: u64| Mono(now.0 - seconds * 1_000_000_000);
-    rig.replica.leases.granted(ago(61), LeaseId(7), 60);
-    rig.replica.leases.granted(ago(30), LeaseId(8), 60);
+    for (id, granted) in [(7, ago(61)), (8, ago(30))] {
+        rig.replica.leases.granted(granted, rig.grant_of(LeaseId(id)), 60);
+    }
     // The end of the first is proposed in this turn, and not applied yet.
     rig.turn([request(LINK, 1, keep_alive(&[7, 8]))]);
     assert_eq!(rig.take(LINK), []);

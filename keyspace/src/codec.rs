@@ -14,7 +14,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 pub(crate) use reply::{error_tag, read_key_value, read_outcome, reply_tag, write_key_value, write_outcome};
 pub(crate) use wire::{Reader, Writer};
 
-use crate::{Command, Envelope, Op, Outcome, Proposal, Query, RevisionEvents};
+use crate::{Command, Envelope, LeaseGrant, LeaseSerial, Op, Outcome, Proposal, Query, RevisionEvents};
 
 /// How deep transactions may be nested, the outermost included. etcd has no such limit of its own; its budget of
 /// operations (128 by default, and one at least is used per level) gives the same.
@@ -26,8 +26,11 @@ pub const MAX_TXN_ITEMS: usize = 1 << 16;
 
 const VERSION: u8 = 1;
 
-/// Of commands with their envelopes. The first one had none, and with the second writes named no shard.
-const PROPOSAL_VERSION: u8 = 3;
+/// The oldest version of commands with their envelopes that is read. The first one had none, and with the second writes named
+/// no shard.
+const PROPOSAL_VERSION_LEAST: u8 = 3;
+/// The newest: what is said of leases says of which grant. A command is written in the oldest version that can say it.
+const PROPOSAL_VERSION: u8 = 4;
 
 /// The input is no encoding that this version reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +62,8 @@ impl std::error::Error for DecodeError {}
 impl Proposal {
     /// Appends the encoding.
     pub fn encode(&self, out: &mut BytesMut) {
-        request::write_proposal(&mut Writer::new(out, PROPOSAL_VERSION), &self.envelope, &self.command);
+        let version = self.command.version();
+        request::write_proposal(&mut Writer::new(out, version), version, &self.envelope, &self.command);
     }
 
     /// Reads an encoding to its end.
@@ -67,14 +71,43 @@ impl Proposal {
     /// # Errors
     /// It is none, or one of another version.
     pub fn decode(bytes: Bytes) -> Result<Proposal, DecodeError> {
-        Reader::whole(bytes, PROPOSAL_VERSION, request::read_proposal)
+        let mut reader = Reader::new(bytes);
+        let version = reader.version_among(PROPOSAL_VERSION_LEAST, PROPOSAL_VERSION)?;
+        let proposal = request::read_proposal(&mut reader, version)?;
+        if !reader.is_empty() {
+            return Err(DecodeError::Malformed("bytes after the end"));
+        }
+        if proposal.command.version() != version {
+            return Err(DecodeError::Malformed("a later version than it takes to say this"));
+        }
+        Ok(proposal)
     }
 }
 
 impl Command {
+    /// The oldest version of the encoding that can say this.
+    fn version(&self) -> u8 {
+        let is_numbered = |grant: &LeaseGrant| grant.serial != LeaseSerial::NONE;
+        match self {
+            Command::ExpireLeases(leases) if leases.iter().any(is_numbered) => PROPOSAL_VERSION,
+            Command::CheckpointLeases(leases) if leases.iter().any(|(grant, _)| is_numbered(grant)) => {
+                PROPOSAL_VERSION
+            }
+            Command::ExpireLeases(_)
+            | Command::CheckpointLeases(_)
+            | Command::OpenSession { .. }
+            | Command::CloseSession(_)
+            | Command::Write { .. }
+            | Command::SetLimits(_)
+            | Command::SetLeaderRegions(_)
+            | Command::RaiseAlarm(_) => PROPOSAL_VERSION_LEAST,
+        }
+    }
+
     /// Appends the encoding, in an envelope that leaves everything to the log.
     pub fn encode(&self, out: &mut BytesMut) {
-        request::write_proposal(&mut Writer::new(out, PROPOSAL_VERSION), &Envelope::default(), self);
+        let version = self.version();
+        request::write_proposal(&mut Writer::new(out, version), version, &Envelope::default(), self);
     }
 
     /// Reads an encoding to its end: one whose envelope leaves everything to the log, as those must that come from outside

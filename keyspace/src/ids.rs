@@ -39,6 +39,24 @@ impl LeaseId {
     }
 }
 
+/// Tells the grants of one lease id apart, which may be granted again once it has ended. Given in the order of the log, from 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseSerial(pub u64);
+
+impl LeaseSerial {
+    /// That of every grant from before they were numbered.
+    pub const NONE: LeaseSerial = LeaseSerial(0);
+}
+
+/// One grant of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LeaseGrant {
+    /// The lease.
+    pub id: LeaseId,
+    /// Which of its grants.
+    pub serial: LeaseSerial,
+}
+
 impl std::fmt::Display for LeaseId {
     /// As etcd's tools print it: 16 hexadecimal digits at least.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -3,10 +3,10 @@
 //! There is no clock here. The leader's shell counts down from [`LeaseState::remaining_s`] and proposes expiry; it
 //! also proposes checkpoints, so that a new leader starts from what was left and not from the full time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    Error, LeaseId,
+    Error, LeaseGrant, LeaseId, LeaseSerial,
     digest::{Hasher, SetHash},
     quota::LEASE_COST_BYTES,
 };
@@ -18,7 +18,7 @@ pub const MAX_LEASE_TTL_S: i64 = 9_000_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseState {
     /// The lease.
-    pub id: LeaseId,
+    pub grant: LeaseGrant,
     /// Seconds granted; a keepalive starts them again.
     pub granted_ttl_s: i64,
     /// Seconds left at the last checkpoint, or the granted seconds if there was none since the last keepalive.
@@ -31,7 +31,7 @@ pub enum LeaseEffect {
     /// The lease exists from here on.
     Granted {
         /// Which.
-        id: LeaseId,
+        grant: LeaseGrant,
         /// Seconds to live.
         ttl_s: i64,
     },
@@ -49,22 +49,24 @@ pub enum LeaseEffect {
     },
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Lease {
-    granted_ttl_s: i64,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lease {
+    pub(crate) serial: LeaseSerial,
+    pub(crate) granted_ttl_s: i64,
     /// 0 when no checkpoint says otherwise.
-    checkpoint_s: i64,
+    pub(crate) checkpoint_s: i64,
 }
 
 /// All leases.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
     leases: BTreeMap<LeaseId, Lease>,
+    last_serial: LeaseSerial,
     hash: SetHash,
 }
 
 impl Leases {
-    pub(crate) fn grant(&mut self, id: LeaseId, ttl_s: i64) -> Result<(), Error> {
+    pub(crate) fn grant(&mut self, id: LeaseId, ttl_s: i64) -> Result<LeaseGrant, Error> {
         // In etcd's order (lessor.Grant).
         if id.is_none() {
             return Err(Error::LeaseNotFound);
@@ -75,35 +77,54 @@ impl Leases {
         if self.leases.contains_key(&id) {
             return Err(Error::LeaseExists);
         }
-        self.insert(id, ttl_s, 0);
-        Ok(())
+        self.last_serial.0 += 1;
+        let serial = self.last_serial;
+        self.insert(id, Lease { serial, granted_ttl_s: ttl_s, checkpoint_s: 0 });
+        Ok(LeaseGrant { id, serial })
     }
 
     /// Puts a lease in place; also used by a restore.
-    pub(crate) fn insert(&mut self, id: LeaseId, granted_ttl_s: i64, checkpoint_s: i64) {
-        let old = self.leases.insert(id, Lease { granted_ttl_s, checkpoint_s });
+    pub(crate) fn insert(&mut self, id: LeaseId, lease: Lease) {
+        debug_assert!(lease.serial <= self.last_serial, "a serial is counted when it is given");
+        let old = self.leases.insert(id, lease);
         debug_assert!(old.is_none(), "lease {id} is inserted twice");
-        self.hash.add(hash(id, granted_ttl_s, checkpoint_s));
+        self.hash.add(hash(id, lease));
     }
 
     /// Takes a lease out.
     pub(crate) fn remove(&mut self, id: LeaseId) -> Result<(), Error> {
         let lease = self.leases.remove(&id).ok_or(Error::LeaseNotFound)?;
-        self.hash.remove(hash(id, lease.granted_ttl_s, lease.checkpoint_s));
+        self.hash.remove(hash(id, lease));
         Ok(())
     }
 
-    /// Records the remaining seconds. Returns whether the lease exists.
-    pub(crate) fn checkpoint(&mut self, id: LeaseId, remaining_s: i64) -> bool {
-        let Some(lease) = self.leases.get_mut(&id) else { return false };
-        self.hash.remove(hash(id, lease.granted_ttl_s, lease.checkpoint_s));
+    /// Records the remaining seconds. Returns whether the grant lives.
+    pub(crate) fn checkpoint(&mut self, grant: LeaseGrant, remaining_s: i64) -> bool {
+        let living = self.leases.get_mut(&grant.id).filter(|lease| lease.serial == grant.serial);
+        let Some(lease) = living else { return false };
+        self.hash.remove(hash(grant.id, *lease));
         lease.checkpoint_s = remaining_s.max(0);
-        self.hash.add(hash(id, lease.granted_ttl_s, lease.checkpoint_s));
+        self.hash.add(hash(grant.id, *lease));
         true
     }
 
     pub(crate) fn contains(&self, id: LeaseId) -> bool {
         self.leases.contains_key(&id)
+    }
+
+    /// Whether a grant lives, and not only another one of its id.
+    pub(crate) fn lives(&self, grant: LeaseGrant) -> bool {
+        self.leases.get(&grant.id).is_some_and(|lease| lease.serial == grant.serial)
+    }
+
+    /// That of the last grant.
+    pub(crate) fn last_serial(&self) -> LeaseSerial {
+        self.last_serial
+    }
+
+    /// For a restore.
+    pub(crate) fn set_last_serial(&mut self, last: LeaseSerial) {
+        self.last_serial = last;
     }
 
     pub(crate) fn state(&self, id: LeaseId) -> Option<LeaseState> {
@@ -114,9 +135,8 @@ impl Leases {
         self.leases.iter().map(|(id, lease)| lease.state(*id))
     }
 
-    /// Id, granted seconds and checkpoint of each lease.
-    pub(crate) fn rows(&self) -> impl Iterator<Item = (LeaseId, i64, i64)> {
-        self.leases.iter().map(|(id, lease)| (*id, lease.granted_ttl_s, lease.checkpoint_s))
+    pub(crate) fn rows(&self) -> impl Iterator<Item = (LeaseId, Lease)> {
+        self.leases.iter().map(|(id, lease)| (*id, *lease))
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -127,27 +147,43 @@ impl Leases {
         self.leases.len() as u64 * LEASE_COST_BYTES
     }
 
+    /// While no grant was numbered, that of a version which does not number them.
     pub(crate) fn digest(&self) -> u64 {
-        self.hash.value()
+        match self.last_serial {
+            LeaseSerial::NONE => self.hash.value(),
+            LeaseSerial(last) => Hasher::new(9).u64(self.hash.value()).u64(last).finish(),
+        }
     }
 
-    /// Checks that the hash is that of the table.
+    /// Checks that the hash is that of the table, and that no two grants have a number in common.
     pub(crate) fn check_invariants(&self) {
         let mut hash_of_table = SetHash::default();
-        for (id, granted_ttl_s, checkpoint_s) in self.rows() {
-            hash_of_table.add(hash(id, granted_ttl_s, checkpoint_s));
+        for (id, lease) in self.rows() {
+            hash_of_table.add(hash(id, lease));
         }
         assert_eq!(hash_of_table.value(), self.hash.value(), "the lease hash is that of the table");
+        assert!(are_serials_good(self.last_serial, self.rows()), "each grant has a number of its own");
     }
 }
 
 impl Lease {
     fn state(&self, id: LeaseId) -> LeaseState {
         let remaining_s = if self.checkpoint_s > 0 { self.checkpoint_s } else { self.granted_ttl_s };
-        LeaseState { id, granted_ttl_s: self.granted_ttl_s, remaining_s }
+        let grant = LeaseGrant { id, serial: self.serial };
+        LeaseState { grant, granted_ttl_s: self.granted_ttl_s, remaining_s }
     }
 }
 
-fn hash(id: LeaseId, granted_ttl_s: i64, checkpoint_s: i64) -> u64 {
-    Hasher::new(1).i64(id.0).i64(granted_ttl_s).i64(checkpoint_s).finish()
+/// Whether no two leases have a serial in common, and none has one that was not given.
+pub(crate) fn are_serials_good(last: LeaseSerial, rows: impl Iterator<Item = (LeaseId, Lease)>) -> bool {
+    let serials = rows.map(|(_, lease)| lease.serial).filter(|serial| *serial != LeaseSerial::NONE);
+    let mut seen = BTreeSet::new();
+    serials.into_iter().all(|serial| serial <= last && seen.insert(serial))
+}
+
+/// Of a grant without a number, that of a version which does not number them.
+fn hash(id: LeaseId, lease: Lease) -> u64 {
+    let Lease { serial, granted_ttl_s, checkpoint_s } = lease;
+    let hasher = Hasher::new(1).i64(id.0).i64(granted_ttl_s).i64(checkpoint_s);
+    if serial == LeaseSerial::NONE { hasher.finish() } else { hasher.u64(serial.0).finish() }
 }

@@ -43,7 +43,7 @@ pub use envelope::{Envelope, Proposal, RevisionRange, Revisions};
 pub use error::Error;
 pub use event::{Event, EventKind, KeyValue, RevisionEvents};
 pub use feed::{HistoryPage, NoHistory};
-pub use ids::{LeaseId, Route, SessionId};
+pub use ids::{LeaseGrant, LeaseId, LeaseSerial, Route, SessionId};
 pub use key_range::{KeyRange, RangeEnd};
 pub use keyspace::{Answer, Effects, Keyspace, Options, Restore, RestoreError, Snapshot};
 pub use lease::{LeaseEffect, LeaseState, MAX_LEASE_TTL_S};

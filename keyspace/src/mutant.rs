@@ -27,12 +27,14 @@ pub enum Mutant {
     ResultsOutliveSession,
     /// A write that was acknowledged elsewhere is carried out when it comes late.
     AcknowledgedElsewhereApplied,
+    /// The end of a lease's grant is that of a later grant of its id, too.
+    LaterGrantExpired,
 }
 
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 11] = [
+    pub const ALL: [Mutant; 12] = [
         Mutant::ResultUnderNextNumber,
         Mutant::StaleEpochApplied,
         Mutant::ForeignKeysApplied,
@@ -44,6 +46,7 @@ impl Mutant {
         Mutant::LeaseEndsInOneShard,
         Mutant::ResultsOutliveSession,
         Mutant::AcknowledgedElsewhereApplied,
+        Mutant::LaterGrantExpired,
     ];
 }
 

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{Alarm, AlarmKind, KeyRange, LeaseId, Limits, Route, SessionId};
+use crate::{Alarm, AlarmKind, KeyRange, LeaseGrant, LeaseId, Limits, Route, SessionId};
 
 /// One command of the log. A log entry holds a batch of them; each is applied by [`crate::Keyspace::apply`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,12 +30,12 @@ pub enum Command {
         /// What to do.
         op: Op,
     },
-    /// Revokes leases whose time ran out, by the leader's lease clock. Each lease with keys takes one revision; ids
-    /// that do not exist are passed over.
-    ExpireLeases(Vec<LeaseId>),
+    /// Revokes leases whose time ran out, by the leader's lease clock. Each lease with keys takes one revision; grants
+    /// that are over are passed over, also if the id was granted again.
+    ExpireLeases(Vec<LeaseGrant>),
     /// Records the remaining seconds of leases, so that a new leader does not start them at their full time. 0 takes
-    /// the record away: the lease has its full time again.
-    CheckpointLeases(Vec<(LeaseId, i64)>),
+    /// the record away: the lease has its full time again. Grants that are over are passed over, as above.
+    CheckpointLeases(Vec<(LeaseGrant, i64)>),
     /// Sets the limits that all replicas must apply alike.
     SetLimits(Limits),
     /// Sets where the operator wants the group to be led, [`crate::Keyspace::leader_regions`].

@@ -89,9 +89,9 @@ fn leases_for_which_there_is_no_revision_wait() {
     for (key, lease) in [("a", 1), ("b", 2)] {
         etcd.put_with(Put { lease: LeaseId(lease), ..Put::new(key, "") }).unwrap();
     }
-    let expire = Command::ExpireLeases(vec![LeaseId(1), LeaseId(2), LeaseId(3)]);
+    let expire = Command::ExpireLeases([1, 2, 3].map(|id| etcd.lease(id)).to_vec());
     etcd.apply(given(10, 1, expire.clone())).unwrap();
-    let left: Vec<i64> = etcd.state.leases().map(|lease| lease.id.0).collect();
+    let left: Vec<i64> = etcd.state.leases().map(|lease| lease.grant.id.0).collect();
     assert_eq!((left, last_write(&etcd)), (vec![2], 10), "the third had no key");
     etcd.apply(given(11, 3, expire)).unwrap();
     assert_eq!((etcd.state.leases().count(), etcd.get("b")), (0, None));
@@ -101,14 +101,34 @@ fn leases_for_which_there_is_no_revision_wait() {
 fn encodings_of_another_version_are_refused_in_words() {
     let mut encoded = BytesMut::new();
     Command::CloseSession(SessionId(1)).encode(&mut encoded);
-    for version in (0..=u8::MAX).filter(|version| *version != encoded[0]) {
+    let in_version = |version: u8| {
         let mut other = encoded.to_vec();
         other[0] = version;
-        let error = Proposal::decode(Bytes::from(other)).unwrap_err();
-        assert_eq!(error, DecodeError::UnknownVersion { found: version, known: encoded[0] });
-        let words = format!("an encoding of version {version}, and this Gaios reads version {}", encoded[0]);
+        Proposal::decode(Bytes::from(other)).map(drop)
+    };
+    assert_eq!(in_version(3), Ok(()));
+    assert!(matches!(in_version(4), Err(DecodeError::Malformed(_))), "the older one says it as well");
+    for version in (0..=u8::MAX).filter(|version| ![3, 4].contains(version)) {
+        let error = in_version(version).unwrap_err();
+        assert_eq!(error, DecodeError::UnknownVersion { found: version, known: 4 });
+        let words = format!("an encoding of version {version}, and this Gaios reads version 4");
         assert_eq!(error.to_string(), words);
     }
+}
+
+#[test]
+fn what_an_older_version_can_say_is_written_as_it_wrote_it() {
+    let grant = |serial| LeaseGrant { id: LeaseId(7), serial: LeaseSerial(serial) };
+    let written = |command: Command| {
+        let mut encoded = BytesMut::new();
+        command.encode(&mut encoded);
+        assert_eq!(Command::decode(encoded.clone().freeze()), Ok(command));
+        encoded.to_vec()
+    };
+    assert_eq!(written(Command::ExpireLeases(vec![grant(0)])), [3, 0, 4, 1, 14]);
+    assert_eq!(written(Command::CheckpointLeases(vec![(grant(0), 5)])), [3, 0, 5, 1, 14, 10]);
+    assert_eq!(written(Command::ExpireLeases(vec![grant(0), grant(9)])), [4, 0, 4, 2, 14, 0, 14, 9]);
+    assert_eq!(written(Command::CheckpointLeases(vec![(grant(9), 5)])), [4, 0, 5, 1, 14, 9, 10]);
 }
 
 #[test]

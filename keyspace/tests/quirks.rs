@@ -844,7 +844,8 @@ fn a_grant_is_checked_in_etcds_order_and_takes_no_revision() {
     assert_eq!(etcd.grant(0, MAX_LEASE_TTL_S + 1), Err(Error::LeaseNotFound));
     let granted = Reply::LeaseGranted { revision: Revision(1), id: LeaseId(1), ttl: MAX_LEASE_TTL_S };
     assert_eq!(etcd.grant(1, MAX_LEASE_TTL_S), Ok(granted));
-    assert_eq!(etcd.effects.leases, [LeaseEffect::Granted { id: LeaseId(1), ttl_s: MAX_LEASE_TTL_S }]);
+    let grant = etcd.lease(1);
+    assert_eq!(etcd.effects.leases, [LeaseEffect::Granted { grant, ttl_s: MAX_LEASE_TTL_S }]);
     assert_eq!(etcd.grant(1, MAX_LEASE_TTL_S + 1), Err(Error::LeaseTtlTooLarge));
     assert_eq!(check::lease_ttl(MAX_LEASE_TTL_S + 1), Err(Error::LeaseTtlTooLarge));
     assert_eq!(etcd.grant(1, 60), Err(Error::LeaseExists));
@@ -915,16 +916,18 @@ fn checkpoints_carry_the_remaining_time_through_snapshots() {
     let mut etcd = Etcd::new();
     etcd.grant(1, 60).unwrap();
     etcd.grant(2, 60).unwrap();
-    etcd.apply(Command::CheckpointLeases(vec![(LeaseId(1), 25), (LeaseId(9), 1)])).unwrap();
+    let unknown = LeaseGrant { id: LeaseId(9), serial: LeaseSerial(1) };
+    etcd.apply(Command::CheckpointLeases(vec![(etcd.lease(1), 25), (unknown, 1)])).unwrap();
     let checkpointed = LeaseEffect::Checkpointed { id: LeaseId(1), remaining_s: 25 };
     assert_eq!(etcd.effects.leases, [checkpointed], "unknown leases are passed over");
-    let left =
-        |state: &Keyspace| state.leases().map(|lease| (lease.id.0, lease.remaining_s)).collect::<Vec<_>>();
+    let left = |state: &Keyspace| {
+        state.leases().map(|lease| (lease.grant.id.0, lease.remaining_s)).collect::<Vec<_>>()
+    };
     assert_eq!(left(&etcd.state), [(1, 25), (2, 60)]);
     assert_eq!(left(&etcd.restored()), [(1, 25), (2, 60)]);
     assert_eq!(etcd.restored().digest(), etcd.state.digest());
     // A keepalive takes the checkpoint back.
-    etcd.apply(Command::CheckpointLeases(vec![(LeaseId(1), 0)])).unwrap();
+    etcd.apply(Command::CheckpointLeases(vec![(etcd.lease(1), 0)])).unwrap();
     assert_eq!(left(&etcd.state), [(1, 60), (2, 60)]);
 }
 
@@ -936,12 +939,42 @@ fn each_expired_lease_takes_a_revision_of_its_own() {
     }
     etcd.put_with(Put { lease: LeaseId(1), ..put("a", "1") }).unwrap();
     etcd.put_with(Put { lease: LeaseId(3), ..put("b", "1") }).unwrap();
-    let expired = [3, 2, 77, 1, 3].map(LeaseId).to_vec();
+    let unknown = LeaseGrant { id: LeaseId(77), serial: LeaseSerial(1) };
+    let [first, second, third] = [1, 2, 3].map(|id| etcd.lease(id));
+    let expired = vec![third, second, unknown, first, third];
     assert_eq!(etcd.apply(Command::ExpireLeases(expired)), Ok(Reply::Done { revision: Revision(5) }));
     let shown: Vec<_> = etcd.effects.revisions.iter().map(show).collect();
     assert_eq!(shown, ["4: DELETE b (was 1)", "5: DELETE a (was 1)"]);
     let revoked = [3, 2, 1].map(|id| LeaseEffect::Revoked { id: LeaseId(id) });
     assert_eq!(etcd.effects.leases, revoked);
+}
+
+#[test]
+fn what_was_proposed_of_a_grant_is_not_done_to_the_next_one_of_its_id() {
+    let mut etcd = Etcd::new();
+    etcd.grant(1, 60).unwrap();
+    let old = etcd.lease(1);
+    etcd.revoke(1).unwrap();
+    etcd.grant(1, 60).unwrap();
+    etcd.put_with(Put { lease: LeaseId(1), ..put("a", "1") }).unwrap();
+    let new = etcd.lease(1);
+    assert_eq!((old.id, old.serial, new.serial), (new.id, LeaseSerial(1), LeaseSerial(2)));
+    for command in [Command::CheckpointLeases(vec![(old, 5)]), Command::ExpireLeases(vec![old])] {
+        etcd.apply(command).unwrap();
+        assert_eq!(etcd.effects.leases, []);
+    }
+    assert_eq!(etcd.state.lease(LeaseId(1)).map(|lease| lease.remaining_s), Some(60));
+    assert!(etcd.get("a").is_some());
+    // Numbers go on behind a snapshot.
+    let mut restored = etcd.restored();
+    let mut effects = Effects::new();
+    restored.apply(etcd.slot + 1, 0, Command::ExpireLeases(vec![old, new]), &mut effects);
+    assert_eq!(effects.leases, [LeaseEffect::Revoked { id: LeaseId(1) }]);
+    restored.check_invariants();
+    assert_eq!(etcd.apply(Command::ExpireLeases(vec![new])), Ok(Reply::Done { revision: Revision(3) }));
+    assert_eq!(restored.digest(), etcd.state.digest());
+    etcd.grant(1, 60).unwrap();
+    assert_eq!(etcd.lease(1).serial, LeaseSerial(3));
 }
 
 // Quota and alarms.

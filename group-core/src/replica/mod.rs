@@ -503,9 +503,9 @@ impl Replica {
         let mut awaited = false;
         for effect in effects {
             match *effect {
-                LeaseEffect::Granted { id, ttl_s } => {
+                LeaseEffect::Granted { grant, ttl_s } => {
                     let halved = mutant!(self.settings.broken, LeaseHalved);
-                    self.leases.granted(now, id, if halved { ttl_s / 2 } else { ttl_s });
+                    self.leases.granted(now, grant, if halved { ttl_s / 2 } else { ttl_s });
                 }
                 LeaseEffect::Revoked { id } => {
                     self.leases.revoked(id);
@@ -647,8 +647,7 @@ impl Replica {
         }
         if !mutant!(self.settings.broken, LeasesNotStarted) {
             let grace = self.settings.timing.election;
-            let leases = self.state.leases().map(|lease| (lease.id, lease.granted_ttl_s, lease.remaining_s));
-            self.leases.start(env.now, grace, leases);
+            self.leases.start(env.now, grace, self.state.leases());
         }
         self.reconsider_place();
         // The limits must be the same on all replicas, so it is the leader's configuration that counts.

@@ -281,9 +281,7 @@ impl Replica {
                 Renewal::Renewed { ttl_seconds } => ttl_seconds,
                 Renewal::Missing => 0,
                 Renewal::Resetting { propose } => {
-                    if propose {
-                        reset.push((id, 0));
-                    }
+                    reset.extend(propose.map(|grant| (grant, 0)));
                     must_wait = true;
                     continue;
                 }

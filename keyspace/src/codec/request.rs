@@ -5,13 +5,16 @@ use shard_map::{Epoch, ShardId};
 use super::{MAX_TXN_DEPTH, Reader, VERSION, Writer, wire::malformed};
 use crate::{
     Alarm, AlarmKind, Command, Compare, CompareResult, CompareTarget, DeleteRange, Envelope, KeyRange,
-    LeaseId, Limits, Op, Proposal, Put, Query, RangeEnd, RangeRequest, Revision, RevisionRange, Revisions,
-    Route, SessionId, SortOrder, SortTarget, Txn, TxnOp, codec::DecodeError,
+    LeaseGrant, LeaseId, LeaseSerial, Limits, Op, Proposal, Put, Query, RangeEnd, RangeRequest, Revision,
+    RevisionRange, Revisions, Route, SessionId, SortOrder, SortTarget, Txn, TxnOp, codec::DecodeError,
 };
 
 type Decoded<T> = Result<T, DecodeError>;
 
-pub(super) fn write_proposal(writer: &mut Writer<'_>, envelope: &Envelope, command: &Command) {
+/// The first version that says of which grant of a lease it speaks.
+const NUMBERED_GRANTS: u8 = 4;
+
+pub(super) fn write_proposal(writer: &mut Writer<'_>, version: u8, envelope: &Envelope, command: &Command) {
     let Envelope { revisions, proposed_ms } = envelope;
     let given = match revisions {
         Revisions::Next => None,
@@ -25,14 +28,14 @@ pub(super) fn write_proposal(writer: &mut Writer<'_>, envelope: &Envelope, comma
     if let Some(proposed_ms) = proposed_ms {
         writer.u64(*proposed_ms);
     }
-    write_command(writer, command);
+    write_command(writer, version, command);
 }
 
-pub(super) fn read_proposal(reader: &mut Reader) -> Decoded<Proposal> {
+pub(super) fn read_proposal(reader: &mut Reader, version: u8) -> Decoded<Proposal> {
     let [is_given, is_timed] = reader.flags()?;
     let revisions = if is_given { Revisions::Given(read_revision_range(reader)?) } else { Revisions::Next };
     let proposed_ms = if is_timed { Some(reader.u64()?) } else { None };
-    Ok(Proposal { envelope: Envelope { revisions, proposed_ms }, command: read_command(reader)? })
+    Ok(Proposal { envelope: Envelope { revisions, proposed_ms }, command: read_command(reader, version)? })
 }
 
 fn read_revision_range(reader: &mut Reader) -> Decoded<RevisionRange> {
@@ -54,7 +57,7 @@ const COMMAND_SET_LIMITS: u8 = 6;
 const COMMAND_SET_LEADER_REGIONS: u8 = 7;
 const COMMAND_RAISE_ALARM: u8 = 8;
 
-fn write_command(writer: &mut Writer<'_>, command: &Command) {
+fn write_command(writer: &mut Writer<'_>, version: u8, command: &Command) {
     match command {
         Command::OpenSession { nonce } => {
             writer.u8(COMMAND_OPEN_SESSION);
@@ -80,12 +83,12 @@ fn write_command(writer: &mut Writer<'_>, command: &Command) {
         }
         Command::ExpireLeases(leases) => {
             writer.u8(COMMAND_EXPIRE_LEASES);
-            writer.list(leases, |writer, lease| writer.i64(lease.0));
+            writer.list(leases, |writer, grant| write_grant(writer, version, *grant));
         }
         Command::CheckpointLeases(leases) => {
             writer.u8(COMMAND_CHECKPOINT_LEASES);
-            writer.list(leases, |writer, (lease, remaining_s)| {
-                writer.i64(lease.0);
+            writer.list(leases, |writer, (grant, remaining_s)| {
+                write_grant(writer, version, *grant);
                 writer.i64(*remaining_s);
             });
         }
@@ -106,7 +109,7 @@ fn write_command(writer: &mut Writer<'_>, command: &Command) {
     }
 }
 
-fn read_command(reader: &mut Reader) -> Decoded<Command> {
+fn read_command(reader: &mut Reader, version: u8) -> Decoded<Command> {
     Ok(match reader.u8()? {
         COMMAND_OPEN_SESSION => Command::OpenSession { nonce: reader.u128()? },
         COMMAND_CLOSE_SESSION => Command::CloseSession(SessionId(reader.u64()?)),
@@ -125,10 +128,10 @@ fn read_command(reader: &mut Reader) -> Decoded<Command> {
             }
             Command::Write { session, seq, ack_upto, route, op }
         }
-        COMMAND_EXPIRE_LEASES => Command::ExpireLeases(reader.list(1, |reader| Ok(LeaseId(reader.i64()?)))?),
-        COMMAND_CHECKPOINT_LEASES => {
-            Command::CheckpointLeases(reader.list(2, |reader| Ok((LeaseId(reader.i64()?), reader.i64()?)))?)
-        }
+        COMMAND_EXPIRE_LEASES => Command::ExpireLeases(reader.list(1, |reader| read_grant(reader, version))?),
+        COMMAND_CHECKPOINT_LEASES => Command::CheckpointLeases(
+            reader.list(2, |reader| Ok((read_grant(reader, version)?, reader.i64()?)))?,
+        ),
         COMMAND_SET_LIMITS => Command::SetLimits(Limits {
             quota_bytes: reader.u64()?,
             max_sessions: u32::try_from(reader.u64()?).or(malformed("too many sessions"))?,
@@ -139,6 +142,19 @@ fn read_command(reader: &mut Reader) -> Decoded<Command> {
         }
         _ => return malformed("unknown command"),
     })
+}
+
+fn write_grant(writer: &mut Writer<'_>, version: u8, grant: LeaseGrant) {
+    writer.i64(grant.id.0);
+    if version >= NUMBERED_GRANTS {
+        writer.u64(grant.serial.0);
+    }
+}
+
+fn read_grant(reader: &mut Reader, version: u8) -> Decoded<LeaseGrant> {
+    let id = LeaseId(reader.i64()?);
+    let serial = if version >= NUMBERED_GRANTS { LeaseSerial(reader.u64()?) } else { LeaseSerial::NONE };
+    Ok(LeaseGrant { id, serial })
 }
 
 const OP_PUT: u8 = 1;

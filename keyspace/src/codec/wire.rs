@@ -96,6 +96,16 @@ impl Reader {
         if found == known { Ok(()) } else { Err(DecodeError::UnknownVersion { found, known }) }
     }
 
+    /// Reads a version of which there are several.
+    pub(crate) fn version_among(&mut self, least: u8, known: u8) -> Decoded<u8> {
+        let found = self.u8()?;
+        if (least..=known).contains(&found) {
+            Ok(found)
+        } else {
+            Err(DecodeError::UnknownVersion { found, known })
+        }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }

@@ -276,9 +276,10 @@ impl Keyspace {
                     keys: if *keys { self.attached(*id).cloned().collect() } else { Vec::new() },
                 }))
             }
-            Query::Leases => {
-                Ok(Reply::Leases { revision, leases: self.leases.iter().map(|lease| lease.id).collect() })
-            }
+            Query::Leases => Ok(Reply::Leases {
+                revision,
+                leases: self.leases.iter().map(|lease| lease.grant.id).collect(),
+            }),
             Query::HashKv { revision } => self.hash_kv(Revision(*revision)).map(Reply::HashKv),
             Query::Status => Ok(Reply::Status(self.status())),
             Query::Alarms => Ok(Reply::Alarms { revision, alarms: self.alarms.iter().collect() }),
@@ -460,17 +461,19 @@ impl Keyspace {
                 Ok(Reply::Done { revision: allotment.before() })
             }
             Command::ExpireLeases(leases) => {
-                for id in leases {
-                    // A lease may have been revoked since the leader's clock saw it expire. One that is left for want of
-                    // a revision is proposed again.
-                    let _gone = self.revoke_lease(id, allotment, effects);
+                for grant in leases {
+                    // It may have been revoked since the leader's clock saw it expire, and its id granted again.
+                    if self.leases.lives(grant) || mutant!(self.broken, LaterGrantExpired) {
+                        // One that is left for want of a revision is proposed again.
+                        let _gone = self.revoke_lease(grant.id, allotment, effects);
+                    }
                 }
                 Ok(Reply::Done { revision: allotment.before() })
             }
             Command::CheckpointLeases(leases) => {
-                for (id, remaining_s) in leases {
-                    if self.leases.checkpoint(id, remaining_s) {
-                        effects.leases.push(LeaseEffect::Checkpointed { id, remaining_s });
+                for (grant, remaining_s) in leases {
+                    if self.leases.checkpoint(grant, remaining_s) {
+                        effects.leases.push(LeaseEffect::Checkpointed { id: grant.id, remaining_s });
                     }
                 }
                 Ok(Reply::Done { revision: allotment.before() })
@@ -626,8 +629,8 @@ impl Keyspace {
                 Ok(Reply::Compacted { revision: before })
             }
             Op::LeaseGrant { id, ttl } => {
-                self.leases.grant(*id, *ttl)?;
-                effects.leases.push(LeaseEffect::Granted { id: *id, ttl_s: *ttl });
+                let grant = self.leases.grant(*id, *ttl)?;
+                effects.leases.push(LeaseEffect::Granted { grant, ttl_s: *ttl });
                 Ok(Reply::LeaseGranted { revision: before, id: *id, ttl: *ttl })
             }
             Op::LeaseRevoke { id } => self.revoke_lease(*id, allotment, effects),

@@ -13,11 +13,11 @@ use std::{collections::VecDeque, sync::Arc};
 use bytes::{Bytes, BytesMut};
 
 use crate::{
-    Alarm, AlarmKind, Broken, Epoch, EventKind, KeyRange, Keyspace, LastWrite, LeaseId, Limits, Outcome,
-    Revision, SessionId, ShardId, ShardSpan,
+    Alarm, AlarmKind, Broken, Epoch, EventKind, KeyRange, Keyspace, LastWrite, LeaseId, LeaseSerial, Limits,
+    Outcome, Revision, SessionId, ShardId, ShardSpan,
     alarm::Alarms,
     codec::{self, DecodeError, Reader, Writer},
-    lease::Leases,
+    lease::{Lease, Leases, are_serials_good},
     mvcc::{Mvcc, Pin, Record, own},
     results::{Results, Window},
     session::{Session, Sessions},
@@ -25,7 +25,9 @@ use crate::{
 };
 
 /// The first one knew no shards.
-const VERSION: u8 = 2;
+const VERSION_LEAST: u8 = 2;
+/// With numbers of leases' grants. A snapshot is of the oldest version that can hold it.
+const VERSION: u8 = 3;
 
 const ITEM_HEADER: u8 = 1;
 const ITEM_LEASE: u8 = 2;
@@ -41,10 +43,16 @@ const ITEM_SHARD: u8 = 9;
 const ITEM_RESULTS: u8 = 10;
 /// The records that follow are of this shard.
 const ITEM_RECORDS: u8 = 11;
+/// After the header: the number of the last grant of a lease. Since version 3.
+const ITEM_LAST_SERIAL: u8 = 12;
+/// A lease whose grant has a number. Since version 3.
+const ITEM_NUMBERED_LEASE: u8 = 13;
 
 /// A snapshot being taken. Holds back the sweeping of garbage until it is dropped.
 #[derive(Debug)]
 pub struct Snapshot {
+    /// Of the encoding.
+    version: u8,
     applied: u64,
     digest: u64,
     /// What is to be written before the records, in order.
@@ -84,11 +92,8 @@ struct RecordsStage {
 enum Item {
     Header(Header),
     LeaderRegions(Vec<Bytes>),
-    Lease {
-        id: LeaseId,
-        granted_ttl_s: i64,
-        checkpoint_s: i64,
-    },
+    LastSerial(LeaseSerial),
+    Lease(LeaseId, Lease),
     Alarm(Alarm),
     Session {
         id: SessionId,
@@ -134,11 +139,10 @@ impl Snapshot {
         };
         let mut tables = VecDeque::from([Item::Header(header)]);
         tables.extend(state.leader_regions.clone().map(Item::LeaderRegions));
-        tables.extend(state.leases.rows().map(|(id, granted_ttl_s, checkpoint_s)| Item::Lease {
-            id,
-            granted_ttl_s,
-            checkpoint_s,
-        }));
+        let last_serial = Some(state.leases.last_serial()).filter(|last| *last != LeaseSerial::NONE);
+        let version = if last_serial.is_some() { VERSION } else { VERSION_LEAST };
+        tables.extend(last_serial.map(Item::LastSerial));
+        tables.extend(state.leases.rows().map(|(id, lease)| Item::Lease(id, lease)));
         tables.extend(state.alarms.iter().map(Item::Alarm));
         tables.extend(state.sessions.iter().map(|(id, session)| {
             let Session { nonce, low, last_use } = *session;
@@ -153,7 +157,7 @@ impl Snapshot {
             let (id, pin) = (shard.span.id, shard.mvcc.pin());
             shards.push(PinnedShard { id, last_write, compact_revision, pin });
         }
-        Snapshot { applied: state.applied, digest, tables, stage: Stage::Tables, shards }
+        Snapshot { version, applied: state.applied, digest, tables, stage: Stage::Tables, shards }
     }
 
     /// The slot that the snapshot stands at: everything up to it is in the snapshot, nothing after it.
@@ -171,7 +175,7 @@ impl Snapshot {
     /// `state` is the one that the snapshot was taken of, however much was applied since.
     pub fn next_slice(&mut self, state: &Keyspace, max_bytes: usize) -> Option<Bytes> {
         let mut out = BytesMut::new();
-        let mut writer = Writer::new(&mut out, VERSION);
+        let mut writer = Writer::new(&mut out, self.version);
         let mut is_full = false;
         match &mut self.stage {
             Stage::Done => return None,
@@ -257,11 +261,19 @@ fn write_item(writer: &mut Writer<'_>, item: &Item) {
             writer.u8(ITEM_LEADER_REGIONS);
             writer.list(regions, |writer, region| writer.bytes(region));
         }
-        Item::Lease { id, granted_ttl_s, checkpoint_s } => {
-            writer.u8(ITEM_LEASE);
+        Item::LastSerial(last) => {
+            writer.u8(ITEM_LAST_SERIAL);
+            writer.u64(last.0);
+        }
+        Item::Lease(id, Lease { serial, granted_ttl_s, checkpoint_s }) => {
+            let is_numbered = *serial != LeaseSerial::NONE;
+            writer.u8(if is_numbered { ITEM_NUMBERED_LEASE } else { ITEM_LEASE });
             writer.i64(id.0);
             writer.i64(*granted_ttl_s);
             writer.i64(*checkpoint_s);
+            if is_numbered {
+                writer.u64(serial.0);
+            }
         }
         Item::Alarm(Alarm { member, kind }) => {
             writer.u8(ITEM_ALARM);
@@ -412,7 +424,7 @@ impl Restore {
     /// Takes in the next slice.
     pub fn push(&mut self, slice: Bytes) -> Result<(), RestoreError> {
         let mut reader = Reader::new(slice);
-        reader.version(VERSION)?;
+        let version = reader.version_among(VERSION_LEAST, VERSION)?;
         while !reader.is_empty() {
             if self.digest.is_some() {
                 return Err(RestoreError::Inconsistent("items after the end"));
@@ -420,6 +432,9 @@ impl Restore {
             let tag = reader.u8()?;
             if (tag == ITEM_HEADER) != self.header.is_none() {
                 return Err(RestoreError::Inconsistent("the header is not the first item"));
+            }
+            if version < VERSION && matches!(tag, ITEM_LAST_SERIAL | ITEM_NUMBERED_LEASE) {
+                return Err(RestoreError::Inconsistent("an item of a later version"));
             }
             self.item(tag, &mut reader)?;
         }
@@ -439,6 +454,9 @@ impl Restore {
             }
         }
         let leases = self.leases;
+        if !are_serials_good(leases.last_serial(), leases.rows()) {
+            return Err(RestoreError::Inconsistent("two leases have one number"));
+        }
         let shards: Result<Vec<_>, _> = self.shards.into_iter().map(|shard| shard.finish(&leases)).collect();
         let shards = shards.map_err(RestoreError::Inconsistent)?;
         if shards.iter().any(|shard| shard.mvcc.last_write() > header.newest) {
@@ -491,13 +509,18 @@ impl Restore {
                     return Err(RestoreError::Inconsistent("the regions to lead in stand twice"));
                 }
             }
-            ITEM_LEASE => {
+            ITEM_LAST_SERIAL => self.leases.set_last_serial(LeaseSerial(reader.u64()?)),
+            ITEM_LEASE | ITEM_NUMBERED_LEASE => {
                 let (id, granted_ttl_s, checkpoint_s) =
                     (LeaseId(reader.i64()?), reader.i64()?, reader.i64()?);
+                let serial = LeaseSerial(if tag == ITEM_NUMBERED_LEASE { reader.u64()? } else { 0 });
                 if self.leases.contains(id) {
                     return Err(RestoreError::Inconsistent("a lease stands twice"));
                 }
-                self.leases.insert(id, granted_ttl_s, checkpoint_s);
+                if serial > self.leases.last_serial() {
+                    return Err(RestoreError::Inconsistent("a lease with a number that was not given"));
+                }
+                self.leases.insert(id, Lease { serial, granted_ttl_s, checkpoint_s });
             }
             ITEM_ALARM => {
                 let member = reader.u64()?;

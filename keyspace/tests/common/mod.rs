@@ -86,6 +86,11 @@ impl Etcd {
         self.write(Op::LeaseGrant { id: LeaseId(id), ttl })
     }
 
+    /// The grant of a lease that lives.
+    pub(crate) fn lease(&self, id: i64) -> LeaseGrant {
+        self.state.lease(LeaseId(id)).expect("the lease lives").grant
+    }
+
     pub(crate) fn revoke(&mut self, id: i64) -> Outcome {
         self.write(Op::LeaseRevoke { id: LeaseId(id) })
     }

@@ -148,6 +148,13 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// With and without a number.
+pub(crate) fn grant() -> impl Strategy<Value = LeaseGrant> {
+    let serial = prop_oneof![Just(0), any::<u64>()];
+    (any::<i64>(), serial)
+        .prop_map(|(id, serial)| LeaseGrant { id: LeaseId(id), serial: LeaseSerial(serial) })
+}
+
 /// Any command at all, for codecs.
 pub(crate) fn command() -> impl Strategy<Value = Command> {
     let alarm = || (any::<u64>(), select(vec![AlarmKind::NoSpace, AlarmKind::Corrupt]));
@@ -165,8 +172,8 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
                 Command::write(SessionId(session), seq, ack_upto, route, op)
             }
         ),
-        vec(any::<i64>().prop_map(LeaseId), 0..4).prop_map(Command::ExpireLeases),
-        vec((any::<i64>().prop_map(LeaseId), any::<i64>()), 0..4).prop_map(Command::CheckpointLeases),
+        vec(grant(), 0..4).prop_map(Command::ExpireLeases),
+        vec((grant(), any::<i64>()), 0..4).prop_map(Command::CheckpointLeases),
         (any::<u64>(), any::<u32>()).prop_map(|(quota_bytes, max_sessions)| {
             Command::SetLimits(Limits { quota_bytes, max_sessions })
         }),

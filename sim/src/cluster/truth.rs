@@ -107,22 +107,26 @@ pub(crate) struct GroupTruth {
     outcomes: BTreeMap<(SessionId, u64), Outcome>,
     /// Every revision made.
     events: Vec<RevisionEvents>,
-    /// Until when a lease lives at least, by what its owner was told.
-    promises: BTreeMap<LeaseId, Time>,
-    /// Where each was granted last.
-    granted_at: BTreeMap<LeaseId, Slot>,
+    /// What the owners of the leases were told that live.
+    promises: BTreeMap<LeaseId, Promised>,
     /// Writes that went through gateways and are over: the numbers that each was sent under, and what its client was told.
     ended: Vec<(Vec<(SessionId, u64)>, Fate)>,
     rejected: BTreeSet<(u32, u32, u32)>,
     in_log: BTreeSet<(u32, u32, u32)>,
 }
 
+/// Of a grant of a lease.
+#[derive(Clone, Copy, Debug)]
+struct Promised {
+    granted: Time,
+    /// Until when it lives at least.
+    until: Time,
+}
+
 #[derive(Debug, Default)]
 struct SlotTruth {
     vote_ballots: Vec<VoteBallotTruth>,
     chosen: Option<(VoteBallot, u64)>,
-    /// How far the group had committed when something was proposed here first.
-    committed_before: Slot,
 }
 
 #[derive(Debug)]
@@ -189,7 +193,6 @@ impl GroupTruth {
             outcomes: BTreeMap::new(),
             events: Vec::new(),
             promises: BTreeMap::new(),
-            granted_at: BTreeMap::new(),
             ended: Vec::new(),
             rejected: BTreeSet::new(),
             in_log: BTreeSet::new(),
@@ -434,11 +437,8 @@ impl GroupTruth {
 
     /// A value was proposed or voted for at a ballot.
     fn proposed(&mut self, slot: Slot, vote_ballot: VoteBallot, value: u64) -> Check {
-        let (group, committed) = (self.group, self.commit());
+        let group = self.group;
         let truth = self.slot(slot);
-        if truth.vote_ballots.is_empty() {
-            truth.committed_before = committed;
-        }
         match truth.vote_ballots.iter().find(|known| known.vote_ballot == vote_ballot) {
             Some(known) if known.value != value => {
                 fail("I3", format!("group {group} {slot:?}: two values at {vote_ballot:?}"))
@@ -591,22 +591,12 @@ impl GroupTruth {
             Value::Batch(commands) => {
                 for (index, command) in (0..).zip(commands.iter()) {
                     let proposal = Proposal::decode(command.clone()).expect("nothing else is proposed here");
-                    self.expires(now, slot, &proposal.command)?;
                     writes.push(Write::of(&proposal.command));
+                    let by_clock = matches!(proposal.command, Command::ExpireLeases(_));
                     self.state.apply(slot.0, index, proposal, &mut effects);
+                    self.follow_leases(now, by_clock, &effects.leases)?;
+                    effects.leases.clear();
                 }
-            }
-        }
-        for lease in &effects.leases {
-            match *lease {
-                LeaseEffect::Granted { id, ttl_s } => {
-                    self.granted_at.insert(id, slot);
-                    self.promise(now, id, ttl_s);
-                }
-                LeaseEffect::Revoked { id } => {
-                    self.promises.remove(&id);
-                }
-                LeaseEffect::Checkpointed { .. } => {}
             }
         }
         self.events.append(&mut effects.revisions);
@@ -624,26 +614,35 @@ impl GroupTruth {
         Ok(fates)
     }
 
-    /// No lease ends before its time; but one that is granted while the end of another with its id is under way may end with
-    /// that, as etcd's may.
-    fn expires(&self, now: Time, slot: Slot, command: &Command) -> Check {
-        let Command::ExpireLeases(leases) = command else { return Ok(()) };
-        let known = self.slots[usize::try_from(slot.0 - 1).expect("memory is that large")].committed_before;
-        let was_known = |lease: &LeaseId| self.granted_at.get(lease).is_none_or(|granted| *granted <= known);
-        for lease in leases.iter().filter(|lease| self.state.lease(**lease).is_some() && was_known(lease)) {
-            if let Some(until) = self.promises.get(lease).filter(|until| **until > now) {
-                let left = (until - now) / MILLI;
-                return fail("leases", format!("group {}: {lease:?} ends {left} ms too early", self.group));
+    /// No lease ends before its time, unless somebody revokes it.
+    fn follow_leases(&mut self, now: Time, by_clock: bool, effects: &[LeaseEffect]) -> Check {
+        for effect in effects {
+            match *effect {
+                LeaseEffect::Granted { grant, ttl_s } => {
+                    self.promises.insert(grant.id, Promised { granted: now, until: now });
+                    self.promise(now, grant.id, ttl_s);
+                }
+                LeaseEffect::Revoked { id } => {
+                    let until = self.promises.remove(&id).map_or(0, |promised| promised.until);
+                    if by_clock && until > now {
+                        let left = (until - now) / MILLI;
+                        let what = format!("group {}: {id:?} ends {left} ms too early", self.group);
+                        return fail("leases", what);
+                    }
+                }
+                LeaseEffect::Checkpointed { .. } => {}
             }
         }
         Ok(())
     }
 
-    /// Whoever owns this lease may count on it for `ttl_s` seconds from `from` on, as far as clocks agree.
+    /// Whoever owns this lease may count on it for `ttl_s` seconds from `from` on, as far as clocks agree. What was asked
+    /// before it was granted was asked of an earlier one with its id, or says no more than the grant itself.
     pub(crate) fn promise(&mut self, from: Time, lease: LeaseId, ttl_s: i64) {
         let until = from + Time::try_from(ttl_s).unwrap_or(0) * (SECOND - 10 * MILLI);
-        let known = self.promises.entry(lease).or_default();
-        *known = until.max(*known);
+        if let Some(known) = self.promises.get_mut(&lease).filter(|known| known.granted <= from) {
+            known.until = known.until.max(until);
+        }
     }
 
     /// How many leases there are.
