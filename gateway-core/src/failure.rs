@@ -1,5 +1,7 @@
 //! Why a request was not granted, for whoever tells the client.
 
+use bytes::Bytes;
+
 /// Why a request was not granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
@@ -15,6 +17,8 @@ pub enum Failure {
     TimedOutLeaderFailed,
     /// The deadline passed after a link was lost.
     TimedOutConnectionLost,
+    /// The client's own deadline passed, and nothing was written.
+    DeadlineExceeded,
     /// Too much is waiting.
     Overloaded,
     /// There is no leader, and the caller asked not to wait for one.
@@ -29,6 +33,15 @@ pub enum Failure {
     SpansShards,
     /// Ours.
     Internal(&'static str),
+    /// An etcd that carries the domain said so. The client is told the same, unchanged.
+    Upstream {
+        /// The code of gRPC.
+        code: i32,
+        /// The text.
+        message: String,
+        /// `grpc-status-details-bin`, decoded.
+        details: Bytes,
+    },
 }
 
 impl From<keyspace::Error> for Failure {

@@ -318,6 +318,15 @@ impl Request {
         }
     }
 
+    /// What the caller is told when a deadline has passed that it set itself.
+    pub fn deadline_exceeded(&self) -> Failure {
+        match self.kind {
+            // As etcd says it of what it has proposed.
+            Kind::Write => self.timed_out(),
+            Kind::Read(_) | Kind::Inquiry => Failure::DeadlineExceeded,
+        }
+    }
+
     /// The number that is held, to be told done: once the request is over, or its caller has gone away.
     pub fn take_number(&mut self) -> Option<Number> {
         self.number.take()

@@ -15,6 +15,7 @@ use keyspace::{LeaseId, Op, Query};
 use prometheus::core::Collector;
 use tokio::sync::watch;
 
+use crate::context::RequestContext;
 use crate::leading::{Leading, Wanted};
 use crate::status::{GatewayStatus, NodeStatus};
 
@@ -141,25 +142,34 @@ pub trait Feed: fmt::Debug + Send + Sync {
 /// Whatever carries a keyspace with one revision line.
 pub trait Domain: Send + Sync + 'static {
     /// Applies a write once, or says truthfully why not. `op` has passed [`keyspace::check`].
-    fn write(&self, op: Op) -> impl Future<Output = Result<Answer, Failure>> + Send;
+    fn write(&self, context: &RequestContext, op: Op)
+    -> impl Future<Output = Result<Answer, Failure>> + Send;
 
     /// Answers a query.
     fn read(
         &self,
+        context: &RequestContext,
         query: Query,
         consistency: Consistency,
     ) -> impl Future<Output = Result<Answer, Failure>> + Send;
 
     /// Renews a lease.
-    fn keep_alive(&self, lease: LeaseId) -> impl Future<Output = Result<Kept, Failure>> + Send;
+    fn keep_alive(
+        &self,
+        context: &RequestContext,
+        lease: LeaseId,
+    ) -> impl Future<Output = Result<Kept, Failure>> + Send;
 
     /// What is known of the domain; also without a leader, as long as any replica answers.
-    fn status(&self) -> impl Future<Output = Result<DomainStatus, Failure>> + Send;
+    fn status(&self, context: &RequestContext) -> impl Future<Output = Result<DomainStatus, Failure>> + Send;
 
     /// The gateways that serve the domain.
-    fn gateways(&self) -> impl Future<Output = Result<KnownGateways, Failure>> + Send;
+    fn gateways(
+        &self,
+        context: &RequestContext,
+    ) -> impl Future<Output = Result<KnownGateways, Failure>> + Send;
 
-    /// Opens a feed. Does not wait; the feed reports.
+    /// Opens a feed, which may serve the watches of many callers. Does not wait; the feed reports.
     fn feed(&self, spec: FeedSpec, reader: Arc<dyn FeedReader>) -> Box<dyn Feed>;
 
     /// What the nodes say of themselves, and which of them hold replicas of which group.
@@ -175,7 +185,14 @@ pub trait Domain: Send + Sync + 'static {
     fn distances(&self) -> Vec<NodeDistance>;
 
     /// Asks a group's leader for what an operator wants; `None` if there is no such group.
-    fn lead(&self, wanted: Wanted) -> impl Future<Output = Option<Result<Leading, Failure>>> + Send;
+    fn lead(
+        &self,
+        context: &RequestContext,
+        wanted: Wanted,
+    ) -> impl Future<Output = Option<Result<Leading, Failure>>> + Send;
+
+    /// The longest that a request may take.
+    fn request_timeout(&self) -> Duration;
 
     /// What it counts, to be registered with the gateway's metrics.
     fn collectors(&self) -> Vec<Box<dyn Collector>>;

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use gateway_core::NodeId;
 
+use crate::context::{RequestContext, RequestId, TraceParent};
+
 tokio::task_local! {
     static JOURNEY: Cell<Journey>;
 }
@@ -24,6 +26,9 @@ pub(crate) struct Journey {
     pub(crate) attempts: u32,
     /// The node that was asked last.
     pub(crate) node: Option<NodeId>,
+    /// Which request it is, and what it is a part of.
+    pub(crate) request: Option<RequestId>,
+    pub(crate) trace_parent: Option<TraceParent>,
 }
 
 /// Drives a request, and gives what was noted meanwhile.
@@ -33,6 +38,14 @@ pub(crate) async fn record<T>(request: impl Future<Output = T>) -> (T, Journey) 
         (answer, JOURNEY.with(Cell::get))
     };
     JOURNEY.scope(Cell::default(), driven).await
+}
+
+/// The request has been read.
+pub(crate) fn begun(context: &RequestContext) {
+    note(|journey| {
+        journey.request = Some(context.id);
+        journey.trace_parent = context.trace_parent;
+    });
 }
 
 /// The request waits until this is dropped, whether by an end of the waiting or of the caller's patience.

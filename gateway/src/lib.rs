@@ -9,6 +9,7 @@
 
 pub mod admin;
 pub mod carrier;
+pub mod context;
 pub mod domain;
 pub mod door;
 mod journey;
@@ -362,7 +363,7 @@ async fn prime<D: Domain>(door: Arc<Door<D>>) {
     let learned = async {
         let mut known = door.leader_known.clone();
         if known.wait_for(|known| *known).await.is_ok()
-            && let Ok(status) = door.domain.status().await
+            && let Ok(status) = door.domain.status(&door.context()).await
         {
             let _ = door.header(status.revision, status.term);
             door.metrics.set_status(&status);

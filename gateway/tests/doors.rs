@@ -18,25 +18,13 @@ use gateway::Gateway;
 use gateway::door::{AccessLog, Member};
 use gateway::status::{Reach, Status};
 use parking_lot::Mutex;
-use support::{TestCluster, connect};
+use support::{TestCluster, connect, http};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio_stream::StreamExt as _;
 use tonic::Code;
 use tonic::codec::CompressionEncoding;
-
-/// One HTTP/1.1 request; the status line's code, and the body.
-async fn http(address: std::net::SocketAddr, method: &str, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    let code = answer.split(' ').nth(1).unwrap().parse().unwrap();
-    let body = answer.split_once("\r\n\r\n").unwrap().1;
-    (code, body.to_owned())
-}
 
 async fn get(gateway: &Gateway, path: &str) -> (u16, String) {
     http(gateway.address(), "GET", path).await

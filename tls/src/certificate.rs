@@ -9,6 +9,7 @@ use thiserror::Error;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use x509_parser::time::ASN1Time;
+use x509_parser::x509::AttributeTypeAndValue;
 
 use crate::identity::{Identity, IdentityError, SCHEME};
 
@@ -17,6 +18,8 @@ use crate::identity::{Identity, IdentityError, SCHEME};
 pub struct Certificate {
     /// Whom it names, as one line.
     pub subject: String,
+    /// The first common name of that.
+    pub common_name: Option<String>,
     /// DNS names and addresses it is valid for.
     pub names: Vec<String>,
     /// URIs it is valid for.
@@ -69,6 +72,7 @@ impl Certificate {
         }
         Ok(Certificate {
             subject: parsed.subject().to_string(),
+            common_name: parsed.subject().iter_common_name().next().and_then(common_name),
             names,
             uris,
             not_before: time(parsed.validity().not_before),
@@ -120,6 +124,10 @@ pub(crate) fn member(der: &[u8], cluster: &str) -> Result<Identity, NoIdentity> 
     Ok(identity)
 }
 
+fn common_name(attribute: &AttributeTypeAndValue<'_>) -> Option<String> {
+    attribute.as_str().ok().map(str::to_owned)
+}
+
 fn address(bytes: &[u8]) -> Option<String> {
     if let Ok(bytes) = <[u8; 4]>::try_from(bytes) {
         return Some(Ipv4Addr::from(bytes).to_string());
@@ -131,4 +139,18 @@ fn address(bytes: &[u8]) -> Option<String> {
 fn time(asn1: ASN1Time) -> SystemTime {
     let seconds = u64::try_from(asn1.timestamp()).unwrap_or(0);
     UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap_or(UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::make::{Authority, Use, Validity};
+
+    #[test]
+    fn a_common_name_is_read() {
+        let authority = Authority::new("clients", Validity::days(1)).unwrap();
+        let pair = authority.issue("alice", &Use::Client, Validity::days(1)).unwrap();
+        let read = Certificate::parse_pem(&pair.certificate).unwrap();
+        assert_eq!(read.common_name.as_deref(), Some("alice"));
+    }
 }

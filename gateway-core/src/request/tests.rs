@@ -161,6 +161,7 @@ fn an_overloaded_node_is_asked_again_ever_more_rarely_until_the_deadline() {
     assert_eq!(pauses[..8], [5, 10, 20, 40, 80, 160, 320, 500]);
     assert!(pauses[8..].iter().all(|pause| *pause == 500));
     assert_eq!(write.request.timed_out(), Failure::Overloaded);
+    assert_eq!(write.request.deadline_exceeded(), Failure::Overloaded, "as etcd says it of writes");
     // The deadline may come while the next attempt waits for its answer.
     write.poll();
     assert_eq!(write.request.timed_out(), Failure::TimedOut);
@@ -210,6 +211,7 @@ fn an_inquiry_goes_on_whatever_it_hears() {
 fn the_text_of_a_timeout_tells_the_cause() {
     let mut read = Story::new(Request::read(ReadAt::Leader));
     assert_eq!(read.request.timed_out(), Failure::TimedOut);
+    assert_eq!(read.request.deadline_exceeded(), Failure::DeadlineExceeded);
     read.refused(Why::NotLeader, Some(2));
     assert_eq!(read.request.timed_out(), Failure::TimedOutLeaderFailed);
     read.attempt(Attempted::Lost);

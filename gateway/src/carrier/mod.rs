@@ -24,14 +24,15 @@ use bytes::{Bytes, BytesMut};
 use discovery::Discovery;
 use gateway_core::asks::Write;
 use gateway_core::nearest::Place;
-use gateway_core::{Concern, Failure, FeedId, FeedSpec, Pause, Topology, Unbelieved};
+use gateway_core::{Concern, Failure, FeedId, FeedSpec, Pause, Request, Topology, Unbelieved};
 use keyspace::{LeaseId, Op, Query, Route};
 use prometheus::core::Collector;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::context::{Priority, RequestContext};
 use crate::domain::{
     Answer, Consistency, Domain, DomainStatus, Feed, FeedReader, Kept, KnownGateways, LinkCounts,
     NodeDistance,
@@ -300,14 +301,18 @@ impl Shared {
     }
 
     /// The group of `route`.
-    async fn group(&self, deadline: Instant, concern: impl Fn() -> Concern) -> Result<Arc<Group>, Failure> {
-        self.route(deadline, concern).await.map(|(group, _)| group)
+    async fn group(
+        &self,
+        context: &RequestContext,
+        concern: impl Fn() -> Concern,
+    ) -> Result<Arc<Group>, Failure> {
+        self.route(context, concern).await.map(|(group, _)| group)
     }
 
     /// As `route_now`, but waits for the first node. Bounded in number here.
     async fn route(
         &self,
-        deadline: Instant,
+        context: &RequestContext,
         concern: impl Fn() -> Concern,
     ) -> Result<(Arc<Group>, Route), Failure> {
         if let Some(routed) = self.route_now(&concern) {
@@ -320,10 +325,10 @@ impl Shared {
             if let Some(routed) = self.route_now(&concern) {
                 return routed;
             }
-            match timeout_at(deadline, news.changed()).await {
+            match timeout_at(context.deadline.at(), news.changed()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(Failure::Stopping),
-                Err(_) => return Err(Failure::TimedOut),
+                Err(_) => return Err(context.deadline.passed(&Request::inquiry())),
             }
         }
     }
@@ -349,8 +354,13 @@ impl Shared {
         self.topology.load().as_ref().map_or_else(Vec::new, |topology| topology.replicas(group.id()))
     }
 
-    fn deadline(&self) -> Instant {
-        Instant::now() + self.limits.load().request_timeout
+    /// Of a request of the gateway's own.
+    fn context(&self, priority: Priority) -> RequestContext {
+        RequestContext::own(self.request_timeout(), priority)
+    }
+
+    fn request_timeout(&self) -> Duration {
+        self.limits.load().request_timeout
     }
 
     fn waiting_max(&self) -> usize {
@@ -376,13 +386,12 @@ impl Drop for Counted<'_> {
 }
 
 impl Domain for Carrier {
-    async fn write(&self, op: Op) -> Result<Answer, Failure> {
-        let deadline = self.shared.deadline();
+    async fn write(&self, context: &RequestContext, op: Op) -> Result<Answer, Failure> {
         let mut write = Write::new(op, Route::FIRST);
         loop {
-            let (group, route) = self.shared.route(deadline, || write.concern()).await?;
+            let (group, route) = self.shared.route(context, || write.concern()).await?;
             write.set_route(route);
-            match group.write(&self.shared, &mut write, deadline).await {
+            match group.write(&self.shared, context, &mut write).await {
                 // Nothing was applied. By the next time there may be a newer map.
                 Err(Failure::WrongShard) => self.shared.pause(Pause::Moment, 0).await?,
                 answered => return answered,
@@ -390,36 +399,37 @@ impl Domain for Carrier {
         }
     }
 
-    async fn read(&self, query: Query, consistency: Consistency) -> Result<Answer, Failure> {
-        let deadline = self.shared.deadline();
+    async fn read(
+        &self,
+        context: &RequestContext,
+        query: Query,
+        consistency: Consistency,
+    ) -> Result<Answer, Failure> {
         let mut encoded = BytesMut::new();
         query.encode(&mut encoded);
         let encoded = encoded.freeze();
         loop {
-            let group = self.shared.group(deadline, || Concern::of_query(&query)).await?;
-            match group.read(&self.shared, encoded.clone(), consistency, deadline).await {
+            let group = self.shared.group(context, || Concern::of_query(&query)).await?;
+            match group.read(&self.shared, context, encoded.clone(), consistency).await {
                 Err(Failure::WrongShard) => self.shared.pause(Pause::Moment, 0).await?,
                 answered => return answered,
             }
         }
     }
 
-    async fn keep_alive(&self, lease: LeaseId) -> Result<Kept, Failure> {
-        let deadline = self.shared.deadline();
-        let group = self.shared.group(deadline, || Concern::Domain).await?;
-        group.keep_alive(lease, deadline).await
+    async fn keep_alive(&self, context: &RequestContext, lease: LeaseId) -> Result<Kept, Failure> {
+        let group = self.shared.group(context, || Concern::Domain).await?;
+        group.keep_alive(context, lease).await
     }
 
-    async fn status(&self) -> Result<DomainStatus, Failure> {
-        let deadline = self.shared.deadline();
-        let group = self.shared.group(deadline, || Concern::Domain).await?;
-        group.status(&self.shared, deadline).await
+    async fn status(&self, context: &RequestContext) -> Result<DomainStatus, Failure> {
+        let group = self.shared.group(context, || Concern::Domain).await?;
+        group.status(&self.shared, context).await
     }
 
-    async fn gateways(&self) -> Result<KnownGateways, Failure> {
-        let deadline = self.shared.deadline();
-        let group = self.shared.group(deadline, || Concern::Domain).await?;
-        group.gateways(&self.shared, deadline).await
+    async fn gateways(&self, context: &RequestContext) -> Result<KnownGateways, Failure> {
+        let group = self.shared.group(context, || Concern::Domain).await?;
+        group.gateways(&self.shared, context).await
     }
 
     fn feed(&self, spec: FeedSpec, reader: Arc<dyn FeedReader>) -> Box<dyn Feed> {
@@ -443,9 +453,13 @@ impl Domain for Carrier {
         self.shared.links.distances()
     }
 
-    async fn lead(&self, wanted: Wanted) -> Option<Result<Leading, Failure>> {
+    async fn lead(&self, context: &RequestContext, wanted: Wanted) -> Option<Result<Leading, Failure>> {
         let group = self.shared.group_by_id(wanted.group)?;
-        Some(group.lead(&self.shared, wanted.want, self.shared.deadline()).await)
+        Some(group.lead(&self.shared, context, wanted.want).await)
+    }
+
+    fn request_timeout(&self) -> Duration {
+        self.shared.request_timeout()
     }
 
     fn collectors(&self) -> Vec<Box<dyn Collector>> {

@@ -52,7 +52,7 @@ async fn lead<D: Domain>(door: &Door<D>, body: &[u8]) -> Answer {
         Ok(wanted) => wanted,
         Err(error) => return failure(StatusCode::BAD_REQUEST, &error),
     };
-    match door.domain.lead(wanted).await {
+    match door.domain.lead(&door.context(), wanted).await {
         Some(Ok(leading)) => json(&leading),
         Some(Err(refused)) => failure(StatusCode::SERVICE_UNAVAILABLE, code_and_text(&refused).1),
         None => failure(StatusCode::NOT_FOUND, "there is no such group, or no node has answered yet"),

@@ -8,20 +8,36 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use api::etcdserverpb as pb;
+use tonic::metadata::MetadataMap;
 
 use super::Door;
+use crate::context::{Identity, Priority, RequestContext, Requests};
 use crate::domain::{Consistency, Domain};
+use crate::journey;
 
 /// See the module.
 pub(crate) struct Caller<D> {
     door: Arc<Door<D>>,
     /// The newest revision that an answer on this connection told.
     seen: AtomicI64,
+    requests: Requests,
 }
 
 impl<D: Domain> Caller<D> {
-    pub(crate) fn new(door: Arc<Door<D>>) -> Caller<D> {
-        Caller { door, seen: AtomicI64::new(0) }
+    pub(crate) fn new(door: Arc<Door<D>>, identity: Identity) -> Caller<D> {
+        Caller { door, seen: AtomicI64::new(0), requests: Requests::new(identity) }
+    }
+
+    /// What a request of this caller brings with it.
+    pub(super) fn context(&self, metadata: &MetadataMap, priority: Priority) -> RequestContext {
+        let context = self.requests.next(metadata.as_ref(), self.domain.request_timeout(), priority);
+        journey::begun(&context);
+        context
+    }
+
+    /// What a request in a stream of this caller brings with it.
+    pub(super) fn context_in(&self, stream: &RequestContext) -> RequestContext {
+        self.requests.next_in(stream, self.domain.request_timeout())
     }
 
     pub(crate) fn door(&self) -> &Arc<Door<D>> {

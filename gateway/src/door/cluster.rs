@@ -7,6 +7,7 @@ use tonic::{Request, Response, Status};
 
 use super::errors::to_status;
 use super::{Caller, unsupported};
+use crate::context::Priority;
 use crate::domain::Domain;
 
 pub(super) struct Cluster<D>(pub(super) Arc<Caller<D>>);
@@ -15,9 +16,10 @@ pub(super) struct Cluster<D>(pub(super) Arc<Caller<D>>);
 impl<D: Domain> pb::cluster_server::Cluster for Cluster<D> {
     async fn member_list(
         &self,
-        _request: Request<pb::MemberListRequest>,
+        request: Request<pb::MemberListRequest>,
     ) -> Result<Response<pb::MemberListResponse>, Status> {
-        let known = self.0.domain.gateways().await.map_err(to_status)?;
+        let context = self.0.context(request.metadata(), Priority::Small);
+        let known = self.0.domain.gateways(&context).await.map_err(to_status)?;
         // etcd leaves the revision of cluster answers at 0.
         let header = self.0.header(0, known.term);
         let members = self.0.members.list(&known.gateways).into_iter().map(|member| pb::Member {

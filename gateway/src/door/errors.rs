@@ -7,7 +7,11 @@ use tonic::{Code, Status};
 
 /// What the client is told of a failure.
 pub(super) fn to_status(failure: impl Into<Failure>) -> Status {
-    status(code_and_text(&failure.into()))
+    let failure = failure.into();
+    if let Failure::Upstream { code, message, details } = &failure {
+        return Status::with_details(Code::from(*code), message, details.clone());
+    }
+    status(code_and_text(&failure))
 }
 
 /// `etcdserver: no leader`, also as the end of streams that asked for a leader.
@@ -16,7 +20,7 @@ pub(super) const NO_LEADER: (Code, &str) = (Code::Unavailable, "etcdserver: no l
 pub(super) const INVALID_CLIENT_API_VERSION: (Code, &str) =
     (Code::InvalidArgument, "etcdserver: invalid client api version");
 /// The table.
-pub(crate) fn code_and_text(failure: &Failure) -> (Code, &'static str) {
+pub(crate) fn code_and_text(failure: &Failure) -> (Code, &str) {
     match failure {
         Failure::Refused(error) => refusal(*error),
         Failure::TooLarge => (Code::InvalidArgument, "etcdserver: request is too large"),
@@ -29,6 +33,7 @@ pub(crate) fn code_and_text(failure: &Failure) -> (Code, &'static str) {
         Failure::TimedOutConnectionLost => {
             (Code::Unavailable, "etcdserver: request timed out, possibly due to connection lost")
         }
+        Failure::DeadlineExceeded => (Code::DeadlineExceeded, "context deadline exceeded"),
         // etcd maps this error to a client-side value, which reaches the wire as Unknown; its text is what clients read.
         Failure::Overloaded => (Code::Unknown, "etcdserver: too many requests"),
         Failure::NoLeader => NO_LEADER,
@@ -41,6 +46,7 @@ pub(crate) fn code_and_text(failure: &Failure) -> (Code, &'static str) {
             (Code::Unimplemented, "gaios: a request over several shards is not supported by this version")
         }
         Failure::Internal(text) => (Code::Unknown, text),
+        Failure::Upstream { code, message, details: _ } => (Code::from(*code), message),
     }
 }
 
@@ -74,12 +80,14 @@ fn refusal(error: keyspace::Error) -> (Code, &'static str) {
 }
 
 /// A status from a row of the table.
-pub(super) fn status((code, text): (Code, &'static str)) -> Status {
+pub(super) fn status((code, text): (Code, &str)) -> Status {
     Status::new(code, text)
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     fn check(failure: Failure, code: Code, text: &str) {
@@ -102,5 +110,18 @@ mod tests {
         check(Failure::Overloaded, Code::Unknown, "etcdserver: too many requests");
         check(Failure::TooLarge, Code::InvalidArgument, "etcdserver: request is too large");
         check(Failure::TimedOut, Code::Unavailable, "etcdserver: request timed out");
+        check(Failure::DeadlineExceeded, Code::DeadlineExceeded, "context deadline exceeded");
+    }
+
+    #[test]
+    fn what_an_etcd_says_is_passed_on_unchanged() {
+        let details = Bytes::from_static(b"\x08\x05\x00\xff");
+        for code in 1..=16 {
+            let message = format!("etcdserver: text {code}");
+            let failure = Failure::Upstream { code, message: message.clone(), details: details.clone() };
+            let status = to_status(failure);
+            assert_eq!((i32::from(status.code()), status.message()), (code, message.as_str()));
+            assert_eq!(status.details(), details);
+        }
     }
 }

@@ -29,6 +29,7 @@ use super::maintenance::Maintenance;
 use super::sizes::{COMPRESSION, sizes_of_too_large};
 use super::told::{Line, Received, tell_at_end};
 use super::{Caller, Door, admin, http, methods, watch};
+use crate::context::{Identity, Permissions};
 use crate::domain::Domain;
 use crate::journey::{self, Journey};
 
@@ -68,7 +69,8 @@ impl<D: Domain> Clone for Front<D> {
 
 impl<D: Domain> Front<D> {
     pub(crate) fn new(door: Arc<Door<D>>) -> Front<D> {
-        Front { services: Arc::new(Services::new(door)), port: Port::Clients, from: None }
+        let nobody = Identity { address: None, common_name: None, permissions: Permissions::All };
+        Front { services: Arc::new(Services::new(door, nobody)), port: Port::Clients, from: None }
     }
 
     /// What the admin port serves.
@@ -82,9 +84,9 @@ impl<D: Domain> Front<D> {
     }
 
     /// For a new connection, of this client.
-    pub(crate) fn of(&self, from: SocketAddr) -> Front<D> {
-        let door = Arc::clone(self.services.caller.door());
-        Front { services: Arc::new(Services::new(door)), port: self.port, from: Some(from) }
+    pub(crate) fn of(&self, client: Identity) -> Front<D> {
+        let (door, from) = (Arc::clone(self.services.caller.door()), client.address);
+        Front { services: Arc::new(Services::new(door, client)), port: self.port, from }
     }
 
     /// Answers any request of a client.
@@ -179,8 +181,8 @@ impl<D: Domain> Door<D> {
 }
 
 impl<D: Domain> Services<D> {
-    fn new(door: Arc<Door<D>>) -> Services<D> {
-        let caller = Arc::new(Caller::new(door));
+    fn new(door: Arc<Door<D>>, client: Identity) -> Services<D> {
+        let caller = Arc::new(Caller::new(door, client));
         let limit = caller.options.message_bytes_max();
         Services {
             kv: pb::kv_server::KvServer::new(Kv(Arc::clone(&caller)))

@@ -51,7 +51,7 @@ impl Check {
     async fn run<D: Domain>(self, door: &Door<D>) -> Result<(), String> {
         match self {
             Check::DataCorruption => {
-                let status = door.domain.status().await.map_err(|failure| text(&failure))?;
+                let status = door.domain.status(&door.context()).await.map_err(|failure| text(&failure))?;
                 if status.corrupt_alarm { Err("alarm activated: CORRUPT".to_owned()) } else { Ok(()) }
             }
             Check::SerializableRead => read(door, true).await,
@@ -93,7 +93,7 @@ fn version() -> Response<Body> {
 }
 
 async fn metrics<D: Domain>(door: &Door<D>) -> Response<Body> {
-    if let Ok(status) = door.domain.status().await {
+    if let Ok(status) = door.domain.status(&door.context()).await {
         door.metrics.set_status(&status);
     }
     door.metrics.set_links(door.domain.links());
@@ -121,7 +121,7 @@ async fn health<D: Domain>(door: &Door<D>, query: &Parameters<'_>) -> Response<B
 
 async fn unhealthy<D: Domain>(door: &Door<D>, query: &Parameters<'_>) -> Option<String> {
     let serializable = query.first("serializable") == Some("true");
-    match door.domain.status().await {
+    match door.domain.status(&door.context()).await {
         Ok(status) => {
             let alarms = [(status.no_space_alarm, "NOSPACE"), (status.corrupt_alarm, "CORRUPT")];
             for (_, alarm) in alarms.iter().filter(|(raised, _)| *raised) {
@@ -181,7 +181,7 @@ async fn read<D: Domain>(door: &Door<D>, serializable: bool) -> Result<(), Strin
     request.serializable = serializable;
     let consistency =
         if serializable { Consistency::Serializable { seen: 0 } } else { Consistency::Linearizable };
-    let answered = door.domain.read(Query::Range(request), consistency).await;
+    let answered = door.domain.read(&door.context(), Query::Range(request), consistency).await;
     answered.map(|_| ()).map_err(|failure| text(&failure))
 }
 

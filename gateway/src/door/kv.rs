@@ -4,17 +4,22 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use api::etcdserverpb as pb;
-use keyspace::{Op, Query, RangeRequest, Reply, SortOrder, SortTarget, Txn, TxnOp, check};
+use keyspace::{Op, Query, RangeEnd, RangeRequest, Reply, SortOrder, SortTarget, Txn, TxnOp, check};
 use tokio_stream::Once;
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use super::errors::to_status;
 use super::{Caller, Door, convert};
+use crate::context::Priority;
 use crate::domain::Domain;
 use gateway_core::Failure;
 
 /// What etcd's raft request adds to a client's message at most: an id, a tag and lengths.
 const RAFT_REQUEST_OVERHEAD_BYTES: usize = 18;
+
+/// As many keys are few.
+const SMALL_MAX: i64 = 100;
 
 pub(super) struct Kv<D>(pub(super) Arc<Caller<D>>);
 
@@ -32,13 +37,25 @@ impl<D: Domain> Door<D> {
 }
 
 impl<D: Domain> Caller<D> {
-    async fn range(&self, request: RangeRequest) -> Result<pb::RangeResponse, Failure> {
+    async fn range(
+        &self,
+        metadata: &MetadataMap,
+        request: RangeRequest,
+    ) -> Result<pb::RangeResponse, Failure> {
+        let context = self.context(metadata, priority_of(&request));
         let consistency = self.consistency(request.serializable, request.revision);
-        let answer = self.domain.read(Query::Range(request), consistency).await?;
+        let answer = self.domain.read(&context, Query::Range(request), consistency).await?;
         let Reply::Range(reply) = answer.reply else { return Err(MISMATCH) };
         let header = self.header(reply.revision.0, answer.term);
         Ok(convert::range_reply(reply, header))
     }
+}
+
+/// One that may be of many keys is large, however few there turn out to be.
+fn priority_of(range: &RangeRequest) -> Priority {
+    let is_few =
+        range.range.end == RangeEnd::Single || range.count_only || (1..=SMALL_MAX).contains(&range.limit);
+    if is_few { Priority::Small } else { Priority::Large }
 }
 
 /// The newest revision that a transaction's ranges ask for; 0 if they ask for none.
@@ -54,9 +71,10 @@ fn newest_revision(txn: &Txn) -> i64 {
 #[tonic::async_trait]
 impl<D: Domain> pb::kv_server::Kv for Kv<D> {
     async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
-        let request = convert::range(request.into_inner());
+        let (metadata, _, request) = request.into_parts();
+        let request = convert::range(request);
         check::range(&request).map_err(to_status)?;
-        Ok(Response::new(self.0.range(request).await.map_err(to_status)?))
+        Ok(Response::new(self.0.range(&metadata, request).await.map_err(to_status)?))
     }
 
     type RangeStreamStream = Once<Result<pb::RangeStreamResponse, Status>>;
@@ -66,7 +84,8 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
         &self,
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        let request = convert::range(request.into_inner());
+        let (metadata, _, request) = request.into_parts();
+        let request = convert::range(request);
         check::range(&request).map_err(to_status)?;
         let is_ascending = matches!(request.sort_order, SortOrder::None | SortOrder::Ascend);
         if request.sort_target != SortTarget::Key || !is_ascending {
@@ -81,17 +100,18 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
         if filters.iter().any(|filter| *filter != 0) {
             return Err(Status::unimplemented("RangeStream does not support revision filters"));
         }
-        let range_response = Some(self.0.range(request).await.map_err(to_status)?);
+        let range_response = Some(self.0.range(&metadata, request).await.map_err(to_status)?);
         Ok(Response::new(tokio_stream::once(Ok(pb::RangeStreamResponse { range_response }))))
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
+        let context = self.0.context(request.metadata(), Priority::Small);
         let request = request.into_inner();
         let size = self.0.check_size(&request);
         let put = convert::put(request);
         check::put(&put).map_err(to_status)?;
         size.map_err(to_status)?;
-        let answer = self.0.domain.write(Op::Put(put)).await.map_err(to_status)?;
+        let answer = self.0.domain.write(&context, Op::Put(put)).await.map_err(to_status)?;
         let Reply::Put(reply) = answer.reply else { return Err(to_status(MISMATCH)) };
         let header = self.0.header(reply.revision.0, answer.term);
         Ok(Response::new(convert::put_reply(reply, header)))
@@ -101,18 +121,21 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
         &self,
         request: Request<pb::DeleteRangeRequest>,
     ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
         let size = self.0.check_size(&request);
         let delete = convert::delete_range(request);
         check::delete_range(&delete).map_err(to_status)?;
         size.map_err(to_status)?;
-        let answer = self.0.domain.write(Op::DeleteRange(delete)).await.map_err(to_status)?;
+        let is_one = delete.range.end == RangeEnd::Single;
+        let context = self.0.context(&metadata, if is_one { Priority::Small } else { Priority::Large });
+        let answer = self.0.domain.write(&context, Op::DeleteRange(delete)).await.map_err(to_status)?;
         let Reply::DeleteRange(reply) = answer.reply else { return Err(to_status(MISMATCH)) };
         let header = self.0.header(reply.revision.0, answer.term);
         Ok(Response::new(convert::delete_range_reply(reply, header)))
     }
 
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
+        let context = self.0.context(request.metadata(), Priority::Small);
         let request = request.into_inner();
         let size = self.0.check_size(&request);
         // As grpc-go says it where etcd cannot read a request.
@@ -121,10 +144,10 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
         check::txn(&txn, self.0.txn_ops_max.load(Ordering::Relaxed)).map_err(to_status)?;
         let answer = if txn.is_read_only() {
             let consistency = self.0.consistency(txn.is_serializable(), newest_revision(&txn));
-            self.0.domain.read(Query::Txn(txn), consistency).await.map_err(to_status)?
+            self.0.domain.read(&context, Query::Txn(txn), consistency).await.map_err(to_status)?
         } else {
             size.map_err(to_status)?;
-            self.0.domain.write(Op::Txn(txn)).await.map_err(to_status)?
+            self.0.domain.write(&context, Op::Txn(txn)).await.map_err(to_status)?
         };
         let Reply::Txn(reply) = answer.reply else { return Err(to_status(MISMATCH)) };
         let header = self.0.header(reply.revision.0, answer.term);
@@ -136,8 +159,9 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
         request: Request<pb::CompactionRequest>,
     ) -> Result<Response<pb::CompactionResponse>, Status> {
         // A compaction is complete when it is answered, so `physical` has nothing to wait for.
+        let context = self.0.context(request.metadata(), Priority::Small);
         let revision = request.into_inner().revision;
-        let answer = self.0.domain.write(Op::Compact { revision }).await.map_err(to_status)?;
+        let answer = self.0.domain.write(&context, Op::Compact { revision }).await.map_err(to_status)?;
         let Reply::Compacted { revision } = answer.reply else { return Err(to_status(MISMATCH)) };
         let header = self.0.header(revision.0, answer.term);
         Ok(Response::new(pb::CompactionResponse { header }))

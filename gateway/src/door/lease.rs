@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::errors::to_status;
 use super::kv::MISMATCH;
 use super::{Caller, StreamEnd};
+use crate::context::{Priority, RequestContext};
 use crate::domain::{Consistency, Domain};
 use crate::random::random;
 
@@ -27,6 +28,7 @@ impl<D: Domain> pb::lease_server::Lease for Lease<D> {
         &self,
         request: Request<pb::LeaseGrantRequest>,
     ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
+        let context = self.0.context(request.metadata(), Priority::Liveness);
         let request = request.into_inner();
         check::lease_ttl(request.ttl).map_err(to_status)?;
         let ttl = request.ttl.max(self.0.options.lease_ttl_min_s);
@@ -34,7 +36,8 @@ impl<D: Domain> pb::lease_server::Lease for Lease<D> {
             0 => random_lease(),
             id => id,
         };
-        let answer = self.0.domain.write(Op::LeaseGrant { id: LeaseId(id), ttl }).await.map_err(to_status)?;
+        let grant = Op::LeaseGrant { id: LeaseId(id), ttl };
+        let answer = self.0.domain.write(&context, grant).await.map_err(to_status)?;
         let Reply::LeaseGranted { revision, id, ttl } = answer.reply else { return Err(to_status(MISMATCH)) };
         let header = self.0.header(revision.0, answer.term);
         Ok(Response::new(pb::LeaseGrantResponse { header, id: id.0, ttl, error: String::new() }))
@@ -44,8 +47,9 @@ impl<D: Domain> pb::lease_server::Lease for Lease<D> {
         &self,
         request: Request<pb::LeaseRevokeRequest>,
     ) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
+        let context = self.0.context(request.metadata(), Priority::Liveness);
         let id = LeaseId(request.into_inner().id);
-        let answer = self.0.domain.write(Op::LeaseRevoke { id }).await.map_err(to_status)?;
+        let answer = self.0.domain.write(&context, Op::LeaseRevoke { id }).await.map_err(to_status)?;
         let Reply::LeaseRevoked { revision } = answer.reply else { return Err(to_status(MISMATCH)) };
         let header = self.0.header(revision.0, answer.term);
         Ok(Response::new(pb::LeaseRevokeResponse { header }))
@@ -59,12 +63,12 @@ impl<D: Domain> pb::lease_server::Lease for Lease<D> {
         &self,
         request: Request<Streaming<pb::LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        let end = StreamEnd::new(&self.0, request.metadata());
         let keeping = Keeping {
             caller: Arc::clone(&self.0),
+            context: self.0.context(request.metadata(), Priority::Liveness),
+            end: StreamEnd::new(&self.0, request.metadata()),
             requests: Some(request.into_inner()),
             renewals: FuturesOrdered::new(),
-            end,
         };
         let answers = futures::stream::try_unfold(keeping, |mut keeping| async move {
             let answer = keeping.next().await?;
@@ -77,9 +81,11 @@ impl<D: Domain> pb::lease_server::Lease for Lease<D> {
         &self,
         request: Request<pb::LeaseTimeToLiveRequest>,
     ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
+        let context = self.0.context(request.metadata(), Priority::Liveness);
         let request = request.into_inner();
         let query = Query::LeaseTimeToLive { id: LeaseId(request.id), keys: request.keys };
-        let answer = self.0.domain.read(query, Consistency::Linearizable).await.map_err(to_status)?;
+        let answer =
+            self.0.domain.read(&context, query, Consistency::Linearizable).await.map_err(to_status)?;
         let Reply::LeaseTimeToLive(reply) = answer.reply else { return Err(to_status(MISMATCH)) };
         let header = self.0.header(reply.revision.0, answer.term);
         Ok(Response::new(pb::LeaseTimeToLiveResponse {
@@ -93,10 +99,11 @@ impl<D: Domain> pb::lease_server::Lease for Lease<D> {
 
     async fn lease_leases(
         &self,
-        _request: Request<pb::LeaseLeasesRequest>,
+        request: Request<pb::LeaseLeasesRequest>,
     ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
+        let context = self.0.context(request.metadata(), Priority::Large);
         let consistency = self.0.consistency_of_a_member();
-        let answer = self.0.domain.read(Query::Leases, consistency).await.map_err(to_status)?;
+        let answer = self.0.domain.read(&context, Query::Leases, consistency).await.map_err(to_status)?;
         let Reply::Leases { revision, leases } = answer.reply else { return Err(to_status(MISMATCH)) };
         let header = self.0.header(revision.0, answer.term);
         let leases = leases.into_iter().map(|lease| pb::LeaseStatus { id: lease.0 }).collect();
@@ -106,6 +113,8 @@ impl<D: Domain> pb::lease_server::Lease for Lease<D> {
 
 struct Keeping<D> {
     caller: Arc<Caller<D>>,
+    /// The stream's.
+    context: RequestContext,
     /// None: the client has sent its last request.
     requests: Option<Streaming<pb::LeaseKeepAliveRequest>>,
     renewals: FuturesOrdered<Renewing>,
@@ -117,7 +126,7 @@ type Renewing = BoxFuture<'static, Result<pb::LeaseKeepAliveResponse, Status>>;
 impl<D: Domain> Keeping<D> {
     /// The next answer; none when the client has ended its side and everything is answered.
     async fn next(&mut self) -> Result<Option<pb::LeaseKeepAliveResponse>, Status> {
-        let Keeping { caller, requests, renewals, end } = self;
+        let Keeping { caller, context, requests, renewals, end } = self;
         while requests.is_some() || !renewals.is_empty() {
             let has_room = renewals.len() < RENEWALS_MAX;
             let request = async {
@@ -130,7 +139,10 @@ impl<D: Domain> Keeping<D> {
                 biased;
                 status = end.ended() => return Err(status),
                 request = request => match request? {
-                    Some(request) => renewals.push_back(renew(Arc::clone(caller), request.id).boxed()),
+                    Some(request) => {
+                        let context = caller.context_in(context);
+                        renewals.push_back(renew(Arc::clone(caller), context, request.id).boxed());
+                    }
                     None => *requests = None,
                 },
                 Some(answer) = renewals.next() => return answer.map(Some),
@@ -140,8 +152,12 @@ impl<D: Domain> Keeping<D> {
     }
 }
 
-async fn renew<D: Domain>(caller: Arc<Caller<D>>, id: i64) -> Result<pb::LeaseKeepAliveResponse, Status> {
-    let kept = caller.domain.keep_alive(LeaseId(id)).await.map_err(to_status)?;
+async fn renew<D: Domain>(
+    caller: Arc<Caller<D>>,
+    context: RequestContext,
+    id: i64,
+) -> Result<pb::LeaseKeepAliveResponse, Status> {
+    let kept = caller.domain.keep_alive(&context, LeaseId(id)).await.map_err(to_status)?;
     Ok(pb::LeaseKeepAliveResponse { header: caller.header(kept.revision, kept.term), id, ttl: kept.ttl })
 }
 

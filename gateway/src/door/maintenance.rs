@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status};
 use super::errors::{NO_LEADER, to_status};
 use super::kv::MISMATCH;
 use super::{ADVERTISED_STORAGE_VERSION, ADVERTISED_VERSION, Caller, Door, unsupported};
+use crate::context::{Priority, RequestContext};
 use crate::domain::{Consistency, Domain};
 
 /// What the state machine calls the alarms that it raises itself, see [`Alarm::member`].
@@ -35,8 +36,8 @@ impl<D: Domain> Door<D> {
     }
 
     /// The alarms that are raised, as etcd says them in a status; none while there is no leader to ask.
-    async fn alarm_texts(&self, leader: u64) -> Vec<String> {
-        let answer = self.domain.read(Query::Alarms, Consistency::Linearizable).await;
+    async fn alarm_texts(&self, context: &RequestContext, leader: u64) -> Vec<String> {
+        let answer = self.domain.read(context, Query::Alarms, Consistency::Linearizable).await;
         let Ok(Reply::Alarms { alarms, .. }) = answer.map(|answer| answer.reply) else { return Vec::new() };
         let text = |alarm| {
             let pb::AlarmMember { member_id, alarm } = self.alarm_member(alarm, leader);
@@ -63,21 +64,24 @@ fn alarm_member_named(member: u64, leader: u64) -> u64 {
 impl<D: Domain> pb::maintenance_server::Maintenance for Maintenance<D> {
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
         use pb::alarm_request::AlarmAction;
+        let context = self.0.context(request.metadata(), Priority::Small);
         let request = request.into_inner();
         let asked = match pb::AlarmType::try_from(request.alarm) {
             Ok(pb::AlarmType::Nospace) => Some(AlarmKind::NoSpace),
             Ok(pb::AlarmType::Corrupt) => Some(AlarmKind::Corrupt),
             Ok(pb::AlarmType::None) | Err(_) => None,
         };
-        let leader = self.0.leader_member().await.map_err(to_status)?;
+        let leader = self.0.leader_member(&context).await.map_err(to_status)?;
         let member = alarm_member_named(request.member_id, leader);
-        let query = || self.0.domain.read(Query::Alarms, Consistency::Linearizable);
+        let query = || self.0.domain.read(&context, Query::Alarms, Consistency::Linearizable);
         let answer = match (AlarmAction::try_from(request.action), asked) {
             (Ok(AlarmAction::Activate), Some(alarm)) => {
-                self.0.domain.write(Op::AlarmActivate { member, alarm }).await.map_err(to_status)?
+                let activate = Op::AlarmActivate { member, alarm };
+                self.0.domain.write(&context, activate).await.map_err(to_status)?
             }
             (Ok(AlarmAction::Deactivate), Some(alarm)) => {
-                self.0.domain.write(Op::AlarmDeactivate { member, alarm }).await.map_err(to_status)?
+                let deactivate = Op::AlarmDeactivate { member, alarm };
+                self.0.domain.write(&context, deactivate).await.map_err(to_status)?
             }
             (Ok(AlarmAction::Get), _) => query().await.map_err(to_status)?,
             // etcd answers an unknown action, or one without an alarm to act on, with nothing.
@@ -100,16 +104,18 @@ impl<D: Domain> pb::maintenance_server::Maintenance for Maintenance<D> {
 
     async fn status(
         &self,
-        _request: Request<pb::StatusRequest>,
+        request: Request<pb::StatusRequest>,
     ) -> Result<Response<pb::StatusResponse>, Status> {
+        let context = self.0.context(request.metadata(), Priority::Small);
         let (status, leader) =
-            tokio::try_join!(self.0.domain.status(), self.0.leader_member()).map_err(to_status)?;
+            tokio::try_join!(self.0.domain.status(&context), self.0.leader_member(&context))
+                .map_err(to_status)?;
         let mut errors = Vec::new();
         if !status.has_leader {
             errors.push(NO_LEADER.1.to_owned());
         }
         if status.no_space_alarm || status.corrupt_alarm {
-            errors.extend(self.0.alarm_texts(leader).await);
+            errors.extend(self.0.alarm_texts(&context, leader).await);
         }
         let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         Ok(Response::new(pb::StatusResponse {
@@ -134,9 +140,11 @@ impl<D: Domain> pb::maintenance_server::Maintenance for Maintenance<D> {
         &self,
         request: Request<pb::HashKvRequest>,
     ) -> Result<Response<pb::HashKvResponse>, Status> {
+        let context = self.0.context(request.metadata(), Priority::Large);
         let revision = request.into_inner().revision;
         let consistency = self.0.consistency_of_a_member();
-        let answer = self.0.domain.read(Query::HashKv { revision }, consistency).await.map_err(to_status)?;
+        let query = Query::HashKv { revision };
+        let answer = self.0.domain.read(&context, query, consistency).await.map_err(to_status)?;
         let Reply::HashKv(reply) = answer.reply else { return Err(to_status(MISMATCH)) };
         Ok(Response::new(pb::HashKvResponse {
             header: self.0.header(reply.revision.0, answer.term),

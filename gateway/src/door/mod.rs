@@ -39,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
+use crate::context::{Priority, RequestContext};
 use crate::domain::{Domain, KnownGateways};
 use crate::metrics::Metrics;
 use crate::watch::Hub;
@@ -170,6 +171,11 @@ impl<D: Domain> Door<D> {
         })
     }
 
+    /// Of a request that the gateway makes itself, for what it tells over HTTP and for its own use.
+    pub(crate) fn context(&self) -> RequestContext {
+        RequestContext::own(self.domain.request_timeout(), Priority::Small)
+    }
+
     /// The newest revision and term that any answer told.
     fn seen(&self) -> (i64, u64) {
         (self.seen_revision.load(Ordering::Relaxed), self.seen_term.load(Ordering::Relaxed))
@@ -194,11 +200,11 @@ impl<D: Domain> Door<D> {
     }
 
     /// The member that is shown as the leader.
-    async fn leader_member(&self) -> Result<u64, Failure> {
+    async fn leader_member(&self, context: &RequestContext) -> Result<u64, Failure> {
         let known = if self.members.are_configured() {
             KnownGateways::default()
         } else {
-            self.domain.gateways().await?
+            self.domain.gateways(context).await?
         };
         Ok(self.members.leader(&known.gateways))
     }

@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::{Door, Front, Place, Stagger, handshake, outlet};
+use crate::context::Identity;
 use crate::domain::Domain;
 
 /// etcd's server pings a connection that is idle for so long, and closes it when no answer comes.
@@ -87,7 +88,7 @@ pub(crate) fn serve<D: Domain>(
                 }
             };
             let (builder, front, door, tls) =
-                (Arc::clone(&builder), front.of(from), Arc::clone(&door), tls.clone());
+                (Arc::clone(&builder), front.clone(), Arc::clone(&door), tls.clone());
             let (goaway, closing) = (goaway.clone(), closing.clone());
             connections.spawn(async move {
                 if let Err(error) = stream.set_nodelay(true) {
@@ -98,6 +99,7 @@ pub(crate) fn serve<D: Domain>(
                     () = goaway.begun() => None,
                 };
                 if let Some(stream) = opened {
+                    let front = front.of(Identity::of(from, &stream));
                     serve_connection(builder, stream, front, door, goaway, closing).await;
                 }
             });

@@ -214,6 +214,8 @@ impl SlowLog {
             at_nodes_ms = %Milliseconds(journey.at_nodes),
             attempts = journey.attempts,
             node = journey.node,
+            request = journey.request.map(tracing::field::display),
+            trace_parent = journey.trace_parent.map(tracing::field::display),
             unwritten = (unwritten > 0).then_some(unwritten),
             "slow request"
         );

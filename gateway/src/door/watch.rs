@@ -158,7 +158,7 @@ impl<D: Domain> WatchStream<D> {
         if self.watchers.is_creating() && !self.asking && !*self.door.leader_known.borrow() {
             self.asking = true;
             let door = Arc::clone(&self.door);
-            self.wait_for(async move { Woken::Known(door.domain.status().await.ok()) });
+            self.wait_for(async move { Woken::Known(door.domain.status(&door.door().context()).await.ok()) });
         }
     }
 

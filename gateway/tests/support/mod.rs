@@ -24,7 +24,7 @@ use keyspace::{
 use parking_lot::Mutex;
 use prost::Message as _;
 use shard_map::{GroupId, NodeId, ShardMap};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt as _;
@@ -286,6 +286,18 @@ impl Drop for TestCluster {
 /// A client's connection.
 pub(crate) async fn connect(gateway: &Gateway) -> Channel {
     Channel::from_shared(format!("http://{}", gateway.address())).unwrap().connect().await.unwrap()
+}
+
+/// One HTTP/1.1 request; the status line's code, and the body.
+pub(crate) async fn http(address: SocketAddr, method: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let code = answer.split(' ').nth(1).unwrap().parse().unwrap();
+    let body = answer.split_once("\r\n\r\n").unwrap().1;
+    (code, body.to_owned())
 }
 
 impl Core {

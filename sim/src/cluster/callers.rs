@@ -261,6 +261,8 @@ fn fate_of(failure: &Failure) -> Fate {
         | Failure::TimedOut
         | Failure::TimedOutLeaderFailed
         | Failure::TimedOutConnectionLost
+        | Failure::DeadlineExceeded
+        | Failure::Upstream { .. }
         | Failure::Internal(_) => Fate::Unknown,
     }
 }

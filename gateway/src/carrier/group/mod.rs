@@ -16,12 +16,13 @@ use gateway_core::{
 use keyspace::LeaseId;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 
 use super::asks;
 use super::feed_event::FeedEvent;
 use super::metrics::Retries;
 use super::{Counted, Shared};
+use crate::context::RequestContext;
 use crate::domain::{Answer, Consistency, DomainStatus, Kept, KnownGateways};
 use crate::journey;
 use crate::leading::{Leading, Want};
@@ -120,73 +121,78 @@ impl Group {
     pub(super) async fn write(
         &self,
         shared: &Shared,
+        context: &RequestContext,
         write: &mut Write,
-        deadline: Instant,
     ) -> Result<Answer, Failure> {
-        self.drive(shared, Request::write(), write, deadline).await
+        self.drive(shared, context, Request::write(), write).await
     }
 
     /// Answers an encoded query.
     pub(super) async fn read(
         &self,
         shared: &Shared,
+        context: &RequestContext,
         query: Bytes,
         consistency: Consistency,
-        deadline: Instant,
     ) -> Result<Answer, Failure> {
         let (read_at, serializable) = match consistency {
             Consistency::Linearizable => (ReadAt::Leader, None),
             Consistency::Serializable { seen } => (ReadAt::Nearest, Some(seen)),
         };
-        self.drive(shared, Request::read(read_at), Read { query, serializable }, deadline).await
+        self.drive(shared, context, Request::read(read_at), Read { query, serializable }).await
     }
 
     /// What a node knows of the group.
-    pub(super) async fn status(&self, shared: &Shared, deadline: Instant) -> Result<DomainStatus, Failure> {
-        self.drive(shared, Request::inquiry(), asks::Status, deadline).await
+    pub(super) async fn status(
+        &self,
+        shared: &Shared,
+        context: &RequestContext,
+    ) -> Result<DomainStatus, Failure> {
+        self.drive(shared, context, Request::inquiry(), asks::Status).await
     }
 
     /// The gateways that a node knows.
     pub(super) async fn gateways(
         &self,
         shared: &Shared,
-        deadline: Instant,
+        context: &RequestContext,
     ) -> Result<KnownGateways, Failure> {
-        self.drive(shared, Request::inquiry(), asks::Gateways, deadline).await
+        self.drive(shared, context, Request::inquiry(), asks::Gateways).await
     }
 
     /// Asks the leader for what an operator wants.
     pub(super) async fn lead(
         &self,
         shared: &Shared,
+        context: &RequestContext,
         want: Want,
-        deadline: Instant,
     ) -> Result<Leading, Failure> {
         let ask = asks::Control { group: self.id, want };
-        self.drive(shared, Request::read(ReadAt::Leader), ask, deadline).await
+        self.drive(shared, context, Request::read(ReadAt::Leader), ask).await
     }
 
     /// Renews leases at the leader.
     pub(super) async fn renew(
         &self,
         shared: &Shared,
+        context: &RequestContext,
         leases: Vec<i64>,
-        deadline: Instant,
     ) -> Result<KeptAlive, Failure> {
-        self.drive(shared, Request::read(ReadAt::Leader), KeepAlive { leases }, deadline).await
+        self.drive(shared, context, Request::read(ReadAt::Leader), KeepAlive { leases }).await
     }
 
     /// Drives a request of whatever kind until it is answered, refused for good, or out of time.
     async fn drive<A: Ask>(
         &self,
         shared: &Shared,
+        context: &RequestContext,
         request: Request,
         ask: A,
-        deadline: Instant,
     ) -> Result<A::Answer, Failure> {
+        let deadline = context.deadline;
         let mut driven = Driven { group: self, request };
-        let answer = timeout_at(deadline, self.drive_attempts(shared, &mut driven.request, ask)).await;
-        answer.unwrap_or_else(|_| Err(driven.request.timed_out()))
+        let answer = timeout_at(deadline.at(), self.drive_attempts(shared, &mut driven.request, ask)).await;
+        answer.unwrap_or_else(|_| Err(deadline.passed(&driven.request)))
     }
 
     async fn drive_attempts<A: Ask>(
@@ -291,14 +297,15 @@ impl Group {
     }
 
     /// Renews a lease, together with whatever else is to be renewed.
-    pub(super) async fn keep_alive(&self, lease: LeaseId, deadline: Instant) -> Result<Kept, Failure> {
+    pub(super) async fn keep_alive(&self, context: &RequestContext, lease: LeaseId) -> Result<Kept, Failure> {
         let (answer, kept) = oneshot::channel();
         if self.renewals.send(Renewal { lease, answer }).is_err() {
             return Err(Failure::Stopping);
         }
-        match timeout_at(deadline, kept).await {
+        match timeout_at(context.deadline.at(), kept).await {
             Ok(Ok(kept)) => kept,
             Ok(Err(_)) => Err(Failure::Stopping),
+            // As etcd says it of renewals, whoever set the deadline.
             Err(_) => Err(Failure::TimedOut),
         }
     }

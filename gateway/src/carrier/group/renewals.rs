@@ -6,6 +6,7 @@ use keyspace::LeaseId;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Group, Shared};
+use crate::context::Priority;
 use crate::domain::Kept;
 
 /// Leases renewed by one request.
@@ -27,7 +28,7 @@ pub(super) async fn renew_leases(
     let mut batch = Vec::new();
     while renewals.recv_many(&mut batch, RENEWALS_MAX).await > 0 {
         let leases: Vec<i64> = batch.iter().map(|renewal: &Renewal| renewal.lease.0).collect();
-        match group.renew(shared, leases, shared.deadline()).await {
+        match group.renew(shared, &shared.context(Priority::Liveness), leases).await {
             Ok(KeptAlive { term, revision, ttls }) => {
                 for (renewal, ttl) in batch.drain(..).zip(ttls) {
                     let _ = renewal.answer.send(Ok(Kept { ttl, revision, term }));

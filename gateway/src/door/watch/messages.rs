@@ -76,11 +76,10 @@ pub(super) fn encode(
             created: true,
             canceled: true,
             cancel_reason: match why {
-                NotCreated::EmptyRange => "mvcc: watcher range is empty",
-                NotCreated::IdTaken => "mvcc: duplicate watch ID provided on the WatchStream",
-                NotCreated::Failed(failure) => code_and_text(&failure).1,
-            }
-            .to_owned(),
+                NotCreated::EmptyRange => "mvcc: watcher range is empty".to_owned(),
+                NotCreated::IdTaken => "mvcc: duplicate watch ID provided on the WatchStream".to_owned(),
+                NotCreated::Failed(failure) => code_and_text(&failure).1.to_owned(),
+            },
             ..head
         },
         Told::Progress { id } => pb::WatchResponse { watch_id: id.unwrap_or(NO_WATCH), ..head },
