@@ -8,6 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// A module's path in its crate; empty for the crate itself.
 type Module = Vec<String>;
 
+/// No module lies deeper.
+const DEEPEST_MODULE: usize = 8;
+
 /// The modules of one crate, with their text.
 #[derive(Default)]
 pub(crate) struct Sources(BTreeMap<Module, String>);
@@ -23,29 +26,62 @@ impl Sources {
         if matches!(module.last().map(String::as_str), Some("mod" | "lib" | "main")) {
             module.pop();
         }
-        let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
         let code: Vec<&str> = text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect();
         // A crate may be both, a library and a program.
         self.0.entry(module).or_default().push_str(&code.join("\n"));
     }
 
-    /// The circles, each by the names of its modules.
+    /// The circles among the children of every module, each child with all that is in it.
     pub(crate) fn circles(&self) -> Vec<String> {
-        let needs = self.needs();
-        let reach: BTreeMap<&Module, BTreeSet<&Module>> =
-            needs.keys().map(|module| (*module, reached(&needs, module))).collect();
         let mut circles = BTreeSet::new();
-        for (module, reached) in &reach {
-            let circle: Vec<String> = reached
-                .iter()
-                .filter(|other| reach[**other].contains(module))
-                .map(|m| m.join("::"))
-                .collect();
-            if circle.len() > 1 {
-                circles.insert(circle.join(", "));
+        for depth in 0..DEEPEST_MODULE {
+            let rooms = self.rooms_at(depth);
+            let reach: BTreeMap<&Module, BTreeSet<&Module>> =
+                rooms.keys().map(|room| (room, reached(&rooms, room))).collect();
+            for (room, reached) in &reach {
+                let circle: Vec<String> = reached
+                    .iter()
+                    .filter(|other| reach.get(**other).is_some_and(|back| back.contains(room)))
+                    .map(|m| m.join("::"))
+                    .collect();
+                if circle.len() > 1 {
+                    circles.insert(circle.join(", "));
+                }
             }
         }
         circles.into_iter().collect()
+    }
+
+    /// The modules right under the root, and which others of them each needs, whether itself or in its children.
+    pub(crate) fn rooms(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let name = |room: &Module| room.concat();
+        self.rooms_at(0)
+            .iter()
+            .map(|(room, needed)| (name(room), needed.iter().map(name).collect()))
+            .collect()
+    }
+
+    /// The modules `depth` levels below the root, and which siblings each needs, whether itself or in its children.
+    fn rooms_at(&self, depth: usize) -> BTreeMap<Module, BTreeSet<Module>> {
+        let mut rooms: BTreeMap<Module, BTreeSet<Module>> = BTreeMap::new();
+        for (module, needed) in self.needs() {
+            let Some(room) = module.get(..=depth) else { continue };
+            let siblings = needed
+                .into_iter()
+                .filter_map(|other| other.get(..=depth))
+                .filter(|other| *other != room && other[..depth] == room[..depth]);
+            rooms.entry(room.to_vec()).or_default().extend(siblings.map(<[String]>::to_vec));
+        }
+        rooms
+    }
+    /// The modules that take the type `name` from the crate `home`.
+    pub(crate) fn users(&self, name: &str, home: &str) -> Vec<String> {
+        let home = format!("{}::", home.replace('-', "_"));
+        let takes = |tree: &str| expand(tree).iter().any(|path| path.iter().any(|segment| segment == name));
+        let users =
+            self.0.iter().filter(|(_, text)| text.match_indices(&home).any(|(at, _)| takes(&text[at..])));
+        users.map(|(module, _)| module.join("::")).collect()
     }
 
     fn needs(&self) -> BTreeMap<&Module, BTreeSet<&Module>> {
@@ -113,12 +149,12 @@ impl Sources {
     }
 }
 
-fn reached<'a>(needs: &BTreeMap<&'a Module, BTreeSet<&'a Module>>, from: &Module) -> BTreeSet<&'a Module> {
+fn reached<'a>(rooms: &'a BTreeMap<Module, BTreeSet<Module>>, from: &Module) -> BTreeSet<&'a Module> {
     let mut reached = BTreeSet::new();
-    let mut next: Vec<&Module> = needs[from].iter().copied().collect();
-    while let Some(module) = next.pop() {
-        if reached.insert(module) {
-            next.extend(needs[module].iter().copied());
+    let mut next: Vec<&Module> = rooms[from].iter().collect();
+    while let Some(room) = next.pop() {
+        if reached.insert(room) {
+            next.extend(rooms.get(room).into_iter().flatten());
         }
     }
     reached
@@ -227,12 +263,29 @@ mod tests {
         let two = ("src/b.rs", "// crate::d\nfn g() { crate::c::h(); }");
         assert!(circles(&[one, two, ("src/c.rs", ""), ("src/d.rs", "use crate::a;")]).is_empty());
         assert_eq!(circles(&[one, two, ("src/c.rs", "use super::a::{A};")]), ["a, b, c"]);
+        // Not one file of two rooms needs another in a circle, but the rooms do.
+        let far = [("src/m/a.rs", "use crate::n::a;"), ("src/n/b.rs", "use crate::m::b;")];
+        assert_eq!(circles(&[far[0], far[1], ("src/n/a.rs", ""), ("src/m/b.rs", "")]), ["m, n"]);
         let parent = ("src/p/mod.rs", "mod q;\nuse self::q::Q;");
         assert!(circles(&[parent, ("src/p/q.rs", "use super::P;")]).is_empty());
         assert_eq!(
             circles(&[parent, ("src/p/q.rs", "use crate::r::R;"), ("src/r.rs", "use crate::p::q::Q;")]),
-            ["p::q, r"]
+            ["p, r"]
         );
+    }
+
+    #[test]
+    fn rooms_need_what_their_children_need() {
+        let mut sources = Sources::default();
+        sources.add("src/lib.rs", "mod a;");
+        sources.add("src/a/mod.rs", "");
+        sources.add("src/a/x.rs", "use crate::b::B;\nuse core_crate::{Kept, one::Other};");
+        sources.add("src/b.rs", "");
+        let rooms = sources.rooms();
+        assert_eq!(rooms.keys().collect::<Vec<_>>(), ["a", "b"]);
+        assert!(rooms["a"].contains("b") && rooms["b"].is_empty());
+        assert_eq!(sources.users("Other", "core-crate"), ["a::x"]);
+        assert!(sources.users("Another", "core-crate").is_empty());
     }
 
     #[test]

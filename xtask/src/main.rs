@@ -6,6 +6,7 @@ mod deny;
 mod helm;
 mod observe;
 mod run;
+mod structure;
 mod third_party;
 mod tidy;
 
@@ -21,7 +22,7 @@ cargo xtask TASK
 
   ci [--without-tests]   everything that must hold before a change lands; changes nothing
   fix                    what can be put right by a program: formatting, generated pages
-  docs                   write docs/configuration.md, what of it is in the chart's schema, and the dashboards
+  docs                   write docs/configuration.md, what of it is in the chart's schema, docs/structure.md and the dashboards
 
 The parts of `ci`, each also alone:
   fmt       formatting
@@ -170,6 +171,7 @@ fn docs() -> Result<(), Failure> {
     let page = Path::new("docs/configuration.md");
     fs::write(page, config::reference())
         .map_err(|error| Failure::new(format!("write {}: {error}", page.display())))?;
+    tidy::write_structure()?;
     helm::write_schema()?;
     observe::write_dashboards()
 }

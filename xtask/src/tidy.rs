@@ -1,12 +1,13 @@
 //! House rules that the compiler and clippy cannot see.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use crate::circles::Sources;
 use crate::run::{Failure, cargo};
+use crate::structure;
 
 /// Crates that decide and do nothing: no async runtime may come into their dependency tree.
 const PURE: &[&str] = &[
@@ -105,22 +106,17 @@ const KNOWN: &[Known] = &[
 
 pub(crate) fn run() -> Result<(), Failure> {
     let mut findings = Vec::new();
-    let mut crates: BTreeMap<String, Sources> = BTreeMap::new();
-    // Copies of others' code keep their form; `third_party.rs` says what may differ.
-    for path in tracked_files()?.into_iter().filter(|path| !path.starts_with("third_party/")) {
-        // A file removed and not yet committed is still listed.
-        if let Ok(bytes) = fs::read(&path) {
-            check_file(&path, &bytes, &mut findings);
-            if let (Some((krate, file)), Ok(text)) = (path.split_once('/'), std::str::from_utf8(&bytes)) {
-                crates.entry(krate.to_owned()).or_default().add(file, text);
-            }
-        }
-    }
+    let crates = read_files(|path, bytes| check_file(path, bytes, &mut findings))?;
     for (name, sources) in &crates {
         let circles = sources.circles();
         findings.extend(circles.iter().map(|circle| format!("{name}: modules need each other: {circle}")));
     }
     check_crates(&mut findings)?;
+    match structure::page(&crates, &dependencies()?) {
+        Ok(page) if fs::read_to_string(structure::PAGE).is_ok_and(|written| written == page) => {}
+        Ok(_) => findings.push(format!("{}: not up to date: run `cargo xtask docs`", structure::PAGE)),
+        Err(finding) => findings.push(finding),
+    }
     if findings.is_empty() {
         return Ok(());
     }
@@ -128,6 +124,46 @@ pub(crate) fn run() -> Result<(), Failure> {
         eprintln!("tidy: {finding}");
     }
     Err(Failure::new(format!("tidy: {} findings", findings.len())))
+}
+
+/// Writes the page that shows who needs whom.
+pub(crate) fn write_structure() -> Result<(), Failure> {
+    let page = structure::page(&read_files(|_, _| {})?, &dependencies()?).map_err(Failure::new)?;
+    fs::write(structure::PAGE, page)
+        .map_err(|error| Failure::new(format!("write {}: {error}", structure::PAGE)))
+}
+
+/// Shows every file of ours, and keeps the sources of each crate.
+fn read_files(mut look_at: impl FnMut(&str, &[u8])) -> Result<BTreeMap<String, Sources>, Failure> {
+    let mut crates: BTreeMap<String, Sources> = BTreeMap::new();
+    // Copies of others' code keep their form; `third_party.rs` says what may differ.
+    for path in tracked_files()?.into_iter().filter(|path| !path.starts_with("third_party/")) {
+        // A file removed and not yet committed is still listed.
+        if let Ok(bytes) = fs::read(&path) {
+            look_at(&path, &bytes);
+            if let (Some((krate, file)), Ok(text)) = (path.split_once('/'), std::str::from_utf8(&bytes)) {
+                crates.entry(krate.to_owned()).or_default().add(file, text);
+            }
+        }
+    }
+    Ok(crates)
+}
+
+/// Of each crate, which of ours it depends on, tests aside.
+fn dependencies() -> Result<BTreeMap<String, BTreeSet<String>>, Failure> {
+    let mut all = BTreeMap::new();
+    for (name, _) in ARROWS {
+        let path = format!("{name}/Cargo.toml");
+        let manifest =
+            fs::read_to_string(&path).map_err(|error| Failure::new(format!("read {path}: {error}")))?;
+        let ours = normal_dependencies(&manifest).into_iter().filter(|name| is_ours(name));
+        all.insert((*name).to_owned(), ours.map(str::to_owned).collect());
+    }
+    Ok(all)
+}
+
+fn is_ours(name: &str) -> bool {
+    ARROWS.iter().any(|(ours, _)| *ours == name)
 }
 
 fn tracked_files() -> Result<Vec<String>, Failure> {
@@ -224,8 +260,7 @@ fn check_crates(findings: &mut Vec<String>) -> Result<(), Failure> {
             continue;
         };
         for dependency in normal_dependencies(&text) {
-            let ours = ARROWS.iter().any(|(name, _)| *name == dependency);
-            if ours && !allowed.contains(&dependency) {
+            if is_ours(dependency) && !allowed.contains(&dependency) {
                 findings.push(format!("{path}: must not depend on `{dependency}`"));
             }
         }
