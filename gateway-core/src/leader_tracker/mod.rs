@@ -177,10 +177,16 @@ impl LeaderTracker {
         replicas: &R,
         random: impl FnOnce() -> u32,
     ) -> TrackerStep<R::Link> {
+        let leader = group.route.leader().map(|leader| leader.node);
+        if matches!(self.phase, Phase::Probing(Probing { suspect: None, .. }))
+            && leader.is_some_and(|leader| replicas.to(leader).is_some())
+        {
+            self.succeed();
+            self.has_news = true;
+        }
         if std::mem::take(&mut self.has_news) {
             return TrackerStep::Announce;
         }
-        let leader = group.route.leader().map(|leader| leader.node);
         match &mut self.phase {
             Phase::Resting(Resting { until }) | Phase::Opening(Opening { until, .. }) if now < *until => {
                 TrackerStep::Await { until: *until }
@@ -191,10 +197,7 @@ impl LeaderTracker {
             }
             Phase::Opening(_) => self.rest(now, random),
             Phase::Probing(Probing { suspect: None, asked, until }) => {
-                if leader.is_some_and(|leader| replicas.to(leader).is_some()) {
-                    self.succeed();
-                    TrackerStep::Announce
-                } else if asked.is_empty() || *until <= now {
+                if asked.is_empty() || *until <= now {
                     self.rest(now, random)
                 } else {
                     TrackerStep::Await { until: *until }
@@ -208,12 +211,13 @@ impl LeaderTracker {
                     // One that cannot be reached yet may come up while the others answer.
                     Some(other) if is_over || replicas.to(other).is_some() => {
                         self.succeed();
-                        self.has_news = true;
                         TrackerStep::Abandon { node: suspect, link: replicas.to(suspect) }
                     }
                     Some(_) | None if is_over => {
-                        self.watch(Some(now + CHECK_EVERY));
-                        TrackerStep::Await { until: now + CHECK_EVERY }
+                        let check_at = Some(now + CHECK_EVERY);
+                        self.watch(check_at);
+                        // It may be that there is none any more.
+                        self.poll_watching(now, check_at, group, replicas)
                     }
                     Some(_) | None => TrackerStep::Await { until: *until },
                 }
@@ -275,11 +279,14 @@ impl LeaderTracker {
         if let Phase::Probing(Probing { asked, .. }) = &mut self.phase {
             asked.remove(&node);
         }
-        match probed.answer() {
+        let changed = match probed.answer() {
             Some(Led { term, leader: Some(leader) }) if leader == node => group.route.handle_led(node, term),
             Some(Led { term, leader: Some(leader) }) => group.route.handle_said(term, leader),
             Some(Led { leader: None, .. }) | None => false,
-        }
+        };
+        // Whatever the answer was asked for: somebody may have found no leader in between, and wait for one.
+        self.has_news |= changed;
+        changed
     }
 
     /// The node that was asked for a session answered, or will not; `learned` is what its refusal taught.

@@ -109,6 +109,7 @@ fn a_group_becomes_usable() {
     story.cluster.up = vec![2, 3];
     assert_eq!(story.poll(), probe(&[2, 3], 0));
     assert!(story.probed(2, 3, Some(1)));
+    assert_eq!(story.poll(), Step::Announce);
     assert_eq!(story.waits(), PROBE_TIMEOUT, "the leader is known, and cannot be reached");
     story.cluster.up.push(1);
     assert_eq!(story.poll(), Step::Announce);
@@ -169,8 +170,8 @@ fn a_silent_leader_is_left_when_another_leads() {
     assert!(!story.probed(3, 3, Some(1)), "one has not heard yet");
     story.waits();
     assert!(story.probed(2, 4, Some(2)));
-    assert_eq!(story.poll(), Step::Abandon { node: 1, link: Some(1) });
     assert_eq!(story.poll(), Step::Announce);
+    assert_eq!(story.poll(), Step::Abandon { node: 1, link: Some(1) });
     assert_eq!(story.leader(), Some(2));
     story.waits();
 }
@@ -189,6 +190,7 @@ fn a_silent_leader_is_kept_when_nobody_knows_another() {
     assert_eq!(story.poll_later(), probe(&[2, 3], 4));
     story.cluster.up = vec![1, 3];
     assert!(story.probed(3, 4, Some(2)));
+    assert_eq!(story.poll(), Step::Announce);
     assert_eq!(story.waits(), PROBE_TIMEOUT, "node 2 may come up");
     story.now += PROBE_TIMEOUT;
     assert_eq!(story.poll(), Step::Abandon { node: 1, link: Some(1) });
@@ -209,5 +211,45 @@ fn what_is_missing_is_looked_for_as_soon_as_somebody_wants_it() {
     let mut story = Story::usable();
     assert!(story.waits() > Duration::ZERO);
     story.group.route.handle_gone(1);
+    assert_eq!(story.poll(), probe(&[1, 2, 3], 3));
+}
+
+/// Who waits for a leader looks again only when told to. Seed 101887 of the simulation: a watch was never opened.
+#[test]
+fn a_leader_that_was_lost_and_leads_again_is_announced() {
+    let mut story = Story::usable();
+    story.cluster.quiet =
+        Quiet { owes: true, silent_for: patience(Duration::ZERO), round_trip: Duration::ZERO };
+    assert_eq!(story.poll_later(), probe(&[2, 3], 4));
+    // It says itself that it does not lead, and somebody begins to wait; then it is elected again.
+    assert!(story.group.route.handle_denied(1, 3, None));
+    story.waits();
+    assert!(story.probed(2, 4, Some(1)));
+    assert_eq!(story.poll(), Step::Announce);
+    story.probed(3, 3, None);
+    assert_eq!(story.waits(), CHECK_EVERY);
+}
+
+#[test]
+fn a_leader_that_a_late_answer_names_is_announced() {
+    let mut story = Story::usable();
+    story.group.route.handle_gone(1);
+    assert_eq!(story.poll(), probe(&[1, 2, 3], 3));
+    story.waits();
+    story.now += PROBE_TIMEOUT;
+    story.waits();
+    assert!(story.probed(2, 4, Some(3)), "when it rests already");
+    assert_eq!(story.poll(), Step::Announce);
+}
+
+#[test]
+fn a_leader_that_vanished_while_it_was_suspected_is_looked_for_at_once() {
+    let mut story = Story::usable();
+    story.cluster.quiet =
+        Quiet { owes: true, silent_for: patience(Duration::ZERO), round_trip: Duration::ZERO };
+    assert_eq!(story.poll_later(), probe(&[2, 3], 4));
+    story.probed(2, 3, None);
+    story.group.route.handle_gone(1);
+    story.probed(3, 3, None);
     assert_eq!(story.poll(), probe(&[1, 2, 3], 3));
 }
