@@ -1,6 +1,6 @@
 //! What is asked of replicas for clients, and to find out who leads.
 
-use api::gaios::link::v1::{self as wire, request, response::Kind};
+use api::gaios::link::v1::{self as wire, keep_alive::Wait, request, response::Kind};
 use bytes::{Bytes, BytesMut};
 use keyspace::{Command, KeyRange, Op, Reply, Route, SessionId};
 
@@ -154,6 +154,8 @@ impl Ask for OpenSession {
 pub struct KeepAlive {
     /// Their ids.
     pub leases: Vec<i64>,
+    /// The answer waits until it is decided what becomes of one of them at least.
+    pub waits: bool,
 }
 
 /// Leases after an attempt to renew them, in the order of the question.
@@ -163,8 +165,17 @@ pub struct KeptAlive {
     pub term: u64,
     /// The store's revision before the renewal.
     pub revision: i64,
-    /// Seconds that each will live; 0 for one that does not exist or has expired.
-    pub ttls: Vec<i64>,
+    /// What became of each.
+    pub leases: Vec<Decided>,
+}
+
+/// What became of a lease that was to be renewed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decided {
+    /// The seconds that it will live; 0 for one that does not exist or has expired.
+    Ttl(i64),
+    /// Only the log will tell, and has not yet: ask again.
+    NotYet,
 }
 
 impl Ask for KeepAlive {
@@ -174,7 +185,8 @@ impl Ask for KeepAlive {
         let leases = self.leases.clone();
         // A tag and eight bytes each, at most.
         let bytes = leases.len() * 9;
-        (request::Kind::KeepAlive(wire::KeepAlive { leases }), bytes)
+        let wait = if self.waits { Wait::ForOne } else { Wait::ForNone };
+        (request::Kind::KeepAlive(wire::KeepAlive { leases, wait: wait.into() }), bytes)
     }
 
     fn answer(&self, term: u64, answer: Kind) -> Attempted<KeptAlive> {
@@ -182,8 +194,16 @@ impl Ask for KeepAlive {
         if kept.leases.len() != self.leases.len() {
             return mismatch();
         }
-        let ttls = kept.leases.into_iter().map(|lease| lease.ttl).collect();
-        Attempted::Answer(KeptAlive { term, revision: kept.revision, ttls })
+        let decided = |lease: &wire::KeptLease| match lease.undecided {
+            true => Decided::NotYet,
+            false => Decided::Ttl(lease.ttl),
+        };
+        let leases: Vec<Decided> = kept.leases.iter().map(decided).collect();
+        if self.waits && leases.iter().all(|lease| *lease == Decided::NotYet) {
+            // It would be asked again and again.
+            return Attempted::Protocol("gaios: an answer that decides nothing");
+        }
+        Attempted::Answer(KeptAlive { term, revision: kept.revision, leases })
     }
 }
 
@@ -315,5 +335,25 @@ impl Ask for Sync {
         let Kind::WatchSynced(synced) = answer else { return mismatch() };
         let wire::WatchSynced { revision, compact_revision } = synced;
         Attempted::Answer(Synced { revision, compact_revision, term })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_waits_until_something_is_decided_is_told_something() {
+        let undecided = wire::KeptLease { id: 7, ttl: 0, undecided: true };
+        let answered = |waits, leases: &[wire::KeptLease]| {
+            let kept = wire::KeptAlive { leases: leases.to_vec(), revision: 3 };
+            KeepAlive { leases: vec![7; leases.len()], waits }.answer(2, Kind::KeptAlive(kept))
+        };
+        let at_once = KeptAlive { term: 2, revision: 3, leases: vec![Decided::NotYet] };
+        assert_eq!(answered(false, &[undecided]), Attempted::Answer(at_once));
+        assert!(matches!(answered(true, &[undecided]), Attempted::Protocol(_)));
+        let decided = wire::KeptLease { id: 7, ttl: 0, undecided: false };
+        let some = KeptAlive { term: 2, revision: 3, leases: vec![Decided::NotYet, Decided::Ttl(0)] };
+        assert_eq!(answered(true, &[undecided, decided]), Attempted::Answer(some));
     }
 }

@@ -5,6 +5,7 @@
 //! carries out.
 //!
 //! - [`Request`]: one request across its attempts. Whether it may be tried again is decided there and nowhere else.
+//! - [`Renewals`]: leases to be renewed, in batches.
 //! - [`Session`]: the numbers under which writes are applied once.
 //! - [`LeaderTracker`]: finds a group's leader, and notices when it may have been replaced; [`Route`] is what it knows.
 //! - [`silence`]: what a node's silence means.
@@ -27,6 +28,7 @@ pub mod link;
 mod links;
 mod mutant;
 pub mod nearest;
+mod renewals;
 mod request;
 mod session;
 pub mod silence;
@@ -47,6 +49,7 @@ pub use leader_tracker::{
 pub use links::Links;
 #[cfg(feature = "mutants")]
 pub use mutant::{Mutant, break_rule};
+pub use renewals::{Batch, Kept, Renewals};
 pub use request::{Attempt, Numbered, Pause, Reach, ReadAt, Request, Step, Verdict};
 pub use session::{NoNumber, Number, Session};
 pub use topology::{Routed, Topology, Unbelieved};

@@ -19,7 +19,7 @@ use crate::context::RequestContext;
 use crate::leading::{Leading, Wanted};
 use crate::status::{GatewayStatus, NodeStatus};
 
-pub use gateway_core::Answer;
+pub use gateway_core::{Answer, Kept};
 
 /// How fresh a read must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,17 +32,6 @@ pub enum Consistency {
         /// 0 if none has been.
         seen: i64,
     },
-}
-
-/// A lease after an attempt to renew it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kept {
-    /// Seconds it will live; 0 for a lease that does not exist or has expired.
-    pub ttl: i64,
-    /// The store's revision before the renewal.
-    pub revision: i64,
-    /// As in [`Answer::term`].
-    pub term: u64,
 }
 
 /// What is known of a domain, for Status, health and metrics.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use api::gaios::link::v1::refused::Why;
+use api::gaios::link::v1::{self as wire, refused::Why};
 use consensus_core::{Slot, Tag};
 use keyspace::{Query, SessionId};
 
@@ -35,8 +35,8 @@ pub(crate) enum Reading {
         /// Its size as it was sent.
         bytes: usize,
     },
-    KeepAlive(Vec<i64>),
-    WatchOpen(api::gaios::link::v1::WatchOpen),
+    KeepAlive(wire::KeepAlive),
+    WatchOpen(wire::WatchOpen),
     /// How far this watch has come.
     WatchSync(u64),
 }

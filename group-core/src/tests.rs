@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use api::gaios::link::v1 as wire;
+use api::gaios::link::v1::keep_alive::Wait;
 use api::gaios::link::v1::refused::Why;
 use api::gaios::link::v1::request::Kind as RequestKind;
 use api::gaios::link::v1::response::Kind;
@@ -303,7 +304,28 @@ fn told(answers: Vec<wire::Response>) -> Vec<String> {
 }
 
 fn keep_alive(leases: &[i64]) -> RequestKind {
-    RequestKind::KeepAlive(wire::KeepAlive { leases: leases.to_vec() })
+    keep_alive_waiting(Wait::ForAll, leases)
+}
+
+fn keep_alive_waiting(wait: Wait, leases: &[i64]) -> RequestKind {
+    RequestKind::KeepAlive(wire::KeepAlive { leases: leases.to_vec(), wait: wait.into() })
+}
+
+fn kept(id: i64, ttl: i64) -> wire::KeptLease {
+    wire::KeptLease { id, ttl, undecided: false }
+}
+
+fn undecided(id: i64) -> wire::KeptLease {
+    wire::KeptLease { id, ttl: 0, undecided: true }
+}
+
+/// By request, what became of its leases.
+fn renewed(answers: Vec<wire::Response>) -> Vec<(u64, Vec<wire::KeptLease>)> {
+    let leases = |response: wire::Response| match response.kind {
+        Some(Kind::KeptAlive(kept)) => (response.id, kept.leases),
+        other => panic!("{other:?}"),
+    };
+    answers.into_iter().map(leases).collect()
 }
 
 #[test]
@@ -571,8 +593,7 @@ fn a_keep_alive_is_answered_once_the_log_holds_no_shorter_time() {
     rig.act(|replica, env| replica.on_rejected(env, Tag(u64::MAX), Rejection::Overloaded));
     rig.settle();
     assert_eq!(in_log(&rig), 1000);
-    let Some(Kind::KeptAlive(kept)) = rig.take(LINK).remove(0).kind else { panic!("no answer") };
-    assert_eq!(kept.leases, [wire::KeptLease { id: 7, ttl: 1000 }]);
+    assert_eq!(renewed(rig.take(LINK)), [(1, vec![kept(7, 1000)])]);
 
     // From then on nothing needs to be written.
     rig.turn([request(LINK, 2, keep_alive(&[7]))]);
@@ -596,8 +617,7 @@ fn the_end_of_a_lease_is_not_that_of_the_next_with_its_id() {
     rig.settle();
     assert!(rig.grant_of(id).serial > old.serial);
     rig.turn([request(LINK, 1, keep_alive(&[7]))]);
-    let Some(Kind::KeptAlive(kept)) = rig.take(LINK).remove(0).kind else { panic!("no answer") };
-    assert_eq!(kept.leases, [wire::KeptLease { id: 7, ttl: 60 }]);
+    assert_eq!(renewed(rig.take(LINK)), [(1, vec![kept(7, 60)])]);
 }
 
 #[test]
@@ -612,16 +632,19 @@ fn a_lease_that_has_ended_holds_up_no_other() {
         rig.replica.leases.granted(granted, rig.grant_of(LeaseId(id)), 60);
     }
     // The end of the first is proposed in this turn, and not applied yet.
-    rig.turn([request(LINK, 1, keep_alive(&[7, 8]))]);
-    assert_eq!(rig.take(LINK), []);
+    let both =
+        [(1, Wait::ForAll), (2, Wait::ForNone), (3, Wait::ForOne)].map(|(id, wait)| (id, wait, &[7, 8][..]));
+    let ending = [(4, Wait::ForNone), (5, Wait::ForOne)].map(|(id, wait)| (id, wait, &[7][..]));
+    let asked = both.into_iter().chain(ending);
+    rig.turn(asked.map(|(id, wait, leases)| request(LINK, id, keep_alive_waiting(wait, leases))));
+    let of_both = vec![undecided(7), kept(8, 60)];
+    assert_eq!(renewed(rig.take(LINK)), [(2, of_both.clone()), (3, of_both), (4, vec![undecided(7)])]);
     assert!(rig.replica.leases.remaining(now, LeaseId(8)) >= Some(60));
     // Had it been refused, it would be proposed again soon.
     rig.act(|replica, env| replica.on_rejected(env, Tag(u64::MAX), Rejection::Overloaded));
     assert!(rig.replica.deadline() <= Some(now.after(PROPOSE_AGAIN_AFTER)));
     rig.settle();
-    let Some(Kind::KeptAlive(kept)) = rig.take(LINK).remove(0).kind else { panic!("no answer") };
-    let expected = [wire::KeptLease { id: 7, ttl: 0 }, wire::KeptLease { id: 8, ttl: 60 }];
-    assert_eq!(kept.leases, expected);
+    assert_eq!(renewed(rig.take(LINK)), [(1, vec![kept(7, 0), kept(8, 60)]), (5, vec![kept(7, 0)])]);
 }
 
 #[test]

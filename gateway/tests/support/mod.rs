@@ -624,7 +624,11 @@ impl Serving {
             request::Kind::KeepAlive(keep) => {
                 let ttl =
                     |id: &i64| core.keyspace.lease(keyspace::LeaseId(*id)).map_or(0, |l| l.granted_ttl_s);
-                let leases = keep.leases.iter().map(|id| wire::KeptLease { id: *id, ttl: ttl(id) }).collect();
+                let leases = keep
+                    .leases
+                    .iter()
+                    .map(|id| wire::KeptLease { id: *id, ttl: ttl(id), undecided: false })
+                    .collect();
                 let kept = wire::KeptAlive { leases, revision: core.keyspace.resolved().revision().0 };
                 core.respond(out, id, response::Kind::KeptAlive(kept));
             }

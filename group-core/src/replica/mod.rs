@@ -88,9 +88,9 @@ pub struct Replica {
     pub(crate) queries: Queries,
     pub(crate) watches: Watches,
     pub(crate) leases: LeaseClock,
-    /// Keep-alives that wait for the log: some of their leases have ended and are not removed yet, or are given less
-    /// time there than the answer would say.
-    pub(crate) parked: Vec<(Waiter, Vec<i64>)>,
+    /// Keep-alives that wait for the log: leases of theirs have ended and are not removed yet, or are given less time there than
+    /// the answer would say.
+    pub(crate) parked: Vec<(Waiter, wire::KeepAlive)>,
     /// When to make proposals about leases again that were refused.
     propose_again_at: Option<Mono>,
     /// This replica leads, as the engine said last; what it gets may be queued.
@@ -523,8 +523,8 @@ impl Replica {
     }
 
     fn look_at_parked(&mut self, env: &Env<'_>) {
-        for (waiter, leases) in std::mem::take(&mut self.parked) {
-            self.on_read(env, waiter.link, waiter.request, Reading::KeepAlive(leases));
+        for (waiter, asked) in std::mem::take(&mut self.parked) {
+            self.on_read(env, waiter.link, waiter.request, Reading::KeepAlive(asked));
         }
     }
 

@@ -1,6 +1,7 @@
 //! What gateways ask of a group: whether it may be done here, what it waits for, and how it is answered.
 
 use api::gaios::link::v1 as wire;
+use api::gaios::link::v1::keep_alive::Wait;
 use api::gaios::link::v1::refused::Why;
 use api::gaios::link::v1::request::Kind as RequestKind;
 use api::gaios::link::v1::response::Kind;
@@ -28,9 +29,7 @@ impl Replica {
             Some(RequestKind::Write(write)) => self.on_write(env, link, id, write),
             Some(RequestKind::OpenSession(open)) => self.on_open_session(env, link, id, &open.nonce),
             Some(RequestKind::Read(read)) => self.on_query(env, link, id, read),
-            Some(RequestKind::KeepAlive(keep)) => {
-                self.on_read(env, link, id, Reading::KeepAlive(keep.leases))
-            }
+            Some(RequestKind::KeepAlive(keep)) => self.on_read(env, link, id, Reading::KeepAlive(keep)),
             Some(RequestKind::Status(asked)) => self.on_status(env, link, id, &asked),
             Some(RequestKind::WatchOpen(open)) if open.linearizable => {
                 self.on_read(env, link, id, Reading::WatchOpen(open));
@@ -176,7 +175,7 @@ impl Replica {
                     self.replies.refuse(waiter.link, waiter.request, Why::Overloaded);
                 }
             }
-            Reading::KeepAlive(leases) => self.keep_alive(env, waiter, leases),
+            Reading::KeepAlive(asked) => self.keep_alive(env, waiter, asked),
             Reading::WatchOpen(open) => {
                 self.watches.open(waiter.link, waiter.request, open, &self.state, &mut self.replies);
             }
@@ -258,17 +257,17 @@ impl Replica {
         assert!(admitted.is_ok(), "outcomes are always admitted");
     }
 
-    pub(crate) fn keep_alive(&mut self, env: &Env<'_>, waiter: Waiter, leases: Vec<i64>) {
+    fn keep_alive(&mut self, env: &Env<'_>, waiter: Waiter, asked: wire::KeepAlive) {
         if !self.leading {
             self.replies.refuse(waiter.link, waiter.request, Why::NotLeader);
             return;
         }
         let now = env.now;
         let revision = self.state.resolved().revision().0;
-        let mut kept = Vec::with_capacity(leases.len());
+        let mut kept = Vec::with_capacity(asked.leases.len());
         let mut reset = Vec::new();
-        let mut must_wait = false;
-        for &lease in &leases {
+        let mut undecided = 0;
+        for &lease in &asked.leases {
             let id = LeaseId(lease);
             let renewal = if mutant!(self.settings.broken, LeaseNotRenewed) {
                 self.leases
@@ -278,27 +277,29 @@ impl Replica {
                 self.leases.renew(now, id)
             };
             let ttl = match renewal {
-                Renewal::Renewed { ttl_seconds } => ttl_seconds,
-                Renewal::Missing => 0,
+                Renewal::Renewed { ttl_seconds } => Some(ttl_seconds),
+                Renewal::Missing => Some(0),
                 Renewal::Resetting { propose } => {
                     reset.extend(propose.map(|grant| (grant, 0)));
-                    must_wait = true;
-                    continue;
+                    None
                 }
                 // The others are renewed meanwhile.
-                Renewal::Ending => {
-                    must_wait = true;
-                    continue;
-                }
+                Renewal::Ending => None,
             };
-            kept.push(wire::KeptLease { id: lease, ttl });
+            undecided += usize::from(ttl.is_none());
+            kept.push(wire::KeptLease { id: lease, ttl: ttl.unwrap_or(0), undecided: ttl.is_none() });
         }
         if !reset.is_empty() {
             self.propose_internal(env, &Command::CheckpointLeases(reset));
         }
+        let must_wait = match asked.wait() {
+            Wait::ForAll => undecided > 0,
+            Wait::ForOne => undecided > 0 && undecided == kept.len(),
+            Wait::ForNone => false,
+        };
         if must_wait {
             // By then the time of the others has run on, so all are renewed once more.
-            self.parked.push((waiter, leases));
+            self.parked.push((waiter, asked));
             return;
         }
         let kept = wire::KeptAlive { leases: kept, revision };

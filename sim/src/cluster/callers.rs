@@ -342,11 +342,9 @@ impl Caller {
                 return;
             }
             (Granted::Kept(kept), What::KeepAlive(lease)) => {
-                if let [ttl] = kept.ttls[..]
-                    && ttl > 0
-                {
+                if kept.ttl > 0 {
                     env.mark(Mark::LeaseKept);
-                    env.truths[group].promise(called, LeaseId(*lease), ttl);
+                    env.truths[group].promise(called, LeaseId(*lease), kept.ttl);
                 }
                 return;
             }

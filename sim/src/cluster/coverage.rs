@@ -89,6 +89,8 @@ marks! {
     ProgressNotified,
     /// A lease was renewed.
     LeaseKept,
+    /// Only the log could tell what became of a lease that was to be renewed, and the others were not held up.
+    RenewalUndecided,
     /// A leader had leases removed that had come to their end.
     LeaseExpired,
     /// A write was refused, since its client went by an old map.

@@ -7,7 +7,7 @@ use api::gaios::link::v1::response::Kind;
 use bytes::Bytes;
 use consensus_core::{LivenessMessage, Message, NodeId, Slot};
 use gateway_core::Failure;
-use gateway_core::asks::KeptAlive;
+use gateway_core::Kept;
 use gateway_core::watch::{Create, Frame};
 use group_core::{Progress, ToPeer};
 use keyspace::{Op, Query, SessionId};
@@ -302,7 +302,7 @@ pub(crate) struct Call {
 #[derive(Debug)]
 pub(crate) enum Granted {
     Answer(gateway_core::Answer),
-    Kept(KeptAlive),
+    Kept(Kept),
 }
 
 /// What a client's stream tells its gateway.

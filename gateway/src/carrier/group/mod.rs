@@ -176,9 +176,9 @@ impl Group {
         &self,
         shared: &Shared,
         context: &RequestContext,
-        leases: Vec<i64>,
+        asked: KeepAlive,
     ) -> Result<KeptAlive, Failure> {
-        self.drive(shared, context, Request::read(ReadAt::Leader), KeepAlive { leases }).await
+        self.drive(shared, context, Request::read(ReadAt::Leader), asked).await
     }
 
     /// Drives a request of whatever kind until it is answered, refused for good, or out of time.

@@ -18,7 +18,8 @@ use gateway_core::link::{Heard, LinkEnd, LinkId, Waiter};
 use gateway_core::nearest::{Nodes, Place};
 use gateway_core::silence::Check;
 use gateway_core::{
-    GroupState, LeaderTracker, Links, Loss, NodeId, Quiet, Reach, Replicas, Topology, Upstreams, Ways,
+    GroupState, LeaderTracker, Links, Loss, NodeId, Quiet, Reach, Renewals, Replicas, Topology, Upstreams,
+    Ways,
 };
 
 use super::clock::{MICRO, MILLI, Time};
@@ -29,7 +30,7 @@ use super::truth::id;
 
 use dials::Dial;
 use feeds::{Carried, Hub};
-use requests::Driven;
+use requests::{Driven, Renewing};
 use streams::ClientStream;
 
 /// How often the health of links is looked at.
@@ -86,6 +87,7 @@ struct Domain {
     /// The newest revision and term that were heard.
     seen: (i64, u64),
     upstreams: Upstreams<u64>,
+    renewals: Renewals<Renewing>,
     /// Feeds have not heard of what changed about the leader or the links, or of the newest map.
     has_news: bool,
     has_map: bool,
@@ -235,6 +237,7 @@ impl Gateway {
             asked: 0,
             seen: (0, 0),
             upstreams: Upstreams::default(),
+            renewals: Renewals::default(),
             has_news: false,
             has_map: false,
         };
@@ -280,6 +283,11 @@ impl Gateway {
         for (_, driven) in std::mem::take(&mut self.requests) {
             driven.lost(env);
         }
+        for domain in &mut self.domains {
+            for renewing in domain.renewals.give_up(|_| true) {
+                renewing.lost(env);
+            }
+        }
         for (stream, client) in std::mem::take(&mut self.streams) {
             let connection = client.connection();
             env.after(MILLI, Event::StreamTold { stream, connection, told: Told::Broken });
@@ -290,6 +298,7 @@ impl Gateway {
     fn settle(&mut self, env: &mut Env) {
         loop {
             self.time_out(env);
+            self.renew(env);
             while let Some(request) = self.ready.pop_front() {
                 self.advance(env, request);
             }
@@ -308,7 +317,8 @@ impl Gateway {
         let dials = self.dials.iter().filter_map(Dial::due);
         let feeds = self.domains.iter().filter_map(|domain| domain.upstreams.deadline());
         let requests = self.requests.values().map(|driven| driven.due(env));
-        let due = trackers.chain(dials).chain(feeds).chain(requests).min();
+        let renewals = self.domains.iter().filter_map(|domain| requests::renewals_due(env, &domain.renewals));
+        let due = trackers.chain(dials).chain(feeds).chain(requests).chain(renewals).min();
         let Some(due) = due else { return };
         let at = (env.now + due.saturating_duration_since(now).as_nanos() as Time).max(env.now + MICRO);
         if at < self.wake_at {

@@ -4,13 +4,14 @@ use std::time::{Duration, Instant};
 
 use api::gaios::link::v1 as wire;
 use bytes::BytesMut;
-use gateway_core::asks::{KeepAlive, Read, Write};
+use gateway_core::asks::{Decided, KeepAlive, KeptAlive, Read, Write};
 use gateway_core::link::{Ask, Lost, sort};
 use gateway_core::silence::patience;
 use gateway_core::{
-    Attempt, Attempted, Concern, Failure, Learned, NodeId, Number, Numbered, ReadAt, Request, Step, Verdict,
+    Answer, Attempt, Attempted, Batch, Concern, Failure, Learned, NodeId, Number, Numbered, ReadAt, Renewals,
+    Request, Step, Verdict,
 };
-use keyspace::{Route, SessionId};
+use keyspace::{LeaseId, Route, SessionId};
 
 use super::{Caller, Gateway};
 use crate::cluster::clock::{MILLI, Time};
@@ -23,7 +24,8 @@ const WAITING_MAX: usize = 6;
 
 /// A request under way.
 pub(super) struct Driven {
-    call: Call,
+    group: usize,
+    of: Of,
     ask: Asking,
     request: Request,
     deadline: Time,
@@ -32,10 +34,29 @@ pub(super) struct Driven {
     numbers: Vec<(SessionId, u64)>,
 }
 
+/// Who is to be answered.
+enum Of {
+    Caller(Call),
+    Renewals(Batch<Renewing>),
+}
+
+/// A client that wants a lease renewed.
+pub(super) struct Renewing {
+    call: Call,
+    deadline: Time,
+}
+
 enum Asking {
     Write(Write),
     Read(Read),
     KeepAlive(KeepAlive),
+}
+
+/// What the group granted.
+#[derive(Debug)]
+enum Got {
+    Answer(Answer),
+    Kept(KeptAlive),
 }
 
 #[derive(Debug)]
@@ -64,13 +85,47 @@ impl Call {
     }
 }
 
+impl Renewing {
+    pub(super) fn lost(self, env: &mut Env) {
+        self.call.lost(env, Vec::new());
+    }
+
+    fn answer(self, env: &mut Env, result: Result<Granted, Failure>) {
+        answer(env, self.call, result, Vec::new());
+    }
+}
+
+/// When there is something to do for renewals that wait.
+pub(super) fn renewals_due(env: &Env, renewals: &Renewals<Renewing>) -> Option<Instant> {
+    let given_up = renewals.waiting().map(|renewing| renewing.deadline).min();
+    let given_up = given_up.map(|deadline| env.origin + Duration::from_nanos(deadline));
+    renewals.deadline(env.instant()).into_iter().chain(given_up).min()
+}
+
+fn answer(env: &mut Env, call: Call, result: Result<Granted, Failure>, numbers: Vec<(SessionId, u64)>) {
+    let Call { caller, operation, .. } = call;
+    let delay = env.rng.around(100_000);
+    env.after(delay, Event::CallAnswered { caller, operation, result: Some(result), numbers });
+}
+
 impl Driven {
     pub(super) fn lost(self, env: &mut Env) {
-        self.call.lost(env, self.numbers);
+        match self.of {
+            Of::Caller(call) => call.lost(env, self.numbers),
+            Of::Renewals(batch) => batch.into_waiting().for_each(|renewing| renewing.lost(env)),
+        }
+    }
+
+    /// For traces.
+    fn operation(&self) -> u64 {
+        match &self.of {
+            Of::Caller(call) => call.operation,
+            Of::Renewals(_) => 0,
+        }
     }
 
     pub(super) fn waits_for_news_of(&self, group: usize) -> bool {
-        self.call.group == group && matches!(self.phase, Phase::AwaitsNews)
+        self.group == group && matches!(self.phase, Phase::AwaitsNews)
     }
 
     pub(super) fn due(&self, env: &Env) -> Instant {
@@ -91,18 +146,18 @@ impl Asking {
         }
     }
 
-    fn sort(&self, answered: Result<wire::Response, Lost>) -> Attempted<Granted> {
+    fn sort(&self, answered: Result<wire::Response, Lost>) -> Attempted<Got> {
         match self {
-            Asking::Write(write) => granted(sort(write, answered), Granted::Answer),
-            Asking::Read(read) => granted(sort(read, answered), Granted::Answer),
-            Asking::KeepAlive(keep) => granted(sort(keep, answered), Granted::Kept),
+            Asking::Write(write) => got(sort(write, answered), Got::Answer),
+            Asking::Read(read) => got(sort(read, answered), Got::Answer),
+            Asking::KeepAlive(keep) => got(sort(keep, answered), Got::Kept),
         }
     }
 }
 
-fn granted<T>(attempted: Attempted<T>, granted: impl FnOnce(T) -> Granted) -> Attempted<Granted> {
+fn got<T>(attempted: Attempted<T>, got: impl FnOnce(T) -> Got) -> Attempted<Got> {
     match attempted {
-        Attempted::Answer(answer) => Attempted::Answer(granted(answer)),
+        Attempted::Answer(answer) => Attempted::Answer(got(answer)),
         Attempted::Lost => Attempted::Lost,
         Attempted::Unsent(unsent) => Attempted::Unsent(unsent),
         Attempted::Refused(refused) => Attempted::Refused(refused),
@@ -113,6 +168,7 @@ fn granted<T>(attempted: Attempted<T>, granted: impl FnOnce(T) -> Granted) -> At
 
 impl Gateway {
     pub(super) fn begin(&mut self, env: &mut Env, call: Call) {
+        let (group, deadline) = (call.group, env.now + call.timeout);
         let (ask, request) = match &call.what {
             What::Write(op) => (Asking::Write(Write::new(op.clone(), Route::FIRST)), Request::write()),
             What::Read { query, serializable } => {
@@ -123,12 +179,27 @@ impl Gateway {
                 (Asking::Read(read), Request::read(at))
             }
             What::KeepAlive(lease) => {
-                (Asking::KeepAlive(KeepAlive { leases: vec![*lease] }), Request::read(ReadAt::Leader))
+                self.domains[group].renewals.push(LeaseId(*lease), Renewing { call, deadline });
+                return;
             }
         };
+        self.drive(group, Of::Caller(call), ask, request, deadline);
+    }
+
+    /// Sends the renewals of leases that may leave.
+    pub(super) fn renew(&mut self, env: &Env) {
+        for group in 0..self.domains.len() {
+            while let Some(batch) = self.domains[group].renewals.next_batch(env.instant()) {
+                let last = batch.waiting().map(|renewing| renewing.deadline).max().unwrap_or(env.now);
+                let ask = Asking::KeepAlive(batch.ask());
+                self.drive(group, Of::Renewals(batch), ask, Request::read(ReadAt::Leader), last);
+            }
+        }
+    }
+
+    fn drive(&mut self, group: usize, of: Of, ask: Asking, request: Request, deadline: Time) {
         self.last_request += 1;
-        let deadline = env.now + call.timeout;
-        let driven = Driven { call, ask, request, deadline, phase: Phase::Ready, numbers: Vec::new() };
+        let driven = Driven { group, of, ask, request, deadline, phase: Phase::Ready, numbers: Vec::new() };
         self.requests.insert(self.last_request, driven);
         self.ready.push_back(self.last_request);
     }
@@ -143,19 +214,23 @@ impl Gateway {
             }
             Phase::Ready | Phase::AwaitsNews | Phase::AwaitsNumber => {}
         }
-        let group = driven.call.group;
+        let group = driven.group;
         let Some(topology) = &self.domains[group].topology else {
             driven.phase = Phase::AwaitsNews;
             self.requests.insert(number, driven);
             return;
         };
-        let concern = || match &driven.call.what {
-            What::Write(op) => Concern::of_op(op),
-            What::Read { query, .. } => Concern::of_query(query),
-            What::KeepAlive(_) => Concern::Domain,
+        let what = match &driven.of {
+            Of::Caller(call) => Some(&call.what),
+            Of::Renewals(_) => None,
+        };
+        let concern = || match what {
+            Some(What::Write(op)) => Concern::of_op(op),
+            Some(What::Read { query, .. }) => Concern::of_query(query),
+            Some(What::KeepAlive(_)) | None => Concern::Domain,
         };
         if topology.group_of(concern) != Ok(group as u64) {
-            env.fail("maps", format!("{:?} does not belong to group {group}", driven.call.what));
+            env.fail("maps", format!("{what:?} does not belong to group {group}"));
         }
         let mut state = std::mem::take(&mut self.domains[group].state);
         let step = driven.request.poll(|| &mut state, &self.reach(env, group));
@@ -184,7 +259,7 @@ impl Gateway {
 
     fn send(&mut self, env: &mut Env, number: u64, mut driven: Driven, attempt: Attempt<u64>) {
         let Attempt { node, link, numbered } = attempt;
-        let group = driven.call.group;
+        let group = driven.group;
         let mut was_applied = false;
         if let Some(Numbered { number, .. }) = numbered {
             let (session, seq) = (number.session, number.seq);
@@ -211,7 +286,7 @@ impl Gateway {
                 return;
             }
         };
-        trace!(env, "gateway {} sends #{} to n{node}: {:?}", self.index, driven.call.operation, driven.phase);
+        trace!(env, "gateway {} sends #{} to n{node}: {:?}", self.index, driven.operation(), driven.phase);
         self.requests.insert(number, driven);
         self.flush_soon(env, link);
     }
@@ -242,14 +317,14 @@ impl Gateway {
         mut driven: Driven,
         node: NodeId,
         of: Option<Number>,
-        attempted: Attempted<Granted>,
+        attempted: Attempted<Got>,
     ) {
         if driven.request.leaves_the_silent() {
             self.nodes.borrow_mut().handle_attempted(env.instant(), node, &attempted);
         }
-        let group = driven.call.group;
+        let group = driven.group;
         let learned = self.learn(group, node, of, &attempted);
-        trace!(env, "gateway {} #{}: {attempted:?}", self.index, driven.call.operation);
+        trace!(env, "gateway {} #{}: {attempted:?}", self.index, driven.operation());
         match driven.request.handle(attempted, learned) {
             Verdict::Done(result) => self.finish(env, driven, result),
             Verdict::Retry => {
@@ -296,29 +371,57 @@ impl Gateway {
     }
 
     fn wake_for_numbers(&mut self, group: usize) {
-        let waits =
-            |driven: &Driven| driven.call.group == group && matches!(driven.phase, Phase::AwaitsNumber);
+        let waits = |driven: &Driven| driven.group == group && matches!(driven.phase, Phase::AwaitsNumber);
         let waiting = self.requests.iter().filter(|(_, driven)| waits(driven));
         self.ready.extend(waiting.map(|(number, _)| *number));
     }
 
-    fn finish(&mut self, env: &mut Env, mut driven: Driven, result: Result<Granted, Failure>) {
-        let group = driven.call.group;
+    fn finish(&mut self, env: &mut Env, mut driven: Driven, result: Result<Got, Failure>) {
+        let group = driven.group;
         if let Some(number) = driven.request.take_number() {
             self.done(group, number);
         }
-        if let Ok(Granted::Answer(answer)) = &result {
-            let seen = &mut self.domains[group].seen;
-            *seen = (seen.0.max(answer.reply.revision().0), seen.1.max(answer.term));
+        match (driven.of, result) {
+            (Of::Caller(call), Ok(Got::Answer(granted))) => {
+                let seen = &mut self.domains[group].seen;
+                *seen = (seen.0.max(granted.reply.revision().0), seen.1.max(granted.term));
+                answer(env, call, Ok(Granted::Answer(granted)), driven.numbers);
+            }
+            (Of::Caller(call), Err(failure)) => answer(env, call, Err(failure), driven.numbers),
+            (Of::Renewals(batch), Ok(Got::Kept(kept))) => {
+                if kept.leases.contains(&Decided::NotYet) {
+                    env.mark(Mark::RenewalUndecided);
+                }
+                self.renewed(env, group, batch, Ok(kept));
+            }
+            (Of::Renewals(batch), Err(failure)) => self.renewed(env, group, batch, Err(failure)),
+            (Of::Caller(_), Ok(Got::Kept(_))) | (Of::Renewals(_), Ok(Got::Answer(_))) => {
+                env.fail("answers", "an answer to another question".to_owned());
+            }
         }
-        let Driven { call: Call { caller, operation, .. }, numbers, .. } = driven;
-        let delay = env.rng.around(100_000);
-        env.after(delay, Event::CallAnswered { caller, operation, result: Some(result), numbers });
+    }
+
+    fn renewed(
+        &mut self,
+        env: &mut Env,
+        group: usize,
+        batch: Batch<Renewing>,
+        result: Result<KeptAlive, Failure>,
+    ) {
+        let renewals = &mut self.domains[group].renewals;
+        renewals
+            .handle_answered(batch, result, |renewing, kept| renewing.answer(env, kept.map(Granted::Kept)));
     }
 
     /// Requests whose pause or whose time is over.
     pub(super) fn time_out(&mut self, env: &mut Env) {
         let now = env.instant();
+        for domain in &mut self.domains {
+            for renewing in domain.renewals.give_up(|renewing| renewing.deadline <= env.now) {
+                env.mark(Mark::CallTimedOut);
+                renewing.answer(env, Err(Failure::TimedOut));
+            }
+        }
         let due: Vec<u64> =
             self.requests.iter().filter(|(_, it)| it.due(env) <= now).map(|(number, _)| *number).collect();
         for number in due {

@@ -361,7 +361,7 @@ impl Task {
             Action::Scan { serializable } => read(other_keys(), serializable),
             Action::KeepAlive => {
                 let leases = vec![lease_of(request.client + 1).0];
-                RequestKind::KeepAlive(wire::KeepAlive { leases })
+                RequestKind::KeepAlive(wire::KeepAlive { leases, ..Default::default() })
             }
         };
         let engine = self.replica.engine();
