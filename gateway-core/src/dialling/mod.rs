@@ -155,6 +155,7 @@ enum RelayAttempt {
     Welcomed {
         node: NodeId,
         until: Instant,
+        direct_ups: u64,
     },
 }
 
@@ -270,7 +271,9 @@ impl Dialler {
             }
             (Way::Relay, State::Dialling(Dialling { direct, relay, .. })) => {
                 let grace = if direct.is_near() { GRACE } else { Duration::ZERO };
-                relay.attempt = RelayAttempt::Welcomed { node, until: now + grace };
+                if let RelayAttempt::Connecting { direct_ups, .. } = relay.attempt {
+                    relay.attempt = RelayAttempt::Welcomed { node, until: now + grace, direct_ups };
+                }
             }
             (Way::Relay, State::Up(_) | State::Spare(_) | State::Pausing(_)) => {}
         }
@@ -483,16 +486,19 @@ impl RelayWay {
     }
 
     fn handle_failed(&mut self, now: Instant, random: u32) {
-        if let RelayAttempt::Connecting { direct_ups, .. } = self.attempt {
-            let at = now + self.backoff.next(random);
-            self.attempt = RelayAttempt::Next { at, direct_ups };
+        match self.attempt {
+            RelayAttempt::Connecting { direct_ups, .. } | RelayAttempt::Welcomed { direct_ups, .. } => {
+                let at = now + self.backoff.next(random);
+                self.attempt = RelayAttempt::Next { at, direct_ups };
+            }
+            RelayAttempt::First { .. } | RelayAttempt::Next { .. } => {}
         }
     }
 
     /// The node that it leads to, if it is there and has waited for the direct way long enough.
     fn is_due(&self, now: Instant, direct: &DirectWay) -> Option<NodeId> {
         match self.attempt {
-            RelayAttempt::Welcomed { node, until } if until <= now || !direct.is_near() => Some(node),
+            RelayAttempt::Welcomed { node, until, .. } if until <= now || !direct.is_near() => Some(node),
             RelayAttempt::First { .. }
             | RelayAttempt::Next { .. }
             | RelayAttempt::Connecting { .. }

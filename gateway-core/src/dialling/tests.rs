@@ -137,6 +137,20 @@ fn a_relay_is_looked_for_as_soon_as_another_node_is_reached() {
     assert_eq!(story.step_after(), (1000, relay()));
 }
 
+/// Seeds 103298 and 106887 of the simulation: the node ended just then.
+#[test]
+fn a_relay_that_is_lost_while_it_waits_for_the_direct_way_is_not_used() {
+    let mut story = Story::with_relay();
+    story.step();
+    assert_eq!(story.step(), relay());
+    story.dialler.handle_connected();
+    story.welcomed(Way::Relay);
+    story.failed(Way::Relay);
+    assert!(!story.dialler.is_dialling(Way::Relay));
+    story.failed(Way::Direct);
+    assert_eq!(story.step(), DialStep::DialDirect);
+}
+
 #[test]
 fn a_direct_way_that_is_nearly_there_is_waited_for() {
     let mut story = Story::with_relay();
