@@ -9,6 +9,7 @@
 //! which nodes this one supports, and which support it. An idle group sends nothing and has no timer. A node whose data
 //! directory is new is a [`Newcomer`] first.
 
+mod api;
 mod codec;
 mod config;
 mod engine;
@@ -21,12 +22,12 @@ mod options;
 mod record;
 mod types;
 
+pub use api::{
+    Event, FollowerStatus, Input, Output, ReadMode, ReadOutcome, Rejection, Role, Send, Status, Suspicion,
+};
 pub use codec::DecodeError;
 pub use config::{Config, ConfigError, NodeSet};
-pub use engine::{
-    Engine, Event, FollowerStatus, Input, Output, ReadMode, ReadOutcome, Rejection, Role, Send, Status,
-    Suspicion,
-};
+pub use engine::Engine;
 pub use label::{RecordKind, RecordLabel};
 pub use liveness::{Liveness, LivenessEvent, LivenessOutput};
 pub use message::{LivenessMessage, Message};

@@ -2,7 +2,7 @@
 
 use keyspace::Error;
 
-use crate::leader_tracker::NodeId;
+use crate::route::NodeId;
 
 /// What an attempt came to.
 #[derive(Clone, Debug, PartialEq, Eq)]

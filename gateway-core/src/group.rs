@@ -3,7 +3,7 @@
 use keyspace::Error;
 
 use crate::attempt::{Attempted, Refused, Why};
-use crate::leader_tracker::{NodeId, Route};
+use crate::route::{NodeId, Route};
 use crate::session::{Number, Session};
 
 /// See the module.

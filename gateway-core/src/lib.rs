@@ -30,6 +30,7 @@ mod mutant;
 pub mod nearest;
 mod renewals;
 mod request;
+mod route;
 mod session;
 pub mod silence;
 mod topology;
@@ -43,14 +44,13 @@ pub use concern::Concern;
 pub use dialling::{DialStep, Dialler, Loss, Relay, Target, Way, Ways};
 pub use failure::Failure;
 pub use group::{GroupState, Learned};
-pub use leader_tracker::{
-    Leader, LeaderTracker, Led, NodeId, PROBE_WAIT, Quiet, Replicas, Route, SessionOpened, TrackerStep,
-};
+pub use leader_tracker::{LeaderTracker, Led, PROBE_WAIT, Quiet, Replicas, SessionOpened, TrackerStep};
 pub use links::Links;
 #[cfg(feature = "mutants")]
 pub use mutant::{Mutant, break_rule};
 pub use renewals::{Batch, Kept, Renewals};
 pub use request::{Attempt, Numbered, Pause, Reach, ReadAt, Request, Step, Verdict};
+pub use route::{Leader, NodeId, Route};
 pub use session::{NoNumber, Number, Session};
 pub use topology::{Routed, Topology, Unbelieved};
 pub use upstream::{FeedItem, FeedSpec, Frame, Heard, Open, Synced, Upstream, UpstreamStep};

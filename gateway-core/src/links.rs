@@ -1,7 +1,7 @@
 //! The links that are up: which one leads to a node.
 
-use crate::leader_tracker::NodeId;
 use crate::link::LinkId;
+use crate::route::NodeId;
 
 /// See the module. Small, and read far more often than changed.
 #[derive(Clone, Debug)]

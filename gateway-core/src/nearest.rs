@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::attempt::Attempted;
-use crate::leader_tracker::NodeId;
+use crate::route::NodeId;
 
 /// The first rest of a node that failed, and the longest: it doubles with each failure after a rest.
 const REST_MIN: Duration = Duration::from_secs(1);

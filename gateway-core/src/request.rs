@@ -14,8 +14,8 @@ use keyspace::Error;
 use crate::attempt::{Attempted, Refused, Unsent, Why};
 use crate::failure::Failure;
 use crate::group::{GroupState, Learned};
-use crate::leader_tracker::NodeId;
 use crate::mutant::mutant;
+use crate::route::NodeId;
 use crate::session::{NoNumber, Number};
 
 /// Redirects that are followed at once before a pause: more of them mean that replicas disagree.

@@ -9,8 +9,8 @@ use shard_map::{DecodeError, GroupId, Role, Shard, ShardMap};
 
 use crate::concern::Concern;
 use crate::failure::Failure;
-use crate::leader_tracker::NodeId;
 use crate::mutant::mutant;
+use crate::route::NodeId;
 
 /// Where a request goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,9 +17,9 @@ use keyspace::{KeyRange, RevisionEvents};
 
 use crate::attempt::{Attempted, Why};
 use crate::failure::Failure;
-use crate::leader_tracker::NodeId;
 use crate::mutant::mutant;
 use crate::request::Reach;
+use crate::route::NodeId;
 
 /// Between two replicas: the longest first pause, and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));

@@ -18,9 +18,9 @@ use keyspace::KeyRange;
 
 use crate::attempt::{Attempted, Unsent, Why};
 use crate::failure::Failure;
-use crate::leader_tracker::NodeId;
 use crate::link::LinkId;
 use crate::request::Reach;
+use crate::route::NodeId;
 use crate::upstream::{FeedItem, FeedSpec, Frame, Heard, Open, Synced, Upstream, UpstreamStep};
 
 /// Questions about one group that may be under way on a connection; whoever comes later shares the next.

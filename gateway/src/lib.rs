@@ -12,12 +12,15 @@ pub mod carrier;
 pub mod context;
 pub mod domain;
 pub mod door;
+mod feed_event;
 mod journey;
 pub mod leading;
 mod link;
+mod methods;
 mod metrics;
 mod random;
 pub mod status;
+pub mod versions;
 mod watch;
 
 use std::io;

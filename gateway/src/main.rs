@@ -49,7 +49,11 @@ fn main() -> ExitCode {
             std::io::stdout().write_all(&script).map_err(Into::into)
         }
         Role::Version => {
-            println!("gaios {} (etcd API {})", env!("CARGO_PKG_VERSION"), gateway::door::ADVERTISED_VERSION);
+            println!(
+                "gaios {} (etcd API {})",
+                env!("CARGO_PKG_VERSION"),
+                gateway::versions::ADVERTISED_VERSION
+            );
             Ok(())
         }
     };

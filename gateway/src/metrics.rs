@@ -14,9 +14,9 @@ use prometheus::{Encoder as _, GaugeVec, IntCounter, IntCounterVec, IntGauge, Op
 use tonic::Code;
 
 use crate::domain::{DomainStatus, LinkCounts, NodeDistance};
-use crate::door::methods::{Flow, METHODS};
-use crate::door::versions::{ADVERTISED_CLUSTER_VERSION, ADVERTISED_VERSION};
 use crate::journey::Journey;
+use crate::methods::{Flow, METHODS};
+use crate::versions::{ADVERTISED_CLUSTER_VERSION, ADVERTISED_VERSION};
 use gateway_core::nearest::Place;
 
 pub use certificates::CertificateMetrics;

@@ -142,7 +142,7 @@ async fn status_alarms_and_hash() {
     let mut client = MaintenanceClient::new(channel);
     let status = client.status(pb::StatusRequest {}).await.unwrap().into_inner();
     assert_eq!((status.header.unwrap().revision, status.raft_term), (2, 2));
-    assert_eq!(status.version, gateway::door::ADVERTISED_VERSION);
+    assert_eq!(status.version, gateway::versions::ADVERTISED_VERSION);
     assert!(status.leader != 0 && status.db_size > 0 && status.raft_index > 0);
     assert!(status.errors.is_empty() && status.downgrade_info.is_some());
     let hash = client.hash_kv(pb::HashKvRequest { revision: 0 }).await.unwrap().into_inner();
@@ -302,7 +302,7 @@ async fn http_endpoints() {
         })
         .await;
     let (code, body) = get(&gateway, "/version").await;
-    let version = gateway::door::ADVERTISED_VERSION;
+    let version = gateway::versions::ADVERTISED_VERSION;
     let expected = format!(r#"{{"etcdserver":"{version}","etcdcluster":"3.6.0","storage":"3.6.0"}}"#);
     assert_eq!((code, body), (200, expected));
     assert_eq!(http(gateway.address(), "POST", "/version").await.0, 405);

@@ -12,7 +12,6 @@
 //! ```
 
 mod acceptor;
-mod api;
 mod bounds;
 mod catchup;
 mod election;
@@ -29,10 +28,7 @@ mod select;
 use std::cmp::Reverse;
 use std::sync::Arc;
 
-pub use api::{
-    Event, FollowerStatus, Input, Output, ReadMode, ReadOutcome, Rejection, Role, Send, Status, Suspicion,
-};
-
+use crate::api::{Event, FollowerStatus, Input, Output, Rejection, Role, Status};
 use crate::message::Resigned;
 use crate::mutant::mutant;
 use crate::record::ROUND_DOUBTFUL;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use backoff::Backoff;
 
-use crate::leader_tracker::NodeId;
+use crate::route::NodeId;
 
 pub use ways::{Relay, Target, Way, Ways};
 

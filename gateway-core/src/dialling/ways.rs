@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::leader_tracker::NodeId;
+use crate::route::NodeId;
 
 /// Something that is dialled. One that is dialled anew is another, also at the same address.
 #[derive(Clone, Debug, PartialEq, Eq)]

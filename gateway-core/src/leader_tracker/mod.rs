@@ -13,8 +13,6 @@
 //!    └────────── opened ─────────────┘
 //! ```
 
-mod route;
-
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -24,9 +22,8 @@ use keyspace::SessionId;
 use crate::attempt::Attempted;
 use crate::group::{GroupState, Learned};
 use crate::request::Reach;
+use crate::route::NodeId;
 use crate::silence::patience;
-
-pub use route::{Leader, NodeId, Route};
 
 /// How long a replica may wait for a leader before it answers that it knows none: so a new one is heard of at once, and a
 /// gateway asks five times a second at most.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use api::gaios::link::v1::{GatewayFigures, GatewayFrame, Request, StatusRequest, WatchClose, request};
 
 use crate::attempt::Unsent;
-use crate::leader_tracker::NodeId;
+use crate::route::NodeId;
 use crate::silence::{Check, Expected, Health};
 
 use batch::{Full, OpenBatch};

@@ -15,9 +15,9 @@ use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use super::Shared;
-use super::feed_event::FeedEvent;
 use super::group::Group;
 use crate::domain::{Feed, FeedReader};
+use crate::feed_event::FeedEvent;
 use crate::link::Link;
 use crate::random::random_u32;
 

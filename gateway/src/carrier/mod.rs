@@ -6,7 +6,6 @@
 
 mod asks;
 mod feed;
-mod feed_event;
 mod group;
 mod links;
 mod metrics;
@@ -37,6 +36,7 @@ use crate::domain::{
     Answer, Consistency, Domain, DomainStatus, Feed, FeedReader, Kept, KnownGateways, LinkCounts,
     NodeDistance,
 };
+use crate::feed_event::FeedEvent;
 use crate::journey;
 use crate::leading::{Leading, Wanted};
 use crate::link::{Figures, Identity, LinkEvent};
@@ -49,9 +49,6 @@ use group::Group;
 use links::Links;
 use metrics::CarrierMetrics;
 use names::Names;
-
-pub(crate) use feed_event::FeedEvent;
-pub(crate) use metrics::LinkMetrics;
 
 /// Bytes of requests that may wait for nodes to be less busy.
 const EASING_BYTES_MAX: usize = 256 << 20;

@@ -28,10 +28,11 @@ use super::lease::Lease;
 use super::maintenance::Maintenance;
 use super::sizes::{COMPRESSION, sizes_of_too_large};
 use super::told::{Line, Received, tell_at_end};
-use super::{Caller, Door, admin, http, methods, watch};
+use super::{Caller, Door, admin, http, watch};
 use crate::context::{Identity, Permissions};
 use crate::domain::Domain;
 use crate::journey::{self, Journey};
+use crate::methods;
 
 type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 

@@ -8,9 +8,10 @@ use http_body_util::Full;
 use keyspace::{KeyRange, Query, RangeRequest};
 use tonic::body::Body;
 
+use super::Door;
 use super::errors::code_and_text;
-use super::{ADVERTISED_CLUSTER_VERSION, ADVERTISED_STORAGE_VERSION, ADVERTISED_VERSION, Door};
 use crate::domain::{Consistency, Domain};
+use crate::versions::{ADVERTISED_CLUSTER_VERSION, ADVERTISED_STORAGE_VERSION, ADVERTISED_VERSION};
 use gateway_core::Failure;
 
 /// The content type of Prometheus' text format.

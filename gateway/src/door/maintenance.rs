@@ -9,9 +9,10 @@ use tonic::{Request, Response, Status};
 
 use super::errors::{NO_LEADER, to_status};
 use super::kv::MISMATCH;
-use super::{ADVERTISED_STORAGE_VERSION, ADVERTISED_VERSION, Caller, Door, unsupported};
+use super::{Caller, Door, unsupported};
 use crate::context::{Priority, RequestContext};
 use crate::domain::{Consistency, Domain};
+use crate::versions::{ADVERTISED_STORAGE_VERSION, ADVERTISED_VERSION};
 
 /// What the state machine calls the alarms that it raises itself, see [`Alarm::member`].
 const RAISED_BY_THE_GROUP: u64 = 0;

@@ -17,13 +17,11 @@ mod kv;
 mod lease;
 mod maintenance;
 mod members;
-pub(crate) mod methods;
 mod outlet;
 mod serve;
 mod sizes;
 mod stagger;
 mod told;
-pub(crate) mod versions;
 mod watch;
 
 use std::sync::Arc;
@@ -54,7 +52,6 @@ pub(crate) use serve::{Server, serve};
 pub(crate) use stagger::{Place, Stagger};
 pub(crate) use told::SlowLog;
 pub use told::{ACCESS_TARGET, AccessLog};
-pub use versions::{ADVERTISED_CLUSTER_VERSION, ADVERTISED_STORAGE_VERSION, ADVERTISED_VERSION};
 
 /// A member of the cluster as clients see it: a gateway of their region.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -15,8 +15,8 @@ use parking_lot::Mutex;
 use tonic::Code;
 use tonic::body::Body;
 
-use super::methods::METHODS;
 use crate::journey::Journey;
+use crate::methods::METHODS;
 
 /// Which requests have a line in the access log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -5,6 +5,7 @@
 //! decides what that means ([`gateway_core::Request`]).
 
 mod dial;
+mod metrics;
 mod refusals;
 mod ways;
 
@@ -38,10 +39,11 @@ use tokio_util::io::InspectReader;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::carrier::{FeedEvent, LinkMetrics};
+use crate::feed_event::FeedEvent;
 
 use dial::Reached;
 
+pub(crate) use metrics::LinkMetrics;
 pub(crate) use refusals::Refusals;
 pub(crate) use ways::{SharedWays, Target};
 

@@ -19,11 +19,11 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::timeout_at;
 
 use super::asks;
-use super::feed_event::FeedEvent;
 use super::metrics::Retries;
 use super::{Counted, Shared};
 use crate::context::RequestContext;
 use crate::domain::{Answer, Consistency, DomainStatus, Kept, KnownGateways};
+use crate::feed_event::FeedEvent;
 use crate::journey;
 use crate::leading::{Leading, Want};
 use crate::link::Link;
