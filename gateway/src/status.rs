@@ -434,6 +434,8 @@ pub struct ReplicaStatus {
     pub commands_queued: u64,
     /// At the leader: slots proposed and not committed.
     pub slots_under_way: u64,
+    /// Which commands may lie in the group's log: it rises when all its replicas know the next one.
+    pub cluster_version: u32,
 }
 
 /// What a replica is.
@@ -776,6 +778,7 @@ impl From<wire::ReplicaStatus> for ReplicaStatus {
             fenced: told.fenced,
             commands_queued: told.commands_queued,
             slots_under_way: told.slots_under_way,
+            cluster_version: told.cluster_version,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use consensus_core::{Durable, Message, Slot, Value};
-use keyspace::Proposal;
+use keyspace::{ClusterVersion, Proposal};
 
 /// An entry that this version cannot apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,8 +29,12 @@ pub(crate) fn read(command: Bytes) -> Proposal {
     Proposal::decode(command).expect("what enters the log was read before")
 }
 
-/// Whether every entry that a peer's message brings can be applied.
-pub fn check_message(message: &Message) -> Result<(), Unreadable> {
+/// Whether every entry that a peer's message brings can be applied by one who knows no newer version than that.
+///
+/// # Errors
+/// One cannot.
+pub fn check_message(known: ClusterVersion, message: &Message) -> Result<(), Unreadable> {
+    let check = |slot: Slot, value: &Value| check(known, slot, value);
     match message {
         Message::Accept(accept) => accept.entries.iter().try_for_each(|(slot, value)| check(*slot, value)),
         Message::Chosen(chosen) => chosen.entries.iter().try_for_each(|(slot, value)| check(*slot, value)),
@@ -58,16 +62,21 @@ pub fn check_message(message: &Message) -> Result<(), Unreadable> {
     }
 }
 
-/// Whether everything that the journal may have the group apply can be applied.
-pub fn check_durable(durable: &Durable) -> Result<(), Unreadable> {
-    durable.values().try_for_each(|(slot, value)| check(slot, value))
+/// The same of everything that the journal may have the group apply.
+///
+/// # Errors
+/// Something cannot.
+pub fn check_durable(known: ClusterVersion, durable: &Durable) -> Result<(), Unreadable> {
+    durable.values().try_for_each(|(slot, value)| check(known, slot, value))
 }
 
-fn check(slot: Slot, value: &Value) -> Result<(), Unreadable> {
+fn check(known: ClusterVersion, slot: Slot, value: &Value) -> Result<(), Unreadable> {
     match value {
         Value::Noop => Ok(()),
         Value::Batch(commands) => commands.iter().try_for_each(|command| {
-            Proposal::decode(command.clone()).map(drop).map_err(|error| Unreadable { slot, error })
+            Proposal::decode_upto(known, command.clone())
+                .map(drop)
+                .map_err(|error| Unreadable { slot, error })
         }),
     }
 }

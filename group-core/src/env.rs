@@ -5,7 +5,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use consensus_core::{GroupId, Liveness, Mono, NodeId, NodeSet, Timing};
-use keyspace::{Limits, ShardSpan};
+use keyspace::{ClusterVersion, Limits, ShardSpan};
 
 use crate::mutant::Broken;
 
@@ -32,6 +32,8 @@ pub struct Settings {
     pub snapshot_slice_bytes: usize,
     /// The region that each node stands in, as far as it is known.
     pub regions: BTreeMap<NodeId, String>,
+    /// The newest cluster version that this node knows.
+    pub known: ClusterVersion,
     /// The regions where the group is to be led, the best first, until an operator says otherwise.
     pub leader_regions: Vec<Bytes>,
     /// For tests of the tests.

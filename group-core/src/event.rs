@@ -5,7 +5,7 @@ use std::sync::Arc;
 use api::gaios::link::v1 as wire;
 use consensus_core::{Config, LivenessEvent, Message, NodeId, PersistSeq, Slot};
 use journal::Lsn;
-use keyspace::Keyspace;
+use keyspace::{ClusterVersion, Keyspace};
 
 use crate::env::LinkId;
 
@@ -96,6 +96,18 @@ pub enum Event {
         slot: Slot,
         /// The digest.
         digest: u64,
+    },
+    /// A peer that leads asks which cluster version is the newest that this node knows.
+    VersionAsked {
+        /// Who.
+        by: NodeId,
+    },
+    /// A peer tells the newest that it knows.
+    VersionTold {
+        /// Who.
+        by: NodeId,
+        /// It knows this one and all before.
+        newest: ClusterVersion,
     },
     /// The node wants to stop.
     Stop,

@@ -35,6 +35,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod turn;
+mod versions;
 mod watches;
 
 pub use env::{Disk, Env, LinkId, Links, Settings};

@@ -37,12 +37,14 @@ pub enum Mutant {
     WatchOverSnapshot,
     /// A watermark says more than was sent.
     WatermarkTooHigh,
+    /// The cluster version rises as soon as the leader knows the next one.
+    VersionRaisedAlone,
 }
 
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 16] = [
+    pub const ALL: [Mutant; 17] = [
         Mutant::ReadUnasked,
         Mutant::UnknownAsRefused,
         Mutant::AnswersSwapped,
@@ -59,6 +61,7 @@ impl Mutant {
         Mutant::WatchWithoutPrevKv,
         Mutant::WatchOverSnapshot,
         Mutant::WatermarkTooHigh,
+        Mutant::VersionRaisedAlone,
     ];
 }
 

@@ -6,7 +6,7 @@ use api::gaios::link::v1 as wire;
 use bytes::Bytes;
 use consensus_core::{Ballot, Config, NodeId, NodeSet, PersistSeq, Record, Role, Send, Slot, Suspicion};
 use journal::Lsn;
-use keyspace::Outcome;
+use keyspace::{ClusterVersion, Outcome};
 
 use crate::env::LinkId;
 
@@ -87,6 +87,10 @@ pub enum ToPeer {
     Digest(Slot, u64),
     /// Send me a snapshot at this slot or later.
     SnapshotRequest(Slot),
+    /// Which cluster version is the newest that you know?
+    VersionAsked,
+    /// It is this.
+    Version(ClusterVersion),
 }
 
 /// What is to be done with snapshots. One is written at a time; a new one begun, or a peer's received, ends the one before.
@@ -160,6 +164,8 @@ pub enum Notice {
     Suspicious { from: NodeId, suspicion: Suspicion },
     /// The disk says that a round was promised which no election explains.
     PromiseDoubtful,
+    /// All replicas of the group know this cluster version, and it is in force from now on.
+    VersionRaised { version: ClusterVersion },
     /// The snapshot that the journal builds on is missing or damaged: the replica waits for a peer's, of this slot or later.
     NoState { at_least: Slot },
 }

@@ -63,6 +63,8 @@ impl Stateless {
             | Event::SnapshotWanted { .. }
             | Event::DigestAsked { .. }
             | Event::DigestTold { .. }
+            | Event::VersionAsked { .. }
+            | Event::VersionTold { .. }
             | Event::Stop => {}
         }
         Err(self)

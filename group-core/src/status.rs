@@ -32,6 +32,7 @@ impl Replica {
             fenced: engine.fenced,
             commands_queued: engine.queued as u64,
             slots_under_way: engine.inflight,
+            cluster_version: u32::from(self.state.version().0),
         }
     }
 }

@@ -9,22 +9,24 @@ use api::gaios::link::v1::refused::Why;
 use api::gaios::link::v1::request::Kind as RequestKind;
 use api::gaios::link::v1::response::Kind;
 use bytes::{Bytes, BytesMut};
+use consensus_core::message::Chosen;
 use consensus_core::{
-    Config, Durable, GroupId, Liveness, LivenessOutput, Mono, NodeId, Options, PersistSeq, Rejection, Slot,
-    Tag, Timing,
+    Config, Durable, GroupId, Liveness, LivenessEvent, LivenessOutput, Message, Mono, NodeId, Options,
+    PersistSeq, Rejection, Slot, Tag, Timing, Value,
 };
 use journal::Lsn;
 use keyspace::{
-    Command, Envelope, LeaseGrant, LeaseId, Limits, Proposal, Query, Revision, RevisionRange, Revisions,
-    Route, SessionId, ShardId, ShardSpan,
+    ClusterVersion, Command, Envelope, LeaseGrant, LeaseId, LeaseSerial, Limits, Proposal, Query, Revision,
+    RevisionRange, Revisions, Route, SessionId, ShardId, ShardSpan,
 };
 
 use crate::clients::{Enrolled, PendingRead, Reading, Subject, Waiter};
+use crate::entries;
 use crate::env::{Disk, Env, LinkId, Links, Settings};
 use crate::event::{Event, Progress};
 use crate::log_positions::LogPositions;
 use crate::mutant::Broken;
-use crate::out::{LargeAnswer, Out, ToSnapshots};
+use crate::out::{LargeAnswer, Out, ToPeer, ToSnapshots};
 use crate::replica::{PROPOSE_AGAIN_AFTER, Replica, Start, encode};
 use crate::watches::WATERMARK_EVERY;
 
@@ -57,6 +59,8 @@ struct Rig {
     large: Vec<LargeAnswer>,
     /// For the next turn.
     events: Vec<Event>,
+    /// What others were told.
+    to_peers: Vec<(NodeId, ToPeer)>,
     /// Where the journal ends.
     lsn: u64,
     /// The snapshot being written.
@@ -81,6 +85,11 @@ impl Rig {
     }
 
     fn with_shards(shards: Vec<ShardSpan>) -> Rig {
+        Rig::with(shards, ClusterVersion::NEWEST)
+    }
+
+    /// One that knows no newer version than that.
+    fn with(shards: Vec<ShardSpan>, known: ClusterVersion) -> Rig {
         let voters = [ME].into_iter().collect();
         let timing = Timing::default();
         let settings = Settings {
@@ -94,6 +103,7 @@ impl Rig {
             snapshot_least_bytes: 1 << 20,
             snapshot_slice_bytes: 64 << 10,
             regions: BTreeMap::new(),
+            known,
             leader_regions: Vec::new(),
             broken: Broken::default(),
             broken_state: keyspace::Broken::default(),
@@ -113,12 +123,16 @@ impl Rig {
             answers: BTreeMap::new(),
             large: Vec::new(),
             events: Vec::new(),
+            to_peers: Vec::new(),
             lsn: 0,
             writing: Slot(0),
             floor: Lsn(0),
             works: Works::Well,
         };
-        rig.until("it leads", |replica| replica.leading && replica.state.limits() == replica.settings.limits);
+        rig.until("it leads", |replica| {
+            let is_led = replica.leading && replica.state.limits() == replica.settings.limits;
+            is_led && replica.state.version() == replica.settings.known
+        });
         rig
     }
 
@@ -151,6 +165,7 @@ impl Rig {
             self.events.push(Event::Persisted { upto: *upto, lsn: Lsn(self.lsn) });
         }
         self.floor = out.floor.unwrap_or(self.floor);
+        self.to_peers.extend(out.to_peers);
         for answer in out.answers {
             self.answers.entry(answer.link).or_default().extend(answer.responses);
         }
@@ -618,6 +633,66 @@ fn the_end_of_a_lease_is_not_that_of_the_next_with_its_id() {
     assert!(rig.grant_of(id).serial > old.serial);
     rig.turn([request(LINK, 1, keep_alive(&[7]))]);
     assert_eq!(renewed(rig.take(LINK)), [(1, vec![kept(7, 60)])]);
+}
+
+#[test]
+fn who_knows_only_an_older_version_proposes_what_that_has() {
+    let mut rig = Rig::with(vec![ShardSpan::whole()], ClusterVersion::FIRST);
+    let id = LeaseId(7);
+    rig.write(keyspace::Op::LeaseGrant { id, ttl: 60 });
+    let grant = rig.grant_of(id);
+    assert_eq!((grant.serial, rig.replica.state.version()), (LeaseSerial::NONE, ClusterVersion::FIRST));
+    rig.replica.leases.granted(Mono(rig.now.0 - 61_000_000_000), grant, 60);
+    rig.settle();
+    assert!(rig.replica.state.lease(id).is_none());
+    // There is nobody whom it would have to ask for a newer one.
+    rig.replica.settings.known = ClusterVersion::NEWEST;
+    rig.turn([]);
+    rig.settle();
+    assert_eq!(rig.replica.state.version(), ClusterVersion::NEWEST);
+    rig.write(keyspace::Op::LeaseGrant { id, ttl: 60 });
+    assert_eq!(rig.grant_of(id).serial, LeaseSerial(1));
+}
+
+#[test]
+fn the_version_rises_when_all_replicas_know_the_next_one() {
+    let mut rig = Rig::with(vec![ShardSpan::whole()], ClusterVersion::FIRST);
+    // As if there were two others, of whom one is older.
+    let (b, c) = (NodeId(2), NodeId(3));
+    let raised = |rig: &mut Rig, told: &[(NodeId, ClusterVersion)]| {
+        let told = told.iter().map(|(by, newest)| Event::VersionTold { by: *by, newest: *newest });
+        rig.turn(told);
+        rig.settle();
+        rig.replica.state.version() == ClusterVersion::NEWEST
+    };
+    rig.replica.settings.voters = [ME, b, c].into_iter().collect();
+    rig.replica.settings.known = ClusterVersion::NEWEST;
+    assert!(!raised(&mut rig, &[]));
+    assert_eq!(rig.to_peers, [(b, ToPeer::VersionAsked), (c, ToPeer::VersionAsked)]);
+    assert!(!raised(&mut rig, &[(b, ClusterVersion::NEWEST), (c, ClusterVersion::FIRST)]));
+    // It goes, and comes again as a newer one.
+    rig.turn([LivenessEvent::PeerDown(c), LivenessEvent::PeerUp(c)].map(Event::Liveness));
+    assert_eq!(rig.to_peers.len(), 4, "they are asked again at once");
+    assert!(!raised(&mut rig, &[]));
+    assert!(raised(&mut rig, &[(c, ClusterVersion::NEWEST)]));
+    rig.turn([Event::VersionAsked { by: b }]);
+    assert_eq!(rig.to_peers.last(), Some(&(b, ToPeer::Version(ClusterVersion::NEWEST))));
+}
+
+#[test]
+fn an_entry_of_a_newer_version_is_refused_in_words() {
+    let entry = |command: &Command| {
+        let entries = [(Slot(9), Value::Batch([encode(command)].into()))].into_iter().collect();
+        Message::Chosen(Chosen { commit: Slot(9), entries })
+    };
+    let raise = entry(&Command::RaiseVersion(ClusterVersion::NEWEST));
+    assert_eq!(entries::check_message(ClusterVersion::NEWEST, &raise), Ok(()));
+    let error = entries::check_message(ClusterVersion::FIRST, &raise).unwrap_err();
+    assert_eq!(error.to_string(), "slot 9: an encoding of version 4, and this Gaios reads version 3");
+    let grant = |serial| LeaseGrant { id: LeaseId(7), serial: LeaseSerial(serial) };
+    let expire = |serial| entry(&Command::ExpireLeases(vec![grant(serial)]));
+    assert_eq!(entries::check_message(ClusterVersion::FIRST, &expire(0)), Ok(()));
+    assert!(entries::check_message(ClusterVersion::FIRST, &expire(1)).is_err());
 }
 
 #[test]

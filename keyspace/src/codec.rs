@@ -14,7 +14,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 pub(crate) use reply::{error_tag, read_key_value, read_outcome, reply_tag, write_key_value, write_outcome};
 pub(crate) use wire::{Reader, Writer};
 
-use crate::{Command, Envelope, LeaseGrant, LeaseSerial, Op, Outcome, Proposal, Query, RevisionEvents};
+use crate::{ClusterVersion, Command, Envelope, Op, Outcome, Proposal, Query, RevisionEvents};
 
 /// How deep transactions may be nested, the outermost included. etcd has no such limit of its own; its budget of
 /// operations (128 by default, and one at least is used per level) gives the same.
@@ -25,12 +25,6 @@ pub const MAX_TXN_DEPTH: usize = 128;
 pub const MAX_TXN_ITEMS: usize = 1 << 16;
 
 const VERSION: u8 = 1;
-
-/// The oldest version of commands with their envelopes that is read. The first one had none, and with the second writes named
-/// no shard.
-const PROPOSAL_VERSION_LEAST: u8 = 3;
-/// The newest: what is said of leases says of which grant. A command is written in the oldest version that can say it.
-const PROPOSAL_VERSION: u8 = 4;
 
 /// The input is no encoding that this version reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,10 +54,10 @@ impl std::fmt::Display for DecodeError {
 impl std::error::Error for DecodeError {}
 
 impl Proposal {
-    /// Appends the encoding.
+    /// Appends the encoding, in the oldest version that can say it.
     pub fn encode(&self, out: &mut BytesMut) {
         let version = self.command.version();
-        request::write_proposal(&mut Writer::new(out, version), version, &self.envelope, &self.command);
+        request::write_proposal(&mut Writer::new(out, version.0), version, &self.envelope, &self.command);
     }
 
     /// Reads an encoding to its end.
@@ -71,8 +65,16 @@ impl Proposal {
     /// # Errors
     /// It is none, or one of another version.
     pub fn decode(bytes: Bytes) -> Result<Proposal, DecodeError> {
+        Proposal::decode_upto(ClusterVersion::NEWEST, bytes)
+    }
+
+    /// The same, as one does who knows no newer version than that.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn decode_upto(known: ClusterVersion, bytes: Bytes) -> Result<Proposal, DecodeError> {
         let mut reader = Reader::new(bytes);
-        let version = reader.version_among(PROPOSAL_VERSION_LEAST, PROPOSAL_VERSION)?;
+        let version = ClusterVersion(reader.version_among(ClusterVersion::FIRST.0, known.0)?);
         let proposal = request::read_proposal(&mut reader, version)?;
         if !reader.is_empty() {
             return Err(DecodeError::Malformed("bytes after the end"));
@@ -85,29 +87,10 @@ impl Proposal {
 }
 
 impl Command {
-    /// The oldest version of the encoding that can say this.
-    fn version(&self) -> u8 {
-        let is_numbered = |grant: &LeaseGrant| grant.serial != LeaseSerial::NONE;
-        match self {
-            Command::ExpireLeases(leases) if leases.iter().any(is_numbered) => PROPOSAL_VERSION,
-            Command::CheckpointLeases(leases) if leases.iter().any(|(grant, _)| is_numbered(grant)) => {
-                PROPOSAL_VERSION
-            }
-            Command::ExpireLeases(_)
-            | Command::CheckpointLeases(_)
-            | Command::OpenSession { .. }
-            | Command::CloseSession(_)
-            | Command::Write { .. }
-            | Command::SetLimits(_)
-            | Command::SetLeaderRegions(_)
-            | Command::RaiseAlarm(_) => PROPOSAL_VERSION_LEAST,
-        }
-    }
-
     /// Appends the encoding, in an envelope that leaves everything to the log.
     pub fn encode(&self, out: &mut BytesMut) {
         let version = self.version();
-        request::write_proposal(&mut Writer::new(out, version), version, &Envelope::default(), self);
+        request::write_proposal(&mut Writer::new(out, version.0), version, &Envelope::default(), self);
     }
 
     /// Reads an encoding to its end: one whose envelope leaves everything to the log, as those must that come from outside

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    Error, LeaseGrant, LeaseId, LeaseSerial,
+    ClusterVersion, Error, LeaseGrant, LeaseId, LeaseSerial,
     digest::{Hasher, SetHash},
     quota::LEASE_COST_BYTES,
 };
@@ -66,7 +66,13 @@ pub(crate) struct Leases {
 }
 
 impl Leases {
-    pub(crate) fn grant(&mut self, id: LeaseId, ttl_s: i64) -> Result<LeaseGrant, Error> {
+    /// Adds a lease, and numbers the grant if that is done at this version.
+    pub(crate) fn grant(
+        &mut self,
+        version: ClusterVersion,
+        id: LeaseId,
+        ttl_s: i64,
+    ) -> Result<LeaseGrant, Error> {
         // In etcd's order (lessor.Grant).
         if id.is_none() {
             return Err(Error::LeaseNotFound);
@@ -77,8 +83,9 @@ impl Leases {
         if self.leases.contains_key(&id) {
             return Err(Error::LeaseExists);
         }
-        self.last_serial.0 += 1;
-        let serial = self.last_serial;
+        let is_numbered = version >= ClusterVersion::NUMBERED_GRANTS;
+        self.last_serial.0 += u64::from(is_numbered);
+        let serial = if is_numbered { self.last_serial } else { LeaseSerial::NONE };
         self.insert(id, Lease { serial, granted_ttl_s: ttl_s, checkpoint_s: 0 });
         Ok(LeaseGrant { id, serial })
     }

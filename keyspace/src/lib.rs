@@ -35,6 +35,7 @@ mod revision;
 mod session;
 mod shard;
 mod txn;
+mod version;
 mod watchers;
 
 pub use alarm::{Alarm, AlarmKind};
@@ -64,4 +65,5 @@ pub use revision::{LastWrite, Resolved, Revision};
 pub use session::{SESSION_WINDOW, SessionLookup};
 pub use shard::ShardSpan;
 pub use shard_map::{Epoch, ShardId};
+pub use version::ClusterVersion;
 pub use watchers::WatcherIndex;

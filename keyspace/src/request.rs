@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 
-use crate::{Alarm, AlarmKind, KeyRange, LeaseGrant, LeaseId, Limits, Route, SessionId};
+use crate::{
+    Alarm, AlarmKind, ClusterVersion, KeyRange, LeaseGrant, LeaseId, LeaseSerial, Limits, Route, SessionId,
+};
 
 /// One command of the log. A log entry holds a batch of them; each is applied by [`crate::Keyspace::apply`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,12 +44,32 @@ pub enum Command {
     SetLeaderRegions(Vec<Bytes>),
     /// Raises an alarm that the group itself has found reason for.
     RaiseAlarm(Alarm),
+    /// From here on commands of this version may come, and do what they do there. It never falls. To be proposed only when all
+    /// replicas of the group know it: this command itself is of that version.
+    RaiseVersion(ClusterVersion),
 }
 
 impl Command {
     /// A client's write, sent by `route` if it concerns a shard.
     pub fn write(session: SessionId, seq: u64, ack_upto: u64, route: Route, op: Op) -> Command {
         Command::Write { session, seq, ack_upto, route: op.has_keys().then_some(route), op }
+    }
+
+    /// The oldest cluster version that has it.
+    pub fn version(&self) -> ClusterVersion {
+        let is_numbered = |grant: &LeaseGrant| grant.serial != LeaseSerial::NONE;
+        let names_grants = match self {
+            Command::RaiseVersion(version) => return *version,
+            Command::ExpireLeases(leases) => leases.iter().any(is_numbered),
+            Command::CheckpointLeases(leases) => leases.iter().any(|(grant, _)| is_numbered(grant)),
+            Command::OpenSession { .. }
+            | Command::CloseSession(_)
+            | Command::Write { .. }
+            | Command::SetLimits(_)
+            | Command::SetLeaderRegions(_)
+            | Command::RaiseAlarm(_) => false,
+        };
+        if names_grants { ClusterVersion::NUMBERED_GRANTS } else { ClusterVersion::FIRST }
     }
 }
 

@@ -125,6 +125,8 @@ fn what_an_older_version_can_say_is_written_as_it_wrote_it() {
         assert_eq!(Command::decode(encoded.clone().freeze()), Ok(command));
         encoded.to_vec()
     };
+    assert_eq!(written(Command::RaiseVersion(ClusterVersion(4))), [4, 0, 9]);
+    assert!(Command::decode(Bytes::from_static(&[3, 0, 9])).is_err(), "it has no such command");
     assert_eq!(written(Command::ExpireLeases(vec![grant(0)])), [3, 0, 4, 1, 14]);
     assert_eq!(written(Command::CheckpointLeases(vec![(grant(0), 5)])), [3, 0, 5, 1, 14, 10]);
     assert_eq!(written(Command::ExpireLeases(vec![grant(0), grant(9)])), [4, 0, 4, 2, 14, 0, 14, 9]);
@@ -151,4 +153,58 @@ fn revisions_that_cannot_be_given_are_malformed() {
         given(first, count, Command::CloseSession(SessionId(1))).encode(&mut encoded);
         assert!(Proposal::decode(encoded.freeze()).is_err(), "{first} {count}");
     }
+}
+
+#[test]
+fn while_an_older_version_is_in_force_all_is_as_it_was_there() {
+    let mut state = Keyspace::new(Options::default());
+    let mut effects = Effects::new();
+    let mut apply = |state: &mut Keyspace, slot: u64, command: Command| {
+        effects.clear();
+        state.apply(slot, 0, command, &mut effects);
+        state.check_invariants();
+        effects.clone()
+    };
+    let session = SessionId(1);
+    let grant = |seq: u64, id: i64| {
+        Command::write(session, seq, seq - 1, Route::FIRST, Op::LeaseGrant { id: LeaseId(id), ttl: 60 })
+    };
+    let slices = |state: &mut Keyspace| {
+        let mut snapshot = state.snapshot();
+        let slice = snapshot.next_slice(state, usize::MAX).unwrap();
+        assert_eq!(snapshot.next_slice(state, usize::MAX), None);
+        slice
+    };
+    let restored = |known: ClusterVersion, slice: Bytes| {
+        let mut restore = Restore::upto(known);
+        restore.push(slice).and_then(|()| restore.finish())
+    };
+    apply(&mut state, 1, Command::OpenSession { nonce: 1 });
+    apply(&mut state, 2, grant(1, 7));
+    assert_eq!((state.version(), serial_of(&state, 7)), (ClusterVersion::FIRST, LeaseSerial::NONE));
+    let before = slices(&mut state);
+    let copy = restored(ClusterVersion::FIRST, before).unwrap();
+    assert_eq!((copy.digest(), copy.version()), (state.digest(), ClusterVersion::FIRST));
+
+    let raised = apply(&mut state, 3, Command::RaiseVersion(ClusterVersion::NEWEST));
+    assert_eq!(raised.version_raised, Some(ClusterVersion::NEWEST));
+    for lower in [ClusterVersion::NEWEST, ClusterVersion::FIRST] {
+        assert_eq!(apply(&mut state, 4, Command::RaiseVersion(lower)).version_raised, None);
+    }
+    assert_eq!(state.version(), ClusterVersion::NEWEST, "it never falls");
+    apply(&mut state, 5, grant(2, 8));
+    assert_eq!((serial_of(&state, 7), serial_of(&state, 8)), (LeaseSerial::NONE, LeaseSerial(1)));
+    let after = slices(&mut state);
+    let copy = restored(ClusterVersion::NEWEST, after.clone()).unwrap();
+    assert_eq!((copy.digest(), copy.version()), (state.digest(), ClusterVersion::NEWEST));
+    let error = restored(ClusterVersion::FIRST, after).unwrap_err();
+    assert_eq!(error.to_string(), "an encoding of version 3, and this Gaios reads version 2");
+    // What was granted before ends as it did.
+    let old = LeaseGrant { id: LeaseId(7), serial: LeaseSerial::NONE };
+    let expired = apply(&mut state, 6, Command::ExpireLeases(vec![old]));
+    assert_eq!(expired.leases, [LeaseEffect::Revoked { id: LeaseId(7) }]);
+}
+
+fn serial_of(state: &Keyspace, lease: i64) -> LeaseSerial {
+    state.lease(LeaseId(lease)).expect("the lease lives").grant.serial
 }

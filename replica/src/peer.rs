@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use consensus_core::{GroupId, LivenessMessage, Message, NodeId, Slot};
+use keyspace::ClusterVersion;
 use parking_lot::Mutex;
 use tracing::debug;
 
@@ -125,6 +126,23 @@ impl Peer {
     pub(crate) fn send_digest(&self, group: GroupId, slot: Slot, digest: u64) {
         if self.knows_disk_and_digests() {
             self.send(|out| wire::encode_digest(group, slot, digest, out));
+        }
+    }
+
+    /// A peer that does not know the question knows none but the first.
+    fn knows_versions(&self) -> bool {
+        self.knows.lock().is_some_and(Frames::with_versions)
+    }
+
+    pub(crate) fn send_version_asked(&self, group: GroupId) {
+        if self.knows_versions() {
+            self.send(|out| wire::encode_version_asked(group, out));
+        }
+    }
+
+    pub(crate) fn send_version(&self, group: GroupId, newest: ClusterVersion) {
+        if self.knows_versions() {
+            self.send(|out| wire::encode_version(group, newest, out));
         }
     }
 

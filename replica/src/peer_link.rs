@@ -7,6 +7,7 @@ use std::time::Duration;
 use consensus_core::{GroupId, LivenessMessage, Message, NodeId, Timing};
 use futures::StreamExt;
 use group_core::{Event, entries};
+use keyspace::ClusterVersion;
 use tls::Stream;
 use tokio::io::AsyncRead;
 use tokio_util::codec::FramedRead;
@@ -137,6 +138,16 @@ async fn read_frames(
                     group.tell_if_room(Event::DigestTold { by: from, slot, digest }, size);
                 }
             }
+            PeerFrame::VersionAsked(group) => {
+                if let Some(group) = shared.groups.get(group) {
+                    group.tell_if_room(Event::VersionAsked { by: from }, size);
+                }
+            }
+            PeerFrame::Version(group, newest) => {
+                if let Some(group) = shared.groups.get(group) {
+                    group.tell_if_room(Event::VersionTold { by: from, newest }, size);
+                }
+            }
             PeerFrame::SnapshotBegin { .. }
             | PeerFrame::SnapshotSlice(_)
             | PeerFrame::SnapshotEnd
@@ -149,7 +160,7 @@ async fn read_frames(
 }
 
 fn take_message(shared: &Shared, from: NodeId, group: GroupId, message: Message, bytes: usize) {
-    if let Err(unreadable) = entries::check_message(&message) {
+    if let Err(unreadable) = entries::check_message(ClusterVersion::NEWEST, &message) {
         shared.distrusts.report(from, Some(group), Distrust::Entry, &unreadable);
         return;
     }

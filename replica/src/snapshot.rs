@@ -174,6 +174,8 @@ async fn try_receive(
             | PeerFrame::Disk(_)
             | PeerFrame::DigestAsked(..)
             | PeerFrame::Digest(..)
+            | PeerFrame::VersionAsked(..)
+            | PeerFrame::Version(..)
             | PeerFrame::SnapshotInstalled => return Err("a frame that has no place in a snapshot".into()),
         }
     }

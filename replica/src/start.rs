@@ -15,7 +15,7 @@ use discovery::Discovery;
 use group_core::{Broken, Event, LogPositions, Settings, Start, entries};
 use journal::Recovered as Found;
 use journal::{Identity, Journal, RealDisk, Superblock, Writer};
-use keyspace::{Limits, ShardSpan};
+use keyspace::{ClusterVersion, Limits, ShardSpan};
 use parking_lot::Mutex;
 use shard_map::ShardMap;
 use thiserror::Error;
@@ -267,7 +267,7 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
             );
             found.durable.survive();
         }
-        entries::check_durable(&found.durable)
+        entries::check_durable(ClusterVersion::NEWEST, &found.durable)
             .map_err(|error| StartError::Entry { group: id.0, why: error.to_string() })?;
         let seed = random.hash_one((options.id.0, id.0, incarnation));
         let engine_options = Options { timing: options.timing, ..Options::new(id, options.id, seed) };
@@ -373,6 +373,7 @@ fn settings_of(options: &NodeOptions, handle: &GroupHandle) -> Settings {
         snapshot_least_bytes: options.snapshot_least_bytes,
         snapshot_slice_bytes: options.snapshot_slice_bytes,
         regions: options.regions.clone(),
+        known: ClusterVersion::NEWEST,
         leader_regions: leader_regions.into_iter().map(Bytes::from).collect(),
         broken: Broken::default(),
         broken_state: keyspace::Broken::default(),

@@ -15,6 +15,8 @@
 //! | 8 | 1 or 0 | on a link: my disk is full, or has room again |
 //! | 9 | group (u64), slot (u64) | on a link: what is the digest of your state at this slot? |
 //! | 10 | group (u64), slot (u64), digest (u64) | on a link: the answer |
+//! | 11 | group (u64) | on a link: which cluster version is the newest that you know? |
+//! | 12 | group (u64), version (u8) | on a link: the answer |
 //!
 //! A peer ends the connection at a frame that it does not know. So a hello says how far its speaker knows them, and frames
 //! above that are not sent. The oldest nodes know seven and do not say so.
@@ -28,6 +30,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use consensus_core::{Config, GroupId, LivenessMessage, Message, NodeId, NodeStatus, Slot};
+use keyspace::ClusterVersion;
 use thiserror::Error;
 
 /// The largest frame either side accepts: an entry of the engine's batch limit, or one request above it, and headers.
@@ -53,8 +56,10 @@ const SNAPSHOT_REQUEST: u8 = 7;
 const DISK: u8 = 8;
 const DIGEST_ASKED: u8 = 9;
 const DIGEST: u8 = 10;
+const VERSION_ASKED: u8 = 11;
+const CLUSTER_VERSION: u8 = 12;
 /// The last kind of frame that this version knows.
-const FRAMES_KNOWN: u8 = DIGEST;
+const FRAMES_KNOWN: u8 = CLUSTER_VERSION;
 /// And the last one that those know who do not say.
 const FRAMES_OF_OLD: u8 = SNAPSHOT_REQUEST;
 
@@ -107,6 +112,10 @@ impl Frames {
     pub(crate) fn with_disk_and_digests(self) -> bool {
         self.0 >= DIGEST
     }
+
+    pub(crate) fn with_versions(self) -> bool {
+        self.0 >= CLUSTER_VERSION
+    }
 }
 
 /// A frame after the hello.
@@ -122,6 +131,8 @@ pub(crate) enum PeerFrame {
     Disk(Room),
     DigestAsked(GroupId, Slot),
     Digest(GroupId, Slot, u64),
+    VersionAsked(GroupId),
+    Version(GroupId, ClusterVersion),
 }
 
 /// What a disk has left.
@@ -294,6 +305,17 @@ pub(crate) fn encode_digest(group: GroupId, slot: Slot, digest: u64, out: &mut B
     out.put_u64_le(digest);
 }
 
+pub(crate) fn encode_version_asked(group: GroupId, out: &mut BytesMut) {
+    out.put_u8(VERSION_ASKED);
+    out.put_u64_le(group.0);
+}
+
+pub(crate) fn encode_version(group: GroupId, newest: ClusterVersion, out: &mut BytesMut) {
+    out.put_u8(CLUSTER_VERSION);
+    out.put_u64_le(group.0);
+    out.put_u8(newest.0);
+}
+
 impl PeerFrame {
     pub(crate) fn decode(mut frame: Bytes) -> Result<PeerFrame, WireError> {
         if frame.is_empty() {
@@ -337,6 +359,15 @@ impl PeerFrame {
                 let digest = frame.try_get_u64_le().map_err(|_| WireError::Short)?;
                 Ok(PeerFrame::Digest(GroupId(group), Slot(slot), digest))
             }
+            VERSION_ASKED => {
+                let group = frame.try_get_u64_le().map_err(|_| WireError::Short)?;
+                Ok(PeerFrame::VersionAsked(GroupId(group)))
+            }
+            CLUSTER_VERSION => {
+                let group = frame.try_get_u64_le().map_err(|_| WireError::Short)?;
+                let newest = frame.try_get_u8().map_err(|_| WireError::Short)?;
+                Ok(PeerFrame::Version(GroupId(group), ClusterVersion(newest)))
+            }
             other => Err(WireError::Kind(other)),
         }
     }
@@ -345,6 +376,21 @@ impl PeerFrame {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn questions_about_versions_survive_the_trip_and_go_only_to_those_who_know_them() {
+        let group = GroupId(7);
+        let mut asked = BytesMut::new();
+        encode_version_asked(group, &mut asked);
+        assert!(matches!(PeerFrame::decode(asked.freeze()), Ok(PeerFrame::VersionAsked(of)) if of == group));
+        let mut told = BytesMut::new();
+        encode_version(group, ClusterVersion(9), &mut told);
+        let told = told.freeze();
+        let frame = PeerFrame::decode(told.clone());
+        assert!(matches!(frame, Ok(PeerFrame::Version(of, ClusterVersion(9))) if of == group), "{frame:?}");
+        assert!(PeerFrame::decode(told.slice(..told.len() - 1)).is_err());
+        assert!(Frames::ALL.with_versions() && !Frames(DIGEST).with_versions());
+    }
 
     #[test]
     fn a_hello_survives_the_trip_and_is_no_protobuf() {

@@ -15,8 +15,8 @@ use api::gaios::link::v1::refused::Why;
 use api::gaios::link::v1::response::Kind;
 use bytes::{Bytes, BytesMut};
 use consensus_core::{
-    Config, Durable, Engine, Event as EngineEvent, Input, Message, Mono, NodeId, NodeSet, Options, Output,
-    PersistSeq, ReadOutcome, Record, Rejection, Role, Slot, Status, Tag, Value,
+    Config, Durable, Engine, Event as EngineEvent, Input, LivenessEvent, Message, Mono, NodeId, NodeSet,
+    Options, Output, PersistSeq, ReadOutcome, Record, Rejection, Role, Slot, Status, Tag, Value,
 };
 use journal::{Lsn, Ticket};
 use keyspace::{Alarm, AlarmKind, Command, Effects, Keyspace, LeaseEffect, Reply, RevisionEvents};
@@ -35,6 +35,7 @@ use crate::queries::Queries;
 use crate::readiness::{Readiness, Unready};
 use crate::replies::Replies;
 use crate::seekers::Seekers;
+use crate::versions::Versions;
 use crate::watches::Watches;
 
 pub use self::snapshotting::{decode_meta, encode_meta};
@@ -102,6 +103,7 @@ pub struct Replica {
     pub(crate) positions: LogPositions,
     pub(crate) snapshotting: Snapshotting,
     digests: Digests,
+    pub(crate) versions: Versions,
     pub(crate) replies: Replies,
     pub(crate) seekers: Seekers,
     readiness: Readiness,
@@ -162,6 +164,7 @@ impl Replica {
             positions: start.positions,
             snapshotting: Snapshotting::new(newest),
             digests: Digests::default(),
+            versions: Versions::default(),
             replies,
             seekers: Seekers::default(),
             readiness: Readiness::default(),
@@ -193,7 +196,14 @@ impl Replica {
             Event::LinkDrained => {}
             Event::Persisted { upto, lsn } => self.on_persisted(env, upto, lsn),
             Event::PersistFailed => self.step_engine(env, Input::PersistFailed),
-            Event::Liveness(event) => self.step_engine(env, Input::from(event)),
+            Event::Liveness(event) => {
+                match event {
+                    LivenessEvent::PeerUp(_) => self.versions.up(env.now),
+                    LivenessEvent::PeerDown(node) => self.versions.down(node),
+                    LivenessEvent::PeerChanged(_) => {}
+                }
+                self.step_engine(env, Input::from(event));
+            }
             Event::PeerDisk { node, full: true } => {
                 self.full_at.insert(node, env.now);
             }
@@ -219,6 +229,8 @@ impl Replica {
                 }
             }
             Event::DigestTold { by, slot, digest } => self.on_digest(env, by, slot, digest),
+            Event::VersionAsked { by } => self.out.to_peers.push((by, ToPeer::Version(self.settings.known))),
+            Event::VersionTold { by, newest } => self.versions.told(by, newest),
             Event::Stop => self.stop_in_order(env),
         }
     }
@@ -234,6 +246,7 @@ impl Replica {
         self.watch_disks(env);
         self.propose_due_leases(env);
         self.compare_digests(env);
+        self.raise_version(env);
         self.admit_caught_up(env);
     }
 
@@ -273,6 +286,7 @@ impl Replica {
         assert!(self.leading || self.placement.is_none(), "only who leads thinks of its place");
         assert!(self.leading || self.parked.is_empty(), "only who leads has a lease's end to wait for");
         assert_eq!(self.applied.0, self.state.applied(), "the state is that of the last slot");
+        assert!(self.state.version() <= self.settings.known, "nothing is in force that is not known here");
         assert!(self.snapshotting.newest() <= Some(self.applied), "no snapshot of what was not applied");
     }
 
@@ -281,11 +295,12 @@ impl Replica {
     pub fn deadline(&self) -> Option<Mono> {
         let (leases, digests) =
             if self.leading { (self.leases.next_deadline(), self.digests.deadline()) } else { (None, None) };
+        let versions = self.may_raise_version().then(|| self.versions.deadline());
         let stopping = self.stopping.map(|stopping| stopping.until);
         let placement = self.placement.as_ref().and_then(Placement::deadline);
         let watermark = self.watches.watermark_due(&self.state);
         let waiting = [self.queries.deadline(), self.seekers.deadline(), placement, watermark];
-        let own = [self.engine.next_deadline(), leases, digests, self.propose_again_at, stopping];
+        let own = [self.engine.next_deadline(), leases, digests, versions, self.propose_again_at, stopping];
         own.into_iter().chain(waiting).flatten().min()
     }
 
@@ -491,6 +506,9 @@ impl Replica {
             self.reconsider_place();
         }
         self.sweeping |= effects.compacted.is_some();
+        if let Some(version) = effects.version_raised {
+            self.out.notices.push(Notice::VersionRaised { version });
+        }
         self.on_lease_effects(env, &effects.leases);
         self.on_revisions(&effects.revisions);
     }
@@ -649,6 +667,7 @@ impl Replica {
             let grace = self.settings.timing.election;
             self.leases.start(env.now, grace, self.state.leases());
         }
+        self.versions.begin(env.now);
         self.reconsider_place();
         // The limits must be the same on all replicas, so it is the leader's configuration that counts.
         if self.state.limits() != self.settings.limits {
@@ -668,6 +687,33 @@ impl Replica {
         self.on_differing(env, &differing);
         for peer in self.settings.voters.iter().filter(|voter| *voter != self.settings.node) {
             self.out.to_peers.push((peer, ToPeer::DigestAsked(slot)));
+        }
+    }
+
+    /// There is a newer version than the one in force, and this replica may say so.
+    fn may_raise_version(&self) -> bool {
+        self.leading && self.state.version() < self.settings.known
+    }
+
+    /// A leader asks the others what they know, and has the version rise as far as all do.
+    fn raise_version(&mut self, env: &Env<'_>) {
+        if !self.may_raise_version() {
+            return;
+        }
+        let Settings { node: me, known, .. } = self.settings;
+        if self.versions.take_due(env.now) {
+            for peer in self.settings.voters.iter().filter(|voter| *voter != me) {
+                self.out.to_peers.push((peer, ToPeer::VersionAsked));
+            }
+        }
+        let by_all = if mutant!(self.settings.broken, VersionRaisedAlone) {
+            Some(known)
+        } else {
+            self.versions.known_by_all(me, known, &self.settings.voters)
+        };
+        let Some(version) = by_all.filter(|version| *version > self.state.version()) else { return };
+        if self.versions.propose(version) {
+            self.propose_internal(env, &Command::RaiseVersion(version));
         }
     }
 
@@ -743,7 +789,8 @@ fn subject(command: &Command) -> Subject {
         | Command::ExpireLeases(_)
         | Command::CheckpointLeases(_)
         | Command::SetLimits(_)
-        | Command::RaiseAlarm(_) => Subject::Internal,
+        | Command::RaiseAlarm(_)
+        | Command::RaiseVersion(_) => Subject::Internal,
     }
 }
 

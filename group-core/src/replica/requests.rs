@@ -85,7 +85,8 @@ impl Replica {
                 | Command::CheckpointLeases(_)
                 | Command::SetLimits(_)
                 | Command::SetLeaderRegions(_)
-                | Command::RaiseAlarm(_),
+                | Command::RaiseAlarm(_)
+                | Command::RaiseVersion(_),
             )
             | Err(_) => {
                 self.replies.refuse(link, id, Why::Malformed);
@@ -142,6 +143,9 @@ impl Replica {
     }
 
     pub(crate) fn propose_internal(&mut self, env: &Env<'_>, command: &Command) {
+        let in_force = self.state.version();
+        let raises = matches!(command, Command::RaiseVersion(_));
+        assert!(raises || command.version() <= in_force, "nothing is proposed that not all replicas know");
         let tag = self.clients.internal();
         self.step_engine(env, Input::Propose { tag, command: encode(command) });
     }

@@ -4,17 +4,20 @@ use shard_map::{Epoch, ShardId};
 
 use super::{MAX_TXN_DEPTH, Reader, VERSION, Writer, wire::malformed};
 use crate::{
-    Alarm, AlarmKind, Command, Compare, CompareResult, CompareTarget, DeleteRange, Envelope, KeyRange,
-    LeaseGrant, LeaseId, LeaseSerial, Limits, Op, Proposal, Put, Query, RangeEnd, RangeRequest, Revision,
-    RevisionRange, Revisions, Route, SessionId, SortOrder, SortTarget, Txn, TxnOp, codec::DecodeError,
+    Alarm, AlarmKind, ClusterVersion, Command, Compare, CompareResult, CompareTarget, DeleteRange, Envelope,
+    KeyRange, LeaseGrant, LeaseId, LeaseSerial, Limits, Op, Proposal, Put, Query, RangeEnd, RangeRequest,
+    Revision, RevisionRange, Revisions, Route, SessionId, SortOrder, SortTarget, Txn, TxnOp,
+    codec::DecodeError,
 };
 
 type Decoded<T> = Result<T, DecodeError>;
 
-/// The first version that says of which grant of a lease it speaks.
-const NUMBERED_GRANTS: u8 = 4;
-
-pub(super) fn write_proposal(writer: &mut Writer<'_>, version: u8, envelope: &Envelope, command: &Command) {
+pub(super) fn write_proposal(
+    writer: &mut Writer<'_>,
+    version: ClusterVersion,
+    envelope: &Envelope,
+    command: &Command,
+) {
     let Envelope { revisions, proposed_ms } = envelope;
     let given = match revisions {
         Revisions::Next => None,
@@ -31,7 +34,7 @@ pub(super) fn write_proposal(writer: &mut Writer<'_>, version: u8, envelope: &En
     write_command(writer, version, command);
 }
 
-pub(super) fn read_proposal(reader: &mut Reader, version: u8) -> Decoded<Proposal> {
+pub(super) fn read_proposal(reader: &mut Reader, version: ClusterVersion) -> Decoded<Proposal> {
     let [is_given, is_timed] = reader.flags()?;
     let revisions = if is_given { Revisions::Given(read_revision_range(reader)?) } else { Revisions::Next };
     let proposed_ms = if is_timed { Some(reader.u64()?) } else { None };
@@ -56,8 +59,10 @@ const COMMAND_CHECKPOINT_LEASES: u8 = 5;
 const COMMAND_SET_LIMITS: u8 = 6;
 const COMMAND_SET_LEADER_REGIONS: u8 = 7;
 const COMMAND_RAISE_ALARM: u8 = 8;
+/// Says nothing more than its version does.
+const COMMAND_RAISE_VERSION: u8 = 9;
 
-fn write_command(writer: &mut Writer<'_>, version: u8, command: &Command) {
+fn write_command(writer: &mut Writer<'_>, version: ClusterVersion, command: &Command) {
     match command {
         Command::OpenSession { nonce } => {
             writer.u8(COMMAND_OPEN_SESSION);
@@ -106,10 +111,11 @@ fn write_command(writer: &mut Writer<'_>, version: u8, command: &Command) {
             writer.u64(alarm.member);
             writer.u8(alarm_tag(alarm.kind));
         }
+        Command::RaiseVersion(_) => writer.u8(COMMAND_RAISE_VERSION),
     }
 }
 
-fn read_command(reader: &mut Reader, version: u8) -> Decoded<Command> {
+fn read_command(reader: &mut Reader, version: ClusterVersion) -> Decoded<Command> {
     Ok(match reader.u8()? {
         COMMAND_OPEN_SESSION => Command::OpenSession { nonce: reader.u128()? },
         COMMAND_CLOSE_SESSION => Command::CloseSession(SessionId(reader.u64()?)),
@@ -140,20 +146,25 @@ fn read_command(reader: &mut Reader, version: u8) -> Decoded<Command> {
         COMMAND_RAISE_ALARM => {
             Command::RaiseAlarm(Alarm { member: reader.u64()?, kind: read_alarm(reader)? })
         }
+        COMMAND_RAISE_VERSION if version > ClusterVersion::FIRST => Command::RaiseVersion(version),
         _ => return malformed("unknown command"),
     })
 }
 
-fn write_grant(writer: &mut Writer<'_>, version: u8, grant: LeaseGrant) {
+fn write_grant(writer: &mut Writer<'_>, version: ClusterVersion, grant: LeaseGrant) {
     writer.i64(grant.id.0);
-    if version >= NUMBERED_GRANTS {
+    if version >= ClusterVersion::NUMBERED_GRANTS {
         writer.u64(grant.serial.0);
     }
 }
 
-fn read_grant(reader: &mut Reader, version: u8) -> Decoded<LeaseGrant> {
+fn read_grant(reader: &mut Reader, version: ClusterVersion) -> Decoded<LeaseGrant> {
     let id = LeaseId(reader.i64()?);
-    let serial = if version >= NUMBERED_GRANTS { LeaseSerial(reader.u64()?) } else { LeaseSerial::NONE };
+    let serial = if version >= ClusterVersion::NUMBERED_GRANTS {
+        LeaseSerial(reader.u64()?)
+    } else {
+        LeaseSerial::NONE
+    };
     Ok(LeaseGrant { id, serial })
 }
 

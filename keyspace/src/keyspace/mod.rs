@@ -5,10 +5,10 @@ mod snapshot;
 use bytes::Bytes;
 
 use crate::{
-    Alarm, AlarmKind, Broken, Command, Error, Event, HashKvReply, HistoryPage, KeyRange, KeyValue, LastWrite,
-    LeaseEffect, LeaseId, LeaseState, LeaseTimeToLiveReply, Limits, NoHistory, Op, Outcome, Proposal, Query,
-    Reply, Resolved, Revision, RevisionEvents, Route, SESSION_WINDOW, SessionId, SessionLookup, ShardId,
-    ShardSpan, StatusReply,
+    Alarm, AlarmKind, Broken, ClusterVersion, Command, Error, Event, HashKvReply, HistoryPage, KeyRange,
+    KeyValue, LastWrite, LeaseEffect, LeaseId, LeaseSerial, LeaseState, LeaseTimeToLiveReply, Limits,
+    NoHistory, Op, Outcome, Proposal, Query, Reply, Resolved, Revision, RevisionEvents, Route,
+    SESSION_WINDOW, SessionId, SessionLookup, ShardId, ShardSpan, StatusReply,
     alarm::Alarms,
     digest::Hasher,
     envelope::{Allotment, RevisionPassed},
@@ -49,6 +49,7 @@ const SWEEP_PER_COMMAND: usize = 2;
 /// The replicated state machine of one group.
 #[derive(Debug)]
 pub struct Keyspace {
+    pub(crate) version: ClusterVersion,
     pub(crate) shards: Shards,
     /// The newest revision that was made in any of the shards.
     pub(crate) newest: LastWrite,
@@ -86,6 +87,8 @@ pub struct Effects {
     pub compacted: Option<Revision>,
     /// Whether alarms were raised or taken back.
     pub alarms_changed: bool,
+    /// The version that came in force.
+    pub version_raised: Option<ClusterVersion>,
 }
 
 impl Effects {
@@ -96,12 +99,13 @@ impl Effects {
 
     /// Takes everything out, keeping the memory.
     pub fn clear(&mut self) {
-        let Effects { replies, revisions, leases, compacted, alarms_changed } = self;
+        let Effects { replies, revisions, leases, compacted, alarms_changed, version_raised } = self;
         replies.clear();
         revisions.clear();
         leases.clear();
         *compacted = None;
         *alarms_changed = false;
+        *version_raised = None;
     }
 }
 
@@ -130,6 +134,7 @@ impl Keyspace {
     pub fn new(options: Options) -> Keyspace {
         let shards = options.shards.into_iter().map(Shard::new).collect();
         Keyspace {
+            version: ClusterVersion::FIRST,
             shards: Shards::new(shards).expect("no two shards have a key in common"),
             newest: LastWrite::NONE,
             leases: Leases::default(),
@@ -224,6 +229,11 @@ impl Keyspace {
     pub fn compact_revision(&self) -> Revision {
         let of_shards = self.shards.iter().map(|shard| shard.mvcc.compact_revision());
         of_shards.max().unwrap_or(Revision::NEVER_COMPACTED)
+    }
+
+    /// The version in force: commands of a newer one may not be proposed.
+    pub fn version(&self) -> ClusterVersion {
+        self.version
     }
 
     /// The last slot applied; 0 before the first.
@@ -345,6 +355,10 @@ impl Keyspace {
         for region in self.leader_regions.iter().flatten() {
             hasher = hasher.bytes(region);
         }
+        // Nor while the first one is in force.
+        if self.version > ClusterVersion::FIRST {
+            hasher = hasher.u64(u64::from(self.version.0));
+        }
         hasher.finish()
     }
 
@@ -401,6 +415,10 @@ impl Keyspace {
         assert!(self.resolved().covers(self.compact_revision()), "the compact revision is no future one");
         self.sessions.check_invariants();
         self.leases.check_invariants();
+        assert!(
+            self.version >= ClusterVersion::NUMBERED_GRANTS || self.leases.last_serial() == LeaseSerial::NONE,
+            "no grant is numbered before all know numbers"
+        );
         self.results.check_invariants(|session| self.sessions.low(session).is_some());
         for shard in self.shards.iter() {
             shard.mvcc.check_invariants();
@@ -492,6 +510,13 @@ impl Keyspace {
             Command::RaiseAlarm(alarm) => {
                 self.alarms.raise(alarm);
                 effects.alarms_changed = true;
+                Ok(Reply::Done { revision: allotment.before() })
+            }
+            Command::RaiseVersion(version) => {
+                if version > self.version {
+                    self.version = version;
+                    effects.version_raised = Some(version);
+                }
                 Ok(Reply::Done { revision: allotment.before() })
             }
         };
@@ -629,7 +654,7 @@ impl Keyspace {
                 Ok(Reply::Compacted { revision: before })
             }
             Op::LeaseGrant { id, ttl } => {
-                let grant = self.leases.grant(*id, *ttl)?;
+                let grant = self.leases.grant(self.version, *id, *ttl)?;
                 effects.leases.push(LeaseEffect::Granted { grant, ttl_s: *ttl });
                 Ok(Reply::LeaseGranted { revision: before, id: *id, ttl: *ttl })
             }

@@ -13,8 +13,8 @@ use std::{collections::VecDeque, sync::Arc};
 use bytes::{Bytes, BytesMut};
 
 use crate::{
-    Alarm, AlarmKind, Broken, Epoch, EventKind, KeyRange, Keyspace, LastWrite, LeaseId, LeaseSerial, Limits,
-    Outcome, Revision, SessionId, ShardId, ShardSpan,
+    Alarm, AlarmKind, Broken, ClusterVersion, Epoch, EventKind, KeyRange, Keyspace, LastWrite, LeaseId,
+    LeaseSerial, Limits, Outcome, Revision, SessionId, ShardId, ShardSpan,
     alarm::Alarms,
     codec::{self, DecodeError, Reader, Writer},
     lease::{Lease, Leases, are_serials_good},
@@ -26,7 +26,8 @@ use crate::{
 
 /// The first one knew no shards.
 const VERSION_LEAST: u8 = 2;
-/// With numbers of leases' grants. A snapshot is of the oldest version that can hold it.
+/// With the cluster version, and numbers of leases' grants. A snapshot is written in the oldest version that can hold it: as long
+/// as the first cluster version is in force, in one that all replicas read.
 const VERSION: u8 = 3;
 
 const ITEM_HEADER: u8 = 1;
@@ -47,6 +48,8 @@ const ITEM_RECORDS: u8 = 11;
 const ITEM_LAST_SERIAL: u8 = 12;
 /// A lease whose grant has a number. Since version 3.
 const ITEM_NUMBERED_LEASE: u8 = 13;
+/// After the header: the cluster version in force, unless it is the first one. Since version 3.
+const ITEM_CLUSTER_VERSION: u8 = 14;
 
 /// A snapshot being taken. Holds back the sweeping of garbage until it is dropped.
 #[derive(Debug)]
@@ -92,6 +95,7 @@ struct RecordsStage {
 enum Item {
     Header(Header),
     LeaderRegions(Vec<Bytes>),
+    ClusterVersion(ClusterVersion),
     LastSerial(LeaseSerial),
     Lease(LeaseId, Lease),
     Alarm(Alarm),
@@ -139,8 +143,10 @@ impl Snapshot {
         };
         let mut tables = VecDeque::from([Item::Header(header)]);
         tables.extend(state.leader_regions.clone().map(Item::LeaderRegions));
+        let in_force = Some(state.version).filter(|version| *version > ClusterVersion::FIRST);
         let last_serial = Some(state.leases.last_serial()).filter(|last| *last != LeaseSerial::NONE);
-        let version = if last_serial.is_some() { VERSION } else { VERSION_LEAST };
+        let version = if in_force.is_some() { VERSION } else { VERSION_LEAST };
+        tables.extend(in_force.map(Item::ClusterVersion));
         tables.extend(last_serial.map(Item::LastSerial));
         tables.extend(state.leases.rows().map(|(id, lease)| Item::Lease(id, lease)));
         tables.extend(state.alarms.iter().map(Item::Alarm));
@@ -261,6 +267,10 @@ fn write_item(writer: &mut Writer<'_>, item: &Item) {
             writer.u8(ITEM_LEADER_REGIONS);
             writer.list(regions, |writer, region| writer.bytes(region));
         }
+        Item::ClusterVersion(version) => {
+            writer.u8(ITEM_CLUSTER_VERSION);
+            writer.u8(version.0);
+        }
         Item::LastSerial(last) => {
             writer.u8(ITEM_LAST_SERIAL);
             writer.u64(last.0);
@@ -360,8 +370,11 @@ impl From<DecodeError> for RestoreError {
 }
 
 /// A state being built from a snapshot's slices.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Restore {
+    /// What is newer is refused.
+    known: ClusterVersion,
+    version: ClusterVersion,
     header: Option<Header>,
     leader_regions: Option<Vec<Bytes>>,
     leases: Leases,
@@ -415,16 +428,41 @@ fn results_of(windows: Windows) -> Result<Results, &'static str> {
     Ok(results)
 }
 
+impl Default for Restore {
+    fn default() -> Restore {
+        Restore::new()
+    }
+}
+
 impl Restore {
     /// Nothing restored so far.
     pub fn new() -> Restore {
-        Restore::default()
+        Restore::upto(ClusterVersion::NEWEST)
+    }
+
+    /// The same, for one who knows no newer version than that.
+    pub fn upto(known: ClusterVersion) -> Restore {
+        Restore {
+            known,
+            version: ClusterVersion::FIRST,
+            header: None,
+            leader_regions: None,
+            leases: Leases::default(),
+            alarms: Alarms::default(),
+            sessions: Vec::new(),
+            results: Windows::new(),
+            shards: Vec::new(),
+            place: None,
+            last_key: Bytes::new(),
+            digest: None,
+        }
     }
 
     /// Takes in the next slice.
     pub fn push(&mut self, slice: Bytes) -> Result<(), RestoreError> {
         let mut reader = Reader::new(slice);
-        let version = reader.version_among(VERSION_LEAST, VERSION)?;
+        let known = if self.known > ClusterVersion::FIRST { VERSION } else { VERSION_LEAST };
+        let version = reader.version_among(VERSION_LEAST, known)?;
         while !reader.is_empty() {
             if self.digest.is_some() {
                 return Err(RestoreError::Inconsistent("items after the end"));
@@ -433,7 +471,8 @@ impl Restore {
             if (tag == ITEM_HEADER) != self.header.is_none() {
                 return Err(RestoreError::Inconsistent("the header is not the first item"));
             }
-            if version < VERSION && matches!(tag, ITEM_LAST_SERIAL | ITEM_NUMBERED_LEASE) {
+            let is_late = matches!(tag, ITEM_CLUSTER_VERSION | ITEM_LAST_SERIAL | ITEM_NUMBERED_LEASE);
+            if version < VERSION && is_late {
                 return Err(RestoreError::Inconsistent("an item of a later version"));
             }
             self.item(tag, &mut reader)?;
@@ -457,6 +496,9 @@ impl Restore {
         if !are_serials_good(leases.last_serial(), leases.rows()) {
             return Err(RestoreError::Inconsistent("two leases have one number"));
         }
+        if self.version < ClusterVersion::NUMBERED_GRANTS && leases.last_serial() != LeaseSerial::NONE {
+            return Err(RestoreError::Inconsistent("a number of a grant before there were any"));
+        }
         let shards: Result<Vec<_>, _> = self.shards.into_iter().map(|shard| shard.finish(&leases)).collect();
         let shards = shards.map_err(RestoreError::Inconsistent)?;
         if shards.iter().any(|shard| shard.mvcc.last_write() > header.newest) {
@@ -473,6 +515,7 @@ impl Restore {
             return Err(RestoreError::Inconsistent("results of a session that is not open"));
         }
         let state = Keyspace {
+            version: self.version,
             shards,
             newest: header.newest,
             leases,
@@ -508,6 +551,9 @@ impl Restore {
                 if self.leader_regions.replace(regions).is_some() {
                     return Err(RestoreError::Inconsistent("the regions to lead in stand twice"));
                 }
+            }
+            ITEM_CLUSTER_VERSION => {
+                self.version = ClusterVersion(reader.version_among(ClusterVersion::FIRST.0, self.known.0)?);
             }
             ITEM_LAST_SERIAL => self.leases.set_last_serial(LeaseSerial(reader.u64()?)),
             ITEM_LEASE | ITEM_NUMBERED_LEASE => {

@@ -27,6 +27,7 @@ impl Etcd {
     pub(crate) fn begin(options: Options) -> Etcd {
         let state = Keyspace::new(options);
         let mut etcd = Etcd { state, session: SessionId::NONE, slot: 0, seq: 0, effects: Effects::new() };
+        etcd.apply(Command::RaiseVersion(ClusterVersion::NEWEST)).expect("a version rises");
         etcd.session = etcd.open(1);
         etcd
     }

@@ -179,6 +179,7 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
         }),
         vec(vec(any::<u8>(), 0..4).prop_map(Bytes::from), 0..3).prop_map(Command::SetLeaderRegions),
         alarm().prop_map(|(member, kind)| Command::RaiseAlarm(Alarm { member, kind })),
+        Just(Command::RaiseVersion(ClusterVersion::NEWEST)),
     ]
 }
 

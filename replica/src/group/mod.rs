@@ -233,6 +233,8 @@ impl Task {
                 ToPeer::DigestAsked(slot) => peer.send_digest_asked(group, slot),
                 ToPeer::Digest(slot, digest) => peer.send_digest(group, slot, digest),
                 ToPeer::SnapshotRequest(at_least) => peer.send_snapshot_request(group, at_least),
+                ToPeer::VersionAsked => peer.send_version_asked(group),
+                ToPeer::Version(newest) => peer.send_version(group, newest),
             }
         }
     }

@@ -73,6 +73,9 @@ pub(super) fn tell(shared: &Shared, group: GroupId, notice: Notice) {
              {}. If all nodes say so, choose one of them with `gaios ctl recover` first",
             journal::EMPTY_IT
         ),
+        Notice::VersionRaised { version } => {
+            info!(group = id, %version, "all replicas know this cluster version: it is in force");
+        }
         Notice::NoState { at_least } => error!(
             group = id,
             slot = at_least.0,

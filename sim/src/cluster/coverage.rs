@@ -87,6 +87,8 @@ marks! {
     ProgressAnswered,
     /// A watch was told so unasked.
     ProgressNotified,
+    /// The cluster version rose, since the last node that was older had been replaced.
+    Upgraded,
     /// A lease was renewed.
     LeaseKept,
     /// Only the log could tell what became of a lease that was to be renewed, and the others were not held up.

@@ -44,6 +44,7 @@
 //! | maps | a gateway follows the newest shard map that it has seen, and no older one |
 //! | links | a gateway's links are what its dialler says they are |
 //! | watch | a watcher is shown every change once, whole, in order, with what was there before, and nothing from the future |
+//! | versions | nobody is sent what he does not know; in the end the newest version is in force |
 //! | leases | no lease ends before the time that its owner was told; in the end all do |
 //! | linearizable | what clients saw has an explanation, by the checker that knows nothing of slots |
 //!

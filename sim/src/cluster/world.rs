@@ -1,6 +1,7 @@
 //! One run: events in the order of true time, trouble until it ends, and what must work then.
 
 use consensus_core::{NodeId, Role, Slot};
+use keyspace::ClusterVersion;
 
 use super::callers::Callers;
 use super::clients::Clients;
@@ -11,7 +12,7 @@ use super::events::{Event, NodeEvent};
 use super::gateway::Gateways;
 use super::listeners::Listeners;
 use super::net::{Links, NODES_MAX};
-use super::node::Node;
+use super::node::{Node, Process};
 use super::profile::{Fault, Profile};
 use super::rng::Rng;
 use super::truth::{Violation, id, index};
@@ -575,8 +576,11 @@ impl World {
             if node.lost {
                 node.empty(env);
             }
-            // What still sleeps, or waits for a disk, ends here.
-            if node.process.as_ref().is_some_and(|process| process.fenced || process.paused) {
+            // What still sleeps, or waits for a disk, ends here; and whoever is older is replaced.
+            let ends = |process: &Process| {
+                process.fenced || process.paused || process.known < ClusterVersion::NEWEST
+            };
+            if node.process.as_deref().is_some_and(ends) {
                 node.stop(env, false);
             }
             env.after(MILLI, Event::Start { node: index });
@@ -646,6 +650,10 @@ impl World {
             let status = task.replica.engine().status();
             if status.promise_lost || status.faulty_from.is_some() {
                 return Some(format!("node {} has not made up for what it lost", member + 1));
+            }
+            let version = task.replica.state().version();
+            if version != ClusterVersion::NEWEST {
+                return Some(format!("node {} goes by version {version}", member + 1));
             }
             let applied = task.replica.applied();
             if applied != truth.commit() {

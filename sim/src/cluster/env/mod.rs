@@ -11,6 +11,7 @@ use api::gaios::link::v1::response::Kind;
 use bytes::BytesMut;
 use consensus_core::{Ballot, LivenessMessage, Message, Mono, NodeId, Slot};
 use group_core::ToPeer;
+use keyspace::ClusterVersion;
 
 use super::clock::Time;
 use super::coverage::{Coverage, Mark};
@@ -442,6 +443,17 @@ impl Env {
             return support;
         }
         support * MIXED_SUPPORT[(self.seed_for(node, 0xfffd, start) % MIXED_SUPPORT.len() as u64) as usize]
+    }
+
+    /// Whether a node begins as one that is older than the others may be.
+    pub(crate) fn begins_older(&self, node: usize) -> bool {
+        self.seed_for(0, 0xfffb, 0).is_multiple_of(3) && self.seed_for(node, 0xfffb, 1).is_multiple_of(2)
+    }
+
+    /// The newest cluster version that a node knows which starts now for this time: an older one is replaced when it starts again.
+    pub(crate) fn known_to(&self, node: usize, start: u64) -> ClusterVersion {
+        let is_older = start <= 1 && !self.healed && self.begins_older(node);
+        if is_older { ClusterVersion::FIRST } else { ClusterVersion::NEWEST }
     }
 
     /// The longest that any node supports others.

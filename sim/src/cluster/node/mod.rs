@@ -18,9 +18,10 @@ use std::time::Duration;
 use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::response::Kind;
 use consensus_core::{Liveness, LivenessMessage, LivenessOutput, Mono, Newcomer, PersistSeq};
-use group_core::{Event as GroupEvent, Stateless, ToPeer};
+use group_core::{Event as GroupEvent, Stateless, ToPeer, entries};
 use journal::sim::CrashChoice;
 use journal::{Identity, Journal, Lsn, SimDisk, Superblock};
+use keyspace::ClusterVersion;
 
 use super::clock::{Clock, MILLI, SECOND, Time};
 use super::coverage::Mark;
@@ -67,6 +68,8 @@ pub(crate) struct Process {
     pub(crate) incarnation: u64,
     /// How long it supports others.
     support: Duration,
+    /// The newest cluster version that it knows.
+    pub(crate) known: ClusterVersion,
     pub(crate) liveness: Liveness,
     liveness_out: LivenessOutput,
     journal: Journal<SimDisk>,
@@ -200,6 +203,10 @@ impl Process {
                 if self.liveness.incarnation_of(id(from)) > incarnation {
                     env.mark(Mark::MessageFromFormerIncarnation);
                 }
+                if let Err(unreadable) = entries::check_message(self.known, &message) {
+                    let who = node.index + 1;
+                    env.fail("versions", format!("node {who} group {group} is sent {unreadable}"));
+                }
                 self.event(node, env, group, GroupEvent::Peer { from: id(from), message });
             }
             NodeEvent::Liveness { from, support, message } => {
@@ -286,6 +293,8 @@ impl Process {
                     ToPeer::DigestAsked(slot) => GroupEvent::DigestAsked { by, slot },
                     ToPeer::Digest(slot, digest) => GroupEvent::DigestTold { by, slot, digest },
                     ToPeer::SnapshotRequest(at_least) => GroupEvent::SnapshotRequested { by, at_least },
+                    ToPeer::VersionAsked => GroupEvent::VersionAsked { by },
+                    ToPeer::Version(newest) => GroupEvent::VersionTold { by, newest },
                 };
                 self.event(node, env, group, event);
             }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use consensus_core::{Durable, GroupId, Liveness, LivenessOutput, Options, Record, Timing};
 use group_core::{Broken, LogPositions, Replica, Settings, Start, Stateless};
 use journal::{DamageKind, Identity, Journal, Recovered, SimDisk, Superblock};
-use keyspace::{Limits, ShardSpan};
+use keyspace::{ClusterVersion, Limits, ShardSpan};
 
 use super::task::Task;
 use super::{Node, Process};
@@ -65,7 +65,8 @@ impl Node {
         let timing = Timing { support, ..env.profile.timing };
         let mut liveness = Liveness::new(id(index), peers, incarnation, timing, now);
         liveness.remember(self.former_support, now);
-        let mut snapshots = self.load_snapshots(env, identity)?;
+        let known = env.known_to(index, self.starts);
+        let mut snapshots = self.load_snapshots(env, known, identity)?;
         let mut stateless = BTreeMap::new();
         let mut tasks: Vec<Option<Box<Task>>> = (0..env.profile.groups.len()).map(|_| None).collect();
         for (group, (mut durable, mut positions)) in recovering {
@@ -87,16 +88,17 @@ impl Node {
                     let detail = format!("node {} group {group}: no snapshot for {base:?}", index + 1);
                     env.fail("recovery", detail);
                 }
-                stateless.insert(group, Stateless::new(self.settings(env, group), start, base, now));
+                stateless.insert(group, Stateless::new(self.settings(env, known, group), start, base, now));
                 continue;
             }
-            let replica = Replica::new(self.settings(env, group), start, now);
+            let replica = Replica::new(self.settings(env, known, group), start, now);
             tasks[group] = Some(begin_task(env, index, group, replica));
         }
         Ok(Process {
             start: self.starts,
             incarnation,
             support,
+            known,
             liveness,
             liveness_out: LivenessOutput::default(),
             journal,
@@ -134,7 +136,7 @@ impl Node {
         }
     }
 
-    fn settings(&self, env: &Env, group: usize) -> Settings {
+    fn settings(&self, env: &Env, known: ClusterVersion, group: usize) -> Settings {
         Settings {
             group: GroupId(group as u64),
             node: id(self.index),
@@ -146,6 +148,7 @@ impl Node {
             snapshot_least_bytes: env.profile.snapshot_bytes as u64,
             snapshot_slice_bytes: SLICE_BYTES,
             regions: BTreeMap::new(),
+            known,
             leader_regions: Vec::new(),
             broken: broken(env),
             broken_state: broken_state(env),

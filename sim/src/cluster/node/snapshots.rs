@@ -7,7 +7,7 @@ use bytes::Bytes;
 use consensus_core::{Config, NodeId, Slot};
 use group_core::{Event as GroupEvent, Progress, decode_meta, encode_meta};
 use journal::{Identity, SimDisk, Snapshot, SnapshotId, SnapshotReader, SnapshotWriter};
-use keyspace::{Keyspace, Restore, RestoreError};
+use keyspace::{ClusterVersion, Keyspace, Restore, RestoreError};
 
 use super::{Node, Process};
 use crate::cluster::clock::{MILLI, SECOND};
@@ -24,6 +24,7 @@ impl Node {
     pub(super) fn load_snapshots(
         &self,
         env: &mut Env,
+        known: ClusterVersion,
         identity: Identity,
     ) -> Result<Snapshots, journal::Error> {
         let mut newest = BTreeMap::new();
@@ -33,7 +34,7 @@ impl Node {
             for index in 0..reader.slices() {
                 slices.extend(reader.slice(index)?);
             }
-            let (Ok(config), Ok(state)) = (decode_meta(reader.meta()), restore(slices)) else {
+            let (Ok(config), Ok(state)) = (decode_meta(reader.meta()), restore(known, slices)) else {
                 env.fail("recovery", format!("node {}: {snapshot:?} cannot be decoded", self.index + 1));
                 continue;
             };
@@ -144,7 +145,7 @@ impl Process {
         };
         let written: Result<(), journal::Error> = write();
         let config = decode_meta(&meta);
-        match (written, config, restore(slices)) {
+        match (written, config, restore(self.known, slices)) {
             (Ok(()), Ok(config), Ok(state)) => {
                 env.truths[group].snapshot_durable(node.index, slot);
                 let (config, state) = (Arc::new(config), Box::new(state));
@@ -164,9 +165,9 @@ impl Process {
     }
 }
 
-/// The state that these slices hold.
-fn restore(slices: Vec<Bytes>) -> Result<Keyspace, RestoreError> {
-    let mut restore = Restore::new();
+/// The state that these slices hold, as read by one who knows no newer version than that.
+fn restore(known: ClusterVersion, slices: Vec<Bytes>) -> Result<Keyspace, RestoreError> {
+    let mut restore = Restore::upto(known);
     for slice in slices {
         restore.push(slice)?;
     }

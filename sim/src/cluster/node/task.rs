@@ -686,6 +686,12 @@ impl Task {
                 env.fail("recovery", format!("{nodes} have lost more than the seed may take from them"));
             }
             Notice::LeasesExpired { .. } => env.mark(Mark::LeaseExpired),
+            Notice::VersionRaised { .. } => {
+                let voters = &env.truths[self.group].config().voters;
+                if voters.iter().any(|voter| env.begins_older(index(voter))) {
+                    env.mark(Mark::Upgraded);
+                }
+            }
             Notice::NoState { .. } => {
                 env.fail("notices", format!("nothing here leads to {notice:?}"));
             }
