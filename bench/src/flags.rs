@@ -52,7 +52,7 @@ pub struct RunFlags {
     /// Different keys.
     #[arg(long, default_value_t = 10_000)]
     pub keys: usize,
-    /// Watches of the one key, for the workload watch.
+    /// Watches: of the one key for the workload watch, of a key each for idle-watches.
     #[arg(long, default_value_t = 1000)]
     pub watchers: usize,
     /// How many of them share a stream; Go clients put all of theirs on one.
@@ -179,7 +179,7 @@ impl RunFlags {
             None => Limit::Time(mistakes.seconds("--seconds", self.seconds.unwrap_or(10.0), 0.001)),
         };
         let (shared_by, connections_default) = match self.workload {
-            Workload::Watch => ("--watchers divided by --watches-per-stream", 16),
+            Workload::Watch | Workload::IdleWatches => ("--watchers divided by --watches-per-stream", 16),
             Workload::IdleConnections => ("", 1000),
             Workload::Put
             | Workload::Get
@@ -190,7 +190,7 @@ impl RunFlags {
             | Workload::LeaseKeepAlive => ("--callers", 16),
         };
         let connections_max = match self.workload {
-            Workload::Watch => self.watchers.div_ceil(self.watches_per_stream.max(1)),
+            Workload::Watch | Workload::IdleWatches => self.watchers.div_ceil(self.watches_per_stream.max(1)),
             Workload::IdleConnections => CALLERS_MAX,
             Workload::Put
             | Workload::Get

@@ -23,6 +23,8 @@ pub enum Workload {
     /// One writer, many watchers of one key; an operation is one event at one watcher. The next put follows when every
     /// watcher has the event of the last; latency counts from the start of the put.
     Watch,
+    /// Watch keys that nobody puts, each watch another key; an operation is one watch that was kept for one second.
+    IdleWatches,
     /// Grant a lease and revoke it: two requests, one operation.
     Lease,
     /// Renew a lease over a stream; each caller has a lease and a stream of its own.
@@ -41,6 +43,7 @@ impl fmt::Display for Workload {
             Workload::CompareAndPut => "compare-and-put",
             Workload::ConnectPutClose => "connect-put-close",
             Workload::Watch => "watch",
+            Workload::IdleWatches => "idle-watches",
             Workload::Lease => "lease",
             Workload::LeaseKeepAlive => "lease-keep-alive",
             Workload::IdleConnections => "idle-connections",
@@ -71,7 +74,7 @@ pub struct Plan {
     pub value_size: usize,
     /// Different keys in use.
     pub keys: usize,
-    /// Watches of the one key, for [`Workload::Watch`].
+    /// How many watches, for [`Workload::Watch`] and [`Workload::IdleWatches`].
     pub watchers: usize,
     /// How many of them share a stream.
     pub watches_per_stream: usize,

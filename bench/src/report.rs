@@ -121,7 +121,8 @@ impl Report {
             connections: plan.connections,
             value_size: plan.value_size,
             keys: plan.keys,
-            watchers: (plan.workload == Workload::Watch).then_some(plan.watchers),
+            watchers: matches!(plan.workload, Workload::Watch | Workload::IdleWatches)
+                .then_some(plan.watchers),
             seconds,
             ops,
             ops_per_second: ops as f64 / seconds,

@@ -311,6 +311,19 @@ async fn watch_counts_events_of_all_watchers() {
 }
 
 #[tokio::test]
+async fn quiet_watches_are_counted_by_the_second() {
+    let (constant, target) = serve(Fault::Nothing).await;
+    let mut plan = plan(Workload::IdleWatches);
+    plan.limit = Limit::Operations(plan.watchers as u64);
+    let report = run(&plan, &target).await.unwrap();
+    assert_eq!((report.ops, report.watchers), (7, Some(7)));
+    assert_eq!(constant.requests.load(Relaxed), 0, "nothing else is asked");
+    let mut open = constant.watch_streams.subscribe();
+    let closed = tokio::time::timeout(Duration::from_secs(10), open.wait_for(|open| *open == 0));
+    assert!(closed.await.is_ok(), "watch streams were left open");
+}
+
+#[tokio::test]
 async fn idle_connections_are_opened_once_each() {
     let (constant, target) = serve(Fault::Nothing).await;
     let mut plan = plan(Workload::IdleConnections);

@@ -24,6 +24,7 @@ pub async fn run(plan: &Plan, target: &Target) -> Result<Report, BenchError> {
         Workload::CompareAndPut => kv::compare_and_puts(plan, target, &recorder).await?,
         Workload::ConnectPutClose => kv::connect_put_closes(plan, target, &recorder).await?,
         Workload::Watch => watch::run(plan, target, &recorder).await?,
+        Workload::IdleWatches => watch::idle(plan, target, &recorder).await?,
         Workload::Lease => lease::grants(plan, target, &recorder).await?,
         Workload::LeaseKeepAlive => lease::keep_alives(plan, target, &recorder).await?,
         Workload::IdleConnections => idle::run(plan, target, &recorder).await?,

@@ -58,7 +58,7 @@ pub(super) async fn run(
     });
     let connections = connect(target, plan.connections).await?;
     let mut watchers = JoinSet::new();
-    for stream in open_streams(plan, &connections, &key).await? {
+    for stream in open_streams(plan, &connections, |_| key.clone()).await? {
         watchers.spawn(watch(stream, Arc::clone(&round)));
     }
     let writer_connection = connect(target, 1).await?.remove(0);
@@ -82,16 +82,43 @@ pub(super) async fn run(
     }
 }
 
+/// Watches on which nothing happens.
+pub(super) async fn idle(
+    plan: &Plan,
+    target: &Target,
+    recorder: &Arc<Recorder>,
+) -> Result<(Window, usize), BenchError> {
+    let keys = super::keys(plan.watchers);
+    let connections = connect(target, plan.connections).await?;
+    let streams = open_streams(plan, &connections, |watch| keys[watch].clone()).await?;
+    let count = async {
+        let mut seconds = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            seconds.tick().await;
+            (0..plan.watchers).for_each(|_| recorder.completed(Duration::ZERO));
+        }
+    };
+    let window = tokio::select! {
+        window = recorder.window(plan, &target.pids) => window?,
+        () = count => unreachable!("it counts on"),
+    };
+    drop(streams);
+    Ok((window, 0))
+}
+
+/// Opens the watches, each of the key that belongs to its number.
 async fn open_streams(
     plan: &Plan,
     connections: &[Connection],
-    key: &Bytes,
+    key: impl Fn(usize) -> Bytes,
 ) -> Result<Vec<WatchStream>, BenchError> {
     let mut opening = JoinSet::new();
     let streams = plan.watchers.div_ceil(plan.watches_per_stream);
     for index in 0..streams {
-        let watches = plan.watches_per_stream.min(plan.watchers - index * plan.watches_per_stream);
-        opening.spawn(open_stream(connections[index % connections.len()].clone(), key.clone(), watches));
+        let first = index * plan.watches_per_stream;
+        let watches = first..(first + plan.watches_per_stream).min(plan.watchers);
+        let keys = watches.map(&key).collect();
+        opening.spawn(open_stream(connections[index % connections.len()].clone(), keys));
     }
     let mut opened = Vec::with_capacity(streams);
     while let Some(joined) = opening.join_next().await {
@@ -101,14 +128,14 @@ async fn open_streams(
 }
 
 /// Opens a stream with some watches and waits until the server has made them all.
-async fn open_stream(connection: Connection, key: Bytes, watches: usize) -> Result<WatchStream, BenchError> {
-    let create = pb::WatchCreateRequest { key, ..Default::default() };
-    let create = pb::watch_request::RequestUnion::CreateRequest(create);
-    let create = pb::WatchRequest { request_union: Some(create) };
+async fn open_stream(connection: Connection, keys: Vec<Bytes>) -> Result<WatchStream, BenchError> {
+    let watches = keys.len();
     let (requests, receiver) = mpsc::channel(watches);
-    for _ in 0..watches {
+    for key in keys {
+        let create = pb::WatchCreateRequest { key, ..Default::default() };
+        let create = pb::watch_request::RequestUnion::CreateRequest(create);
         // There is room for all of them, so this waits for nobody.
-        let sent = requests.send(create.clone()).await;
+        let sent = requests.send(pb::WatchRequest { request_union: Some(create) }).await;
         sent.map_err(|_| BenchError::Server("a watch stream was not opened".to_owned()))?;
     }
     let responses = WatchClient::new(connection).watch(ReceiverStream::new(receiver)).await;
