@@ -67,6 +67,18 @@ pub enum Why {
 }
 
 impl<T> Attempted<T> {
+    /// The same, of another answer.
+    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Attempted<U> {
+        match self {
+            Attempted::Answer(answer) => Attempted::Answer(change(answer)),
+            Attempted::Lost => Attempted::Lost,
+            Attempted::Unsent(unsent) => Attempted::Unsent(unsent),
+            Attempted::Refused(refused) => Attempted::Refused(refused),
+            Attempted::Denied(error) => Attempted::Denied(error),
+            Attempted::Protocol(text) => Attempted::Protocol(text),
+        }
+    }
+
     /// The answer, where nothing else matters.
     pub fn answer(self) -> Option<T> {
         if let Attempted::Answer(answer) = self { Some(answer) } else { None }

@@ -5,6 +5,7 @@
 //! carries out.
 //!
 //! - [`Request`]: one request across its attempts. Whether it may be tried again is decided there and nowhere else.
+//! - [`Drive`]: the same, step by step, for whoever has links and a clock.
 //! - [`Renewals`]: leases to be renewed, in batches.
 //! - [`Session`]: the numbers under which writes are applied once.
 //! - [`LeaderTracker`]: finds a group's leader, and notices when it may have been replaced; [`Route`] is what it knows.
@@ -21,6 +22,7 @@ pub mod asks;
 mod attempt;
 mod concern;
 mod dialling;
+mod drive;
 mod failure;
 mod group;
 mod leader_tracker;
@@ -42,6 +44,7 @@ pub use asks::Answer;
 pub use attempt::{Attempted, Refused, Unsent, Why};
 pub use concern::Concern;
 pub use dialling::{DialStep, Dialler, Loss, Relay, Target, Way, Ways};
+pub use drive::{Deadline, Drive, DriveStep, Phase, Sending, Shell, learn};
 pub use failure::Failure;
 pub use group::{GroupState, Learned};
 pub use leader_tracker::{LeaderTracker, Led, PROBE_WAIT, Quiet, Replicas, SessionOpened, TrackerStep};
@@ -49,7 +52,7 @@ pub use links::Links;
 #[cfg(feature = "mutants")]
 pub use mutant::{Mutant, break_rule};
 pub use renewals::{Batch, Kept, Renewals};
-pub use request::{Attempt, Numbered, Pause, Reach, ReadAt, Request, Step, Verdict};
+pub use request::{Numbered, Pause, Reach, ReadAt, Request};
 pub use route::{Leader, NodeId, Route};
 pub use session::{NoNumber, Number, Session};
 pub use topology::{Routed, Topology, Unbelieved};

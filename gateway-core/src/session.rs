@@ -74,12 +74,17 @@ impl Session {
         self.open.is_some()
     }
 
+    /// Whether a number can be had later, but not now.
+    pub fn is_full(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| open.window.len() as u64 >= SESSION_WINDOW)
+    }
+
     /// Takes the next number.
     pub fn take(&mut self) -> Result<Number, NoNumber> {
-        let open = self.open.as_mut().ok_or(NoNumber::Closed)?;
-        if open.window.len() as u64 >= SESSION_WINDOW {
+        if self.is_full() {
             return Err(NoNumber::Full);
         }
+        let open = self.open.as_mut().ok_or(NoNumber::Closed)?;
         open.window.push_back(false);
         let mut seq = open.ack_upto + open.window.len() as u64;
         if mutant!(NumberGivenTwice) && open.window.len() == 2 {

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use backoff::Backoff;
 use keyspace::KeyRange;
 
+use crate::asks;
 use crate::attempt::{Attempted, Unsent, Why};
 use crate::failure::Failure;
 use crate::link::LinkId;
@@ -72,12 +73,10 @@ pub enum Act<L> {
         feed: FeedId,
         /// At the replica of this group.
         group: u64,
-        /// The keys.
-        range: KeyRange,
-        /// Whether events tell what was there before.
-        prev_kv: bool,
-        /// Whom to ask, for what.
-        open: Open<L>,
+        /// Over this link.
+        link: L,
+        /// What.
+        ask: asks::Open,
     },
     /// Allow a watch more bytes of events.
     Credit {
@@ -111,8 +110,8 @@ pub enum Act<L> {
         group: u64,
         /// To be told with the answer.
         question: u64,
-        /// [`ALL_WATCHES`], or the number of one.
-        watch: u64,
+        /// What.
+        ask: asks::Sync,
     },
     /// A feed's reader gets this.
     Item {
@@ -142,6 +141,17 @@ pub struct Upstreams<L> {
     due: BTreeSet<(Instant, Due)>,
     acts: VecDeque<Act<L>>,
     next_question: u64,
+    news: News,
+}
+
+/// What has not been looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum News {
+    Nothing,
+    /// Something about a leader or the links.
+    Leaders,
+    /// Another shard map, and perhaps the same.
+    Map,
 }
 
 /// What a pause is for.
@@ -208,6 +218,7 @@ impl<L> Default for Upstreams<L> {
             due: BTreeSet::new(),
             acts: VecDeque::new(),
             next_question: 0,
+            news: News::Nothing,
         }
     }
 }
@@ -271,8 +282,28 @@ impl<L: Clone> Upstreams<L> {
         self.due.first().map(|(at, _)| *at)
     }
 
-    /// What to do next; none until something happens.
-    pub fn poll<G: Groups<Link = L>>(&mut self, now: Instant, groups: &G) -> Option<Act<L>> {
+    /// Something about a leader or the links may have changed: feeds go to the leaders that can be reached.
+    pub fn handle_news(&mut self) {
+        self.news = self.news.max(News::Leaders);
+    }
+
+    /// There is another shard map: feeds whose range has another owner go there.
+    pub fn handle_map(&mut self) {
+        self.news = News::Map;
+    }
+
+    /// What to do next; none until something happens. `random` draws numbers if they are needed.
+    pub fn poll<G: Groups<Link = L>>(
+        &mut self,
+        now: Instant,
+        groups: &G,
+        mut random: impl FnMut() -> u32,
+    ) -> Option<Act<L>> {
+        match std::mem::replace(&mut self.news, News::Nothing) {
+            News::Nothing => {}
+            News::Leaders => self.follow_leaders(now, groups, &mut random),
+            News::Map => self.follow_map(now, groups, &mut random),
+        }
         while let Some((at, due)) = self.due.pop_first() {
             if now < at {
                 self.due.insert((at, due));
@@ -324,8 +355,10 @@ impl<L: Clone> Upstreams<L> {
         let reach = OfOne { groups, group };
         match feed.upstream.poll(now, || groups.leader(group), &reach) {
             UpstreamStep::Open(open) => {
+                let Open { node: _, link, start, credit, linearizable } = open;
                 let (range, prev_kv) = (feed.range.clone(), feed.prev_kv);
-                self.acts.push_back(Act::Open { feed: id, group, range, prev_kv, open });
+                let ask = asks::Open { range, start, prev_kv, credit, linearizable };
+                self.acts.push_back(Act::Open { feed: id, group, link, ask });
             }
             UpstreamStep::AwaitNews => {
                 self.homeless.insert(id);
@@ -388,7 +421,7 @@ impl<L: Clone> Upstreams<L> {
             if !of_group.waiting.is_empty() {
                 self.curious.insert((connection, group));
             }
-            return Some(Act::Ask { link, connection, group, question, watch });
+            return Some(Act::Ask { link, connection, group, question, ask: asks::Sync { watch } });
         }
         None
     }
@@ -532,8 +565,7 @@ impl<L: Clone> Upstreams<L> {
         }
     }
 
-    /// A leader was found, or a link came up: feeds go to the leaders that can be reached.
-    pub fn handle_news<G: Groups<Link = L>>(
+    fn follow_leaders<G: Groups<Link = L>>(
         &mut self,
         now: Instant,
         groups: &G,
@@ -559,13 +591,7 @@ impl<L: Clone> Upstreams<L> {
         }
     }
 
-    /// There is another shard map: feeds whose range has another owner go there.
-    pub fn handle_map<G: Groups<Link = L>>(
-        &mut self,
-        now: Instant,
-        groups: &G,
-        mut random: impl FnMut() -> u32,
-    ) {
+    fn follow_map<G: Groups<Link = L>>(&mut self, now: Instant, groups: &G, mut random: impl FnMut() -> u32) {
         let moved = self.feeds.iter().filter_map(|(id, feed)| {
             let watch = feed.watch?;
             (groups.owner(&feed.range) != Some(Ok(feed.group))).then_some((watch.link, *id))
@@ -573,7 +599,7 @@ impl<L: Clone> Upstreams<L> {
         for (connection, id) in moved.collect::<Vec<_>>() {
             self.leave(now, connection, id, "its keys are of another group", &mut random);
         }
-        self.handle_news(now, groups, random);
+        self.follow_leaders(now, groups, random);
     }
 
     /// Leaves a replica, if the feed is still there.

@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ::http::HeaderMap;
-use gateway_core::{Failure, Request};
 use tls::{Certificate, Stream};
 use tokio::time::Instant;
+
+pub use gateway_core::Deadline;
 
 /// Connections of clients that ever were, for the numbers of their requests.
 static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
@@ -61,15 +62,6 @@ pub struct RequestId {
     pub number: u64,
 }
 
-/// When a request has to be answered, and by whose wish.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Deadline {
-    /// Its client's.
-    Client(Instant),
-    /// The gateway's own limit.
-    Gateway(Instant),
-}
-
 /// Which requests go first where not all can: the first of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Priority {
@@ -113,7 +105,7 @@ impl Requests {
         RequestContext {
             caller: Some(Arc::clone(&self.caller)),
             id: self.next_id(),
-            deadline: Deadline::new(timeout, limit),
+            deadline: deadline(timeout, limit),
             priority,
             trace_parent,
         }
@@ -121,7 +113,7 @@ impl Requests {
 
     /// The context of the next one in a stream, whose headers count for all.
     pub(crate) fn next_in(&self, stream: &RequestContext, limit: Duration) -> RequestContext {
-        let own = Deadline::new(None, limit);
+        let own = deadline(None, limit);
         let deadline = match stream.deadline {
             Deadline::Client(at) if at < own.at() => stream.deadline,
             Deadline::Client(_) | Deadline::Gateway(_) => own,
@@ -151,36 +143,19 @@ impl RequestContext {
         RequestContext {
             caller: None,
             id: RequestId { connection: 0, number },
-            deadline: Deadline::new(None, limit),
+            deadline: deadline(None, limit),
             priority,
             trace_parent: None,
         }
     }
 }
 
-impl Deadline {
-    /// The earlier one of the client's, if it has one, and the gateway's.
-    fn new(client: Option<Duration>, gateway: Duration) -> Deadline {
-        let now = Instant::now();
-        match client {
-            Some(client) if client < gateway => Deadline::Client(now + client),
-            Some(_) | None => Deadline::Gateway(now + gateway),
-        }
-    }
-
-    /// When it is.
-    pub fn at(self) -> Instant {
-        match self {
-            Deadline::Client(at) | Deadline::Gateway(at) => at,
-        }
-    }
-
-    /// What the caller of a request is told when it has passed.
-    pub(crate) fn passed(self, request: &Request) -> Failure {
-        match self {
-            Deadline::Client(_) => request.deadline_exceeded(),
-            Deadline::Gateway(_) => request.timed_out(),
-        }
+/// The earlier one of the client's, if it has one, and the gateway's.
+fn deadline(client: Option<Duration>, gateway: Duration) -> Deadline {
+    let now = Instant::now().into_std();
+    match client {
+        Some(client) if client < gateway => Deadline::Client(now + client),
+        Some(_) | None => Deadline::Gateway(now + gateway),
     }
 }
 

@@ -77,21 +77,21 @@ impl Story {
     /// Does what is to be done, and tells it.
     fn run(&mut self) -> Vec<String> {
         let mut done = Vec::new();
-        while let Some(act) = self.upstreams.poll(self.now, &self.world) {
+        while let Some(act) = self.upstreams.poll(self.now, &self.world, || u32::MAX) {
             done.push(match act {
-                Act::Open { feed, group, range: _, prev_kv: _, open } => {
+                Act::Open { feed, group, link, ask } => {
                     assert_eq!(group, GROUP);
-                    let Open { node, link, start, linearizable, .. } = open;
+                    let asks::Open { start, linearizable, .. } = ask;
                     let watch = Watch { link: LinkId(u64::from(link)), id: self.next_watch };
                     self.next_watch += 1;
                     self.watches.insert(feed, watch);
                     self.upstreams.handle_sent(self.now, feed, link, Ok(watch), || u32::MAX);
                     let how = if linearizable { ", all written" } else { "" };
-                    format!("open {} at {node} from {start}{how}", feed.0)
+                    format!("open {} at {link} from {start}{how}", feed.0)
                 }
                 Act::Credit { watch, link, bytes, .. } => format!("credit {} at {link}: {bytes}", watch.id),
                 Act::Close { watch, link, reason, .. } => format!("close {} at {link}: {reason}", watch.id),
-                Act::Ask { link, connection, group, question, watch } => {
+                Act::Ask { link, connection, group, question, ask: asks::Sync { watch } } => {
                     assert_eq!((group, connection), (GROUP, LinkId(u64::from(link))));
                     format!("ask {question} at {link} about {watch}")
                 }
@@ -129,7 +129,7 @@ impl Story {
     }
 
     fn news(&mut self) {
-        self.upstreams.handle_news(self.now, &self.world, || u32::MAX);
+        self.upstreams.handle_news();
     }
 }
 

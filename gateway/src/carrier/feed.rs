@@ -6,16 +6,14 @@ use std::sync::Arc;
 
 use gateway_core::asks::{self, Sync, Unasked};
 use gateway_core::link::sort;
-use gateway_core::{
-    Act, Attempted, Concern, Failure, FeedId, FeedSpec, Groups, NodeId, Open, Upstreams, Watch,
-};
+use gateway_core::{Act, Attempted, Concern, Failure, FeedId, FeedSpec, Groups, NodeId, Upstreams, Watch};
 use keyspace::KeyRange;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::sleep_until;
 use tracing::debug;
 
-use super::Shared;
 use super::group::Group;
+use super::{Shared, now};
 use crate::domain::{Feed, FeedReader};
 use crate::feed_event::FeedEvent;
 use crate::link::Link;
@@ -65,13 +63,8 @@ impl Feed for LinkFeed {
 
 /// Carries feeds until the carrier stops.
 pub(super) async fn carry_feeds(shared: Arc<Shared>, mut events: mpsc::UnboundedReceiver<FeedEvent>) {
-    let mut feeds = Feeds {
-        shared: Arc::clone(&shared),
-        upstreams: Upstreams::default(),
-        readers: BTreeMap::new(),
-        has_news: false,
-        has_map: false,
-    };
+    let mut feeds =
+        Feeds { shared: Arc::clone(&shared), upstreams: Upstreams::default(), readers: BTreeMap::new() };
     let mut taken = Vec::new();
     loop {
         let due = feeds.upstreams.deadline();
@@ -97,8 +90,6 @@ struct Feeds {
     shared: Arc<Shared>,
     upstreams: Upstreams<Arc<Link>>,
     readers: BTreeMap<FeedId, Arc<dyn FeedReader>>,
-    has_news: bool,
-    has_map: bool,
 }
 
 impl Feeds {
@@ -137,8 +128,8 @@ impl Feeds {
                 self.learn::<()>(group, node, &Attempted::Refused(refused));
             }
             FeedEvent::Lost { link } => upstreams.handle_lost(now(), link, random_u32),
-            FeedEvent::News => self.has_news = true,
-            FeedEvent::Map => self.has_map = true,
+            FeedEvent::News => upstreams.handle_news(),
+            FeedEvent::Map => upstreams.handle_map(),
         }
     }
 
@@ -147,25 +138,16 @@ impl Feeds {
         if attempted.teaches()
             && let Some(group) = self.shared.group_by_id(group)
         {
-            group.learn(node, None, attempted);
+            group.learn(node, attempted);
         }
     }
 
     /// Does what there is to do.
     fn act(&mut self) {
         let known = Known(Arc::clone(&self.shared));
-        if std::mem::take(&mut self.has_map) {
-            self.has_news = false;
-            self.upstreams.handle_map(now(), &known, random_u32);
-        }
-        if std::mem::take(&mut self.has_news) {
-            self.upstreams.handle_news(now(), &known, random_u32);
-        }
-        while let Some(act) = self.upstreams.poll(now(), &known) {
+        while let Some(act) = self.upstreams.poll(now(), &known, random_u32) {
             match act {
-                Act::Open { feed, group, range, prev_kv, open } => {
-                    let Open { node: _, link, start, credit, linearizable } = open;
-                    let mut ask = asks::Open { range, start, prev_kv, credit, linearizable };
+                Act::Open { feed, group, link, mut ask } => {
                     let sent = link.open_watch(group, &mut ask, feed);
                     self.upstreams.handle_sent(now(), feed, link, sent, random_u32);
                 }
@@ -174,8 +156,8 @@ impl Feeds {
                     debug!(group, node = link.node(), reason, "a feed leaves its replica");
                     link.close_watch(group, watch);
                 }
-                Act::Ask { link, connection, group, question, watch } => {
-                    if let Err(unsent) = link.ask_for_feeds(group, &mut Sync { watch }, question) {
+                Act::Ask { link, connection, group, question, mut ask } => {
+                    if let Err(unsent) = link.ask_for_feeds(group, &mut ask, question) {
                         let unsent = Attempted::Unsent(unsent);
                         self.upstreams.handle_synced(now(), connection, group, question, unsent, random_u32);
                     }
@@ -224,8 +206,4 @@ impl Groups for Known {
         let group = self.group(group)?;
         self.0.links.to_nearest(&self.0.replicas(&group))
     }
-}
-
-fn now() -> std::time::Instant {
-    Instant::now().into_std()
 }

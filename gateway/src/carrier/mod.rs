@@ -27,7 +27,7 @@ use gateway_core::{Concern, Failure, FeedId, FeedSpec, Pause, Request, Topology,
 use keyspace::{LeaseId, Op, Query, Route};
 use prometheus::core::Collector;
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -322,7 +322,7 @@ impl Shared {
             if let Some(routed) = self.route_now(&concern) {
                 return routed;
             }
-            match timeout_at(context.deadline.at(), news.changed()).await {
+            match timeout_at(context.deadline.at().into(), news.changed()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(Failure::Stopping),
                 Err(_) => return Err(context.deadline.passed(&Request::inquiry())),
@@ -330,11 +330,11 @@ impl Shared {
         }
     }
 
-    /// Pauses before a request of so many bytes goes out again.
+    /// Pauses until then, before a request of so many bytes goes out again.
     ///
     /// # Errors
     /// Too much waits for nodes to be less busy.
-    async fn pause(&self, pause: Pause, bytes: usize) -> Result<(), Failure> {
+    async fn pause(&self, until: std::time::Instant, pause: Pause, bytes: usize) -> Result<(), Failure> {
         let _easing = match pause {
             Pause::Moment => None,
             Pause::Ease { bounded, most: _ } => {
@@ -343,8 +343,14 @@ impl Shared {
             }
         };
         let _stage = journey::waiting();
-        tokio::time::sleep(pause.length(random_u32())).await;
+        tokio::time::sleep_until(until.into()).await;
         Ok(())
+    }
+
+    /// Pauses before a request is routed again: by then there may be a newer map.
+    async fn pause_for_map(&self) {
+        let _stage = journey::waiting();
+        tokio::time::sleep(Pause::Moment.length(random_u32())).await;
     }
 
     fn replicas(&self, group: &Group) -> Vec<u32> {
@@ -363,6 +369,10 @@ impl Shared {
     fn waiting_max(&self) -> usize {
         self.limits.load().waiting_max
     }
+}
+
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
 }
 
 /// A part of a bounded number.
@@ -389,8 +399,8 @@ impl Domain for Carrier {
             let (group, route) = self.shared.route(context, || write.concern()).await?;
             write.set_route(route);
             match group.write(&self.shared, context, &mut write).await {
-                // Nothing was applied. By the next time there may be a newer map.
-                Err(Failure::WrongShard) => self.shared.pause(Pause::Moment, 0).await?,
+                // Nothing was applied.
+                Err(Failure::WrongShard) => self.shared.pause_for_map().await,
                 answered => return answered,
             }
         }
@@ -408,7 +418,7 @@ impl Domain for Carrier {
         loop {
             let group = self.shared.group(context, || Concern::of_query(&query)).await?;
             match group.read(&self.shared, context, encoded.clone(), consistency).await {
-                Err(Failure::WrongShard) => self.shared.pause(Pause::Moment, 0).await?,
+                Err(Failure::WrongShard) => self.shared.pause_for_map().await,
                 answered => return answered,
             }
         }

@@ -3,6 +3,7 @@
 mod renewals;
 mod tracking;
 
+use std::ops::DerefMut;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use gateway_core::asks::{KeepAlive, KeptAlive, Read, Write};
 use gateway_core::link::{Ask, sort};
 use gateway_core::{
-    Attempt, Attempted, Failure, GroupState, Learned, NodeId, Number, Reach, ReadAt, Request, Step, Verdict,
+    Attempted, Drive, DriveStep, Failure, GroupState, Learned, NodeId, Reach, ReadAt, Request, Sending, Shell,
 };
 use keyspace::LeaseId;
 use parking_lot::Mutex;
@@ -19,14 +20,16 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::timeout_at;
 
 use super::asks;
+use super::links::Links;
 use super::metrics::Retries;
-use super::{Counted, Shared};
+use super::{Counted, Shared, now};
 use crate::context::RequestContext;
 use crate::domain::{Answer, Consistency, DomainStatus, Kept, KnownGateways};
 use crate::feed_event::FeedEvent;
 use crate::journey;
 use crate::leading::{Leading, Want};
 use crate::link::Link;
+use crate::random::random_u32;
 
 use renewals::{Renewal, renew_leases};
 use tracking::track_leader;
@@ -189,111 +192,72 @@ impl Group {
         request: Request,
         ask: A,
     ) -> Result<A::Answer, Failure> {
-        let deadline = context.deadline;
-        let mut driven = Driven { group: self, request };
-        let answer = timeout_at(deadline.at(), self.drive_attempts(shared, &mut driven.request, ask)).await;
-        answer.unwrap_or_else(|_| Err(deadline.passed(&driven.request)))
+        let reach = Reached::new(shared, self, &request);
+        let mut driven = Driven { group: self, drive: Drive::new(request, ask, context.deadline) };
+        let answer =
+            timeout_at(context.deadline.at().into(), self.drive_on(shared, &mut driven.drive, reach)).await;
+        answer.unwrap_or_else(|_| Err(driven.drive.deadline_passed()))
     }
 
-    async fn drive_attempts<A: Ask>(
+    /// Does what the drive says, one thing after the other.
+    async fn drive_on<A: Ask>(
         &self,
         shared: &Shared,
-        request: &mut Request,
-        mut ask: A,
+        drive: &mut Drive<A>,
+        reach: Reached<'_>,
     ) -> Result<A::Answer, Failure> {
-        let reach = Reached::new(shared, self, request);
+        let mut shell = OfGroup { group: self, links: Some(&shared.links) };
+        let mut waiting: Option<Waiting<'_>> = None;
         loop {
-            let Attempt { node, link, numbered } = self.next_attempt(shared, request, &reach).await?;
-            let (kind, bytes) = ask.request(numbered);
-            let attempted = match link.call(self.id, kind, bytes) {
-                Ok(call) => {
-                    let _stage = journey::at_node(node);
-                    tokio::select! {
-                        biased;
-                        answered = call => sort(&ask, answered),
-                        // Others are not waited for by silence: only the leader can answer.
-                        () = link.until_silent(), if reach.has_others() => Attempted::Lost,
-                    }
-                }
-                Err(unsent) => Attempted::Unsent(unsent),
-            };
-            reach.handle_attempted(node, &attempted);
-            let learned = self.learn(node, numbered.map(|numbered| numbered.number), &attempted);
-            match request.handle(attempted, learned) {
-                Verdict::Done(result) => return result,
-                Verdict::Retry => {}
-                Verdict::RetryAfter { pause, returned } => {
-                    if let Some(number) = returned {
-                        self.done(number);
-                    }
-                    shared.pause(pause, bytes).await?;
-                }
-            }
-        }
-    }
-
-    /// Waits until there is somebody to ask.
-    async fn next_attempt(
-        &self,
-        shared: &Shared,
-        request: &mut Request,
-        reach: &Reached<'_>,
-    ) -> Result<Attempt<Arc<Link>>, Failure> {
-        loop {
-            // What may have changed since is seen by asking again once that is listened for.
-            match request.poll(|| self.state(), reach) {
-                Step::Send(attempt) => return Ok(attempt),
-                Step::AwaitNews { bounded } => {
-                    let waiting_max = if bounded { shared.waiting_max() } else { usize::MAX };
-                    let mut waiting = self.wait_for_news(waiting_max)?;
-                    loop {
-                        match request.poll(|| self.state(), reach) {
-                            Step::Send(attempt) => return Ok(attempt),
-                            Step::AwaitNews { .. } => waiting.news().await?,
-                            Step::AwaitNumber => break,
+            match drive.poll(now, || self.state(), &reach) {
+                DriveStep::Send(Sending { node, link, kind, bytes, .. }) => {
+                    waiting = None;
+                    let attempted = match link.call(self.id, kind, bytes) {
+                        Ok(call) => {
+                            let _stage = journey::at_node(node);
+                            tokio::select! {
+                                biased;
+                                answered = call => sort(drive.ask(), answered),
+                                // Others are not waited for by silence: only the leader can answer.
+                                () = link.until_silent(), if reach.has_others => Attempted::Lost,
+                            }
                         }
+                        Err(unsent) => Attempted::Unsent(unsent),
+                    };
+                    if let Some(result) = drive.handle(now, attempted, &mut shell, random_u32) {
+                        return result;
                     }
                 }
-                Step::AwaitNumber => {
+                DriveStep::AwaitNews { bounded } => match &mut waiting {
+                    Some(waiting) => waiting.news().await?,
+                    // What may have changed since is seen by asking again once that is listened for.
+                    None => {
+                        let waiting_max = if bounded { shared.waiting_max() } else { usize::MAX };
+                        waiting = Some(self.wait_for_news(waiting_max)?);
+                    }
+                },
+                DriveStep::AwaitNumber => {
+                    waiting = None;
                     let mut room = pin!(self.room.notified());
                     room.as_mut().enable();
                     let _counted = Full::new(self);
                     let _stage = journey::waiting();
-                    match request.poll(|| self.state(), reach) {
-                        Step::Send(attempt) => return Ok(attempt),
-                        Step::AwaitNews { .. } => {}
-                        Step::AwaitNumber => room.await,
+                    let is_full = self.state().session.is_full();
+                    if is_full {
+                        room.await;
                     }
+                }
+                DriveStep::Pause { until, pause, bytes } => shared.pause(until, pause, bytes).await?,
+                DriveStep::AwaitAnswer => {
+                    return Err(Failure::Internal("gaios: nobody waits for the answer"));
                 }
             }
         }
     }
 
     /// Takes in what an attempt says of the group, and wakes whom it concerns.
-    pub(super) fn learn<T>(&self, node: NodeId, number: Option<Number>, attempted: &Attempted<T>) -> Learned {
-        self.retries.count(attempted);
-        if !attempted.teaches() {
-            return Learned::default();
-        }
-        let learned = self.state().handle_attempted(node, number, attempted);
-        if learned.session_lost {
-            // Those who wait for room in it have nothing to wait for.
-            self.room.notify_waiters();
-            self.work.notify_one();
-        }
-        if learned.route_changed {
-            self.announce();
-        }
-        learned
-    }
-
-    /// The caller of `number` was answered, or waits without it, or went away.
-    fn done(&self, number: Number) {
-        let freed = self.state().session.done(number);
-        let wake = freed.min(self.full.load(Ordering::Relaxed));
-        for _ in 0..wake {
-            self.room.notify_one();
-        }
+    pub(super) fn learn<T>(&self, node: NodeId, attempted: &Attempted<T>) -> Learned {
+        gateway_core::learn(&mut OfGroup { group: self, links: None }, node, None, attempted)
     }
 
     /// Renews a lease, together with whatever else is to be renewed.
@@ -302,7 +266,7 @@ impl Group {
         if self.renewals.send(Renewal { lease, answer }).is_err() {
             return Err(Failure::Stopping);
         }
-        match timeout_at(context.deadline.at(), kept).await {
+        match timeout_at(context.deadline.at().into(), kept).await {
             Ok(Ok(kept)) => kept,
             Ok(Err(_)) => Err(Failure::Stopping),
             // As etcd says it of renewals, whoever set the deadline.
@@ -346,15 +310,53 @@ impl Waiting<'_> {
 }
 
 /// A request, whose number is done when this is dropped: whether the caller was answered or went away.
-struct Driven<'a> {
+struct Driven<'a, A: Ask> {
     group: &'a Group,
-    request: Request,
+    drive: Drive<A>,
 }
 
-impl Drop for Driven<'_> {
+impl<A: Ask> Drop for Driven<'_, A> {
     fn drop(&mut self) {
-        if let Some(number) = self.request.take_number() {
-            self.group.done(number);
+        self.drive.end(&mut OfGroup { group: self.group, links: None });
+    }
+}
+
+/// A group, for what attempts say of it.
+struct OfGroup<'a> {
+    group: &'a Group,
+    /// Where it is noted how fit replicas are, if anybody chooses among them.
+    links: Option<&'a Links>,
+}
+
+impl Shell for OfGroup<'_> {
+    fn state(&mut self) -> impl DerefMut<Target = GroupState> {
+        self.group.state()
+    }
+
+    fn announce(&mut self) {
+        self.group.announce();
+    }
+
+    fn handle_session_lost(&mut self) {
+        // Those who wait for room in it have nothing to wait for.
+        self.group.room.notify_waiters();
+        self.group.work.notify_one();
+    }
+
+    fn handle_freed(&mut self, numbers: u64) {
+        let wake = numbers.min(self.group.full.load(Ordering::Relaxed));
+        for _ in 0..wake {
+            self.group.room.notify_one();
+        }
+    }
+
+    fn count<T>(&mut self, attempted: &Attempted<T>) {
+        self.group.retries.count(attempted);
+    }
+
+    fn judge<T>(&mut self, node: NodeId, attempted: &Attempted<T>) {
+        if let Some(links) = self.links {
+            links.handle_attempted(node, attempted);
         }
     }
 }
@@ -380,25 +382,15 @@ struct Reached<'a> {
     shared: &'a Shared,
     /// The replicas that may answer beside the leader.
     replicas: Vec<NodeId>,
-    /// How a replica answers says whether it is fit.
-    judges: bool,
+    /// Another one than was asked may do as well.
+    has_others: bool,
 }
 
 impl<'a> Reached<'a> {
     fn new(shared: &'a Shared, group: &Group, request: &Request) -> Reached<'a> {
         let replicas = if request.asks_any() { shared.replicas(group) } else { Vec::new() };
-        Reached { shared, replicas, judges: request.leaves_the_silent() }
-    }
-
-    /// Whether another replica may do as well.
-    fn has_others(&self) -> bool {
-        self.judges && self.replicas.len() > 1
-    }
-
-    fn handle_attempted<T>(&self, node: NodeId, attempted: &Attempted<T>) {
-        if self.judges {
-            self.shared.links.handle_attempted(node, attempted);
-        }
+        let has_others = request.leaves_the_silent() && replicas.len() > 1;
+        Reached { shared, replicas, has_others }
     }
 }
 

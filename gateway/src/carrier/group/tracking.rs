@@ -7,10 +7,10 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use gateway_core::asks;
 use gateway_core::{LeaderTracker, NodeId, Quiet, Reach, Replicas, TrackerStep};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::sleep_until;
 use tracing::{debug, info};
 
-use super::{Group, Shared};
+use super::{Group, Shared, now};
 use crate::link::{Link, attempt};
 use crate::random::{random, random_u32};
 
@@ -55,7 +55,7 @@ pub(super) async fn track_leader(shared: &Shared, group: &Group) {
                     }
                 }
                 Some((node, opened)) = openings.next() => {
-                    let learned = group.learn(node, None, &opened);
+                    let learned = group.learn(node, &opened);
                     tracker.handle_opened(now(), &mut group.state(), opened, learned, random_u32);
                 }
                 () = group.work.notified() => {}
@@ -91,8 +91,4 @@ impl Replicas for Links<'_> {
     fn quiet(&self, link: &Arc<Link>) -> Quiet {
         link.quiet()
     }
-}
-
-fn now() -> std::time::Instant {
-    Instant::now().into_std()
 }

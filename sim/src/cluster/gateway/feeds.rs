@@ -7,11 +7,11 @@ use std::rc::Rc;
 
 use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::request::Kind;
-use gateway_core::asks::{self, Open as OpenAsk, Sync as SyncAsk, Unasked};
+use gateway_core::asks::{self, Sync as SyncAsk, Unasked};
 use gateway_core::link::{Ask, LinkId, Lost, sort};
 use gateway_core::watch::{Feed, FeedState, Feeds, OPENING, Pace};
 use gateway_core::{
-    Act, Attempted, Failure, FeedId, FeedItem, FeedSpec, Frame, Groups, NodeId, Open, Reach, Upstreams, Watch,
+    Act, Attempted, Failure, FeedId, FeedItem, FeedSpec, Frame, Groups, NodeId, Reach, Upstreams, Watch,
 };
 use keyspace::KeyRange;
 
@@ -291,19 +291,11 @@ impl Gateway {
     fn act(&mut self, env: &mut Env, group: usize) -> bool {
         let domain = &mut self.domains[group];
         let mut upstreams = std::mem::take(&mut domain.upstreams);
-        let (has_news, has_map) = (std::mem::take(&mut domain.has_news), std::mem::take(&mut domain.has_map));
         let now = env.instant();
-        if has_news || has_map {
-            let known = self.known(env, group);
-            let random = || env.rng.next() as u32;
-            if has_map {
-                upstreams.handle_map(now, &known, random);
-            } else {
-                upstreams.handle_news(now, &known, random);
-            }
-        }
         let mut acts = false;
-        while let Some(act) = upstreams.poll(now, &self.known(env, group)) {
+        loop {
+            let known = self.known(env, group);
+            let Some(act) = upstreams.poll(now, &known, || env.rng.next() as u32) else { break };
             acts = true;
             self.carry_out(env, &mut upstreams, group, act);
         }
@@ -314,9 +306,8 @@ impl Gateway {
     fn carry_out(&mut self, env: &mut Env, upstreams: &mut Upstreams<u64>, group: usize, act: Act<u64>) {
         let now = env.instant();
         match act {
-            Act::Open { feed, group: of, range, prev_kv, open } => {
-                let Open { node: _, link, start, credit, linearizable } = open;
-                let (kind, bytes) = OpenAsk { range, start, prev_kv, credit, linearizable }.request(None);
+            Act::Open { feed, group: of, link, mut ask } => {
+                let (kind, bytes) = ask.request(None);
                 let Some(end) = self.ends.get_mut(&link) else {
                     return env.fail("links", format!("connection {link} is not there"));
                 };
@@ -344,9 +335,9 @@ impl Gateway {
                     self.flush_soon(env, link);
                 }
             }
-            Act::Ask { link, connection, group: of, question, watch } => {
+            Act::Ask { link, connection, group: of, question, mut ask } => {
                 let caller = Caller::Feeds { group, link: connection, question };
-                let (kind, bytes) = SyncAsk { watch }.request(None);
+                let (kind, bytes) = ask.request(None);
                 let Some(end) = self.ends.get_mut(&link) else {
                     return env.fail("links", format!("connection {link} is not there"));
                 };
@@ -373,7 +364,7 @@ impl Gateway {
         if let Attempted::Answer(Frame::Events { bytes, .. }) = &frame {
             carried.allowed -= *bytes as i64;
         }
-        self.learn_of_feeds(link, group, &frame);
+        self.learn_of_feeds(env, link, group, &frame);
         let (now, random) = (env.instant(), || env.rng.next() as u32);
         self.domains[group].upstreams.handle_frame(now, FeedId(id), watch, frame, random);
     }
@@ -387,7 +378,7 @@ impl Gateway {
         answered: Result<wire::Response, Lost>,
     ) {
         let synced = sort(&SyncAsk { watch: 0 }, answered);
-        self.learn_of_feeds(link.0, group, &synced);
+        self.learn_of_feeds(env, link.0, group, &synced);
         let (now, random) = (env.instant(), || env.rng.next() as u32);
         self.domains[group].upstreams.handle_synced(now, link, group as u64, question, synced, random);
     }
@@ -401,7 +392,7 @@ impl Gateway {
                 true
             }
             Some(Unasked::NotLeading { group, refused }) => {
-                self.learn_of_feeds::<()>(link, group as usize, &Attempted::Refused(refused));
+                self.learn_of_feeds::<()>(env, link, group as usize, &Attempted::Refused(refused));
                 true
             }
             None => false,
@@ -416,9 +407,9 @@ impl Gateway {
         }
     }
 
-    fn learn_of_feeds<T>(&mut self, link: u64, group: usize, attempted: &Attempted<T>) {
+    fn learn_of_feeds<T>(&mut self, env: &Env, link: u64, group: usize, attempted: &Attempted<T>) {
         if let Some(node) = self.ends.get(&link).map(|end| id(end.node).0) {
-            self.learn(group, node, None, attempted);
+            self.learn(env, group, node, attempted);
         }
     }
 }

@@ -88,9 +88,6 @@ struct Domain {
     seen: (i64, u64),
     upstreams: Upstreams<u64>,
     renewals: Renewals<Renewing>,
-    /// Feeds have not heard of what changed about the leader or the links, or of the newest map.
-    has_news: bool,
-    has_map: bool,
 }
 
 /// The gateway's end of a connection that is up.
@@ -238,8 +235,6 @@ impl Gateway {
             seen: (0, 0),
             upstreams: Upstreams::default(),
             renewals: Renewals::default(),
-            has_news: false,
-            has_map: false,
         };
         Gateway {
             index,
@@ -316,7 +311,7 @@ impl Gateway {
         let trackers = self.domains.iter().filter_map(|domain| domain.tracker_due);
         let dials = self.dials.iter().filter_map(Dial::due);
         let feeds = self.domains.iter().filter_map(|domain| domain.upstreams.deadline());
-        let requests = self.requests.values().map(|driven| driven.due(env));
+        let requests = self.requests.values().map(Driven::due);
         let renewals = self.domains.iter().filter_map(|domain| requests::renewals_due(env, &domain.renewals));
         let due = trackers.chain(dials).chain(feeds).chain(requests).chain(renewals).min();
         let Some(due) = due else { return };
@@ -348,10 +343,10 @@ impl Gateway {
 
     /// Those who wait for a leader, its link or a session look again.
     fn announce(&mut self, group: usize) {
-        let waiting = self.requests.iter().filter(|(_, driven)| driven.waits_for_news_of(group));
+        let waiting = self.requests.iter().filter(|(_, driven)| driven.hears_news_of(group));
         self.ready.extend(waiting.map(|(request, _)| *request));
         self.domains[group].tracker_due = None;
-        self.domains[group].has_news = true;
+        self.domains[group].upstreams.handle_news();
     }
 
     fn announce_links(&mut self) {
@@ -423,7 +418,7 @@ impl Gateway {
                     env.mark(Mark::MapChanged);
                 }
                 domain.topology = Some(topology);
-                domain.has_map = true;
+                domain.upstreams.handle_map();
                 self.announce(group);
             }
             Ok(None) => {}

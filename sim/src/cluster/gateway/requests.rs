@@ -1,15 +1,17 @@
 //! Requests of clients, as they go through a gateway.
 
+use std::ops::DerefMut;
 use std::time::{Duration, Instant};
 
 use api::gaios::link::v1 as wire;
+use api::gaios::link::v1::response::Kind;
 use bytes::BytesMut;
 use gateway_core::asks::{Decided, KeepAlive, KeptAlive, Read, Write};
 use gateway_core::link::{Ask, Lost, sort};
 use gateway_core::silence::patience;
 use gateway_core::{
-    Answer, Attempt, Attempted, Batch, Concern, Failure, Learned, NodeId, Number, Numbered, ReadAt, Renewals,
-    Request, Step, Verdict,
+    Answer, Attempted, Batch, Concern, Deadline, Drive, DriveStep, Failure, GroupState, Learned, NodeId,
+    Numbered, Phase, ReadAt, Renewals, Request, Sending, Shell, learn,
 };
 use keyspace::{LeaseId, Route, SessionId};
 
@@ -26,10 +28,9 @@ const WAITING_MAX: usize = 6;
 pub(super) struct Driven {
     group: usize,
     of: Of,
-    ask: Asking,
-    request: Request,
-    deadline: Time,
-    phase: Phase,
+    drive: Drive<Asking>,
+    /// Where the last attempt went, while it is not over.
+    sent: Option<Sent>,
     /// Every number it was ever sent under: what the gateway itself does not remember.
     numbers: Vec<(SessionId, u64)>,
 }
@@ -60,21 +61,12 @@ enum Got {
 }
 
 #[derive(Debug)]
-enum Phase {
-    Ready,
-    /// For a leader, its link or a session.
-    AwaitsNews,
-    AwaitsNumber,
-    Paused(Instant),
-    Sent {
-        link: u64,
-        id: u64,
-        node: NodeId,
-        number: Option<Number>,
-        since: Time,
-        /// What it asks for had taken effect before.
-        was_applied: bool,
-    },
+struct Sent {
+    link: u64,
+    id: u64,
+    since: Time,
+    /// What it asks for had taken effect before.
+    was_applied: bool,
 }
 
 impl Call {
@@ -95,10 +87,14 @@ impl Renewing {
     }
 }
 
+fn deadline_of(env: &Env, at: Time) -> Deadline {
+    Deadline::Gateway(env.origin + Duration::from_nanos(at))
+}
+
 /// When there is something to do for renewals that wait.
 pub(super) fn renewals_due(env: &Env, renewals: &Renewals<Renewing>) -> Option<Instant> {
     let given_up = renewals.waiting().map(|renewing| renewing.deadline).min();
-    let given_up = given_up.map(|deadline| env.origin + Duration::from_nanos(deadline));
+    let given_up = given_up.map(|deadline| deadline_of(env, deadline).at());
     renewals.deadline(env.instant()).into_iter().chain(given_up).min()
 }
 
@@ -124,20 +120,23 @@ impl Driven {
         }
     }
 
-    pub(super) fn waits_for_news_of(&self, group: usize) -> bool {
-        self.group == group && matches!(self.phase, Phase::AwaitsNews)
+    fn waits_for_news_of(&self, group: usize) -> bool {
+        self.group == group && self.drive.phase() == Phase::AwaitsNews
     }
 
-    pub(super) fn due(&self, env: &Env) -> Instant {
-        let deadline = env.origin + Duration::from_nanos(self.deadline);
-        match self.phase {
-            Phase::Paused(until) => until.min(deadline),
-            Phase::Ready | Phase::AwaitsNews | Phase::AwaitsNumber | Phase::Sent { .. } => deadline,
-        }
+    /// News of a group concern it: it waits for some, or for the group's map.
+    pub(super) fn hears_news_of(&self, group: usize) -> bool {
+        self.waits_for_news_of(group) || self.group == group && self.drive.phase() == Phase::Ready
+    }
+
+    pub(super) fn due(&self) -> Instant {
+        self.drive.due()
     }
 }
 
-impl Asking {
+impl Ask for Asking {
+    type Answer = Got;
+
     fn request(&mut self, numbered: Option<Numbered>) -> (wire::request::Kind, usize) {
         match self {
             Asking::Write(write) => write.request(numbered),
@@ -146,23 +145,45 @@ impl Asking {
         }
     }
 
-    fn sort(&self, answered: Result<wire::Response, Lost>) -> Attempted<Got> {
+    fn answer(&self, term: u64, answer: Kind) -> Attempted<Got> {
         match self {
-            Asking::Write(write) => got(sort(write, answered), Got::Answer),
-            Asking::Read(read) => got(sort(read, answered), Got::Answer),
-            Asking::KeepAlive(keep) => got(sort(keep, answered), Got::Kept),
+            Asking::Write(write) => write.answer(term, answer).map(Got::Answer),
+            Asking::Read(read) => read.answer(term, answer).map(Got::Answer),
+            Asking::KeepAlive(keep) => keep.answer(term, answer).map(Got::Kept),
         }
     }
 }
 
-fn got<T>(attempted: Attempted<T>, got: impl FnOnce(T) -> Got) -> Attempted<Got> {
-    match attempted {
-        Attempted::Answer(answer) => Attempted::Answer(got(answer)),
-        Attempted::Lost => Attempted::Lost,
-        Attempted::Unsent(unsent) => Attempted::Unsent(unsent),
-        Attempted::Refused(refused) => Attempted::Refused(refused),
-        Attempted::Denied(error) => Attempted::Denied(error),
-        Attempted::Protocol(text) => Attempted::Protocol(text),
+/// A group of a gateway, for what is said of it.
+struct OfGroup<'a> {
+    gateway: &'a mut Gateway,
+    now: Instant,
+    group: usize,
+}
+
+impl Shell for OfGroup<'_> {
+    fn state(&mut self) -> impl DerefMut<Target = GroupState> {
+        &mut self.gateway.domains[self.group].state
+    }
+
+    fn announce(&mut self) {
+        self.gateway.announce(self.group);
+    }
+
+    fn handle_session_lost(&mut self) {
+        self.gateway.domains[self.group].tracker_due = None;
+        self.gateway.wake_for_numbers(self.group);
+    }
+
+    fn handle_freed(&mut self, _: u64) {
+        self.gateway.wake_for_numbers(self.group);
+    }
+
+    /// Nobody wants to know.
+    fn count<T>(&mut self, _: &Attempted<T>) {}
+
+    fn judge<T>(&mut self, node: NodeId, attempted: &Attempted<T>) {
+        self.gateway.nodes.borrow_mut().handle_attempted(self.now, node, attempted);
     }
 }
 
@@ -183,7 +204,8 @@ impl Gateway {
                 return;
             }
         };
-        self.drive(group, Of::Caller(call), ask, request, deadline);
+        let drive = Drive::new(request, ask, deadline_of(env, deadline));
+        self.drive(group, Of::Caller(call), drive);
     }
 
     /// Sends the renewals of leases that may leave.
@@ -191,15 +213,16 @@ impl Gateway {
         for group in 0..self.domains.len() {
             while let Some(batch) = self.domains[group].renewals.next_batch(env.instant()) {
                 let last = batch.waiting().map(|renewing| renewing.deadline).max().unwrap_or(env.now);
-                let ask = Asking::KeepAlive(batch.ask());
-                self.drive(group, Of::Renewals(batch), ask, Request::read(ReadAt::Leader), last);
+                let (ask, last) = (Asking::KeepAlive(batch.ask()), deadline_of(env, last));
+                let drive = Drive::new(Request::read(ReadAt::Leader), ask, last);
+                self.drive(group, Of::Renewals(batch), drive);
             }
         }
     }
 
-    fn drive(&mut self, group: usize, of: Of, ask: Asking, request: Request, deadline: Time) {
+    fn drive(&mut self, group: usize, of: Of, drive: Drive<Asking>) {
         self.last_request += 1;
-        let driven = Driven { group, of, ask, request, deadline, phase: Phase::Ready, numbers: Vec::new() };
+        let driven = Driven { group, of, drive, sent: None, numbers: Vec::new() };
         self.requests.insert(self.last_request, driven);
         self.ready.push_back(self.last_request);
     }
@@ -207,16 +230,8 @@ impl Gateway {
     /// Does what can be done for a request.
     pub(super) fn advance(&mut self, env: &mut Env, number: u64) {
         let Some(mut driven) = self.requests.remove(&number) else { return };
-        match driven.phase {
-            Phase::Paused(_) | Phase::Sent { .. } => {
-                self.requests.insert(number, driven);
-                return;
-            }
-            Phase::Ready | Phase::AwaitsNews | Phase::AwaitsNumber => {}
-        }
         let group = driven.group;
         let Some(topology) = &self.domains[group].topology else {
-            driven.phase = Phase::AwaitsNews;
             self.requests.insert(number, driven);
             return;
         };
@@ -233,32 +248,28 @@ impl Gateway {
             env.fail("maps", format!("{what:?} does not belong to group {group}"));
         }
         let mut state = std::mem::take(&mut self.domains[group].state);
-        let step = driven.request.poll(|| &mut state, &self.reach(env, group));
+        let step = driven.drive.poll(|| env.instant(), || &mut state, &self.reach(env, group));
         self.domains[group].state = state;
         match step {
-            Step::Send(attempt) => self.send(env, number, driven, attempt),
-            Step::AwaitNews { bounded } => {
+            DriveStep::Send(sending) => self.send(env, number, driven, sending),
+            DriveStep::AwaitNews { bounded } => {
                 self.domains[group].tracker_due = None;
                 let waits = |driven: &&Driven| driven.waits_for_news_of(group);
-                let waiting = self.requests.values().filter(waits).count();
-                let is_new = !matches!(driven.phase, Phase::AwaitsNews);
-                driven.phase = Phase::AwaitsNews;
-                if bounded && is_new && waiting >= WAITING_MAX {
+                if bounded && self.requests.values().filter(waits).count() >= WAITING_MAX {
                     env.mark(Mark::TooManyWait);
                     self.finish(env, driven, Err(Failure::Overloaded));
                 } else {
                     self.requests.insert(number, driven);
                 }
             }
-            Step::AwaitNumber => {
-                driven.phase = Phase::AwaitsNumber;
+            DriveStep::AwaitNumber | DriveStep::Pause { .. } | DriveStep::AwaitAnswer => {
                 self.requests.insert(number, driven);
             }
         }
     }
 
-    fn send(&mut self, env: &mut Env, number: u64, mut driven: Driven, attempt: Attempt<u64>) {
-        let Attempt { node, link, numbered } = attempt;
+    fn send(&mut self, env: &mut Env, number: u64, mut driven: Driven, sending: Sending<u64>) {
+        let Sending { node, link, kind, bytes, numbered } = sending;
         let group = driven.group;
         let mut was_applied = false;
         if let Some(Numbered { number, .. }) = numbered {
@@ -268,27 +279,20 @@ impl Gateway {
                 driven.numbers.push((session, seq));
             }
         }
-        let (kind, bytes) = driven.ask.request(numbered);
         let caller = Caller::Request(number);
-        let sent = self.ends.get_mut(&link).map(|end| end.end.call(group as u64, kind, bytes, caller));
-        let of = numbered.map(|numbered| numbered.number);
-        driven.phase = match sent {
-            Some(Ok(id)) => {
-                let since = env.now;
-                Phase::Sent { link, id, node, number: of, since, was_applied }
-            }
-            Some(Err(unsent)) => {
-                self.attempted(env, number, driven, node, of, Attempted::Unsent(unsent));
-                return;
-            }
-            None => {
-                env.fail("links", format!("connection {link} is not there"));
-                return;
-            }
+        let Some(end) = self.ends.get_mut(&link) else {
+            return env.fail("links", format!("connection {link} is not there"));
         };
-        trace!(env, "gateway {} sends #{} to n{node}: {:?}", self.index, driven.operation(), driven.phase);
-        self.requests.insert(number, driven);
-        self.flush_soon(env, link);
+        match end.end.call(group as u64, kind, bytes, caller) {
+            Ok(id) => {
+                let sent = Sent { link, id, since: env.now, was_applied };
+                trace!(env, "gateway {} sends #{} to n{node}: {sent:?}", self.index, driven.operation());
+                driven.sent = Some(sent);
+                self.requests.insert(number, driven);
+                self.flush_soon(env, link);
+            }
+            Err(unsent) => self.attempted(env, number, driven, Attempted::Unsent(unsent)),
+        }
     }
 
     pub(super) fn handle_answered(
@@ -297,47 +301,28 @@ impl Gateway {
         number: u64,
         answered: Result<wire::Response, Lost>,
     ) {
-        let Some(driven) = self.requests.remove(&number) else { return };
-        let Phase::Sent { node, number: of, was_applied, .. } = driven.phase else {
+        let Some(mut driven) = self.requests.remove(&number) else { return };
+        let Some(Sent { was_applied, .. }) = driven.sent.take() else {
             env.fail("links", format!("request {number} hears what it does not wait for"));
             return;
         };
-        let attempted = driven.ask.sort(answered);
+        let attempted = sort(driven.drive.ask(), answered);
         if was_applied && matches!(attempted, Attempted::Answer(_) | Attempted::Denied(_)) {
             env.mark(Mark::AnsweredFromSession);
         }
-        self.attempted(env, number, driven, node, of, attempted);
+        self.attempted(env, number, driven, attempted);
     }
 
     /// An attempt is over.
-    fn attempted(
-        &mut self,
-        env: &mut Env,
-        number: u64,
-        mut driven: Driven,
-        node: NodeId,
-        of: Option<Number>,
-        attempted: Attempted<Got>,
-    ) {
-        if driven.request.leaves_the_silent() {
-            self.nodes.borrow_mut().handle_attempted(env.instant(), node, &attempted);
-        }
-        let group = driven.group;
-        let learned = self.learn(group, node, of, &attempted);
+    fn attempted(&mut self, env: &mut Env, number: u64, mut driven: Driven, attempted: Attempted<Got>) {
         trace!(env, "gateway {} #{}: {attempted:?}", self.index, driven.operation());
-        match driven.request.handle(attempted, learned) {
-            Verdict::Done(result) => self.finish(env, driven, result),
-            Verdict::Retry => {
-                driven.phase = Phase::Ready;
+        let (now, group, random) = (env.instant(), driven.group, env.rng.next() as u32);
+        let mut shell = OfGroup { gateway: self, now, group };
+        match driven.drive.handle(|| now, attempted, &mut shell, || random) {
+            Some(result) => self.finish(env, driven, result),
+            None => {
                 self.requests.insert(number, driven);
                 self.ready.push_back(number);
-            }
-            Verdict::RetryAfter { pause, returned } => {
-                if let Some(returned) = returned {
-                    self.done(group, returned);
-                }
-                driven.phase = Phase::Paused(env.instant() + pause.length(env.rng.next() as u32));
-                self.requests.insert(number, driven);
             }
         }
     }
@@ -345,42 +330,23 @@ impl Gateway {
     /// Takes in what an attempt says of the group.
     pub(super) fn learn<T>(
         &mut self,
+        env: &Env,
         group: usize,
         node: NodeId,
-        number: Option<Number>,
         attempted: &Attempted<T>,
     ) -> Learned {
-        if !attempted.teaches() {
-            return Learned::default();
-        }
-        let learned = self.domains[group].state.handle_attempted(node, number, attempted);
-        if learned.session_lost {
-            self.domains[group].tracker_due = None;
-            self.wake_for_numbers(group);
-        }
-        if learned.route_changed {
-            self.announce(group);
-        }
-        learned
-    }
-
-    fn done(&mut self, group: usize, number: Number) {
-        if self.domains[group].state.session.done(number) > 0 {
-            self.wake_for_numbers(group);
-        }
+        learn(&mut OfGroup { gateway: self, now: env.instant(), group }, node, None, attempted)
     }
 
     fn wake_for_numbers(&mut self, group: usize) {
-        let waits = |driven: &Driven| driven.group == group && matches!(driven.phase, Phase::AwaitsNumber);
+        let waits = |driven: &Driven| driven.group == group && driven.drive.phase() == Phase::AwaitsNumber;
         let waiting = self.requests.iter().filter(|(_, driven)| waits(driven));
         self.ready.extend(waiting.map(|(number, _)| *number));
     }
 
     fn finish(&mut self, env: &mut Env, mut driven: Driven, result: Result<Got, Failure>) {
-        let group = driven.group;
-        if let Some(number) = driven.request.take_number() {
-            self.done(group, number);
-        }
+        let (now, group) = (env.instant(), driven.group);
+        driven.drive.end(&mut OfGroup { gateway: self, now, group });
         match (driven.of, result) {
             (Of::Caller(call), Ok(Got::Answer(granted))) => {
                 let seen = &mut self.domains[group].seen;
@@ -423,22 +389,21 @@ impl Gateway {
             }
         }
         let due: Vec<u64> =
-            self.requests.iter().filter(|(_, it)| it.due(env) <= now).map(|(number, _)| *number).collect();
+            self.requests.iter().filter(|(_, it)| it.due() <= now).map(|(number, _)| *number).collect();
         for number in due {
             let Some(mut driven) = self.requests.remove(&number) else { continue };
-            if driven.deadline > env.now {
-                driven.phase = Phase::Ready;
+            if now < driven.drive.deadline() {
                 self.requests.insert(number, driven);
                 self.ready.push_back(number);
                 continue;
             }
-            if let Phase::Sent { link, id, .. } = driven.phase
+            if let Some(Sent { link, id, .. }) = driven.sent.take()
                 && let Some(end) = self.ends.get_mut(&link)
             {
                 end.end.give_up(id);
             }
             env.mark(Mark::CallTimedOut);
-            let failure = driven.request.timed_out();
+            let failure = driven.drive.deadline_passed();
             self.finish(env, driven, Err(failure));
         }
     }
@@ -447,10 +412,10 @@ impl Gateway {
     pub(super) fn leave_the_silent(&mut self, env: &mut Env) {
         let mut left = Vec::new();
         for (number, driven) in &self.requests {
-            let Phase::Sent { link, id, since, .. } = driven.phase else { continue };
+            let Some(Sent { link, id, since, .. }) = driven.sent else { continue };
             let Some(end) = self.ends.get(&link) else { continue };
             let silent_for = end.silent_for(env.now).min(Duration::from_nanos(env.now - since));
-            if driven.request.leaves_the_silent() && silent_for >= patience(end.round_trip) {
+            if driven.drive.leaves_the_silent() && silent_for >= patience(end.round_trip) {
                 left.push((*number, link, id));
             }
         }

@@ -98,7 +98,7 @@ impl Gateway {
         if let Attempted::Answer(_) = opened {
             env.mark(Mark::SessionOpened);
         }
-        let learned = self.learn(group, node, None, &opened);
+        let learned = self.learn(env, group, node, &opened);
         let random = env.rng.next() as u32;
         let now = env.instant();
         let domain = &mut self.domains[group];
