@@ -88,7 +88,7 @@ impl Topology {
 
     /// Every node and the address of its link.
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &str)> {
-        self.map.nodes().iter().filter_map(|(node, address)| Some((link_id(*node)?, address.as_str())))
+        self.map.nodes().iter().map(|(node, address)| (node.0, address.as_str()))
     }
 
     /// The nodes with a replica of the group that holds data.
@@ -98,7 +98,7 @@ impl Topology {
             Role::Voter | Role::Learner => true,
             Role::Witness => false,
         });
-        holders.filter_map(|(node, _)| link_id(*node)).collect()
+        holders.map(|(node, _)| node.0).collect()
     }
 
     /// The group that a request goes to; what it concerns is only asked for if there are several shards.
@@ -145,11 +145,6 @@ impl Topology {
     fn routed(&self, shard: &Shard) -> Routed {
         Routed { group: shard.group.0, route: Route { shard: shard.id, epoch: self.map.epoch() } }
     }
-}
-
-/// A node's id as the link has it. The map allows larger ones; no node can have them.
-fn link_id(node: shard_map::NodeId) -> Option<NodeId> {
-    NodeId::try_from(node.0).ok()
 }
 
 #[cfg(test)]

@@ -44,7 +44,7 @@ pub(crate) fn one_of(
     dir: &Path,
 ) -> NodeOptions {
     let voters = nodes.iter().map(|(node, _)| *node).collect();
-    let addresses = nodes.iter().map(|(node, address)| (shard_map::NodeId(node.0.into()), address.clone()));
+    let addresses = nodes.iter().map(|(node, address)| (shard_map::NodeId(node.0), address.clone()));
     let shard_map = ShardMap::single_group(shard_map::GroupId(1), addresses.collect()).unwrap();
     NodeOptions {
         id,

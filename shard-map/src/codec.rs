@@ -51,7 +51,7 @@ impl ShardMap {
             write_number(out, id.0);
             write_number(out, group.replicas.len() as u64);
             for (node, role) in &group.replicas {
-                write_number(out, node.0);
+                write_number(out, node.0.into());
                 out.put_u8(match role {
                     Role::Voter => 0,
                     Role::Learner => 1,
@@ -61,7 +61,7 @@ impl ShardMap {
         }
         write_number(out, self.nodes.len() as u64);
         for (id, address) in &self.nodes {
-            write_number(out, id.0);
+            write_number(out, id.0.into());
             write_bytes(out, address.as_bytes());
         }
     }
@@ -82,7 +82,7 @@ impl ShardMap {
         let groups = read_list(input, 2, |input| {
             let id = GroupId(read_number(input)?);
             let replicas = read_list(input, 2, |input| {
-                let node = NodeId(read_number(input)?);
+                let node = read_node(input)?;
                 let role = match read_byte(input)? {
                     0 => Role::Voter,
                     1 => Role::Learner,
@@ -94,7 +94,7 @@ impl ShardMap {
             Ok((id, Group { replicas: read_map(replicas)? }))
         })?;
         let nodes = read_list(input, 2, |input| {
-            let id = NodeId(read_number(input)?);
+            let id = read_node(input)?;
             let address = String::from_utf8(read_bytes(input)?.to_vec())
                 .or(Err(DecodeError::Malformed("an address that is no text")))?;
             Ok((id, address))
@@ -123,6 +123,11 @@ fn write_bytes(out: &mut BytesMut, bytes: &[u8]) {
 
 fn read_byte(input: &mut Bytes) -> Result<u8, DecodeError> {
     input.try_get_u8().or(Err(DecodeError::Malformed("it is cut off")))
+}
+
+fn read_node(input: &mut Bytes) -> Result<NodeId, DecodeError> {
+    let number = read_number(input)?;
+    u32::try_from(number).map(NodeId).or(Err(DecodeError::Malformed("a node's id is too large")))
 }
 
 fn read_number(input: &mut Bytes) -> Result<u64, DecodeError> {

@@ -24,7 +24,7 @@ pub struct Epoch(pub u64);
 
 /// A node: a replica process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NodeId(pub u64);
+pub struct NodeId(pub u32);
 
 /// A consensus group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

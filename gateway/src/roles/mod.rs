@@ -84,9 +84,8 @@ pub(crate) fn check(file: &Path, given: &Given) -> Result<(), Failure> {
 fn shard_map(cluster: &config::Cluster) -> Result<ShardMap, Failure> {
     let groups = cluster.groups_or_default();
     let carrier = groups.iter().min_by_key(|group| group.id).ok_or("the cluster has no group")?;
-    let replicas = carrier.voters.iter().map(|voter| (NodeId(u64::from(*voter)), Role::Voter)).collect();
-    let nodes =
-        cluster.nodes.iter().map(|node| (NodeId(u64::from(node.id)), node.address.to_string())).collect();
+    let replicas = carrier.voters.iter().map(|voter| (NodeId(*voter), Role::Voter)).collect();
+    let nodes = cluster.nodes.iter().map(|node| (NodeId(node.id), node.address.to_string())).collect();
     let shards = vec![Shard { id: ShardId(1), start: Bytes::new(), group: GroupId(carrier.id) }];
     let groups = BTreeMap::from([(GroupId(carrier.id), Group { replicas })]);
     Ok(ShardMap::new(Epoch(1), shards, groups, nodes)?)

@@ -25,7 +25,7 @@ impl Maps {
     pub(crate) fn new(nodes: usize, groups: &[Config]) -> Maps {
         let all = (0..).zip(groups).map(|(group, config)| {
             let members: BTreeMap<NodeId, String> =
-                config.voters.iter().map(|node| (NodeId(u64::from(node.0)), address(node.0))).collect();
+                config.voters.iter().map(|node| (NodeId(node.0), address(node.0))).collect();
             let map = ShardMap::single_group(GroupId(group), members).expect("a group has members");
             vec![map]
         });
