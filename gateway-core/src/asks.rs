@@ -118,7 +118,7 @@ impl Ask for WhoLeads {
     fn request(&mut self, _: Option<Numbered>) -> (request::Kind, usize) {
         let wait_ms = PROBE_WAIT.as_millis() as u32;
         let WhoLeads { least_term } = *self;
-        (request::Kind::Status(wire::StatusRequest { wait_ms, least_term, figures: None }), 0)
+        (request::Kind::Status(wire::StatusRequest { wait_ms, least_term }), 0)
     }
 
     fn answer(&self, term: u64, answer: Kind) -> Attempted<Led> {
@@ -263,7 +263,7 @@ fn frame_of(term: u64, answer: Kind) -> Attempted<Frame> {
     } else if let Kind::WatchCanceled(canceled) = answer {
         let refused = canceled.refused.map(|why| refused(term, &why));
         match (canceled.compact_revision, refused) {
-            (0, Some(refused)) if refused.why == Why::Malformed => return Attempted::Refused(refused),
+            (0, Some(refused)) => return Attempted::Refused(refused),
             (0, _) => Frame::Canceled,
             (compact_revision, _) => Frame::Compacted { compact_revision },
         }

@@ -165,6 +165,8 @@ enum State {
 struct Detached {
     /// No other is asked before.
     pause_until: Option<Instant>,
+    /// The group does not hold its keys. The next shard map may say which one does.
+    is_misplaced: bool,
 }
 
 /// On a replica.
@@ -239,7 +241,7 @@ impl Upstream {
             credit: i64::try_from(spec.credit).unwrap_or(i64::MAX),
             wanted: None,
             backoff: Backoff::new(PAUSE.0, PAUSE.1),
-            state: State::Detached(Detached { pause_until: None }),
+            state: State::Detached(Detached { pause_until: None, is_misplaced: false }),
         }
     }
 
@@ -266,7 +268,7 @@ impl Upstream {
         reach: &R,
     ) -> UpstreamStep<R::Link> {
         match &self.state {
-            State::Detached(Detached { pause_until: Some(until) }) if now < *until => {
+            State::Detached(Detached { pause_until: Some(until), .. }) if now < *until => {
                 UpstreamStep::Pause { until: *until }
             }
             State::Detached(_) => self.poll_open(leader(), reach),
@@ -362,6 +364,13 @@ impl Upstream {
             Attempted::Refused(refused) if refused.why == Why::Malformed => {
                 self.fail(Failure::Internal("gaios: a node could not read the watch"))
             }
+            Attempted::Refused(refused) if refused.why == Why::WrongShard => {
+                let heard = self.leave(now, "its keys are elsewhere", random);
+                if let State::Detached(detached) = &mut self.state {
+                    detached.is_misplaced = true;
+                }
+                heard
+            }
             Attempted::Answer(Frame::Canceled) => self.leave(now, "canceled", random),
             Attempted::Refused(_) | Attempted::Denied(_) => self.leave(now, "refused", random),
             Attempted::Lost if mutant!(FeedStaysWhenLost) => Heard::Nothing,
@@ -423,6 +432,18 @@ impl Upstream {
         }
     }
 
+    /// There is another shard map. Returns whether it need not wait any longer: one pause per map, so that a map which does
+    /// not help is no reason to ask without end.
+    pub fn handle_map(&mut self) -> bool {
+        match &mut self.state {
+            State::Detached(detached) if detached.is_misplaced => {
+                *detached = Detached { pause_until: None, is_misplaced: false };
+                true
+            }
+            State::Detached(_) | State::Attached(_) | State::Ended => false,
+        }
+    }
+
     /// It cannot go on.
     pub fn fail(&mut self, failure: Failure) -> Heard {
         self.state = State::Ended;
@@ -432,7 +453,7 @@ impl Upstream {
     /// The replica is left.
     pub fn leave(&mut self, now: Instant, reason: &'static str, random: impl FnOnce() -> u32) -> Heard {
         let pause_until = Some(now + self.backoff.next(random()));
-        self.state = State::Detached(Detached { pause_until });
+        self.state = State::Detached(Detached { pause_until, is_misplaced: false });
         Heard::Left(reason)
     }
 }

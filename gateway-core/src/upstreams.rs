@@ -599,6 +599,11 @@ impl<L: Clone> Upstreams<L> {
         for (connection, id) in moved.collect::<Vec<_>>() {
             self.leave(now, connection, id, "its keys are of another group", &mut random);
         }
+        let misplaced =
+            self.feeds.iter_mut().filter_map(|(id, feed)| feed.upstream.handle_map().then_some(*id));
+        for id in misplaced.collect::<Vec<_>>() {
+            self.queue(id);
+        }
         self.follow_leaders(now, groups, random);
     }
 

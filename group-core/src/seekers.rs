@@ -68,7 +68,7 @@ mod tests {
 
     fn ask(seekers: &mut Seekers, request: u64, led: Option<u64>, wait_ms: u32, least_term: u64) -> bool {
         let waiter = Waiter { link: LinkId(1), request };
-        let asked = StatusRequest { wait_ms, least_term, figures: None };
+        let asked = StatusRequest { wait_ms, least_term };
         seekers.admit(Mono(0), led, waiter, &asked).is_none()
     }
 

@@ -124,28 +124,27 @@ async fn read_frames(
         let frame = wire::GatewayFrame::decode(frame).map_err(io::Error::other)?;
         for mut batch in frame.groups {
             let group = GroupId(batch.group);
-            batch.requests.retain_mut(|request| {
-                take_figures(shown, request);
-                !answer_for_node(shared, link, group, request)
-            });
+            batch.requests.retain_mut(|request| !answer_for_node(shared, link, shown, group, request));
             hand_in(shared, link, batch, frame_bytes);
         }
     }
     Ok(())
 }
 
-/// Takes in what a gateway says of itself.
-fn take_figures(shown: Option<&Shown>, request: &mut wire::Request) {
-    if let Some(wire::request::Kind::Status(probe)) = &mut request.kind
-        && let (Some(shown), Some(figures)) = (shown, probe.figures.take())
-    {
-        shown.tell(figures);
-    }
-}
-
 /// Answers what is asked of the node rather than of a group. Returns whether that was it.
-fn answer_for_node(shared: &Arc<Shared>, link: &Arc<Link>, group: GroupId, request: &wire::Request) -> bool {
-    let kind = if let Some(wire::request::Kind::NodeStatus(_)) = &request.kind {
+fn answer_for_node(
+    shared: &Arc<Shared>,
+    link: &Arc<Link>,
+    shown: Option<&Shown>,
+    group: GroupId,
+    request: &mut wire::Request,
+) -> bool {
+    let kind = if let Some(wire::request::Kind::Ping(ping)) = &mut request.kind {
+        if let (Some(shown), Some(figures)) = (shown, ping.figures.take()) {
+            shown.tell(figures);
+        }
+        Kind::Pong(wire::Pong {})
+    } else if let Some(wire::request::Kind::NodeStatus(_)) = &request.kind {
         Kind::NodeStatus(Health::of(Arc::clone(shared)).status())
     } else if let Some(wire::request::Kind::Gateways(_)) = &request.kind {
         Kind::Gateways(shared.gateways.list())
@@ -191,7 +190,8 @@ fn wants_answer(request: &wire::Request) -> bool {
             | Kind::LeaderControl(_)
             | Kind::WatchOpen(_)
             | Kind::WatchSync(_)
-            | Kind::NodeStatus(_),
+            | Kind::NodeStatus(_)
+            | Kind::Ping(_),
         )
         | None => true,
     }

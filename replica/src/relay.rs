@@ -187,6 +187,14 @@ mod tests {
         let answer = timeout(PATIENCE, frames::read_frame(&mut stream, 4096)).await.unwrap().unwrap();
         let answer = wire::NodeFrame::decode(answer).unwrap().responses.remove(0);
         assert!(answer.id == 5 && matches!(answer.kind, Some(wire::response::Kind::Status(_))), "{answer:?}");
+        let requests =
+            vec![wire::Request { id: 6, kind: Some(wire::request::Kind::Ping(wire::Ping::default())) }];
+        let frame = wire::GatewayFrame { groups: vec![wire::GroupRequests { group: 99, requests }] };
+        frames::write_frame(&mut stream, &frame.encode_to_vec()).await.unwrap();
+        let answer = timeout(PATIENCE, frames::read_frame(&mut stream, 4096)).await.unwrap().unwrap();
+        let answer = wire::NodeFrame::decode(answer).unwrap().responses.remove(0);
+        let pong = Some(wire::response::Kind::Pong(wire::Pong {}));
+        assert_eq!((answer.id, answer.kind), (6, pong), "the node answers, whatever groups it has");
 
         // The end of a node is the end of what was passed on to it.
         started.remove(0).stop().await;

@@ -7,7 +7,7 @@ mod slots;
 
 use std::time::{Duration, Instant};
 
-use api::gaios::link::v1::{GatewayFigures, GatewayFrame, Request, StatusRequest, WatchClose, request};
+use api::gaios::link::v1::{GatewayFigures, GatewayFrame, Ping, Request, WatchClose, request};
 
 use crate::attempt::Unsent;
 use crate::route::NodeId;
@@ -18,6 +18,8 @@ use slots::Slots;
 
 pub use ask::{Ask, Lost, mismatch, refused, sort};
 
+/// Where a frame holds what is asked of the node: the number of the group says nothing there.
+pub const OF_THE_NODE: u64 = 0;
 /// Requests that may wait for answers on one link.
 const CALLS_MAX: usize = 100_000;
 
@@ -224,9 +226,8 @@ impl<C, F> LinkEnd<C, F> {
         let check = self.health.check(now, silent_for, expected);
         if check == Check::Ping {
             let id = self.waiting.insert(Waiter::Ping);
-            let kind = request::Kind::Status(StatusRequest { figures: figures(), ..Default::default() });
-            // A node without group 0 says so, which is as good an answer.
-            self.batch.push_always(0, Request { id, kind: Some(kind) }, 0);
+            let kind = request::Kind::Ping(Ping { figures: figures() });
+            self.batch.push_always(OF_THE_NODE, Request { id, kind: Some(kind) }, 0);
         }
         check
     }
@@ -238,7 +239,7 @@ mod tests {
     use crate::any_instant;
 
     fn status() -> request::Kind {
-        request::Kind::Status(StatusRequest::default())
+        request::Kind::Status(Default::default())
     }
 
     fn up() -> LinkEnd<char, char> {
@@ -301,7 +302,9 @@ mod tests {
         let mut link = up();
         let now = any_instant();
         assert_eq!(link.check(now, Duration::ZERO, || None), Check::Ping, "the first one measures");
-        let id = link.take_frame().unwrap().groups[0].requests[0].id;
+        let request = link.take_frame().unwrap().groups.remove(0).requests.remove(0);
+        assert!(matches!(request.kind, Some(request::Kind::Ping(_))), "whatever groups the node has");
+        let id = request.id;
         assert_eq!(link.owed(), 1);
         let later = now + Duration::from_millis(3);
         assert_eq!(link.handle_response(|| later, id), Heard::Ping(Some(Duration::from_millis(3))));

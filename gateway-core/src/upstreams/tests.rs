@@ -16,17 +16,19 @@ struct World {
     up: BTreeSet<NodeId>,
     leader: Option<NodeId>,
     is_mapped: bool,
+    /// Which owns everything.
+    owner: u64,
 }
 
 impl Groups for World {
     type Link = NodeId;
 
     fn owner(&self, _: &KeyRange) -> Option<Result<u64, Failure>> {
-        self.is_mapped.then_some(Ok(GROUP))
+        self.is_mapped.then_some(Ok(self.owner))
     }
 
     fn leader(&self, group: u64) -> Option<NodeId> {
-        assert_eq!(group, GROUP);
+        assert_eq!(group, self.owner);
         self.leader
     }
 
@@ -50,7 +52,7 @@ struct Story {
 
 impl Story {
     fn new() -> Story {
-        let world = World { up: BTreeSet::from([1, 2, 3]), leader: Some(1), is_mapped: true };
+        let world = World { up: BTreeSet::from([1, 2, 3]), leader: Some(1), is_mapped: true, owner: GROUP };
         let upstreams = Upstreams::default();
         Story { upstreams, world, now: any_instant(), watches: BTreeMap::new(), next_watch: 1 }
     }
@@ -80,7 +82,7 @@ impl Story {
         while let Some(act) = self.upstreams.poll(self.now, &self.world, || u32::MAX) {
             done.push(match act {
                 Act::Open { feed, group, link, ask } => {
-                    assert_eq!(group, GROUP);
+                    assert_eq!(group, self.world.owner);
                     let asks::Open { start, linearizable, .. } = ask;
                     let watch = Watch { link: LinkId(u64::from(link)), id: self.next_watch };
                     self.next_watch += 1;
@@ -329,4 +331,26 @@ fn frames_of_a_watch_that_was_left_say_nothing() {
     story.frame(1, opened(5, 5));
     story.frame(1, Attempted::Answer(Frame::Compacted { compact_revision: 9 }));
     assert_eq!(story.run(), ["1 is compacted", "close 2 at 2: it is over"]);
+}
+
+#[test]
+fn a_feed_whose_keys_its_group_does_not_hold_goes_where_the_next_map_says() {
+    let mut story = Story::opened(2);
+    story.frame(1, refused(Why::WrongShard));
+    assert_eq!(story.run(), ["close 1 at 1: its keys are elsewhere"]);
+    story.news();
+    assert!(story.run().is_empty(), "who leads says nothing of whose the keys are");
+    story.world.owner = GROUP + 1;
+    story.upstreams.handle_map();
+    let moved = ["close 2 at 1: its keys are of another group", "open 1 at 1 from 5"];
+    assert_eq!(story.run(), moved, "at once");
+    story.frame(1, refused(Why::WrongShard));
+    assert_eq!(story.run(), ["close 3 at 1: its keys are elsewhere"]);
+    assert_eq!(story.run_after_pause(), ["open 1 at 1 from 5", "open 2 at 1 from 5"], "no map may come");
+    story.frame(1, refused(Why::WrongShard));
+    story.upstreams.handle_map();
+    let opened = |done: Vec<String>| done.iter().filter(|act| act.starts_with("open 1")).count();
+    assert_eq!(opened(story.run()), 1);
+    story.frame(1, refused(Why::WrongShard));
+    assert_eq!(opened(story.run()), 0, "once for each map");
 }

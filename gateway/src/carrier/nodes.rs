@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use gateway_core::NodeId;
+use gateway_core::link::OF_THE_NODE;
 use tokio::time::{Instant, timeout};
 
 use super::{Shared, asks};
@@ -38,6 +39,6 @@ impl Shared {
     async fn ask_node(&self, id: NodeId) -> Option<NodeSaid> {
         let link = self.links.to(id)?;
         // A node of an older version refuses the question.
-        attempt(&link, 0, &mut asks::NodeStatus, None).await.answer()
+        attempt(&link, OF_THE_NODE, &mut asks::NodeStatus, None).await.answer()
     }
 }

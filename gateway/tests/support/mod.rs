@@ -400,7 +400,7 @@ impl Core {
 
 /// All of them vote.
 fn shard_map(nodes: impl IntoIterator<Item = (u32, String)>) -> Bytes {
-    let nodes = nodes.into_iter().map(|(node, address)| (NodeId(node.into()), address));
+    let nodes = nodes.into_iter().map(|(node, address)| (NodeId(node), address));
     let map = ShardMap::single_group(GroupId(GROUP), nodes.collect()).unwrap();
     let mut encoded = BytesMut::new();
     map.encode(&mut encoded);
@@ -564,6 +564,10 @@ impl Serving {
         let leads = core.leader == self.node;
         let kind = request.kind.expect("gateways set a kind");
         *core.seen.entry(name(&kind).to_owned()).or_default() += 1;
+        if let request::Kind::Ping(_) = kind {
+            core.respond(out, id, response::Kind::Pong(wire::Pong {}));
+            return Ok(());
+        }
         if group != GROUP && !matches!(kind, request::Kind::NodeStatus(_)) {
             refuse(&core, Why::NoGroup);
             return Ok(());
@@ -633,7 +637,9 @@ impl Serving {
                 core.respond(out, id, response::Kind::KeptAlive(kept));
             }
             // As a node does that is older than the question.
-            request::Kind::NodeStatus(_) | request::Kind::LeaderControl(_) => refuse(&core, Why::Malformed),
+            request::Kind::NodeStatus(_) | request::Kind::LeaderControl(_) | request::Kind::Ping(_) => {
+                refuse(&core, Why::Malformed);
+            }
             request::Kind::Status(_) => {
                 let status = core.keyspace.status();
                 let reply = wire::StatusReply {
@@ -734,6 +740,7 @@ fn name(kind: &request::Kind) -> &'static str {
         request::Kind::NodeStatus(_) => "node_status",
         request::Kind::Gateways(_) => "gateways",
         request::Kind::LeaderControl(_) => "leader_control",
+        request::Kind::Ping(_) => "ping",
     }
 }
 

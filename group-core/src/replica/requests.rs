@@ -42,7 +42,7 @@ impl Replica {
             Some(RequestKind::WatchClose(_)) => self.watches.close(link, id),
             Some(RequestKind::LeaderControl(control)) => self.on_leader_control(env, link, id, control),
             // The node answers them.
-            Some(RequestKind::NodeStatus(_) | RequestKind::Gateways(_)) | None => {
+            Some(RequestKind::NodeStatus(_) | RequestKind::Gateways(_) | RequestKind::Ping(_)) | None => {
                 self.replies.refuse(link, id, Why::Malformed)
             }
         }

@@ -153,7 +153,8 @@ impl Watchers {
             | Kind::ShardMap(_)
             | Kind::LeaderControlled(_)
             | Kind::NodeStatus(_)
-            | Kind::Gateways(_)) => env.fail("watch", format!("a watch is told {other:?}")),
+            | Kind::Gateways(_)
+            | Kind::Pong(_)) => env.fail("watch", format!("a watch is told {other:?}")),
         }
     }
 

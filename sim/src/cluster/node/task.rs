@@ -456,7 +456,8 @@ impl Task {
                     | RequestKind::WatchClose(_)
                     | RequestKind::LeaderControl(_)
                     | RequestKind::NodeStatus(_)
-                    | RequestKind::Gateways(_),
+                    | RequestKind::Gateways(_)
+                    | RequestKind::Ping(_),
                 )
                 | None => continue,
             };
