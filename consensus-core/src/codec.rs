@@ -283,6 +283,7 @@ impl Wire for NodeSet {
 
 impl Wire for Config {
     fn put(&self, out: &mut impl BufMut) {
+        assert_eq!(self.check(), Ok(()), "a configuration that cannot be used is not read back");
         self.epoch.put(out);
         self.voters.put(out);
         // Nodes without a vote, which no configuration has.
@@ -335,6 +336,7 @@ impl Wire for Vec<NodeId> {
 
 impl Wire for Vec<(Slot, Vote)> {
     fn put(&self, out: &mut impl BufMut) {
+        debug_assert!(self.is_sorted_by(|(one, _), (next, _)| one < next), "others are refused");
         put_len(self.len(), out);
         for (slot, vote) in self {
             slot.put(out);
@@ -356,6 +358,7 @@ impl Wire for Vec<(Slot, Vote)> {
 
 impl Wire for Entries {
     fn put(&self, out: &mut impl BufMut) {
+        debug_assert!(self.is_sorted_by(|(one, _), (next, _)| one < next), "others are refused");
         put_len(self.len(), out);
         for (slot, value) in self {
             slot.put(out);
@@ -456,6 +459,7 @@ pub(crate) fn decode_value(bytes: &mut Bytes) -> Result<Value> {
 
 /// Version 1, kind 1, flag 1, faulty 1 + 8, slot 8, ballot 13, commit 8: 41 bytes of at most 48.
 pub(crate) fn encode_label(label: &RecordLabel, out: &mut Vec<u8>) {
+    let start = out.len();
     out.put_u8(VERSION);
     out.put_u8(match label.kind {
         RecordKind::Promised => 1,
@@ -472,6 +476,8 @@ pub(crate) fn encode_label(label: &RecordLabel, out: &mut Vec<u8>) {
     label.slot.put(out);
     label.vote_ballot.put(out);
     label.commit.put(out);
+    assert!(out.len() - start <= LABEL_BYTES_MAX, "the journal has room for no more");
+    debug_assert_eq!(decode_label(&out[start..]), Ok(*label), "what is written can be read back");
 }
 
 pub(crate) fn decode_label(label: &[u8]) -> Result<RecordLabel> {

@@ -23,6 +23,10 @@ impl NodeSet {
             Ok(_) => false,
             Err(index) => {
                 self.0.insert(index, node);
+                debug_assert!(
+                    self.0.is_sorted_by(|one, next| one < next),
+                    "sets are sorted, without doubles"
+                );
                 true
             }
         }
@@ -237,13 +241,16 @@ impl Config {
     /// Whether every phase 1 needs one of `nodes`: no leader can have come to power without asking them.
     #[must_use]
     pub fn blocks_q1(&self, nodes: &NodeSet) -> bool {
+        assert!(usize::from(self.q1) <= self.voters.len(), "a configuration in use is checked");
         nodes.count_in(&self.voters) + usize::from(self.q1) > self.voters.len()
     }
 
     /// How many voters must have granted a lease, so that every set that can choose a value holds one of them.
     #[must_use]
     pub fn grants_needed(&self) -> usize {
-        self.voters.len() + 1 - usize::from(self.qf.unwrap_or(self.q2).min(self.q2))
+        let smallest = usize::from(self.qf.unwrap_or(self.q2).min(self.q2));
+        assert!((1..=self.voters.len()).contains(&smallest), "a configuration in use is checked");
+        self.voters.len() + 1 - smallest
     }
 }
 

@@ -141,6 +141,7 @@ impl Liveness {
         timing: Timing,
         now: Mono,
     ) -> Liveness {
+        assert!(incarnation > 0, "0 stands for a peer that was never heard");
         let quarantine_until =
             if incarnation > 1 { now.after(timing.quarantine(timing.support)) } else { now };
         let epoch = Epoch { incarnation, count: 1 };
@@ -177,6 +178,7 @@ impl Liveness {
             }
             LivenessMessage::HeartbeatAck(ack) => self.handle_ack(now, from, support, &ack),
         }
+        self.debug_check(from);
     }
 
     /// `peer` has lost its memory, and will grant what it grants in an incarnation that has not begun: what it granted before
@@ -203,6 +205,7 @@ impl Liveness {
                 self.events.push(LivenessEvent::PeerDown(peer));
             }
         }
+        self.debug_check(peer);
     }
 
     /// The journal completed a sync after this time, or had nothing to sync.
@@ -391,13 +394,24 @@ impl Liveness {
             && heartbeat.epoch > peer.ended
             && current;
         if granted {
-            peer.supported = Some((heartbeat.epoch, now.after(self.timing.support)));
+            let until = now.after(self.timing.support);
+            // By the contract, time that was sampled later is not earlier.
+            debug_assert!(
+                peer.supported.is_none_or(|(_, before)| before <= until),
+                "support is not shortened"
+            );
+            peer.supported = Some((heartbeat.epoch, until));
         }
         let required = if peer.ended.incarnation == incarnation {
             Epoch { incarnation, count: peer.ended.count + 1 }
         } else {
             Epoch { incarnation, count: 1 }
         };
+        assert!(
+            required > peer.ended || incarnation > peer.ended.incarnation,
+            "what is over cannot be asked for"
+        );
+        assert!(!granted || required <= heartbeat.epoch, "what is granted need not be asked for otherwise");
         let ack = HeartbeatAck {
             sent_at: heartbeat.sent_at,
             incarnation: self.incarnation,
@@ -446,6 +460,7 @@ impl Liveness {
             }
         }
         if ack.required > peer.epoch {
+            assert_eq!(ack.required.incarnation, self.incarnation, "an epoch belongs to who is supported");
             peer.epoch = ack.required;
             peer.support_until = None;
             let heartbeat = peer.heartbeat(now, fit, hears);
@@ -455,6 +470,7 @@ impl Liveness {
 
     /// A new incarnation of a peer has forgotten what its former one granted, so support is asked for under a new epoch.
     fn note_life(events: &mut Vec<LivenessEvent>, node: NodeId, peer: &mut Peer, incarnation: u64) {
+        assert!(incarnation <= INCARNATION_MAX, "the caller has not believed it");
         if incarnation <= peer.incarnation {
             return;
         }
@@ -469,6 +485,7 @@ impl Liveness {
                 events.push(LivenessEvent::PeerDown(node));
             }
         }
+        assert!(peer.support_until.is_none(), "what an incarnation granted ends with it");
         peer.incarnation = incarnation;
     }
 
@@ -488,6 +505,21 @@ impl Liveness {
         if !peer.up {
             peer.up = true;
             events.push(LivenessEvent::PeerUp(node));
+        }
+    }
+
+    /// What holds for every peer between two calls.
+    fn debug_check(&self, node: NodeId) {
+        let Some(peer) = self.peers.get(&node) else { return };
+        debug_assert_ne!(node, self.node, "a node is no peer of its own");
+        debug_assert!(!peer.up || peer.heard_at.is_some(), "who is up was heard");
+        debug_assert!(!peer.up || peer.incarnation > 0, "and in some incarnation");
+        debug_assert!(!peer.reached || peer.reached_at.is_some(), "who is reached has answered");
+        debug_assert!(peer.incarnation <= INCARNATION_MAX, "later incarnations are not believed");
+        debug_assert_eq!(peer.epoch.incarnation, self.incarnation, "an epoch belongs to who is supported");
+        if let Some((epoch, _)) = peer.supported {
+            debug_assert!(epoch > peer.ended, "an epoch that is over is not supported");
+            debug_assert!(epoch.incarnation <= peer.incarnation, "and none that has not begun");
         }
     }
 

@@ -312,6 +312,9 @@ const SLOT_MAX: u64 = 1 << 62;
 /// Nor do rounds. Which of those below are believed depends on what is known, see `engine/bounds.rs`.
 pub(crate) const ROUND_MAX: u64 = 1 << 62;
 
+const _: () =
+    assert!(SLOT_MAX <= u64::MAX / 2 && ROUND_MAX <= u64::MAX / 2, "sums of two of them are numbers");
+
 impl Message {
     /// Whether the numbers are such that arithmetic on them is safe. What they claim is for the engine to judge.
     pub(crate) fn is_plausible(&self) -> bool {

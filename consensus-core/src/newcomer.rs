@@ -72,6 +72,11 @@ const HEARD_MAX: u64 = 1 << 41;
 /// them.
 pub(crate) const INCARNATION_MAX: u64 = 1 << 42;
 
+const _: () = assert!(
+    HEARD_MAX + INCARNATIONS_UNHEARD_MAX < INCARNATION_MAX && CALENDAR_MAX < INCARNATION_MAX,
+    "whoever returns has incarnations left"
+);
+
 /// A node without a place.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Newcomer {
@@ -137,9 +142,9 @@ impl Newcomer {
         if founder || mutant!(self, NewcomerAlwaysFounds) {
             return Some(Place::Founder);
         }
-        Some(Place::Returned {
-            incarnation: (heard + INCARNATIONS_UNHEARD_MAX).max(calendar.min(CALENDAR_MAX)),
-        })
+        let incarnation = (heard + INCARNATIONS_UNHEARD_MAX).max(calendar.min(CALENDAR_MAX));
+        assert!(incarnation > heard, "no incarnation that anybody has heard of comes back");
+        Some(Place::Returned { incarnation })
     }
 
     /// The marks of the other newcomers that it has met. Durable with its place.

@@ -54,7 +54,9 @@ impl Timing {
     #[must_use]
     pub fn hold(&self, support: Duration) -> Duration {
         let (slow, fast) = self.drift();
-        (support * slow / fast).saturating_sub(self.margin)
+        let hold = (support * slow / fast).saturating_sub(self.margin);
+        assert!(hold <= support, "who holds a lease stops before who gave it");
+        hold
     }
 
     /// How long a restarted node that gave `support` does as if every lease it may have granted before were alive:
@@ -62,12 +64,15 @@ impl Timing {
     #[must_use]
     pub fn quarantine(&self, support: Duration) -> Duration {
         let (slow, fast) = self.drift();
-        support * fast / slow
+        let quarantine = support * fast / slow;
+        assert!(quarantine >= support, "what was granted has lapsed by any clock when quarantine ends");
+        quarantine
     }
 
     /// (1 − ρ, 1 + ρ) in thousandths, ρ rounded up.
     fn drift(&self) -> (u32, u32) {
         let drift = self.clock_drift_ppm.min(900_000).div_ceil(1000);
+        assert!(drift < 1000, "a clock that stands still measures nothing");
         (1000 - drift, 1000 + drift)
     }
 }

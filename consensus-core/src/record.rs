@@ -370,6 +370,7 @@ impl Durable {
             }
             Record::Survived { promised } => self.promised = promised,
         }
+        self.debug_check();
     }
 
     /// A record whose label is whole and whose payload is not.
@@ -398,6 +399,7 @@ impl Durable {
                 self.promise_lost |= label.flag;
             }
         }
+        self.debug_check();
     }
 
     /// What the previous vote was for is certain only if no later one can have been lost.
@@ -446,6 +448,7 @@ impl Durable {
         self.lost_from = earlier(self.lost_from, Some(from));
         self.promise_lost = true;
         self.damage_found = true;
+        self.debug_check();
     }
 
     /// Nothing the journal says of this group can be trusted: any vote and any promise may have been forgotten.
@@ -462,6 +465,7 @@ impl Durable {
             self.commit = self.commit.max(slot);
             self.entries = self.entries.split_off(&slot.next());
         }
+        self.debug_check();
     }
 
     /// The operator declares that what this node holds is what there is of the group: so many others have lost what they
@@ -494,6 +498,7 @@ impl Durable {
             whole_upto = whole_upto.next();
         }
         let last = self.entries.last_key_value().map_or(self.base, |(slot, _)| *slot);
+        assert!(whole_upto <= last, "a slot that has a value has an entry");
         let lost =
             self.entries.values().filter(|entry| entry.value.is_none() && entry.chosen.is_none()).count();
         Holdings {
@@ -536,6 +541,27 @@ impl Durable {
     fn promise(&mut self, ballot: Ballot) {
         self.promised = self.promised.max(ballot);
         self.promise_lost = false;
+    }
+
+    /// What holds whatever the journal says.
+    fn debug_check(&self) {
+        let first = self.entries.first_key_value().map(|(slot, _)| *slot);
+        debug_assert!(
+            first.is_none_or(|first| first > self.base),
+            "what is in the snapshot is not kept twice"
+        );
+        debug_assert!(self.commit >= self.base, "I10: a snapshot holds committed slots only");
+        let declared = self.lost_from.is_none_or(|lost| self.faulty_from.is_some_and(|from| from <= lost));
+        debug_assert!(declared, "I18: what this replay found missing is not made up for by what follows");
+        let last = self.entries.last_key_value().map(|(_, entry)| entry);
+        debug_assert!(
+            last.is_none_or(|last| !last.trusted || last.value.is_some()),
+            "only a value can be trusted"
+        );
+        debug_assert!(
+            last.is_none_or(|last| last.chosen.is_none() || last.learned),
+            "what was chosen was learned"
+        );
     }
 
     fn mark_faulty(&mut self, from: Slot) {

@@ -54,7 +54,11 @@ impl Acceptor {
 
     /// From now on `holder` is named in every vote, while this node supports it under `epoch`.
     pub(super) fn grant(&mut self, holder: NodeId, epoch: Epoch) {
-        self.grants.insert(holder, epoch);
+        let before = self.grants.insert(holder, epoch);
+        assert!(
+            before.is_none_or(|before| before <= epoch),
+            "an epoch of support that is over does not return"
+        );
     }
 
     /// Who held a lease from this node when the last vote was staged.
@@ -77,10 +81,12 @@ impl Acceptor {
             self.upto = self.upto.next();
             self.upto_staged = self.upto_staged.max(entry.staged);
         }
+        assert!(self.upto <= log.last(), "what is acknowledged has an entry, or is in the snapshot");
     }
 
-    pub(super) fn check_invariants(&self, log: &Log) {
+    pub(super) fn check_invariants(&self, log: &Log, config: &Config) {
         assert!(self.upto >= log.commit, "upto covers what is committed");
+        assert!(self.granted.is_subset(&config.voters), "leases are granted to voters alone");
         for slot in (log.commit.0 + 1..=log.last().0).map(Slot) {
             let vote_ballot = log.get(slot).map_or(VoteBallot::default(), |entry| entry.vote_ballot);
             assert!(vote_ballot.ballot <= self.promised, "I1: a vote promises its ballot");
@@ -105,18 +111,24 @@ impl Engine {
             // Somebody else runs if this candidate does not get there.
             self.await_election(now);
         }
+        assert_eq!(self.acceptor.promised, message.ballot, "P1: what is promised is what was asked for");
+        assert!(!matches!(self.state, State::Leader(_)), "I1: nobody leads below what it has promised");
         self.send_promise(from, message.from);
     }
 
     /// Raises the promise. The caller has made sure that this node leads nothing lower any more.
     pub(super) fn promise(&mut self, ballot: Ballot) -> Staged {
         assert!(ballot > self.acceptor.promised, "I1: promises only grow");
+        assert!(!matches!(self.state, State::Leader(_)), "I1: who leads promises to nobody else");
+        assert!(!self.promise_lost(), "I18: who has forgotten a promise gives none");
         let staged = self.outbox.record(Record::Promised { ballot });
         self.enter_ballot(ballot);
         staged
     }
 
     fn enter_ballot(&mut self, ballot: Ballot) {
+        let lower = ballot < self.acceptor.promised;
+        assert!(!lower || mutant!(self.options, PromiseUnchecked), "I1: promises only grow");
         self.acceptor.promised = ballot;
         self.acceptor.acknowledge = false;
         self.acceptor.upto = self.log.commit;
@@ -169,6 +181,8 @@ impl Engine {
                 bytes = entry.size();
                 parts.push(head.clone());
             }
+            let promised = entry.vote_ballot.ballot <= self.acceptor.promised;
+            debug_assert!(promised || slot <= commit, "I1: a vote promises its ballot");
             let vote = Vote { vote_ballot: entry.vote_ballot, value: entry.value.clone() };
             parts.last_mut().expect("starts with one part").votes.push((slot, vote));
         }
@@ -243,11 +257,18 @@ impl Engine {
                 self.promise(ballot);
             }
         }
+        assert_eq!(
+            self.acceptor.promised, ballot,
+            "I2: who follows has promised, so it votes at no lower ballot"
+        );
         true
     }
 
     /// Votes at `ballot`, which is promised, unless it has done so already.
     pub(super) fn vote(&mut self, slot: Slot, value: Value, ballot: Ballot) {
+        assert_eq!(ballot, self.acceptor.promised, "I2: votes are cast at the promised ballot alone");
+        assert!(slot > self.log.commit, "I10: what is committed is not voted on again");
+        assert!(!self.promise_lost(), "I18: who has forgotten a promise has no vote");
         let vote_ballot = VoteBallot::classic(ballot);
         let repaired = match self.log.get(slot) {
             Some(entry) if entry.vote_ballot == vote_ballot && entry.value.is_some() => {
@@ -281,6 +302,7 @@ impl Engine {
     /// Takes up a committed value, if it is the next one. `ballot` is that of the leader who says so, if that matters:
     /// an own vote at it needs no second copy on disk.
     pub(super) fn learn(&mut self, slot: Slot, value: Value, ballot: Ballot) {
+        assert!(slot > Slot(0), "slots count from 1: messages that say otherwise are not plausible");
         self.commit_own_votes(Slot(slot.0 - 1), ballot);
         if slot != self.log.commit.next() {
             return;
@@ -328,6 +350,7 @@ impl Engine {
     }
 
     fn record_chosen(&mut self, slot: Slot, value: Value) {
+        assert!(slot <= self.log.commit.next(), "I10: committed values are written in order");
         let vote_ballot = self.log.get(slot).map_or(VoteBallot::default(), |entry| entry.vote_ballot);
         let staged = self.outbox.record(Record::Chosen { slot, commit: slot, value: value.clone() });
         self.log.put(slot, Entry::new(vote_ballot, value, staged, true));
@@ -341,6 +364,7 @@ impl Engine {
             self.record_chosen(slot, value);
         }
         let entry = self.log.get(slot).expect("committed slots above the snapshot are kept");
+        assert!(entry.trusted, "after a crash, too, the journal tells the value of a committed slot");
         if self.acceptor.upto < slot {
             self.acceptor.upto_staged = self.acceptor.upto_staged.max(entry.staged);
             self.acceptor.upto = slot;
@@ -379,6 +403,9 @@ impl Engine {
             return;
         }
         let ballot = self.acceptor.promised;
+        assert_ne!(ballot.node, self.options.node, "a leader counts its own vote when it is durable");
+        assert!(self.acceptor.upto >= self.log.commit, "what is committed is acknowledged");
+        assert!(self.log.max_voted >= self.acceptor.upto, "I19: the floor of leases covers every vote");
         let accepted = Accepted {
             ballot,
             upto: self.acceptor.upto,
@@ -416,6 +443,7 @@ impl Engine {
 
     /// Replaces the promise by one that is certain, see [`super::recall`].
     pub(super) fn restore_promise(&mut self, ballot: Ballot) {
+        assert!(!self.promise_lost(), "the promise is certain from here on");
         self.enter_ballot(self.acceptor.promised.max(ballot));
     }
 }

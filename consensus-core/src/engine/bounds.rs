@@ -73,6 +73,11 @@ impl Engine {
         {
             self.round_seen = self.round_seen.max(seconded);
         }
+        assert!(self.round_seen < ROUND_MAX, "there is a round above every one that is believed");
+        assert!(
+            self.claims.0.len() <= self.config.voters.len(),
+            "one claim for each voter, and none for others"
+        );
         let believed = round <= bound(self.round_known());
         if !believed {
             self.outbox.event(Event::Suspicious { from, suspicion: Suspicion::Round });

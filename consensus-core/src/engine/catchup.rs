@@ -59,6 +59,7 @@ impl Engine {
             self.log.known_commit = commit;
             self.catchup.source = Some(from);
         }
+        assert!(self.log.commit <= self.log.known_commit, "I10: what is committed is known to be");
         if self.log.commit >= self.log.known_commit {
             self.catchup.fetch_at = None;
             self.catchup.fruitless = 0;
@@ -94,6 +95,7 @@ impl Engine {
     }
 
     fn fetch(&mut self, now: Mono, liveness: &Liveness) {
+        assert!(self.log.commit < self.log.known_commit, "what is here is not asked for");
         let to = self.fetch_source(now, liveness);
         // A question that does not arrive says nothing against whoever spoke of the values.
         self.catchup.fruitless += u32::from(to.is_some_and(|to| liveness.reaches(now, to)));
@@ -162,6 +164,9 @@ impl Engine {
             }
             entries.push((slot, value.clone()));
         }
+        assert!(entries.len() <= CHUNK_SLOTS, "an answer is bounded, whatever was asked for");
+        let last = entries.last().map(|(slot, _)| *slot);
+        assert!(last.is_none_or(|last| last <= self.log.commit), "I10: what is passed on is committed");
         if !entries.is_empty() {
             self.outbox.send_now(from, Chosen { commit: self.log.commit, entries });
         }
@@ -208,6 +213,7 @@ impl Engine {
             self.resign(now);
         }
         self.log.install(slot);
+        assert_eq!(self.log.commit, slot, "I10: the state is that of the snapshot, and no further");
         assert_eq!(config.voters, self.config.voters, "the shell takes no snapshot of other voters");
         self.config = config;
         self.record_base(slot);
@@ -219,6 +225,8 @@ impl Engine {
     }
 
     fn record_base(&mut self, slot: Slot) {
+        assert_eq!(slot, self.log.base, "the journal may drop what lies below, so a snapshot must hold it");
+        assert!(slot <= self.log.delivered, "I10: a snapshot holds applied slots only");
         self.outbox.record(Record::Base {
             slot,
             promised: self.acceptor.promised(),

@@ -19,7 +19,7 @@ use super::outbox::Staged;
 use super::rng::Rng;
 use super::select::{Selection, may_be_chosen, select};
 use super::{Engine, State};
-use crate::message::{Handoff, Nack, PreVote, PreVoteReply, Prepare, Promise, Resigned};
+use crate::message::{Handoff, Nack, PreVote, PreVoteReply, Prepare, Promise, ROUND_MAX, Resigned};
 use crate::mutant::mutant;
 use crate::{
     Ballot, Config, Event, Kind, Liveness, Mono, NodeId, NodeSet, Options, Slot, Value, Vote, VoteBallot,
@@ -79,6 +79,7 @@ struct PromiseParts {
 
 impl PromiseParts {
     fn new(promise: &Promise) -> PromiseParts {
+        assert!(promise.part < promise.parts, "a promise that says otherwise is not sane");
         let head = Promise { votes: Vec::new(), part: 0, ..promise.clone() };
         PromiseParts { head, arrived: vec![false; promise.parts as usize], votes: BTreeMap::new() }
     }
@@ -93,6 +94,7 @@ impl PromiseParts {
     }
 
     fn add(&mut self, promise: Promise) {
+        assert!(self.fits(&promise), "parts of different answers are not mixed");
         if let Some(arrived) = self.arrived.get_mut(promise.part as usize) {
             *arrived = true;
             self.votes.extend(promise.votes);
@@ -158,6 +160,7 @@ impl Candidate {
 impl Engine {
     /// A leader speaks at `ballot`, which is not below the promise.
     pub(super) fn follow(&mut self, now: Mono, liveness: &Liveness, ballot: Ballot) {
+        assert!(ballot >= self.acceptor.promised(), "I1: a leader below the promise is not followed");
         match &mut self.state {
             State::Follower(follower) if follower.follows(ballot) => {}
             State::Follower(_) | State::PreCandidate(_) | State::Candidate(_) | State::Leader(_) => {
@@ -170,6 +173,8 @@ impl Engine {
 
     /// Leaves whatever this node was. What it was asked and cannot do any more is answered.
     pub(super) fn become_follower(&mut self, following: Option<Following>) {
+        let own = self.options.node;
+        assert!(following.is_none_or(|following| following.ballot.node != own), "nobody follows itself");
         let attempts = if following.is_some() { 0 } else { self.attempts() };
         let state = State::Follower(Follower { following, election_at: None, attempts });
         let old = std::mem::replace(&mut self.state, state);
@@ -440,6 +445,7 @@ impl Engine {
 
     /// Somebody has promised `ballot`, so the next attempt has to go above it.
     fn note_round(&mut self, ballot: Ballot) {
+        assert!(ballot.round < ROUND_MAX, "there is a round above every one that is believed");
         self.round_seen = self.round_seen.max(ballot.round);
     }
 
@@ -471,6 +477,7 @@ impl Engine {
 
     fn send_prepare(&mut self, now: Mono) {
         let State::Candidate(candidate) = &mut self.state else { return };
+        assert_eq!(candidate.ballot, self.acceptor.promised(), "I1: a candidate has promised to itself");
         candidate.retry_at = now.after(self.options.timing.retransmit);
         let config = &self.config;
         let from =
@@ -519,6 +526,7 @@ impl Engine {
 
     fn add_promise(&mut self, from: NodeId, message: Promise) {
         let State::Candidate(candidate) = &mut self.state else { return };
+        assert_eq!(message.ballot, candidate.ballot, "I7: a promise counts for the ballot it was given to");
         match candidate.promises.get_mut(&from) {
             Some(parts) if parts.is_complete() => {}
             Some(parts) if parts.fits(&message) => parts.add(message),
@@ -573,6 +581,8 @@ impl Engine {
         for slot in (commit.0 + 1..=last.unwrap_or(commit).0).map(Slot) {
             proposals.push((slot, self.recover_slot(candidate, config, &counted, slot)?));
         }
+        let whole = commit.0 + proposals.len() as u64 == last.unwrap_or(commit).max(commit).0;
+        assert!(whole, "I4: every slot that somebody voted at is recovered");
         let commits = complete().map(|(node, parts)| (*node, parts.head.commit)).collect();
         Some(Recovery { facts, commit, source, proposals, commits })
     }
@@ -613,10 +623,12 @@ impl Engine {
             }
             // Any other q1 is as good as this one: if the value
             // was chosen, somebody there voted for it too, and no quorum of the others is without it.
+            let before = counted.len();
             counted = counted
                 .iter()
                 .filter(|node| vote_of(*node).is_none_or(|vote| vote.vote_ballot != vote_ballot))
                 .collect();
+            assert!(counted.len() < before, "a forced value was voted for by somebody who counts");
             if !config.is_q1(&counted) {
                 return self.survivor.then_some(Value::Noop);
             }

@@ -77,6 +77,8 @@ impl Leader {
         }
         self.queue_bytes += command.len();
         self.queue.push_back((tag, command));
+        let fits = self.queue_bytes <= options.queue_bytes_max;
+        assert!(fits || self.queue.len() == 1, "what waits is bounded, but for one that is larger alone");
         Ok(())
     }
 
@@ -128,6 +130,9 @@ impl Leader {
             count += 1;
             bytes += command.len();
         }
+        assert!(count > 0, "a batch is no no-op");
+        assert!(count == 1 || bytes <= options.batch_bytes_max, "only one command may exceed a batch");
+        assert!(self.queue_bytes >= bytes, "every queued command's bytes are counted");
         self.queue_bytes -= bytes;
         Some(Value::Batch(self.queue.drain(..count).map(|(_, command)| command).collect()))
     }
@@ -190,6 +195,10 @@ impl Leader {
                 entries.push((slot, value.clone()));
             }
             let Some((end, _)) = entries.last() else { break };
+            assert!(
+                *end <= last && entries.len() <= CHUNK_SLOTS,
+                "a member is sent what was proposed, in pieces"
+            );
             peer.on_sent(*end, bytes);
             peer.commit_sent = log.commit;
             outbox.send_now(peer.node, Accept { ballot, commit: log.commit, entries });
@@ -208,7 +217,15 @@ impl Leader {
 
     pub(super) fn check_invariants(&self, log: &Log, config: &Config, acceptor: &Acceptor) {
         assert_eq!(self.ballot, acceptor.promised(), "I1: a leader has promised nothing higher");
+        assert_eq!(self.ballot.node, acceptor.promised().node, "I8: a ballot belongs to its node");
         assert!(self.own_durable <= acceptor.upto, "own votes are counted when durable");
+        assert!(self.gap_upto < self.first_own, "what was committed before lies below the own no-op");
+        assert!(self.first_own <= self.fill_upto, "the own no-op is due, or proposed");
+        assert!(self.first_own <= self.next, "what phase 1 found is proposed before anything else");
+        assert!(
+            !self.ready || log.commit >= self.first_own,
+            "who is ready knows all that was committed before"
+        );
         assert!(log.known_commit < self.next, "I7: nobody else commits where this node leads");
         assert!(self.inflight_slots(log.commit) <= ACCEPT_WINDOW, "I19: the pipeline is bounded");
         let others = config.voters.iter().filter(|node| *node != self.ballot.node).count();
@@ -224,6 +241,8 @@ impl Leader {
 impl Engine {
     /// Phase 1 is complete: proposes again what must be, and a no-op above it.
     pub(super) fn become_leader(&mut self, now: Mono, liveness: &Liveness, recovery: Recovery) {
+        assert!(!self.promise_lost(), "I18: who has forgotten a promise does not lead");
+        assert_eq!(self.acceptor.promised().node, self.options.node, "I8: a ballot belongs to its node");
         for (slot, value) in recovery.facts {
             self.learn(slot, value, Ballot::default());
         }
@@ -265,7 +284,7 @@ impl Engine {
             let known = recovery.commits.get(&node).copied();
             leader.peers.push(Progress::new(node, liveness.is_up(now, node), known, first_own));
         }
-        leader.peers.sort_unstable_by_key(|peer| peer.node);
+        assert!(leader.peers.is_sorted_by_key(|peer| peer.node), "peers are found by binary search");
         if self.log.commit < leader.gap_upto {
             leader.gap_at = Some(now.after(self.options.timing.election * 2));
         }
@@ -298,6 +317,7 @@ impl Engine {
     fn propose_value(&mut self, value: Value) -> Slot {
         let State::Leader(leader) = &mut self.state else { unreachable!("only a leader proposes") };
         let slot = leader.next;
+        assert!(slot > leader.gap_upto, "I4: a slot that is committed is fetched, and not proposed at");
         leader.next = slot.next();
         leader.inflight_bytes += value.size();
         let ballot = leader.ballot;
@@ -391,6 +411,9 @@ impl Engine {
                 Some(at) => Some(at),
                 None => Some(now.after(self.options.timing.lease_poll)),
             };
+            assert!(leader.own_durable <= self.acceptor.upto, "I3: own votes are counted when they are cast");
+            assert!(target >= self.log.commit, "I10: commits are not taken back");
+            assert!(target < leader.next, "I7: what this leader has not proposed has no votes");
             if target == self.log.commit {
                 break;
             }
@@ -409,6 +432,7 @@ impl Engine {
         while self.log.commit < target {
             self.commit_next();
             let State::Leader(leader) = &mut self.state else { return };
+            assert!(self.log.commit <= target, "one slot after the other");
             let entry = self.log.get(self.log.commit).expect("what was just committed is kept");
             leader.inflight_bytes = leader.inflight_bytes.saturating_sub(entry.size());
         }

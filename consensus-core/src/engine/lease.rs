@@ -35,6 +35,7 @@ impl Leader {
                 floor = floor.max(max_voted);
             }
         }
+        assert!(granted <= config.voters.len(), "a voter grants once");
         let needed = config.grants_needed() - usize::from(mutant!(options, GrantMissing));
         (granted >= needed).then_some(floor)
     }
@@ -66,6 +67,11 @@ impl Engine {
         if !config.lease_eligible.contains(leader.ballot.node) {
             return;
         }
+        assert_eq!(
+            leader.ballot,
+            self.acceptor.promised(),
+            "I1: who has promised to another asks for no lease"
+        );
         let mut waiting = false;
         for peer in leader.peers.iter_mut().filter(|peer| peer.up) {
             let Some((epoch, _)) = liveness.supported_by(now, peer.node) else { continue };
@@ -113,6 +119,7 @@ impl Engine {
             return;
         }
         self.acceptor.grant(from, message.epoch);
+        assert!(self.log.max_voted >= self.acceptor.upto, "I19: the floor covers every vote");
         let max_voted = if mutant!(self.options, FloorSkipped) { Slot(0) } else { self.log.max_voted };
         let Fortify { ballot, config_epoch, epoch } = message.clone();
         self.outbox.send_now(from, Fortified { ballot, config_epoch, epoch, max_voted });

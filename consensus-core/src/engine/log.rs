@@ -145,10 +145,12 @@ impl Log {
     /// Puts an entry at a slot in `first..=commit + ACCEPT_WINDOW`.
     pub(super) fn put(&mut self, slot: Slot, entry: Entry) {
         assert!(slot >= self.first, "slots below the first are gone for good");
+        assert!(slot > self.commit || entry.value.is_some(), "I10: a committed slot has its value");
         let size = entry.size();
         let place = self.slot_mut(slot);
-        let old = std::mem::replace(place, entry);
-        self.bytes = self.bytes + size - old.size();
+        let old = std::mem::replace(place, entry).size();
+        assert!(self.bytes >= old, "every entry's bytes are counted");
+        self.bytes = self.bytes - old + size;
     }
 
     fn slot_mut(&mut self, slot: Slot) -> &mut Entry {
@@ -171,6 +173,7 @@ impl Log {
         let slot = self.commit.next();
         let entry = self.get(slot).filter(|entry| entry.value.is_some());
         let trusted = entry.expect("I10: committed in order, and with a value").trusted;
+        assert!(slot > self.base, "I10: what is in the snapshot is committed");
         self.commit = slot;
         self.known_commit = self.known_commit.max(slot);
         !trusted
@@ -188,6 +191,7 @@ impl Log {
         if slot > self.commit {
             return None;
         }
+        assert!(slot > self.base, "I10: what is in the snapshot is not applied again");
         let value = self.value(slot).expect("a committed slot above the snapshot keeps its value").clone();
         self.delivered = slot;
         Some((slot, value))
@@ -195,16 +199,19 @@ impl Log {
 
     /// A snapshot at `slot` is durable: drops entries up to it, but for as many as laggards may need.
     pub(super) fn compact(&mut self, slot: Slot, retain_slots: u64, retain_bytes: usize) {
+        assert!(slot <= self.delivered, "I10: a snapshot holds applied slots only");
         self.base = self.base.max(slot);
         while self.first <= slot
             && (self.first.0.saturating_add(retain_slots) <= slot.0 || self.bytes > retain_bytes)
         {
             self.drop_first();
         }
+        assert!(self.first <= self.base.next(), "what is not in the snapshot is kept");
     }
 
     /// The state up to `slot`, beyond the commit index, came in a snapshot.
     pub(super) fn install(&mut self, slot: Slot) {
+        assert!(slot > self.commit, "a snapshot of what is known to be committed brings nothing");
         while self.first <= slot && !self.entries.is_empty() {
             self.drop_first();
         }
@@ -214,12 +221,17 @@ impl Log {
         self.delivered = self.delivered.max(slot);
         self.known_commit = self.known_commit.max(slot);
         self.max_voted = self.max_voted.max(slot);
+        assert_eq!(self.first, slot.next(), "nothing below such a snapshot can be sent to others");
+        assert_eq!(self.delivered, self.commit, "the shell has the state of the snapshot");
+        assert!(self.last() >= self.commit, "slots above the snapshot keep their places");
     }
 
     fn drop_first(&mut self) {
         if let Some(entry) = self.entries.pop_front() {
+            assert!(self.bytes >= entry.size(), "every entry's bytes are counted");
             self.bytes -= entry.size();
         }
+        assert!(!self.entries.is_empty() || self.bytes == 0, "and nothing else is");
         self.first = self.first.next();
     }
 
@@ -247,6 +259,7 @@ impl Log {
         assert!(self.delivered <= self.commit, "I10: applied <= commit");
         assert!(self.commit <= self.known_commit, "I10: commit <= known to be chosen");
         assert!(self.first <= self.base.next(), "what is not in the snapshot is kept");
+        assert!(self.last() >= self.commit, "a committed slot is in the snapshot, or has an entry");
         assert!(
             self.max_voted >= self.commit && self.max_voted >= self.last(),
             "I19: max_voted covers every vote"

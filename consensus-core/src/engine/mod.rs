@@ -94,6 +94,7 @@ impl Engine {
     pub fn new(options: Options, durable: Durable, now: Mono) -> Engine {
         let config = durable.config.clone().expect("the shell starts no group without a configuration");
         assert!(config.voters.contains(options.node), "the shell starts the groups in which this node votes");
+        assert_eq!(config.check(), Ok(()), "I5: quorums that must meet do");
         let (mut log, lost) = Log::recover(&durable);
         let mut outbox = Outbox::default();
 
@@ -118,6 +119,7 @@ impl Engine {
         }
         // The journal may drop a damaged record for good once it has reported it.
         for (slot, vote_ballot) in log.lost_payloads() {
+            assert!(slot > log.commit, "I10: a committed slot has its value");
             outbox.record(Record::Vote { slot, vote_ballot, commit: log.commit, value: None });
         }
         let promise_doubted = durable.promised.round >= ROUND_DOUBTFUL;
@@ -187,6 +189,10 @@ impl Engine {
     /// Moves everything pending into `out`, which the caller has cleared. Cuts the batch: everything proposed since
     /// the last call travels together.
     pub fn poll(&mut self, out: &mut Output) {
+        debug_assert!(
+            out.records.is_empty() && out.sends.is_empty(),
+            "the caller has carried out the last one"
+        );
         if !self.fenced {
             self.lead();
             self.acknowledge();
@@ -297,11 +303,13 @@ impl Engine {
     pub fn check_invariants(&self) {
         self.log.check_invariants();
         self.outbox.check_invariants();
-        self.acceptor.check_invariants(&self.log);
+        self.acceptor.check_invariants(&self.log, &self.config);
         match &self.state {
             State::Leader(leader) => leader.check_invariants(&self.log, &self.config, &self.acceptor),
             State::Candidate(candidate) => {
                 assert_eq!(candidate.ballot, self.acceptor.promised(), "I1: a candidate promised to itself");
+                assert!(!self.promise_lost(), "I18: who has forgotten a promise does not run");
+                assert!(!self.fenced, "who cannot write does not run");
             }
             State::Follower(_) | State::PreCandidate(_) => {}
         }

@@ -68,7 +68,8 @@ impl Outbox {
 
     /// The journal says that everything up to `seq` is on disk.
     pub(super) fn persisted(&mut self, seq: PersistSeq) {
-        self.durable = self.durable.max(seq).min(self.last);
+        assert!(seq <= self.last, "I9: durable only what was staged");
+        self.durable = self.durable.max(seq);
     }
 
     /// Whether this write is on disk.
@@ -78,6 +79,7 @@ impl Outbox {
 
     /// Sends once `staged` is durable.
     pub(super) fn send_after(&mut self, staged: Staged, to: NodeId, message: impl Gated) {
+        assert!(staged.0 <= self.last, "I9: a gate is a record of this life");
         // What is durable already waits for nothing.
         let gate = if self.is_durable(staged) { PersistSeq(0) } else { staged.0 };
         self.sends.push(Send { gate, to, message: message.into() });
@@ -107,6 +109,8 @@ impl Outbox {
     }
 
     pub(super) fn drain(&mut self, out: &mut Output) {
+        let order = self.records.iter().is_sorted_by(|(one, _), (next, _)| one < next);
+        debug_assert!(order, "records are written in the order in which they were staged");
         out.records.append(&mut self.records);
         out.sends.append(&mut self.sends);
         out.reads.append(&mut self.reads);

@@ -53,6 +53,10 @@ impl Progress {
     /// at the last slot, and its first answer puts it right.
     pub(super) fn new(node: NodeId, up: bool, matched: Option<Slot>, next: Slot) -> Progress {
         let last = Slot(next.0 - 1);
+        assert!(
+            matched.is_none_or(|matched| matched <= last),
+            "phase 1 heard of what each voter has committed"
+        );
         Progress {
             node,
             up,
@@ -89,6 +93,8 @@ impl Progress {
 
     /// Entries up to `last` leave for this member.
     pub(super) fn on_sent(&mut self, last: Slot, bytes: usize) {
+        assert!(last > self.sent, "what is on its way is not sent again before it is taken for lost");
+        assert!(self.has_room(), "who is down, or waits for a snapshot, is sent nothing");
         self.sent = last;
         self.probe_due = false;
         self.unacked.push_back((last, bytes));
@@ -113,8 +119,10 @@ impl Progress {
             && last <= self.matched
         {
             self.unacked.pop_front();
+            assert!(self.unacked_bytes >= bytes, "the bytes of every message on its way are counted");
             self.unacked_bytes -= bytes;
         }
+        assert!(!self.unacked.is_empty() || self.unacked_bytes == 0, "nothing on its way fills no window");
     }
 
     /// Whether it lacks anything up to `last` or does not know `commit`.
@@ -124,6 +132,7 @@ impl Progress {
 
     /// Starts the timer after which what lacks is sent again.
     pub(super) fn arm_retry(&mut self, now: Mono, retransmit: Duration) {
+        assert!(self.backoff <= BACKOFF_DOUBLINGS_MAX, "the delay stops growing");
         if self.retry_at.is_none() {
             self.retry_at = Some(now.after(retransmit * 2u32.pow(self.backoff)));
         }
@@ -172,6 +181,7 @@ impl Progress {
 
     pub(super) fn check_invariants(&self, next: Slot) {
         assert!(self.matched <= self.sent && self.sent < next, "matched <= sent < next");
+        assert!(self.unacked.len() <= UNACKED_MESSAGES_MAX, "the window is bounded");
         assert_eq!(self.unacked_bytes, self.unacked.iter().map(|(_, bytes)| bytes).sum::<usize>());
     }
 }

@@ -69,6 +69,8 @@ impl Engine {
         if !ready || reads.current.is_some() || reads.waiting.is_empty() {
             return;
         }
+        let known = self.log.commit >= leader.first_own || mutant!(self.options, ReadBeforeReady);
+        assert!(known, "I11: a read point is not behind what was committed before this leadership");
         reads.round += 1;
         reads.current = Some(Round {
             tags: std::mem::take(&mut reads.waiting),
@@ -121,6 +123,7 @@ impl Engine {
         let confirmed =
             |round: &Round| config.blocks_q1(&round.confirmed) || mutant!(self.options, ReadIndexUnconfirmed);
         let Some(round) = leader.reads.current.take_if(|round| confirmed(round)) else { return false };
+        assert!(round.point <= self.log.commit, "I10: commits are not taken back");
         for tag in round.tags {
             self.outbox.read(tag, ReadOutcome::At(round.point));
         }

@@ -175,13 +175,16 @@ impl Engine {
             // What this node promised to its own candidacies nobody else may know, and none may be used again.
             let forgotten = FORGOTTEN_ROUNDS_MAX.saturating_mul(recall.incarnation.max(1));
             let round = answered.round.saturating_add(forgotten);
-            self.restore_promise(Ballot { round, node: self.options.node });
+            let restored = Ballot { round, node: self.options.node };
+            assert!(restored > answered, "I1: above all that anybody has promised");
+            self.restore_promise(restored);
             self.outbox.record(Record::Healed { promised: self.acceptor.promised(), relied_upto: None });
         }
     }
 
     /// This node leads at a new ballot: it has proposed up to here itself.
     pub(super) fn recalled_by_leading(&mut self, ballot: Ballot, recovered: Slot) {
+        assert_eq!(ballot, self.acceptor.promised(), "I1: who leads has promised nothing higher");
         if let Some(recall) = &mut self.recall {
             recall.proposed = Some((ballot, recovered));
         }
@@ -197,6 +200,10 @@ impl Engine {
             Some(_) | None => None,
         };
         let Some(upto) = target.filter(|upto| self.acceptor.upto >= *upto) else { return };
+        assert!(
+            upto <= self.log.last(),
+            "I18: a committed value or a vote stands for each that was forgotten"
+        );
         if !recall.promise_lost && self.outbox.is_durable(self.acceptor.upto_staged) {
             self.recall = None;
             self.relied_upto = self.relied_upto.max(upto);

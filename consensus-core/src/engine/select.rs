@@ -30,6 +30,10 @@ pub(super) fn select<I: Copy + PartialEq>(
     else {
         return Selection::Free;
     };
+    debug_assert!(
+        (1..votes.len()).all(|index| votes[..index].iter().all(|(node, _)| *node != votes[index].0)),
+        "a voter counts once"
+    );
     let mut at_highest = votes.iter().filter_map(|&(node, vote)| {
         vote.filter(|(vote_ballot, _)| *vote_ballot == highest).map(|(_, id)| (node, id))
     });
@@ -42,6 +46,7 @@ pub(super) fn select<I: Copy + PartialEq>(
         Kind::Fast => {
             let outside = config.voters.iter().filter(|voter| votes.iter().all(|(node, _)| node != voter));
             let outside: NodeSet = outside.collect();
+            assert!(outside.len() + votes.len() >= config.voters.len(), "who is not heard of may have voted");
             let at_highest: Vec<(NodeId, I)> = at_highest.collect();
             let mut forced: Option<I> = None;
             for &(_, id) in &at_highest {
