@@ -14,7 +14,7 @@ use crate::{
 /// etcd's default for [`txn`]'s `max_ops`.
 pub const DEFAULT_MAX_TXN_OPS: usize = 128;
 
-/// Checks a range.
+/// Checks a range: an error without a key, or for an order that does not exist.
 pub fn range(request: &RangeRequest) -> Result<(), Error> {
     if request.range.key.is_empty() {
         return Err(Error::EmptyKey);
@@ -25,7 +25,7 @@ pub fn range(request: &RangeRequest) -> Result<(), Error> {
     Ok(())
 }
 
-/// Checks a put.
+/// Checks a put: an error without a key, or for a value or lease beside the wish to keep it.
 pub fn put(request: &Put) -> Result<(), Error> {
     if request.key.is_empty() {
         return Err(Error::EmptyKey);
@@ -39,17 +39,18 @@ pub fn put(request: &Put) -> Result<(), Error> {
     Ok(())
 }
 
-/// Checks a deletion.
+/// Checks a deletion: an error without a key.
 pub fn delete_range(request: &DeleteRange) -> Result<(), Error> {
     if request.range.key.is_empty() { Err(Error::EmptyKey) } else { Ok(()) }
 }
 
-/// Checks a lease's time to live, in seconds. etcd does so when it applies the grant; the answer is the same.
+/// Checks a lease's time to live, in seconds: an error above [`MAX_LEASE_TTL_S`]. etcd does so when it applies the grant;
+/// the answer is the same.
 pub fn lease_ttl(ttl_s: i64) -> Result<(), Error> {
     if ttl_s > MAX_LEASE_TTL_S { Err(Error::LeaseTtlTooLarge) } else { Ok(()) }
 }
 
-/// Checks a transaction: first every operation, then that no key is written twice.
+/// Checks a transaction: first every operation, then that no key is written twice. The error is of the first that fails.
 ///
 /// `max_ops` bounds the longest of comparisons, success branch and failure branch; what a level uses up is missing
 /// in the transactions nested in it.
@@ -60,7 +61,7 @@ pub fn txn(request: &Txn, max_ops: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// Checks a client's write of any kind.
+/// Checks a client's write of any kind; the errors are those of the checks above.
 pub fn op(op: &Op, max_txn_ops: usize) -> Result<(), Error> {
     match op {
         Op::Put(request) => put(request),

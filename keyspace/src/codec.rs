@@ -60,7 +60,7 @@ impl Proposal {
         request::write_proposal(&mut Writer::new(out, version.0), version, &self.envelope, &self.command);
     }
 
-    /// Reads an encoding to its end.
+    /// Reads an encoding to its end. An error for bytes that are none, or of a version that is not known.
     ///
     /// # Errors
     /// It is none, or one of another version.
@@ -114,7 +114,7 @@ impl Op {
         request::write_op(&mut Writer::new(out, VERSION), self);
     }
 
-    /// Reads an encoding to its end.
+    /// Reads an encoding to its end. An error for bytes that are none, or of a version that is not known.
     pub fn decode(bytes: Bytes) -> Result<Op, DecodeError> {
         Reader::whole(bytes, VERSION, request::read_op)
     }
@@ -126,7 +126,7 @@ impl Query {
         request::write_query(&mut Writer::new(out, VERSION), self);
     }
 
-    /// Reads an encoding to its end.
+    /// Reads an encoding to its end. An error for bytes that are none, or of a version that is not known.
     pub fn decode(bytes: Bytes) -> Result<Query, DecodeError> {
         Reader::whole(bytes, VERSION, request::read_query)
     }
@@ -134,10 +134,12 @@ impl Query {
 
 /// Appends the encoding of an answer.
 pub fn encode_outcome(outcome: &Outcome, out: &mut BytesMut) {
+    let at = out.len();
     write_outcome(&mut Writer::new(out, VERSION), outcome);
+    debug_assert_eq!(decode_outcome(copy(&out[at..])).as_ref(), Ok(outcome), "an answer can be read");
 }
 
-/// Reads the encoding of an answer to its end.
+/// Reads the encoding of an answer to its end. An error for bytes that are none, or of a version that is not known.
 pub fn decode_outcome(bytes: Bytes) -> Result<Outcome, DecodeError> {
     Reader::whole(bytes, VERSION, read_outcome)
 }
@@ -145,10 +147,12 @@ pub fn decode_outcome(bytes: Bytes) -> Result<Outcome, DecodeError> {
 impl RevisionEvents {
     /// Appends the encoding.
     pub fn encode(&self, out: &mut BytesMut) {
+        let at = out.len();
         reply::write_revision_events(&mut Writer::new(out, VERSION), self);
+        debug_assert_eq!(RevisionEvents::decode(copy(&out[at..])).as_ref(), Ok(self), "events can be read");
     }
 
-    /// Reads an encoding to its end.
+    /// Reads an encoding to its end. An error for bytes that are none, or of a version that is not known.
     pub fn decode(bytes: Bytes) -> Result<RevisionEvents, DecodeError> {
         Reader::whole(bytes, VERSION, reply::read_revision_events)
     }
@@ -164,7 +168,7 @@ impl RevisionEvents {
         }
     }
 
-    /// Reads what [`RevisionEvents::encode_all`] wrote, to its end.
+    /// Reads what [`RevisionEvents::encode_all`] wrote, to its end. An error for anything else.
     pub fn decode_all(mut bytes: Bytes) -> Result<Vec<RevisionEvents>, DecodeError> {
         let mut revisions = Vec::new();
         while !bytes.is_empty() {
@@ -176,4 +180,9 @@ impl RevisionEvents {
         }
         Ok(revisions)
     }
+}
+
+/// What was just written, to be read back.
+fn copy(bytes: &[u8]) -> Bytes {
+    Bytes::copy_from_slice(bytes)
 }

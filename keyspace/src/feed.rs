@@ -53,7 +53,14 @@ pub(crate) fn history(
         let records = mvcc.log_from(from).take_while(visible);
         scan(mvcc, records, |key: &Bytes| range.contains(key), SCAN_MAX, &mut page)
     };
-    Ok(HistoryPage { revisions: page.revisions, next: next.unwrap_or(end) })
+    let next = next.unwrap_or(end);
+    assert!(from < next && next <= end, "each page goes on, and no further than what is resolved");
+    assert!(page.revisions.len() <= page.max_revisions, "a page is bounded");
+    let last = page.revisions.last().map(|events| events.revision);
+    assert!(last < Some(next), "the next page begins after this one");
+    let first = page.revisions.first().map(|events| events.revision);
+    assert!(first.is_none_or(|first| first >= from), "what was asked for begins at `from`");
+    Ok(HistoryPage { revisions: page.revisions, next })
 }
 
 struct Page {
@@ -71,6 +78,8 @@ impl Page {
 
     fn push(&mut self, revision: Revision, events: &mut Vec<Event>) {
         if !events.is_empty() {
+            let last = self.revisions.last().map(|events| events.revision);
+            assert!(last < Some(revision), "a revision is in one piece, and after the one before");
             self.bytes += events.iter().map(Event::size_bytes).sum::<usize>();
             self.revisions.push(RevisionEvents { revision, events: events.drain(..).collect() });
         }
@@ -92,6 +101,7 @@ fn scan<'a>(
         if let Some(open) = current
             && open != revision
         {
+            assert!(open < revision, "the log ascends");
             page.push(open, &mut events);
             if page.is_full() || scanned >= scan_max {
                 return Some(revision);

@@ -56,6 +56,7 @@ impl KeyRange {
         while let Some(last) = end.pop() {
             if last < 0xff {
                 end.push(last + 1);
+                debug_assert!(end.as_slice() > prefix.as_ref(), "a prefix begins its own range");
                 return KeyRange { key: prefix, end: RangeEnd::At(end.into()) };
             }
         }

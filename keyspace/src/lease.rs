@@ -167,6 +167,8 @@ impl Leases {
         let mut hash_of_table = SetHash::default();
         for (id, lease) in self.rows() {
             hash_of_table.add(hash(id, lease));
+            assert!(!id.is_none() && lease.granted_ttl_s <= MAX_LEASE_TTL_S, "no other lease is granted");
+            assert!(lease.checkpoint_s >= 0, "0 stands for a lease without a checkpoint");
         }
         assert_eq!(hash_of_table.value(), self.hash.value(), "the lease hash is that of the table");
         assert!(are_serials_good(self.last_serial, self.rows()), "each grant has a number of its own");

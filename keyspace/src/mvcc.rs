@@ -99,6 +99,7 @@ enum IndexKey {
 const INLINE_KEY_LEN: usize = 54;
 
 const _: () = assert!(size_of::<IndexKey>() == 56, "no padding");
+const _: () = assert!(INLINE_KEY_LEN <= u8::MAX as usize, "a byte holds the length");
 
 impl IndexKey {
     fn new(key: &Bytes) -> IndexKey {
@@ -188,6 +189,8 @@ impl Versions {
     }
 
     fn push(&mut self, record: Arc<Record>) {
+        assert!(self.newest.revision() <= record.revision(), "versions ascend");
+        debug_assert_eq!(self.last().key(), record.key(), "all versions are of one key");
         self.newest = Newest::new(&record);
         match &mut self.list {
             VersionList::One(first) => {
@@ -267,6 +270,7 @@ impl Versions {
 
     /// Drops the oldest versions. Returns whether none is left.
     fn drop_first(&mut self, count: usize) -> bool {
+        assert!(count <= self.len(), "no more is dropped than there is");
         match &mut self.list {
             VersionList::One(_) => count > 0,
             VersionList::Many(list) => {
@@ -344,6 +348,8 @@ const CHUNK_LEN: usize = 1024;
 
 impl Log {
     fn push(&mut self, entry: LogEntry) {
+        let last = self.last().map(|last| last.record.position());
+        assert!(last < Some(entry.record.position()), "the log ascends");
         match self.chunks.back_mut() {
             Some(chunk) if chunk.len() < CHUNK_LEN => chunk.push_back(entry),
             Some(_) | None => {
@@ -470,6 +476,7 @@ impl Mvcc {
             return Err("a record that compaction drops");
         }
         mvcc.sweep(usize::MAX);
+        assert!(mvcc.totals.live_keys <= mvcc.totals.kept.records, "a key that exists has a record");
         Ok(mvcc)
     }
 
@@ -498,6 +505,7 @@ impl Mvcc {
 
     /// The hash of the kept records at or below `revision`, which is neither compacted nor in the future.
     pub(crate) fn hash_upto(&self, revision: Revision) -> u64 {
+        assert!(revision >= self.compact_revision, "what compaction dropped is in no sum");
         let later = self.log.sums().written.wrapping_sub(self.log.sums_upto(revision).written);
         self.totals.kept.hash.wrapping_sub(later)
     }
@@ -520,6 +528,7 @@ impl Mvcc {
 
     /// The keys of a range with their values as of `revision`, in order.
     pub(crate) fn range(&self, range: &KeyRange, revision: Revision) -> impl Iterator<Item = &KeyValue> {
+        assert!(revision >= self.compact_revision, "what is compacted cannot be read");
         // A single key needs no walk from a lower bound to an upper one.
         let (single, walk) = if range.is_single() {
             (self.value_at(&range.key, revision), None)
@@ -532,6 +541,7 @@ impl Mvcc {
 
     /// How many keys a range holds as of `revision`.
     pub(crate) fn count(&self, range: &KeyRange, revision: Revision) -> usize {
+        assert!(revision >= self.compact_revision, "what is compacted cannot be counted");
         let Some(bounds) = range.bounds() else { return 0 };
         self.index.range::<[u8], _>(bounds).filter(|(_, versions)| versions.is_live_at(revision)).count()
     }
@@ -570,6 +580,7 @@ impl Mvcc {
         revision: Revision,
         compact_revision: Revision,
     ) -> impl Iterator<Item = &Record> {
+        assert!(compact_revision <= self.compact_revision, "compaction goes forward");
         let from = after.map_or(Bound::Unbounded, |(key, ..)| Bound::Included(key.as_ref()));
         let after = after.map(|(key, revision, sub)| (key.clone(), (*revision, *sub)));
         self.index.range::<[u8], _>((from, Bound::Unbounded)).flat_map(move |(key, versions)| {
@@ -611,6 +622,10 @@ impl Mvcc {
             self.log.sums_upto(compact).superseded.plus(self.log.sums_upto(below).tombstones)
         };
         let freed = garbage(revision).minus(garbage(self.compact_revision));
+        assert!(freed.records <= self.totals.kept.records, "only what is kept can be dropped");
+        assert!(freed.bytes <= self.totals.kept.bytes, "and its bytes with it");
+        let left = self.totals.kept.records - freed.records;
+        assert!(left >= self.totals.live_keys, "the newest version of a key that exists is kept");
         self.totals.kept = self.totals.kept.minus(freed);
         self.compact_revision = revision;
     }
@@ -621,6 +636,7 @@ impl Mvcc {
         let mut upto = self.compact_revision;
         self.pins.retain(|pin| match pin.upgrade() {
             Some(pin) => {
+                assert!(pin.compact_revision <= self.compact_revision, "compaction goes forward");
                 upto = upto.min(pin.compact_revision);
                 true
             }
@@ -642,6 +658,7 @@ impl Mvcc {
                 dropped += 1;
             }
             if versions.drop_first(dropped) {
+                assert_eq!(record.kind, EventKind::Delete, "a key goes with its tombstone, or stays");
                 self.index.remove(record.key().as_ref());
             }
         }
@@ -678,6 +695,9 @@ impl Mvcc {
         let mut versions_from_compact = 0;
         for (key, versions) in &self.index {
             assert!(versions.len() > 0, "a key has a version");
+            assert_eq!(versions.newest.0, Newest::new(versions.last()).0, "the newest is the last");
+            let is_list = matches!(versions.list, VersionList::Many(_));
+            assert_eq!(is_list, versions.len() > 1, "one version needs no list");
             let first_kept = versions.first_kept(self.compact_revision);
             let mut before: Option<&Record> = None;
             for index in 0..versions.len() {
@@ -710,6 +730,8 @@ impl Mvcc {
             position = Some(entry.record.position());
             logged_from_compact += usize::from(entry.record.revision() >= self.compact_revision);
         }
+        let sizes = || self.log.chunks.iter().map(VecDeque::len);
+        assert!(sizes().all(|len| (1..=CHUNK_LEN).contains(&len)), "a chunk has entries, and not too many");
         // Sub-revisions that lost their place at the compact revision may be in the log and not in the index, so the
         // log can only be longer.
         assert!(logged_from_compact >= versions_from_compact, "the log has every version from compaction on");
@@ -769,6 +791,7 @@ impl Writer<'_> {
         self.events.push(record.event(versions.value_before(revision)));
         let key = record.key().clone();
         versions.push(record);
+        assert!(versions.newest.is_live(), "what was put is read from now on");
         (key, old_lease)
     }
 
@@ -784,6 +807,7 @@ impl Writer<'_> {
         account(&mut mvcc.log, &mut mvcc.totals, Some(last), &record);
         self.events.push(record.event(versions.value_before(revision)));
         versions.push(record);
+        assert!(!versions.newest.is_live(), "what is deleted is not read any more");
         Some(old)
     }
 
@@ -792,6 +816,8 @@ impl Writer<'_> {
         if self.events.is_empty() {
             return None;
         }
+        let own = |event: &Event| event.kv.mod_revision == self.revision;
+        debug_assert!(self.events.iter().all(own), "the changes of one revision are under its number");
         self.mvcc.last_write = LastWrite::at(self.revision);
         Some((self.revision, self.events))
     }
@@ -816,6 +842,7 @@ fn account(log: &mut Log, totals: &mut Totals, last: Option<&Record>, record: &A
         let old = last.weight();
         match last.kind {
             EventKind::Put => {
+                assert!(totals.live_keys > 0, "a key that exists is counted");
                 totals.live_keys -= 1;
                 sums.superseded = sums.superseded.plus(old);
             }

@@ -39,6 +39,8 @@ impl Results {
                 self.hash.remove(result_hash(id, window.low, &outcome));
             }
         }
+        assert!(window.low >= low, "a result that may be forgotten is");
+        assert!(window.results.len() <= SESSION_WINDOW as usize, "results are within the window");
         window.get(seq)
     }
 
@@ -51,6 +53,7 @@ impl Results {
     pub(crate) fn store(&mut self, id: SessionId, low: u64, seq: u64, outcome: Outcome) {
         let window = self.windows.entry(id).or_insert_with(|| Window { low, ..Window::default() });
         debug_assert_eq!(window.low, low, "what may be forgotten is");
+        assert!(seq > window.low, "a number that is settled was not admitted");
         let index = (seq - window.low - 1) as usize;
         assert!(index < SESSION_WINDOW as usize, "number {seq} is within the window");
         if window.results.len() <= index {

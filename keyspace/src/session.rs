@@ -93,7 +93,9 @@ impl Sessions {
         self.last_id += 1;
         let id = SessionId(self.last_id);
         self.uses += 1;
-        self.insert(id, Session { nonce, low: 0, last_use: self.uses });
+        let fits = self.insert(id, Session { nonce, low: 0, last_use: self.uses });
+        assert!(fits, "ids and uses are counted up, and no open session has the nonce");
+        assert!(self.sessions.len() <= max.max(1) as usize, "there was made room");
         id
     }
 
@@ -106,12 +108,13 @@ impl Sessions {
             self.close(id);
             closed.push(id);
         }
+        assert!(self.sessions.len() as u64 <= max, "every session has a last use, so one can be evicted");
     }
 
     pub(crate) fn close(&mut self, id: SessionId) {
         let Some(session) = self.sessions.remove(&id) else { return };
-        self.by_nonce.remove(&session.nonce);
-        self.by_last_use.remove(&session.last_use);
+        assert_eq!(self.by_nonce.remove(&session.nonce), Some(id), "the nonce names its session");
+        assert_eq!(self.by_last_use.remove(&session.last_use), Some(id), "the last use names its session");
         self.hash.remove(session.hash(id));
     }
 
@@ -163,6 +166,7 @@ impl Sessions {
 
     /// Sets the counters of an empty table, for a restore.
     pub(crate) fn set_counters(&mut self, last_id: u64, uses: u64) {
+        assert!(self.sessions.is_empty(), "a number that was given is not given again");
         (self.last_id, self.uses) = (last_id, uses);
     }
 
@@ -188,7 +192,7 @@ impl Sessions {
         }
         self.uses += 1;
         self.hash.remove(session.hash(id));
-        self.by_last_use.remove(&session.last_use);
+        assert_eq!(self.by_last_use.remove(&session.last_use), Some(id), "the last use names its session");
         session.last_use = self.uses;
         self.by_last_use.insert(session.last_use, id);
         self.hash.add(session.hash(id));

@@ -116,13 +116,14 @@ impl Attachments {
             return;
         }
         if let Some(keys) = self.keys.get_mut(&old) {
-            keys.remove(key);
+            assert!(keys.remove(key), "a key with a lease is attached to it");
             if keys.is_empty() {
                 self.keys.remove(&old);
             }
         }
         if !new.is_none() {
-            self.keys.entry(new).or_default().insert(key.clone());
+            let is_new = self.keys.entry(new).or_default().insert(key.clone());
+            assert!(is_new, "a key has one lease");
         }
     }
 
@@ -228,7 +229,9 @@ impl Shards {
 
     fn place_of(&self, id: ShardId) -> Option<usize> {
         let index = self.places.binary_search_by_key(&id, |(id, _)| *id).ok()?;
-        self.places.get(index).map(|(_, place)| *place)
+        let place = self.places[index].1;
+        assert_eq!(self.list[place].span.id, id, "the places are those of the list");
+        Some(place)
     }
 }
 

@@ -52,11 +52,17 @@ pub(crate) fn range(mvcc: &Mvcc, current: Revision, request: &RangeRequest) -> R
             break;
         }
     }
+    debug_assert!(
+        kvs.iter().is_sorted_by(|one, next| one.key < next.key),
+        "the index is in the order of keys"
+    );
+    debug_assert!(kvs.iter().all(|kv| kv.mod_revision <= at), "nothing from after the revision is read");
     sort(&mut kvs, request);
     let more = limit > 0 && kvs.len() > limit;
     if more {
         kvs.truncate(limit);
     }
+    assert!(count >= kvs.len(), "what is returned is counted");
     let kvs = kvs
         .into_iter()
         .map(|kv| {
@@ -139,6 +145,10 @@ pub(crate) fn put(writer: &mut Writer<'_>, attachments: &mut Attachments, put: &
     let lease =
         if put.ignore_lease { prev_kv.as_ref().map(|kv| kv.lease).unwrap_or_default() } else { put.lease };
     let (key, old_lease) = writer.put(&put.key, value, lease);
+    debug_assert!(
+        writer.mvcc().latest(&key).is_some_and(|kv| kv.mod_revision == writer.revision()),
+        "a later operation of the transaction sees what was put"
+    );
     attachments.move_key(&key, old_lease, lease);
     PutReply { revision: writer.revision(), prev_kv: prev_kv.filter(|_| put.prev_kv) }
 }
@@ -159,6 +169,12 @@ pub(crate) fn delete_range(
             prev_kvs.push(old);
         }
     }
+    debug_assert_eq!(
+        writer.mvcc().count(&delete.range, writer.revision()),
+        0,
+        "nothing of the range is left"
+    );
+    assert!(!delete.prev_kv || prev_kvs.len() == keys.len(), "what is deleted is told");
     DeleteRangeReply { revision: writer.revision(), deleted: keys.len() as i64, prev_kvs }
 }
 
@@ -232,7 +248,9 @@ impl<'a> Plan<'a> {
                 }
             })
             .collect();
-        TxnReply { revision: writer.revision(), succeeded: self.succeeded, responses }
+        let reply = TxnReply { revision: writer.revision(), succeeded: self.succeeded, responses };
+        assert_eq!(reply.responses.len(), self.ops.len(), "every operation of the branch has its answer");
+        reply
     }
 
     /// Carries out a transaction that only reads, on the state at `current`.

@@ -39,6 +39,7 @@ impl<Id: Copy + Ord> WatcherIndex<Id> {
         };
         if let Err(place) = ids.binary_search(&id) {
             ids.insert(place, id);
+            debug_assert!(ids.is_sorted_by(|one, next| one < next), "watchers are found by binary search");
             self.len += 1;
         }
     }
@@ -56,16 +57,19 @@ impl<Id: Copy + Ord> WatcherIndex<Id> {
             }
             RangeEnd::From | RangeEnd::At(_) => self.intervals.remove(range, id),
         };
+        assert!(!removed || self.len > 0, "every watcher is counted");
         self.len -= usize::from(removed);
         removed
     }
 
     /// Appends the watchers whose range holds `key`, in no particular order, once per range.
     pub fn matching(&self, key: &[u8], out: &mut Vec<Id>) {
+        let before = out.len();
         if let Some(ids) = self.singles.get(key) {
             out.extend_from_slice(ids);
         }
         self.intervals.matching(key, out);
+        assert!(out.len() - before <= self.len, "a watcher is found once for each range that it watches");
     }
 
     /// How many watchers there are.
@@ -213,6 +217,7 @@ fn remove<Id>(link: Link<Id>, range: &KeyRange) -> Link<Id> {
         std::cmp::Ordering::Less => node.left = remove(node.left.take(), range),
         std::cmp::Ordering::Greater => node.right = remove(node.right.take(), range),
         std::cmp::Ordering::Equal => {
+            assert!(node.ids.is_empty(), "a range that is watched stays");
             let Some(right) = node.right.take() else { return node.left.take() };
             let (right, mut successor) = take_first(right);
             successor.left = node.left.take();
@@ -289,6 +294,10 @@ fn update<Id>(node: &mut Node<Id>) {
         }
     }
     node.max_end = max_end;
+    let before = |child: &Link<Id>| child.as_ref().is_none_or(|child| child.range < node.range);
+    let after = |child: &Link<Id>| child.as_ref().is_none_or(|child| child.range > node.range);
+    debug_assert!(before(&node.left) && after(&node.right), "ranges are found by their order");
+    debug_assert!(height(&node.left).abs_diff(height(&node.right)) <= 2, "one change unbalances by one");
 }
 
 #[cfg(test)]

@@ -164,6 +164,7 @@ impl Keyspace {
     ) {
         assert!(slot >= self.applied, "slots are applied in order: {slot} after {}", self.applied);
         self.applied = slot;
+        let before = self.newest;
         let Proposal { envelope, command } = proposal.into();
         let (session, seq) = if let Command::Write { session, seq, .. } = &command {
             (*session, *seq)
@@ -175,6 +176,13 @@ impl Keyspace {
             Ok(mut allotment) => self.carry_out(command, &mut allotment, effects),
             Err(RevisionPassed) => (Err(Error::RevisionPassed), false),
         };
+        assert!(self.newest >= before, "revisions ascend");
+        let told = effects.revisions.last().map(|events| events.revision);
+        assert!(told <= Some(self.newest.revision()), "what is told has happened");
+        debug_assert!(
+            self.shards.iter().all(|shard| shard.mvcc.last_write() <= self.newest),
+            "no shard is ahead of the group"
+        );
         effects.replies.push(Answer { slot, index_in_batch, session, seq, repeated, outcome });
         self.sweep(SWEEP_PER_COMMAND);
     }
@@ -319,7 +327,8 @@ impl Keyspace {
 
     /// The watch feed: the events in `range` of revisions from `from` on up to what is resolved, whole revisions only. Ends after
     /// `max_revisions`, or once `max_bytes` are reached (but never before the first revision found), or when it has
-    /// looked at enough for one call; [`HistoryPage::next`] tells where to go on.
+    /// looked at enough for one call; [`HistoryPage::next`] tells where to go on. An error if `from` is compacted, or no shard
+    /// here holds the range.
     pub fn history(
         &self,
         range: &KeyRange,
@@ -363,7 +372,7 @@ impl Keyspace {
     }
 
     /// A hash over the history up to a revision, what is resolved for 0 and below; equal on replicas with the same
-    /// compact revision.
+    /// compact revision. An error for a revision that is compacted or in the future.
     pub fn hash_kv(&self, revision: Revision) -> Result<HashKvReply, Error> {
         let resolved = self.resolved();
         let hash_revision = if revision.0 <= 0 { resolved.revision() } else { revision };
@@ -454,18 +463,7 @@ impl Keyspace {
                     }
                     Err(why) => return (Err(why.into()), false),
                 };
-                let place = match self.place_for(route, &op) {
-                    Ok(place) => place,
-                    Err(error) => return self.turn_away(session, low, seq, error),
-                };
-                if let Some(outcome) = self.known_result(place, session, low, seq) {
-                    return (outcome.clone(), true);
-                }
-                let outcome = self.perform(&op, place, allotment, effects);
-                let is_broken = mutant!(self.broken, ResultUnderNextNumber) && seq - low < SESSION_WINDOW;
-                let number = if is_broken { seq + 1 } else { seq };
-                self.results(place).store(session, low, number, outcome.clone());
-                outcome
+                return self.carry_out_write((session, low, seq), route, &op, allotment, effects);
             }
             Command::OpenSession { nonce } => {
                 let mut closed = Vec::new();
@@ -523,6 +521,30 @@ impl Keyspace {
         (outcome, false)
     }
 
+    /// Carries out a write of a session in which everything up to `low` is settled, unless it was carried out before.
+    fn carry_out_write(
+        &mut self,
+        (session, low, seq): (SessionId, u64, u64),
+        route: Option<Route>,
+        op: &Op,
+        allotment: &mut Allotment,
+        effects: &mut Effects,
+    ) -> (Outcome, bool) {
+        assert!(seq > low, "a number that is settled was not admitted");
+        let place = match self.place_for(route, op) {
+            Ok(place) => place,
+            Err(error) => return self.turn_away(session, low, seq, error),
+        };
+        if let Some(outcome) = self.known_result(place, session, low, seq) {
+            return (outcome.clone(), true);
+        }
+        let outcome = self.perform(op, place, allotment, effects);
+        let is_broken = mutant!(self.broken, ResultUnderNextNumber) && seq - low < SESSION_WINDOW;
+        let number = if is_broken { seq + 1 } else { seq };
+        self.results(place).store(session, low, number, outcome.clone());
+        (outcome, false)
+    }
+
     /// Where a write belongs that was routed so; an error if that is not here.
     fn place_for(&self, route: Option<Route>, op: &Op) -> Result<Place, Error> {
         match route {
@@ -567,6 +589,7 @@ impl Keyspace {
     /// Forgets the results of sessions that are closed.
     fn forget_results(&mut self, closed: &[SessionId]) {
         for session in closed {
+            assert!(self.sessions.low(*session).is_none(), "results stay as long as their session");
             self.results.forget(*session);
             if mutant!(self.broken, ResultsOutliveSession) {
                 continue;
@@ -650,6 +673,10 @@ impl Keyspace {
                 for shard in self.shards.iter_mut() {
                     shard.mvcc.compact(at, resolved);
                 }
+                debug_assert!(
+                    self.shards.iter().all(|shard| shard.mvcc.compact_revision() == at),
+                    "shards are compacted together"
+                );
                 effects.compacted = Some(at);
                 Ok(Reply::Compacted { revision: before })
             }
@@ -734,6 +761,10 @@ impl Keyspace {
             }
         }
         self.made(revision, events, allotment, effects);
+        debug_assert!(
+            self.attached(id).next().is_none() || mutant!(self.broken, LeaseEndsInOneShard),
+            "no key outlives its lease"
+        );
         Ok(Reply::LeaseRevoked { revision })
     }
 
@@ -765,6 +796,9 @@ impl Keyspace {
         effects: &mut Effects,
     ) {
         assert!(revision > self.newest.revision(), "revisions ascend");
+        assert!(!events.is_empty(), "a revision has a change");
+        let last = effects.revisions.last().map(|events| events.revision);
+        assert!(last < Some(revision), "and they are told in order");
         allotment.take();
         self.newest = LastWrite::at(revision);
         effects.revisions.push(RevisionEvents { revision, events: events.into() });

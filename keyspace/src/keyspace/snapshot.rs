@@ -160,6 +160,7 @@ impl Snapshot {
             let (last_write, compact_revision) = (shard.mvcc.last_write(), shard.mvcc.compact_revision());
             tables.push_back(Item::Shard { span: shard.span.clone(), last_write, compact_revision });
             add_results(&mut tables, &shard.results);
+            assert!(last_write <= state.newest, "no shard is ahead of the group");
             let (id, pin) = (shard.span.id, shard.mvcc.pin());
             shards.push(PinnedShard { id, last_write, compact_revision, pin });
         }
@@ -202,11 +203,14 @@ impl Snapshot {
                 is_full = write_records(&mut writer, state, pinned, stage, max_bytes);
             }
             if !is_full {
+                assert!(self.tables.is_empty(), "nothing follows the end");
+                assert_eq!(stage.place, self.shards.len(), "the records of every shard are there");
                 writer.u8(ITEM_END);
                 writer.fixed_u64(self.digest);
                 self.stage = Stage::Done;
             }
         }
+        assert!(out.len() > 1, "each slice has something, so that there is a last one");
         Some(out.freeze())
     }
 }
@@ -233,9 +237,17 @@ fn write_records(
         writer.u64(pinned.id.0);
         stage.is_named = true;
     }
+    assert!(
+        shard.mvcc.last_write() >= pinned.last_write,
+        "a state goes on from where its snapshot was taken"
+    );
     let upto = pinned.last_write.revision();
     let mut last = None;
     for record in shard.mvcc.kept(stage.after.as_ref(), upto, pinned.compact_revision) {
+        debug_assert!(record.revision() <= upto, "what was written since is in no snapshot");
+        let place = (record.key(), record.position());
+        let goes_on = |(key, revision, sub): &(Bytes, Revision, u32)| (key, (*revision, *sub)) < place;
+        debug_assert!(stage.after.as_ref().is_none_or(goes_on), "a slice goes on where the one before ended");
         write_record(writer, record);
         if writer.len() >= max_bytes {
             last = Some(record);
@@ -458,7 +470,7 @@ impl Restore {
         }
     }
 
-    /// Takes in the next slice.
+    /// Takes in the next slice. An error for one that cannot be read, or does not follow the ones before.
     pub fn push(&mut self, slice: Bytes) -> Result<(), RestoreError> {
         let mut reader = Reader::new(slice);
         let known = if self.known > ClusterVersion::FIRST { VERSION } else { VERSION_LEAST };
@@ -480,7 +492,8 @@ impl Restore {
         Ok(())
     }
 
-    /// The state, if it is complete and has the digest of the one that was snapshot.
+    /// The state, if it is complete and has the digest of the one that was snapshot. Otherwise an error that says
+    /// what is wrong with it.
     pub fn finish(self) -> Result<Keyspace, RestoreError> {
         let (Some(header), Some(digest)) = (self.header, self.digest) else {
             return Err(RestoreError::Incomplete);
@@ -488,6 +501,9 @@ impl Restore {
         let mut sessions = Sessions::default();
         sessions.set_counters(header.last_session, header.session_uses);
         for (id, session) in self.sessions {
+            if id.0 > header.last_session || session.last_use > header.session_uses {
+                return Err(RestoreError::Inconsistent("a session that was never opened"));
+            }
             if !sessions.insert(id, session) {
                 return Err(RestoreError::Inconsistent("two sessions are one"));
             }
@@ -533,19 +549,7 @@ impl Restore {
 
     fn item(&mut self, tag: u8, reader: &mut Reader) -> Result<(), RestoreError> {
         match tag {
-            ITEM_HEADER => {
-                self.header = Some(Header {
-                    applied: reader.u64()?,
-                    newest: LastWrite::at(Revision(reader.i64()?)),
-                    limits: Limits {
-                        quota_bytes: reader.u64()?,
-                        max_sessions: u32::try_from(reader.u64()?)
-                            .map_err(|_| RestoreError::Inconsistent("too many sessions"))?,
-                    },
-                    last_session: reader.u64()?,
-                    session_uses: reader.u64()?,
-                });
-            }
+            ITEM_HEADER => self.header = Some(read_header(reader)?),
             ITEM_LEADER_REGIONS => {
                 let regions = reader.list(1, |reader| Ok(own(&reader.bytes()?)))?;
                 if self.leader_regions.replace(regions).is_some() {
@@ -579,19 +583,7 @@ impl Restore {
                 let (nonce, low, last_use) = (reader.u128()?, reader.u64()?, reader.u64()?);
                 self.sessions.push((id, Session { nonce, low, last_use }));
             }
-            ITEM_SHARD => {
-                let (id, since) = (ShardId(reader.u64()?), Epoch(reader.u64()?));
-                let start = own(&reader.bytes()?);
-                let [has_end] = reader.flags()?;
-                let end = if has_end { Some(own(&reader.bytes()?)) } else { None };
-                self.shards.push(RestoredShard {
-                    span: ShardSpan { id, since, start, end },
-                    last_write: LastWrite::at(Revision(reader.i64()?)),
-                    compact_revision: Revision(reader.i64()?),
-                    results: Vec::new(),
-                    records: Vec::new(),
-                });
-            }
+            ITEM_SHARD => self.shards.push(read_shard(reader)?),
             ITEM_RESULTS => {
                 let window = (SessionId(reader.u64()?), Window { low: reader.u64()?, ..Window::default() });
                 self.results_open().push(window);
@@ -614,25 +606,28 @@ impl Restore {
                     return Err(RestoreError::Inconsistent("records of no shard"));
                 }
             }
-            ITEM_RECORD => {
-                let [is_delete] = reader.flags()?;
-                let kind = if is_delete { EventKind::Delete } else { EventKind::Put };
-                let sub = u32::try_from(reader.u64()?)
-                    .map_err(|_| RestoreError::Inconsistent("a place out of bounds"))?;
-                let mut kv = codec::read_key_value(reader)?;
-                if kv.key != self.last_key {
-                    self.last_key = own(&kv.key);
-                }
-                kv.key = self.last_key.clone();
-                kv.value = own(&kv.value);
-                let Some(shard) = self.place.and_then(|place| self.shards.get_mut(place)) else {
-                    return Err(RestoreError::Inconsistent("a record of no shard"));
-                };
-                shard.records.push(Arc::new(Record::new(kv, sub, kind)));
-            }
+            ITEM_RECORD => self.record(reader)?,
             ITEM_END => self.digest = Some(reader.fixed_u64()?),
             _ => return Err(RestoreError::Inconsistent("an unknown item")),
         }
+        Ok(())
+    }
+
+    fn record(&mut self, reader: &mut Reader) -> Result<(), RestoreError> {
+        let [is_delete] = reader.flags()?;
+        let kind = if is_delete { EventKind::Delete } else { EventKind::Put };
+        let sub =
+            u32::try_from(reader.u64()?).map_err(|_| RestoreError::Inconsistent("a place out of bounds"))?;
+        let mut kv = codec::read_key_value(reader)?;
+        if kv.key != self.last_key {
+            self.last_key = own(&kv.key);
+        }
+        kv.key = self.last_key.clone();
+        kv.value = own(&kv.value);
+        let Some(shard) = self.place.and_then(|place| self.shards.get_mut(place)) else {
+            return Err(RestoreError::Inconsistent("a record of no shard"));
+        };
+        shard.records.push(Arc::new(Record::new(kv, sub, kind)));
         Ok(())
     }
 
@@ -641,6 +636,61 @@ impl Restore {
         match self.shards.last_mut() {
             Some(shard) => &mut shard.results,
             None => &mut self.results,
+        }
+    }
+}
+
+fn read_header(reader: &mut Reader) -> Result<Header, RestoreError> {
+    Ok(Header {
+        applied: reader.u64()?,
+        newest: LastWrite::at(Revision(reader.i64()?)),
+        limits: Limits {
+            quota_bytes: reader.u64()?,
+            max_sessions: u32::try_from(reader.u64()?)
+                .map_err(|_| RestoreError::Inconsistent("too many sessions"))?,
+        },
+        last_session: reader.u64()?,
+        session_uses: reader.u64()?,
+    })
+}
+
+/// A shard without its results and records, which follow.
+fn read_shard(reader: &mut Reader) -> Result<RestoredShard, RestoreError> {
+    let (id, since) = (ShardId(reader.u64()?), Epoch(reader.u64()?));
+    let start = own(&reader.bytes()?);
+    let [has_end] = reader.flags()?;
+    let end = if has_end { Some(own(&reader.bytes()?)) } else { None };
+    Ok(RestoredShard {
+        span: ShardSpan { id, since, start, end },
+        last_write: LastWrite::at(Revision(reader.i64()?)),
+        compact_revision: Revision(reader.i64()?),
+        results: Vec::new(),
+        records: Vec::new(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Command, Effects, Options};
+
+    /// Its id would be given to another one.
+    #[test]
+    fn a_session_above_the_counters_is_refused() {
+        let mut state = Keyspace::new(Options::default());
+        state.apply(1, 0, Command::OpenSession { nonce: 7 }, &mut Effects::new());
+        for (last_session, session_uses) in [(0, 1), (1, 0)] {
+            let mut snapshot = state.snapshot();
+            let Some(Item::Header(header)) = snapshot.tables.front_mut() else {
+                panic!("the header comes first")
+            };
+            (header.last_session, header.session_uses) = (last_session, session_uses);
+            let mut restore = Restore::new();
+            while let Some(slice) = snapshot.next_slice(&state, usize::MAX) {
+                restore.push(slice).expect("it can be read");
+            }
+            let error = RestoreError::Inconsistent("a session that was never opened");
+            assert_eq!(restore.finish().err(), Some(error));
         }
     }
 }
