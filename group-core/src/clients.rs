@@ -79,12 +79,14 @@ impl Clients {
             // A gateway asks again only when it gave the first request up, so one waiter a link is enough.
             waiting.waiters.retain(|other| other.link != waiter.link);
             waiting.waiters.push(waiter);
+            assert_eq!(self.proposals.get(&waiting.tag), Some(&subject), "who waits has proposed");
             return Enrolled::UnderWay;
         }
         let tag = self.tag();
         let other = self.proposals.insert(tag, subject);
         assert_eq!(other, None, "a tag names one proposal");
         self.writes.insert(subject, Waiting { tag, waiters: vec![waiter] });
+        assert_eq!(self.writes.len(), self.proposals.len(), "each proposal is of one subject");
         Enrolled::Propose(tag)
     }
 
@@ -108,12 +110,15 @@ impl Clients {
     /// Who waited for a proposal that has certainly not entered the log. `None`: the group had made it itself.
     pub(crate) fn rejected(&mut self, tag: Tag) -> Option<Vec<Waiter>> {
         let subject = self.proposals.remove(&tag)?;
+        let of_subject = self.writes.get(&subject).map(|waiting| waiting.tag);
+        assert_eq!(of_subject, Some(tag), "what is refused is what was waited for");
         Some(self.writes.remove(&subject).map_or_else(Vec::new, |waiting| waiting.waiters))
     }
 
     pub(crate) fn wait_for_point(&mut self, reads: Vec<PendingRead>) -> Tag {
         let tag = self.tag();
-        self.reads.insert(tag, reads);
+        let others = self.reads.insert(tag, reads);
+        assert!(others.is_none(), "a tag names one question");
         tag
     }
 

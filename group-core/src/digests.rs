@@ -44,6 +44,7 @@ impl Digests {
             self.recent.pop_front();
         }
         self.recent.push_back((slot, digest));
+        assert!(self.recent.len() <= REMEMBERED, "what is remembered is bounded");
         let (from, asked) = self.asked.take_if(|(_, asked)| *asked <= slot)?;
         // A snapshot may have taken this replica over it.
         (asked == slot).then_some((from, slot, digest))
@@ -83,6 +84,7 @@ impl Digests {
         let (slot, digest) = self.news().filter(|_| now >= self.next_at)?;
         let late = self.judge(me, voters, Awaited::Nobody);
         self.next_at = now.after(EVERY);
+        assert!(self.round.as_ref().is_none_or(|round| round.slot < slot), "the same is not asked again");
         self.round = Some(Round { slot, digests: [(me, digest)].into_iter().collect() });
         Some((slot, late))
     }

@@ -95,6 +95,8 @@ impl LogPositions {
         // The journal keeps a batch together. Between this group's batches lie those of all others, so where the last
         // one ended says nothing: for a group that was idle that may be far back.
         let from = Lsn((lsn.0 + 1).saturating_sub(pending.records));
+        let later = self.pending.front().is_none_or(|next| next.ticket > ticket);
+        assert!(later, "batches become durable in the order in which they were handed in");
         self.last = lsn;
         let at = self.batches.partition_point(|batch| batch.ticket < ticket);
         if let Some(batch) = self.batches.get_mut(at).filter(|batch| batch.ticket == ticket) {
@@ -121,6 +123,10 @@ impl LogPositions {
         let floor = self.batches.front().map_or(base_lsn, |batch| batch.from.min(base_lsn));
         // Where a batch lies that is not durable yet is only guessed; what was not needed before is not needed now.
         self.floor = self.floor.max(floor);
+        debug_assert!(
+            self.batches.iter().is_sorted_by_key(|batch| batch.ticket),
+            "batches are found by their tickets"
+        );
         assert!(self.floor > Lsn(0), "a group with a base has a place in the journal");
         Some(self.floor)
     }

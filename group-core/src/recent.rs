@@ -61,6 +61,8 @@ impl Recent {
         if from <= self.floor {
             return None;
         }
+        let oldest = self.revisions.front().map(|oldest| oldest.revision);
+        assert!(oldest.is_none_or(|oldest| oldest > self.floor), "what is forgotten is not remembered");
         let mut page = HistoryPage { revisions: Vec::new(), next: resolved.revision().next().max(from) };
         let mut bytes = 0;
         let first = self.revisions.partition_point(|known| known.revision < from);
@@ -76,6 +78,9 @@ impl Recent {
                 page.revisions.push(RevisionEvents { revision: known.revision, events: events.into() });
             }
         }
+        let last = page.revisions.last().map(|events| events.revision);
+        assert!(last < Some(page.next), "the next page begins after this one");
+        assert!(page.next >= from, "and not before it");
         Some(page)
     }
 }

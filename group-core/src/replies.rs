@@ -102,6 +102,7 @@ impl Replies {
             gathered.bytes = 0;
             self.full.push(Answer { link, responses: std::mem::take(&mut gathered.responses) });
         }
+        assert!(gathered.bytes <= FRAME_BYTES, "what is gathered is cut into frames");
     }
 }
 

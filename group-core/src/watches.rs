@@ -156,15 +156,22 @@ impl Watches {
         } else if watch.credit > 0 {
             self.behind.insert(watch_id);
         }
+        assert!(of_link.in_step <= of_link.watches, "watches in step are watches");
         self.unled.insert(link);
         self.watches.insert(watch_id, watch);
     }
 
     pub(crate) fn close(&mut self, link: LinkId, id: u64) {
         let Some(watch) = self.watches.remove(&(link, id)) else { return };
-        self.in_step.remove(&watch.range, (link, id));
-        self.behind.remove(&(link, id));
+        let was_in_step = self.in_step.remove(&watch.range, (link, id));
+        assert_eq!(was_in_step, watch.in_step, "the index holds the watches in step");
+        let was_behind = self.behind.remove(&(link, id));
+        assert!(!(was_in_step && was_behind), "a watch is in step or behind");
         let of_link = self.links.get_mut(&link).expect("a link with a watch");
+        assert!(
+            of_link.watches > 0 && of_link.in_step <= of_link.watches,
+            "every watch of a link is counted"
+        );
         of_link.watches -= 1;
         of_link.in_step -= usize::from(watch.in_step);
         if of_link.watches == 0 {
@@ -178,6 +185,7 @@ impl Watches {
         for id in ids {
             self.close(link, id);
         }
+        assert!(!self.links.contains_key(&link), "nothing is left of a link that is closed");
     }
 
     pub(crate) fn add_credit(&mut self, link: LinkId, id: u64, bytes: u64) {
@@ -255,6 +263,7 @@ impl Watches {
         }
         for (id, revisions) in touched {
             let watch = self.watches.get_mut(&id).expect("found above");
+            assert!(watch.in_step, "only a watch in step is sent what was just applied");
             if watch.credit <= 0 {
                 // From here on it reads history, from the first revision that it was not sent.
                 watch.next = revisions[0].0;
@@ -336,14 +345,17 @@ impl Watches {
 
     fn leave_step(&mut self, id: WatchId) {
         let watch = self.watches.get_mut(&id).expect("a watch in step");
+        assert!(watch.in_step, "a watch that is behind cannot fall behind");
         watch.in_step = false;
-        self.in_step.remove(&watch.range, id);
+        let was_in_step = self.in_step.remove(&watch.range, id);
+        assert!(was_in_step, "the index holds the watches in step");
         self.links.get_mut(&id.0).expect("a link with a watch").in_step -= 1;
     }
 
     fn serve_history(&mut self, id: WatchId, state: &Keyspace, replies: &mut Replies) {
         let watch = self.watches.get_mut(&id).expect("`behind` names only watches that exist");
         let resolved = state.resolved();
+        assert!(!watch.in_step, "a watch in step reads no history");
         let budget = usize::try_from(watch.credit).unwrap_or(0).clamp(1, HISTORY_BYTES);
         let page = state.history(&watch.range, watch.next, budget, HISTORY_REVISIONS).or_else(|compacted| {
             let remembered = watch
@@ -354,6 +366,8 @@ impl Watches {
         match page {
             Ok(mut page) => {
                 let is_told = !page.revisions.is_empty();
+                let is_new = page.next > watch.next || !resolved.covers(watch.next);
+                assert!(is_new, "each page goes on, so that a watch is in step in the end");
                 if is_told {
                     if !watch.prev_kv {
                         for revision in &mut page.revisions {
@@ -426,6 +440,12 @@ impl Watch {
     ) {
         let mut encoded = BytesMut::new();
         RevisionEvents::encode_all(revisions, &mut encoded);
+        assert!(upto.next() >= self.next, "nothing is sent again");
+        assert!(resolved.covers(upto), "nothing is streamed before it is resolved");
+        assert!(
+            revisions.last().is_none_or(|last| last.revision <= upto),
+            "events come no later than that they are all"
+        );
         self.credit -= i64::try_from(encoded.len()).unwrap_or(i64::MAX);
         self.next = upto.next();
         let revision = resolved.revision().0;

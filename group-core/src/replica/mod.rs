@@ -285,6 +285,8 @@ impl Replica {
         assert!(!self.leading || self.elected, "who serves has been elected");
         assert!(self.leading || self.placement.is_none(), "only who leads thinks of its place");
         assert!(self.leading || self.parked.is_empty(), "only who leads has a lease's end to wait for");
+        assert!(self.leading || self.propose_again_at.is_none(), "only who leads proposes of its own accord");
+        assert!(!self.follows, "a turn ends when nothing follows from its events");
         assert_eq!(self.applied.0, self.state.applied(), "the state is that of the last slot");
         assert!(self.state.version() <= self.settings.known, "nothing is in force that is not known here");
         assert!(self.snapshotting.newest() <= Some(self.applied), "no snapshot of what was not applied");
@@ -658,6 +660,7 @@ impl Replica {
     }
 
     fn on_leading(&mut self, env: &Env<'_>) {
+        assert!(self.elected, "who serves has been elected");
         self.leading = true;
         if env.disk.full {
             let asked = self.relief.map_or(self.settings.node, |relief| relief.asked);

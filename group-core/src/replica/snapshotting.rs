@@ -125,6 +125,7 @@ impl Replica {
         match taking.snapshot.next_slice(&self.state, self.settings.snapshot_slice_bytes) {
             Some(slice) => {
                 taking.waiting += 1;
+                assert!(taking.waiting <= SLICES_WAITING, "slices are cut as they are written");
                 self.out.snapshots.push(ToSnapshots::Slice(slice));
             }
             None => {
@@ -137,6 +138,8 @@ impl Replica {
     fn begin_snapshot(&mut self) {
         let slot = self.applied;
         assert!(!self.snapshotting.is_taking(), "one is taken at a time");
+        assert!(self.snapshotting.newest < Some(slot), "a snapshot is taken to have a newer one");
+        assert_eq!(self.state.applied(), slot.0, "what it holds is the state at its slot");
         self.out.notices.push(Notice::SnapshotBegun { slot });
         self.out.snapshots.push(ToSnapshots::Begin { slot, config: Arc::clone(self.engine.config()) });
         self.snapshotting.logged = 0;
@@ -189,6 +192,7 @@ impl Replica {
 
     /// Sends a peer the newest snapshot, or takes one first when none reaches `at_least`.
     pub(crate) fn send_snapshot(&mut self, to: NodeId, at_least: Slot) {
+        assert!(self.snapshotting.newest <= Some(self.applied), "no snapshot of what was not applied");
         match self.snapshotting.newest {
             Some(slot) if slot >= at_least => {
                 if self.snapshotting.sending.insert(to) {
