@@ -18,6 +18,7 @@ impl Backoff {
     /// Pauses of at most `first` at first, and of at most `most` in the end.
     #[must_use]
     pub const fn new(first: Duration, most: Duration) -> Backoff {
+        assert!(first.as_nanos() <= most.as_nanos(), "pauses grow");
         Backoff { ceiling: first, first, most }
     }
 

@@ -37,6 +37,7 @@ impl std::error::Error for DecodeError {}
 impl ShardMap {
     /// Appends the encoding.
     pub fn encode(&self, out: &mut BytesMut) {
+        let begin = out.len();
         out.put_u8(VERSION);
         write_number(out, self.epoch.0);
         write_number(out, self.last_shard.0);
@@ -64,9 +65,12 @@ impl ShardMap {
             write_number(out, id.0.into());
             write_bytes(out, address.as_bytes());
         }
+        let written = Bytes::copy_from_slice(&out[begin..]);
+        debug_assert_eq!(ShardMap::decode(written).as_ref(), Ok(self), "every map that exists can be read");
     }
 
-    /// Reads an encoding to its end.
+    /// Reads an encoding to its end. An error for bytes that are none, of a version that is not known, or of a map that
+    /// breaks a rule.
     pub fn decode(mut bytes: Bytes) -> Result<ShardMap, DecodeError> {
         let input = &mut bytes;
         let version = read_byte(input)?;

@@ -136,7 +136,7 @@ impl fmt::Display for Invalid {
 impl std::error::Error for Invalid {}
 
 impl ShardMap {
-    /// A map of these parts, whose shards are the first ones.
+    /// A map of these parts, whose shards are the first ones. An error if it breaks a rule, as with every change below.
     pub fn new(
         epoch: Epoch,
         shards: Vec<Shard>,
@@ -149,14 +149,14 @@ impl ShardMap {
         Ok(map)
     }
 
-    /// The map of a domain that one group of voters carries, at epoch 1.
+    /// The map of a domain that one group of voters carries, at epoch 1. An error without nodes.
     pub fn single_group(group: GroupId, nodes: BTreeMap<NodeId, String>) -> Result<ShardMap, Invalid> {
         let replicas = nodes.keys().map(|node| (*node, Role::Voter)).collect();
         let shards = vec![Shard { id: ShardId(1), start: Bytes::new(), group }];
         ShardMap::new(Epoch(1), shards, BTreeMap::from([(group, Group { replicas })]), nodes)
     }
 
-    /// Checks what holds of every map.
+    /// Checks what holds of every map. The error names the first rule that is broken.
     pub fn validate(&self) -> Result<(), Invalid> {
         if !self.shards.first().is_some_and(|shard| shard.start.is_empty()) {
             return Err(Invalid::Uncovered);
@@ -232,6 +232,7 @@ impl ShardMap {
             Some(end) => self.shards.partition_point(|shard| shard.start.as_ref() < end),
             None => self.shards.len(),
         };
+        assert!(first < last, "every key is of some shard");
         &self.shards[first..last]
     }
 
@@ -248,12 +249,22 @@ impl ShardMap {
         if self.shards[place].start == *at {
             return Err(Invalid::ShardAt(at.clone()));
         }
-        self.changed(|map| {
+        let map = self.changed(|map| {
             let id = ShardId(map.last_shard.0.checked_add(1).ok_or(Invalid::EpochExhausted)?);
             map.last_shard = id;
             map.shards.insert(place + 1, Shard { id, start: at.clone(), group });
             Ok(())
-        })
+        })?;
+        assert!(self.shards.iter().all(|shard| shard.id != map.last_shard), "the new shard is none that was");
+        assert_eq!(map.shard_of(at).id, map.last_shard, "what lies above is the new shard's");
+        assert_eq!(map.shards[place], self.shards[place], "what lies below stays where it was");
+        let (upper, whole) = (map.span(place + 1), self.span(place));
+        assert_eq!(
+            upper.map(|span| span.end),
+            whole.map(|span| span.end),
+            "and both together hold what the one held"
+        );
+        Ok(map)
     }
 
     /// Joins the shard that begins at `at` to the one below it, whose id stays. Both must have one owner: move first.
@@ -264,13 +275,17 @@ impl ShardMap {
         if lower != upper {
             return Err(Invalid::DifferentOwners(lower, upper));
         }
-        self.changed(|map| {
+        let map = self.changed(|map| {
             map.shards.remove(place);
             Ok(())
-        })
+        })?;
+        assert_eq!(map.shards[below], self.shards[below], "the shard below goes on");
+        let (whole, upper) = (map.span(below), self.span(place));
+        assert_eq!(whole.map(|span| span.end), upper.map(|span| span.end), "and holds what both held");
+        Ok(map)
     }
 
-    /// Gives the shard that begins at `at` to another group.
+    /// Gives the shard that begins at `at` to another group. An error if no shard begins there, or there is no such group.
     pub fn move_shard(&self, at: &Bytes, to: GroupId) -> Result<ShardMap, Invalid> {
         let place = self.place_at(at)?;
         self.changed(|map| {
@@ -279,7 +294,7 @@ impl ShardMap {
         })
     }
 
-    /// Adds a group, or changes its members.
+    /// Adds a group, or changes its members. An error if it has no voter, or a node that is not in the map.
     pub fn with_group(&self, id: GroupId, group: Group) -> Result<ShardMap, Invalid> {
         self.changed(|map| {
             map.groups.insert(id, group);
@@ -287,7 +302,7 @@ impl ShardMap {
         })
     }
 
-    /// Adds a node, or changes its address.
+    /// Adds a node, or changes its address. An error without an address.
     pub fn with_node(&self, id: NodeId, address: String) -> Result<ShardMap, Invalid> {
         self.changed(|map| {
             map.nodes.insert(id, address);
@@ -295,7 +310,7 @@ impl ShardMap {
         })
     }
 
-    /// Removes a group that owns nothing.
+    /// Removes a group that owns nothing; an error if it does, or is not there.
     pub fn without_group(&self, id: GroupId) -> Result<ShardMap, Invalid> {
         if self.shards.iter().any(|shard| shard.group == id) {
             return Err(Invalid::InUse);
@@ -303,7 +318,7 @@ impl ShardMap {
         self.changed(|map| map.groups.remove(&id).map(drop).ok_or(Invalid::UnknownGroup(id)))
     }
 
-    /// Removes a node without replicas.
+    /// Removes a node without replicas; an error if it has some, or is not there.
     pub fn without_node(&self, id: NodeId) -> Result<ShardMap, Invalid> {
         if self.groups.values().any(|group| group.replicas.contains_key(&id)) {
             return Err(Invalid::InUse);
@@ -325,12 +340,19 @@ impl ShardMap {
         map.epoch = Epoch(self.epoch.0.checked_add(1).ok_or(Invalid::EpochExhausted)?);
         change(&mut map)?;
         map.validate()?;
+        assert!(map.epoch > self.epoch, "of two maps the newer one is known by its epoch");
+        assert!(map.last_shard >= self.last_shard, "the id of a shard is never given again");
         Ok(map)
     }
 
     fn place_of(&self, key: &[u8]) -> usize {
         let after = self.shards.partition_point(|shard| shard.start.as_ref() <= key);
-        after.checked_sub(1).expect("the first shard begins at the lowest key")
+        let place = after.checked_sub(1).expect("the first shard begins at the lowest key");
+        debug_assert!(
+            self.shards.get(after).is_none_or(|next| key < next.start.as_ref()),
+            "and each ends at the next"
+        );
+        place
     }
 
     fn place_at(&self, start: &Bytes) -> Result<usize, Invalid> {
