@@ -153,7 +153,8 @@ macro_rules! wire_enum {
                 }
             }
 
-            /// Takes one message, which must be all there is. Commands share the memory of `bytes`.
+            /// Takes one message, which must be all there is. Commands share the memory of `bytes`. An error for bytes that are
+            /// no such message, or one of a version that is not known.
             pub fn decode(bytes: &mut Bytes) -> std::result::Result<$name, DecodeError> {
                 take_version(bytes)?;
                 let message = match u8::take(bytes)? {
@@ -234,7 +235,8 @@ impl Config {
         self.put(out);
     }
 
-    /// Takes a configuration, which must be all there is, and checks it.
+    /// Takes a configuration, which must be all there is, and checks it. An error for bytes that are none, or one that
+    /// cannot be used.
     pub fn decode(bytes: &mut Bytes) -> std::result::Result<Config, DecodeError> {
         take_version(bytes)?;
         let config = Config::take(bytes)?;

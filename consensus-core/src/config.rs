@@ -187,7 +187,7 @@ impl Config {
         self
     }
 
-    /// Whether the sizes make every quorum meet the quorums it must meet.
+    /// Whether the sizes make every quorum meet the quorums it must meet. The error names the first rule that is broken.
     pub fn check(&self) -> Result<(), ConfigError> {
         let n = self.voters.len();
         let (q1, q2) = (usize::from(self.q1), usize::from(self.q2));

@@ -134,7 +134,8 @@ impl Record {
         len
     }
 
-    /// The record with this label and payload. Commands share the memory of `payload`.
+    /// The record with this label and payload. Commands share the memory of `payload`. An error if they are not what
+    /// [`Record::label`] and [`Record::payload`] write.
     pub fn decode(label: &[u8], payload: Bytes) -> Result<Record, DecodeError> {
         let label = Record::decode_label(label)?;
         let mut payload = payload;
@@ -177,7 +178,7 @@ impl Record {
         Ok(record)
     }
 
-    /// What a label alone says.
+    /// What a label alone says. An error for bytes that are no label.
     pub fn decode_label(label: &[u8]) -> Result<RecordLabel, DecodeError> {
         codec::decode_label(label)
     }
