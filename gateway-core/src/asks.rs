@@ -15,6 +15,8 @@ use crate::upstream::{Frame, Synced};
 /// Room for a common command; a larger one grows it.
 const COMMAND_BYTES: usize = 512;
 
+const _: () = assert!(PROBE_WAIT.as_millis() <= u32::MAX as u128, "it is said in milliseconds");
+
 /// A granted request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
@@ -51,6 +53,11 @@ impl Ask for Write {
     type Answer = Answer;
 
     fn request(&mut self, numbered: Option<Numbered>) -> (request::Kind, usize) {
+        assert!(matches!(self.0, Command::Write { .. }), "nothing else is made into a write");
+        assert!(
+            numbered.is_none_or(|numbered| numbered.ack_upto < numbered.number.seq),
+            "an answer that is waited for is not given up"
+        );
         if let (Command::Write { session, seq, ack_upto, .. }, Some(numbered)) = (&mut self.0, numbered) {
             *session = numbered.number.session;
             *seq = numbered.number.seq;
@@ -226,6 +233,7 @@ impl Ask for Open {
     type Answer = Frame;
 
     fn request(&mut self, _: Option<Numbered>) -> (request::Kind, usize) {
+        debug_assert!(!self.range.is_empty(), "whoever watches nothing is told so at once");
         let open = wire::WatchOpen {
             key: self.range.key.clone(),
             range_end: self.range.wire_end(),

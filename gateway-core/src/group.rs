@@ -38,6 +38,10 @@ impl GroupState {
             (Attempted::Refused(refused), _) => self.handle_refused(node, refused),
             (Attempted::Denied(Error::SessionExpired), Some(number)) => {
                 let session_lost = self.session.handle_expired(number.session);
+                assert!(
+                    !self.session.is_current(number),
+                    "nothing more is sent under a session that is gone"
+                );
                 Learned { session_lost, ..Learned::default() }
             }
             (
@@ -65,6 +69,8 @@ impl GroupState {
             | Why::Unknown => false,
         };
         let leader_found = route_changed && self.route.leader().is_some();
+        let leads = self.route.leader().is_some_and(|leader| leader.node == node);
+        assert!(!(leader_found && leads), "who refuses is not asked again at once");
         Learned { route_changed, leader_found, session_lost: false }
     }
 }

@@ -57,6 +57,7 @@ impl RoundTrip {
             Some(known) if known < sample => (known * 7 + sample) / 8,
             Some(_) | None => sample,
         });
+        assert!(self.0 <= Some(sample), "one slow answer does not make a node look slower than it was");
     }
 
     /// None before the first measurement.
@@ -110,6 +111,7 @@ impl Nodes {
         }
         known.rest = (known.rest * 2).clamp(REST_MIN, REST_MAX);
         known.rests_until = Some(now + known.rest);
+        assert!((REST_MIN..=REST_MAX).contains(&known.rest), "a node that failed is asked again in the end");
     }
 
     /// The node answered.
@@ -151,6 +153,7 @@ impl Nodes {
             (rests, distance) == (best.0, best.1) && round_trip <= enough
         });
         let equals: Vec<NodeId> = equals.collect();
+        assert!(!equals.is_empty(), "the best is as good as itself");
         self.turn = self.turn.wrapping_add(1);
         equals.get(self.turn % equals.len().max(1)).copied()
     }

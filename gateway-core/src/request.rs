@@ -25,6 +25,8 @@ const MOMENT_MS_MAX: u32 = 40;
 /// The longest first pause before a node that is overloaded is asked again; doubles up to the second time.
 const EASE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
 
+const _: () = assert!(EASE.0.as_millis() < EASE.1.as_millis(), "pauses grow");
+
 /// Which links are up.
 pub trait Reach {
     /// A link to a node.
@@ -271,6 +273,7 @@ impl Request {
 
     /// The state machine's word is final, but for what it says of a write's number.
     fn handle_denied<T>(&mut self, error: Error) -> Verdict<T> {
+        debug_assert!(self.kind == Kind::Write || self.number.is_none(), "only writes are numbered");
         let refused = Verdict::Done(Err(Failure::Refused(error)));
         if self.kind != Kind::Write {
             return refused;
@@ -384,6 +387,7 @@ impl Request {
         self.overloads += 1;
         self.cause = Cause::Overloaded;
         let returned = if self.maybe_applied { None } else { self.number.take() };
+        assert!(!(self.maybe_applied && returned.is_some()), "what may have been applied keeps its number");
         let pause = Pause::Ease { most: doubled.min(EASE.1), bounded: !self.maybe_applied };
         Verdict::RetryAfter { pause, returned }
     }

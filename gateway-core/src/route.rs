@@ -59,6 +59,10 @@ impl Route {
         if let Some(hint) = hint.filter(|hint| *hint != node) {
             self.handle_said(term, hint);
         }
+        assert!(
+            self.leader.is_none_or(|known| known.node != node),
+            "who says that it does not lead is believed"
+        );
         self.leader != before
     }
 
@@ -83,6 +87,10 @@ impl Route {
     }
 
     fn adopt(&mut self, leader: Leader) -> bool {
+        assert!(
+            self.leader.is_none_or(|known| known.term <= leader.term),
+            "who led before is not gone back to"
+        );
         let changed = self.leader.map(|known| known.node) != Some(leader.node);
         self.leader = Some(leader);
         changed

@@ -79,7 +79,7 @@ impl Session {
         self.open.as_ref().is_some_and(|open| open.window.len() as u64 >= SESSION_WINDOW)
     }
 
-    /// Takes the next number.
+    /// Takes the next number. An error while no session is open, or while too many numbers are under way.
     pub fn take(&mut self) -> Result<Number, NoNumber> {
         if self.is_full() {
             return Err(NoNumber::Full);
@@ -90,6 +90,8 @@ impl Session {
         if mutant!(NumberGivenTwice) && open.window.len() == 2 {
             seq -= 1;
         }
+        assert!(seq > open.ack_upto || mutant!(NumberGivenTwice), "a number that is handed out is not done");
+        assert!(open.window.len() as u64 <= SESSION_WINDOW, "the replicas keep the results of no more");
         Ok(Number { session: open.id, seq, generation: self.generation })
     }
 
@@ -110,6 +112,7 @@ impl Session {
             return 0;
         }
         let Some(open) = self.open.as_mut() else { return 0 };
+        assert_eq!(open.id, number.session, "a number of this generation is of this session");
         let before = open.ack_upto;
         debug_assert!(number.seq > open.ack_upto, "a number is done once");
         let index = (number.seq - open.ack_upto - 1) as usize;
@@ -120,6 +123,7 @@ impl Session {
             open.window.pop_front();
             open.ack_upto += 1;
         }
+        assert!(open.window.front() != Some(&true), "what is acknowledged leaves the window");
         open.ack_upto - before
     }
 }

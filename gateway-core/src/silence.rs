@@ -60,6 +60,7 @@ pub struct Health {
 impl Health {
     /// What to do about a node that has said nothing for so long.
     pub fn check(&mut self, now: Instant, silent_for: Duration, expected: Expected) -> Check {
+        debug_assert!(self.ping.is_none() || self.measured.is_some(), "who was asked is measured");
         if let Some(since) = self.ping {
             let is_lost = now.saturating_duration_since(since) > PING_TIMEOUT && silent_for > PING_TIMEOUT;
             return if is_lost { Check::GiveUp } else { Check::Wait };

@@ -60,13 +60,22 @@ impl Topology {
         match known {
             Some(known) if known.contradicts(&topology) => Err(Unbelieved::Contradicts),
             Some(known) if known.epoch() >= topology.epoch() && !mutant!(OldMapBelieved) => Ok(None),
-            Some(_) | None => Ok(Some(topology)),
+            Some(_) | None => {
+                let is_newer = known.is_none_or(|known| known.epoch() < topology.epoch());
+                assert!(is_newer || mutant!(OldMapBelieved), "a map is taken for a newer one alone");
+                Ok(Some(topology))
+            }
         }
     }
 
     fn new(map: ShardMap) -> Topology {
         let mut groups = map.shards().iter().map(|shard| shard.group.0);
         let only_group = groups.next().filter(|first| groups.all(|group| group == *first));
+        let groups = map.groups();
+        debug_assert!(
+            only_group.is_none_or(|only| groups.contains_key(&GroupId(only))),
+            "a shard is of some group"
+        );
         Topology { map, only_group }
     }
 
@@ -98,7 +107,9 @@ impl Topology {
             Role::Voter | Role::Learner => true,
             Role::Witness => false,
         });
-        holders.map(|(node, _)| node.0).collect()
+        let replicas: Vec<NodeId> = holders.map(|(node, _)| node.0).collect();
+        debug_assert!(replicas.is_sorted_by(|one, next| one < next), "a node has one replica of a group");
+        replicas
     }
 
     /// The group that a request goes to; what it concerns is only asked for if there are several shards.
@@ -143,6 +154,10 @@ impl Topology {
     }
 
     fn routed(&self, shard: &Shard) -> Routed {
+        debug_assert!(
+            self.map.shards().iter().any(|known| known.id == shard.id),
+            "a route is of the map that is known"
+        );
         Routed { group: shard.group.0, route: Route { shard: shard.id, epoch: self.map.epoch() } }
     }
 }

@@ -283,6 +283,7 @@ impl Upstream {
         let elsewhere = || if self.was_opened() { reach.nearest() } else { None };
         let at_leader = if mutant!(FeedBeginsAnywhere) { reach.nearest() } else { at_leader };
         let Some((node, link)) = at_leader.or_else(elsewhere) else { return UpstreamStep::AwaitNews };
+        assert!(matches!(self.state, State::Detached(_)), "a feed is at one node at a time");
         self.state =
             State::Attached(Attached { node, progress: Progress::Behind, asked: None, answer: None });
         let (start, linearizable) = match self.position {
@@ -353,6 +354,11 @@ impl Upstream {
                     if upto < revision { Progress::Behind } else { Progress::InStep { upto } };
                 self.credit = self.credit.saturating_sub_unsigned(bytes);
                 revisions.retain(|events| events.revision.0 >= position || mutant!(FeedRepeatsOnMove));
+                debug_assert!(
+                    revisions.first().is_none_or(|first| first.revision.0 >= position)
+                        || mutant!(FeedRepeatsOnMove),
+                    "what was told is not told again"
+                );
                 let position = position.max(upto.saturating_add(1));
                 self.position = Position::At(position);
                 Heard::Item(FeedItem::Events { revisions, upto: position - 1, revision, term, bytes })
@@ -408,6 +414,7 @@ impl Upstream {
             Progress::Behind => return None,
         };
         let Synced { revision, compact_revision, term } = attached.answer.take()?;
+        debug_assert_eq!(attached.asked, self.wanted, "an answer to an earlier question is too old");
         // One that came into step after it had asked has come further.
         let revision = revision.max(upto);
         let token = self.wanted.take()?;
@@ -452,6 +459,7 @@ impl Upstream {
 
     /// The replica is left.
     pub fn leave(&mut self, now: Instant, reason: &'static str, random: impl FnOnce() -> u32) -> Heard {
+        assert!(!matches!(self.state, State::Ended), "what is over does not begin again");
         let pause_until = Some(now + self.backoff.next(random()));
         self.state = State::Detached(Detached { pause_until, is_misplaced: false });
         Heard::Left(reason)

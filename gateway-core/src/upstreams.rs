@@ -237,7 +237,8 @@ impl<L: Clone> Upstreams<L> {
     /// Nobody reads it any more.
     pub fn close(&mut self, id: FeedId) {
         if let Some(feed) = self.feeds.remove(&id) {
-            self.homeless.remove(&id);
+            let is_homeless = self.homeless.remove(&id);
+            assert!(!(is_homeless && feed.watch.is_some()), "a feed that is somewhere looks for nothing");
             self.detach(id, feed.group, feed.watch, "nobody reads it");
         }
     }
@@ -412,10 +413,15 @@ impl<L: Clone> Upstreams<L> {
             } else {
                 ALL_WATCHES
             };
+            assert!(!askers.is_empty(), "a question is asked for somebody");
             let question = self.next_question;
             self.next_question += 1;
             let overdue_at = now + OVERDUE_AFTER;
-            of_group.questions.insert(question, Question { askers, is_own, overdue_at });
+            let other = of_group.questions.insert(question, Question { askers, is_own, overdue_at });
+            assert!(
+                other.is_none() && of_group.questions.len() <= QUESTIONS_MAX,
+                "questions are numbered, and few"
+            );
             self.due.insert((overdue_at, Due::Answer(connection, group, question)));
             let link = link.clone();
             if !of_group.waiting.is_empty() {
@@ -430,6 +436,7 @@ impl<L: Clone> Upstreams<L> {
     fn ask_again(&mut self, connection: LinkId, group: u64, question: u64) {
         let Some(of_group) = of_group(&mut self.connections, connection, group) else { return };
         let Some(asked) = of_group.questions.get(&question) else { return };
+        assert!(!asked.askers.is_empty(), "a question is asked for somebody");
         of_group.waiting.extend(asked.askers.iter().copied());
         if of_group.questions.len() >= QUESTIONS_MAX {
             of_group.questions.remove(&question);
@@ -451,7 +458,10 @@ impl<L: Clone> Upstreams<L> {
             (Ok(watch), Some(node)) => {
                 let new = || Connection { link, node, groups: BTreeMap::new() };
                 let connection = self.connections.entry(watch.link).or_insert_with(new);
-                connection.groups.entry(feed.group).or_default().feeds.insert(id);
+                assert_eq!(connection.node, node, "a link leads to one node");
+                assert!(feed.watch.is_none(), "a feed has one watch at a time");
+                let is_new = connection.groups.entry(feed.group).or_default().feeds.insert(id);
+                assert!(is_new, "a link has a feed once");
                 feed.watch = Some(watch);
                 self.queue(id);
             }
@@ -481,6 +491,30 @@ impl<L: Clone> Upstreams<L> {
         let heard = feed.upstream.handle_frame(now, frame, random);
         self.take_in(id, heard);
         self.take_synced(id);
+        self.debug_check(id);
+    }
+
+    /// What holds of a feed between two calls.
+    fn debug_check(&self, id: FeedId) {
+        let Some(feed) = self.feeds.get(&id) else { return };
+        debug_assert_eq!(
+            feed.watch.is_some(),
+            feed.upstream.node().is_some(),
+            "a feed has a watch where it is"
+        );
+        let Some(watch) = feed.watch else { return };
+        debug_assert!(!self.homeless.contains(&id), "a feed that is somewhere looks for nothing");
+        let connection = self.connections.get(&watch.link);
+        debug_assert_eq!(
+            connection.map(|connection| connection.node),
+            feed.upstream.node(),
+            "it is where it says"
+        );
+        let of_group = connection.and_then(|connection| connection.groups.get(&feed.group));
+        debug_assert!(
+            of_group.is_some_and(|of_group| of_group.feeds.contains(&id)),
+            "and its link knows of it"
+        );
     }
 
     /// A replica said how far the watches in step are.
@@ -557,6 +591,10 @@ impl<L: Clone> Upstreams<L> {
         for OfGroup { feeds, watermark, .. } in groups.into_values() {
             for id in feeds {
                 let Some(feed) = self.feeds.get_mut(&id) else { continue };
+                assert!(
+                    feed.watch.is_some_and(|watch| watch.link == connection),
+                    "a link has the feeds that are there"
+                );
                 feed.watch = None;
                 feed.upstream.handle_watermark(watermark);
                 let heard = feed.upstream.handle_frame(now, Attempted::Lost, &mut random);
@@ -585,6 +623,7 @@ impl<L: Clone> Upstreams<L> {
         }
         for (id, leader) in moving {
             let Some(feed) = self.feeds.get_mut(&id) else { continue };
+            assert!(feed.watch.is_some(), "a link has the feeds that are there");
             note_watermark(&self.connections, feed);
             let heard = feed.upstream.handle_leader(now, leader, &mut random);
             self.take_in(id, heard);
@@ -660,7 +699,8 @@ impl<L: Clone> Upstreams<L> {
         let Some(connection) = self.connections.get_mut(&watch.link) else { return };
         let link = connection.link.clone();
         if let Some(of_group) = connection.groups.get_mut(&group) {
-            of_group.feeds.remove(&id);
+            let was_there = of_group.feeds.remove(&id);
+            assert!(was_there, "a feed with a watch is on its link");
             if of_group.feeds.is_empty() {
                 connection.groups.remove(&group);
             }

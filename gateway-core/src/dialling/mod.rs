@@ -44,6 +44,15 @@ const DIRECT_PAUSE: Backoff = Backoff::new(Duration::from_millis(20), Duration::
 const RELAY_PAUSE: Backoff = Backoff::new(RELAY_AFTER, Duration::from_secs(5));
 const BETTER_PAUSE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 
+const _: () = assert!(
+    RELAY_AFTER.as_millis() < CONNECT_TIMEOUT.as_millis() && START.as_millis() < CONNECT_TIMEOUT.as_millis(),
+    "the other way is tried before the first is given up"
+);
+const _: () = assert!(
+    GRACE.as_millis() < RELAY_AFTER.as_millis(),
+    "a relay that is up waits less than one that is not"
+);
+
 /// See the module.
 #[derive(Debug)]
 pub struct Dialler {
@@ -300,6 +309,7 @@ impl Dialler {
         if is_direct && lasted {
             self.relay_min = RELAY_MIN;
         }
+        assert!((RELAY_MIN..=RELAY_MIN_MAX).contains(&self.relay_min), "a relay is not stayed with for ever");
         self.order = match loss {
             Loss::Silence if is_direct => {
                 if !lasted {
@@ -355,6 +365,7 @@ impl Dialling {
         }
         let spare_at = Some(self.since + CONNECT_TIMEOUT).filter(|at| now < *at);
         let due = [self.direct.due(), Some(self.relay.due()), spare_at];
+        debug_assert!(due.iter().flatten().all(|at| *at >= now), "what is due is done");
         DialStep::Await { until: due.into_iter().flatten().min() }
     }
 }
@@ -412,6 +423,7 @@ impl DirectWay {
     }
 
     fn handle_failed(&mut self, now: Instant, random: u32) {
+        debug_assert!(self.welcomed().is_none(), "a way that is in use is lost, and has not failed");
         self.unwelcome += u32::from(matches!(self.attempt, DirectAttempt::Connected { .. }));
         self.attempt = DirectAttempt::Next { at: now + self.backoff.next(random) };
     }

@@ -85,6 +85,7 @@ impl Ways {
                 }
                 self.direct.push(Direct { target: target.clone(), node, is_wanted });
                 self.direct_ups += 1;
+                assert!(self.direct_ups >= self.direct.len() as u64, "whoever is up has come up");
             }
             Way::Relay => self.relayed += 1,
         }
@@ -134,6 +135,7 @@ impl Ways {
             return None;
         }
         let relay = self.direct.get(random as usize % self.direct.len().max(1))?;
+        assert_ne!(relay.node, node, "nobody is reached by way of itself");
         Some(Relay { to: node, address: relay.target.address.clone() })
     }
 

@@ -37,6 +37,7 @@ const CHECK_EVERY: Duration = Duration::from_millis(250);
 /// After a question that led nowhere: the longest first pause, and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(20));
 
+const _: () = assert!(PAUSE.0.as_millis() < PAUSE.1.as_millis(), "pauses grow");
 const _: () = assert!(PROBE_WAIT.as_millis() < PROBE_TIMEOUT.as_millis(), "who has waited can still answer");
 
 /// What the tracker sees of a group's replicas.
@@ -202,6 +203,7 @@ impl LeaderTracker {
             }
             Phase::Probing(Probing { suspect: Some(suspect), asked, until }) => {
                 let suspect = *suspect;
+                debug_assert!(!asked.contains(&suspect), "others are asked about who is suspected");
                 let other = leader.filter(|leader| *leader != suspect);
                 let is_over = asked.is_empty() || *until <= now;
                 match other {
@@ -299,6 +301,11 @@ impl LeaderTracker {
         if let Some(SessionOpened { term, session }) = opened.answer() {
             group.route.handle_led(node, term);
             group.session.handle_opened(session);
+            assert_eq!(
+                group.session.id(),
+                Some(session),
+                "writes are numbered in the session that was opened"
+            );
             self.succeed();
             self.has_news = true;
         } else if learned.leader_found {

@@ -41,6 +41,7 @@ impl OpenBatch {
             return Err(Full);
         }
         self.push_always(group, request, bytes);
+        assert!(self.bytes <= WAITING_BYTES_MAX, "what waits is bounded");
         Ok(())
     }
 
@@ -57,12 +58,17 @@ impl OpenBatch {
             Some(batch) => batch.requests.push(request),
             None => frame.groups.push(GroupRequests { group, requests: vec![request] }),
         }
+        let is_alone = matches!(frame.groups.as_slice(), [only] if only.requests.len() == 1);
+        assert!(frame.bytes <= FRAME_BYTES || is_alone, "only one request may exceed a frame");
     }
 
     /// Takes the oldest frame.
     pub(super) fn take(&mut self) -> Option<GatewayFrame> {
         let frame = self.frames.pop_front()?;
+        assert!(self.bytes >= frame.bytes, "the bytes of every frame are counted");
+        assert!(!frame.groups.is_empty(), "a frame is begun by a request");
         self.bytes -= frame.bytes;
+        assert!(!self.frames.is_empty() || self.bytes == 0, "nothing waits, and nothing is counted");
         Some(GatewayFrame { groups: frame.groups })
     }
 }

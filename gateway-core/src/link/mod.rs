@@ -99,7 +99,9 @@ impl<C, F> LinkEnd<C, F> {
         self.batch = OpenBatch::default();
         self.watches = 0;
         self.health = Health::default();
-        self.waiting.remove_where(|_| true)
+        let waiters = self.waiting.remove_where(|_| true);
+        assert_eq!(self.waiting.len(), 0, "nobody waits for a link that is down");
+        waiters
     }
 
     /// The node at the other end while the connection is up.
@@ -133,6 +135,7 @@ impl<C, F> LinkEnd<C, F> {
     pub fn watch(&mut self, group: u64, kind: request::Kind, bytes: usize, by: F) -> Result<u64, Unsent> {
         let id = self.submit(group, kind, bytes, Waiter::Watch { by })?;
         self.watches += 1;
+        assert!(self.watches <= self.waiting.len(), "watches wait, too");
         Ok(id)
     }
 
@@ -171,13 +174,20 @@ impl<C, F> LinkEnd<C, F> {
 
     /// The caller waits no more.
     pub fn give_up(&mut self, id: u64) -> Option<Waiter<C, F>> {
-        self.waiting.remove(id)
+        let waiter = self.waiting.remove(id);
+        debug_assert!(
+            !matches!(waiter, Some(Waiter::Watch { .. })),
+            "a watch is closed, so that the node hears of it"
+        );
+        waiter
     }
 
     /// Ends a watch. Returns its reader, unless it had ended before; whether there is something to send is told by
     /// [`LinkEnd::is_idle`].
     pub fn close_watch(&mut self, group: u64, id: u64) -> Option<Waiter<C, F>> {
         let waiter = self.waiting.remove(id)?;
+        debug_assert!(matches!(waiter, Waiter::Watch { .. }), "a call is not closed, but given up");
+        assert!(self.watches > 0, "every watch is counted");
         self.watches -= 1;
         self.tell(group, id, request::Kind::WatchClose(WatchClose {}));
         Some(waiter)
@@ -193,6 +203,7 @@ impl<C, F> LinkEnd<C, F> {
 
     /// The oldest frame that waits.
     pub fn take_frame(&mut self) -> Option<GatewayFrame> {
+        debug_assert!(self.node.is_some() || self.is_idle(), "nothing is said to nobody");
         self.batch.take()
     }
 
@@ -228,6 +239,7 @@ impl<C, F> LinkEnd<C, F> {
             let id = self.waiting.insert(Waiter::Ping);
             let kind = request::Kind::Ping(Ping { figures: figures() });
             self.batch.push_always(OF_THE_NODE, Request { id, kind: Some(kind) }, 0);
+            assert!(self.owed() > 0, "a ping is waited for");
         }
         check
     }

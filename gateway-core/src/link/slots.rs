@@ -30,11 +30,13 @@ impl<T> Slots<T> {
         let index = match self.free.pop() {
             Some(index) => index,
             None => {
+                assert!(self.slots.len() < u32::MAX as usize, "fewer wait than half an id can tell apart");
                 self.slots.push(Slot { uses: 0, content: None });
                 self.slots.len() as u32 - 1
             }
         };
         let slot = &mut self.slots[index as usize];
+        assert!(slot.content.is_none(), "a place that is free is empty");
         slot.uses = if mutant!(LateAnswerTaken) { 1 } else { slot.uses.wrapping_add(1).max(1) };
         slot.content = Some(content);
         u64::from(slot.uses) << 32 | u64::from(index)
@@ -53,6 +55,7 @@ impl<T> Slots<T> {
         }
         let content = slot.content.take()?;
         self.free.push(index);
+        assert!(self.free.len() <= self.slots.len(), "a place is freed once");
         Some(content)
     }
 

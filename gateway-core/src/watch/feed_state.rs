@@ -157,7 +157,8 @@ impl<S: Clone> FeedState<S> {
     pub fn subscribe(&mut self, subscriber: S) -> u64 {
         let id = self.next_subscriber;
         self.next_subscriber += 1;
-        self.subscribers.insert(id, subscriber);
+        let other = self.subscribers.insert(id, subscriber);
+        assert!(other.is_none(), "a subscriber has a number of its own");
         id
     }
 
@@ -205,6 +206,7 @@ impl<S: Clone> FeedState<S> {
         match item {
             FeedItem::Opened { revision, start, compact_revision, term } => {
                 self.compact_revision = self.compact_revision.max(compact_revision);
+                debug_assert!(matches!(self.phase, Phase::Opening), "a feed opens once");
                 self.phase = Phase::Open(FeedLog::new(start, revision, WINDOW_BYTES));
                 self.term = term;
                 self.handle_synced(OPENING, revision, marked);
@@ -244,9 +246,11 @@ impl<S: Clone> FeedState<S> {
     /// What is to be done upstream; asked for once.
     pub fn take_due(&mut self) -> Due {
         let has_ended = self.end().is_some();
+        assert!(self.synced <= self.sync_sent, "no question is answered before it is asked");
         // One sync at a time: all who ask while one is under way share the next.
         let idle = self.synced == self.sync_sent && !has_ended;
         let sync = (idle && self.sync_wanted > self.sync_sent).then_some(self.sync_wanted);
+        assert!(sync.is_none_or(|sync| sync > self.synced), "nobody asks for what was answered");
         self.sync_sent = sync.unwrap_or(self.sync_sent);
         let credit =
             if self.credit_due < self.pace.credit_step() { 0 } else { std::mem::take(&mut self.credit_due) };
@@ -255,6 +259,7 @@ impl<S: Clone> FeedState<S> {
     }
 
     fn handle_synced(&mut self, token: u64, revision: i64, marked: &mut Vec<S>) {
+        assert!(token <= self.sync_sent, "what is answered was asked");
         self.synced = self.synced.max(token);
         self.synced_revision = self.synced_revision.max(revision);
         // Those who asked while this sync was under way wait for the next.

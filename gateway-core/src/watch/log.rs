@@ -86,6 +86,10 @@ impl FeedLog {
             self.entries.push_back(Arc::new(entry));
         }
         self.handle_upto(upto, revision);
+        debug_assert!(
+            self.entries.front().is_none_or(|first| first.revision > self.floor),
+            "what is forgotten is gone"
+        );
         rest
     }
 
@@ -100,6 +104,10 @@ impl FeedLog {
         while self.bytes > self.bytes_max && self.entries.len() > 1 {
             self.forget_first();
         }
+        assert!(
+            self.bytes <= self.bytes_max || self.entries.len() <= 1,
+            "only one revision may exceed the window"
+        );
     }
 
     /// Forgets entries up to a revision. Returns their cost.
@@ -113,6 +121,7 @@ impl FeedLog {
 
     /// The entries from revision `next` on. Only meaningful for `next` above the floor.
     pub fn from(&self, next: i64) -> impl ExactSizeIterator<Item = &Arc<Entry>> {
+        debug_assert!(next > self.floor, "what is forgotten cannot be read");
         // Nearly every watcher is at the end of the log.
         let first = match self.entries.back() {
             Some(last) if last.revision >= next => {
@@ -125,8 +134,11 @@ impl FeedLog {
 
     fn forget_first(&mut self) -> u64 {
         let Some(entry) = self.entries.pop_front() else { return 0 };
+        assert!(self.bytes >= entry.bytes, "the bytes of every entry are counted");
         self.bytes -= entry.bytes;
         self.floor = self.floor.max(entry.revision);
+        assert!(self.floor <= self.upto, "what is forgotten was there");
+        assert!(!self.entries.is_empty() || self.bytes == 0, "nothing is kept, and nothing is counted");
         entry.cost
     }
 }

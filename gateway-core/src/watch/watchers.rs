@@ -361,7 +361,8 @@ impl<F: Feeds> Watchers<F> {
         let key = self.next_key;
         self.next_key += 1;
         let (shared, token) = self.feeds.shared(&range, prev_kv, key);
-        self.by_id.insert(id, key);
+        let other = self.by_id.insert(id, key);
+        assert!(other.is_none(), "an id names one watcher");
         self.notified += usize::from(progress_notify);
         let state = State::Opening { token, known: None };
         let watcher = Watcher {
@@ -378,7 +379,9 @@ impl<F: Feeds> Watchers<F> {
             active: false,
             cancelled: false,
         };
-        self.watchers.insert(key, watcher);
+        let other = self.watchers.insert(key, watcher);
+        assert!(other.is_none(), "a key names one watcher");
+        assert_eq!(self.watchers.len(), self.by_id.len(), "each watcher has an id");
         self.creating.push_back(Creating::Watcher(key));
         self.announce_created();
     }
@@ -387,6 +390,7 @@ impl<F: Feeds> Watchers<F> {
         while self.is_taken(self.next_id) {
             self.next_id += 1;
         }
+        debug_assert!(!self.is_taken(self.next_id), "an id names one watcher");
         self.next_id += 1;
         self.next_id - 1
     }
@@ -414,8 +418,10 @@ impl<F: Feeds> Watchers<F> {
 
     fn remove(&mut self, key: u64) {
         if let Some(watcher) = self.watchers.remove(&key) {
+            assert!(self.notified >= usize::from(watcher.progress_notify), "who wants to be told is counted");
             self.notified -= usize::from(watcher.progress_notify);
-            self.by_id.remove(&watcher.id);
+            assert_eq!(self.by_id.remove(&watcher.id), Some(key), "an id names its watcher");
+            assert!(self.notified <= self.watchers.len(), "and nobody else is");
         }
     }
 
@@ -486,9 +492,11 @@ impl<F: Feeds> Watchers<F> {
         if self.compacted_ids.len() > COMPACTED_IDS_MAX {
             self.compacted_ids.pop_front();
         }
+        assert!(self.compacted_ids.len() <= COMPACTED_IDS_MAX, "a stream cannot fill the memory with ids");
     }
 
     fn look_at_opening(&mut self, key: u64, token: u64, known: Option<Known>) -> Option<Draft> {
+        assert!(self.headers.ceiling().is_none(), "whoever is created is told the newest revision");
         let watcher = self.watchers.get_mut(&key)?;
         let (end, synced, compact_revision, term) = {
             let feed = watcher.shared.as_ref().state();
@@ -541,7 +549,11 @@ impl<F: Feeds> Watchers<F> {
             }
             (None, None) => return None,
         };
-        self.creating.pop_front();
+        let created = self.creating.pop_front();
+        assert!(
+            matches!(created, Some(Creating::Watcher(first)) if first == key),
+            "they are told of in order"
+        );
         // What the next one gives rise to comes behind this response and what is already made.
         let made = std::mem::take(&mut self.out);
         self.announce_created();
@@ -560,6 +572,7 @@ impl<F: Feeds> Watchers<F> {
 
     fn look_at_live(&mut self, key: u64, next: i64) -> Step {
         let Some(watcher) = self.watchers.get_mut(&key) else { return Step::Nothing };
+        debug_assert!(!watcher.cancelled, "who is cancelled is told of nothing more");
         let feed = watcher.shared.as_ref().state();
         // What the window holds is told first, whatever became of the feed.
         let in_window = feed.log().filter(|log| next > log.floor());
@@ -593,13 +606,14 @@ impl<F: Feeds> Watchers<F> {
         let Some(entry) = allowed.peek() else {
             return if log.from(next).len() > 0 { Step::Held } else { Step::Nothing };
         };
-        let (step, next) = if is_behind {
+        let (step, after) = if is_behind {
             let revision = self.headers.under_ceiling(log.revision());
             watcher.bundle(allowed, revision, feed.term())
         } else {
             watcher.bundle(std::iter::once(*entry), entry.revision, feed.term())
         };
-        watcher.state = State::Live { next };
+        assert!(after > next, "nothing is told twice, and there is an end");
+        watcher.state = State::Live { next: after };
         step
     }
 
@@ -620,11 +634,12 @@ impl<F: Feeds> Watchers<F> {
             }
             let (revision, term) = (self.headers.under_ceiling(log.revision()), feed.term());
             drop(feed);
-            let (step, next) = watcher.bundle(entries.iter(), revision, term);
+            let (step, after) = watcher.bundle(entries.iter(), revision, term);
+            assert!(after > next, "nothing is told twice, and there is an end");
             if let State::CatchingUp { next: position, .. } = &mut watcher.state {
-                *position = next;
+                *position = after;
             }
-            self.feeds.consumed(&source, next - 1);
+            self.feeds.consumed(&source, after - 1);
             return step;
         }
         match feed.end() {
@@ -693,6 +708,8 @@ impl<S> Watcher<S> {
         if event_count == 0 {
             return (Step::Again, next);
         }
+        assert!(event_count >= parts.len(), "a part has an event");
+        assert!(parts.len() <= HISTORY_REVISIONS, "a message is bounded");
         let events = Events { id: self.id, parts, event_count, fragment: self.fragment };
         let draft = Draft { told: Told::Events(events), says: Says::Events { revision, term } };
         (Step::Draft(draft), next)

@@ -121,6 +121,7 @@ impl Headers {
         );
         self.said = self.said.max(revision);
         self.handle_revision(revision, term);
+        assert!(self.said <= self.known, "nothing is said that is not known");
         Frame { told: draft.told, stamp: Stamp { revision, term } }
     }
 }

@@ -48,6 +48,10 @@ impl<F: Feeds> Watchers<F> {
         if self.progress.iter().filter(is_request).count() < PROGRESS_MAX {
             self.owe_progress(Scope::All { before: self.next_key });
         }
+        assert!(
+            self.progress.len() <= PROGRESS_MAX + self.watchers.len(),
+            "answers that are owed are bounded"
+        );
     }
 
     /// A watcher shall be told, unless that is under way.
@@ -98,6 +102,7 @@ impl<F: Feeds> Watchers<F> {
     fn prepare_progress(&mut self) {
         while self.headers.ceiling().is_none() && self.feeds_have_spoken() {
             let Some(scope) = self.progress.front().map(|progress| progress.scope) else { return };
+            debug_assert!(self.held.is_empty(), "nobody is held up below no ceiling");
             let opening = self.creating.front();
             if let (Scope::All { before }, Some(Creating::Watcher(first))) = (scope, opening)
                 && *first < before
@@ -164,7 +169,8 @@ impl<F: Feeds> Watchers<F> {
                 Scope::All { .. } => None,
                 Scope::One(key) => self.watchers.get(&key).map(|watcher| watcher.id),
             };
-            self.progress.pop_front();
+            let answered = self.progress.pop_front();
+            assert!(answered.is_some_and(|answered| answered.asked.is_empty()), "every feed has spoken");
             self.release_held();
             return Some(Draft { told: Told::Progress { id }, says: Says::Progress { term } });
         }
