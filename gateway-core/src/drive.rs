@@ -18,9 +18,9 @@ use api::gaios::link::v1::request;
 use crate::attempt::Attempted;
 use crate::failure::Failure;
 use crate::group::{GroupState, Learned};
-use crate::route::NodeId;
 use crate::link::Ask;
 use crate::request::{Attempt, Numbered, Pause, Reach, Request, Step, Verdict};
+use crate::route::NodeId;
 use crate::session::Number;
 
 /// When a request has to be answered, and by whose wish.
@@ -85,6 +85,7 @@ pub fn learn<T>(
     if learned.session_lost {
         shell.handle_session_lost();
     }
+    assert!(learned.route_changed || !learned.leader_found, "a leader that is found is news");
     if learned.route_changed {
         shell.announce();
     }
@@ -256,8 +257,9 @@ impl<A: Ask> Drive<A> {
             Verdict::Done(result) => return Some(result),
             Verdict::Retry => Phase::Ready,
             Verdict::RetryAfter { pause, returned } => {
-                if let Some(number) = returned {
-                    done(shell, number);
+                if let Some(returned) = returned {
+                    assert_eq!(number, Some(returned), "what was not taken gives its own number back");
+                    done(shell, returned);
                 }
                 Phase::Paused { until: now() + pause.length(random()), pause, bytes }
             }

@@ -30,7 +30,9 @@ impl<L> Links<L> {
     /// A link is gone. Returns the node that it led to, if it was up.
     pub fn handle_down(&mut self, id: LinkId) -> Option<NodeId> {
         let place = self.0.iter().position(|up| up.id == id)?;
-        Some(self.0.remove(place).node)
+        let down = self.0.remove(place);
+        debug_assert!(self.0.iter().all(|up| up.id != id), "a link comes up once");
+        Some(down.node)
     }
 
     /// A link to the node; several share the work, by `turn`. What is_up does not hold for went down since it was heard of.

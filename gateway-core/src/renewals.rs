@@ -129,6 +129,7 @@ impl<W> Renewals<W> {
     /// Takes out whoever waits for a batch to leave, and for nothing any more.
     pub fn give_up(&mut self, gives_up: impl Fn(&W) -> bool) -> Vec<W> {
         let mut gone = Vec::new();
+        let before = self.waiting().count();
         for lane in [&mut self.fresh, &mut self.undecided] {
             if lane.waiting.iter().any(|(_, by)| gives_up(by)) {
                 let (leave, stay): (Vec<_>, Vec<_>) =
@@ -137,6 +138,7 @@ impl<W> Renewals<W> {
                 gone.extend(leave.into_iter().map(|(_, by)| by));
             }
         }
+        assert_eq!(self.waiting().count() + gone.len(), before, "everybody waits on, or is told");
         gone
     }
 
@@ -162,6 +164,8 @@ impl<W> Lane<W> {
             return None;
         }
         self.under_way += 1;
+        assert!(self.under_way <= BATCHES_MAX, "a node that is slow is not asked more and more");
+        debug_assert!(self.left_at <= Some(now), "batches leave one after the other");
         self.left_at = Some(now);
         let count = self.waiting.len().min(LEASES_MAX);
         Some(self.waiting.drain(..count).collect())

@@ -72,6 +72,7 @@ impl Route {
         if was {
             self.denied = self.leader.take();
         }
+        assert!(self.leader.is_none_or(|known| known.node != node), "who is gone does not lead");
         was
     }
 

@@ -34,6 +34,7 @@ impl Gate {
 
     /// The replica wants to hear at once when this record is durable; see [`crate::Out::await_durable`].
     pub fn await_durable(&mut self, seq: PersistSeq) {
+        assert!(seq >= self.awaited, "records are numbered in their order");
         self.awaited = seq;
     }
 

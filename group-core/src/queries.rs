@@ -162,6 +162,7 @@ impl Queries {
             assert_eq!(waiting.bytes, 0, "what is counted waits");
             self.admitted.remove(&link);
         }
+        assert!(links.has_room(link), "an answer has room on its link");
         self.served_last = link;
         Some((link, next))
     }

@@ -397,6 +397,7 @@ impl Log {
             return None;
         }
         let entry = chunk.pop_front()?;
+        assert!(entry.record.revision() < revision, "what can still be read stays");
         if chunk.is_empty() {
             self.chunks.pop_front();
         }

@@ -1,6 +1,7 @@
 //! Tasks of the workspace: `cargo xtask help` lists them. This program starts other programs; what they do is not here,
 //! so that it compiles in a moment.
 
+mod assertions;
 mod circles;
 mod deny;
 mod helm;

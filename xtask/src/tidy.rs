@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use crate::assertions;
 use crate::circles::Sources;
 use crate::run::{Failure, cargo};
 use crate::structure;
@@ -107,10 +108,20 @@ const KNOWN: &[Known] = &[
 
 pub(crate) fn run() -> Result<(), Failure> {
     let mut findings = Vec::new();
-    let crates = read_files(|path, bytes| check_file(path, bytes, &mut findings))?;
+    let mut asserted: BTreeMap<String, assertions::Count> = BTreeMap::new();
+    let crates = read_files(|path, bytes| {
+        check_file(path, bytes, &mut findings);
+        if let (Some((krate, file)), Ok(text)) = (path.split_once('/'), std::str::from_utf8(bytes)) {
+            asserted.entry(krate.to_owned()).or_default().add(file, text);
+        }
+    })?;
     for (name, sources) in &crates {
         let circles = sources.circles();
         findings.extend(circles.iter().map(|circle| format!("{name}: modules need each other: {circle}")));
+    }
+    for name in assertions::CRATES {
+        let finding = asserted.get(*name).and_then(assertions::Count::finding);
+        findings.extend(finding.map(|finding| format!("{name}: {finding}")));
     }
     check_crates(&mut findings)?;
     match structure::page(&crates, &dependencies()?) {

@@ -261,6 +261,8 @@ impl LeaderTracker {
         group: &GroupState,
         replicas: &R,
     ) -> TrackerStep<R::Link> {
+        let leader = group.route.leader().map(|leader| leader.node);
+        debug_assert!(suspect.is_none() || suspect == leader, "it is the leader that is suspected");
         let others = replicas.all().into_iter().filter(|node| Some(*node) != suspect);
         let nodes: Vec<_> = others.filter_map(|node| Some((node, replicas.to(node)?))).collect();
         if nodes.is_empty() {

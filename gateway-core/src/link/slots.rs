@@ -68,6 +68,7 @@ impl<T> Slots<T> {
                 self.free.push(index as u32);
             }
         }
+        assert!(self.free.len() <= self.slots.len(), "a place is freed once");
         gone
     }
 }

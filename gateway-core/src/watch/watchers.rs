@@ -382,6 +382,7 @@ impl<F: Feeds> Watchers<F> {
         let other = self.watchers.insert(key, watcher);
         assert!(other.is_none(), "a key names one watcher");
         assert_eq!(self.watchers.len(), self.by_id.len(), "each watcher has an id");
+        assert!(self.notified <= self.watchers.len(), "only watchers are notified");
         self.creating.push_back(Creating::Watcher(key));
         self.announce_created();
     }

@@ -42,6 +42,7 @@ impl Replica {
         let successor = self.engine.successor(now, env.liveness);
         match successor {
             Some(to) if now < stopping.until => {
+                assert_ne!(to, self.settings.node, "it is another one that takes over");
                 self.out.notices.push(Notice::HandingOver { to });
                 self.step_engine(env, Input::Transfer { to });
             }

@@ -56,6 +56,7 @@ impl<F: Feeds> Watchers<F> {
 
     /// A watcher shall be told, unless that is under way.
     pub(super) fn notify_progress(&mut self, key: u64) {
+        debug_assert!(self.watchers.contains_key(&key), "only watchers are notified");
         if self.progress.iter().all(|progress| progress.scope != Scope::One(key)) {
             self.owe_progress(Scope::One(key));
         }
