@@ -3,11 +3,12 @@
 use api::gaios::link::v1::{self as wire, keep_alive::Wait, request, response::Kind};
 use bytes::{Bytes, BytesMut};
 use keyspace::{Command, KeyRange, Op, Reply, Route, SessionId};
+use shard_map::GroupId;
 
 use crate::attempt::{Attempted, Refused, Why};
 use crate::concern::Concern;
 use crate::leader_tracker::{Led, PROBE_WAIT, SessionOpened};
-use crate::link::{Ask, mismatch, refused};
+use crate::link::{Ask, mismatch, node, refused};
 use crate::mutant::mutant;
 use crate::request::Numbered;
 use crate::upstream::{Frame, Synced};
@@ -130,7 +131,7 @@ impl Ask for WhoLeads {
 
     fn answer(&self, term: u64, answer: Kind) -> Attempted<Led> {
         let Kind::Status(status) = answer else { return mismatch() };
-        Attempted::Answer(Led { term, leader: Some(status.leader).filter(|leader| *leader != 0) })
+        Attempted::Answer(Led { term, leader: node(status.leader) })
     }
 }
 
@@ -299,14 +300,14 @@ pub enum Unasked {
     /// Those in step have been sent everything up to this revision.
     Watermark {
         /// Of this group.
-        group: u64,
+        group: GroupId,
         /// See above.
         revision: i64,
     },
     /// It does not lead.
     NotLeading {
         /// This group.
-        group: u64,
+        group: GroupId,
         /// As if it had refused something.
         refused: Refused,
     },
@@ -315,11 +316,10 @@ pub enum Unasked {
 /// Reads what came unasked, if that is it.
 pub fn unasked(response: &wire::Response) -> Option<Unasked> {
     if let Some(Kind::WatchWatermark(told)) = &response.kind {
-        Some(Unasked::Watermark { group: told.group, revision: told.revision })
+        Some(Unasked::Watermark { group: GroupId(told.group), revision: told.revision })
     } else if let Some(Kind::NotLeading(told)) = &response.kind {
-        let leader = Some(told.leader).filter(|leader| *leader != 0);
-        let refused = Refused { why: Why::NotLeader, term: response.term, leader };
-        Some(Unasked::NotLeading { group: told.group, refused })
+        let refused = Refused { why: Why::NotLeader, term: response.term, leader: node(told.leader) };
+        Some(Unasked::NotLeading { group: GroupId(told.group), refused })
     } else {
         None
     }

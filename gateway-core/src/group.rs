@@ -88,12 +88,15 @@ mod tests {
     #[test]
     fn a_refusal_teaches_who_leads() {
         let mut group = GroupState::default();
-        group.route.handle_led(1, 3);
-        assert_eq!(group.handle_attempted(1, None, &refused(Why::Overloaded, None)), Learned::default());
-        let learned = group.handle_attempted(1, None, &refused(Why::NotLeader, Some(2)));
+        group.route.handle_led(NodeId(1), 3);
+        assert_eq!(
+            group.handle_attempted(NodeId(1), None, &refused(Why::Overloaded, None)),
+            Learned::default()
+        );
+        let learned = group.handle_attempted(NodeId(1), None, &refused(Why::NotLeader, Some(NodeId(2))));
         assert!(learned.route_changed && learned.leader_found);
-        assert_eq!(group.route.leader().map(|leader| leader.node), Some(2));
-        let learned = group.handle_attempted(2, None, &refused(Why::Stopping, None));
+        assert_eq!(group.route.leader().map(|leader| leader.node), Some(NodeId(2)));
+        let learned = group.handle_attempted(NodeId(2), None, &refused(Why::Stopping, None));
         assert!(learned.route_changed && !learned.leader_found);
         assert_eq!(group.route.leader(), None);
     }
@@ -104,9 +107,9 @@ mod tests {
         group.session.handle_opened(SessionId(7));
         let number = group.session.take().unwrap();
         let expired = Attempted::<()>::Denied(Error::SessionExpired);
-        assert!(group.handle_attempted(1, Some(number), &expired).session_lost);
+        assert!(group.handle_attempted(NodeId(1), Some(number), &expired).session_lost);
         group.session.handle_opened(SessionId(8));
-        let late = group.handle_attempted(1, Some(number), &expired);
+        let late = group.handle_attempted(NodeId(1), Some(number), &expired);
         assert!(!late.session_lost && group.session.is_open(), "that was of the session before");
     }
 }

@@ -55,6 +55,7 @@ pub use renewals::{Batch, Kept, Renewals};
 pub use request::{Numbered, Pause, Reach, ReadAt, Request};
 pub use route::{Leader, NodeId, Route};
 pub use session::{NoNumber, Number, Session};
+pub use shard_map::GroupId;
 pub use topology::{Routed, Topology, Unbelieved};
 pub use upstream::{FeedItem, FeedSpec, Frame, Heard, Open, Synced, Upstream, UpstreamStep};
 pub use upstreams::{ALL_WATCHES, Act, FeedId, Groups, Upstreams, Watch};

@@ -62,16 +62,16 @@ mod tests {
     fn the_links_to_a_node_share_the_work() {
         let mut links = Links::default();
         for (id, node, link) in [(1, 7, 'a'), (2, 8, 'b'), (3, 7, 'c'), (4, 7, 'd')] {
-            links.handle_up(LinkId(id), node, link);
+            links.handle_up(LinkId(id), NodeId(node), link);
         }
         let to = |links: &Links<char>, node, down: &str| -> String {
-            (0..4).filter_map(|turn| links.to(node, || turn, |link| !down.contains(*link))).collect()
+            (0..4).filter_map(|turn| links.to(NodeId(node), || turn, |link| !down.contains(*link))).collect()
         };
         assert_eq!(to(&links, 7, ""), "acda");
         assert_eq!(to(&links, 7, "c"), "adad");
         assert_eq!(to(&links, 8, ""), "bbbb");
         assert_eq!(to(&links, 9, ""), "");
-        assert_eq!(links.handle_down(LinkId(1)), Some(7));
+        assert_eq!(links.handle_down(LinkId(1)), Some(NodeId(7)));
         assert_eq!(links.handle_down(LinkId(1)), None);
         assert_eq!(to(&links, 7, ""), "cdcd");
         assert_eq!(links.iter().count(), 3);

@@ -174,8 +174,10 @@ mod tests {
     }
 
     /// The nodes that are chosen, each once.
-    fn chosen(nodes: &mut Nodes, now: Instant, candidates: &[NodeId]) -> Vec<NodeId> {
-        let mut chosen: Vec<_> = (0..100).filter_map(|_| nodes.choose(now, candidates)).collect();
+    fn chosen(nodes: &mut Nodes, now: Instant, candidates: &[u32]) -> Vec<u32> {
+        let candidates: Vec<_> = candidates.iter().copied().map(NodeId).collect();
+        let chosen = (0..100).filter_map(|_| nodes.choose(now, &candidates)).map(|node| node.0);
+        let mut chosen: Vec<_> = chosen.collect();
         chosen.sort_unstable();
         chosen.dedup();
         chosen
@@ -191,9 +193,9 @@ mod tests {
         let mut nodes = Nodes::new(place("a", "1"));
         let places = [place("a", "1"), place("a", "2"), place("a", ""), place("b", "1"), place("", "")];
         for (node, place) in (1..).zip(places) {
-            nodes.handle_place(node, place);
+            nodes.handle_place(NodeId(node), place);
             // The nearer by name, the farther by time.
-            nodes.handle_round_trip(node, milliseconds(600 - u64::from(node) * 100));
+            nodes.handle_round_trip(NodeId(node), milliseconds(600 - u64::from(node) * 100));
         }
         assert_eq!(chosen(&mut nodes, now, &[5, 4, 3, 2, 1]), [1]);
         assert_eq!(
@@ -204,9 +206,9 @@ mod tests {
         assert_eq!(chosen(&mut nodes, now, &[5, 4]), [5], "no region is none that one shares");
         assert!(chosen(&mut nodes, now, &[]).is_empty());
         let mut nowhere = Nodes::new(Place::default());
-        nowhere.handle_place(1, place("", ""));
-        nowhere.handle_round_trip(1, milliseconds(9));
-        nowhere.handle_round_trip(2, milliseconds(2));
+        nowhere.handle_place(NodeId(1), place("", ""));
+        nowhere.handle_round_trip(NodeId(1), milliseconds(9));
+        nowhere.handle_round_trip(NodeId(2), milliseconds(2));
         assert_eq!(chosen(&mut nowhere, now, &[1, 2]), [2]);
     }
 
@@ -215,18 +217,18 @@ mod tests {
         let now = any_instant();
         let mut nodes = Nodes::new(Place::default());
         assert_eq!(chosen(&mut nodes, now, &[1, 2, 3]), [1, 2, 3], "nothing is known of them");
-        nodes.handle_round_trip(1, milliseconds(100));
+        nodes.handle_round_trip(NodeId(1), milliseconds(100));
         assert_eq!(
             chosen(&mut nodes, now, &[1, 2, 3]),
             [1],
             "one that was measured is better than one that was not"
         );
-        nodes.handle_round_trip(2, milliseconds(120));
-        nodes.handle_round_trip(3, milliseconds(130));
+        nodes.handle_round_trip(NodeId(2), milliseconds(120));
+        nodes.handle_round_trip(NodeId(3), milliseconds(130));
         assert_eq!(chosen(&mut nodes, now, &[1, 2, 3]), [1, 2]);
         let mut near = Nodes::new(Place::default());
-        near.handle_round_trip(1, Duration::from_micros(50));
-        near.handle_round_trip(2, Duration::from_micros(900));
+        near.handle_round_trip(NodeId(1), Duration::from_micros(50));
+        near.handle_round_trip(NodeId(2), Duration::from_micros(900));
         assert_eq!(chosen(&mut near, now, &[1, 2]), [1, 2], "less than a millisecond is noise");
     }
 
@@ -234,24 +236,24 @@ mod tests {
     fn a_node_that_fails_rests_ever_longer_until_it_answers() {
         let start = any_instant();
         let mut nodes = Nodes::new(Place::default());
-        nodes.handle_round_trip(1, milliseconds(1));
-        nodes.handle_round_trip(2, milliseconds(100));
+        nodes.handle_round_trip(NodeId(1), milliseconds(1));
+        nodes.handle_round_trip(NodeId(2), milliseconds(100));
         assert_eq!(chosen(&mut nodes, start, &[1, 2]), [1]);
         let mut now = start;
         for seconds in [1, 2, 4, 8, 16, 30, 30] {
-            nodes.handle_failed(now, 1);
-            nodes.handle_failed(now, 1);
+            nodes.handle_failed(now, NodeId(1));
+            nodes.handle_failed(now, NodeId(1));
             assert_eq!(chosen(&mut nodes, now, &[1, 2]), [2]);
             assert_eq!(chosen(&mut nodes, now, &[1]), [1], "there is no other");
             now += Duration::from_secs(seconds);
             assert_eq!(chosen(&mut nodes, now - milliseconds(1), &[1, 2]), [2]);
             assert_eq!(chosen(&mut nodes, now, &[1, 2]), [1], "after {seconds} s");
         }
-        nodes.handle_answered(1);
-        nodes.handle_failed(now, 1);
+        nodes.handle_answered(NodeId(1));
+        nodes.handle_failed(now, NodeId(1));
         assert_eq!(chosen(&mut nodes, now + REST_MIN, &[1, 2]), [1], "as if it had never failed");
-        nodes.handle_failed(now + REST_MIN, 2);
-        nodes.handle_failed(now + REST_MIN, 1);
+        nodes.handle_failed(now + REST_MIN, NodeId(2));
+        nodes.handle_failed(now + REST_MIN, NodeId(1));
         assert_eq!(chosen(&mut nodes, now + REST_MIN, &[1, 2]), [1], "both rest");
     }
 

@@ -4,8 +4,7 @@
 //! name another, and from what other replicas say when asked. The one rule: news of an older round never replaces a
 //! newer one, and a node's own word that it does not lead outweighs what others say of the same round.
 
-/// A node's id, as in `Welcome.node_id`.
-pub type NodeId = u32;
+pub use shard_map::NodeId;
 
 /// What is known of the leadership of one group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -105,45 +104,45 @@ mod tests {
     #[test]
     fn a_newer_round_wins_and_an_older_one_is_ignored() {
         let mut route = Route::default();
-        assert!(route.handle_said(3, 1));
-        assert!(!route.handle_said(2, 2), "an older round");
-        assert!(route.handle_said(4, 2));
-        assert!(!route.handle_led(1, 3), "a late answer of the old leader");
-        assert_eq!(route.leader(), Some(Leader { node: 2, term: 4 }));
+        assert!(route.handle_said(3, NodeId(1)));
+        assert!(!route.handle_said(2, NodeId(2)), "an older round");
+        assert!(route.handle_said(4, NodeId(2)));
+        assert!(!route.handle_led(NodeId(1), 3), "a late answer of the old leader");
+        assert_eq!(route.leader(), Some(Leader { node: NodeId(2), term: 4 }));
     }
 
     #[test]
     fn a_node_that_denies_is_not_believed_in_by_others_of_the_same_round() {
         let mut route = Route::default();
-        route.handle_led(1, 3);
-        assert!(route.handle_denied(1, 4, None));
+        route.handle_led(NodeId(1), 3);
+        assert!(route.handle_denied(NodeId(1), 4, None));
         assert_eq!(route.leader(), None);
-        assert!(!route.handle_said(4, 1), "a replica that has not heard yet");
-        assert!(route.handle_said(5, 1), "elected again");
+        assert!(!route.handle_said(4, NodeId(1)), "a replica that has not heard yet");
+        assert!(route.handle_said(5, NodeId(1)), "elected again");
     }
 
     #[test]
     fn a_leader_that_has_forgotten_its_rounds_is_not_believed_in_any_more() {
         let mut route = Route::default();
-        route.handle_led(1, 7);
-        assert!(route.handle_denied(1, 2, None));
+        route.handle_led(NodeId(1), 7);
+        assert!(route.handle_denied(NodeId(1), 2, None));
         assert_eq!(route.leader(), None);
-        assert!(route.handle_said(8, 3));
+        assert!(route.handle_said(8, NodeId(3)));
     }
 
     #[test]
     fn a_hint_redirects() {
         let mut route = Route::default();
-        route.handle_led(1, 3);
-        assert!(route.handle_denied(1, 4, Some(3)));
-        assert_eq!(route.leader(), Some(Leader { node: 3, term: 4 }));
+        route.handle_led(NodeId(1), 3);
+        assert!(route.handle_denied(NodeId(1), 4, Some(NodeId(3))));
+        assert_eq!(route.leader(), Some(Leader { node: NodeId(3), term: 4 }));
     }
 
     #[test]
     fn a_denial_by_another_does_not_shake_a_newer_guess() {
         let mut route = Route::default();
-        route.handle_led(2, 5);
-        assert!(!route.handle_denied(1, 4, Some(3)));
-        assert_eq!(route.leader(), Some(Leader { node: 2, term: 5 }));
+        route.handle_led(NodeId(2), 5);
+        assert!(!route.handle_denied(NodeId(1), 4, Some(NodeId(3))));
+        assert_eq!(route.leader(), Some(Leader { node: NodeId(2), term: 5 }));
     }
 }

@@ -16,7 +16,7 @@ use crate::route::NodeId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Routed {
     /// The group that owns the shard.
-    pub group: u64,
+    pub group: GroupId,
     /// The shard, and by which map.
     pub route: Route,
 }
@@ -26,7 +26,7 @@ pub struct Routed {
 pub struct Topology {
     map: ShardMap,
     /// The group that owns every key, if there is one.
-    only_group: Option<u64>,
+    only_group: Option<GroupId>,
 }
 
 /// Why a shard map is not believed.
@@ -69,13 +69,10 @@ impl Topology {
     }
 
     fn new(map: ShardMap) -> Topology {
-        let mut groups = map.shards().iter().map(|shard| shard.group.0);
+        let mut groups = map.shards().iter().map(|shard| shard.group);
         let only_group = groups.next().filter(|first| groups.all(|group| group == *first));
         let groups = map.groups();
-        debug_assert!(
-            only_group.is_none_or(|only| groups.contains_key(&GroupId(only))),
-            "a shard is of some group"
-        );
+        debug_assert!(only_group.is_none_or(|only| groups.contains_key(&only)), "a shard is of some group");
         Topology { map, only_group }
     }
 
@@ -91,23 +88,23 @@ impl Topology {
     }
 
     /// The groups that own shards.
-    pub fn groups(&self) -> impl Iterator<Item = u64> {
-        self.map.shards().iter().map(|shard| shard.group.0)
+    pub fn groups(&self) -> impl Iterator<Item = GroupId> {
+        self.map.shards().iter().map(|shard| shard.group)
     }
 
     /// Every node and the address of its link.
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &str)> {
-        self.map.nodes().iter().map(|(node, address)| (node.0, address.as_str()))
+        self.map.nodes().iter().map(|(node, address)| (*node, address.as_str()))
     }
 
     /// The nodes with a replica of the group that holds data.
-    pub fn replicas(&self, group: u64) -> Vec<NodeId> {
-        let Some(group) = self.map.group(GroupId(group)) else { return Vec::new() };
+    pub fn replicas(&self, group: GroupId) -> Vec<NodeId> {
+        let Some(group) = self.map.group(group) else { return Vec::new() };
         let holders = group.replicas.iter().filter(|(_, role)| match role {
             Role::Voter | Role::Learner => true,
             Role::Witness => false,
         });
-        let replicas: Vec<NodeId> = holders.map(|(node, _)| node.0).collect();
+        let replicas: Vec<NodeId> = holders.map(|(node, _)| *node).collect();
         debug_assert!(replicas.is_sorted_by(|one, next| one < next), "a node has one replica of a group");
         replicas
     }
@@ -116,7 +113,7 @@ impl Topology {
     ///
     /// # Errors
     /// It concerns several.
-    pub fn group_of(&self, concern: impl FnOnce() -> Concern) -> Result<u64, Failure> {
+    pub fn group_of(&self, concern: impl FnOnce() -> Concern) -> Result<GroupId, Failure> {
         self.route_of(concern).map(|routed| routed.group)
     }
 
@@ -158,7 +155,7 @@ impl Topology {
             self.map.shards().iter().any(|known| known.id == shard.id),
             "a route is of the map that is known"
         );
-        Routed { group: shard.group.0, route: Route { shard: shard.id, epoch: self.map.epoch() } }
+        Routed { group: shard.group, route: Route { shard: shard.id, epoch: self.map.epoch() } }
     }
 }
 
@@ -172,8 +169,8 @@ mod tests {
     use super::*;
 
     fn topology() -> Topology {
-        let nodes = BTreeMap::from([(shard_map::NodeId(1), "a:1".to_owned())]);
-        let group = Group { replicas: BTreeMap::from([(shard_map::NodeId(1), Role::Voter)]) };
+        let nodes = BTreeMap::from([(NodeId(1), "a:1".to_owned())]);
+        let group = Group { replicas: BTreeMap::from([(NodeId(1), Role::Voter)]) };
         let groups = BTreeMap::from([(GroupId(5), group.clone()), (GroupId(6), group)]);
         let shard = |id, start: &'static str, group| Shard {
             id: ShardId(id),
@@ -190,7 +187,7 @@ mod tests {
         let all_of = |ranges: &[KeyRange]| {
             let routed = topology.route_of(|| Concern::Keys(ranges.to_vec()))?;
             assert_eq!(routed.route.epoch, Epoch(3));
-            Ok((routed.group, routed.route.shard.0))
+            Ok((routed.group.0, routed.route.shard.0))
         };
         let of = |range: KeyRange| all_of(&[range]);
         assert_eq!(of(KeyRange::single("a")), Ok((5, 1)));
@@ -208,10 +205,10 @@ mod tests {
 
     #[test]
     fn one_group_is_concerned_by_everything() {
-        let nodes = BTreeMap::from([(shard_map::NodeId(1), "a:1".to_owned())]);
+        let nodes = BTreeMap::from([(NodeId(1), "a:1".to_owned())]);
         let topology = Topology::new(ShardMap::single_group(GroupId(5), nodes).unwrap());
         let unasked = || -> Concern { panic!("there is one group") };
-        assert_eq!(topology.group_of(unasked), Ok(5));
+        assert_eq!(topology.group_of(unasked), Ok(GroupId(5)));
     }
 
     #[test]
@@ -221,7 +218,7 @@ mod tests {
             map.encode(&mut encoded);
             encoded.freeze()
         };
-        let nodes = |node| BTreeMap::from([(shard_map::NodeId(node), "a:1".to_owned())]);
+        let nodes = |node| BTreeMap::from([(NodeId(node), "a:1".to_owned())]);
         let map = ShardMap::single_group(GroupId(5), nodes(1)).unwrap();
         let split = map.split(&"m".into()).unwrap();
         let epoch = |map: &ShardMap, known: Option<&Topology>| {
@@ -241,7 +238,7 @@ mod tests {
     #[test]
     fn maps_of_one_epoch_may_differ_in_addresses_only() {
         let change = |epoch, node, address: &str| {
-            let nodes = BTreeMap::from([(shard_map::NodeId(node), address.to_owned())]);
+            let nodes = BTreeMap::from([(NodeId(node), address.to_owned())]);
             let map = ShardMap::single_group(GroupId(5), nodes).unwrap();
             let (shards, groups, nodes) = (map.shards().to_vec(), map.groups().clone(), map.nodes().clone());
             Topology::new(ShardMap::new(Epoch(epoch), shards, groups, nodes).unwrap())
@@ -256,7 +253,7 @@ mod tests {
 
     #[test]
     fn replicas_are_those_with_data() {
-        assert_eq!(topology().replicas(5), [1]);
-        assert!(topology().replicas(7).is_empty());
+        assert_eq!(topology().replicas(GroupId(5)), [NodeId(1)]);
+        assert!(topology().replicas(GroupId(7)).is_empty());
     }
 }

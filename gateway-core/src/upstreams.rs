@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use backoff::Backoff;
 use keyspace::KeyRange;
+use shard_map::GroupId;
 
 use crate::asks;
 use crate::attempt::{Attempted, Unsent, Why};
@@ -43,16 +44,16 @@ pub trait Groups {
     type Link: Clone;
 
     /// The group that owns a range. None: that is not known yet.
-    fn owner(&self, range: &KeyRange) -> Option<Result<u64, Failure>>;
+    fn owner(&self, range: &KeyRange) -> Option<Result<GroupId, Failure>>;
 
     /// The node that leads a group, as far as is known.
-    fn leader(&self, group: u64) -> Option<NodeId>;
+    fn leader(&self, group: GroupId) -> Option<NodeId>;
 
     /// A link to this node.
     fn to(&self, node: NodeId) -> Option<Self::Link>;
 
     /// The nearest replica of a group that is fit, and a link to it.
-    fn nearest(&self, group: u64) -> Option<(NodeId, Self::Link)>;
+    fn nearest(&self, group: GroupId) -> Option<(NodeId, Self::Link)>;
 }
 
 /// A watch that was handed to a connection.
@@ -72,7 +73,7 @@ pub enum Act<L> {
         /// For this feed.
         feed: FeedId,
         /// At the replica of this group.
-        group: u64,
+        group: GroupId,
         /// Over this link.
         link: L,
         /// What.
@@ -83,7 +84,7 @@ pub enum Act<L> {
         /// Which.
         watch: Watch,
         /// Its group.
-        group: u64,
+        group: GroupId,
         /// Over this link.
         link: L,
         /// So many more.
@@ -94,7 +95,7 @@ pub enum Act<L> {
         /// Which.
         watch: Watch,
         /// Its group.
-        group: u64,
+        group: GroupId,
         /// Over this link.
         link: L,
         /// For whoever wonders.
@@ -107,7 +108,7 @@ pub enum Act<L> {
         /// Whose connection is this one.
         connection: LinkId,
         /// Of this group.
-        group: u64,
+        group: GroupId,
         /// To be told with the answer.
         question: u64,
         /// What.
@@ -123,7 +124,7 @@ pub enum Act<L> {
     /// Somebody waits for the leader of this group.
     Seek {
         /// Which.
-        group: u64,
+        group: GroupId,
     },
 }
 
@@ -137,7 +138,7 @@ pub struct Upstreams<L> {
     /// Feeds that nobody serves, until there are news.
     homeless: BTreeSet<FeedId>,
     /// Where there are feeds that want to know how far they are.
-    curious: BTreeSet<(LinkId, u64)>,
+    curious: BTreeSet<(LinkId, GroupId)>,
     due: BTreeSet<(Instant, Due)>,
     acts: VecDeque<Act<L>>,
     next_question: u64,
@@ -158,9 +159,9 @@ enum News {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Due {
     Feed(FeedId),
-    Question(LinkId, u64),
+    Question(LinkId, GroupId),
     /// The answer to this one.
-    Answer(LinkId, u64, u64),
+    Answer(LinkId, GroupId, u64),
 }
 
 #[derive(Debug)]
@@ -169,7 +170,7 @@ struct Feed {
     prev_kv: bool,
     upstream: Upstream,
     /// The group that owns the range; looked for anew for each watch.
-    group: u64,
+    group: GroupId,
     watch: Option<Watch>,
     is_ready: bool,
 }
@@ -178,7 +179,7 @@ struct Feed {
 struct Connection<L> {
     link: L,
     node: NodeId,
-    groups: BTreeMap<u64, OfGroup>,
+    groups: BTreeMap<GroupId, OfGroup>,
 }
 
 /// The feeds of one group on one connection.
@@ -228,7 +229,7 @@ impl<L: Clone> Upstreams<L> {
     pub fn open(&mut self, id: FeedId, spec: FeedSpec) {
         let upstream = Upstream::new(&spec);
         let FeedSpec { range, prev_kv, .. } = spec;
-        let feed = Feed { range, prev_kv, upstream, group: 0, watch: None, is_ready: false };
+        let feed = Feed { range, prev_kv, upstream, group: GroupId::default(), watch: None, is_ready: false };
         let before = self.feeds.insert(id, feed);
         debug_assert!(before.is_none(), "{id:?} is there already");
         self.queue(id);
@@ -264,7 +265,7 @@ impl<L: Clone> Upstreams<L> {
     }
 
     /// The group at whose replica a feed is, or was last.
-    pub fn group(&self, id: FeedId) -> Option<u64> {
+    pub fn group(&self, id: FeedId) -> Option<GroupId> {
         self.feeds.get(&id).map(|feed| feed.group)
     }
 
@@ -433,7 +434,7 @@ impl<L: Clone> Upstreams<L> {
     }
 
     /// A question is overdue. Its answer counts all the same, should it come, unless too many are.
-    fn ask_again(&mut self, connection: LinkId, group: u64, question: u64) {
+    fn ask_again(&mut self, connection: LinkId, group: GroupId, question: u64) {
         let Some(of_group) = of_group(&mut self.connections, connection, group) else { return };
         let Some(asked) = of_group.questions.get(&question) else { return };
         assert!(!asked.askers.is_empty(), "a question is asked for somebody");
@@ -518,7 +519,7 @@ impl<L: Clone> Upstreams<L> {
     }
 
     /// A replica said how far the watches in step are.
-    pub fn handle_watermark(&mut self, connection: LinkId, group: u64, revision: i64) {
+    pub fn handle_watermark(&mut self, connection: LinkId, group: GroupId, revision: i64) {
         if let Some(of_group) = of_group(&mut self.connections, connection, group) {
             of_group.watermark = of_group.watermark.max(revision);
         }
@@ -529,7 +530,7 @@ impl<L: Clone> Upstreams<L> {
         &mut self,
         now: Instant,
         connection: LinkId,
-        group: u64,
+        group: GroupId,
         question: u64,
         synced: Attempted<Synced>,
         mut random: impl FnMut() -> u32,
@@ -694,7 +695,7 @@ impl<L: Clone> Upstreams<L> {
     }
 
     /// A feed has no watch any more.
-    fn detach(&mut self, id: FeedId, group: u64, watch: Option<Watch>, reason: &'static str) {
+    fn detach(&mut self, id: FeedId, group: GroupId, watch: Option<Watch>, reason: &'static str) {
         let Some(watch) = watch else { return };
         let Some(connection) = self.connections.get_mut(&watch.link) else { return };
         let link = connection.link.clone();
@@ -729,7 +730,7 @@ impl Default for OfGroup {
 fn of_group<L>(
     connections: &mut BTreeMap<LinkId, Connection<L>>,
     connection: LinkId,
-    group: u64,
+    group: GroupId,
 ) -> Option<&mut OfGroup> {
     connections.get_mut(&connection)?.groups.get_mut(&group)
 }
@@ -751,7 +752,7 @@ fn frame_may_be_last(frame: &Attempted<Frame>) -> bool {
 /// The links to one group's replicas.
 struct OfOne<'a, G> {
     groups: &'a G,
-    group: u64,
+    group: GroupId,
 }
 
 impl<G: Groups> Reach for OfOne<'_, G> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use api::gaios::link::v1 as wire;
 use gateway_core::asks::Unasked;
 use gateway_core::link::{LinkId, Lost};
-use gateway_core::{FeedId, FeedSpec, NodeId};
+use gateway_core::{FeedId, FeedSpec, GroupId, NodeId};
 
 use crate::domain::FeedReader;
 
@@ -38,7 +38,7 @@ pub(crate) enum FeedEvent {
         /// From there.
         node: NodeId,
         /// About watches of this group.
-        group: u64,
+        group: GroupId,
         /// Which question.
         question: u64,
         /// What.

@@ -96,14 +96,14 @@ mod tests {
         let request = async {
             drop(waiting());
             let asked = async {
-                let _stage = at_node(7);
+                let _stage = at_node(NodeId(7));
                 std::future::pending::<()>().await;
             };
             timeout(Duration::from_millis(5), asked).await.is_err()
         };
         let (gave_up, journey) = record(request).await;
         assert!(gave_up);
-        assert_eq!((journey.attempts, journey.node), (1, Some(7)));
+        assert_eq!((journey.attempts, journey.node), (1, Some(NodeId(7))));
         assert!(journey.at_nodes >= Duration::from_millis(5) && journey.waited < journey.at_nodes);
     }
 

@@ -418,7 +418,7 @@ impl Metrics {
         self.round_trips.reset();
         for node in nodes {
             if let Some(round_trip) = node.round_trip {
-                let labels = [&node.node.to_string(), &node.place.region];
+                let labels = [&node.node.0.to_string(), &node.place.region];
                 self.round_trips.with_label_values(&labels).set(round_trip.as_secs_f64());
             }
         }

@@ -24,8 +24,8 @@ impl Story {
     /// A relay is known.
     fn with_relay() -> Story {
         let mut story = Story::new();
-        story.ways.learn("a:1", 1);
-        story.ways.handle_up(&story.helper, 2, Way::Direct, true);
+        story.ways.learn("a:1", NodeId(1));
+        story.ways.handle_up(&story.helper, NodeId(2), Way::Direct, true);
         story
     }
 
@@ -38,7 +38,7 @@ impl Story {
         }
         story.welcomed(way);
         assert_eq!(story.step(), DialStep::Use(way));
-        assert!(story.ways.handle_up(&story.target, 1, way, true));
+        assert!(story.ways.handle_up(&story.target, NodeId(1), way, true));
         story
     }
 
@@ -74,7 +74,7 @@ impl Story {
     }
 
     fn welcomed(&mut self, way: Way) {
-        self.dialler.handle_welcomed(self.now, way, 1);
+        self.dialler.handle_welcomed(self.now, way, NodeId(1));
     }
 
     fn failed(&mut self, way: Way) {
@@ -82,13 +82,13 @@ impl Story {
     }
 
     fn lost(&mut self, way: Way, loss: Loss) {
-        self.ways.handle_down(&self.target, 1, way);
+        self.ways.handle_down(&self.target, NodeId(1), way);
         self.dialler.handle_lost(self.now, loss, || u32::MAX);
     }
 }
 
 fn relay() -> DialStep {
-    DialStep::DialRelay(Relay { to: 1, address: "b:1".to_owned() })
+    DialStep::DialRelay(Relay { to: NodeId(1), address: "b:1".to_owned() })
 }
 
 #[test]
@@ -125,11 +125,11 @@ fn a_node_that_does_not_answer_is_reached_by_a_relay() {
 #[test]
 fn a_relay_is_looked_for_as_soon_as_another_node_is_reached() {
     let mut story = Story::new();
-    story.ways.learn("a:1", 1);
+    story.ways.learn("a:1", NodeId(1));
     assert_eq!(story.step(), DialStep::DialDirect);
     story.now += RELAY_AFTER;
     assert!(matches!(story.poll(), DialStep::Await { .. }), "there is none");
-    story.ways.handle_up(&story.helper, 2, Way::Direct, true);
+    story.ways.handle_up(&story.helper, NodeId(2), Way::Direct, true);
     assert_eq!(story.poll(), relay());
     story.failed(Way::Relay);
     assert_eq!(story.step_after(), (500, relay()), "after the first pause");
@@ -196,7 +196,7 @@ fn a_relay_is_left_for_the_direct_way() {
     assert_eq!(story.poll(), DialStep::Use(Way::Direct));
     // Another link of ours may be first.
     let mut other = Story::up(Way::Relay);
-    other.ways.handle_up(&other.target, 1, Way::Direct, true);
+    other.ways.handle_up(&other.target, NodeId(1), Way::Direct, true);
     assert_eq!(other.poll(), DialStep::Leave("another link reaches the node directly"));
 }
 
@@ -237,18 +237,18 @@ fn how_a_link_ended_says_which_way_is_tried_first() {
 fn a_second_address_is_dialled_now_and_then() {
     let mut story = Story::new();
     let first = story.ways.target("a:2");
-    story.ways.learn("a:1", 1);
-    story.ways.handle_up(&first, 1, Way::Direct, true);
+    story.ways.learn("a:1", NodeId(1));
+    story.ways.handle_up(&first, NodeId(1), Way::Direct, true);
     assert_eq!(story.step_after(), (60_000, DialStep::DialDirect));
     assert_eq!(story.step_after(), (63_000, DialStep::DialDirect), "it may have moved, but has not");
     let mut spare = Story::new();
-    spare.ways.learn("a:1", 1);
+    spare.ways.learn("a:1", NodeId(1));
     assert_eq!(spare.step(), DialStep::DialDirect);
-    spare.ways.handle_up(&first, 1, Way::Direct, true);
+    spare.ways.handle_up(&first, NodeId(1), Way::Direct, true);
     spare.now += CONNECT_TIMEOUT;
     assert_eq!(spare.poll(), DialStep::Await { until: Some(spare.now + SPARE_FOR) });
     assert!(!spare.dialler.is_dialling(Way::Direct), "that attempt is let go");
-    spare.ways.handle_down(&first, 1, Way::Direct);
+    spare.ways.handle_down(&first, NodeId(1), Way::Direct);
     assert_eq!(spare.poll(), DialStep::DialDirect, "it is needed");
 }
 
@@ -259,7 +259,7 @@ fn an_unwanted_target_is_left_when_its_node_is_reached_elsewhere() {
     story.ways.handle_unwanted(&story.target);
     assert_eq!(story.poll(), DialStep::Await { until: None }, "there is no other yet");
     let other = story.ways.target("a:2");
-    assert!(story.ways.handle_up(&other, 1, Way::Direct, true));
+    assert!(story.ways.handle_up(&other, NodeId(1), Way::Direct, true));
     assert!(matches!(story.poll(), DialStep::Leave(_)));
     story.lost(Way::Direct, Loss::Other);
     assert_eq!(story.poll(), DialStep::End);

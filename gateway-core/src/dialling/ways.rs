@@ -158,33 +158,33 @@ mod tests {
     fn a_relay_is_another_node_for_one_that_is_not_reached_directly() {
         let mut ways = Ways::default();
         let [a1, a2, b, c, e] = ["a:1", "a:2", "b:1", "c:1", "e:1"].map(|address| ways.target(address));
-        ways.learn("a:1", 1);
-        ways.learn("a:2", 1);
-        assert!(ways.handle_up(&b, 2, Way::Direct, true));
+        ways.learn("a:1", NodeId(1));
+        ways.learn("a:2", NodeId(1));
+        assert!(ways.handle_up(&b, NodeId(2), Way::Direct, true));
         let by = |ways: &Ways, address: &str| -> Vec<_> {
             (0..9).filter_map(|random| ways.relay(address, random)).map(|relay| relay.address).collect()
         };
         assert_eq!(by(&ways, "a:1"), ["b:1"; 9]);
         assert!(by(&ways, "b:1").is_empty(), "it is there already");
         assert!(by(&ways, "c:1").is_empty(), "nobody knows who lives there");
-        ways.handle_up(&c, 3, Way::Direct, true);
+        ways.handle_up(&c, NodeId(3), Way::Direct, true);
         for other in ["b:1", "c:1"] {
             assert!(by(&ways, "a:1").iter().any(|by| by == other));
         }
-        ways.handle_up(&e, 5, Way::Relay, true);
+        ways.handle_up(&e, NodeId(5), Way::Relay, true);
         assert!(by(&ways, "a:1").iter().all(|by| by != "e:1"), "a relay is reached directly");
         assert_eq!(ways.count(), (2, 1));
 
         // By another address.
-        assert!(ways.handle_up(&a2, 1, Way::Direct, true) && ways.is_direct(1));
+        assert!(ways.handle_up(&a2, NodeId(1), Way::Direct, true) && ways.is_direct(NodeId(1)));
         assert!(by(&ways, "a:1").is_empty());
-        ways.handle_down(&a2, 7, Way::Direct);
+        ways.handle_down(&a2, NodeId(7), Way::Direct);
         assert!(by(&ways, "a:1").is_empty(), "that was another link");
-        ways.handle_down(&a2, 1, Way::Direct);
+        ways.handle_down(&a2, NodeId(1), Way::Direct);
         assert_eq!(by(&ways, "a:1").len(), 9);
-        ways.handle_down(&b, 2, Way::Direct);
-        ways.handle_down(&c, 3, Way::Direct);
-        ways.handle_down(&e, 5, Way::Relay);
+        ways.handle_down(&b, NodeId(2), Way::Direct);
+        ways.handle_down(&c, NodeId(3), Way::Direct);
+        ways.handle_down(&e, NodeId(5), Way::Relay);
         assert!(by(&ways, "a:1").is_empty());
         assert_eq!(ways.count(), (0, 0));
         assert!(!ways.is_reached(&a1));
@@ -195,31 +195,34 @@ mod tests {
         let mut ways = Ways::default();
         let (one, other) = (ways.target("a:1"), ways.target("a:2"));
         assert!(!ways.is_spare(&other), "nobody knows who lives there");
-        assert!(ways.handle_up(&one, 1, Way::Direct, true));
-        assert!(ways.handle_up(&one, 1, Way::Direct, true), "links of one address share the work");
-        assert!(!ways.handle_up(&other, 1, Way::Direct, true));
+        assert!(ways.handle_up(&one, NodeId(1), Way::Direct, true));
+        assert!(ways.handle_up(&one, NodeId(1), Way::Direct, true), "links of one address share the work");
+        assert!(!ways.handle_up(&other, NodeId(1), Way::Direct, true));
         assert!(ways.is_reached(&other) && ways.is_spare(&other), "by the other address");
-        ways.handle_down(&one, 1, Way::Direct);
+        ways.handle_down(&one, NodeId(1), Way::Direct);
         assert!(ways.is_spare(&other));
-        ways.handle_down(&one, 1, Way::Direct);
+        ways.handle_down(&one, NodeId(1), Way::Direct);
         assert!(!ways.is_spare(&other));
-        assert!(ways.handle_up(&other, 1, Way::Direct, true));
-        assert!(!ways.handle_up(&one, 1, Way::Direct, true));
+        assert!(ways.handle_up(&other, NodeId(1), Way::Direct, true));
+        assert!(!ways.handle_up(&one, NodeId(1), Way::Direct, true));
         // Its node is another one today.
-        ways.learn("a:1", 2);
+        ways.learn("a:1", NodeId(2));
         assert!(!ways.is_spare(&one));
-        assert!(ways.handle_up(&one, 2, Way::Direct, true));
+        assert!(ways.handle_up(&one, NodeId(2), Way::Direct, true));
     }
 
     #[test]
     fn an_address_that_no_name_leads_to_is_no_reason_not_to_use_another() {
         let mut ways = Ways::default();
         let (old, new, newer) = (ways.target("a:1"), ways.target("a:2"), ways.target("a:1"));
-        assert!(ways.handle_up(&old, 1, Way::Direct, true));
+        assert!(ways.handle_up(&old, NodeId(1), Way::Direct, true));
         ways.handle_unwanted(&old);
-        assert!(!ways.is_elsewhere(&old, 1), "there is no other yet");
-        assert!(ways.handle_up(&new, 1, Way::Direct, true));
-        assert!(ways.is_elsewhere(&old, 1));
-        assert!(!ways.handle_up(&newer, 1, Way::Direct, true), "the same address, and another target");
+        assert!(!ways.is_elsewhere(&old, NodeId(1)), "there is no other yet");
+        assert!(ways.handle_up(&new, NodeId(1), Way::Direct, true));
+        assert!(ways.is_elsewhere(&old, NodeId(1)));
+        assert!(
+            !ways.handle_up(&newer, NodeId(1), Way::Direct, true),
+            "the same address, and another target"
+        );
     }
 }

@@ -15,17 +15,17 @@ use crate::link::{Lost, sort};
 use crate::request::ReadAt;
 
 /// Nodes whose links are up; a link is its node.
-struct Up(&'static [NodeId]);
+struct Up(&'static [u32]);
 
 impl Reach for Up {
     type Link = NodeId;
 
     fn to(&self, node: NodeId) -> Option<NodeId> {
-        self.0.contains(&node).then_some(node)
+        self.0.contains(&node.0).then_some(node)
     }
 
     fn nearest(&self) -> Option<(NodeId, NodeId)> {
-        self.0.first().map(|node| (*node, *node))
+        self.0.first().map(|node| (NodeId(*node), NodeId(*node)))
     }
 }
 
@@ -38,7 +38,7 @@ struct Group {
 impl Group {
     fn new() -> Group {
         let mut state = GroupState::default();
-        state.route.handle_led(1, 3);
+        state.route.handle_led(NodeId(1), 3);
         state.session.handle_opened(SessionId(7));
         Group { state, told: Vec::new() }
     }
@@ -72,7 +72,7 @@ impl Shell for Group {
     }
 
     fn judge<T>(&mut self, node: NodeId, _: &Attempted<T>) {
-        self.told.push(format!("how {node} answered"));
+        self.told.push(format!("how {} answered", node.0));
     }
 }
 
@@ -99,14 +99,14 @@ fn attempt<A: Ask>(
     drive: &mut Drive<A>,
     group: &mut Group,
     up: &Up,
-    to: NodeId,
+    to: u32,
     answered: Result<wire::Response, Lost>,
 ) -> Option<Result<A::Answer, Failure>> {
     let now = any_instant();
     let DriveStep::Send(sending) = drive.poll(|| now, || &mut group.state, up) else {
         panic!("it goes nowhere: {:?}", drive.phase())
     };
-    assert_eq!(sending.node, to);
+    assert_eq!(sending.node.0, to);
     assert!(matches!(drive.poll(|| now, || &mut group.state, up), DriveStep::AwaitAnswer));
     let attempted = sort(drive.ask(), answered);
     drive.handle(|| now, attempted, group, || u32::MAX)
@@ -188,6 +188,6 @@ fn a_read_of_the_nearest_says_how_that_answered_and_whose_deadline_has_passed() 
     assert!(drive.leaves_the_silent());
     drop(drive);
     let why = Why::NotLeader;
-    let refusal = Attempted::<()>::Refused(crate::attempt::Refused { why, term: 4, leader: Some(2) });
-    assert!(learn(&mut group, 1, None, &refusal).leader_found);
+    let refusal = Attempted::<()>::Refused(crate::attempt::Refused { why, term: 4, leader: Some(NodeId(2)) });
+    assert!(learn(&mut group, NodeId(1), None, &refusal).leader_found);
 }

@@ -24,7 +24,7 @@ impl Reach for Cluster {
 
 impl Replicas for Cluster {
     fn all(&self) -> Vec<NodeId> {
-        vec![1, 2, 3]
+        [1, 2, 3].map(NodeId).to_vec()
     }
 
     fn quiet(&self, _link: &NodeId) -> Quiet {
@@ -42,9 +42,9 @@ struct Story {
 type Step = TrackerStep<NodeId>;
 
 impl Story {
-    fn new(up: &[NodeId]) -> Story {
+    fn new(up: &[u32]) -> Story {
         let quiet = Quiet { owes: false, silent_for: Duration::ZERO, round_trip: Duration::ZERO };
-        let cluster = Cluster { up: up.to_vec(), quiet };
+        let cluster = Cluster { up: nodes(up), quiet };
         let (tracker, group) = (LeaderTracker::default(), GroupState::default());
         Story { tracker, group, cluster, now: any_instant() }
     }
@@ -55,7 +55,7 @@ impl Story {
         story.poll();
         story.probed(1, 3, Some(1));
         assert_eq!(story.poll(), Step::Announce);
-        assert_eq!(story.poll(), Step::OpenSession { node: 1, link: 1 });
+        assert_eq!(story.poll(), Step::OpenSession { node: NodeId(1), link: NodeId(1) });
         story.opened(Attempted::Answer(SessionOpened { term: 3, session: SessionId(7) }));
         assert_eq!(story.poll(), Step::Announce);
         story.waits();
@@ -84,12 +84,12 @@ impl Story {
         self.poll()
     }
 
-    fn probed(&mut self, node: NodeId, term: u64, leader: Option<NodeId>) -> bool {
-        self.tracker.handle_probed(&mut self.group, node, Attempted::Answer(Led { term, leader }))
+    fn probed(&mut self, node: u32, term: u64, leader: Option<u32>) -> bool {
+        self.tracker.handle_probed(&mut self.group, NodeId(node), Attempted::Answer(led(term, leader)))
     }
 
     fn opened(&mut self, opened: Attempted<SessionOpened>) {
-        let learned = self.group.handle_attempted(1, None, &opened);
+        let learned = self.group.handle_attempted(NodeId(1), None, &opened);
         self.tracker.handle_opened(self.now, &mut self.group, opened, learned, || u32::MAX);
     }
 
@@ -98,22 +98,30 @@ impl Story {
     }
 }
 
-fn probe(nodes: &[NodeId], least_term: u64) -> Step {
-    Step::Probe { nodes: nodes.iter().map(|node| (*node, *node)).collect(), least_term }
+fn nodes(ids: &[u32]) -> Vec<NodeId> {
+    ids.iter().copied().map(NodeId).collect()
+}
+
+fn led(term: u64, leader: Option<u32>) -> Led {
+    Led { term, leader: leader.map(NodeId) }
+}
+
+fn probe(asked: &[u32], least_term: u64) -> Step {
+    Step::Probe { nodes: nodes(asked).into_iter().map(|node| (node, node)).collect(), least_term }
 }
 
 #[test]
 fn a_group_becomes_usable() {
     let mut story = Story::new(&[]);
     assert_eq!(story.waits(), PROBE_TIMEOUT, "nobody can be asked");
-    story.cluster.up = vec![2, 3];
+    story.cluster.up = nodes(&[2, 3]);
     assert_eq!(story.poll(), probe(&[2, 3], 0));
     assert!(story.probed(2, 3, Some(1)));
     assert_eq!(story.poll(), Step::Announce);
     assert_eq!(story.waits(), PROBE_TIMEOUT, "the leader is known, and cannot be reached");
-    story.cluster.up.push(1);
+    story.cluster.up.push(NodeId(1));
     assert_eq!(story.poll(), Step::Announce);
-    assert_eq!(story.poll(), Step::OpenSession { node: 1, link: 1 });
+    assert_eq!(story.poll(), Step::OpenSession { node: NodeId(1), link: NodeId(1) });
     story.opened(Attempted::Answer(SessionOpened { term: 3, session: SessionId(7) }));
     assert_eq!(story.poll(), Step::Announce);
     assert_eq!(story.waits(), CHECK_EVERY);
@@ -136,7 +144,7 @@ fn replicas_that_know_nobody_are_asked_again_after_a_pause() {
     assert_eq!(pauses, [5, 10, 20, 20]);
     // One does not answer at all.
     assert_eq!(story.poll(), probe(&[1, 2, 3], 0));
-    story.tracker.handle_probed(&mut story.group, 2, Attempted::Lost);
+    story.tracker.handle_probed(&mut story.group, NodeId(2), Attempted::Lost);
     assert_eq!(story.waits(), PROBE_TIMEOUT);
     story.now += PROBE_TIMEOUT;
     assert_eq!(story.waits(), PAUSE.1);
@@ -146,14 +154,18 @@ fn replicas_that_know_nobody_are_asked_again_after_a_pause() {
 fn a_session_is_asked_for_until_there_is_one() {
     let mut story = Story::usable();
     story.group.session.handle_expired(SessionId(7));
-    assert_eq!(story.poll(), Step::OpenSession { node: 1, link: 1 });
+    assert_eq!(story.poll(), Step::OpenSession { node: NodeId(1), link: NodeId(1) });
     story.opened(Attempted::Refused(Refused { why: Why::Overloaded, term: 3, leader: None }));
-    assert_eq!(story.poll_later(), Step::OpenSession { node: 1, link: 1 });
+    assert_eq!(story.poll_later(), Step::OpenSession { node: NodeId(1), link: NodeId(1) });
     assert_eq!(story.waits(), OPEN_TIMEOUT);
     story.now += OPEN_TIMEOUT;
-    assert_eq!(story.poll_later(), Step::OpenSession { node: 1, link: 1 }, "it has not answered");
-    story.opened(Attempted::Refused(Refused { why: Why::NotLeader, term: 4, leader: Some(2) }));
-    assert_eq!(story.poll(), Step::OpenSession { node: 2, link: 2 }, "at once");
+    assert_eq!(
+        story.poll_later(),
+        Step::OpenSession { node: NodeId(1), link: NodeId(1) },
+        "it has not answered"
+    );
+    story.opened(Attempted::Refused(Refused { why: Why::NotLeader, term: 4, leader: Some(NodeId(2)) }));
+    assert_eq!(story.poll(), Step::OpenSession { node: NodeId(2), link: NodeId(2) }, "at once");
     // It answers when another is asked already.
     story.now += OPEN_TIMEOUT;
     story.waits();
@@ -171,8 +183,8 @@ fn a_silent_leader_is_left_when_another_leads() {
     story.waits();
     assert!(story.probed(2, 4, Some(2)));
     assert_eq!(story.poll(), Step::Announce);
-    assert_eq!(story.poll(), Step::Abandon { node: 1, link: Some(1) });
-    assert_eq!(story.leader(), Some(2));
+    assert_eq!(story.poll(), Step::Abandon { node: NodeId(1), link: Some(NodeId(1)) });
+    assert_eq!(story.leader(), Some(NodeId(2)));
     story.waits();
 }
 
@@ -185,15 +197,15 @@ fn a_silent_leader_is_kept_when_nobody_knows_another() {
     story.probed(2, 3, Some(1));
     story.probed(3, 3, None);
     assert_eq!(story.waits(), CHECK_EVERY);
-    assert_eq!(story.leader(), Some(1));
+    assert_eq!(story.leader(), Some(NodeId(1)));
     // It may be known before it can be reached.
     assert_eq!(story.poll_later(), probe(&[2, 3], 4));
-    story.cluster.up = vec![1, 3];
+    story.cluster.up = nodes(&[1, 3]);
     assert!(story.probed(3, 4, Some(2)));
     assert_eq!(story.poll(), Step::Announce);
     assert_eq!(story.waits(), PROBE_TIMEOUT, "node 2 may come up");
     story.now += PROBE_TIMEOUT;
-    assert_eq!(story.poll(), Step::Abandon { node: 1, link: Some(1) });
+    assert_eq!(story.poll(), Step::Abandon { node: NodeId(1), link: Some(NodeId(1)) });
 }
 
 #[test]
@@ -210,7 +222,7 @@ fn silence_that_is_no_sign_is_let_be() {
 fn what_is_missing_is_looked_for_as_soon_as_somebody_wants_it() {
     let mut story = Story::usable();
     assert!(story.waits() > Duration::ZERO);
-    story.group.route.handle_gone(1);
+    story.group.route.handle_gone(NodeId(1));
     assert_eq!(story.poll(), probe(&[1, 2, 3], 3));
 }
 
@@ -222,7 +234,7 @@ fn a_leader_that_was_lost_and_leads_again_is_announced() {
         Quiet { owes: true, silent_for: patience(Duration::ZERO), round_trip: Duration::ZERO };
     assert_eq!(story.poll_later(), probe(&[2, 3], 4));
     // It says itself that it does not lead, and somebody begins to wait; then it is elected again.
-    assert!(story.group.route.handle_denied(1, 3, None));
+    assert!(story.group.route.handle_denied(NodeId(1), 3, None));
     story.waits();
     assert!(story.probed(2, 4, Some(1)));
     assert_eq!(story.poll(), Step::Announce);
@@ -233,7 +245,7 @@ fn a_leader_that_was_lost_and_leads_again_is_announced() {
 #[test]
 fn a_leader_that_a_late_answer_names_is_announced() {
     let mut story = Story::usable();
-    story.group.route.handle_gone(1);
+    story.group.route.handle_gone(NodeId(1));
     assert_eq!(story.poll(), probe(&[1, 2, 3], 3));
     story.waits();
     story.now += PROBE_TIMEOUT;
@@ -249,7 +261,7 @@ fn a_leader_that_vanished_while_it_was_suspected_is_looked_for_at_once() {
         Quiet { owes: true, silent_for: patience(Duration::ZERO), round_trip: Duration::ZERO };
     assert_eq!(story.poll_later(), probe(&[2, 3], 4));
     story.probed(2, 3, None);
-    story.group.route.handle_gone(1);
+    story.group.route.handle_gone(NodeId(1));
     story.probed(3, 3, None);
     assert_eq!(story.poll(), probe(&[1, 2, 3], 3));
 }

@@ -4,6 +4,7 @@ use api::gaios::link::v1::{self as wire, request, response::Kind};
 
 use crate::attempt::{Attempted, Refused, Why};
 use crate::request::Numbered;
+use crate::route::NodeId;
 
 /// A question, and which answer it has.
 pub trait Ask {
@@ -78,5 +79,10 @@ pub fn refused(term: u64, refused: &wire::Refused) -> Refused {
         Wire::WrongShard => Why::WrongShard,
         Wire::Unspecified => Why::Unknown,
     };
-    Refused { why, term, leader: Some(refused.leader).filter(|leader| *leader != 0) }
+    Refused { why, term, leader: node(refused.leader) }
+}
+
+/// A node, as the link protocol names one or nobody.
+pub fn node(id: u32) -> Option<NodeId> {
+    Some(id).filter(|id| *id != 0).map(NodeId)
 }

@@ -4,6 +4,7 @@
 //! as the write before it takes.
 
 use api::gaios::link::v1::{GatewayFrame, GroupRequests, Request};
+use shard_map::GroupId;
 
 /// Bytes after which a frame is closed and the next begins, so that one frame does not hold up the answers to others.
 const FRAME_BYTES: usize = 1 << 20;
@@ -36,7 +37,7 @@ impl OpenBatch {
     }
 
     /// Adds a request whose variable part has `bytes` bytes.
-    pub(super) fn push(&mut self, group: u64, request: Request, bytes: usize) -> Result<(), Full> {
+    pub(super) fn push(&mut self, group: GroupId, request: Request, bytes: usize) -> Result<(), Full> {
         if self.bytes + bytes + REQUEST_OVERHEAD_BYTES > WAITING_BYTES_MAX {
             return Err(Full);
         }
@@ -46,7 +47,7 @@ impl OpenBatch {
     }
 
     /// Adds a small request that must not be lost, and of which there are few.
-    pub(super) fn push_always(&mut self, group: u64, request: Request, bytes: usize) {
+    pub(super) fn push_always(&mut self, group: GroupId, request: Request, bytes: usize) {
         let bytes = bytes + REQUEST_OVERHEAD_BYTES;
         self.bytes += bytes;
         if self.frames.back().is_none_or(|frame| frame.bytes + bytes > FRAME_BYTES) {
@@ -54,9 +55,9 @@ impl OpenBatch {
         }
         let frame = self.frames.back_mut().expect("pushed above if there was none");
         frame.bytes += bytes;
-        match frame.groups.iter_mut().find(|batch| batch.group == group) {
+        match frame.groups.iter_mut().find(|batch| batch.group == group.0) {
             Some(batch) => batch.requests.push(request),
-            None => frame.groups.push(GroupRequests { group, requests: vec![request] }),
+            None => frame.groups.push(GroupRequests { group: group.0, requests: vec![request] }),
         }
         let is_alone = matches!(frame.groups.as_slice(), [only] if only.requests.len() == 1);
         assert!(frame.bytes <= FRAME_BYTES || is_alone, "only one request may exceed a frame");
@@ -85,7 +86,7 @@ mod tests {
     fn requests_of_a_group_share_a_batch_in_order() {
         let mut batch = OpenBatch::default();
         for (id, group) in [(1, 5), (2, 6), (3, 5)] {
-            batch.push(group, request(id), 100).unwrap();
+            batch.push(GroupId(group), request(id), 100).unwrap();
         }
         let frame = batch.take().unwrap();
         let ids = |group: &GroupRequests| group.requests.iter().map(|request| request.id).collect::<Vec<_>>();
@@ -99,11 +100,11 @@ mod tests {
         let mut batch = OpenBatch::default();
         let large = 2 << 20;
         let mut taken = 0;
-        while batch.push(1, request(taken), large).is_ok() {
+        while batch.push(GroupId(1), request(taken), large).is_ok() {
             taken += 1;
         }
         assert_eq!(taken, 31);
-        batch.push_always(1, request(taken), 0);
+        batch.push_always(GroupId(1), request(taken), 0);
         let mut frames = 0;
         while batch.take().is_some() {
             frames += 1;

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use api::gaios::link::v1::{GatewayFigures, GatewayFrame, Ping, Request, WatchClose, request};
 
+use shard_map::GroupId;
+
 use crate::attempt::Unsent;
 use crate::route::NodeId;
 use crate::silence::{Check, Expected, Health};
@@ -16,10 +18,10 @@ use crate::silence::{Check, Expected, Health};
 use batch::{Full, OpenBatch};
 use slots::Slots;
 
-pub use ask::{Ask, Lost, mismatch, refused, sort};
+pub use ask::{Ask, Lost, mismatch, node, refused, sort};
 
 /// Where a frame holds what is asked of the node: the number of the group says nothing there.
-pub const OF_THE_NODE: u64 = 0;
+pub const OF_THE_NODE: GroupId = GroupId(0);
 /// Requests that may wait for answers on one link.
 const CALLS_MAX: usize = 100_000;
 
@@ -45,7 +47,7 @@ pub enum Waiter<C, F> {
     /// For one answer.
     Call {
         /// Which group was asked.
-        group: u64,
+        group: GroupId,
         /// Who.
         by: C,
     },
@@ -124,7 +126,7 @@ impl<C, F> LinkEnd<C, F> {
     ///
     /// # Errors
     /// The connection is down, or too much waits.
-    pub fn call(&mut self, group: u64, kind: request::Kind, bytes: usize, by: C) -> Result<u64, Unsent> {
+    pub fn call(&mut self, group: GroupId, kind: request::Kind, bytes: usize, by: C) -> Result<u64, Unsent> {
         self.submit(group, kind, bytes, Waiter::Call { group, by })
     }
 
@@ -132,7 +134,7 @@ impl<C, F> LinkEnd<C, F> {
     ///
     /// # Errors
     /// As there.
-    pub fn watch(&mut self, group: u64, kind: request::Kind, bytes: usize, by: F) -> Result<u64, Unsent> {
+    pub fn watch(&mut self, group: GroupId, kind: request::Kind, bytes: usize, by: F) -> Result<u64, Unsent> {
         let id = self.submit(group, kind, bytes, Waiter::Watch { by })?;
         self.watches += 1;
         assert!(self.watches <= self.waiting.len(), "watches wait, too");
@@ -141,7 +143,7 @@ impl<C, F> LinkEnd<C, F> {
 
     fn submit(
         &mut self,
-        group: u64,
+        group: GroupId,
         kind: request::Kind,
         bytes: usize,
         waiter: Waiter<C, F>,
@@ -164,7 +166,7 @@ impl<C, F> LinkEnd<C, F> {
     }
 
     /// Adds a message about a live watch. Returns whether it leaves: if the connection is down, the watch is gone, too.
-    pub fn tell(&mut self, group: u64, id: u64, kind: request::Kind) -> bool {
+    pub fn tell(&mut self, group: GroupId, id: u64, kind: request::Kind) -> bool {
         // A step of credit that is lost is lost for good, so these go also when too much waits.
         if self.node.is_some() {
             self.batch.push_always(group, Request { id, kind: Some(kind) }, 0);
@@ -184,7 +186,7 @@ impl<C, F> LinkEnd<C, F> {
 
     /// Ends a watch. Returns its reader, unless it had ended before; whether there is something to send is told by
     /// [`LinkEnd::is_idle`].
-    pub fn close_watch(&mut self, group: u64, id: u64) -> Option<Waiter<C, F>> {
+    pub fn close_watch(&mut self, group: GroupId, id: u64) -> Option<Waiter<C, F>> {
         let waiter = self.waiting.remove(id)?;
         debug_assert!(matches!(waiter, Waiter::Watch { .. }), "a call is not closed, but given up");
         assert!(self.watches > 0, "every watch is counted");
@@ -194,7 +196,7 @@ impl<C, F> LinkEnd<C, F> {
     }
 
     /// Takes back all calls to a group: its leader is elsewhere, and their outcome must be asked for there.
-    pub fn abandon(&mut self, abandoned: u64) -> Vec<Waiter<C, F>> {
+    pub fn abandon(&mut self, abandoned: GroupId) -> Vec<Waiter<C, F>> {
         self.waiting.remove_where(|waiter| match waiter {
             Waiter::Call { group, .. } => *group == abandoned,
             Waiter::Watch { .. } | Waiter::Ping => false,
@@ -250,22 +252,24 @@ mod tests {
     use super::*;
     use crate::any_instant;
 
+    const GROUP: GroupId = GroupId(1);
+
     fn status() -> request::Kind {
         request::Kind::Status(Default::default())
     }
 
     fn up() -> LinkEnd<char, char> {
         let mut link = LinkEnd::default();
-        assert_eq!(link.call(1, status(), 0, 'x'), Err(Unsent::Down));
-        link.handle_up(7);
+        assert_eq!(link.call(GROUP, status(), 0, 'x'), Err(Unsent::Down));
+        link.handle_up(NodeId(7));
         link
     }
 
     #[test]
     fn an_answer_is_given_once_and_a_watch_goes_on() {
         let mut link = up();
-        let call = link.call(1, status(), 0, 'c').unwrap();
-        let watch = link.watch(1, status(), 0, 'w').unwrap();
+        let call = link.call(GROUP, status(), 0, 'c').unwrap();
+        let watch = link.watch(GROUP, status(), 0, 'w').unwrap();
         assert_eq!(link.owed(), 1);
         let now = any_instant();
         assert_eq!(link.handle_response(|| now, call), Heard::Answer('c'));
@@ -273,7 +277,7 @@ mod tests {
         assert_eq!(link.handle_response(|| now, watch), Heard::Watch(&'w'));
         assert_eq!(link.handle_response(|| now, watch), Heard::Watch(&'w'));
         assert_eq!(link.owed(), 0);
-        assert!(link.close_watch(1, watch).is_some() && link.close_watch(1, watch).is_none());
+        assert!(link.close_watch(GROUP, watch).is_some() && link.close_watch(GROUP, watch).is_none());
         assert_eq!(link.handle_response(|| now, watch), Heard::Nobody);
         let requests = link.take_frame().unwrap().groups.remove(0).requests;
         assert_eq!(requests.iter().map(|request| request.id).collect::<Vec<_>>(), [call, watch, watch]);
@@ -282,20 +286,20 @@ mod tests {
     #[test]
     fn calls_are_bounded_in_number_and_watches_are_not() {
         let mut link = up();
-        let mut watches = (0..=CALLS_MAX).map(|_| link.watch(1, status(), 0, 'w'));
+        let mut watches = (0..=CALLS_MAX).map(|_| link.watch(GROUP, status(), 0, 'w'));
         assert!(watches.all(|watch| watch.is_ok()));
-        let mut calls = (0..CALLS_MAX).map(|_| link.call(1, status(), 0, 'c'));
+        let mut calls = (0..CALLS_MAX).map(|_| link.call(GROUP, status(), 0, 'c'));
         assert!(calls.all(|call| call.is_ok()));
-        assert_eq!(link.call(1, status(), 0, 'c'), Err(Unsent::Full));
+        assert_eq!(link.call(GROUP, status(), 0, 'c'), Err(Unsent::Full));
     }
 
     #[test]
     fn a_group_that_is_abandoned_gets_its_calls_back_and_nothing_else() {
         let mut link = up();
         for (group, by) in [(1, 'a'), (2, 'b'), (1, 'c')] {
-            link.call(group, status(), 0, by).unwrap();
+            link.call(GroupId(group), status(), 0, by).unwrap();
         }
-        link.watch(1, status(), 0, 'w').unwrap();
+        link.watch(GROUP, status(), 0, 'w').unwrap();
         let names = |waiters: Vec<Waiter<char, char>>| -> String {
             let name = |waiter| match waiter {
                 Waiter::Call { by, .. } | Waiter::Watch { by } => by,
@@ -303,10 +307,10 @@ mod tests {
             };
             waiters.into_iter().map(name).collect()
         };
-        assert_eq!(names(link.abandon(1)), "ac");
+        assert_eq!(names(link.abandon(GROUP)), "ac");
         assert_eq!(names(link.handle_down()), "bw");
         assert!(link.is_idle() && link.node().is_none() && link.owed() == 0);
-        assert!(!link.tell(1, 1, status()));
+        assert!(!link.tell(GROUP, 1, status()));
     }
 
     #[test]

@@ -5,17 +5,17 @@ use keyspace::{SESSION_WINDOW, SessionId};
 use super::*;
 
 /// Nodes whose links are up; a link is its node. The first is the nearest.
-struct Up(&'static [NodeId]);
+struct Up(&'static [u32]);
 
 impl Reach for Up {
     type Link = NodeId;
 
     fn to(&self, node: NodeId) -> Option<NodeId> {
-        self.0.contains(&node).then_some(node)
+        self.0.contains(&node.0).then_some(node)
     }
 
     fn nearest(&self) -> Option<(NodeId, NodeId)> {
-        self.0.first().map(|node| (*node, *node))
+        self.0.first().map(|node| (NodeId(*node), NodeId(*node)))
     }
 }
 
@@ -24,7 +24,7 @@ const ALL: Up = Up(&[3, 1, 2]);
 /// Led by node 1 in round 3, with session 7.
 fn group() -> GroupState {
     let mut group = GroupState::default();
-    group.route.handle_led(1, 3);
+    group.route.handle_led(NodeId(1), 3);
     group.session.handle_opened(SessionId(7));
     group
 }
@@ -56,17 +56,17 @@ impl Story {
         self.request.handle(attempted, learned)
     }
 
-    fn refused(&mut self, why: Why, leader: Option<NodeId>) -> Verdict<()> {
-        self.attempt(Attempted::Refused(Refused { why, term: 4, leader }))
+    fn refused(&mut self, why: Why, leader: Option<u32>) -> Verdict<()> {
+        self.attempt(Attempted::Refused(Refused { why, term: 4, leader: leader.map(NodeId) }))
     }
 
     /// Where it goes next, and under which number.
-    fn goes_to(&mut self) -> (NodeId, Option<(SessionId, u64)>) {
+    fn goes_to(&mut self) -> (u32, Option<(SessionId, u64)>) {
         let mut copy = self.request;
         match copy.poll(|| &mut self.group, &ALL) {
             Step::Send(Attempt { node, numbered, .. }) => {
                 self.request.number = copy.number;
-                (node, numbered.map(|numbered| (numbered.number.session, numbered.number.seq)))
+                (node.0, numbered.map(|numbered| (numbered.number.session, numbered.number.seq)))
             }
             Step::AwaitNews { .. } | Step::AwaitNumber => panic!("it goes nowhere"),
         }
@@ -202,7 +202,7 @@ fn an_inquiry_goes_on_whatever_it_hears() {
     assert_eq!(inquiry.goes_to(), (1, None), "the leader at best");
     assert_eq!(inquiry.refused(Why::NoDisk, None), moment());
     assert_eq!(inquiry.attempt(Attempted::Protocol("?")), moment());
-    inquiry.group.route.handle_gone(1);
+    inquiry.group.route.handle_gone(NodeId(1));
     assert_eq!(inquiry.goes_to(), (3, None));
     assert_eq!(inquiry.request.timed_out(), Failure::TimedOut);
 }

@@ -7,17 +7,17 @@ use crate::any_instant;
 use crate::attempt::{Refused, Unsent};
 
 /// Nodes whose links are up; a link is its node. The first is the nearest.
-struct Up(&'static [NodeId]);
+struct Up(&'static [u32]);
 
 impl Reach for Up {
     type Link = NodeId;
 
     fn to(&self, node: NodeId) -> Option<NodeId> {
-        self.0.contains(&node).then_some(node)
+        self.0.contains(&node.0).then_some(node)
     }
 
     fn nearest(&self) -> Option<(NodeId, NodeId)> {
-        self.0.first().map(|node| (*node, *node))
+        self.0.first().map(|node| (NodeId(*node), NodeId(*node)))
     }
 }
 
@@ -32,7 +32,7 @@ impl Story {
     fn new(start: i64) -> Story {
         let range = KeyRange::single("a");
         let upstream = Upstream::new(&FeedSpec { range, start, prev_kv: false, credit: 100 });
-        Story { upstream, now: any_instant(), up: Up(&[3, 1, 2]), leader: Some(1) }
+        Story { upstream, now: any_instant(), up: Up(&[3, 1, 2]), leader: Some(NodeId(1)) }
     }
 
     /// Open at node 1, from revision 5 on.
@@ -105,7 +105,8 @@ fn told(heard: Heard) -> String {
     }
 }
 
-fn open(node: NodeId, start: i64, credit: u64, linearizable: bool) -> UpstreamStep<NodeId> {
+fn open(node: u32, start: i64, credit: u64, linearizable: bool) -> UpstreamStep<NodeId> {
+    let node = NodeId(node);
     UpstreamStep::Open(Open { node, link: node, start, credit, linearizable })
 }
 
@@ -114,7 +115,7 @@ fn a_feed_starts_at_the_leader_alone() {
     let mut feed = Story::new(0);
     feed.leader = None;
     assert_eq!(feed.poll(), UpstreamStep::AwaitNews);
-    feed.leader = Some(1);
+    feed.leader = Some(NodeId(1));
     assert_eq!(feed.poll(), open(1, 0, 100, true));
     assert_eq!(feed.poll(), UpstreamStep::AwaitFrames);
     assert_eq!(feed.frame(opened(4, 5)), "opened at 4 from 5");
@@ -131,11 +132,11 @@ fn it_goes_on_where_it_was_and_repeats_nothing() {
     assert_eq!(feed.poll_after_pause(), open(3, 7, 60, false), "the nearest, for want of a leader");
     assert_eq!(feed.frame(opened(9, 7)), "", "its reader sees no seam");
     assert_eq!(feed.frame(events(&[6, 8], 9)), "events [8] up to 9");
-    let moved = feed.upstream.handle_leader(feed.now, 2, || 0);
+    let moved = feed.upstream.handle_leader(feed.now, NodeId(2), || 0);
     assert_eq!(told(moved), "left: the leader is elsewhere");
-    feed.leader = Some(2);
+    feed.leader = Some(NodeId(2));
     assert_eq!(feed.poll(), open(2, 10, 20, false));
-    assert_eq!(told(feed.upstream.handle_leader(feed.now, 2, || 0)), "");
+    assert_eq!(told(feed.upstream.handle_leader(feed.now, NodeId(2), || 0)), "");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use super::*;
 use crate::any_instant;
 use crate::attempt::Refused;
 
-const GROUP: u64 = 7;
+const GROUP: GroupId = GroupId(7);
 
 /// Nodes whose links are up, and who leads. A link is its node; so is its connection.
 #[derive(Debug)]
@@ -17,17 +17,17 @@ struct World {
     leader: Option<NodeId>,
     is_mapped: bool,
     /// Which owns everything.
-    owner: u64,
+    owner: GroupId,
 }
 
 impl Groups for World {
     type Link = NodeId;
 
-    fn owner(&self, _: &KeyRange) -> Option<Result<u64, Failure>> {
+    fn owner(&self, _: &KeyRange) -> Option<Result<GroupId, Failure>> {
         self.is_mapped.then_some(Ok(self.owner))
     }
 
-    fn leader(&self, group: u64) -> Option<NodeId> {
+    fn leader(&self, group: GroupId) -> Option<NodeId> {
         assert_eq!(group, self.owner);
         self.leader
     }
@@ -36,7 +36,7 @@ impl Groups for World {
         self.up.contains(&node).then_some(node)
     }
 
-    fn nearest(&self, _: u64) -> Option<(NodeId, NodeId)> {
+    fn nearest(&self, _: GroupId) -> Option<(NodeId, NodeId)> {
         self.up.last().map(|node| (*node, *node))
     }
 }
@@ -52,7 +52,12 @@ struct Story {
 
 impl Story {
     fn new() -> Story {
-        let world = World { up: BTreeSet::from([1, 2, 3]), leader: Some(1), is_mapped: true, owner: GROUP };
+        let world = World {
+            up: BTreeSet::from([1, 2, 3].map(NodeId)),
+            leader: Some(NodeId(1)),
+            is_mapped: true,
+            owner: GROUP,
+        };
         let upstreams = Upstreams::default();
         Story { upstreams, world, now: any_instant(), watches: BTreeMap::new(), next_watch: 1 }
     }
@@ -84,18 +89,22 @@ impl Story {
                 Act::Open { feed, group, link, ask } => {
                     assert_eq!(group, self.world.owner);
                     let asks::Open { start, linearizable, .. } = ask;
-                    let watch = Watch { link: LinkId(u64::from(link)), id: self.next_watch };
+                    let watch = Watch { link: LinkId(u64::from(link.0)), id: self.next_watch };
                     self.next_watch += 1;
                     self.watches.insert(feed, watch);
                     self.upstreams.handle_sent(self.now, feed, link, Ok(watch), || u32::MAX);
                     let how = if linearizable { ", all written" } else { "" };
-                    format!("open {} at {link} from {start}{how}", feed.0)
+                    format!("open {} at {} from {start}{how}", feed.0, link.0)
                 }
-                Act::Credit { watch, link, bytes, .. } => format!("credit {} at {link}: {bytes}", watch.id),
-                Act::Close { watch, link, reason, .. } => format!("close {} at {link}: {reason}", watch.id),
+                Act::Credit { watch, link, bytes, .. } => {
+                    format!("credit {} at {}: {bytes}", watch.id, link.0)
+                }
+                Act::Close { watch, link, reason, .. } => {
+                    format!("close {} at {}: {reason}", watch.id, link.0)
+                }
                 Act::Ask { link, connection, group, question, ask: asks::Sync { watch } } => {
-                    assert_eq!((group, connection), (GROUP, LinkId(u64::from(link))));
-                    format!("ask {question} at {link} about {watch}")
+                    assert_eq!((group, connection), (GROUP, LinkId(u64::from(link.0))));
+                    format!("ask {question} at {} about {watch}", link.0)
                 }
                 Act::Item { feed, item: FeedItem::Opened { .. } } => format!("{} is open", feed.0),
                 Act::Item { feed, item: FeedItem::Events { revisions, upto, .. } } => {
@@ -163,8 +172,8 @@ fn a_quiet_feed_has_nothing_done_for_it_and_no_timer() {
     }
     // And yet each of them knows where it is when it has to go.
     story.upstreams.handle_lost(story.now, LinkId(1), || u32::MAX);
-    story.world.up.remove(&1);
-    story.world.leader = Some(2);
+    story.world.up.remove(&NodeId(1));
+    story.world.leader = Some(NodeId(2));
     let moved = story.run_after_pause();
     assert_eq!(moved.len(), 1000);
     assert_eq!(moved[0], "open 1 at 2 from 65");
@@ -243,7 +252,7 @@ fn a_question_that_is_refused_is_asked_again_here_or_at_the_leader() {
     story.now = story.upstreams.deadline().unwrap();
     assert_eq!(story.run(), ["ask 1 at 1 about 0"]);
     story.synced(1, 1, refused(Why::NotLeader));
-    story.world.leader = Some(3);
+    story.world.leader = Some(NodeId(3));
     story.news();
     let moved = [
         "close 1 at 1: the leader is elsewhere",
@@ -301,14 +310,14 @@ fn feeds_wait_for_the_map_and_for_leaders() {
     assert_eq!(story.run(), ["seek"]);
     story.news();
     assert_eq!(story.run(), ["seek"]);
-    story.world.leader = Some(2);
+    story.world.leader = Some(NodeId(2));
     story.news();
     assert_eq!(story.run(), ["open 1 at 2 from 0, all written"]);
     story.frame(1, opened(4, 5));
     assert_eq!(story.run(), ["1 is open"]);
     // The leader is gone, and no other is known: the nearest does.
     story.world.leader = None;
-    story.world.up.remove(&2);
+    story.world.up.remove(&NodeId(2));
     story.upstreams.handle_lost(story.now, LinkId(2), || u32::MAX);
     assert_eq!(story.run_after_pause(), ["open 1 at 3 from 5"]);
     story.upstreams.credit(FeedId(1), 9);
@@ -322,7 +331,7 @@ fn feeds_wait_for_the_map_and_for_leaders() {
 fn frames_of_a_watch_that_was_left_say_nothing() {
     let mut story = Story::opened(1);
     let old = story.watches[&FeedId(1)];
-    story.world.leader = Some(2);
+    story.world.leader = Some(NodeId(2));
     story.news();
     story.run_after_pause();
     story.upstreams.handle_frame(story.now, FeedId(1), old, events(&[5], 5, 5), || u32::MAX);
@@ -340,7 +349,7 @@ fn a_feed_whose_keys_its_group_does_not_hold_goes_where_the_next_map_says() {
     assert_eq!(story.run(), ["close 1 at 1: its keys are elsewhere"]);
     story.news();
     assert!(story.run().is_empty(), "who leads says nothing of whose the keys are");
-    story.world.owner = GROUP + 1;
+    story.world.owner = GroupId(8);
     story.upstreams.handle_map();
     let moved = ["close 2 at 1: its keys are of another group", "open 1 at 1 from 5"];
     assert_eq!(story.run(), moved, "at once");

@@ -2,7 +2,7 @@
 
 use api::gaios::link::v1::{self as wire, request, response::Kind};
 use gateway_core::link::{Ask, mismatch};
-use gateway_core::{Attempted, Numbered};
+use gateway_core::{Attempted, GroupId, Numbered};
 
 use crate::domain::{DomainStatus, KnownGateway, KnownGateways};
 use crate::leading::{Leading, Want};
@@ -65,7 +65,7 @@ impl Ask for Gateways {
 
 /// What an operator wants of a group's leader.
 pub(super) struct Control {
-    pub(super) group: u64,
+    pub(super) group: GroupId,
     pub(super) want: Want,
 }
 
@@ -78,7 +78,7 @@ impl Ask for Control {
 
     fn answer(&self, _term: u64, answer: Kind) -> Attempted<Leading> {
         let Kind::LeaderControlled(told) = answer else { return mismatch() };
-        Attempted::Answer(Leading::new(self.group, told))
+        Attempted::Answer(Leading::new(self.group.0, told))
     }
 }
 

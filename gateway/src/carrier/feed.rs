@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use gateway_core::asks::{self, Sync, Unasked};
 use gateway_core::link::sort;
-use gateway_core::{Act, Attempted, Concern, Failure, FeedId, FeedSpec, Groups, NodeId, Upstreams, Watch};
+use gateway_core::{
+    Act, Attempted, Concern, Failure, FeedId, FeedSpec, GroupId, Groups, NodeId, Upstreams, Watch,
+};
 use keyspace::KeyRange;
 use tokio::sync::mpsc;
 use tokio::time::sleep_until;
@@ -134,7 +136,7 @@ impl Feeds {
     }
 
     /// Learns from a refusal who leads.
-    fn learn<T>(&self, group: u64, node: NodeId, attempted: &Attempted<T>) {
+    fn learn<T>(&self, group: GroupId, node: NodeId, attempted: &Attempted<T>) {
         if attempted.teaches()
             && let Some(group) = self.shared.group_by_id(group)
         {
@@ -153,7 +155,12 @@ impl Feeds {
                 }
                 Act::Credit { watch, group, link, bytes } => link.credit_watch(group, watch, bytes),
                 Act::Close { watch, group, link, reason } => {
-                    debug!(group, node = link.node(), reason, "a feed leaves its replica");
+                    debug!(
+                        group = group.0,
+                        node = link.node().map(|node| node.0),
+                        reason,
+                        "a feed leaves its replica"
+                    );
                     link.close_watch(group, watch);
                 }
                 Act::Ask { link, connection, group, question, mut ask } => {
@@ -181,7 +188,7 @@ impl Feeds {
 struct Known(Arc<Shared>);
 
 impl Known {
-    fn group(&self, id: u64) -> Option<Arc<Group>> {
+    fn group(&self, id: GroupId) -> Option<Arc<Group>> {
         self.0.group_by_id(id)
     }
 }
@@ -189,12 +196,12 @@ impl Known {
 impl Groups for Known {
     type Link = Arc<Link>;
 
-    fn owner(&self, range: &KeyRange) -> Option<Result<u64, Failure>> {
+    fn owner(&self, range: &KeyRange) -> Option<Result<GroupId, Failure>> {
         let routed = self.0.route_now(|| Concern::Keys(vec![range.clone()]))?;
         Some(routed.map(|(group, _)| group.id()))
     }
 
-    fn leader(&self, group: u64) -> Option<NodeId> {
+    fn leader(&self, group: GroupId) -> Option<NodeId> {
         self.group(group)?.leader()
     }
 
@@ -202,7 +209,7 @@ impl Groups for Known {
         self.0.links.to(node)
     }
 
-    fn nearest(&self, group: u64) -> Option<(NodeId, Arc<Link>)> {
+    fn nearest(&self, group: GroupId) -> Option<(NodeId, Arc<Link>)> {
         let group = self.group(group)?;
         self.0.links.to_nearest(&self.0.replicas(&group))
     }

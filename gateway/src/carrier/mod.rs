@@ -23,7 +23,9 @@ use bytes::{Bytes, BytesMut};
 use discovery::Discovery;
 use gateway_core::asks::Write;
 use gateway_core::nearest::Place;
-use gateway_core::{Concern, Failure, FeedId, FeedSpec, Pause, Request, Topology, Unbelieved};
+use gateway_core::{
+    Concern, Failure, FeedId, FeedSpec, GroupId, NodeId, Pause, Request, Topology, Unbelieved,
+};
 use keyspace::{LeaseId, Op, Query, Route};
 use prometheus::core::Collector;
 use tokio::sync::{mpsc, watch};
@@ -206,7 +208,7 @@ impl Shared {
                     let known =
                         self.cluster.compare_exchange(0, cluster, Ordering::AcqRel, Ordering::Acquire);
                     if known.is_err_and(|known| known != cluster) {
-                        warn!(node, cluster, "a node of another cluster");
+                        warn!(node = node.0, cluster, "a node of another cluster");
                         continue;
                     }
                     let newer = match self.newer(shard_map) {
@@ -214,7 +216,7 @@ impl Shared {
                         Err(error) => {
                             let address = link.address();
                             let hint = "if it is the right one, restart this gateway";
-                            error!(node, address, %error, "this node is not used; {hint}");
+                            error!(node = node.0, address, %error, "this node is not used; {hint}");
                             continue;
                         }
                     };
@@ -293,7 +295,7 @@ impl Shared {
         Some(group.map(|group| (group, routed.route)))
     }
 
-    fn group_by_id(&self, id: u64) -> Option<Arc<Group>> {
+    fn group_by_id(&self, id: GroupId) -> Option<Arc<Group>> {
         self.groups.load().iter().find(|group| group.id() == id).cloned()
     }
 
@@ -353,7 +355,7 @@ impl Shared {
         tokio::time::sleep(Pause::Moment.length(random_u32())).await;
     }
 
-    fn replicas(&self, group: &Group) -> Vec<u32> {
+    fn replicas(&self, group: &Group) -> Vec<NodeId> {
         self.topology.load().as_ref().map_or_else(Vec::new, |topology| topology.replicas(group.id()))
     }
 
@@ -461,7 +463,7 @@ impl Domain for Carrier {
     }
 
     async fn lead(&self, context: &RequestContext, wanted: Wanted) -> Option<Result<Leading, Failure>> {
-        let group = self.shared.group_by_id(wanted.group)?;
+        let group = self.shared.group_by_id(GroupId(wanted.group))?;
         Some(group.lead(&self.shared, context, wanted.want).await)
     }
 

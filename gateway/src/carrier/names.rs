@@ -41,7 +41,7 @@ impl Shared {
         for (node, address) in nodes {
             match Address::parse(address) {
                 Ok(address) => drop(mapped.insert(address, node)),
-                Err(error) => error!(node, %error, "an address of the shard map is not used"),
+                Err(error) => error!(node = node.0, %error, "an address of the shard map is not used"),
             }
         }
         self.names.0.lock().retain(|address, followed| {

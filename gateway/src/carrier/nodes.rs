@@ -17,10 +17,13 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
 impl Shared {
     /// All nodes of the shard map, and which of them hold replicas of which group.
-    pub(super) async fn nodes(&self) -> (Vec<NodeStatus>, BTreeMap<u64, Vec<NodeId>>) {
+    pub(super) async fn nodes(&self) -> (Vec<NodeStatus>, BTreeMap<u64, Vec<u32>>) {
         let Some(topology) = self.topology.load_full() else { return Default::default() };
         let nodes = join_all(topology.nodes().map(|(node, address)| self.node(node, address)));
-        let replicas = topology.groups().map(|group| (group, topology.replicas(group)));
+        let replicas = topology.groups().map(|group| {
+            let nodes = topology.replicas(group).into_iter().map(|node| node.0);
+            (group.0, nodes.collect())
+        });
         (nodes.await, replicas.collect())
     }
 
@@ -28,7 +31,7 @@ impl Shared {
         let asked = Instant::now();
         let said = timeout(ANSWER_WITHIN, self.ask_node(id)).await.ok().flatten();
         NodeStatus {
-            id,
+            id: id.0,
             address: Some(address.to_owned()),
             reach: Some(self.links.reach(id)),
             answer_seconds: said.is_some().then(|| asked.elapsed().as_secs_f64()),

@@ -213,7 +213,7 @@ impl SlowLog {
             waited_ms = %Milliseconds(journey.waited),
             at_nodes_ms = %Milliseconds(journey.at_nodes),
             attempts = journey.attempts,
-            node = journey.node,
+            node = journey.node.map(|node| node.0),
             request = journey.request.map(tracing::field::display),
             trace_parent = journey.trace_parent.map(tracing::field::display),
             unwritten = (unwritten > 0).then_some(unwritten),

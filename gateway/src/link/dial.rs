@@ -233,10 +233,10 @@ impl<'a> UnderWay<'a> {
             })),
             progress = relayed => (Way::Relay, progress.unwrap_or_else(|(Relay { to, address: by }, why)| {
                 match why {
-                    Unreached::Io(error) => debug!(address, to, by, %error, "the relay does not lead to the node"),
+                    Unreached::Io(error) => debug!(address, to = to.0, by, %error, "the relay does not lead to the node"),
                     // That the other one cannot reach it either is what is to be expected.
                     Unreached::Refused(Refusal::ByNode(reason)) => {
-                        debug!(address, to, by, reason, "the relay does not lead to the node");
+                        debug!(address, to = to.0, by, reason, "the relay does not lead to the node");
                     }
                     Unreached::Refused(refusal) => identity.refusals.note(&by, &refusal),
                 }
@@ -260,7 +260,7 @@ impl<'a> Attempt<'a> {
             }
             Attempt::Greeting(greeting) => {
                 let reached = greeting.await?;
-                let node = reached.welcome.node_id;
+                let node = NodeId(reached.welcome.node_id);
                 *self = Attempt::Welcomed(reached);
                 Ok(Progress::Welcomed(node))
             }
@@ -306,7 +306,7 @@ async fn be_welcomed(
 pub(super) async fn connect_by(by: &str, identity: &Identity, to: NodeId) -> Result<NodeId, String> {
     let socket = TcpStream::connect(by).await.map_err(|error| error.to_string())?;
     let welcomed = be_welcomed(socket, identity, Some(to)).await;
-    welcomed.map(|(_, welcome)| welcome.node_id).map_err(|why| format!("{why:?}"))
+    welcomed.map(|(_, welcome)| NodeId(welcome.node_id)).map_err(|why| format!("{why:?}"))
 }
 
 /// A direct connection.
@@ -321,7 +321,7 @@ async fn secure(tls: &Mutual, stream: Stream) -> Result<(Stream, NodeId), Unreac
     let shaken = tls.connect(stream).await;
     let (stream, holder) = shaken.map_err(|error| Unreached::Refused(Refusal::Handshake(error)))?;
     match holder.role {
-        Role::Node(node) => Ok((stream, node)),
+        Role::Node(node) => Ok((stream, NodeId(node))),
         Role::Gateway(_) => Err(Unreached::Refused(Refusal::NotANode(holder))),
     }
 }
@@ -344,7 +344,7 @@ async fn greet(
         version: VERSION,
         cluster_id: identity.cluster.load(Ordering::Relaxed),
         name: identity.name.clone(),
-        to: to.unwrap_or(0),
+        to: to.map_or(0, |to| to.0),
         region: identity.place.region.clone(),
         zone: identity.place.zone.clone(),
         client_urls: identity.client_urls.clone(),
@@ -370,8 +370,9 @@ async fn greet(
 fn welcome_of(welcome: wire::Welcome, meant: Option<NodeId>) -> Result<wire::Welcome, Unreached> {
     match meant {
         _ if welcome.node_id == 0 => Err(invalid("a node without an id")),
-        Some(meant) if meant != welcome.node_id => {
-            Err(Unreached::Refused(Refusal::WrongNode { meant, answers: welcome.node_id }))
+        Some(meant) if meant.0 != welcome.node_id => {
+            let answers = NodeId(welcome.node_id);
+            Err(Unreached::Refused(Refusal::WrongNode { meant, answers }))
         }
         _ if welcome.version < VERSION_LEAST => Err(Unreached::Refused(Refusal::TooOld(welcome.version))),
         Some(_) | None => Ok(welcome),

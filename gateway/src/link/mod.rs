@@ -22,10 +22,10 @@ use api::gaios::link::v1::{self as wire, request, response};
 use arc_swap::ArcSwapOption;
 use bytes::{BufMut, Bytes, BytesMut};
 use gateway_core::asks::unasked;
-use gateway_core::link::{Ask, Heard, LinkEnd, LinkId, Lost, Waiter, sort};
+use gateway_core::link::{Ask, Heard, LinkEnd, LinkId, Lost, Waiter, node, sort};
 use gateway_core::nearest::Place;
 use gateway_core::silence::{Check, patience};
-use gateway_core::{Attempted, FeedId, NodeId, Numbered, Quiet, Unsent, Watch};
+use gateway_core::{Attempted, FeedId, GroupId, NodeId, Numbered, Quiet, Unsent, Watch};
 use parking_lot::Mutex;
 use prost::Message as _;
 use tls::{Mutual, WriteHalf};
@@ -99,7 +99,7 @@ enum Caller {
     One(oneshot::Sender<wire::Response>),
     /// Whoever carries the feeds asked how far watches of a group are.
     Feeds {
-        group: u64,
+        group: GroupId,
         question: u64,
     },
 }
@@ -172,7 +172,7 @@ impl Link {
 
     /// The node at the other end, while the connection is up. May be late by a moment; [`Link::call`] is not.
     pub(crate) fn node(&self) -> Option<NodeId> {
-        Some(self.up.load(Ordering::Relaxed)).filter(|node| *node != 0)
+        node(self.up.load(Ordering::Relaxed))
     }
 
     /// Requests without an answer.
@@ -213,7 +213,7 @@ impl Link {
     /// Sends a request whose variable part has `bytes` bytes.
     pub(crate) fn call(
         self: &Arc<Self>,
-        group: u64,
+        group: GroupId,
         kind: request::Kind,
         bytes: usize,
     ) -> Result<Call, Unsent> {
@@ -223,32 +223,42 @@ impl Link {
     }
 
     /// Opens a watch for a feed; its frames go where everything about feeds goes.
-    pub(crate) fn open_watch(&self, group: u64, ask: &mut impl Ask, feed: FeedId) -> Result<Watch, Unsent> {
+    pub(crate) fn open_watch(
+        &self,
+        group: GroupId,
+        ask: &mut impl Ask,
+        feed: FeedId,
+    ) -> Result<Watch, Unsent> {
         let (open, bytes) = ask.request(None);
         let (link, id) = self.submit(|end| end.watch(group, open, bytes, feed))?;
         Ok(Watch { link, id })
     }
 
     /// Asks about watches; the answer goes where everything about feeds goes.
-    pub(crate) fn ask_for_feeds(&self, group: u64, ask: &mut impl Ask, question: u64) -> Result<(), Unsent> {
+    pub(crate) fn ask_for_feeds(
+        &self,
+        group: GroupId,
+        ask: &mut impl Ask,
+        question: u64,
+    ) -> Result<(), Unsent> {
         let (kind, bytes) = ask.request(None);
         self.submit(|end| end.call(group, kind, bytes, Caller::Feeds { group, question })).map(|_| ())
     }
 
     /// Allows a watch more bytes of events.
-    pub(crate) fn credit_watch(&self, group: u64, watch: Watch, bytes: u64) {
+    pub(crate) fn credit_watch(&self, group: GroupId, watch: Watch, bytes: u64) {
         self.tell(group, watch.id, request::Kind::WatchCredit(wire::WatchCredit { bytes }));
     }
 
     /// Ends a watch.
-    pub(crate) fn close_watch(&self, group: u64, watch: Watch) {
+    pub(crate) fn close_watch(&self, group: GroupId, watch: Watch) {
         if self.state.lock().end.close_watch(group, watch.id).is_some() {
             self.filled.notify_one();
         }
     }
 
     /// Takes back all calls to a group: its leader is elsewhere, and their outcome must be asked for there.
-    pub(crate) fn abandon(&self, group: u64) {
+    pub(crate) fn abandon(&self, group: GroupId) {
         let mut state = self.state.lock();
         let (link, gone) = (state.id, state.end.abandon(group));
         let node = state.end.node();
@@ -278,7 +288,7 @@ impl Link {
     }
 
     /// Sends a message about a live watch. Lost if the connection is: then the watch is, too.
-    fn tell(&self, group: u64, id: u64, kind: request::Kind) {
+    fn tell(&self, group: GroupId, id: u64, kind: request::Kind) {
         if self.state.lock().end.tell(group, id, kind) {
             self.filled.notify_one();
         }
@@ -294,17 +304,17 @@ impl Link {
     ) -> io::Error {
         let way = reached.way();
         let Reached { stream, welcome, by } = reached;
-        let node = welcome.node_id;
+        let node = NodeId(welcome.node_id);
         let address = self.address();
         if !identity.ways.handle_up(&self.target, node, way) {
-            debug!(address, node, "the node is reached by another address");
+            debug!(address, node = node.0, "the node is reached by another address");
             return io::ErrorKind::AlreadyExists.into();
         }
         match &by {
             Some(by) => {
-                warn!(address, node, by, "linked by a relay: the node is not reached directly")
+                warn!(address, node = node.0, by, "linked by a relay: the node is not reached directly")
             }
-            None => info!(address, node, "linked"),
+            None => info!(address, node = node.0, "linked"),
         }
         identity.refusals.settled(address);
         self.heard();
@@ -314,7 +324,7 @@ impl Link {
             state.id = id;
             state.end.handle_up(node);
         }
-        self.up.store(node, Ordering::Relaxed);
+        self.up.store(node.0, Ordering::Relaxed);
         let _ = events.send(LinkEvent::Up {
             id,
             link: Arc::clone(self),
@@ -339,7 +349,7 @@ impl Link {
         self.up.store(0, Ordering::Relaxed);
         self.metrics.losses.inc();
         let lost = self.state.lock().end.handle_down();
-        info!(address, node, %error, lost = lost.len(), "link lost");
+        info!(address, node = node.0, %error, lost = lost.len(), "link lost");
         // The owner hears of the loss before those who waited, so that they do not try the same link again.
         let _ = events.send(LinkEvent::Down { id });
         let _ = self.feeds.send(FeedEvent::Lost { link: id });
@@ -424,7 +434,7 @@ impl Link {
         {
             let mut state = self.state.lock();
             for response in frame.responses {
-                let (link, node) = (state.id, state.end.node().unwrap_or(0));
+                let (link, node) = (state.id, state.end.node().unwrap_or_default());
                 if let Some(response::Kind::ShardMap(update)) = response.kind {
                     let _ = events.send(LinkEvent::ShardMap(update.shard_map));
                     continue;
@@ -526,7 +536,7 @@ impl Drop for Call {
 /// Asks once.
 pub(crate) async fn attempt<A: Ask>(
     link: &Arc<Link>,
-    group: u64,
+    group: GroupId,
     ask: &mut A,
     numbered: Option<Numbered>,
 ) -> Attempted<A::Answer> {

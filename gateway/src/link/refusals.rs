@@ -54,7 +54,7 @@ impl fmt::Display for Refusal {
             Refusal::Handshake(error) => error.fmt(f),
             Refusal::NotANode(holder) => write!(f, "its certificate is that of {holder}, which is no node"),
             Refusal::WrongNode { meant, answers } => {
-                write!(f, "node {answers} answers, and node {meant} is meant")
+                write!(f, "node {} answers, and node {} is meant", answers.0, meant.0)
             }
         }
     }

@@ -99,7 +99,7 @@ async fn no_request_is_forgotten_when_a_relay_is_left() {
                 while !enough.is_cancelled() {
                     let command = Bytes::from_static(&[7; 3000]);
                     let kind = request::Kind::Write(wire::Write { command, ..Default::default() });
-                    match link.call(1, kind, 3000) {
+                    match link.call(GroupId(1), kind, 3000) {
                         Ok(call) => drop(call.await),
                         Err(_) => tokio::task::yield_now().await,
                     }
@@ -120,7 +120,7 @@ async fn no_request_is_forgotten_when_a_relay_is_left() {
             }
         });
         let mut changes = identity.ways.changes();
-        while !identity.ways.is_direct(1) {
+        while !identity.ways.is_direct(NodeId(1)) {
             timeout(PATIENCE, changes.changed()).await.unwrap().unwrap();
         }
         enough.cancel();
@@ -232,12 +232,12 @@ async fn a_node_that_passes_a_link_on_can_neither_change_it_nor_answer_itself() 
     let passing_tls = of("gaios://harbour/node/2", tls::Holder::Node(2));
     let identity = identity(Some(of("gaios://harbour/gateway/g", tls::Holder::Gateway)));
     for (passing, expected) in [
-        (Passing::Honest, Ok(1)),
+        (Passing::Honest, Ok(NodeId(1))),
         (Passing::Tampers, Err("refused or protocol")),
         (Passing::Pretends, Err("wrong_node")),
     ] {
         let (reached, ()) = tokio::join!(
-            timeout(PATIENCE, dial::connect_by(&by, &identity, 1)),
+            timeout(PATIENCE, dial::connect_by(&by, &identity, NodeId(1))),
             pass_on(&two, &passing_tls, &to, passing),
         );
         match (reached.unwrap(), expected) {

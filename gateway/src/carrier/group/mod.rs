@@ -12,7 +12,8 @@ use bytes::Bytes;
 use gateway_core::asks::{KeepAlive, KeptAlive, Read, Write};
 use gateway_core::link::{Ask, sort};
 use gateway_core::{
-    Attempted, Drive, DriveStep, Failure, GroupState, Learned, NodeId, Reach, ReadAt, Request, Sending, Shell,
+    Attempted, Drive, DriveStep, Failure, GroupId, GroupState, Learned, NodeId, Reach, ReadAt, Request,
+    Sending, Shell,
 };
 use keyspace::LeaseId;
 use parking_lot::Mutex;
@@ -36,7 +37,7 @@ use tracking::track_leader;
 
 #[derive(Debug)]
 pub(crate) struct Group {
-    id: u64,
+    id: GroupId,
     state: Mutex<GroupState>,
     /// Bumped whenever a waiting request may have become able to go.
     news: watch::Sender<u64>,
@@ -58,7 +59,7 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    pub(super) fn new(id: u64, retries: Retries, feeds: mpsc::UnboundedSender<FeedEvent>) -> Group {
+    pub(super) fn new(id: GroupId, retries: Retries, feeds: mpsc::UnboundedSender<FeedEvent>) -> Group {
         let (renewals, renewals_end) = mpsc::unbounded_channel();
         Group {
             id,
@@ -86,7 +87,7 @@ impl Group {
         }
     }
 
-    pub(super) fn id(&self) -> u64 {
+    pub(super) fn id(&self) -> GroupId {
         self.id
     }
 

@@ -41,7 +41,7 @@ pub(super) async fn track_leader(shared: &Shared, group: &Group) {
                 });
             }
             TrackerStep::Abandon { node, link } => {
-                info!(group = group.id(), silent = node, "another leader took over");
+                info!(group = group.id().0, silent = node.0, "another leader took over");
                 if let Some(link) = link {
                     link.abandon(group.id());
                 }
@@ -51,7 +51,7 @@ pub(super) async fn track_leader(shared: &Shared, group: &Group) {
                 Some((node, probed)) = probes.next() => {
                     let state = &mut group.state();
                     if tracker.handle_probed(state, node, probed) {
-                        debug!(group = group.id(), leader = ?state.route.leader(), "leader found");
+                        debug!(group = group.id().0, leader = ?state.route.leader(), "leader found");
                     }
                 }
                 Some((node, opened)) = openings.next() => {

@@ -11,7 +11,7 @@ use super::{End, Gateway};
 use crate::cluster::coverage::Mark;
 use crate::cluster::env::Env;
 use crate::cluster::maps::address;
-use crate::cluster::truth::{id, index};
+use crate::cluster::truth::index;
 
 /// One node, and how it is reached.
 pub(super) struct Dial {
@@ -34,7 +34,7 @@ struct Try {
 
 impl Dial {
     pub(super) fn new(now: Instant, ways: &mut Ways, node: NodeId) -> Dial {
-        let target = ways.target(address(node));
+        let target = ways.target(address(node.0));
         Dial {
             dialler: Dialler::new(now, target.clone()),
             target,
@@ -119,7 +119,7 @@ impl Gateway {
             let rng = &mut env.rng;
             let now = env.origin + std::time::Duration::from_nanos(env.now);
             let step = dial.dialler.poll(now, &self.ways, true, || rng.next() as u32);
-            let node = index(consensus_core::NodeId(dial.node));
+            let node = index(consensus_core::NodeId(dial.node.0));
             match step {
                 DialStep::DialDirect => {
                     let connection = env.dial(self.index, self.incarnation, node, None);
@@ -127,7 +127,7 @@ impl Gateway {
                 }
                 DialStep::DialRelay(relay) => {
                     let by = self.dials.iter().find(|dial| dial.target.address == relay.address);
-                    let by = by.map(|by| index(consensus_core::NodeId(by.node)));
+                    let by = by.map(|by| index(consensus_core::NodeId(by.node.0)));
                     env.mark(Mark::RelayDialled);
                     let connection = env.dial(self.index, self.incarnation, node, by);
                     self.dials[number].relay = Some(Try { connection, welcomed: None });
@@ -182,11 +182,11 @@ impl Gateway {
         let node = dial.node;
         let mut end = LinkEnd::default();
         end.handle_up(node);
-        let place = index(consensus_core::NodeId(node));
+        let place = index(consensus_core::NodeId(node.0));
         let end =
             End { end, node: place, heard_at: env.now, round_trip: Default::default(), flushing: false };
         self.ends.insert(connection, end);
-        self.nodes.borrow_mut().handle_place(id(place).0, Place::default());
+        self.nodes.borrow_mut().handle_place(node, Place::default());
         self.links.handle_up(LinkId(connection), node, connection);
         for (group, map) in maps.into_iter().enumerate() {
             self.learn_map(env, group, map);

@@ -11,14 +11,14 @@ use gateway_core::asks::{self, Sync as SyncAsk, Unasked};
 use gateway_core::link::{Ask, LinkId, Lost, sort};
 use gateway_core::watch::{Feed, FeedState, Feeds, OPENING, Pace};
 use gateway_core::{
-    Act, Attempted, Failure, FeedId, FeedItem, FeedSpec, Frame, Groups, NodeId, Reach, Upstreams, Watch,
+    Act, Attempted, Failure, FeedId, FeedItem, FeedSpec, Frame, GroupId, Groups, NodeId, Reach, Upstreams,
+    Watch,
 };
 use keyspace::KeyRange;
 
-use super::{Caller, Gateway, Reached};
+use super::{Caller, Gateway, Reached, node_id};
 use crate::cluster::coverage::Mark;
 use crate::cluster::env::{Env, trace};
-use crate::cluster::truth::id;
 
 /// Which watchers of a stream have something to look at.
 pub(super) type Inbox = Rc<RefCell<BTreeSet<u64>>>;
@@ -213,11 +213,11 @@ struct Known<'a> {
 impl Groups for Known<'_> {
     type Link = u64;
 
-    fn owner(&self, _: &KeyRange) -> Option<Result<u64, Failure>> {
-        self.is_mapped.then_some(Ok(self.group as u64))
+    fn owner(&self, _: &KeyRange) -> Option<Result<GroupId, Failure>> {
+        self.is_mapped.then_some(Ok(GroupId(self.group as u64)))
     }
 
-    fn leader(&self, _: u64) -> Option<NodeId> {
+    fn leader(&self, _: GroupId) -> Option<NodeId> {
         self.leader
     }
 
@@ -225,7 +225,7 @@ impl Groups for Known<'_> {
         self.reached.to(node)
     }
 
-    fn nearest(&self, _: u64) -> Option<(NodeId, u64)> {
+    fn nearest(&self, _: GroupId) -> Option<(NodeId, u64)> {
         self.reached.nearest()
     }
 }
@@ -380,7 +380,14 @@ impl Gateway {
         let synced = sort(&SyncAsk { watch: 0 }, answered);
         self.learn_of_feeds(env, link.0, group, &synced);
         let (now, random) = (env.instant(), || env.rng.next() as u32);
-        self.domains[group].upstreams.handle_synced(now, link, group as u64, question, synced, random);
+        self.domains[group].upstreams.handle_synced(
+            now,
+            link,
+            GroupId(group as u64),
+            question,
+            synced,
+            random,
+        );
     }
 
     /// A replica tells of itself. Returns whether that was it.
@@ -388,11 +395,11 @@ impl Gateway {
         match asks::unasked(response) {
             Some(Unasked::Watermark { group, revision }) => {
                 env.mark(Mark::WatchWatermark);
-                self.domains[group as usize].upstreams.handle_watermark(LinkId(link), group, revision);
+                self.domains[group.0 as usize].upstreams.handle_watermark(LinkId(link), group, revision);
                 true
             }
             Some(Unasked::NotLeading { group, refused }) => {
-                self.learn_of_feeds::<()>(env, link, group as usize, &Attempted::Refused(refused));
+                self.learn_of_feeds::<()>(env, link, group.0 as usize, &Attempted::Refused(refused));
                 true
             }
             None => false,
@@ -408,7 +415,7 @@ impl Gateway {
     }
 
     fn learn_of_feeds<T>(&mut self, env: &Env, link: u64, group: usize, attempted: &Attempted<T>) {
-        if let Some(node) = self.ends.get(&link).map(|end| id(end.node).0) {
+        if let Some(node) = self.ends.get(&link).map(|end| node_id(end.node)) {
             self.learn(env, group, node, attempted);
         }
     }

@@ -18,8 +18,8 @@ use gateway_core::link::{Heard, LinkEnd, LinkId, Waiter};
 use gateway_core::nearest::{Nodes, Place};
 use gateway_core::silence::Check;
 use gateway_core::{
-    GroupState, LeaderTracker, Links, Loss, NodeId, Quiet, Reach, Renewals, Replicas, Topology, Upstreams,
-    Ways,
+    GroupId, GroupState, LeaderTracker, Links, Loss, NodeId, Quiet, Reach, Renewals, Replicas, Topology,
+    Upstreams, Ways,
 };
 
 use super::clock::{MICRO, MILLI, Time};
@@ -208,6 +208,11 @@ impl Gateways {
     }
 }
 
+/// A node's id, as gateways know it.
+fn node_id(index: usize) -> NodeId {
+    NodeId(id(index).0)
+}
+
 /// Nobody listens.
 fn refuse_connection(env: &mut Env, event: GatewayEvent) {
     if let GatewayEvent::Call(call) = event {
@@ -222,7 +227,7 @@ impl Gateway {
         let now = env.instant();
         let mut ways = Ways::default();
         let nodes = 0..env.profile.nodes;
-        let dials = nodes.map(|node| Dial::new(now, &mut ways, id(node).0)).collect();
+        let dials = nodes.map(|node| Dial::new(now, &mut ways, node_id(node))).collect();
         let domain = |_| Domain {
             topology: None,
             state: GroupState::default(),
@@ -336,7 +341,7 @@ impl Gateway {
             links: &self.links,
             ends: &self.ends,
             nodes: &self.nodes,
-            replicas: topology.map_or_else(Vec::new, |topology| topology.replicas(group as u64)),
+            replicas: topology.map_or_else(Vec::new, |topology| topology.replicas(GroupId(group as u64))),
             time: env.now,
         }
     }
@@ -394,7 +399,7 @@ impl Gateway {
                 }
                 Heard::Ping(Some(sample)) => {
                     end.round_trip = sample;
-                    self.nodes.borrow_mut().handle_round_trip(id(node).0, sample);
+                    self.nodes.borrow_mut().handle_round_trip(node_id(node), sample);
                 }
                 Heard::Ping(None) | Heard::Nobody => {}
             }

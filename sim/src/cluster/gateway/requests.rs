@@ -10,8 +10,8 @@ use gateway_core::asks::{Decided, KeepAlive, KeptAlive, Read, Write};
 use gateway_core::link::{Ask, Lost, sort};
 use gateway_core::silence::patience;
 use gateway_core::{
-    Answer, Attempted, Batch, Concern, Deadline, Drive, DriveStep, Failure, GroupState, Learned, NodeId,
-    Numbered, Phase, ReadAt, Renewals, Request, Sending, Shell, learn,
+    Answer, Attempted, Batch, Concern, Deadline, Drive, DriveStep, Failure, GroupId, GroupState, Learned,
+    NodeId, Numbered, Phase, ReadAt, Renewals, Request, Sending, Shell, learn,
 };
 use keyspace::{LeaseId, Route, SessionId};
 
@@ -244,7 +244,7 @@ impl Gateway {
             Some(What::Read { query, .. }) => Concern::of_query(query),
             Some(What::KeepAlive(_)) | None => Concern::Domain,
         };
-        if topology.group_of(concern) != Ok(group as u64) {
+        if topology.group_of(concern) != Ok(GroupId(group as u64)) {
             env.fail("maps", format!("{what:?} does not belong to group {group}"));
         }
         let mut state = std::mem::take(&mut self.domains[group].state);
@@ -283,10 +283,10 @@ impl Gateway {
         let Some(end) = self.ends.get_mut(&link) else {
             return env.fail("links", format!("connection {link} is not there"));
         };
-        match end.end.call(group as u64, kind, bytes, caller) {
+        match end.end.call(GroupId(group as u64), kind, bytes, caller) {
             Ok(id) => {
                 let sent = Sent { link, id, since: env.now, was_applied };
-                trace!(env, "gateway {} sends #{} to n{node}: {sent:?}", self.index, driven.operation());
+                trace!(env, "gateway {} sends #{} to n{}: {sent:?}", self.index, driven.operation(), node.0);
                 driven.sent = Some(sent);
                 self.requests.insert(number, driven);
                 self.flush_soon(env, link);
