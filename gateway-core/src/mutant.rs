@@ -24,6 +24,8 @@ pub enum Mutant {
     SeenNotTold,
     /// A shard map is believed whatever its epoch.
     OldMapBelieved,
+    /// A shard map is not believed where another one is known.
+    NewerMapIgnored,
     /// A feed that moves goes on one revision too late.
     FeedSkipsOnMove,
     /// A feed that moves shows the last revision again.
@@ -47,7 +49,7 @@ pub enum Mutant {
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 17] = [
+    pub const ALL: [Mutant; 18] = [
         Mutant::RetryUnderNewNumber,
         Mutant::LostAsNeverApplied,
         Mutant::UnknownAsNeverApplied,
@@ -56,6 +58,7 @@ impl Mutant {
         Mutant::LateAnswerTaken,
         Mutant::SeenNotTold,
         Mutant::OldMapBelieved,
+        Mutant::NewerMapIgnored,
         Mutant::FeedSkipsOnMove,
         Mutant::FeedRepeatsOnMove,
         Mutant::FeedStaysWhenLost,

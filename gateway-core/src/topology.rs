@@ -60,6 +60,7 @@ impl Topology {
         match known {
             Some(known) if known.contradicts(&topology) => Err(Unbelieved::Contradicts),
             Some(known) if known.epoch() >= topology.epoch() && !mutant!(OldMapBelieved) => Ok(None),
+            Some(_) if mutant!(NewerMapIgnored) => Ok(None),
             Some(_) | None => {
                 let is_newer = known.is_none_or(|known| known.epoch() < topology.epoch());
                 assert!(is_newer || mutant!(OldMapBelieved), "a map is taken for a newer one alone");

@@ -47,6 +47,7 @@ pub struct Settings {
 /// `now` must have been read after the events that are stepped with it had come in: a read under the leader lease takes
 /// effect at that moment, which has to lie between its question and its answer. And the liveness must be looked at after the
 /// clock: support that lapsed by `now` must not have been prolonged since, or a vote would leave out a holder who counts on it.
+/// [`look`] does both in that order.
 #[derive(Clone, Copy)]
 pub struct Env<'a> {
     /// The node's clock.
@@ -63,6 +64,12 @@ impl fmt::Debug for Env<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Env").field("now", &self.now).field("disk", &self.disk).finish_non_exhaustive()
     }
+}
+
+/// Looks at the clock and at the liveness, in the order that [`Env`] wants.
+pub fn look<L>(clock: impl FnOnce() -> Mono, liveness: impl FnOnce() -> L) -> (Mono, L) {
+    let now = clock();
+    (now, liveness())
 }
 
 /// How the journal does.
@@ -83,4 +90,84 @@ pub trait Links {
     /// Whether the gateway takes what it is sent, so that another query should be answered now. A replica that was told no
     /// hears [`crate::Event::LinkDrained`] when that has changed.
     fn has_room(&self, link: LinkId) -> bool;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::time::Duration;
+
+    use consensus_core::{LivenessMessage, LivenessOutput};
+
+    use super::*;
+
+    const HOLDER: NodeId = NodeId(1);
+    const GRANTOR: NodeId = NodeId(2);
+
+    /// A node that supports another.
+    struct Node {
+        now: Mono,
+        liveness: Liveness,
+        /// What asks for that.
+        heartbeat: LivenessMessage,
+        has_paused: bool,
+    }
+
+    impl Node {
+        fn new() -> Node {
+            let (mut now, timing) = (Mono(1_000_000_000_000), Timing::default());
+            let mut liveness = Liveness::new(GRANTOR, [HOLDER], 1, timing, now);
+            let mut holder = Liveness::new(HOLDER, [GRANTOR], 1, timing, now);
+            let mut out = LivenessOutput::default();
+            // They have to hear of each other first.
+            for _ in 0..10 {
+                now = now.max(holder.next_deadline());
+                holder.disk_progress(now);
+                holder.tick(now);
+                holder.poll(&mut out);
+                let heartbeat = out.sends.pop().expect("it is due").1;
+                liveness.receive(now, HOLDER, Some(timing.support), heartbeat.clone());
+                if liveness.supports(now, HOLDER).is_some() {
+                    return Node { now, liveness, heartbeat, has_paused: false };
+                }
+                liveness.poll(&mut out);
+                for (_, answer) in out.sends.drain(..).filter(|(to, _)| *to == HOLDER) {
+                    holder.receive(now, GRANTOR, Some(timing.support), answer);
+                }
+            }
+            panic!("it is not supported");
+        }
+
+        fn supports(&self) -> bool {
+            self.liveness.supports(self.now, HOLDER).is_some()
+        }
+
+        /// The thread that looks loses its core after its first look: support is prolonged just before it would lapse, and
+        /// then the time comes at which it would have.
+        fn pause(&mut self) {
+            if std::mem::replace(&mut self.has_paused, true) {
+                return;
+            }
+            while self.liveness.supports(self.now.after(Duration::from_millis(1)), HOLDER).is_some() {
+                self.now = self.now.after(Duration::from_millis(1));
+            }
+            let support = Some(Timing::default().support);
+            self.liveness.receive(self.now, HOLDER, support, self.heartbeat.clone());
+            self.now = self.now.after(Duration::from_millis(2));
+        }
+    }
+
+    #[test]
+    fn whoever_is_supported_all_along_is_seen_to_be() {
+        let node = RefCell::new(Node::new());
+        let seen = |seen: &RefCell<Node>| {
+            let mut node = seen.borrow_mut();
+            let before = (node.now, node.liveness.clone());
+            node.pause();
+            before
+        };
+        let (now, liveness) = look(|| seen(&node).0, || seen(&node).1);
+        assert!(node.borrow().supports(), "support never lapsed");
+        assert!(liveness.supports(now, HOLDER).is_some(), "and a vote that is cast now names its holder");
+    }
 }

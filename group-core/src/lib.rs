@@ -38,7 +38,7 @@ mod turn;
 mod versions;
 mod watches;
 
-pub use env::{Disk, Env, LinkId, Links, Settings};
+pub use env::{Disk, Env, LinkId, Links, Settings, look};
 pub use event::{Event, Progress};
 pub use gate::Gate;
 pub use log_positions::LogPositions;

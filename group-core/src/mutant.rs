@@ -35,6 +35,8 @@ pub enum Mutant {
     WatchWithoutPrevKv,
     /// A state that is replaced leaves watches where they are.
     WatchOverSnapshot,
+    /// A gateway is not told that a watch fell behind.
+    WatchFallsSilently,
     /// A watermark says more than was sent.
     WatermarkTooHigh,
     /// The cluster version rises as soon as the leader knows the next one.
@@ -44,7 +46,7 @@ pub enum Mutant {
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 17] = [
+    pub const ALL: [Mutant; 18] = [
         Mutant::ReadUnasked,
         Mutant::UnknownAsRefused,
         Mutant::AnswersSwapped,
@@ -60,6 +62,7 @@ impl Mutant {
         Mutant::WatchOverCompaction,
         Mutant::WatchWithoutPrevKv,
         Mutant::WatchOverSnapshot,
+        Mutant::WatchFallsSilently,
         Mutant::WatermarkTooHigh,
         Mutant::VersionRaisedAlone,
     ];

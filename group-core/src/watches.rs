@@ -270,7 +270,9 @@ impl Watches {
                 if mutant!(self.broken, WatchSkipsWhenBehind) {
                     watch.next.0 += 1;
                 }
-                watch.tell_place(id.1, resolved, replies);
+                if !mutant!(self.broken, WatchFallsSilently) {
+                    watch.tell_place(id.1, resolved, replies);
+                }
                 self.leave_step(id);
                 continue;
             }

@@ -11,6 +11,10 @@ pub enum Mutant {
     StaleEpochApplied,
     /// A command is carried out in the shard that it names, wherever its keys are.
     ForeignKeysApplied,
+    /// A query is answered in the first shard that is here, wherever its keys are.
+    ForeignReadAnswered,
+    /// The results of writes are stored in the first shard that is here.
+    ResultInFirstShard,
     /// That a write was turned away is not kept under its number.
     WrongShardForgotten,
     /// Revisions that were given are not used: the next ones are.
@@ -34,10 +38,12 @@ pub enum Mutant {
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 12] = [
+    pub const ALL: [Mutant; 14] = [
         Mutant::ResultUnderNextNumber,
         Mutant::StaleEpochApplied,
         Mutant::ForeignKeysApplied,
+        Mutant::ForeignReadAnswered,
+        Mutant::ResultInFirstShard,
         Mutant::WrongShardForgotten,
         Mutant::GivenRevisionIgnored,
         Mutant::PassedRevisionUsed,

@@ -72,3 +72,33 @@ fn different_seeds_give_different_runs() {
     hashes.dedup();
     assert_eq!(hashes.len(), 20);
 }
+
+/// A run that fails is made smaller, and fails in the same way when what is left is asked for by flags.
+#[cfg(feature = "mutants")]
+#[test]
+fn a_failing_run_is_shrunk_to_what_it_needs() {
+    use sim::cluster::{Mutant, Reduction, TraceMode, shrink};
+
+    let mutant = Mutant::all().find(|mutant| mutant.name() == "CommandSkipped");
+    let options = RunOptions { mutant, ..RunOptions::default() };
+    let failing = Suite { seeds: 0..100, threads: threads(), stop_at_failure: true, options }.run();
+    let seed = failing.failures.first().expect("it is caught soon").seed;
+    let whole = run_caught(seed, options);
+    let small = shrink(seed, RunOptions { trace: TraceMode::Last(20), ..options });
+    let invariant = |report: &RunReport| report.violation.clone().map(|violation| violation.invariant);
+    assert_eq!(invariant(&small), invariant(&whole));
+    assert!(small.ended_ms <= whole.ended_ms && !small.trace.is_empty());
+
+    let flags = small.options.reduction.to_string();
+    assert!(flags.contains("--without") && flags.contains("Kill"), "no fault is needed to see it:{flags}");
+    let mut words = flags.split_whitespace();
+    let mut reduction = Reduction::default();
+    while let (Some(flag), Some(value)) = (words.next(), words.next()) {
+        reduction = match flag {
+            "--without" => reduction.without(value).expect("these are kinds of faults"),
+            _ => reduction.heal_at(value.parse().expect("milliseconds")),
+        };
+    }
+    let again = run_caught(seed, RunOptions { reduction, ..options });
+    assert_eq!((again.hash, invariant(&again)), (small.hash, invariant(&small)));
+}

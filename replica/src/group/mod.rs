@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use consensus_core::{Liveness, Mono, NodeId, PersistSeq, Record};
 use group_core::{
     Answer, Counters, Disk, Env, Event, LargeAnswer, LinkId, Links, Out, Replica, Settings, Start, Stateless,
-    ToPeer, Turn,
+    ToPeer, Turn, look,
 };
 use journal::Ticket;
 use tracing::{error, info};
@@ -171,10 +171,8 @@ impl Task {
         self.publish(replica);
     }
 
-    /// The clock first: what is known of the others may be newer than `now`, but not older.
     fn look(&self) -> Seen {
-        let now = clock::now();
-        let liveness = Arc::clone(&self.shared.liveness.read());
+        let (now, liveness) = look(clock::now, || Arc::clone(&self.shared.liveness.read()));
         let journal = &self.shared.journal;
         let disk = Disk { full: journal.is_full(), crowded: journal.is_crowded() };
         Seen { now, liveness, disk }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 #[cfg(feature = "mutants")]
 use sim::cluster::Mutant;
-use sim::cluster::{Mark, RunOptions, Suite, TraceMode, run_caught};
+use sim::cluster::{Mark, Reduction, RunOptions, Suite, TraceMode, run_caught, shrink};
 
 const HELP: &str = "\
 cargo run -p sim --bin sim -- FLAGS
@@ -19,6 +19,9 @@ cargo run -p sim --bin sim -- FLAGS
   --seed S            run this seed alone
   --trace             with --seed: print every line of its trace
   --last N            with --seed: print the last N lines of its trace
+  --shrink            with --seed: if it fails, find what it fails without, and print that run
+  --without A,B       no faults of these kinds
+  --heal-at MS        no faults after so many milliseconds
   --mixed-support     incarnations differ in how long they support others
   --mutant NAME       break this rule (needs --features mutants)
   --mutants           every mutant must be caught within --seeds seeds (needs --features mutants)
@@ -33,6 +36,8 @@ struct Flags {
     keep_going: bool,
     seed: Option<u64>,
     trace: TraceMode,
+    shrink: bool,
+    reduction: Reduction,
     mixed_support: bool,
     mutant: Option<String>,
     mutants: bool,
@@ -60,7 +65,7 @@ fn main() -> ExitCode {
     let ok = if flags.mutants {
         kill_mutants(&flags)
     } else if let Some(seed) = flags.seed {
-        let report = run_caught(seed, options);
+        let report = if flags.shrink { shrink(seed, options) } else { run_caught(seed, options) };
         println!("{report}");
         report.violation.is_none()
     } else {
@@ -80,6 +85,8 @@ impl Flags {
             keep_going: false,
             seed: None,
             trace: TraceMode::Off,
+            shrink: false,
+            reduction: Reduction::default(),
             mixed_support: false,
             mutant: None,
             mutants: false,
@@ -97,6 +104,9 @@ impl Flags {
                 "--seed" => flags.seed = Some(number(&flag, &value()?)?),
                 "--trace" => flags.trace = TraceMode::All,
                 "--last" => flags.trace = TraceMode::Last(number(&flag, &value()?)? as usize),
+                "--shrink" => flags.shrink = true,
+                "--without" => flags.reduction = flags.reduction.without(&value()?)?,
+                "--heal-at" => flags.reduction = flags.reduction.heal_at(number(&flag, &value()?)?),
                 "--mixed-support" => flags.mixed_support = true,
                 "--mutant" => flags.mutant = Some(value()?),
                 "--mutants" => flags.mutants = true,
@@ -113,7 +123,12 @@ impl Flags {
             Mutant::all().find(|mutant| mutant.name() == *name).ok_or(format!("no such mutant: {name}"))
         };
         let mutant = self.mutant.as_ref().map(find).transpose()?;
-        Ok(RunOptions { trace: self.trace, mixed_support: self.mixed_support, mutant })
+        Ok(RunOptions {
+            trace: self.trace,
+            mixed_support: self.mixed_support,
+            reduction: self.reduction,
+            mutant,
+        })
     }
 
     #[cfg(not(feature = "mutants"))]
@@ -121,7 +136,7 @@ impl Flags {
         if self.mutant.is_some() || self.mutants {
             return Err("mutants are not built in: add --features mutants".to_owned());
         }
-        Ok(RunOptions { trace: self.trace, mixed_support: self.mixed_support })
+        Ok(RunOptions { trace: self.trace, mixed_support: self.mixed_support, reduction: self.reduction })
     }
 }
 

@@ -14,14 +14,14 @@ use crate::linear::history::{End, Operation};
 use crate::linear::specs::{RegisterAction, RegisterInput, RegisterOutput};
 
 use super::clock::{MILLI, SECOND, Time};
-use super::commands::value_of;
+use super::commands::{Family, key, single, value_of};
 use super::coverage::Mark;
 use super::env::{Env, trace};
-use super::events::{Call, Event, GatewayEvent, Granted, What};
+use super::events::{Call, Event, GatewayEvent, Granted, SentUnder, What};
 use super::truth::Fate;
 
 /// Registers and other keys of each group that callers write.
-const KEYS: u64 = 3;
+const KEYS: u8 = 3;
 /// Callers are numbered from here on where clients of nodes are, too.
 const FIRST: u64 = 1_000;
 /// A replica waits about a tenth of a second for what a client has seen, by its own clock.
@@ -66,25 +66,6 @@ enum Probe {
     Write(usize),
     Read(usize),
     Done,
-}
-
-fn register(number: u64) -> Bytes {
-    Bytes::copy_from_slice(&[b'r', number as u8])
-}
-
-/// A key that is no register.
-fn other(number: u64) -> Bytes {
-    Bytes::copy_from_slice(&[b'g', (number % KEYS) as u8])
-}
-
-/// All keys of callers that are no registers.
-pub(crate) fn others() -> KeyRange {
-    KeyRange::prefix(&b"g"[..])
-}
-
-/// All registers of callers.
-pub(crate) fn registers() -> KeyRange {
-    KeyRange::prefix(&b"r"[..])
 }
 
 fn lease_of(caller: usize) -> LeaseId {
@@ -152,7 +133,7 @@ impl Callers {
         number: usize,
         operation: u64,
         result: Option<Result<Granted, Failure>>,
-        numbers: Vec<(SessionId, u64)>,
+        numbers: Vec<SentUnder>,
     ) {
         let caller = &mut self.callers[number];
         let Some(current) = caller.current.take_if(|current| current.operation == operation) else { return };
@@ -173,8 +154,14 @@ impl Callers {
             if numbers.len() > 1 {
                 env.mark(Mark::NumberChanged);
             }
-            let check = env.truths[group].write_ended(&numbers, fate.clone());
-            env.note(check);
+            for of in env.maps.groups_of(env.maps.domain_of(group)).collect::<Vec<_>>() {
+                let sent = numbers.iter().filter(|sent| sent.group == of);
+                let sent: Vec<(SessionId, u64)> = sent.map(|sent| (sent.session, sent.seq)).collect();
+                // Whoever has not its keys never carries it out.
+                let fate = if of == group { fate.clone() } else { Fate::Never };
+                let check = env.truths[of].write_ended(&sent, fate);
+                env.note(check);
+            }
         }
         if let Some(Ok(granted)) = &result {
             self.answered += 1;
@@ -282,19 +269,27 @@ impl Caller {
     ) -> (What, Option<RegisterInput>) {
         let value = (FIRST + number as u64) << 32 | operation;
         let encoded = Bytes::copy_from_slice(&value.to_be_bytes());
-        let key = env.rng.below(KEYS);
-        let put = |key: Bytes| Put { prev_kv: true, ..Put::new(key, encoded.clone()) };
+        let place = env.maps.place_of(group);
+        let key_number = env.rng.below(u64::from(KEYS)) as u8;
+        let put = |family: Family, number: u8| Put {
+            prev_kv: true,
+            ..Put::new(key(place, family, number % KEYS), encoded.clone())
+        };
         let read = |range: KeyRange, serializable: Option<i64>| What::Read {
             query: Query::Range(RangeRequest::new(range)),
             serializable,
         };
         let write_register = || {
-            let input = RegisterInput { key: FIRST_KEY + key, action: RegisterAction::Write(value) };
-            (What::Write(Op::Put(put(register(key)))), Some(input))
+            let input = RegisterInput {
+                key: FIRST_KEY + u64::from(key_number),
+                action: RegisterAction::Write(value),
+            };
+            (What::Write(Op::Put(put(Family::CallersRegister, key_number))), Some(input))
         };
         let read_register = || {
-            let input = RegisterInput { key: FIRST_KEY + key, action: RegisterAction::Read };
-            (read(KeyRange::single(register(key)), None), Some(input))
+            let input =
+                RegisterInput { key: FIRST_KEY + u64::from(key_number), action: RegisterAction::Read };
+            (read(single(place, Family::CallersRegister, key_number), None), Some(input))
         };
         match self.probe {
             Some(Probe::Write(_)) => return write_register(),
@@ -303,26 +298,32 @@ impl Caller {
         }
         let lease = lease_of(number);
         let seen = self.seen.get(&group).copied().unwrap_or(0);
+        // All of them at times, even where they are in several shards.
+        let others = env.maps.part_or_whole(group, Family::CallersOther.keys(place), key_number);
         let op = match env.rng.below(20) {
             0..=3 => return write_register(),
             4..=6 => return read_register(),
-            7 => return (read(others(), None), None),
-            8..=9 => return (read(others(), Some(seen)), None),
+            7 => return (read(others, None), None),
+            8..=9 => return (read(others, Some(seen)), None),
             10..=11 => return (What::KeepAlive(lease.0), None),
             12..=13 => {
-                Op::Put(Put { lease: if env.rng.flip() { lease } else { LeaseId::NONE }, ..put(other(key)) })
+                let lease = if env.rng.flip() { lease } else { LeaseId::NONE };
+                Op::Put(Put { lease, ..put(Family::CallersOther, key_number) })
             }
-            14 => Op::DeleteRange(DeleteRange { range: KeyRange::single(other(key)), prev_kv: true }),
+            14 => Op::DeleteRange(DeleteRange {
+                range: single(place, Family::CallersOther, key_number),
+                prev_kv: true,
+            }),
             15..=16 => {
-                let range = KeyRange::single(other(key));
+                let range = single(place, Family::CallersOther, key_number);
                 let (result, target) = (CompareResult::Greater, CompareTarget::Version(0));
                 Op::Txn(Txn {
                     compare: vec![Compare { range: range.clone(), result, target }],
                     success: vec![
                         TxnOp::DeleteRange(DeleteRange { range, prev_kv: true }),
-                        TxnOp::Put(put(other(key + 1))),
+                        TxnOp::Put(put(Family::CallersOther, key_number + 1)),
                     ],
-                    failure: vec![TxnOp::Put(put(other(key)))],
+                    failure: vec![TxnOp::Put(put(Family::CallersOther, key_number))],
                 })
             }
             17 => Op::LeaseGrant { id: lease, ttl: env.rng.range(2, 6) as i64 },

@@ -55,7 +55,7 @@ enum Wish {
     Read(u8),
     Write(u8),
     Change(Change),
-    Scan { serializable: bool },
+    Scan { serializable: bool, part: u8 },
     KeepAlive,
 }
 
@@ -159,7 +159,10 @@ impl Clients {
                 let wish = match (registers, reads) {
                     (true, true) => Wish::Read(key),
                     (true, false) => Wish::Write(key),
-                    (false, true) => Wish::Scan { serializable: env.rng.flip() },
+                    (false, true) => Wish::Scan {
+                        serializable: env.rng.flip(),
+                        part: env.rng.below(u64::from(KEYS)) as u8,
+                    },
                     (false, false) => Wish::of_others(env, group, key),
                 };
                 (group, wish)
@@ -167,7 +170,7 @@ impl Clients {
         };
         let action = match (wish, state.sessions.get(&group)) {
             (Wish::Read(key), _) => Action::Read(key),
-            (Wish::Scan { serializable }, _) => Action::Scan { serializable },
+            (Wish::Scan { serializable, part }, _) => Action::Scan { serializable, part },
             (Wish::KeepAlive, _) => Action::KeepAlive,
             (Wish::Write(_) | Wish::Change(_), None) => Action::Open(client as u64 + 1),
             (Wish::Change(change), Some(session)) => {
@@ -292,6 +295,10 @@ impl Clients {
                 *seq += 1;
                 current.action = Action::Write(session, Write { seq: *seq, ..write });
                 self.try_again(env, client);
+            }
+            // It is not for one shard.
+            (Answer::Misrouted, Action::Change(..) | Action::Scan { .. }) if attempt == current.attempt => {
+                self.end(env, client, None);
             }
             (Answer::Misrouted | Answer::Refused(_) | Answer::Unknown, _)
             | (Answer::Opened(_) | Answer::Written(_) | Answer::Value { .. } | Answer::Done, _) => {}

@@ -41,6 +41,8 @@ marks! {
     LeaseReadDuringLeaderChange,
     /// A watcher was shown events.
     WatchTold,
+    /// A watch that was in step fell behind, for want of credit, beside one that did not.
+    WatchStarved,
     /// A watcher went on at another node.
     WatchMoved,
     /// A watermark said how far a watch in step is.
@@ -95,8 +97,26 @@ marks! {
     RenewalUndecided,
     /// A leader had leases removed that had come to their end.
     LeaseExpired,
-    /// A write was refused, since its client went by an old map.
+    /// A request was refused where its keys are not: its client went by an old map, or it is for several shards.
     WrongShard,
+    /// A gateway's request was refused so.
+    RefusedAsWrongShard,
+    /// It was answered after the gateway had seen a newer map.
+    AnsweredByNewerMap,
+    /// It was answered by another group than was asked at first.
+    AnsweredByOtherGroup,
+    /// A gateway refused a request for several shards.
+    RequestSpansShards,
+    /// A gateway's feed was refused where its keys are not.
+    FeedRefusedAsWrongShard,
+    /// It was opened after the gateway had seen a newer map.
+    FeedOpenedByNewerMap,
+    /// A gateway refused a watch of several shards.
+    WatchSpansShards,
+    /// A group began with more than one shard.
+    SeveralShards,
+    /// Several groups carried a domain.
+    DomainOfSeveralGroups,
     /// A write was refused, since too many disks were full.
     RefusedForDisks,
     /// A leader could make nothing durable, since too many disks were full.
@@ -202,7 +222,7 @@ marks! {
 impl Mark {
     /// What a suite is for, in words. So many seeds as [`Mark::VITAL_SEEDS`] show all of it, or something has become rare that
     /// must not.
-    pub const VITAL: [(Mark, &'static str); 8] = [
+    pub const VITAL: [(Mark, &'static str); 11] = [
         (Mark::Election, "elections"),
         (Mark::WatchMoved, "moves of watches between nodes"),
         (Mark::FeedMoved, "moves of gateways' feeds"),
@@ -210,6 +230,9 @@ impl Mark {
         (Mark::AnsweredFromSession, "retried writes answered from a session"),
         (Mark::SnapshotInstalled, "snapshots installed"),
         (Mark::LeaseExpired, "leases expired"),
+        (Mark::SeveralShards, "groups of several shards"),
+        (Mark::AnsweredByNewerMap, "requests refused by the wrong shard and answered by the right one"),
+        (Mark::FeedRefusedAsWrongShard, "feeds refused by the wrong shard"),
         (Mark::DiskFull, "disks filled"),
     ];
 

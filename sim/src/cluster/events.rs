@@ -47,7 +47,7 @@ pub(crate) enum Event {
         caller: usize,
         operation: u64,
         result: Option<Result<Granted, Failure>>,
-        numbers: Vec<(SessionId, u64)>,
+        numbers: Vec<SentUnder>,
     },
     /// A listener opens its stream, or looks after it.
     Listener { listener: usize, connection: u64 },
@@ -92,9 +92,9 @@ pub(crate) enum NodeEvent {
     },
     /// A gateway's connection is closed.
     GatewayGone(u64),
-    /// It hears of a group's shard map.
+    /// It hears of a domain's shard map.
     Map {
-        group: usize,
+        domain: usize,
         map: usize,
     },
     /// Of a watcher.
@@ -185,7 +185,11 @@ pub(crate) struct HandOver {
 /// What a watcher wants of a node.
 #[derive(Clone, Debug)]
 pub(crate) enum WatchCall {
-    Open(wire::WatchOpen),
+    /// With another one beside it on the same link, of a key that nobody writes.
+    Open {
+        watch: Box<wire::WatchOpen>,
+        quiet: Box<wire::WatchOpen>,
+    },
     Credit(u64),
     /// How far the watch has come.
     Sync,
@@ -220,9 +224,10 @@ pub(crate) enum Action {
     Read(u8),
     /// Everything else; by the client's own number of it.
     Change(SessionId, u32, Change),
-    /// All keys that are no registers.
+    /// Keys that are no registers: those of one of the group's shards, or all.
     Scan {
         serializable: bool,
+        part: u8,
     },
     KeepAlive,
 }
@@ -252,7 +257,7 @@ pub(crate) enum Answer {
 pub(crate) enum GatewayEvent {
     /// A node's machine has accepted the connection.
     Connected(u64),
-    /// The node has welcomed us; its shard maps, by group.
+    /// The node has welcomed us; its shard maps, by domain.
     Welcomed {
         connection: u64,
         maps: Vec<Bytes>,
@@ -292,10 +297,19 @@ pub(crate) enum What {
 pub(crate) struct Call {
     pub(crate) caller: usize,
     pub(crate) operation: u64,
+    /// Whose keys it concerns.
     pub(crate) group: usize,
     pub(crate) what: What,
     /// Until it is given up.
     pub(crate) timeout: Time,
+}
+
+/// A number that a write was sent under, of a session in a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SentUnder {
+    pub(crate) group: usize,
+    pub(crate) session: SessionId,
+    pub(crate) seq: u64,
 }
 
 /// What a client is granted.

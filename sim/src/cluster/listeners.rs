@@ -1,13 +1,12 @@
 //! Clients that watch through gateways: each has a stream with a few watches of one group, goes on where it was at another
 //! gateway, and is shown every change once, whole, in order, and nothing from the future.
 
-use bytes::Bytes;
-use gateway_core::watch::{Canceled, Create, Events, Filters, Frame, Told as Says};
+use gateway_core::Failure;
+use gateway_core::watch::{Canceled, Create, Events, Filters, Frame, NotCreated, Told as Says};
 use keyspace::{Event as KeyEvent, EventKind, KeyRange, RevisionEvents};
 
-use super::callers::{others, registers};
 use super::clock::{MILLI, SECOND};
-use super::commands::{other_keys, register};
+use super::commands::{Family, single};
 use super::coverage::Mark;
 use super::env::{Env, trace};
 use super::events::{Event, GatewayEvent, ToStream, ToWatchers, Told};
@@ -55,7 +54,7 @@ impl Listeners {
         let mut listeners = Vec::new();
         for number in 0..env.profile.listeners {
             let group = env.rng.index(env.profile.groups.len());
-            let watches = (0..env.rng.range(1, WATCHES_MAX)).map(|_| Watch::new(env)).collect();
+            let watches = (0..env.rng.range(1, WATCHES_MAX)).map(|_| Watch::new(env, group)).collect();
             let gateway = env.rng.index(env.profile.gateways);
             let is_slow = env.rng.below(4) == 0;
             listeners.push(Listener {
@@ -83,6 +82,11 @@ impl Listeners {
         if !listener.is_open {
             listener.open(env, number);
             return;
+        }
+        for watch in 0..listener.watches.len() {
+            if listener.watches[watch].id.is_none() {
+                listener.create(env, number, watch);
+            }
         }
         match env.rng.below(12) {
             0 if !env.healed => {
@@ -141,21 +145,26 @@ impl Listeners {
             of_group.flat_map(|(number, listener)| listener.watches.iter().map(move |watch| (number, watch)));
         let behind = watches.find(|(_, watch)| {
             let due = env.truths[group].events(&watch.range, watch.next, i64::MAX);
-            watch.next > 0 && !watch.wanted(due).is_empty()
+            env.maps.shards_of(group, &watch.range) == 1 && watch.next > 0 && !watch.wanted(due).is_empty()
         });
         behind.map(|(number, watch)| format!("listener {number} is at {} of {watch:?}", watch.next))
     }
 }
 
 impl Watch {
-    fn new(env: &mut Env) -> Watch {
+    fn new(env: &mut Env, group: usize) -> Watch {
+        let place = env.maps.place_of(group);
         let range = match env.rng.below(5) {
-            0 => register(env.rng.below(4) as u8),
-            1 => other_keys(),
-            2 => others(),
-            3 => registers(),
-            _ => KeyRange::from(Bytes::from_static(b"\0")),
+            0 => single(place, Family::Register, env.rng.below(4) as u8),
+            1 => Family::Other.keys(place),
+            2 => Family::CallersOther.keys(place),
+            3 => Family::CallersRegister.keys(place),
+            _ => KeyRange::all(),
         };
+        let parts = env.maps.parts(group, &range);
+        // One of several shards is refused.
+        let spans = env.rng.below(12) == 0 && env.maps.shards_of(group, &range) > 1;
+        let range = if spans { range } else { parts[env.rng.index(parts.len())].clone() };
         let filters = Filters { no_put: env.rng.below(8) == 0, no_delete: env.rng.below(8) == 0 };
         Watch {
             range,
@@ -241,6 +250,14 @@ impl Listener {
             }
             Says::Events(events) => self.on_events(env, number, revision, &events),
             Says::Progress { id } => self.on_progress(env, number, revision, id),
+            Says::NotCreated(NotCreated::Failed(Failure::SpansShards)) => {
+                env.mark(Mark::WatchSpansShards);
+                // They are created in the order in which that was asked for.
+                let waiting = self.watches.iter_mut().filter(|watch| !watch.is_created && watch.id.is_some());
+                if let Some(watch) = waiting.min_by_key(|watch| watch.id) {
+                    watch.id = None;
+                }
+            }
             Says::NotCreated(why) => {
                 env.fail("watch", format!("listener {number}: no watch is created: {why:?}"));
             }
@@ -321,6 +338,11 @@ impl Listener {
                 env.mark(Mark::ListenerCompacted);
                 watch.next = compact_revision;
                 self.create(env, number, place);
+            }
+            // So says the gateway's map; a newer one may say otherwise.
+            Canceled::Failed(Failure::SpansShards) => {
+                env.mark(Mark::WatchSpansShards);
+                self.watches[place].id = None;
             }
             Canceled::ByClient | Canceled::Failed(_) => {
                 env.fail("watch", format!("listener {number}: watch {id} ends: {why:?}"));

@@ -9,6 +9,7 @@
 //!   callers    ask gateways, and go on at another one
 //!   listeners  watch through gateways, and go on where they were
 //!   gateway    routes, sessions, retries, links, feeds, watchers                          (the real `gateway_core`)
+//!   maps       of shards: how the keys of a domain came to lie where they are, and who knows how much of that
 //!   connections  between gateways and nodes: in order while they last
 //!   net        loss, duplication, reordering, partitions
 //!   node       disk and clock; the process: superblock, journal, snapshot files, liveness       (the real ones)
@@ -41,6 +42,7 @@
 //! | codec | what is decoded is what was encoded |
 //! | timers | no timer is due again at once |
 //! | reads | what is read is what was there at the revision that the answer says, and not before what was there already |
+//! | shards | a command takes effect where its keys are and have been since the map that it went by, and is refused elsewhere |
 //! | maps | a gateway follows the newest shard map that it has seen, and no older one |
 //! | links | a gateway's links are what its dialler says they are |
 //! | watch | a watcher is shown every change once, whole, in order, with what was there before, and nothing from the future |
@@ -65,8 +67,10 @@ mod mutant;
 mod net;
 mod node;
 mod profile;
+mod reduction;
 mod rng;
 mod runner;
+mod shrink;
 mod truth;
 mod watchers;
 mod world;
@@ -75,6 +79,8 @@ pub use coverage::{Coverage, Mark};
 pub use env::TraceMode;
 #[cfg(feature = "mutants")]
 pub use mutant::Mutant;
+pub use reduction::Reduction;
 pub use runner::{Suite, SuiteReport, open_seeds, run_caught};
+pub use shrink::shrink;
 pub use truth::Violation;
 pub use world::{RunOptions, RunReport, run};

@@ -14,10 +14,16 @@ pub enum Mutant {
 }
 
 /// Those of the state machine that show here; its own tests catch them all.
-const OF_STATE: [keyspace::Mutant; 3] = [
+const OF_STATE: [keyspace::Mutant; 9] = [
     keyspace::Mutant::ResultUnderNextNumber,
-    keyspace::Mutant::ReadAboveResolved,
     keyspace::Mutant::StaleEpochApplied,
+    keyspace::Mutant::ForeignKeysApplied,
+    keyspace::Mutant::ForeignReadAnswered,
+    keyspace::Mutant::ResultInFirstShard,
+    keyspace::Mutant::WrongShardForgotten,
+    keyspace::Mutant::ReadAboveResolved,
+    keyspace::Mutant::ResolvedByShard,
+    keyspace::Mutant::LeaseEndsInOneShard,
 ];
 
 impl Mutant {

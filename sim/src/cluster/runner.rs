@@ -163,8 +163,8 @@ impl fmt::Display for RunReport {
                 writeln!(f, "  {}", violation.detail)?;
                 write!(
                     f,
-                    "replay with the whole trace: cargo run -p sim --bin sim -- --seed {} --trace",
-                    self.seed
+                    "replay with the whole trace: cargo run -p sim --bin sim -- --seed {}{} --trace",
+                    self.seed, self.options
                 )
             }
         }

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use consensus_core::message::{Accept, Accepted, Chosen, Prepare, Promise};
+use gateway_core::Concern;
 use keyspace::{
     Command, Effects, Error, KeyRange, Keyspace, LeaseEffect, LeaseId, LeaseSerial, Outcome, Proposal, Query,
-    RangeReply, RangeRequest, Reply, RevisionEvents, SessionId,
+    RangeReply, RangeRequest, Reply, RevisionEvents, SessionId, ShardSpan,
 };
 
 use consensus_core::{
@@ -16,6 +17,7 @@ use consensus_core::{
 
 use super::clock::{MILLI, SECOND, Time};
 use super::commands::{Write, Written, value_digest, value_of};
+use super::maps::part;
 
 /// An invariant that did not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +96,8 @@ pub(crate) struct GroupTruth {
     group: usize,
     config: Arc<Config>,
     slots: Vec<SlotTruth>,
+    /// The shards that it has.
+    spans: Vec<ShardSpan>,
     /// The log as committed, applied to a state of its own.
     state: Keyspace,
     committed: Vec<u64>,
@@ -178,13 +182,14 @@ struct NodeTruth {
 }
 
 impl GroupTruth {
-    pub(crate) fn new(group: usize, config: Arc<Config>) -> GroupTruth {
+    pub(crate) fn new(group: usize, config: Arc<Config>, spans: Vec<ShardSpan>) -> GroupTruth {
         let nodes = config.voters.iter().map(|node| (index(node), NodeTruth::default())).collect();
         GroupTruth {
             group,
             config,
             slots: Vec::new(),
-            state: Keyspace::new(keyspace::Options::default()),
+            state: Keyspace::new(keyspace::Options { shards: spans.clone(), ..keyspace::Options::default() }),
+            spans,
             committed: Vec::new(),
             digests: Vec::new(),
             ballots: BTreeMap::new(),
@@ -592,7 +597,7 @@ impl GroupTruth {
             Value::Batch(commands) => {
                 for (index, command) in (0..).zip(commands.iter()) {
                     let proposal = Proposal::decode(command.clone()).expect("nothing else is proposed here");
-                    writes.push(Write::of(&proposal.command));
+                    writes.push((Write::of(&proposal.command), self.belongs(&proposal.command)));
                     let by_clock = matches!(proposal.command, Command::ExpireLeases(_));
                     self.state.apply(slot.0, index, proposal, &mut effects);
                     self.follow_leases(now, by_clock, &effects.leases)?;
@@ -602,7 +607,14 @@ impl GroupTruth {
         }
         self.events.append(&mut effects.revisions);
         let mut fates = Vec::new();
-        for (answer, write) in effects.replies.into_iter().zip(writes) {
+        for (answer, (write, belongs)) in effects.replies.into_iter().zip(writes) {
+            let is_refused = answer.outcome == Err(Error::WrongShard);
+            if !answer.repeated && !is_of_session(&answer.outcome) && is_refused == belongs {
+                let (session, seq) = (answer.session, answer.seq);
+                let detail =
+                    format!("{slot:?}: {session:?} {seq} belongs here: {belongs}, refused: {is_refused}");
+                return fail("shards", detail);
+            }
             if answer.session != SessionId::NONE && !is_of_session(&answer.outcome) {
                 let known = self.outcomes.insert((answer.session, answer.seq), answer.outcome.clone());
                 if known.is_some_and(|known| !answer.repeated || known != answer.outcome) {
@@ -613,6 +625,16 @@ impl GroupTruth {
             fates.extend(write.map(|write| (write, answer.repeated, answer.outcome)));
         }
         Ok(fates)
+    }
+
+    /// Whether a command is for this group: the shard that it names is here, and has had all its keys since that map.
+    fn belongs(&self, command: &Command) -> bool {
+        let Command::Write { route, op, .. } = command else { return true };
+        let Concern::Keys(ranges) = Concern::of_op(op) else { return true };
+        let span = route.and_then(|route| {
+            self.spans.iter().find(|span| span.id == route.shard && span.since <= route.epoch)
+        });
+        span.is_some_and(|span| ranges.iter().all(|range| part(span, range).as_ref() == Some(range)))
     }
 
     /// No lease ends before its time, unless somebody revokes it.
@@ -670,7 +692,7 @@ impl GroupTruth {
 
     /// What a command of a session was answered when it took effect, if it has.
     pub(crate) fn effect_of(&self, session: SessionId, seq: u64) -> Option<&Outcome> {
-        self.outcomes.get(&(session, seq))
+        self.outcomes.get(&(session, seq)).filter(|outcome| **outcome != Err(Error::WrongShard))
     }
 
     /// A write that went through a gateway under these numbers is over.
@@ -718,6 +740,9 @@ impl GroupTruth {
         match self.state.query(&Query::Range(asked)) {
             Ok(Reply::Range(right)) if (&right.kvs, right.count) != (&reply.kvs, reply.count) => {
                 fail("reads", format!("group {group}: {range:?} at {revision:?} is {reply:?}, not {right:?}"))
+            }
+            Err(Error::WrongShard) => {
+                fail("shards", format!("group {group}: {range:?} is read, and no shard here has all of it"))
             }
             // What it was is compacted.
             Ok(_) | Err(_) => Ok(()),

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use keyspace::{KeyRange, RevisionEvents};
 
 use super::clock::{MILLI, SECOND, Time};
-use super::commands::{other_keys, register};
+use super::commands::{Family, single};
 use super::coverage::Mark;
 use super::env::{Env, trace};
 use super::events::{Event, NodeEvent, WatchCall};
@@ -46,11 +46,14 @@ impl Watchers {
         let mut watchers = Vec::new();
         for group in 0..env.profile.groups.len() {
             for _ in 0..env.rng.below(WATCHERS_MAX + 1) {
+                let place = env.maps.place_of(group);
                 let range = match env.rng.below(3) {
-                    0 => register(env.rng.below(4) as u8),
-                    1 => other_keys(),
-                    _ => KeyRange::from(Bytes::from_static(b"\0")),
+                    0 => single(place, Family::Register, env.rng.below(4) as u8),
+                    1 => Family::Other.keys(place),
+                    _ => KeyRange::all(),
                 };
+                let parts = env.maps.parts(group, &range);
+                let range = parts[env.rng.index(parts.len())].clone();
                 let (prev_kv, next) = (env.rng.flip(), env.rng.pick(&[0, 1, 2, 60]));
                 watchers.push(Watcher {
                     group,
@@ -108,7 +111,10 @@ impl Watchers {
                 open.in_step = opened.start_revision > opened.revision;
             }
             Kind::WatchEvents(events) => {
-                open.in_step = events.upto >= events.revision;
+                let is_in_step = events.upto >= events.revision;
+                if std::mem::replace(&mut open.in_step, is_in_step) && !is_in_step {
+                    env.mark(Mark::WatchStarved);
+                }
                 state.on_events(env, watcher, events);
             }
             Kind::WatchWatermark(told) if open.in_step => {
@@ -184,7 +190,8 @@ impl Watcher {
             // It goes on with one that it had.
             linearizable: !self.settled,
         };
-        self.call(env, watcher, node, WatchCall::Open(open));
+        let quiet = wire::WatchOpen { key: quiet_key(&self.range), credit: 1, ..wire::WatchOpen::default() };
+        self.call(env, watcher, node, WatchCall::Open { watch: Box::new(open), quiet: Box::new(quiet) });
         env.after(SECOND, Event::Watcher { watcher, attempt: self.attempt });
     }
 
@@ -224,6 +231,14 @@ impl Watcher {
             env.after(300_000 + delay, Event::Node { node: open.node, start: None, event });
         }
     }
+}
+
+/// A key beside those of a range that nobody writes.
+fn quiet_key(range: &KeyRange) -> Bytes {
+    let mut key = range.key.to_vec();
+    // Before the next key that is written, and the next at which a shard may begin.
+    key.extend([0, 0]);
+    key.into()
 }
 
 /// Whether what was told is what was due. `prev_kv`: with what was there before, unless that is compacted: before the events

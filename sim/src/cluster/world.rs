@@ -1,5 +1,7 @@
 //! One run: events in the order of true time, trouble until it ends, and what must work then.
 
+use std::fmt;
+
 use consensus_core::{NodeId, Role, Slot};
 use keyspace::ClusterVersion;
 
@@ -14,6 +16,7 @@ use super::listeners::Listeners;
 use super::net::{Links, NODES_MAX};
 use super::node::{Node, Process};
 use super::profile::{Fault, Profile};
+use super::reduction::Reduction;
 use super::rng::Rng;
 use super::truth::{Violation, id, index};
 use super::watchers::Watchers;
@@ -27,6 +30,8 @@ pub struct RunOptions {
     pub trace: TraceMode,
     /// Nodes, and the incarnations of a node, differ in how long they support others.
     pub mixed_support: bool,
+    /// What is taken from what the seed decides.
+    pub reduction: Reduction,
     /// Which rule of the engine is broken.
     #[cfg(feature = "mutants")]
     pub mutant: Option<super::Mutant>,
@@ -37,9 +42,25 @@ impl Default for RunOptions {
         RunOptions {
             trace: TraceMode::Off,
             mixed_support: false,
+            reduction: Reduction::default(),
             #[cfg(feature = "mutants")]
             mutant: None,
         }
+    }
+}
+
+/// As flags of the command line, but for the trace.
+impl fmt::Display for RunOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.reduction)?;
+        if self.mixed_support {
+            f.write_str(" --mixed-support")?;
+        }
+        #[cfg(feature = "mutants")]
+        if let Some(mutant) = self.mutant {
+            write!(f, " --mutant {}", mutant.name())?;
+        }
+        Ok(())
     }
 }
 
@@ -48,6 +69,10 @@ impl Default for RunOptions {
 pub struct RunReport {
     /// The seed.
     pub seed: u64,
+    /// How it was run.
+    pub options: RunOptions,
+    /// When it ended, in milliseconds of its own time.
+    pub ended_ms: u64,
     /// Equal for equal runs, and only for those.
     pub hash: u64,
     /// What happened.
@@ -95,6 +120,7 @@ pub(crate) struct World {
     gateways: Gateways,
     callers: Callers,
     listeners: Listeners,
+    options: RunOptions,
     deadline: Time,
     done: bool,
 }
@@ -122,8 +148,21 @@ impl World {
         let gateways = Gateways::new(&mut env);
         let callers = Callers::new(&mut env);
         let listeners = Listeners::new(&mut env);
-        let heal_at = env.profile.heal_at;
+        let heal_at = options.reduction.heals_by(env.profile.heal_at);
         env.at(heal_at, Event::Heal);
+        // Sooner or later all have heard of where the shards are.
+        for domain in 0..env.maps.domains() {
+            if env.maps.groups_of(domain).count() > 1 {
+                env.mark(Mark::DomainOfSeveralGroups);
+            }
+            let within = env.profile.heal_at / 2;
+            spread_map(&mut env, domain, within);
+        }
+        for group in 0..env.profile.groups.len() {
+            if env.maps.spans(group).len() > 1 {
+                env.mark(Mark::SeveralShards);
+            }
+        }
         if !env.profile.faults.is_empty() {
             env.at(first_fault, Event::Fault);
             env.at(SECOND, Event::GatewayFault);
@@ -136,6 +175,7 @@ impl World {
             gateways,
             callers,
             listeners,
+            options,
             deadline: Time::MAX,
             done: false,
         }
@@ -155,12 +195,14 @@ impl World {
         let env = &mut self.env;
         RunReport {
             seed,
+            options: self.options,
+            ended_ms: env.now / MILLI,
             hash: env.trace.hash,
             coverage: env.coverage.clone(),
             events: env.events,
             answered: self.clients.answered + self.callers.answered,
             violation: env.violation.clone(),
-            profile: env.profile.to_string(),
+            profile: format!("{}{}", env.profile, env.maps),
             trace: env.trace.lines.drain(..).collect(),
         }
     }
@@ -215,7 +257,9 @@ impl World {
                     let delay = env.rng.around(env.profile.fault_every);
                     env.after(delay, Event::Fault);
                     let fault = env.rng.pick(&env.profile.faults.clone());
-                    self.cause(fault);
+                    if !self.options.reduction.omits(fault) {
+                        self.cause(fault);
+                    }
                 }
             }
             Event::EndPartition(number) => env.net.heal(number),
@@ -500,12 +544,9 @@ impl World {
                 env.cut_gateway(gateway, node, until);
             }
             _ => {
-                let group = env.rng.index(env.profile.groups.len());
-                let Some(map) = env.maps.change(group, &mut env.rng) else { return };
-                for node in 0..self.nodes.len() {
-                    let delay = env.rng.around(300 * MILLI);
-                    let event = Box::new(NodeEvent::Map { group, map });
-                    env.after(delay, Event::Node { node, start: None, event });
+                let domain = env.rng.index(env.maps.domains());
+                if env.maps.change(domain, &mut env.rng).is_some() {
+                    spread_map(env, domain, 600 * MILLI);
                 }
             }
         }
@@ -589,6 +630,9 @@ impl World {
             (env.support_max() + env.profile.timing.election).as_nanos() as Time * Time::from(PATIENCE);
         self.deadline = env.now + PAUSE_MAX + patience;
         env.heal_gateways();
+        for domain in 0..env.maps.domains() {
+            spread_map(env, domain, 10 * MILLI);
+        }
         for gateway in 0..env.profile.gateways {
             env.after(MILLI, Event::GatewayStart { gateway });
         }
@@ -733,5 +777,14 @@ impl World {
                 return;
             }
         }
+    }
+}
+
+/// Each node hears of a domain's newest map, all within this time.
+fn spread_map(env: &mut Env, domain: usize, within: Time) {
+    for node in 0..env.profile.nodes {
+        let delay = env.rng.below(within);
+        let event = NodeEvent::Map { domain, map: env.maps.newest(domain) };
+        env.after(delay, Event::Node { node, start: None, event: Box::new(event) });
     }
 }

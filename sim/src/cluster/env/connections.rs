@@ -93,7 +93,7 @@ impl Env {
         let Some(connection) = self.connections.open.get_mut(&number) else { return };
         connection.node_start = Some(node_start);
         let node = connection.node;
-        let maps = self.maps.known_to(node);
+        let maps = (0..self.maps.domains()).map(|domain| self.maps.known_to(node, domain)).collect();
         self.tell_gateway(number, GatewayEvent::Welcomed { connection: number, maps });
     }
 

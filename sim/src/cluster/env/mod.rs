@@ -5,11 +5,12 @@ pub(crate) mod connections;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::gaios::link::v1::response::Kind;
 use bytes::BytesMut;
-use consensus_core::{Ballot, LivenessMessage, Message, Mono, NodeId, Slot};
+use consensus_core::{Ballot, Config, LivenessMessage, Message, Mono, NodeId, Slot};
 use group_core::ToPeer;
 use keyspace::ClusterVersion;
 
@@ -155,11 +156,12 @@ pub(crate) struct Env {
 }
 
 impl Env {
-    pub(crate) fn new(seed: u64, profile: Profile, rng: Rng, mode: TraceMode) -> Env {
-        let truths: Vec<GroupTruth> = (0..)
-            .zip(&profile.groups)
-            .map(|(group, config)| GroupTruth::new(group, std::sync::Arc::new(config.clone())))
-            .collect();
+    pub(crate) fn new(seed: u64, profile: Profile, mut rng: Rng, mode: TraceMode) -> Env {
+        let maps = Maps::draw(&mut rng, profile.nodes, &profile.groups);
+        let truth = |(group, config): (usize, &Config)| {
+            GroupTruth::new(group, Arc::new(config.clone()), maps.spans(group).to_vec())
+        };
+        let truths: Vec<GroupTruth> = profile.groups.iter().enumerate().map(truth).collect();
         Env {
             now: 0,
             heap: BinaryHeap::new(),
@@ -170,7 +172,7 @@ impl Env {
             rng,
             net: Net::new(profile.quality),
             connections: Connections::default(),
-            maps: Maps::new(profile.nodes, &profile.groups),
+            maps,
             running: 0,
             // Only differences count.
             origin: Instant::now(),

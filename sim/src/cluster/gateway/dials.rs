@@ -9,7 +9,7 @@ use gateway_core::{DialStep, Dialler, Loss, NodeId, Target, Way, Ways};
 
 use super::{End, Gateway};
 use crate::cluster::coverage::Mark;
-use crate::cluster::env::Env;
+use crate::cluster::env::{Env, trace};
 use crate::cluster::maps::address;
 use crate::cluster::truth::index;
 
@@ -120,6 +120,9 @@ impl Gateway {
             let now = env.origin + std::time::Duration::from_nanos(env.now);
             let step = dial.dialler.poll(now, &self.ways, true, || rng.next() as u32);
             let node = index(consensus_core::NodeId(dial.node.0));
+            if !matches!(step, DialStep::Await { .. }) {
+                trace!(env, "gateway {} and n{}: {step:?}", self.index, node + 1);
+            }
             match step {
                 DialStep::DialDirect => {
                     let connection = env.dial(self.index, self.incarnation, node, None);
@@ -188,8 +191,8 @@ impl Gateway {
         self.ends.insert(connection, end);
         self.nodes.borrow_mut().handle_place(node, Place::default());
         self.links.handle_up(LinkId(connection), node, connection);
-        for (group, map) in maps.into_iter().enumerate() {
-            self.learn_map(env, group, map);
+        for map in maps {
+            self.learn_map(env, map);
         }
         self.announce_links();
     }

@@ -11,12 +11,12 @@ use gateway_core::asks::{self, Sync as SyncAsk, Unasked};
 use gateway_core::link::{Ask, LinkId, Lost, sort};
 use gateway_core::watch::{Feed, FeedState, Feeds, OPENING, Pace};
 use gateway_core::{
-    Act, Attempted, Failure, FeedId, FeedItem, FeedSpec, Frame, GroupId, Groups, NodeId, Reach, Upstreams,
-    Watch,
+    Act, Attempted, Concern, Failure, FeedId, FeedItem, FeedSpec, Frame, GroupId, Groups, NodeId, Reach,
+    Refused, Upstreams, Watch, Why,
 };
 use keyspace::KeyRange;
 
-use super::{Caller, Gateway, Reached, node_id};
+use super::{Caller, Gateway, node_id};
 use crate::cluster::coverage::Mark;
 use crate::cluster::env::{Env, trace};
 
@@ -41,7 +41,7 @@ pub(super) struct SimFeed(Rc<Shared>);
 
 struct Shared {
     id: usize,
-    group: usize,
+    domain: usize,
     range: KeyRange,
     prev_kv: bool,
     state: RefCell<FeedState<Subscriber>>,
@@ -107,7 +107,7 @@ impl Drop for Subscription {
 
 /// The feeds as one stream has them.
 pub(super) struct StreamFeeds {
-    pub(super) group: usize,
+    pub(super) domain: usize,
     pub(super) hub: Hub,
     pub(super) inbox: Inbox,
 }
@@ -123,7 +123,7 @@ impl StreamFeeds {
         let state = RefCell::new(FeedState::new(pace));
         let feed = SimFeed(Rc::new(Shared {
             id: opened.last,
-            group: self.group,
+            domain: self.domain,
             range: range.clone(),
             prev_kv,
             state,
@@ -146,7 +146,7 @@ impl Feeds for StreamFeeds {
     fn shared(&self, range: &KeyRange, prev_kv: bool, watcher: u64) -> (Subscription, u64) {
         let is_it = |feed: &&SimFeed| {
             let of = &feed.0;
-            of.group == self.group
+            of.domain == self.domain
                 && of.range == *range
                 && of.prev_kv == prev_kv
                 && feed.state().end().is_none()
@@ -200,58 +200,54 @@ pub(super) struct Carried {
     allowed: i64,
     /// How often it was opened at a replica.
     opened: u32,
+    /// It was last asked for where its keys are not.
+    was_misrouted: bool,
 }
 
-/// What a gateway knows of a group.
+/// What a gateway knows of the groups of a domain.
 struct Known<'a> {
-    group: usize,
-    is_mapped: bool,
-    leader: Option<NodeId>,
-    reached: Reached<'a>,
+    gateway: &'a Gateway,
+    domain: usize,
+    env: &'a Env,
 }
 
 impl Groups for Known<'_> {
     type Link = u64;
 
-    fn owner(&self, _: &KeyRange) -> Option<Result<GroupId, Failure>> {
-        self.is_mapped.then_some(Ok(GroupId(self.group as u64)))
+    fn owner(&self, range: &KeyRange) -> Option<Result<GroupId, Failure>> {
+        let topology = self.gateway.domains[self.domain].topology.as_ref()?;
+        Some(topology.group_of(|| Concern::Keys(vec![range.clone()])))
     }
 
-    fn leader(&self, _: GroupId) -> Option<NodeId> {
-        self.leader
+    fn leader(&self, group: GroupId) -> Option<NodeId> {
+        self.gateway.groups[group.0 as usize].state.route.leader().map(|leader| leader.node)
     }
 
     fn to(&self, node: NodeId) -> Option<u64> {
-        self.reached.to(node)
+        self.gateway.links.to(node, || 0, |link| self.gateway.ends.contains_key(link)).copied()
     }
 
-    fn nearest(&self, _: GroupId) -> Option<(NodeId, u64)> {
-        self.reached.nearest()
+    fn nearest(&self, group: GroupId) -> Option<(NodeId, u64)> {
+        self.gateway.reach(self.env, group.0 as usize).nearest()
     }
 }
 
 impl Gateway {
-    fn known(&self, env: &Env, group: usize) -> Known<'_> {
-        let domain = &self.domains[group];
-        Known {
-            group,
-            is_mapped: domain.topology.is_some(),
-            leader: domain.state.route.leader().map(|leader| leader.node),
-            reached: self.reach(env, group),
-        }
-    }
-
     /// Does what can be done for feeds.
     pub(super) fn carry_feeds(&mut self, env: &mut Env) {
         let new = std::mem::take(&mut self.hub.0.borrow_mut().new);
-        for (feed, spec) in new {
+        for (feed, mut spec) in new {
+            // At times as little as still goes round: credit comes back in steps of a quarter.
+            if env.rng.flip() {
+                spec.credit = spec.credit / 4 + 1;
+            }
             let (id, credit) = (feed.id() as u64, spec.credit as i64);
-            self.domains[feed.0.group].upstreams.open(FeedId(id), spec);
-            self.feeds.insert(id, Carried { feed, credit, allowed: credit, opened: 0 });
+            self.domains[feed.0.domain].upstreams.open(FeedId(id), spec);
+            self.feeds.insert(id, Carried { feed, credit, allowed: credit, opened: 0, was_misrouted: false });
         }
         loop {
             self.hand_on(env);
-            let acted = (0..self.domains.len()).filter(|group| self.act(env, *group)).count();
+            let acted = (0..self.domains.len()).filter(|domain| self.act(env, *domain)).count();
             if acted == 0 {
                 return;
             }
@@ -264,7 +260,7 @@ impl Gateway {
         for (&number, carried) in &mut self.feeds {
             let id = FeedId(number);
             let due = carried.feed.0.state.borrow_mut().take_due();
-            let upstreams = &mut self.domains[carried.feed.0.group].upstreams;
+            let upstreams = &mut self.domains[carried.feed.0.domain].upstreams;
             if due.close {
                 upstreams.close(id);
                 closed.push(number);
@@ -287,23 +283,26 @@ impl Gateway {
         }
     }
 
-    /// Does what is to be done for the feeds of a group. Returns whether there was anything.
-    fn act(&mut self, env: &mut Env, group: usize) -> bool {
-        let domain = &mut self.domains[group];
+    /// Does what is to be done for the feeds of a domain. Returns whether there was anything.
+    fn act(&mut self, env: &mut Env, number: usize) -> bool {
+        let domain = &mut self.domains[number];
         let mut upstreams = std::mem::take(&mut domain.upstreams);
         let now = env.instant();
         let mut acts = false;
         loop {
-            let known = self.known(env, group);
-            let Some(act) = upstreams.poll(now, &known, || env.rng.next() as u32) else { break };
+            let mut rng = env.rng.clone();
+            let known = Known { gateway: self, domain: number, env };
+            let act = upstreams.poll(now, &known, || rng.next() as u32);
+            env.rng = rng;
+            let Some(act) = act else { break };
             acts = true;
-            self.carry_out(env, &mut upstreams, group, act);
+            self.carry_out(env, &mut upstreams, act);
         }
-        self.domains[group].upstreams = upstreams;
+        self.domains[number].upstreams = upstreams;
         acts
     }
 
-    fn carry_out(&mut self, env: &mut Env, upstreams: &mut Upstreams<u64>, group: usize, act: Act<u64>) {
+    fn carry_out(&mut self, env: &mut Env, upstreams: &mut Upstreams<u64>, act: Act<u64>) {
         let now = env.instant();
         match act {
             Act::Open { feed, group: of, link, mut ask } => {
@@ -336,7 +335,7 @@ impl Gateway {
                 }
             }
             Act::Ask { link, connection, group: of, question, mut ask } => {
-                let caller = Caller::Feeds { group, link: connection, question };
+                let caller = Caller::Feeds { group: of, link: connection, question };
                 let (kind, bytes) = ask.request(None);
                 let Some(end) = self.ends.get_mut(&link) else {
                     return env.fail("links", format!("connection {link} is not there"));
@@ -352,27 +351,38 @@ impl Gateway {
                     carried.feed.handle_item(item);
                 }
             }
-            Act::Seek { group: _ } => self.domains[group].tracker_due = None,
+            Act::Seek { group } => self.groups[group.0 as usize].tracker_due = None,
         }
     }
 
     pub(super) fn handle_feed_frame(&mut self, env: &mut Env, link: u64, id: u64, response: wire::Response) {
         let Some(carried) = self.feeds.get_mut(&id) else { return };
-        let group = carried.feed.0.group;
+        let upstreams = &self.domains[carried.feed.0.domain].upstreams;
+        let domain = carried.feed.0.domain;
+        let group = upstreams.group(FeedId(id)).unwrap_or_default();
         let watch = Watch { link: LinkId(link), id: response.id };
         let frame = asks::frame(response);
+        if let Attempted::Refused(Refused { why: Why::WrongShard, .. }) = &frame {
+            env.mark(Mark::FeedRefusedAsWrongShard);
+            carried.was_misrouted = true;
+        }
+        if let Attempted::Answer(Frame::Opened { .. }) = &frame
+            && std::mem::take(&mut carried.was_misrouted)
+        {
+            env.mark(Mark::FeedOpenedByNewerMap);
+        }
         if let Attempted::Answer(Frame::Events { bytes, .. }) = &frame {
             carried.allowed -= *bytes as i64;
         }
         self.learn_of_feeds(env, link, group, &frame);
         let (now, random) = (env.instant(), || env.rng.next() as u32);
-        self.domains[group].upstreams.handle_frame(now, FeedId(id), watch, frame, random);
+        self.domains[domain].upstreams.handle_frame(now, FeedId(id), watch, frame, random);
     }
 
     pub(super) fn handle_feeds_synced(
         &mut self,
         env: &mut Env,
-        group: usize,
+        group: GroupId,
         link: LinkId,
         question: u64,
         answered: Result<wire::Response, Lost>,
@@ -380,14 +390,8 @@ impl Gateway {
         let synced = sort(&SyncAsk { watch: 0 }, answered);
         self.learn_of_feeds(env, link.0, group, &synced);
         let (now, random) = (env.instant(), || env.rng.next() as u32);
-        self.domains[group].upstreams.handle_synced(
-            now,
-            link,
-            GroupId(group as u64),
-            question,
-            synced,
-            random,
-        );
+        let domain = self.groups[group.0 as usize].domain;
+        self.domains[domain].upstreams.handle_synced(now, link, group, question, synced, random);
     }
 
     /// A replica tells of itself. Returns whether that was it.
@@ -395,11 +399,12 @@ impl Gateway {
         match asks::unasked(response) {
             Some(Unasked::Watermark { group, revision }) => {
                 env.mark(Mark::WatchWatermark);
-                self.domains[group.0 as usize].upstreams.handle_watermark(LinkId(link), group, revision);
+                let domain = self.groups[group.0 as usize].domain;
+                self.domains[domain].upstreams.handle_watermark(LinkId(link), group, revision);
                 true
             }
             Some(Unasked::NotLeading { group, refused }) => {
-                self.learn_of_feeds::<()>(env, link, group.0 as usize, &Attempted::Refused(refused));
+                self.learn_of_feeds::<()>(env, link, group, &Attempted::Refused(refused));
                 true
             }
             None => false,
@@ -414,9 +419,9 @@ impl Gateway {
         }
     }
 
-    fn learn_of_feeds<T>(&mut self, env: &Env, link: u64, group: usize, attempted: &Attempted<T>) {
+    fn learn_of_feeds<T>(&mut self, env: &Env, link: u64, group: GroupId, attempted: &Attempted<T>) {
         if let Some(node) = self.ends.get(&link).map(|end| node_id(end.node)) {
-            self.learn(env, group, node, attempted);
+            self.learn(env, group.0 as usize, node, attempted);
         }
     }
 }

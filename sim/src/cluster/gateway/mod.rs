@@ -62,6 +62,7 @@ pub(crate) struct Gateway {
     ends: BTreeMap<u64, End>,
     nodes: RefCell<Nodes>,
     domains: Vec<Domain>,
+    groups: Vec<Group>,
     requests: BTreeMap<u64, Driven>,
     last_request: u64,
     /// Requests that may be able to go on.
@@ -73,10 +74,17 @@ pub(crate) struct Gateway {
     looks: u64,
 }
 
-/// A group as a gateway sees it: a domain of its own.
+/// A domain as a gateway sees it.
+#[derive(Default)]
 struct Domain {
-    /// None before the first node has welcomed us: then the group is not known.
+    /// None before the first node has welcomed us: then its groups are not known.
     topology: Option<Topology>,
+    upstreams: Upstreams<u64>,
+}
+
+/// A group as a gateway sees it.
+struct Group {
+    domain: usize,
     state: GroupState,
     tracker: LeaderTracker,
     /// When the tracker has something to do.
@@ -86,7 +94,6 @@ struct Domain {
     asked: u64,
     /// The newest revision and term that were heard.
     seen: (i64, u64),
-    upstreams: Upstreams<u64>,
     renewals: Renewals<Renewing>,
 }
 
@@ -106,7 +113,7 @@ enum Caller {
     Request(u64),
     Probe { group: usize, asked: u64, node: NodeId },
     Opening { group: usize, asked: u64, node: NodeId },
-    Feeds { group: usize, link: LinkId, question: u64 },
+    Feeds { group: GroupId, link: LinkId, question: u64 },
 }
 
 /// The links, as requests, trackers and feeds see them.
@@ -228,8 +235,8 @@ impl Gateway {
         let mut ways = Ways::default();
         let nodes = 0..env.profile.nodes;
         let dials = nodes.map(|node| Dial::new(now, &mut ways, node_id(node))).collect();
-        let domain = |_| Domain {
-            topology: None,
+        let group = |group| Group {
+            domain: env.maps.domain_of(group),
             state: GroupState::default(),
             tracker: LeaderTracker::default(),
             tracker_due: None,
@@ -238,7 +245,6 @@ impl Gateway {
             ),
             asked: 0,
             seen: (0, 0),
-            upstreams: Upstreams::default(),
             renewals: Renewals::default(),
         };
         Gateway {
@@ -250,7 +256,8 @@ impl Gateway {
             links: Links::default(),
             ends: BTreeMap::new(),
             nodes: RefCell::new(Nodes::new(Place::default())),
-            domains: (0..env.profile.groups.len()).map(domain).collect(),
+            domains: (0..env.maps.domains()).map(|_| Domain::default()).collect(),
+            groups: (0..env.profile.groups.len()).map(group).collect(),
             requests: BTreeMap::new(),
             last_request: 0,
             ready: VecDeque::new(),
@@ -283,8 +290,8 @@ impl Gateway {
         for (_, driven) in std::mem::take(&mut self.requests) {
             driven.lost(env);
         }
-        for domain in &mut self.domains {
-            for renewing in domain.renewals.give_up(|_| true) {
+        for group in &mut self.groups {
+            for renewing in group.renewals.give_up(|_| true) {
                 renewing.lost(env);
             }
         }
@@ -302,7 +309,7 @@ impl Gateway {
             while let Some(request) = self.ready.pop_front() {
                 self.advance(env, request);
             }
-            for group in 0..self.domains.len() {
+            for group in 0..self.groups.len() {
                 self.track(env, group);
             }
             self.keep_dials(env);
@@ -313,11 +320,11 @@ impl Gateway {
             }
         }
         let now = env.instant();
-        let trackers = self.domains.iter().filter_map(|domain| domain.tracker_due);
+        let trackers = self.groups.iter().filter_map(|group| group.tracker_due);
         let dials = self.dials.iter().filter_map(Dial::due);
         let feeds = self.domains.iter().filter_map(|domain| domain.upstreams.deadline());
         let requests = self.requests.values().map(Driven::due);
-        let renewals = self.domains.iter().filter_map(|domain| requests::renewals_due(env, &domain.renewals));
+        let renewals = self.groups.iter().filter_map(|group| requests::renewals_due(env, &group.renewals));
         let due = trackers.chain(dials).chain(feeds).chain(requests).chain(renewals).min();
         let Some(due) = due else { return };
         let at = (env.now + due.saturating_duration_since(now).as_nanos() as Time).max(env.now + MICRO);
@@ -335,7 +342,7 @@ impl Gateway {
     }
 
     fn reach(&self, env: &Env, group: usize) -> Reached<'_> {
-        let topology = self.domains[group].topology.as_ref();
+        let topology = self.domain_of(group).topology.as_ref();
         Reached {
             now: env.instant(),
             links: &self.links,
@@ -346,16 +353,22 @@ impl Gateway {
         }
     }
 
+    /// The domain that a group carries.
+    fn domain_of(&self, group: usize) -> &Domain {
+        &self.domains[self.groups[group].domain]
+    }
+
     /// Those who wait for a leader, its link or a session look again.
     fn announce(&mut self, group: usize) {
         let waiting = self.requests.iter().filter(|(_, driven)| driven.hears_news_of(group));
         self.ready.extend(waiting.map(|(request, _)| *request));
-        self.domains[group].tracker_due = None;
-        self.domains[group].upstreams.handle_news();
+        let Group { domain, tracker_due, .. } = &mut self.groups[group];
+        *tracker_due = None;
+        self.domains[*domain].upstreams.handle_news();
     }
 
     fn announce_links(&mut self) {
-        for group in 0..self.domains.len() {
+        for group in 0..self.groups.len() {
             self.announce(group);
         }
     }
@@ -383,9 +396,15 @@ impl Gateway {
             let Some(end) = self.ends.get_mut(&link) else { return };
             end.heard_at = env.now;
             if let Some(Kind::ShardMap(update)) = response.kind {
-                self.learn_map(env, response.id as usize, update.shard_map);
+                self.learn_map(env, update.shard_map);
                 continue;
             }
+            if let Some(Kind::Refused(refused)) = &response.kind
+                && !refused.shard_map.is_empty()
+            {
+                self.learn_map(env, refused.shard_map.clone());
+            }
+            let Some(end) = self.ends.get_mut(&link) else { return };
             let node = end.node;
             if self.handle_unasked(env, link, &response) {
                 continue;
@@ -406,9 +425,12 @@ impl Gateway {
         }
     }
 
-    /// A node sent a group's shard map.
-    fn learn_map(&mut self, env: &mut Env, group: usize, map: Bytes) {
-        let domain = &mut self.domains[group];
+    /// A node sent a shard map.
+    fn learn_map(&mut self, env: &mut Env, map: Bytes) {
+        let Some(number) = env.maps.domain_of_map(&map) else {
+            return env.fail("maps", format!("gateway {}: a map cannot be read", self.index));
+        };
+        let domain = &mut self.domains[number];
         match Topology::newer(map, domain.topology.as_ref()) {
             Ok(Some(topology)) => {
                 let before = domain.topology.as_ref().map_or(0, Topology::epoch);
@@ -424,7 +446,9 @@ impl Gateway {
                 }
                 domain.topology = Some(topology);
                 domain.upstreams.handle_map();
-                self.announce(group);
+                for group in env.maps.groups_of(number) {
+                    self.announce(group);
+                }
             }
             Ok(None) => {}
             Err(error) => env.fail("maps", format!("gateway {}: {error}", self.index)),

@@ -11,28 +11,35 @@ use gateway_core::link::{Ask, Lost, sort};
 use gateway_core::silence::patience;
 use gateway_core::{
     Answer, Attempted, Batch, Concern, Deadline, Drive, DriveStep, Failure, GroupId, GroupState, Learned,
-    NodeId, Numbered, Phase, ReadAt, Renewals, Request, Sending, Shell, learn,
+    NodeId, Numbered, Pause, Phase, ReadAt, Renewals, Request, Routed, Sending, Shell, learn,
 };
-use keyspace::{LeaseId, Route, SessionId};
+use keyspace::{LeaseId, Route};
 
 use super::{Caller, Gateway};
 use crate::cluster::clock::{MILLI, Time};
 use crate::cluster::coverage::Mark;
 use crate::cluster::env::{Env, trace};
-use crate::cluster::events::{Call, Event, Granted, What};
+use crate::cluster::events::{Call, Event, Granted, SentUnder, What};
 
 /// Requests of one gateway that may wait for a leader.
 const WAITING_MAX: usize = 6;
 
 /// A request under way.
 pub(super) struct Driven {
+    /// The one that it is sent to; before that is known, the one whose keys it concerns.
     group: usize,
     of: Of,
     drive: Drive<Asking>,
+    /// Where it goes, until it is refused there as misrouted.
+    routed: Option<Routed>,
+    /// The group that has refused it so first.
+    refused_by: Option<usize>,
+    /// Till when it waits then.
+    pause_until: Option<Instant>,
     /// Where the last attempt went, while it is not over.
     sent: Option<Sent>,
     /// Every number it was ever sent under: what the gateway itself does not remember.
-    numbers: Vec<(SessionId, u64)>,
+    numbers: Vec<SentUnder>,
 }
 
 /// Who is to be answered.
@@ -71,7 +78,7 @@ struct Sent {
 
 impl Call {
     /// The gateway is gone, and with it what it knew.
-    pub(crate) fn lost(self, env: &mut Env, numbers: Vec<(SessionId, u64)>) {
+    pub(crate) fn lost(self, env: &mut Env, numbers: Vec<SentUnder>) {
         let Call { caller, operation, .. } = self;
         env.after(MILLI, Event::CallAnswered { caller, operation, result: None, numbers });
     }
@@ -98,10 +105,29 @@ pub(super) fn renewals_due(env: &Env, renewals: &Renewals<Renewing>) -> Option<I
     renewals.deadline(env.instant()).into_iter().chain(given_up).min()
 }
 
-fn answer(env: &mut Env, call: Call, result: Result<Granted, Failure>, numbers: Vec<(SessionId, u64)>) {
+fn answer(env: &mut Env, call: Call, result: Result<Granted, Failure>, numbers: Vec<SentUnder>) {
     let Call { caller, operation, .. } = call;
     let delay = env.rng.around(100_000);
     env.after(delay, Event::CallAnswered { caller, operation, result: Some(result), numbers });
+}
+
+/// A request for this, not sent yet.
+fn begun(what: &What, route: Route, deadline: Deadline) -> Drive<Asking> {
+    let (ask, request) = match what {
+        What::Write(op) => (Asking::Write(Write::new(op.clone(), route)), Request::write()),
+        What::Read { query, serializable } => {
+            let mut encoded = BytesMut::new();
+            query.encode(&mut encoded);
+            let at = if serializable.is_some() { ReadAt::Nearest } else { ReadAt::Leader };
+            let read = Read { query: encoded.freeze(), serializable: *serializable };
+            (Asking::Read(read), Request::read(at))
+        }
+        What::KeepAlive(lease) => (
+            Asking::KeepAlive(KeepAlive { leases: vec![*lease], waits: false }),
+            Request::read(ReadAt::Leader),
+        ),
+    };
+    Drive::new(request, ask, deadline)
 }
 
 impl Driven {
@@ -130,7 +156,7 @@ impl Driven {
     }
 
     pub(super) fn due(&self) -> Instant {
-        self.drive.due()
+        self.pause_until.map_or(self.drive.due(), |until| until.min(self.drive.due()))
     }
 }
 
@@ -163,7 +189,7 @@ struct OfGroup<'a> {
 
 impl Shell for OfGroup<'_> {
     fn state(&mut self) -> impl DerefMut<Target = GroupState> {
-        &mut self.gateway.domains[self.group].state
+        &mut self.gateway.groups[self.group].state
     }
 
     fn announce(&mut self) {
@@ -171,7 +197,7 @@ impl Shell for OfGroup<'_> {
     }
 
     fn handle_session_lost(&mut self) {
-        self.gateway.domains[self.group].tracker_due = None;
+        self.gateway.groups[self.group].tracker_due = None;
         self.gateway.wake_for_numbers(self.group);
     }
 
@@ -190,28 +216,18 @@ impl Shell for OfGroup<'_> {
 impl Gateway {
     pub(super) fn begin(&mut self, env: &mut Env, call: Call) {
         let (group, deadline) = (call.group, env.now + call.timeout);
-        let (ask, request) = match &call.what {
-            What::Write(op) => (Asking::Write(Write::new(op.clone(), Route::FIRST)), Request::write()),
-            What::Read { query, serializable } => {
-                let mut encoded = BytesMut::new();
-                query.encode(&mut encoded);
-                let at = if serializable.is_some() { ReadAt::Nearest } else { ReadAt::Leader };
-                let read = Read { query: encoded.freeze(), serializable: *serializable };
-                (Asking::Read(read), Request::read(at))
-            }
-            What::KeepAlive(lease) => {
-                self.domains[group].renewals.push(LeaseId(*lease), Renewing { call, deadline });
-                return;
-            }
-        };
-        let drive = Drive::new(request, ask, deadline_of(env, deadline));
+        if let What::KeepAlive(lease) = call.what {
+            self.groups[group].renewals.push(LeaseId(lease), Renewing { call, deadline });
+            return;
+        }
+        let drive = begun(&call.what, Route::FIRST, deadline_of(env, deadline));
         self.drive(group, Of::Caller(call), drive);
     }
 
     /// Sends the renewals of leases that may leave.
     pub(super) fn renew(&mut self, env: &Env) {
-        for group in 0..self.domains.len() {
-            while let Some(batch) = self.domains[group].renewals.next_batch(env.instant()) {
+        for group in 0..self.groups.len() {
+            while let Some(batch) = self.groups[group].renewals.next_batch(env.instant()) {
                 let last = batch.waiting().map(|renewing| renewing.deadline).max().unwrap_or(env.now);
                 let (ask, last) = (Asking::KeepAlive(batch.ask()), deadline_of(env, last));
                 let drive = Drive::new(Request::read(ReadAt::Leader), ask, last);
@@ -222,7 +238,16 @@ impl Gateway {
 
     fn drive(&mut self, group: usize, of: Of, drive: Drive<Asking>) {
         self.last_request += 1;
-        let driven = Driven { group, of, drive, sent: None, numbers: Vec::new() };
+        let driven = Driven {
+            group,
+            of,
+            drive,
+            routed: None,
+            refused_by: None,
+            pause_until: None,
+            sent: None,
+            numbers: Vec::new(),
+        };
         self.requests.insert(self.last_request, driven);
         self.ready.push_back(self.last_request);
     }
@@ -230,30 +255,32 @@ impl Gateway {
     /// Does what can be done for a request.
     pub(super) fn advance(&mut self, env: &mut Env, number: u64) {
         let Some(mut driven) = self.requests.remove(&number) else { return };
-        let group = driven.group;
-        let Some(topology) = &self.domains[group].topology else {
+        if driven.pause_until.is_some_and(|until| env.instant() < until) {
             self.requests.insert(number, driven);
             return;
-        };
-        let what = match &driven.of {
-            Of::Caller(call) => Some(&call.what),
-            Of::Renewals(_) => None,
-        };
-        let concern = || match what {
-            Some(What::Write(op)) => Concern::of_op(op),
-            Some(What::Read { query, .. }) => Concern::of_query(query),
-            Some(What::KeepAlive(_)) | None => Concern::Domain,
-        };
-        if topology.group_of(concern) != Ok(GroupId(group as u64)) {
-            env.fail("maps", format!("{what:?} does not belong to group {group}"));
         }
-        let mut state = std::mem::take(&mut self.domains[group].state);
+        driven.pause_until = None;
+        if driven.routed.is_none() {
+            match self.route(env, &mut driven) {
+                Some(Ok(())) => {}
+                Some(Err(failure)) => {
+                    env.mark(Mark::RequestSpansShards);
+                    return self.finish(env, driven, Err(failure));
+                }
+                None => {
+                    self.requests.insert(number, driven);
+                    return;
+                }
+            }
+        }
+        let group = driven.group;
+        let mut state = std::mem::take(&mut self.groups[group].state);
         let step = driven.drive.poll(|| env.instant(), || &mut state, &self.reach(env, group));
-        self.domains[group].state = state;
+        self.groups[group].state = state;
         match step {
             DriveStep::Send(sending) => self.send(env, number, driven, sending),
             DriveStep::AwaitNews { bounded } => {
-                self.domains[group].tracker_due = None;
+                self.groups[group].tracker_due = None;
                 let waits = |driven: &&Driven| driven.waits_for_news_of(group);
                 if bounded && self.requests.values().filter(waits).count() >= WAITING_MAX {
                     env.mark(Mark::TooManyWait);
@@ -268,6 +295,31 @@ impl Gateway {
         }
     }
 
+    /// Finds out where a request goes, as the newest map says. None: there is no map.
+    fn route(&self, env: &Env, driven: &mut Driven) -> Option<Result<(), Failure>> {
+        let topology = self.domain_of(driven.group).topology.as_ref()?;
+        let what = match &driven.of {
+            Of::Caller(call) => Some(&call.what),
+            Of::Renewals(_) => None,
+        };
+        let concern = || match what {
+            Some(What::Write(op)) => Concern::of_op(op),
+            Some(What::Read { query, .. }) => Concern::of_query(query),
+            Some(What::KeepAlive(_)) | None => Concern::Domain,
+        };
+        let routed = match topology.route_of(concern) {
+            Ok(routed) => routed,
+            Err(failure) => return Some(Err(failure)),
+        };
+        (driven.group, driven.routed) = (routed.group.0 as usize, Some(routed));
+        if let Some(what) = what {
+            let left = driven.drive.deadline().saturating_duration_since(env.instant());
+            let deadline = deadline_of(env, env.now + left.as_nanos() as Time);
+            driven.drive = begun(what, routed.route, deadline);
+        }
+        Some(Ok(()))
+    }
+
     fn send(&mut self, env: &mut Env, number: u64, mut driven: Driven, sending: Sending<u64>) {
         let Sending { node, link, kind, bytes, numbered } = sending;
         let group = driven.group;
@@ -275,8 +327,9 @@ impl Gateway {
         if let Some(Numbered { number, .. }) = numbered {
             let (session, seq) = (number.session, number.seq);
             was_applied = env.truths[group].effect_of(session, seq).is_some();
-            if !driven.numbers.contains(&(session, seq)) {
-                driven.numbers.push((session, seq));
+            let sent = SentUnder { group, session, seq };
+            if !driven.numbers.contains(&sent) {
+                driven.numbers.push(sent);
             }
         }
         let caller = Caller::Request(number);
@@ -319,6 +372,15 @@ impl Gateway {
         let (now, group, random) = (env.instant(), driven.group, env.rng.next() as u32);
         let mut shell = OfGroup { gateway: self, now, group };
         match driven.drive.handle(|| now, attempted, &mut shell, || random) {
+            Some(Err(Failure::WrongShard)) => {
+                // By the next time there may be a newer map.
+                env.mark(Mark::RefusedAsWrongShard);
+                driven.drive.end(&mut OfGroup { gateway: self, now, group });
+                driven.refused_by = driven.refused_by.or(Some(group));
+                driven.routed = None;
+                driven.pause_until = Some(now + Pause::Moment.length(random));
+                self.requests.insert(number, driven);
+            }
             Some(result) => self.finish(env, driven, result),
             None => {
                 self.requests.insert(number, driven);
@@ -347,9 +409,18 @@ impl Gateway {
     fn finish(&mut self, env: &mut Env, mut driven: Driven, result: Result<Got, Failure>) {
         let (now, group) = (env.instant(), driven.group);
         driven.drive.end(&mut OfGroup { gateway: self, now, group });
+        if let (Ok(_), Some(refused_by)) = (&result, driven.refused_by) {
+            env.mark(Mark::AnsweredByNewerMap);
+            if refused_by != group {
+                env.mark(Mark::AnsweredByOtherGroup);
+            }
+        }
         match (driven.of, result) {
             (Of::Caller(call), Ok(Got::Answer(granted))) => {
-                let seen = &mut self.domains[group].seen;
+                if group != call.group {
+                    env.fail("shards", format!("group {group} answers {:?}", call.what));
+                }
+                let seen = &mut self.groups[group].seen;
                 *seen = (seen.0.max(granted.reply.revision().0), seen.1.max(granted.term));
                 answer(env, call, Ok(Granted::Answer(granted)), driven.numbers);
             }
@@ -374,7 +445,7 @@ impl Gateway {
         batch: Batch<Renewing>,
         result: Result<KeptAlive, Failure>,
     ) {
-        let renewals = &mut self.domains[group].renewals;
+        let renewals = &mut self.groups[group].renewals;
         renewals
             .handle_answered(batch, result, |renewing, kept| renewing.answer(env, kept.map(Granted::Kept)));
     }
@@ -382,8 +453,8 @@ impl Gateway {
     /// Requests whose pause or whose time is over.
     pub(super) fn time_out(&mut self, env: &mut Env) {
         let now = env.instant();
-        for domain in &mut self.domains {
-            for renewing in domain.renewals.give_up(|renewing| renewing.deadline <= env.now) {
+        for group in &mut self.groups {
+            for renewing in group.renewals.give_up(|renewing| renewing.deadline <= env.now) {
                 env.mark(Mark::CallTimedOut);
                 renewing.answer(env, Err(Failure::TimedOut));
             }

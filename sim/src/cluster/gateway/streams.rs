@@ -29,7 +29,11 @@ impl Gateway {
     pub(super) fn handle_stream(&mut self, env: &mut Env, to: ToStream) {
         let ToStream { stream, connection, what } = to;
         if let ToWatchers::Open { group } = what {
-            let feeds = StreamFeeds { group, hub: self.hub.clone(), inbox: Inbox::default() };
+            let feeds = StreamFeeds {
+                domain: self.groups[group].domain,
+                hub: self.hub.clone(),
+                inbox: Inbox::default(),
+            };
             let watchers = Watchers::new(feeds);
             self.streams.insert(stream, ClientStream { connection, group, watchers, room: ROOM });
             return;
@@ -55,7 +59,7 @@ impl Gateway {
     /// Tells clients what there is, as far as they take it.
     pub(super) fn serve_streams(&mut self, env: &mut Env) {
         for (stream, client) in &mut self.streams {
-            let (revision, term) = self.domains[client.group].seen;
+            let (revision, term) = self.groups[client.group].seen;
             client.watchers.handle_revision(revision, term);
             while client.room > 0 {
                 let Some(frame) = client.watchers.next_frame() else { break };

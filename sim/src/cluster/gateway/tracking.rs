@@ -12,20 +12,20 @@ use crate::cluster::env::{Env, trace};
 impl Gateway {
     /// Does what the tracker of a group says, until it waits.
     pub(super) fn track(&mut self, env: &mut Env, group: usize) {
-        let domain = &self.domains[group];
-        if domain.topology.is_none() || domain.tracker_due.is_some_and(|due| due > env.instant()) {
+        let is_due = self.groups[group].tracker_due.is_none_or(|due| due <= env.instant());
+        if self.domain_of(group).topology.is_none() || !is_due {
             return;
         }
         loop {
             let random = env.rng.next() as u32;
-            let mut tracker = std::mem::take(&mut self.domains[group].tracker);
+            let mut tracker = std::mem::take(&mut self.groups[group].tracker);
             let step =
-                tracker.poll(env.instant(), &self.domains[group].state, &self.reach(env, group), || random);
-            self.domains[group].tracker = tracker;
+                tracker.poll(env.instant(), &self.groups[group].state, &self.reach(env, group), || random);
+            self.groups[group].tracker = tracker;
             match step {
                 TrackerStep::Probe { nodes, least_term } => {
-                    self.domains[group].asked += 1;
-                    let asked = self.domains[group].asked;
+                    self.groups[group].asked += 1;
+                    let asked = self.groups[group].asked;
                     for (node, link) in nodes {
                         let caller = Caller::Probe { group, asked, node };
                         if !self.ask(env, link, group, &mut WhoLeads { least_term }, caller) {
@@ -34,9 +34,9 @@ impl Gateway {
                     }
                 }
                 TrackerStep::OpenSession { node, link } => {
-                    self.domains[group].asked += 1;
-                    let asked = self.domains[group].asked;
-                    let nonce = self.domains[group].nonce.clone();
+                    self.groups[group].asked += 1;
+                    let asked = self.groups[group].asked;
+                    let nonce = self.groups[group].nonce.clone();
                     let caller = Caller::Opening { group, asked, node };
                     if !self.ask(env, link, group, &mut OpenSession { nonce }, caller) {
                         self.handle_opened(env, group, asked, node, Err(Lost));
@@ -53,7 +53,7 @@ impl Gateway {
                 }
                 TrackerStep::Announce => self.announce(group),
                 TrackerStep::Await { until } => {
-                    self.domains[group].tracker_due = Some(until);
+                    self.groups[group].tracker_due = Some(until);
                     return;
                 }
             }
@@ -76,11 +76,11 @@ impl Gateway {
         node: NodeId,
         answered: Result<wire::Response, Lost>,
     ) {
-        let domain = &mut self.domains[group];
-        if domain.asked == asked {
-            domain.tracker_due = None;
+        let of = &mut self.groups[group];
+        if of.asked == asked {
+            of.tracker_due = None;
             let probed = sort(&WhoLeads { least_term: 0 }, answered);
-            domain.tracker.handle_probed(&mut domain.state, node, probed);
+            of.tracker.handle_probed(&mut of.state, node, probed);
         }
     }
 
@@ -92,18 +92,18 @@ impl Gateway {
         node: NodeId,
         answered: Result<wire::Response, Lost>,
     ) {
-        if self.domains[group].asked != asked {
+        if self.groups[group].asked != asked {
             return;
         }
-        let opened = sort(&OpenSession { nonce: self.domains[group].nonce.clone() }, answered);
+        let opened = sort(&OpenSession { nonce: self.groups[group].nonce.clone() }, answered);
         if let Attempted::Answer(_) = opened {
             env.mark(Mark::SessionOpened);
         }
         let learned = self.learn(env, group, node, &opened);
         let random = env.rng.next() as u32;
         let now = env.instant();
-        let domain = &mut self.domains[group];
-        domain.tracker_due = None;
-        domain.tracker.handle_opened(now, &mut domain.state, opened, learned, || random);
+        let of = &mut self.groups[group];
+        of.tracker_due = None;
+        of.tracker.handle_opened(now, &mut of.state, opened, learned, || random);
     }
 }

@@ -174,7 +174,11 @@ impl Node {
         if start.is_some_and(|start| start != self.starts) {
             return;
         }
-        self.with_process(env, |process, node, env| process.handle(node, env, event));
+        match (&self.process, &event) {
+            // It hears of that when it starts.
+            (None, NodeEvent::Map { domain, map }) => drop(env.maps.learn(self.index, *domain, *map)),
+            _ => self.with_process(env, |process, node, env| process.handle(node, env, event)),
+        }
     }
 }
 
@@ -234,11 +238,10 @@ impl Process {
                     self.event(node, env, group, GroupEvent::LinkClosed(link_of(connection)));
                 }
             }
-            NodeEvent::Map { group, map } => {
-                if let Some(shard_map) = env.maps.learn(node.index, group, map) {
+            NodeEvent::Map { domain, map } => {
+                if let Some(shard_map) = env.maps.learn(node.index, domain, map) {
                     let kind = Some(Kind::ShardMap(wire::ShardMapUpdate { shard_map }));
-                    let response = wire::Response { id: group as u64, term: 0, kind };
-                    env.send_to_gateways_of(node.index, &response);
+                    env.send_to_gateways_of(node.index, &wire::Response { id: 0, term: 0, kind });
                 }
             }
             NodeEvent::Disconnected(peer) => {

@@ -2,11 +2,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use bytes::Bytes;
 use consensus_core::{Durable, GroupId, Liveness, LivenessOutput, Options, Record, Timing};
 use group_core::{Broken, LogPositions, Replica, Settings, Start, Stateless};
 use journal::{DamageKind, Identity, Journal, Recovered, SimDisk, Superblock};
-use keyspace::{ClusterVersion, Limits, ShardSpan};
+use keyspace::{ClusterVersion, Limits};
 
 use super::task::Task;
 use super::{Node, Process};
@@ -143,8 +142,8 @@ impl Node {
             voters: env.truths[group].config().voters.clone(),
             timing: env.profile.timing,
             limits: Limits::default(),
-            shards: vec![ShardSpan::whole()],
-            shard_map: Bytes::new(),
+            shards: env.maps.spans(group).to_vec(),
+            shard_map: env.maps.known_to(self.index, env.maps.domain_of(group)),
             snapshot_least_bytes: env.profile.snapshot_bytes as u64,
             snapshot_slice_bytes: SLICE_BYTES,
             regions: BTreeMap::new(),

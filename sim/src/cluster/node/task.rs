@@ -10,14 +10,14 @@ use api::gaios::link::v1::response::Kind;
 use bytes::Bytes;
 use consensus_core::{Ballot, Liveness, Mono, NodeId, PersistSeq, Role, Slot, Suspicion};
 use group_core::{
-    Disk, Env as Sight, Event, Gate, LinkId, Links, Notice, Out, Progress, Replica, ToSnapshots, Turn,
+    Disk, Env as Sight, Event, Gate, LinkId, Links, Notice, Out, Progress, Replica, ToSnapshots, Turn, look,
 };
 use journal::{Lsn, SimDisk, SnapshotWriter};
 use keyspace::{Error, KeyRange, LeaseId, Outcome, RangeReply, Reply, SessionId};
 
 use super::{Node, Process};
 use crate::cluster::clock::{MICRO, MILLI, Time};
-use crate::cluster::commands::{Written, lease_of, other_keys, query, register, value_of};
+use crate::cluster::commands::{Family, Written, command, lease_of, query, single, value_of};
 use crate::cluster::coverage::Mark;
 use crate::cluster::env::connections::connection_of;
 use crate::cluster::env::{After, Env, is_due, trace};
@@ -131,6 +131,9 @@ const WATCH_LINKS: u64 = 1 << 40;
 /// The number of every watch on its link, and of the question how far it has come.
 const WATCH: u64 = 1;
 const WATCH_SYNC: u64 = 2;
+/// The number of another one on the same link, of a key that nobody writes: it is always in step, whatever the first is, so
+/// that the link is told how far those in step have come.
+const QUIET_WATCH: u64 = 3;
 
 fn watch_link(watcher: usize, attempt: u32) -> LinkId {
     LinkId(WATCH_LINKS | (watcher as u64) << 32 | u64::from(attempt))
@@ -142,13 +145,21 @@ fn watcher_of(link: LinkId) -> Option<(usize, u32)> {
 }
 
 fn watch_event(link: LinkId, call: WatchCall) -> Event {
-    let (id, kind) = match call {
+    let request = |id, kind| wire::Request { id, kind: Some(kind) };
+    let requests = match call {
         WatchCall::Gone => return Event::LinkClosed(link),
-        WatchCall::Open(open) => (WATCH, RequestKind::WatchOpen(open)),
-        WatchCall::Credit(bytes) => (WATCH, RequestKind::WatchCredit(wire::WatchCredit { bytes })),
-        WatchCall::Sync => (WATCH_SYNC, RequestKind::WatchSync(wire::WatchSync { watch: WATCH })),
+        WatchCall::Open { watch, quiet } => vec![
+            request(WATCH, RequestKind::WatchOpen(*watch)),
+            request(QUIET_WATCH, RequestKind::WatchOpen(*quiet)),
+        ],
+        WatchCall::Credit(bytes) => {
+            vec![request(WATCH, RequestKind::WatchCredit(wire::WatchCredit { bytes }))]
+        }
+        WatchCall::Sync => {
+            vec![request(WATCH_SYNC, RequestKind::WatchSync(wire::WatchSync { watch: WATCH }))]
+        }
     };
-    Event::Requests { link, requests: vec![wire::Request { id, kind: Some(kind) }] }
+    Event::Requests { link, requests }
 }
 
 /// Every client takes what it is sent.
@@ -257,8 +268,8 @@ impl Task {
     /// What follows from the inputs. False if the thread stops before it is through.
     fn go_on(&mut self, process: &mut Process, node: &mut Node, env: &mut Env) -> bool {
         loop {
-            let now = node.now(env);
-            let sight = sight(now, &process.liveness, process.full);
+            let (now, liveness) = look(|| node.now(env), || &process.liveness);
+            let sight = sight(now, liveness, process.full);
             if !self.turn.go_on(&mut self.replica, &sight, &mut self.out) {
                 break;
             }
@@ -342,6 +353,7 @@ impl Task {
     fn ask(&mut self, process: &Process, env: &mut Env, moment: Moment, request: Request) -> Event {
         self.last_request += 1;
         let id = self.last_request;
+        let place = env.maps.place_of(self.group);
         let kind = match request.action {
             Action::Open(nonce) => {
                 let nonce = Bytes::copy_from_slice(&u128::from(nonce).to_le_bytes());
@@ -350,15 +362,22 @@ impl Task {
             Action::Write(session, write) => {
                 let padding = env.profile.padding;
                 let padding = env.rng.range(padding as u64 / 2, padding as u64) as usize;
-                let command = write.command(session, padding);
+                let op = write.op(place, padding);
+                let route = env.maps.route(self.group, &op, write.old_map());
+                let command = command(session, write.seq, route, op);
                 RequestKind::Write(wire::Write { session: session.0, seq: u64::from(write.seq), command })
             }
             Action::Change(session, seq, change) => {
-                let command = change.command(session, request.client + 1, seq);
+                let op = change.op(place, request.client + 1, seq);
+                let route = env.maps.route(self.group, &op, None);
+                let command = command(session, seq, route, op);
                 RequestKind::Write(wire::Write { session: session.0, seq: u64::from(seq), command })
             }
-            Action::Read(key) => read(register(key), false),
-            Action::Scan { serializable } => read(other_keys(), serializable),
+            Action::Read(key) => read(single(place, Family::Register, key), false),
+            Action::Scan { serializable, part } => {
+                let range = env.maps.part_or_whole(self.group, Family::Other.keys(place), part);
+                read(range, serializable)
+            }
             Action::KeepAlive => {
                 let leases = vec![lease_of(request.client + 1).0];
                 RequestKind::KeepAlive(wire::KeepAlive { leases, ..Default::default() })
@@ -419,6 +438,9 @@ impl Task {
                 continue;
             }
             for response in answer.responses {
+                if response.id == QUIET_WATCH && watcher_of(answer.link).is_some() {
+                    continue;
+                }
                 match (watcher_of(answer.link), response.kind) {
                     (Some((watcher, attempt)), Some(kind)) => env.tell_watcher(watcher, attempt, kind),
                     (_, kind) => self.answer(node, env, wire::Response { kind, ..response }),
@@ -540,7 +562,8 @@ impl Task {
                 Answer::Done
             }
             (Action::Read(key), Ok(Reply::Range(range))) => {
-                self.check_read(&who, env, committed, &register(key), range);
+                let register = single(env.maps.place_of(self.group), Family::Register, key);
+                self.check_read(&who, env, committed, &register, range);
                 env.mark(if leased.is_some() { Mark::LeaseRead } else { Mark::IndexRead });
                 if let Some(ballot) = leased {
                     env.after.push(After::LeaseRead { group: self.group, node: node.index, ballot });
@@ -548,10 +571,12 @@ impl Task {
                 let value = range.kvs.first().map_or(0, |kv| value_of(&kv.value));
                 Answer::Value { value, leased: leased.is_some() }
             }
-            (Action::Scan { serializable }, Ok(Reply::Range(range))) => {
+            (Action::Scan { serializable, part }, Ok(Reply::Range(range))) => {
                 // Any replica may have answered, with what it had.
                 let committed = if serializable { 0 } else { committed };
-                self.check_read(&who, env, committed, &other_keys(), range);
+                let others = Family::Other.keys(env.maps.place_of(self.group));
+                let asked = env.maps.part_or_whole(self.group, others, part);
+                self.check_read(&who, env, committed, &asked, range);
                 Answer::Done
             }
             (action, outcome) => {
@@ -595,6 +620,11 @@ impl Task {
         };
         if let Action::Write(_, write) = &request.action {
             let check = env.truths[self.group].rejected(node.index, write);
+            env.note(check);
+        }
+        if let (Answer::Misrouted, Action::Change(session, seq, _)) = (answer, request.action) {
+            let outcome = Err(Error::WrongShard);
+            let check = env.truths[self.group].answered_with(session, u64::from(seq), &outcome);
             env.note(check);
         }
         answer
