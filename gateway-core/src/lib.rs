@@ -66,3 +66,20 @@ pub use upstreams::{ALL_WATCHES, Act, FeedId, Groups, Upstreams, Watch};
 fn any_instant() -> std::time::Instant {
     std::time::Instant::now()
 }
+
+/// Nodes whose links are up, for tests; a link is its node. The first is the nearest.
+#[cfg(test)]
+struct Up(&'static [u32]);
+
+#[cfg(test)]
+impl Reach for Up {
+    type Link = NodeId;
+
+    fn to(&self, node: NodeId) -> Option<NodeId> {
+        self.0.contains(&node.0).then_some(node)
+    }
+
+    fn nearest(&self) -> Option<(NodeId, NodeId)> {
+        self.0.first().map(|node| (NodeId(*node), NodeId(*node)))
+    }
+}

@@ -8,26 +8,12 @@ use bytes::{Bytes, BytesMut};
 use keyspace::{Error, Op, Reply, Revision, Route, SessionId};
 
 use super::*;
+use crate::Up;
 use crate::any_instant;
 use crate::asks::{Read, Write};
 use crate::attempt::{Unsent, Why};
 use crate::link::{Lost, sort};
 use crate::request::ReadAt;
-
-/// Nodes whose links are up; a link is its node.
-struct Up(&'static [u32]);
-
-impl Reach for Up {
-    type Link = NodeId;
-
-    fn to(&self, node: NodeId) -> Option<NodeId> {
-        self.0.contains(&node.0).then_some(node)
-    }
-
-    fn nearest(&self) -> Option<(NodeId, NodeId)> {
-        self.0.first().map(|node| (NodeId(*node), NodeId(*node)))
-    }
-}
 
 /// Led by node 1 in round 3, with session 7; and what it was told.
 struct Group {

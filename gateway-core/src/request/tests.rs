@@ -3,21 +3,7 @@
 use keyspace::{SESSION_WINDOW, SessionId};
 
 use super::*;
-
-/// Nodes whose links are up; a link is its node. The first is the nearest.
-struct Up(&'static [u32]);
-
-impl Reach for Up {
-    type Link = NodeId;
-
-    fn to(&self, node: NodeId) -> Option<NodeId> {
-        self.0.contains(&node.0).then_some(node)
-    }
-
-    fn nearest(&self) -> Option<(NodeId, NodeId)> {
-        self.0.first().map(|node| (NodeId(*node), NodeId(*node)))
-    }
-}
+use crate::Up;
 
 const ALL: Up = Up(&[3, 1, 2]);
 

@@ -3,23 +3,9 @@
 use keyspace::Revision;
 
 use super::*;
+use crate::Up;
 use crate::any_instant;
 use crate::attempt::{Refused, Unsent};
-
-/// Nodes whose links are up; a link is its node. The first is the nearest.
-struct Up(&'static [u32]);
-
-impl Reach for Up {
-    type Link = NodeId;
-
-    fn to(&self, node: NodeId) -> Option<NodeId> {
-        self.0.contains(&node.0).then_some(node)
-    }
-
-    fn nearest(&self) -> Option<(NodeId, NodeId)> {
-        self.0.first().map(|node| (NodeId(*node), NodeId(*node)))
-    }
-}
 
 struct Story {
     upstream: Upstream,
