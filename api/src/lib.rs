@@ -62,10 +62,10 @@ pub mod gaios {
     /// Between gateways and nodes.
     pub mod link {
         /// The newest version of the protocol, of which both sides speak the lower one. Since version 3, commands have
-        /// envelopes and name their shards.
-        pub const VERSION: u32 = 3;
+        /// envelopes and name their shards; since version 4, requests can be taken back, and what is large comes in parts.
+        pub const VERSION: u32 = 4;
         /// The oldest version that is still spoken; who speaks an older one only is refused.
-        pub const VERSION_LEAST: u32 = 3;
+        pub const VERSION_LEAST: u32 = 4;
         /// The longest body of a `Hello`, in bytes: what a node reads of somebody whom it does not know yet.
         pub const HELLO_BYTES_MAX: usize = 4 << 10;
         /// The longest body of a `Welcome`, in bytes; the shard map takes most of it.
