@@ -87,9 +87,12 @@ pub struct LinkId(pub u64);
 
 /// What is known of the gateways' links.
 pub trait Links {
-    /// Whether the gateway takes what it is sent, so that another query should be answered now. A replica that was told no
-    /// hears [`crate::Event::LinkDrained`] when that has changed.
+    /// Whether the gateway takes what it is sent, so that another query whose answer is small should be answered now. A replica
+    /// that was told no hears [`crate::Event::LinkDrained`] when that has changed.
     fn has_room(&self, link: LinkId) -> bool;
+
+    /// The same of a query whose answer may be large. Without room for small ones there is none for large ones.
+    fn has_room_for_large(&self, link: LinkId) -> bool;
 }
 
 #[cfg(test)]

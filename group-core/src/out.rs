@@ -65,7 +65,8 @@ pub struct Answer {
     pub responses: Vec<wire::Response>,
 }
 
-/// An answer of its own frame. Until it is handed to the link, the link must have no room ([`crate::Links::has_room`]).
+/// An answer of its own frame. Until it is handed to the link, the link must have no room for another
+/// ([`crate::Links::has_room_for_large`]).
 #[derive(Debug)]
 pub struct LargeAnswer {
     /// Whose.

@@ -197,6 +197,10 @@ mod tests {
         fn has_room(&self, link: LinkId) -> bool {
             self.0 != Some(link)
         }
+
+        fn has_room_for_large(&self, link: LinkId) -> bool {
+            self.has_room(link)
+        }
     }
 
     fn query(request: u64) -> Admitted {

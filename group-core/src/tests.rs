@@ -47,6 +47,10 @@ impl Links for Rooms {
     fn has_room(&self, link: LinkId) -> bool {
         !self.0.contains(&link)
     }
+
+    fn has_room_for_large(&self, link: LinkId) -> bool {
+        self.has_room(link)
+    }
 }
 
 struct Rig {

@@ -46,6 +46,11 @@ impl Link {
         self.large.load(Ordering::Acquire) == 0 && self.outbox.has_room()
     }
 
+    /// The same for one whose answer may be large.
+    pub(crate) fn has_room_for_large(&self) -> bool {
+        self.has_room()
+    }
+
     /// A large answer is being made: there is no room until [`Link::end_large`].
     pub(crate) fn begin_large(&self) {
         self.large.fetch_add(1, Ordering::Relaxed);

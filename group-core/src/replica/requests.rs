@@ -253,7 +253,7 @@ impl Replica {
             return;
         }
         let outcome = outcome.clone();
-        if env.links.has_room(link) && self.out.large.iter().all(|answer| answer.link != link) {
+        if env.links.has_room_for_large(link) && self.out.large.iter().all(|answer| answer.link != link) {
             self.out.large.push(LargeAnswer { link, request: id, term: self.replies.term, outcome });
             return;
         }

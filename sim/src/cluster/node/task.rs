@@ -169,6 +169,10 @@ impl Links for AllTake {
     fn has_room(&self, _: LinkId) -> bool {
         true
     }
+
+    fn has_room_for_large(&self, _: LinkId) -> bool {
+        true
+    }
 }
 
 fn read(range: KeyRange, serializable: bool) -> RequestKind {
