@@ -5,7 +5,7 @@
 //! descriptor does not validate, the search goes on in steps of a sector: for the batch's own second descriptor, or
 //! for a later batch. Nothing on the disk is changed here.
 
-use std::{collections::BTreeMap, fmt, mem};
+use std::{collections::BTreeMap, fmt, mem, ops::RangeInclusive};
 
 use bytes::Bytes;
 
@@ -308,94 +308,18 @@ pub(crate) fn recover<D: Disk>(
             walk.expected = Expected { batch: None, lsn: descriptor.oldest, previous_crc: None, life: 0 };
             (descriptor.oldest_segment, descriptor.segment)
         }
-        // A journal that never got further than its first segments, which no crash can make shorter or take away.
-        None if ids.is_empty()
-            || (matches!(ids, [1] | [1, 2]) && empty.iter().all(|empty| empty.cut.is_none())) =>
-        {
+        None => {
+            check_unused(ids, &empty)?;
             (1, 0)
         }
-        None => {
-            let cut = empty.iter().find_map(|empty| Some((empty.id, empty.cut?)));
-            let what = match cut {
-                Some((_, made_bytes)) => {
-                    format!("the file is shorter than the {made_bytes} bytes it was made with, ")
-                }
-                None => String::new(),
-            };
-            return Err(Error::Corrupt {
-                file: segment_name(cut.map_or(ids[0], |(id, _)| id)),
-                offset: 0,
-                what: format!(
-                    "{what}not one batch can be read in the {} segments of the journal; {}",
-                    ids.len(),
-                    crate::superblock::EMPTY_IT
-                ),
-            });
-        }
     };
-
-    let mut segments: Vec<Segment> = Vec::new();
-    let mut end = SegmentEnd::Sealed;
-    let mut next_id = oldest_segment;
-    for &id in ids.iter().filter(|id| (oldest_segment..=newest_segment).contains(id)) {
-        if let (Some(before), SegmentEnd::Open { tail } | SegmentEnd::Cut { tail, .. }) =
-            (segments.last(), end)
-        {
-            walk.suspect(before.id, tail, before.bytes.saturating_sub(tail), Suspicion::Lost);
-        }
-        if next_id < id {
-            walk.suspect(next_id, 0, 0, Suspicion::Missing { last_segment: id - 1 });
-        }
-        next_id = id + 1;
-        reader.read(id)?;
-        let header = check_header(options, id, &reader.buffer, &mut walk.damage)?;
-        walk.segment_first = None;
-        end = walk.segment(id, &reader.buffer, header)?;
-        let (bytes, end_lsn) = (reader.buffer.len() as u64, walk.expected.lsn);
-        segments.push(Segment { id, bytes, first: walk.segment_first.unwrap_or(end_lsn), end: end_lsn });
-    }
-
-    let successor = empty.iter().find(|empty| empty.id == newest_segment + 1);
-    let mut next_segment = ids.last().map_or(1, |id| id + 1);
+    let (segments, end) =
+        read_segments(&mut reader, &mut walk, options, ids, oldest_segment..=newest_segment)?;
     for empty in &empty {
         walk.damage.extend_from_slice(&empty.damage);
     }
-    let mut wrecks = None;
-    match end {
-        SegmentEnd::Open { tail } => {
-            let found = find_wrecks(&reader.buffer, tail, newest_segment);
-            if !found.is_empty() {
-                reader.report.torn_tail = Some(TornTail { file: segment_name(newest_segment), offset: tail });
-                wrecks = Some((newest_segment, found));
-            }
-        }
-        SegmentEnd::Cut { tail, made_bytes } => {
-            walk.suspect(newest_segment, tail, made_bytes.saturating_sub(tail), Suspicion::Lost);
-            walk.leap();
-        }
-        // The successor of a sealed segment was durable before the seal was written (and the first segment before the
-        // journal was first used): it must be there, whole, even if no batch is in it.
-        SegmentEnd::Sealed => match successor {
-            Some(Empty { cut: Some(made_bytes), .. }) => {
-                walk.suspect(newest_segment + 1, 0, *made_bytes, Suspicion::Lost);
-                walk.leap();
-            }
-            Some(Empty { id, wrecks: found, .. }) => {
-                if !found.is_empty() {
-                    reader.report.torn_tail =
-                        Some(TornTail { file: segment_name(*id), offset: HEADER_BYTES });
-                    wrecks = Some((*id, found.clone()));
-                }
-            }
-            None if ids.is_empty() => {}
-            None => {
-                let missing = newest_segment + 1;
-                next_segment = next_segment.max(missing + 1);
-                walk.suspect(missing, 0, 0, Suspicion::Missing { last_segment: missing });
-                walk.leap();
-            }
-        },
-    }
+    let Ending { wrecks, missing } = judge_end(&mut reader, &mut walk, end, newest_segment, &empty);
+    let next_segment = ids.last().copied().max(missing).map_or(1, |last| last + 1);
     walk.settle_last(None);
 
     let tail = match end {
@@ -420,6 +344,113 @@ pub(crate) fn recover<D: Disk>(
         life: walk.expected.life + 1,
         groups: walk.groups,
     })
+}
+
+/// Whether a journal without a batch is one that was never used.
+fn check_unused(ids: &[u64], empty: &[Empty]) -> Result<(), Error> {
+    // A journal that never got further than its first segments, which no crash can make shorter or take away.
+    let is_new = matches!(ids, [] | [1] | [1, 2]);
+    let cut = empty.iter().find_map(|empty| Some((empty.id, empty.cut?)));
+    let (Some(first), false) = (ids.first(), is_new && cut.is_none()) else { return Ok(()) };
+    let what = cut.map_or(String::new(), |(_, made_bytes)| {
+        format!("the file is shorter than the {made_bytes} bytes it was made with, ")
+    });
+    Err(Error::Corrupt {
+        file: segment_name(cut.map_or(*first, |(id, _)| id)),
+        offset: 0,
+        what: format!(
+            "{what}not one batch can be read in the {} segments of the journal; {}",
+            ids.len(),
+            crate::superblock::EMPTY_IT
+        ),
+    })
+}
+
+/// Reads the segments from the oldest that is wanted to that of the last batch, and tells how that one ends.
+fn read_segments<D: Disk>(
+    reader: &mut Reader<'_, D>,
+    walk: &mut Walk<'_>,
+    options: &Options,
+    ids: &[u64],
+    wanted: RangeInclusive<u64>,
+) -> Result<(Vec<Segment>, SegmentEnd), Error> {
+    let mut segments: Vec<Segment> = Vec::new();
+    let mut end = SegmentEnd::Sealed;
+    let mut next_id = *wanted.start();
+    for &id in ids.iter().filter(|id| wanted.contains(id)) {
+        if let (Some(before), SegmentEnd::Open { tail } | SegmentEnd::Cut { tail, .. }) =
+            (segments.last(), end)
+        {
+            walk.suspect(before.id, tail, before.bytes.saturating_sub(tail), Suspicion::Lost);
+        }
+        if next_id < id {
+            walk.suspect(next_id, 0, 0, Suspicion::Missing { last_segment: id - 1 });
+        }
+        next_id = id + 1;
+        reader.read(id)?;
+        let header = check_header(options, id, &reader.buffer, &mut walk.damage)?;
+        walk.segment_first = None;
+        end = walk.segment(id, &reader.buffer, header)?;
+        let (bytes, end_lsn) = (reader.buffer.len() as u64, walk.expected.lsn);
+        segments.push(Segment { id, bytes, first: walk.segment_first.unwrap_or(end_lsn), end: end_lsn });
+    }
+    Ok((segments, end))
+}
+
+/// What lies behind the last batch.
+struct Ending {
+    /// A segment, and where in it batches begin that do not validate.
+    wrecks: Option<(u64, Vec<u64>)>,
+    /// The segment that should be there.
+    missing: Option<u64>,
+}
+
+/// Judges what follows the last batch, in `newest_segment`, which the reader holds.
+fn judge_end<D: Disk>(
+    reader: &mut Reader<'_, D>,
+    walk: &mut Walk<'_>,
+    end: SegmentEnd,
+    newest_segment: u64,
+    empty: &[Empty],
+) -> Ending {
+    let mut ending = Ending { wrecks: None, missing: None };
+    let successor = newest_segment + 1;
+    match end {
+        SegmentEnd::Open { tail } => {
+            let found = find_wrecks(&reader.buffer, tail, newest_segment);
+            if !found.is_empty() {
+                reader.report.torn_tail = Some(TornTail { file: segment_name(newest_segment), offset: tail });
+                ending.wrecks = Some((newest_segment, found));
+            }
+        }
+        SegmentEnd::Cut { tail, made_bytes } => {
+            walk.suspect(newest_segment, tail, made_bytes.saturating_sub(tail), Suspicion::Lost);
+            walk.leap();
+        }
+        // The successor of a sealed segment was durable before the seal was written (and the first segment before the
+        // journal was first used): it must be there, whole, even if no batch is in it.
+        SegmentEnd::Sealed => match empty.iter().find(|empty| empty.id == successor) {
+            Some(Empty { cut: Some(made_bytes), .. }) => {
+                walk.suspect(successor, 0, *made_bytes, Suspicion::Lost);
+                walk.leap();
+            }
+            Some(Empty { id, wrecks: found, .. }) => {
+                if !found.is_empty() {
+                    reader.report.torn_tail =
+                        Some(TornTail { file: segment_name(*id), offset: HEADER_BYTES });
+                    ending.wrecks = Some((*id, found.clone()));
+                }
+            }
+            // The first start of all.
+            None if newest_segment == 0 && empty.is_empty() => {}
+            None => {
+                walk.suspect(successor, 0, 0, Suspicion::Missing { last_segment: successor });
+                walk.leap();
+                ending.missing = Some(successor);
+            }
+        },
+    }
+    ending
 }
 
 /// A segment in which no batch validates, after the one with the last batch.

@@ -128,7 +128,7 @@ async fn greet(shared: &Arc<Shared>, socket: TcpStream) -> Result<(Stream, Greet
 mod tests {
     use std::time::Instant;
 
-    use api::gaios::link::VERSION;
+    use api::gaios::link::{VERSION, VERSION_LEAST};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -167,7 +167,9 @@ mod tests {
         frames::write_frame(&mut stream, &hello.encode_to_vec()).await.unwrap();
         let welcome = timeout(PATIENCE, frames::read_frame(&mut stream, 4096)).await.unwrap().unwrap();
         let refused = wire::Welcome::decode(welcome).unwrap().refused;
-        assert_eq!(refused, "it speaks version 1 of the link protocol, and this node needs 3");
+        let expected =
+            format!("it speaks version 1 of the link protocol, and this node needs {VERSION_LEAST}");
+        assert_eq!(refused, expected);
         node.stop().await;
     }
 

@@ -15,7 +15,7 @@ use discovery::Discovery;
 use group_core::{Broken, Event, LogPositions, Settings, Start, entries};
 use journal::Recovered as Found;
 use journal::{Identity, Journal, RealDisk, Superblock, Writer};
-use keyspace::{ClusterVersion, Limits, ShardSpan};
+use keyspace::{ClusterVersion, Keyspace, Limits, ShardSpan};
 use parking_lot::Mutex;
 use shard_map::ShardMap;
 use thiserror::Error;
@@ -150,112 +150,29 @@ pub(crate) struct Recovered {
 /// Reads the data directory. Blocking.
 pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
     let random = RandomState::new();
-    let disk = open_disk(&options.data_dir)?;
-    if let Some(first) = disk.exposed().first() {
-        warn!(
-            count = disk.exposed().len(),
-            first, "others than this process could read the data; they no longer can"
-        );
-    }
-    // A process that was killed while it took or received a snapshot left a part of it, which may be large.
-    journal::Snapshot::remove_unfinished(&disk)?;
-    let mut superblock = open_superblock(&disk, &options, &random)?;
-    if superblock.facts().revoked {
-        return Err(StartError::Config(format!(
-            "the data directory {} is an old copy of this node's, or the node ran twice: others have heard a later incarnation of it; {}",
-            options.data_dir.display(),
-            journal::EMPTY_IT
-        )));
-    }
+    let (disk, mut superblock) = open_directory(&options, &random)?;
     let former_support = superblock.facts().support;
     let incarnation = superblock.begin_incarnation(options.timing.support)?;
     let identity = superblock.facts().identity;
 
-    let mut recovering: BTreeMap<GroupId, Recovering> = BTreeMap::new();
-    for (id, voters) in options.groups.iter().filter(|(_, voters)| voters.contains(&options.id)) {
-        let config = Config::majority(voters.iter().copied());
-        config.check().map_err(|error| {
-            StartError::Config(format!("group {}: its voters make no configuration: {error}", id.0))
-        })?;
-        recovering.insert(
-            *id,
-            Recovering {
-                durable: Durable::bootstrap(config),
-                positions: LogPositions::default(),
-                highest: Slot(0),
-            },
-        );
-    }
-    let mut unreadable = None;
-    let mut strangers = BTreeSet::new();
-    let journal_options = journal::Options {
-        identity,
-        segment_bytes: options.journal_segment_bytes,
-        must_exist: superblock.facts().journal_made,
-        ..journal::Options::default()
-    };
-    let (mut journal, report) = Journal::open(disk.clone(), journal_options, &mut |found| {
-        if let Found::Record { group, .. } | Found::PayloadLost { group, .. } = &found
-            && !recovering.contains_key(&GroupId(*group))
-        {
-            strangers.insert(*group);
-        }
-        if let Err(error) = replay(&mut recovering, found) {
-            unreadable = Some(error);
-        }
-    })?;
-    if let Some(error) = unreadable {
-        return Err(StartError::Record(error));
-    }
-    // Nobody would ever let go of its part of the journal. To drop that here would be worse: should the group come back,
-    // this replica would have forgotten what it promised and voted for.
-    if !strangers.is_empty() {
-        return Err(StartError::Config(format!(
-            "the journal in {} holds records of groups {strangers:?}, which the configuration does not place on this \
-             node: put them back",
-            options.data_dir.display()
-        )));
-    }
-    for damage in &report.damage {
-        warn!("{damage}");
-    }
-    if let Some(torn) = &report.torn_tail {
-        info!(
-            file = torn.file,
-            offset = torn.offset,
-            "discarded an unfinished write at the end of the journal"
-        );
-    }
-    if !superblock.facts().journal_made {
-        superblock.journal_made()?;
-    }
-    if superblock.facts().returned {
-        forget(&mut superblock, &mut recovering)?;
-    }
-
+    let mut recovering = bootstrap(&options)?;
+    let mut journal = read_journal(&options, &disk, &mut superblock, &mut recovering)?;
     let loaded = load_snapshots(&disk, identity)?;
     let surviving =
         if superblock.facts().survivor { recovering.keys().copied().collect() } else { BTreeSet::new() };
-    let now = clock::now();
-    let mut starts = Vec::new();
     let groups = Arc::new(Groups::default());
+    let mut starts = Vec::new();
     for (id, mut found) in recovering {
-        let mut snapshot = None;
         // The newest one that is whole; a damaged one has been reported.
-        if let Some(slot) = loaded.get(&id).and_then(|slots| slots.last()).copied() {
-            let file = journal::SnapshotId { group: id.0, slot: slot.0 };
-            match snapshot_file::load(&disk, identity, file) {
-                Ok((config, state)) => {
-                    found.durable.snapshot(slot, config);
-                    snapshot = Some((slot, state));
-                }
-                Err(error) => match error.downcast::<journal::Error>() {
-                    Ok(error) if error.is_retryable() => return Err((*error).into()),
-                    Ok(error) => warn!(group = id.0, slot = slot.0, %error, "a snapshot cannot be used"),
-                    Err(error) => warn!(group = id.0, slot = slot.0, %error, "a snapshot cannot be used"),
-                },
-            }
-        }
+        let newest = loaded.get(&id).and_then(|slots| slots.last()).copied();
+        let snapshot = match newest {
+            Some(slot) => load_snapshot(&disk, identity, id, slot)?,
+            None => None,
+        };
+        let snapshot = snapshot.map(|(slot, config, state)| {
+            found.durable.snapshot(slot, config);
+            (slot, state)
+        });
         same_voters(&options, id, &found.durable)?;
         if let Some(floor) = found.positions.floor() {
             journal.set_floor(id.0, floor);
@@ -288,6 +205,7 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
     let peers = Arc::new(peers);
     let metrics = Metrics::new(options.id, &options.name, &options.region, &options.zone);
     metrics.insecure.set(i64::from(options.insecure));
+    let now = clock::now();
     let mut liveness = Liveness::new(options.id, peers.keys().copied(), incarnation, options.timing, now);
     liveness.remember(former_support, now);
     let limits = admission::Limits::new(options.descriptors, peers.len(), starts.len());
@@ -325,6 +243,31 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
         random,
     };
     Ok(Recovered { shared: Arc::new(shared), starts })
+}
+
+/// The data directory and what its superblock says, which must be what the configuration says.
+fn open_directory(
+    options: &NodeOptions,
+    random: &RandomState,
+) -> Result<(RealDisk, Superblock<RealDisk>), StartError> {
+    let disk = open_disk(&options.data_dir)?;
+    if let Some(first) = disk.exposed().first() {
+        warn!(
+            count = disk.exposed().len(),
+            first, "others than this process could read the data; they no longer can"
+        );
+    }
+    // A process that was killed while it took or received a snapshot left a part of it, which may be large.
+    journal::Snapshot::remove_unfinished(&disk)?;
+    let superblock = open_superblock(&disk, options, random)?;
+    if superblock.facts().revoked {
+        return Err(StartError::Config(format!(
+            "the data directory {} is an old copy of this node's, or the node ran twice: others have heard a later incarnation of it; {}",
+            options.data_dir.display(),
+            journal::EMPTY_IT
+        )));
+    }
+    Ok((disk, superblock))
 }
 
 /// Opens the data directory; waits for a while if it is in use. Blocking.
@@ -400,6 +343,76 @@ fn shards_of(map: &ShardMap, group: GroupId) -> Vec<ShardSpan> {
 fn voters_of(options: &NodeOptions, id: GroupId) -> NodeSet {
     let configured = options.groups.iter().find(|(group, _)| *group == id);
     configured.into_iter().flat_map(|(_, voters)| voters.iter().copied()).collect()
+}
+
+/// The groups of this node, as they are before anything of them is read.
+fn bootstrap(options: &NodeOptions) -> Result<BTreeMap<GroupId, Recovering>, StartError> {
+    let mut recovering = BTreeMap::new();
+    for (id, voters) in options.groups.iter().filter(|(_, voters)| voters.contains(&options.id)) {
+        let config = Config::majority(voters.iter().copied());
+        config.check().map_err(|error| {
+            StartError::Config(format!("group {}: its voters make no configuration: {error}", id.0))
+        })?;
+        let durable = Durable::bootstrap(config);
+        recovering.insert(*id, Recovering { durable, positions: LogPositions::default(), highest: Slot(0) });
+    }
+    Ok(recovering)
+}
+
+/// Opens the journal, and gives the groups what it holds.
+fn read_journal(
+    options: &NodeOptions,
+    disk: &RealDisk,
+    superblock: &mut Superblock<RealDisk>,
+    recovering: &mut BTreeMap<GroupId, Recovering>,
+) -> Result<Journal<RealDisk>, StartError> {
+    let mut unreadable = None;
+    let mut strangers = BTreeSet::new();
+    let journal_options = journal::Options {
+        identity: superblock.facts().identity,
+        segment_bytes: options.journal_segment_bytes,
+        must_exist: superblock.facts().journal_made,
+        ..journal::Options::default()
+    };
+    let (journal, report) = Journal::open(disk.clone(), journal_options, &mut |found| {
+        if let Found::Record { group, .. } | Found::PayloadLost { group, .. } = &found
+            && !recovering.contains_key(&GroupId(*group))
+        {
+            strangers.insert(*group);
+        }
+        if let Err(error) = replay(recovering, found) {
+            unreadable = Some(error);
+        }
+    })?;
+    if let Some(error) = unreadable {
+        return Err(StartError::Record(error));
+    }
+    // Nobody would ever let go of its part of the journal. To drop that here would be worse: should the group come back,
+    // this replica would have forgotten what it promised and voted for.
+    if !strangers.is_empty() {
+        return Err(StartError::Config(format!(
+            "the journal in {} holds records of groups {strangers:?}, which the configuration does not place on this \
+             node: put them back",
+            options.data_dir.display()
+        )));
+    }
+    for damage in &report.damage {
+        warn!("{damage}");
+    }
+    if let Some(torn) = &report.torn_tail {
+        info!(
+            file = torn.file,
+            offset = torn.offset,
+            "discarded an unfinished write at the end of the journal"
+        );
+    }
+    if !superblock.facts().journal_made {
+        superblock.journal_made()?;
+    }
+    if superblock.facts().returned {
+        forget(superblock, recovering)?;
+    }
+    Ok(journal)
 }
 
 /// A returned node whose process ended before the journal held what was lost of every group.
@@ -495,6 +508,26 @@ fn load_snapshots(disk: &RealDisk, identity: Identity) -> Result<BTreeMap<GroupI
         }
     }
     Ok(found)
+}
+
+/// A snapshot of a group: what governs the slots above it, and the state. `None` if it cannot be used.
+fn load_snapshot(
+    disk: &RealDisk,
+    identity: Identity,
+    group: GroupId,
+    slot: Slot,
+) -> Result<Option<(Slot, Arc<Config>, Keyspace)>, StartError> {
+    let error =
+        match snapshot_file::load(disk, identity, journal::SnapshotId { group: group.0, slot: slot.0 }) {
+            Ok((config, state)) => return Ok(Some((slot, config, state))),
+            Err(error) => match error.downcast::<journal::Error>() {
+                Ok(error) if error.is_retryable() => return Err((*error).into()),
+                Ok(error) => error,
+                Err(error) => error,
+            },
+        };
+    warn!(group = group.0, slot = slot.0, %error, "a snapshot cannot be used");
+    Ok(None)
 }
 
 fn spawn_writer(
