@@ -2,7 +2,7 @@
 
 use api::gaios::link::v1::{self as wire, keep_alive::Wait, request, response::Kind};
 use bytes::{Bytes, BytesMut};
-use keyspace::{Command, KeyRange, Op, Reply, Route, SessionId};
+use keyspace::{Command, KeyRange, Op, Reply, Revision, Route, SessionId};
 use shard_map::GroupId;
 
 use crate::attempt::{Attempted, Refused, Why};
@@ -84,7 +84,7 @@ pub struct Read {
     /// Encoded.
     pub query: Bytes,
     /// Any replica may answer that has come to this revision.
-    pub serializable: Option<i64>,
+    pub serializable: Option<Revision>,
 }
 
 impl Ask for Read {
@@ -94,7 +94,7 @@ impl Ask for Read {
         let read = wire::Read {
             query: self.query.clone(),
             serializable: self.serializable.is_some(),
-            at_least: self.serializable.filter(|_| !mutant!(SeenNotTold)).unwrap_or(0),
+            at_least: self.serializable.filter(|_| !mutant!(SeenNotTold)).map_or(0, |revision| revision.0),
         };
         (request::Kind::Read(read), self.query.len())
     }
@@ -172,7 +172,7 @@ pub struct KeptAlive {
     /// As in [`Answer::term`].
     pub term: u64,
     /// The store's revision before the renewal.
-    pub revision: i64,
+    pub revision: Revision,
     /// What became of each.
     pub leases: Vec<Decided>,
 }
@@ -211,7 +211,7 @@ impl Ask for KeepAlive {
             // It would be asked again and again.
             return Attempted::Protocol("gaios: an answer that decides nothing");
         }
-        Attempted::Answer(KeptAlive { term, revision: kept.revision, leases })
+        Attempted::Answer(KeptAlive { term, revision: Revision(kept.revision), leases })
     }
 }
 
@@ -221,7 +221,7 @@ pub struct Open {
     /// The keys.
     pub range: KeyRange,
     /// 0 for the first revision behind the newest.
-    pub start: i64,
+    pub start: Revision,
     /// Whether events tell what was there before.
     pub prev_kv: bool,
     /// Bytes of events that may come before more is allowed.
@@ -238,7 +238,7 @@ impl Ask for Open {
         let open = wire::WatchOpen {
             key: self.range.key.clone(),
             range_end: self.range.wire_end(),
-            start_revision: self.start,
+            start_revision: self.start.0,
             prev_kv: self.prev_kv,
             credit: self.credit,
             linearizable: self.linearizable,
@@ -267,14 +267,15 @@ fn frame_of(term: u64, answer: Kind) -> Attempted<Frame> {
         return events_of(term, &events);
     }
     Attempted::Answer(if let Kind::WatchOpened(opened) = answer {
-        let wire::WatchOpened { revision, start_revision: start, compact_revision } = opened;
-        Frame::Opened { revision, start, compact_revision, term }
+        let wire::WatchOpened { revision, start_revision, compact_revision } = opened;
+        let (revision, start) = (Revision(revision), Revision(start_revision));
+        Frame::Opened { revision, start, compact_revision: Revision(compact_revision), term }
     } else if let Kind::WatchCanceled(canceled) = answer {
         let refused = canceled.refused.map(|why| refused(term, &why));
         match (canceled.compact_revision, refused) {
             (0, Some(refused)) => return Attempted::Refused(refused),
             (0, _) => Frame::Canceled,
-            (compact_revision, _) => Frame::Compacted { compact_revision },
+            (compact_revision, _) => Frame::Compacted { compact_revision: Revision(compact_revision) },
         }
     } else {
         return mismatch();
@@ -288,7 +289,8 @@ fn events_of(term: u64, events: &wire::WatchEvents) -> Attempted<Frame> {
     // anybody, may not.
     match keyspace::RevisionEvents::decode_all(Bytes::copy_from_slice(revisions)) {
         Ok(revisions) => {
-            Attempted::Answer(Frame::Events { revisions, upto: *upto, revision: *revision, term, bytes })
+            let (upto, revision) = (Revision(*upto), Revision(*revision));
+            Attempted::Answer(Frame::Events { revisions, upto, revision, term, bytes })
         }
         Err(_) => Attempted::Protocol("events cannot be read"),
     }
@@ -302,7 +304,7 @@ pub enum Unasked {
         /// Of this group.
         group: GroupId,
         /// See above.
-        revision: i64,
+        revision: Revision,
     },
     /// It does not lead.
     NotLeading {
@@ -316,7 +318,7 @@ pub enum Unasked {
 /// Reads what came unasked, if that is it.
 pub fn unasked(response: &wire::Response) -> Option<Unasked> {
     if let Some(Kind::WatchWatermark(told)) = &response.kind {
-        Some(Unasked::Watermark { group: GroupId(told.group), revision: told.revision })
+        Some(Unasked::Watermark { group: GroupId(told.group), revision: Revision(told.revision) })
     } else if let Some(Kind::NotLeading(told)) = &response.kind {
         let refused = Refused { why: Why::NotLeader, term: response.term, leader: node(told.leader) };
         Some(Unasked::NotLeading { group: GroupId(told.group), refused })
@@ -341,7 +343,7 @@ impl Ask for Sync {
 
     fn answer(&self, term: u64, answer: Kind) -> Attempted<Synced> {
         let Kind::WatchSynced(synced) = answer else { return mismatch() };
-        let wire::WatchSynced { revision, compact_revision } = synced;
+        let (revision, compact_revision) = (Revision(synced.revision), Revision(synced.compact_revision));
         Attempted::Answer(Synced { revision, compact_revision, term })
     }
 }
@@ -357,11 +359,12 @@ mod tests {
             let kept = wire::KeptAlive { leases: leases.to_vec(), revision: 3 };
             KeepAlive { leases: vec![7; leases.len()], waits }.answer(2, Kind::KeptAlive(kept))
         };
-        let at_once = KeptAlive { term: 2, revision: 3, leases: vec![Decided::NotYet] };
+        let at_once = KeptAlive { term: 2, revision: Revision(3), leases: vec![Decided::NotYet] };
         assert_eq!(answered(false, &[undecided]), Attempted::Answer(at_once));
         assert!(matches!(answered(true, &[undecided]), Attempted::Protocol(_)));
         let decided = wire::KeptLease { id: 7, ttl: 0, undecided: false };
-        let some = KeptAlive { term: 2, revision: 3, leases: vec![Decided::NotYet, Decided::Ttl(0)] };
+        let some =
+            KeptAlive { term: 2, revision: Revision(3), leases: vec![Decided::NotYet, Decided::Ttl(0)] };
         assert_eq!(answered(true, &[undecided, decided]), Attempted::Answer(some));
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use keyspace::LeaseId;
+use keyspace::{LeaseId, Revision};
 
 use crate::asks::{Decided, KeepAlive, KeptAlive};
 use crate::failure::Failure;
@@ -26,7 +26,7 @@ pub struct Kept {
     /// Seconds it will live; 0 for a lease that does not exist or has expired.
     pub ttl: i64,
     /// The store's revision before the renewal.
-    pub revision: i64,
+    pub revision: Revision,
     /// Round of the leadership: etcd's `raft_term`.
     pub term: u64,
 }
@@ -198,7 +198,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn kept(leases: impl IntoIterator<Item = Decided>) -> Result<KeptAlive, Failure> {
-        Ok(KeptAlive { term: 2, revision: 9, leases: leases.into_iter().collect() })
+        Ok(KeptAlive { term: 2, revision: Revision(9), leases: leases.into_iter().collect() })
     }
 
     fn asked(batch: &Batch<char>) -> (Vec<i64>, bool) {

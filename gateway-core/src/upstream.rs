@@ -13,7 +13,7 @@
 use std::time::{Duration, Instant};
 
 use backoff::Backoff;
-use keyspace::{KeyRange, RevisionEvents};
+use keyspace::{KeyRange, Revision, RevisionEvents};
 
 use crate::attempt::{Attempted, Why};
 use crate::failure::Failure;
@@ -31,7 +31,7 @@ pub struct FeedSpec {
     pub range: KeyRange,
     /// First revision wanted; 0 for the first one after every write that was acknowledged before. May lie in the
     /// future.
-    pub start: i64,
+    pub start: Revision,
     /// Whether events tell what was there before.
     pub prev_kv: bool,
     /// Bytes of events that may be under way before more credit is given.
@@ -44,11 +44,11 @@ pub enum FeedItem {
     /// First item, once.
     Opened {
         /// The newest revision when the feed was opened.
-        revision: i64,
+        revision: Revision,
         /// First revision that will be carried.
-        start: i64,
+        start: Revision,
         /// The oldest revision that could be read when the feed was opened.
-        compact_revision: i64,
+        compact_revision: Revision,
         /// Round of the leadership: etcd's `raft_term`.
         term: u64,
     },
@@ -57,9 +57,9 @@ pub enum FeedItem {
         /// The revisions.
         revisions: Vec<RevisionEvents>,
         /// Every event up to this revision has been yielded.
-        upto: i64,
+        upto: Revision,
         /// The newest revision of the store.
-        revision: i64,
+        revision: Revision,
         /// As above.
         term: u64,
         /// What the events count against the credit.
@@ -70,16 +70,16 @@ pub enum FeedItem {
         /// As asked with.
         token: u64,
         /// See above.
-        revision: i64,
+        revision: Revision,
         /// The oldest revision that could be read then.
-        compact_revision: i64,
+        compact_revision: Revision,
         /// As above.
         term: u64,
     },
     /// Last item: the revisions wanted are compacted away.
     Compacted {
         /// The oldest revision that can be read.
-        compact_revision: i64,
+        compact_revision: Revision,
     },
     /// Last item: the feed cannot go on.
     Failed(Failure),
@@ -91,11 +91,11 @@ pub enum Frame {
     /// First: it is open.
     Opened {
         /// The replica's newest revision.
-        revision: i64,
+        revision: Revision,
         /// First revision that will be sent.
-        start: i64,
+        start: Revision,
         /// The oldest revision that it can read.
-        compact_revision: i64,
+        compact_revision: Revision,
         /// The round that it is in.
         term: u64,
     },
@@ -104,9 +104,9 @@ pub enum Frame {
         /// The revisions.
         revisions: Vec<RevisionEvents>,
         /// All there are up to this one have been sent.
-        upto: i64,
+        upto: Revision,
         /// The replica's newest revision.
-        revision: i64,
+        revision: Revision,
         /// The round that it is in.
         term: u64,
         /// What they count against the credit.
@@ -115,7 +115,7 @@ pub enum Frame {
     /// Last: the revisions wanted are compacted away.
     Compacted {
         /// The oldest revision that can be read.
-        compact_revision: i64,
+        compact_revision: Revision,
     },
     /// Last: the replica ended it.
     Canceled,
@@ -125,9 +125,9 @@ pub enum Frame {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Synced {
     /// See above.
-    pub revision: i64,
+    pub revision: Revision,
     /// The oldest revision that can be read.
-    pub compact_revision: i64,
+    pub compact_revision: Revision,
     /// The round that the replica is in.
     pub term: u64,
 }
@@ -148,9 +148,9 @@ pub struct Upstream {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Position {
     /// No replica has opened it: this is what was asked for.
-    Unopened { start: i64 },
+    Unopened { start: Revision },
     /// First revision that was not yielded.
-    At(i64),
+    At(Revision),
 }
 
 #[derive(Debug)]
@@ -186,7 +186,7 @@ enum Progress {
     /// The replica has more than it has sent, or has not said.
     Behind,
     /// Everything up to here has been sent, and each revision that follows will be as soon as it is there.
-    InStep { upto: i64 },
+    InStep { upto: Revision },
 }
 
 /// What to do next.
@@ -215,7 +215,7 @@ pub struct Open<L> {
     /// Over this link.
     pub link: L,
     /// First revision wanted; 0 for the first one behind the newest.
-    pub start: i64,
+    pub start: Revision,
     /// Bytes of events that may come.
     pub credit: u64,
     /// The replica first catches up with the leader, so that the feed does not start before a write that was acknowledged.
@@ -288,8 +288,8 @@ impl Upstream {
             State::Attached(Attached { node, progress: Progress::Behind, asked: None, answer: None });
         let (start, linearizable) = match self.position {
             Position::Unopened { start } => (start, !mutant!(FeedBeginsAnywhere)),
-            Position::At(position) if mutant!(FeedSkipsOnMove) => (position + 1, false),
-            Position::At(position) if mutant!(FeedRepeatsOnMove) => (position - 1, false),
+            Position::At(position) if mutant!(FeedSkipsOnMove) => (position.next(), false),
+            Position::At(position) if mutant!(FeedRepeatsOnMove) => (position.previous(), false),
             Position::At(position) => (position, false),
         };
         UpstreamStep::Open(Open {
@@ -353,15 +353,15 @@ impl Upstream {
                 attached.progress =
                     if upto < revision { Progress::Behind } else { Progress::InStep { upto } };
                 self.credit = self.credit.saturating_sub_unsigned(bytes);
-                revisions.retain(|events| events.revision.0 >= position || mutant!(FeedRepeatsOnMove));
+                revisions.retain(|events| events.revision >= position || mutant!(FeedRepeatsOnMove));
                 debug_assert!(
-                    revisions.first().is_none_or(|first| first.revision.0 >= position)
+                    revisions.first().is_none_or(|first| first.revision >= position)
                         || mutant!(FeedRepeatsOnMove),
                     "what was told is not told again"
                 );
-                let position = position.max(upto.saturating_add(1));
+                let position = position.max(upto.next());
                 self.position = Position::At(position);
-                Heard::Item(FeedItem::Events { revisions, upto: position - 1, revision, term, bytes })
+                Heard::Item(FeedItem::Events { revisions, upto: position.previous(), revision, term, bytes })
             }
             Attempted::Answer(Frame::Compacted { compact_revision }) => {
                 self.state = State::Ended;
@@ -410,7 +410,7 @@ impl Upstream {
         let State::Attached(attached) = &mut self.state else { return None };
         let upto = match attached.progress {
             Progress::InStep { upto } => upto,
-            Progress::Behind if mutant!(SyncedThoughBehind) => 0,
+            Progress::Behind if mutant!(SyncedThoughBehind) => Revision(0),
             Progress::Behind => return None,
         };
         let Synced { revision, compact_revision, term } = attached.answer.take()?;
@@ -423,11 +423,11 @@ impl Upstream {
     }
 
     /// The replica has sent everything up to `revision` to all watches in step.
-    pub fn handle_watermark(&mut self, revision: i64) {
+    pub fn handle_watermark(&mut self, revision: Revision) {
         if let (State::Attached(attached), Position::At(position)) = (&self.state, &mut self.position)
             && (attached.progress != Progress::Behind || mutant!(WatermarkThoughBehind))
         {
-            *position = (*position).max(revision.saturating_add(1));
+            *position = (*position).max(revision.next());
         }
     }
 

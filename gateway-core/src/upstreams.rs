@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use backoff::Backoff;
-use keyspace::KeyRange;
+use keyspace::{KeyRange, Revision};
 use shard_map::GroupId;
 
 use crate::asks;
@@ -187,7 +187,7 @@ struct Connection<L> {
 struct OfGroup {
     feeds: BTreeSet<FeedId>,
     /// Watches in step have been sent everything up to here.
-    watermark: i64,
+    watermark: Revision,
     /// Feeds that want to know how far they are, each with its token, and have not been asked about.
     waiting: Vec<(FeedId, u64)>,
     questions: BTreeMap<u64, Question>,
@@ -519,7 +519,7 @@ impl<L: Clone> Upstreams<L> {
     }
 
     /// A replica said how far the watches in step are.
-    pub fn handle_watermark(&mut self, connection: LinkId, group: GroupId, revision: i64) {
+    pub fn handle_watermark(&mut self, connection: LinkId, group: GroupId, revision: Revision) {
         if let Some(of_group) = of_group(&mut self.connections, connection, group) {
             of_group.watermark = of_group.watermark.max(revision);
         }
@@ -717,7 +717,7 @@ impl Default for OfGroup {
     fn default() -> OfGroup {
         OfGroup {
             feeds: BTreeSet::new(),
-            watermark: 0,
+            watermark: Revision(0),
             waiting: Vec::new(),
             questions: BTreeMap::new(),
             backoff: Backoff::new(PAUSE.0, PAUSE.1),

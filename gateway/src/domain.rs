@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use gateway_core::nearest::Place;
 use gateway_core::{Failure, FeedItem, FeedSpec, NodeId};
-use keyspace::{LeaseId, Op, Query};
+use keyspace::{LeaseId, Op, Query, Revision};
 use prometheus::core::Collector;
 use tokio::sync::watch;
 
@@ -30,7 +30,7 @@ pub enum Consistency {
     /// has been shown to clients, waits a moment to catch up.
     Serializable {
         /// 0 if none has been.
-        seen: i64,
+        seen: Revision,
     },
 }
 
@@ -46,9 +46,9 @@ pub struct DomainStatus {
     /// Last slot applied: etcd's `raftAppliedIndex`.
     pub applied_slot: u64,
     /// The current revision.
-    pub revision: i64,
+    pub revision: Revision,
     /// The compact revision; −1 before the first compaction.
-    pub compact_revision: i64,
+    pub compact_revision: Revision,
     /// Bytes held.
     pub size_bytes: u64,
     /// Bytes held without what is free for reuse: etcd's `dbSizeInUse`.

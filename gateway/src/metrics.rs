@@ -397,8 +397,8 @@ impl Metrics {
         self.quota.set(signed(status.quota_bytes));
         self.size.set(signed(status.size_bytes));
         self.size_in_use.set(signed(status.size_in_use_bytes));
-        self.revision.set(status.revision);
-        self.compact_revision.set(status.compact_revision);
+        self.revision.set(status.revision.0);
+        self.compact_revision.set(status.compact_revision.0);
     }
 
     /// Takes in how nodes are reached.

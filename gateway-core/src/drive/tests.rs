@@ -164,7 +164,7 @@ fn an_overloaded_node_is_left_alone_for_a_while_and_the_number_for_others() {
 fn a_read_of_the_nearest_says_how_that_answered_and_whose_deadline_has_passed() {
     let now = any_instant();
     let mut group = Group::new();
-    let read = || Read { query: Bytes::new(), serializable: Some(0) };
+    let read = || Read { query: Bytes::new(), serializable: Some(Revision(0)) };
     let new = |deadline| Drive::new(Request::read(ReadAt::Nearest), read(), deadline);
     let mut drive = new(Deadline::Client(now));
     assert!(attempt(&mut drive, &mut group, &Up(&[2, 1]), 2, Err(Lost)).is_none());

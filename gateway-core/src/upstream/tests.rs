@@ -17,7 +17,8 @@ struct Story {
 impl Story {
     fn new(start: i64) -> Story {
         let range = KeyRange::single("a");
-        let upstream = Upstream::new(&FeedSpec { range, start, prev_kv: false, credit: 100 });
+        let upstream =
+            Upstream::new(&FeedSpec { range, start: Revision(start), prev_kv: false, credit: 100 });
         Story { upstream, now: any_instant(), up: Up(&[3, 1, 2]), leader: Some(NodeId(1)) }
     }
 
@@ -48,7 +49,8 @@ impl Story {
 
     /// What the reader is told once the sync with this token is answered.
     fn synced(&mut self, token: u64, revision: i64) -> String {
-        self.upstream.handle_synced(token, Synced { revision, compact_revision: 1, term: 2 });
+        let synced = Synced { revision: Revision(revision), compact_revision: Revision(1), term: 2 };
+        self.upstream.handle_synced(token, synced);
         self.take_synced()
     }
 
@@ -58,17 +60,20 @@ impl Story {
 }
 
 fn opened(revision: i64, start: i64) -> Attempted<Frame> {
-    Attempted::Answer(Frame::Opened { revision, start, compact_revision: 0, term: 2 })
+    let (revision, start) = (Revision(revision), Revision(start));
+    Attempted::Answer(Frame::Opened { revision, start, compact_revision: Revision(0), term: 2 })
 }
 
 fn events(revisions: &[i64], upto: i64) -> Attempted<Frame> {
     let events = |number: &i64| RevisionEvents { revision: Revision(*number), events: [].into() };
     let revisions = revisions.iter().map(events).collect();
+    let upto = Revision(upto);
     Attempted::Answer(Frame::Events { revisions, upto, revision: upto, term: 2, bytes: 40 })
 }
 
 /// No events: there are some behind `upto`, up to `revision`, that will not come at once, if it is lower.
 fn place(upto: i64, revision: i64) -> Attempted<Frame> {
+    let (upto, revision) = (Revision(upto), Revision(revision));
     Attempted::Answer(Frame::Events { revisions: Vec::new(), upto, revision, term: 2, bytes: 0 })
 }
 
@@ -93,7 +98,7 @@ fn told(heard: Heard) -> String {
 
 fn open(node: u32, start: i64, credit: u64, linearizable: bool) -> UpstreamStep<NodeId> {
     let node = NodeId(node);
-    UpstreamStep::Open(Open { node, link: node, start, credit, linearizable })
+    UpstreamStep::Open(Open { node, link: node, start: Revision(start), credit, linearizable })
 }
 
 #[test]
@@ -166,7 +171,7 @@ fn an_answer_counts_once_the_watch_is_in_step() {
     assert_eq!(feed.upstream.ask_for_sync(), Some(3));
     feed.frame(place(10, 11));
     assert_eq!(feed.synced(3, 12), "");
-    feed.upstream.handle_watermark(12);
+    feed.upstream.handle_watermark(Revision(12));
     feed.frame(Attempted::Lost);
     assert_eq!(feed.poll_after_pause(), open(1, 11, 60, false));
 }
@@ -174,12 +179,12 @@ fn an_answer_counts_once_the_watch_is_in_step() {
 #[test]
 fn a_watermark_is_where_a_watch_in_step_goes_on() {
     let mut feed = Story::opened();
-    feed.upstream.handle_watermark(8);
-    feed.upstream.handle_watermark(6);
+    feed.upstream.handle_watermark(Revision(8));
+    feed.upstream.handle_watermark(Revision(6));
     feed.frame(Attempted::Lost);
-    feed.upstream.handle_watermark(12);
+    feed.upstream.handle_watermark(Revision(12));
     assert_eq!(feed.poll_after_pause(), open(1, 9, 100, false));
-    feed.upstream.handle_watermark(12);
+    feed.upstream.handle_watermark(Revision(12));
     feed.frame(Attempted::Lost);
     assert_eq!(feed.poll_after_pause(), open(1, 9, 100, false), "that replica had not opened it");
 }
@@ -187,7 +192,10 @@ fn a_watermark_is_where_a_watch_in_step_goes_on() {
 #[test]
 fn it_ends_when_its_revisions_are_gone_or_nobody_can_read_it() {
     let mut feed = Story::opened();
-    assert_eq!(feed.frame(Attempted::Answer(Frame::Compacted { compact_revision: 9 })), "compacted at 9");
+    assert_eq!(
+        feed.frame(Attempted::Answer(Frame::Compacted { compact_revision: Revision(9) })),
+        "compacted at 9"
+    );
     assert_eq!(feed.poll(), UpstreamStep::Ended);
     assert_eq!(feed.frame(events(&[9], 9)), "");
     let mut unread = Story::new(0);

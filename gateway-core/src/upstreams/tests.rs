@@ -78,7 +78,8 @@ impl Story {
 
     fn open(&mut self, id: u64, start: i64) {
         let range = KeyRange::single(id.to_string());
-        self.upstreams.open(FeedId(id), FeedSpec { range, start, prev_kv: false, credit: 100 });
+        self.upstreams
+            .open(FeedId(id), FeedSpec { range, start: Revision(start), prev_kv: false, credit: 100 });
     }
 
     /// Does what is to be done, and tells it.
@@ -145,17 +146,20 @@ impl Story {
 }
 
 fn opened(revision: i64, start: i64) -> Attempted<Frame> {
-    Attempted::Answer(Frame::Opened { revision, start, compact_revision: 0, term: 2 })
+    let (revision, start) = (Revision(revision), Revision(start));
+    Attempted::Answer(Frame::Opened { revision, start, compact_revision: Revision(0), term: 2 })
 }
 
 fn events(revisions: &[i64], upto: i64, revision: i64) -> Attempted<Frame> {
     let events = |number: &i64| RevisionEvents { revision: Revision(*number), events: [].into() };
     let revisions = revisions.iter().map(events).collect();
+    let (upto, revision) = (Revision(upto), Revision(revision));
     Attempted::Answer(Frame::Events { revisions, upto, revision, term: 2, bytes: 40 })
 }
 
 fn at(revision: i64) -> Attempted<Synced> {
-    Attempted::Answer(Synced { revision, compact_revision: 1, term: 2 })
+    let (revision, compact_revision) = (Revision(revision), Revision(1));
+    Attempted::Answer(Synced { revision, compact_revision, term: 2 })
 }
 
 fn refused<T>(why: Why) -> Attempted<T> {
@@ -167,7 +171,7 @@ fn a_quiet_feed_has_nothing_done_for_it_and_no_timer() {
     let mut story = Story::opened(1000);
     for seconds in 0..60 {
         story.now += Duration::from_secs(1);
-        story.upstreams.handle_watermark(LinkId(1), GROUP, 5 + seconds);
+        story.upstreams.handle_watermark(LinkId(1), GROUP, Revision(5 + seconds));
         assert_eq!((story.run(), story.upstreams.deadline()), (Vec::new(), None));
     }
     // And yet each of them knows where it is when it has to go.
@@ -335,10 +339,10 @@ fn frames_of_a_watch_that_was_left_say_nothing() {
     story.news();
     story.run_after_pause();
     story.upstreams.handle_frame(story.now, FeedId(1), old, events(&[5], 5, 5), || u32::MAX);
-    story.upstreams.handle_watermark(LinkId(1), GROUP, 9);
+    story.upstreams.handle_watermark(LinkId(1), GROUP, Revision(9));
     assert_eq!(story.run(), [""; 0]);
     story.frame(1, opened(5, 5));
-    story.frame(1, Attempted::Answer(Frame::Compacted { compact_revision: 9 }));
+    story.frame(1, Attempted::Answer(Frame::Compacted { compact_revision: Revision(9) }));
     assert_eq!(story.run(), ["1 is compacted", "close 2 at 2: it is over"]);
 }
 

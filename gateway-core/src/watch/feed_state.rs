@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use keyspace::Revision;
+
 use super::log::FeedLog;
 use crate::failure::Failure;
 use crate::mutant::mutant;
@@ -44,7 +46,7 @@ pub enum FeedEnd {
     /// The revisions it needs are gone.
     Compacted {
         /// The oldest revision that can be read.
-        compact_revision: i64,
+        compact_revision: Revision,
     },
     /// It cannot go on.
     Failed(Failure),
@@ -62,9 +64,9 @@ pub struct FeedState<S> {
     sync_wanted: u64,
     sync_sent: u64,
     synced: u64,
-    synced_revision: i64,
+    synced_revision: Revision,
     /// The oldest revision that can be read, as opening it and its syncs told.
-    compact_revision: i64,
+    compact_revision: Revision,
     /// Who waits for which token.
     sync_waiters: Vec<(u64, S)>,
     /// Credit to be given back upstream.
@@ -110,8 +112,8 @@ impl<S: Clone> FeedState<S> {
             sync_wanted: OPENING,
             sync_sent: OPENING,
             synced: 0,
-            synced_revision: 0,
-            compact_revision: 0,
+            synced_revision: Revision(0),
+            compact_revision: Revision(0),
             sync_waiters: Vec::new(),
             credit_due: 0,
             is_closed: false,
@@ -183,7 +185,7 @@ impl<S: Clone> FeedState<S> {
     }
 
     /// Forgets what a history's watcher has read. Returns whether that makes room for more.
-    pub fn consumed(&mut self, through: i64) -> bool {
+    pub fn consumed(&mut self, through: Revision) -> bool {
         debug_assert_eq!(self.pace, Pace::History, "a shared feed is read by many");
         let cost = self.log_mut().map_or(0, |log| log.forget_through(through));
         self.credit_due += cost;
@@ -191,13 +193,13 @@ impl<S: Clone> FeedState<S> {
     }
 
     /// The revision of the sync `token`, once it was answered: every event up to it is in the log.
-    pub fn synced(&self, token: u64) -> Option<i64> {
+    pub fn synced(&self, token: u64) -> Option<Revision> {
         (self.synced >= token).then_some(self.synced_revision)
     }
 
     /// The oldest revision that can be read, as of the latest sync. The window may still hold older ones, which nobody
     /// shall be told any more who asks for them now.
-    pub fn compact_revision(&self) -> i64 {
+    pub fn compact_revision(&self) -> Revision {
         self.compact_revision
     }
 
@@ -258,7 +260,7 @@ impl<S: Clone> FeedState<S> {
         Due { close: self.is_closed || has_ended, sync, credit }
     }
 
-    fn handle_synced(&mut self, token: u64, revision: i64, marked: &mut Vec<S>) {
+    fn handle_synced(&mut self, token: u64, revision: Revision, marked: &mut Vec<S>) {
         assert!(token <= self.sync_sent, "what is answered was asked");
         self.synced = self.synced.max(token);
         self.synced_revision = self.synced_revision.max(revision);
@@ -293,16 +295,17 @@ mod tests {
     }
 
     fn opened(revision: i64) -> FeedItem {
-        FeedItem::Opened { revision, start: revision + 1, compact_revision: 0, term: 2 }
+        let revision = Revision(revision);
+        FeedItem::Opened { revision, start: revision.next(), compact_revision: Revision(0), term: 2 }
     }
 
     fn synced(token: u64, revision: i64) -> FeedItem {
-        FeedItem::Synced { token, revision, compact_revision: 0, term: 2 }
+        FeedItem::Synced { token, revision: Revision(revision), compact_revision: Revision(0), term: 2 }
     }
 
     fn events(number: i64, bytes: u64) -> FeedItem {
         let revisions = vec![revision(number, &["a"])];
-        FeedItem::Events { revisions, upto: number, revision: number, term: 2, bytes }
+        FeedItem::Events { revisions, upto: Revision(number), revision: Revision(number), term: 2, bytes }
     }
 
     #[test]
@@ -313,13 +316,13 @@ mod tests {
         assert_eq!(feed.sync(7), 2);
         assert_eq!(feed.take_due(), Due::default());
         assert_eq!(item(&mut feed, opened(4)), [7]);
-        assert_eq!((feed.synced(1), feed.synced(2)), (Some(4), None));
+        assert_eq!((feed.synced(1), feed.synced(2)), (Some(Revision(4)), None));
         assert_eq!(feed.take_due().sync, Some(2));
         assert_eq!(feed.take_due().sync, None);
         assert_eq!((feed.sync(8), feed.sync(9)), (3, 3));
         assert_eq!(item(&mut feed, synced(2, 6)), [7]);
-        assert_eq!(feed.synced(2), Some(6));
-        assert_eq!(feed.log().unwrap().upto(), 6);
+        assert_eq!(feed.synced(2), Some(Revision(6)));
+        assert_eq!(feed.log().unwrap().upto(), Revision(6));
         assert_eq!(feed.take_due().sync, Some(3));
         assert_eq!(item(&mut feed, synced(3, 7)), [8, 9]);
     }
@@ -334,7 +337,7 @@ mod tests {
             item(&mut feed, events(2, cost));
             assert_eq!(feed.take_due().credit, at_once);
             if pace == Pace::History {
-                assert!(feed.consumed(2) && !feed.consumed(2));
+                assert!(feed.consumed(Revision(2)) && !feed.consumed(Revision(2)));
                 assert_eq!(feed.take_due().credit, cost);
             }
         }
@@ -356,11 +359,11 @@ mod tests {
         item(&mut feed, opened(1));
         item(&mut feed, events(2, 1));
         feed.sync(3);
-        assert_eq!(item(&mut feed, FeedItem::Compacted { compact_revision: 9 }), [1, 3]);
-        assert_eq!(feed.end(), Some(&FeedEnd::Compacted { compact_revision: 9 }));
-        assert_eq!(feed.log().unwrap().upto(), 2);
+        assert_eq!(item(&mut feed, FeedItem::Compacted { compact_revision: Revision(9) }), [1, 3]);
+        assert_eq!(feed.end(), Some(&FeedEnd::Compacted { compact_revision: Revision(9) }));
+        assert_eq!(feed.log().unwrap().upto(), Revision(2));
         assert!(feed.take_due().close);
         assert_eq!(item(&mut feed, events(3, 1)), [0; 0], "nothing more comes");
-        assert_eq!(feed.log().unwrap().upto(), 2);
+        assert_eq!(feed.log().unwrap().upto(), Revision(2));
     }
 }

@@ -4,13 +4,13 @@ use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use keyspace::{Event, RevisionEvents};
+use keyspace::{Event, Revision, RevisionEvents};
 
 /// The events of one revision.
 #[derive(Debug)]
 pub struct Entry {
     /// Which one.
-    pub revision: i64,
+    pub revision: Revision,
     /// All of them that touch the range.
     pub events: Arc<[Event]>,
     /// About what the entry takes in memory.
@@ -25,7 +25,7 @@ impl Entry {
     pub fn new(revision: RevisionEvents, cost: u64) -> Entry {
         let bytes = revision.events.iter().map(Event::size_bytes).sum();
         let RevisionEvents { revision, events } = revision;
-        Entry { revision: revision.0, events, bytes, cost, encoded: OnceLock::new() }
+        Entry { revision, events, bytes, cost, encoded: OnceLock::new() }
     }
 
     /// About what it takes in memory.
@@ -43,42 +43,55 @@ impl Entry {
 #[derive(Debug)]
 pub struct FeedLog {
     entries: VecDeque<Arc<Entry>>,
-    floor: i64,
-    upto: i64,
+    floor: Revision,
+    upto: Revision,
     /// The newest revision of the store that is known; at least `upto` once the feed is in step.
-    revision: i64,
+    revision: Revision,
     bytes: usize,
     bytes_max: usize,
 }
 
 impl FeedLog {
     /// A log that carries revisions from `start` on.
-    pub fn new(start: i64, revision: i64, bytes_max: usize) -> FeedLog {
-        FeedLog { entries: VecDeque::new(), floor: start - 1, upto: start - 1, revision, bytes: 0, bytes_max }
+    pub fn new(start: Revision, revision: Revision, bytes_max: usize) -> FeedLog {
+        FeedLog {
+            entries: VecDeque::new(),
+            floor: start.previous(),
+            upto: start.previous(),
+            revision,
+            bytes: 0,
+            bytes_max,
+        }
     }
 
     /// Revisions up to this one are gone.
-    pub fn floor(&self) -> i64 {
+    pub fn floor(&self) -> Revision {
         self.floor
     }
 
     /// Every event up to this revision has come.
-    pub fn upto(&self) -> i64 {
+    pub fn upto(&self) -> Revision {
         self.upto
     }
 
     /// The newest revision of the store that is known.
-    pub fn revision(&self) -> i64 {
+    pub fn revision(&self) -> Revision {
         self.revision.max(self.upto)
     }
 
     /// Takes in what the feed brought; `cost` is what the whole took of the credit. Returns the part of it that no
     /// entry carries.
-    pub fn push(&mut self, revisions: Vec<RevisionEvents>, upto: i64, revision: i64, cost: u64) -> u64 {
+    pub fn push(
+        &mut self,
+        revisions: Vec<RevisionEvents>,
+        upto: Revision,
+        revision: Revision,
+        cost: u64,
+    ) -> u64 {
         let mut rest = cost;
         let last = revisions.len().saturating_sub(1);
         for (index, revision) in revisions.into_iter().enumerate() {
-            debug_assert!(revision.revision.0 > self.upto, "a feed repeats nothing");
+            debug_assert!(revision.revision > self.upto, "a feed repeats nothing");
             let cost = if index == last { std::mem::take(&mut rest) } else { 0 };
             let entry = Entry::new(revision, cost);
             self.bytes += entry.bytes;
@@ -94,7 +107,7 @@ impl FeedLog {
     }
 
     /// Every event up to `upto` has come.
-    pub fn handle_upto(&mut self, upto: i64, revision: i64) {
+    pub fn handle_upto(&mut self, upto: Revision, revision: Revision) {
         self.upto = self.upto.max(upto);
         self.revision = self.revision.max(revision);
     }
@@ -111,7 +124,7 @@ impl FeedLog {
     }
 
     /// Forgets entries up to a revision. Returns their cost.
-    pub fn forget_through(&mut self, revision: i64) -> u64 {
+    pub fn forget_through(&mut self, revision: Revision) -> u64 {
         let mut cost = 0;
         while self.entries.front().is_some_and(|entry| entry.revision <= revision) {
             cost += self.forget_first();
@@ -120,7 +133,7 @@ impl FeedLog {
     }
 
     /// The entries from revision `next` on. Only meaningful for `next` above the floor.
-    pub fn from(&self, next: i64) -> impl ExactSizeIterator<Item = &Arc<Entry>> {
+    pub fn from(&self, next: Revision) -> impl ExactSizeIterator<Item = &Arc<Entry>> {
         debug_assert!(next > self.floor, "what is forgotten cannot be read");
         // Nearly every watcher is at the end of the log.
         let first = match self.entries.back() {
@@ -146,7 +159,7 @@ impl FeedLog {
 #[cfg(test)]
 pub(crate) mod tests {
     use bytes::Bytes;
-    use keyspace::{EventKind, KeyValue, Revision};
+    use keyspace::{EventKind, KeyValue};
 
     use super::*;
 
@@ -168,38 +181,41 @@ pub(crate) mod tests {
     }
 
     fn revisions(log: &FeedLog, next: i64) -> Vec<i64> {
-        log.from(next).map(|entry| entry.revision).collect()
+        log.from(Revision(next)).map(|entry| entry.revision.0).collect()
     }
 
     #[test]
     fn watchers_read_from_their_own_place() {
-        let mut log = FeedLog::new(5, 4, 1 << 20);
-        assert_eq!((log.floor(), log.upto()), (4, 4));
-        assert_eq!(log.push(vec![revision(5, &["a"]), revision(8, &["a", "b"])], 9, 9, 70), 0);
+        let mut log = FeedLog::new(Revision(5), Revision(4), 1 << 20);
+        assert_eq!((log.floor(), log.upto()), (Revision(4), Revision(4)));
+        assert_eq!(
+            log.push(vec![revision(5, &["a"]), revision(8, &["a", "b"])], Revision(9), Revision(9), 70),
+            0
+        );
         assert_eq!(revisions(&log, 5), [5, 8]);
         assert_eq!(revisions(&log, 6), [8]);
         assert_eq!(revisions(&log, 9), [] as [i64; 0]);
-        assert_eq!((log.floor(), log.upto(), log.revision()), (4, 9, 9));
+        assert_eq!((log.floor(), log.upto(), log.revision()), (Revision(4), Revision(9), Revision(9)));
     }
 
     #[test]
     fn what_is_evicted_raises_the_floor() {
-        let mut log = FeedLog::new(2, 1, 100);
+        let mut log = FeedLog::new(Revision(2), Revision(1), 100);
         for number in 2..10 {
-            log.push(vec![revision(number, &["key"])], number, number, 10);
+            log.push(vec![revision(number, &["key"])], Revision(number), Revision(number), 10);
             log.evict();
         }
         assert!(log.bytes <= 100);
-        assert_eq!(revisions(&log, log.floor() + 1).len() as i64, 9 - log.floor());
+        assert_eq!(revisions(&log, log.floor().0 + 1).len() as i64, 9 - log.floor().0);
     }
 
     #[test]
     fn the_credit_comes_back_with_the_last_entry_of_a_frame() {
-        let mut log = FeedLog::new(2, 1, 1 << 20);
-        assert_eq!(log.push(vec![revision(2, &["a"]), revision(3, &["a"])], 3, 3, 70), 0);
-        assert_eq!(log.push(vec![], 5, 5, 9), 9, "nothing carries it");
-        assert_eq!(log.forget_through(2), 0);
-        assert_eq!(log.forget_through(3), 70);
-        assert_eq!(log.floor(), 3);
+        let mut log = FeedLog::new(Revision(2), Revision(1), 1 << 20);
+        assert_eq!(log.push(vec![revision(2, &["a"]), revision(3, &["a"])], Revision(3), Revision(3), 70), 0);
+        assert_eq!(log.push(vec![], Revision(5), Revision(5), 9), 9, "nothing carries it");
+        assert_eq!(log.forget_through(Revision(2)), 0);
+        assert_eq!(log.forget_through(Revision(3)), 70);
+        assert_eq!(log.floor(), Revision(3));
     }
 }

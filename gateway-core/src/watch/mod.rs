@@ -10,7 +10,7 @@ mod watchers;
 
 use std::ops::Deref;
 
-use keyspace::KeyRange;
+use keyspace::{KeyRange, Revision};
 
 pub use feed_state::{Due, FeedEnd, FeedState, OPENING, Pace};
 pub use log::{Entry, FeedLog};
@@ -39,13 +39,13 @@ pub trait Feeds {
     fn shared(&self, range: &KeyRange, prev_kv: bool, watcher: u64) -> (Self::Subscription, u64);
 
     /// Opens a feed for one watcher, from a revision of the past.
-    fn history(&self, range: &KeyRange, prev_kv: bool, start: i64, watcher: u64) -> Self::Subscription;
+    fn history(&self, range: &KeyRange, prev_kv: bool, start: Revision, watcher: u64) -> Self::Subscription;
 
     /// Asks how far a feed has come; `watcher` is told. The token is for [`FeedState::synced`].
     fn sync(&self, feed: &Self::Feed, watcher: u64) -> u64;
 
     /// A history's watcher has read so far.
-    fn consumed(&self, feed: &Self::Feed, through: i64);
+    fn consumed(&self, feed: &Self::Feed, through: Revision);
 
     /// Gives the watchers that have something to look at, since the last call, to `each`.
     fn take_marked(&self, each: impl FnMut(u64));

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use headers::{Draft, Headers, Says};
-use keyspace::{Event, EventKind, KeyRange};
+use keyspace::{Event, EventKind, KeyRange, Revision};
 use progress::Progress;
 
 use super::feed_state::FeedEnd;
@@ -41,7 +41,7 @@ pub struct Create {
     /// The keys.
     pub range: KeyRange,
     /// First revision wanted; 0 for "from now on".
-    pub start: i64,
+    pub start: Revision,
     /// Whether events tell what was there before.
     pub prev_kv: bool,
     /// Events that it does not want.
@@ -58,7 +58,7 @@ impl Create {
         Create {
             id: None,
             range,
-            start: 0,
+            start: Revision(0),
             prev_kv: false,
             filters: Filters::default(),
             fragment: false,
@@ -112,7 +112,7 @@ pub enum Canceled {
     /// The revisions that it needs are gone.
     Compacted {
         /// The oldest revision that can be read.
-        compact_revision: i64,
+        compact_revision: Revision,
     },
     /// Its feed cannot go on.
     Failed(Failure),
@@ -186,7 +186,7 @@ struct Watcher<S> {
     fragment: bool,
     progress_notify: bool,
     /// As asked for; 0 for "from now on".
-    start: i64,
+    start: Revision,
     shared: S,
     state: State<S>,
     queued: bool,
@@ -203,17 +203,17 @@ enum State<S> {
     /// In step with the shared feed, or at most its window behind.
     Live {
         /// First revision not sent.
-        next: i64,
+        next: Revision,
     },
     /// Further behind: reads history, beyond `beyond` and then until the window has the rest.
-    CatchingUp { next: i64, beyond: i64, history: S },
+    CatchingUp { next: Revision, beyond: Revision, history: S },
 }
 
 /// Where a store is.
 #[derive(Clone, Copy, Debug)]
 struct Known {
-    revision: i64,
-    compact_revision: i64,
+    revision: Revision,
+    compact_revision: Revision,
     term: u64,
 }
 
@@ -279,7 +279,7 @@ impl<F: Feeds> Watchers<F> {
     }
 
     /// There is no leader, and a replica is where it says here: watches that wait to be created begin behind that.
-    pub fn handle_leaderless(&mut self, revision: i64, compact_revision: i64, term: u64) {
+    pub fn handle_leaderless(&mut self, revision: Revision, compact_revision: Revision, term: u64) {
         for creating in &self.creating {
             if let Creating::Watcher(key) = creating
                 && let Some(watcher) = self.watchers.get_mut(key)
@@ -297,7 +297,7 @@ impl<F: Feeds> Watchers<F> {
     }
 
     /// The store is known to be at `revision` by other means: for the headers of answers that no feed stands behind.
-    pub fn handle_revision(&mut self, revision: i64, term: u64) {
+    pub fn handle_revision(&mut self, revision: Revision, term: u64) {
         self.headers.handle_revision(revision, term);
     }
 
@@ -514,14 +514,14 @@ impl<F: Feeds> Watchers<F> {
             (Some(revision), _) => {
                 let revision = self.headers.now(revision);
                 // As etcd does it up to 3.6.5, a start below zero is older than any compaction, and tells nothing of the past.
-                let next = if watcher.start <= 0 { revision + 1 } else { watcher.start };
+                let next = if watcher.start <= Revision(0) { revision.next() } else { watcher.start };
                 watcher.state = State::Live { next };
                 let (id, is_cancelled) = (watcher.id, watcher.cancelled);
+                let is_past = watcher.start != Revision(0);
                 let is_compacted =
-                    compact_revision > 0 && watcher.start != 0 && watcher.start < compact_revision;
+                    compact_revision > Revision(0) && is_past && watcher.start < compact_revision;
                 // The value before its first event is compacted, but may still lie in the window.
-                let needs_history =
-                    watcher.prev_kv && watcher.start != 0 && watcher.start == compact_revision;
+                let needs_history = watcher.prev_kv && is_past && watcher.start == compact_revision;
                 if is_cancelled {
                     self.remove(key);
                     self.out.push_back(cancelled(id));
@@ -564,14 +564,14 @@ impl<F: Feeds> Watchers<F> {
     }
 
     /// Lets a watcher go on with what the group remembers from `next` on.
-    fn read_history(&mut self, key: u64, next: i64, beyond: i64) {
+    fn read_history(&mut self, key: u64, next: Revision, beyond: Revision) {
         if let Some(watcher) = self.watchers.get_mut(&key) {
             let history = self.feeds.history(&watcher.range, watcher.prev_kv, next, key);
             watcher.state = State::CatchingUp { next, beyond, history };
         }
     }
 
-    fn look_at_live(&mut self, key: u64, next: i64) -> Step {
+    fn look_at_live(&mut self, key: u64, next: Revision) -> Step {
         let Some(watcher) = self.watchers.get_mut(&key) else { return Step::Nothing };
         debug_assert!(!watcher.cancelled, "who is cancelled is told of nothing more");
         let feed = watcher.shared.as_ref().state();
@@ -580,7 +580,7 @@ impl<F: Feeds> Watchers<F> {
         let told = in_window.filter(|log| log.from(next).len() == 0).map(|log| log.upto());
         match feed.end() {
             Some(FeedEnd::Compacted { compact_revision }) if in_window.is_none() || told.is_some() => {
-                let next = told.map_or(next, |upto| next.max(upto + 1));
+                let next = told.map_or(next, |upto| next.max(upto.next()));
                 if next < *compact_revision {
                     return Step::End(compacted(watcher.id, *compact_revision, feed.term()));
                 }
@@ -598,7 +598,7 @@ impl<F: Feeds> Watchers<F> {
         let Some(log) = feed.log() else { return Step::Nothing };
         if next <= log.floor() {
             drop(feed);
-            self.read_history(key, next, 0);
+            self.read_history(key, next, Revision(0));
             return Step::Again;
         }
         let entries = log.from(next);
@@ -618,7 +618,7 @@ impl<F: Feeds> Watchers<F> {
         step
     }
 
-    fn look_at_history(&mut self, key: u64, next: i64) -> Step {
+    fn look_at_history(&mut self, key: u64, next: Revision) -> Step {
         let Some(watcher) = self.watchers.get_mut(&key) else { return Step::Nothing };
         let State::CatchingUp { next: position, beyond, history } = &mut watcher.state else {
             return Step::Again;
@@ -640,7 +640,7 @@ impl<F: Feeds> Watchers<F> {
             if let State::CatchingUp { next: position, .. } = &mut watcher.state {
                 *position = after;
             }
-            self.feeds.consumed(&source, after - 1);
+            self.feeds.consumed(&source, after.previous());
             return step;
         }
         match feed.end() {
@@ -658,7 +658,7 @@ impl<F: Feeds> Watchers<F> {
             }
             None => {}
         }
-        let next = feed.log().map_or(next, |log| next.max(log.upto() + 1));
+        let next = feed.log().map_or(next, |log| next.max(log.upto().next()));
         *position = next;
         drop(feed);
         let caught_up = next > *beyond && {
@@ -687,13 +687,13 @@ impl<S> Watcher<S> {
     fn bundle<'a>(
         &self,
         entries: impl Iterator<Item = &'a Arc<Entry>>,
-        revision: i64,
+        revision: Revision,
         term: u64,
-    ) -> (Step, i64) {
+    ) -> (Step, Revision) {
         let mut parts = Vec::new();
-        let (mut event_count, mut bytes, mut next) = (0, 0, 0);
+        let (mut event_count, mut bytes, mut next) = (0, 0, Revision(0));
         for entry in entries.take(HISTORY_REVISIONS) {
-            next = entry.revision + 1;
+            next = entry.revision.next();
             let part = Part { entry: Arc::clone(entry), filters: self.filters };
             let (count, size) = part.size();
             if count == 0 {
@@ -744,7 +744,7 @@ fn cancelled(id: i64) -> Draft {
     Draft { told: Told::Canceled { id, why: Canceled::ByClient }, says: Says::Now }
 }
 
-fn compacted(id: i64, compact_revision: i64, term: u64) -> Draft {
+fn compacted(id: i64, compact_revision: Revision, term: u64) -> Draft {
     let why = Canceled::Compacted { compact_revision };
     Draft { told: Told::Canceled { id, why }, says: Says::Nothing { term } }
 }

@@ -3,6 +3,7 @@
 use api::gaios::link::v1::{self as wire, request, response::Kind};
 use gateway_core::link::{Ask, mismatch};
 use gateway_core::{Attempted, GroupId, Numbered};
+use keyspace::Revision;
 
 use crate::domain::{DomainStatus, KnownGateway, KnownGateways};
 use crate::leading::{Leading, Want};
@@ -25,8 +26,8 @@ impl Ask for Status {
             has_leader: status.leader != 0,
             commit_slot: status.commit_slot,
             applied_slot: status.applied_slot,
-            revision: status.revision,
-            compact_revision: status.compact_revision,
+            revision: Revision(status.revision),
+            compact_revision: Revision(status.compact_revision),
             size_bytes: status.size_bytes,
             size_in_use_bytes: status.size_in_use_bytes,
             quota_bytes: status.quota_bytes,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use api::etcdserverpb as pb;
+use keyspace::Revision;
 use tonic::metadata::MetadataMap;
 
 use super::Door;
@@ -45,19 +46,20 @@ impl<D: Domain> Caller<D> {
     }
 
     /// The header of an answer to this caller.
-    pub(crate) fn header(&self, revision: i64, term: u64) -> Option<pb::ResponseHeader> {
+    pub(crate) fn header(&self, revision: Revision, term: u64) -> Option<pb::ResponseHeader> {
         // Relaxed: whatever was answered before this request came was stored before it was sent.
-        if self.seen.load(Ordering::Relaxed) < revision {
-            self.seen.fetch_max(revision, Ordering::Relaxed);
+        if self.seen.load(Ordering::Relaxed) < revision.0 {
+            self.seen.fetch_max(revision.0, Ordering::Relaxed);
         }
         self.door.header(revision, term)
     }
 
     /// How fresh a read must be: a caller reads what it wrote, serializable or not. One that asks for a revision has seen
     /// it, too, perhaps elsewhere.
-    pub(super) fn consistency(&self, serializable: bool, revision: i64) -> Consistency {
+    pub(super) fn consistency(&self, serializable: bool, revision: Revision) -> Consistency {
         if serializable {
-            Consistency::Serializable { seen: self.seen.load(Ordering::Relaxed).max(revision) }
+            let seen = Revision(self.seen.load(Ordering::Relaxed));
+            Consistency::Serializable { seen: seen.max(revision) }
         } else {
             Consistency::Linearizable
         }
@@ -65,7 +67,7 @@ impl<D: Domain> Caller<D> {
 
     /// For what a member of etcd answers from its own state, and so without a leader, too.
     pub(super) fn consistency_of_a_member(&self) -> Consistency {
-        self.consistency(!*self.door.leader_known.borrow(), 0)
+        self.consistency(!*self.door.leader_known.borrow(), Revision(0))
     }
 }
 

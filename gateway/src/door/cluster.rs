@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use api::etcdserverpb as pb;
+use keyspace::Revision;
 use tonic::{Request, Response, Status};
 
 use super::errors::to_status;
@@ -21,7 +22,7 @@ impl<D: Domain> pb::cluster_server::Cluster for Cluster<D> {
         let context = self.0.context(request.metadata(), Priority::Small);
         let known = self.0.domain.gateways(&context).await.map_err(to_status)?;
         // etcd leaves the revision of cluster answers at 0.
-        let header = self.0.header(0, known.term);
+        let header = self.0.header(Revision(0), known.term);
         let members = self.0.members.list(&known.gateways).into_iter().map(|member| pb::Member {
             id: member.id,
             name: member.name,

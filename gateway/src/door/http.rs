@@ -5,7 +5,7 @@ use ::http::header::{ALLOW, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use ::http::{HeaderValue, Method, Response, StatusCode, Uri};
 use bytes::Bytes;
 use http_body_util::Full;
-use keyspace::{KeyRange, Query, RangeRequest};
+use keyspace::{KeyRange, Query, RangeRequest, Revision};
 use tonic::body::Body;
 
 use super::Door;
@@ -180,8 +180,11 @@ async fn read<D: Domain>(door: &Door<D>, serializable: bool) -> Result<(), Strin
     request.keys_only = true;
     request.limit = 1;
     request.serializable = serializable;
-    let consistency =
-        if serializable { Consistency::Serializable { seen: 0 } } else { Consistency::Linearizable };
+    let consistency = if serializable {
+        Consistency::Serializable { seen: Revision(0) }
+    } else {
+        Consistency::Linearizable
+    };
     let answered = door.domain.read(&door.context(), Query::Range(request), consistency).await;
     answered.map(|_| ()).map_err(|failure| text(&failure))
 }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use api::etcdserverpb as pb;
-use keyspace::{Op, Query, RangeEnd, RangeRequest, Reply, SortOrder, SortTarget, Txn, TxnOp, check};
+use keyspace::{
+    Op, Query, RangeEnd, RangeRequest, Reply, Revision, SortOrder, SortTarget, Txn, TxnOp, check,
+};
 use tokio_stream::Once;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
@@ -43,10 +45,10 @@ impl<D: Domain> Caller<D> {
         request: RangeRequest,
     ) -> Result<pb::RangeResponse, Failure> {
         let context = self.context(metadata, priority_of(&request));
-        let consistency = self.consistency(request.serializable, request.revision);
+        let consistency = self.consistency(request.serializable, Revision(request.revision));
         let answer = self.domain.read(&context, Query::Range(request), consistency).await?;
         let Reply::Range(reply) = answer.reply else { return Err(MISMATCH) };
-        let header = self.header(reply.revision.0, answer.term);
+        let header = self.header(reply.revision, answer.term);
         Ok(convert::range_reply(reply, header))
     }
 }
@@ -59,13 +61,13 @@ fn priority_of(range: &RangeRequest) -> Priority {
 }
 
 /// The newest revision that a transaction's ranges ask for; 0 if they ask for none.
-fn newest_revision(txn: &Txn) -> i64 {
+fn newest_revision(txn: &Txn) -> Revision {
     let of = |op: &TxnOp| match op {
-        TxnOp::Range(range) => range.revision,
+        TxnOp::Range(range) => Revision(range.revision),
         TxnOp::Txn(txn) => newest_revision(txn),
-        TxnOp::Put(_) | TxnOp::DeleteRange(_) | TxnOp::Empty => 0,
+        TxnOp::Put(_) | TxnOp::DeleteRange(_) | TxnOp::Empty => Revision(0),
     };
-    txn.success.iter().chain(&txn.failure).map(of).max().unwrap_or(0)
+    txn.success.iter().chain(&txn.failure).map(of).max().unwrap_or_default()
 }
 
 #[tonic::async_trait]
@@ -113,7 +115,7 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
         size.map_err(to_status)?;
         let answer = self.0.domain.write(&context, Op::Put(put)).await.map_err(to_status)?;
         let Reply::Put(reply) = answer.reply else { return Err(to_status(MISMATCH)) };
-        let header = self.0.header(reply.revision.0, answer.term);
+        let header = self.0.header(reply.revision, answer.term);
         Ok(Response::new(convert::put_reply(reply, header)))
     }
 
@@ -130,7 +132,7 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
         let context = self.0.context(&metadata, if is_one { Priority::Small } else { Priority::Large });
         let answer = self.0.domain.write(&context, Op::DeleteRange(delete)).await.map_err(to_status)?;
         let Reply::DeleteRange(reply) = answer.reply else { return Err(to_status(MISMATCH)) };
-        let header = self.0.header(reply.revision.0, answer.term);
+        let header = self.0.header(reply.revision, answer.term);
         Ok(Response::new(convert::delete_range_reply(reply, header)))
     }
 
@@ -150,7 +152,7 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
             self.0.domain.write(&context, Op::Txn(txn)).await.map_err(to_status)?
         };
         let Reply::Txn(reply) = answer.reply else { return Err(to_status(MISMATCH)) };
-        let header = self.0.header(reply.revision.0, answer.term);
+        let header = self.0.header(reply.revision, answer.term);
         Ok(Response::new(convert::txn_reply(reply, header)))
     }
 
@@ -163,7 +165,7 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
         let revision = request.into_inner().revision;
         let answer = self.0.domain.write(&context, Op::Compact { revision }).await.map_err(to_status)?;
         let Reply::Compacted { revision } = answer.reply else { return Err(to_status(MISMATCH)) };
-        let header = self.0.header(revision.0, answer.term);
+        let header = self.0.header(revision, answer.term);
         Ok(Response::new(pb::CompactionResponse { header }))
     }
 }

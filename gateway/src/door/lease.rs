@@ -39,7 +39,7 @@ impl<D: Domain> pb::lease_server::Lease for Lease<D> {
         let grant = Op::LeaseGrant { id: LeaseId(id), ttl };
         let answer = self.0.domain.write(&context, grant).await.map_err(to_status)?;
         let Reply::LeaseGranted { revision, id, ttl } = answer.reply else { return Err(to_status(MISMATCH)) };
-        let header = self.0.header(revision.0, answer.term);
+        let header = self.0.header(revision, answer.term);
         Ok(Response::new(pb::LeaseGrantResponse { header, id: id.0, ttl, error: String::new() }))
     }
 
@@ -51,7 +51,7 @@ impl<D: Domain> pb::lease_server::Lease for Lease<D> {
         let id = LeaseId(request.into_inner().id);
         let answer = self.0.domain.write(&context, Op::LeaseRevoke { id }).await.map_err(to_status)?;
         let Reply::LeaseRevoked { revision } = answer.reply else { return Err(to_status(MISMATCH)) };
-        let header = self.0.header(revision.0, answer.term);
+        let header = self.0.header(revision, answer.term);
         Ok(Response::new(pb::LeaseRevokeResponse { header }))
     }
 
@@ -87,7 +87,7 @@ impl<D: Domain> pb::lease_server::Lease for Lease<D> {
         let answer =
             self.0.domain.read(&context, query, Consistency::Linearizable).await.map_err(to_status)?;
         let Reply::LeaseTimeToLive(reply) = answer.reply else { return Err(to_status(MISMATCH)) };
-        let header = self.0.header(reply.revision.0, answer.term);
+        let header = self.0.header(reply.revision, answer.term);
         Ok(Response::new(pb::LeaseTimeToLiveResponse {
             header,
             id: reply.id.0,
@@ -105,7 +105,7 @@ impl<D: Domain> pb::lease_server::Lease for Lease<D> {
         let consistency = self.0.consistency_of_a_member();
         let answer = self.0.domain.read(&context, Query::Leases, consistency).await.map_err(to_status)?;
         let Reply::Leases { revision, leases } = answer.reply else { return Err(to_status(MISMATCH)) };
-        let header = self.0.header(revision.0, answer.term);
+        let header = self.0.header(revision, answer.term);
         let leases = leases.into_iter().map(|lease| pb::LeaseStatus { id: lease.0 }).collect();
         Ok(Response::new(pb::LeaseLeasesResponse { header, leases }))
     }

@@ -88,12 +88,12 @@ impl<D: Domain> pb::maintenance_server::Maintenance for Maintenance<D> {
             // etcd answers an unknown action, or one without an alarm to act on, with nothing.
             (Ok(AlarmAction::Activate | AlarmAction::Deactivate) | Err(_), _) => {
                 let answer = query().await.map_err(to_status)?;
-                let header = self.0.header(answer.reply.revision().0, answer.term);
+                let header = self.0.header(answer.reply.revision(), answer.term);
                 return Ok(Response::new(pb::AlarmResponse { header, alarms: Vec::new() }));
             }
         };
         let Reply::Alarms { revision, alarms } = answer.reply else { return Err(to_status(MISMATCH)) };
-        let header = self.0.header(revision.0, answer.term);
+        let header = self.0.header(revision, answer.term);
         let is_get = request.action == i32::from(AlarmAction::Get);
         let alarms = alarms
             .into_iter()
@@ -148,7 +148,7 @@ impl<D: Domain> pb::maintenance_server::Maintenance for Maintenance<D> {
         let answer = self.0.domain.read(&context, query, consistency).await.map_err(to_status)?;
         let Reply::HashKv(reply) = answer.reply else { return Err(to_status(MISMATCH)) };
         Ok(Response::new(pb::HashKvResponse {
-            header: self.0.header(reply.revision.0, answer.term),
+            header: self.0.header(reply.revision, answer.term),
             hash: reply.hash,
             compact_revision: reply.compact_revision.0,
             hash_revision: reply.hash_revision.0,

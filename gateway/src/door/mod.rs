@@ -29,6 +29,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use api::etcdserverpb as pb;
+use keyspace::Revision;
 use parking_lot::Mutex;
 use replica::rates::Rates;
 use tokio::sync::watch as news;
@@ -153,17 +154,17 @@ pub(crate) struct Door<D> {
 }
 
 impl<D: Domain> Door<D> {
-    pub(crate) fn header(&self, revision: i64, term: u64) -> Option<pb::ResponseHeader> {
+    pub(crate) fn header(&self, revision: Revision, term: u64) -> Option<pb::ResponseHeader> {
         // Relaxed: a hint for answers that no read stands behind. The load spares the line a write by every answer. Most
         // answers have a caller: see there.
-        if self.seen_revision.load(Ordering::Relaxed) < revision {
-            self.seen_revision.fetch_max(revision, Ordering::Relaxed);
+        if self.seen_revision.load(Ordering::Relaxed) < revision.0 {
+            self.seen_revision.fetch_max(revision.0, Ordering::Relaxed);
             self.seen_term.fetch_max(term, Ordering::Relaxed);
         }
         Some(pb::ResponseHeader {
             cluster_id: self.domain.cluster_id(),
             member_id: self.member_id,
-            revision,
+            revision: revision.0,
             raft_term: term,
         })
     }
@@ -174,8 +175,8 @@ impl<D: Domain> Door<D> {
     }
 
     /// The newest revision and term that any answer told.
-    fn seen(&self) -> (i64, u64) {
-        (self.seen_revision.load(Ordering::Relaxed), self.seen_term.load(Ordering::Relaxed))
+    fn seen(&self) -> (Revision, u64) {
+        (Revision(self.seen_revision.load(Ordering::Relaxed)), self.seen_term.load(Ordering::Relaxed))
     }
 
     /// For a request that asks for a leader: waits for one, for as long as streams that are open may go on without. Before

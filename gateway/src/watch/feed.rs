@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use futures::task::AtomicWaker;
 use gateway_core::FeedItem;
 use gateway_core::watch::{Feed, FeedState, Pace};
-use keyspace::KeyRange;
+use keyspace::{KeyRange, Revision};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::Counted;
@@ -93,7 +93,7 @@ impl SharedFeed {
     }
 
     /// Forgets what a history's watcher has read, which makes room for more.
-    pub(super) fn consumed(&self, through: i64) {
+    pub(super) fn consumed(&self, through: Revision) {
         let makes_room = self.lock().consumed(through);
         if makes_room {
             self.0.act();

@@ -16,7 +16,7 @@ use std::sync::{Arc, Weak};
 
 use gateway_core::FeedSpec;
 use gateway_core::watch::{Feed as _, Feeds, OPENING, Pace};
-use keyspace::KeyRange;
+use keyspace::{KeyRange, Revision};
 use parking_lot::Mutex;
 use prometheus::IntGauge;
 
@@ -56,7 +56,7 @@ impl<D: Domain> Hub<D> {
         })
     }
 
-    fn open(&self, range: &KeyRange, prev_kv: bool, start: i64, pace: Pace) -> SharedFeed {
+    fn open(&self, range: &KeyRange, prev_kv: bool, start: Revision, pace: Pace) -> SharedFeed {
         let feed = SharedFeed::new(range.clone(), prev_kv, pace);
         let spec = FeedSpec { range: range.clone(), start, prev_kv, credit: pace.credit_bytes() };
         let mut counted = vec![Counted::new(&self.upstreams)];
@@ -151,14 +151,14 @@ impl<D: Domain> Feeds for StreamFeeds<D> {
                 (subscription, token)
             }
             None => {
-                let feed = hub.open(range, prev_kv, 0, Pace::Shared);
+                let feed = hub.open(range, prev_kv, Revision(0), Pace::Shared);
                 shared.insert(key, feed.clone());
                 (hub.subscription(feed, watcher), OPENING)
             }
         }
     }
 
-    fn history(&self, range: &KeyRange, prev_kv: bool, start: i64, watcher: u64) -> Subscription<D> {
+    fn history(&self, range: &KeyRange, prev_kv: bool, start: Revision, watcher: u64) -> Subscription<D> {
         let watcher = self.subscriber(watcher);
         let feed = self.hub.open(range, prev_kv, start, Pace::History);
         // Where nothing happened since, only a sync tells that the end is reached.
@@ -170,7 +170,7 @@ impl<D: Domain> Feeds for StreamFeeds<D> {
         feed.sync(self.subscriber(watcher))
     }
 
-    fn consumed(&self, feed: &SharedFeed, through: i64) {
+    fn consumed(&self, feed: &SharedFeed, through: Revision) {
         feed.consumed(through);
     }
 

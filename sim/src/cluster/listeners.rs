@@ -3,7 +3,7 @@
 
 use gateway_core::Failure;
 use gateway_core::watch::{Canceled, Create, Events, Filters, Frame, NotCreated, Told as Says};
-use keyspace::{Event as KeyEvent, EventKind, KeyRange, RevisionEvents};
+use keyspace::{Event as KeyEvent, EventKind, KeyRange, Revision, RevisionEvents};
 
 use super::clock::{MILLI, SECOND};
 use super::commands::{Family, single};
@@ -220,7 +220,7 @@ impl Listener {
         let create = Create {
             id: Some(id),
             range: watch.range.clone(),
-            start: watch.next,
+            start: Revision(watch.next),
             prev_kv: watch.prev_kv,
             filters: watch.filters,
             fragment: false,
@@ -230,7 +230,7 @@ impl Listener {
     }
 
     fn on_frame(&mut self, env: &mut Env, number: usize, frame: Frame) {
-        let revision = frame.stamp.revision();
+        let revision = frame.stamp.revision().0;
         trace!(env, "listener {number} is told at {revision}: {:?}", frame.told);
         let newest = env.truths[self.group].revision();
         if revision > newest {
@@ -277,7 +277,7 @@ impl Listener {
             .parts
             .iter()
             .map(|part| RevisionEvents {
-                revision: keyspace::Revision(part.entry.revision),
+                revision: part.entry.revision,
                 events: part.events().cloned().collect(),
             })
             .collect();
@@ -323,7 +323,7 @@ impl Listener {
         let group = self.group;
         let Some(place) = self.watches.iter().position(|watch| watch.id == Some(id)) else { return };
         match why {
-            Canceled::Compacted { compact_revision } => {
+            Canceled::Compacted { compact_revision: Revision(compact_revision) } => {
                 let compacted = env.truths[group].compacted();
                 let watch = &mut self.watches[place];
                 if watch.next >= compact_revision || compact_revision > compacted {

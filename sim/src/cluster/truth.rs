@@ -244,7 +244,10 @@ impl GroupTruth {
             }
             // What is left of a vote is written again, so that it is not lost with the damaged record.
             Fact::Vote(slot, vote_ballot, None) => {
-                if truth.durable_votes.get(&slot).is_none_or(|durable| *durable < vote_ballot) {
+                // A node that has lost both its base and the snapshot goes by the votes before.
+                let votes = self.slot(slot).vote_ballots.iter();
+                let mut cast = votes.filter(|vote| vote.durable >> node & 1 == 1);
+                if !cast.any(|vote| vote.vote_ballot >= vote_ballot) {
                     return fail(
                         "I2",
                         format!(

@@ -6,6 +6,8 @@
 //! never above what each watcher it speaks of has been sent: before it is given, the stream is put under a *ceiling*, a
 //! revision that nothing may exceed until the answer has left. So events of writers who do not rest cannot outrun it.
 
+use keyspace::Revision;
+
 use super::Told;
 
 /// What a client is told, and under which header.
@@ -20,13 +22,13 @@ pub struct Frame {
 /// What a header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
-    revision: i64,
+    revision: Revision,
     term: u64,
 }
 
 impl Stamp {
     /// Its revision.
-    pub fn revision(self) -> i64 {
+    pub fn revision(self) -> Revision {
         self.revision
     }
 
@@ -49,9 +51,9 @@ pub(super) enum Says {
     /// None. etcd leaves the header's revision at 0 when it cancels for compaction.
     Nothing { term: u64 },
     /// This one, which its events do not exceed.
-    Events { revision: i64, term: u64 },
+    Events { revision: Revision, term: u64 },
     /// From behind this one on the watcher hears everything. See [`Headers::now`].
-    Created { revision: i64, term: u64 },
+    Created { revision: Revision, term: u64 },
     /// Where the store is, as far as is known.
     Now,
     /// The ceiling, which is lifted.
@@ -62,41 +64,41 @@ pub(super) enum Says {
 #[derive(Debug, Default)]
 pub(super) struct Headers {
     /// The newest revision that any header said.
-    said: i64,
+    said: Revision,
     /// The newest revision and term that are known, from wherever.
-    known: i64,
+    known: Revision,
     term: u64,
-    ceiling: Option<i64>,
+    ceiling: Option<Revision>,
 }
 
 impl Headers {
     /// The store is known to be at `revision`.
-    pub(super) fn handle_revision(&mut self, revision: i64, term: u64) {
+    pub(super) fn handle_revision(&mut self, revision: Revision, term: u64) {
         self.known = self.known.max(revision);
         self.term = self.term.max(term);
     }
 
     /// What "now" is for a watcher whose feed is complete from behind `revision` on: the stream may have told of more.
-    pub(super) fn now(&self, revision: i64) -> i64 {
+    pub(super) fn now(&self, revision: Revision) -> Revision {
         self.said.max(revision)
     }
 
-    pub(super) fn ceiling(&self) -> Option<i64> {
+    pub(super) fn ceiling(&self) -> Option<Revision> {
         self.ceiling
     }
 
     /// Whether a response with this revision may leave.
-    pub(super) fn allows(&self, revision: i64) -> bool {
+    pub(super) fn allows(&self, revision: Revision) -> bool {
         self.ceiling.is_none_or(|ceiling| revision <= ceiling)
     }
 
     /// The revision of a response that may say so much, and speaks of less.
-    pub(super) fn under_ceiling(&self, revision: i64) -> i64 {
+    pub(super) fn under_ceiling(&self, revision: Revision) -> Revision {
         self.ceiling.map_or(revision, |ceiling| revision.min(ceiling))
     }
 
     /// Nothing above `ceiling` leaves from now on. It is not below what was said.
-    pub(super) fn set_ceiling(&mut self, ceiling: i64) {
+    pub(super) fn set_ceiling(&mut self, ceiling: Revision) {
         self.ceiling = Some(ceiling.max(self.said));
     }
 
@@ -107,7 +109,7 @@ impl Headers {
     /// Writes the header. The response leaves next.
     pub(super) fn stamp(&mut self, draft: Draft) -> Frame {
         let (revision, term) = match draft.says {
-            Says::Nothing { term } => (0, term),
+            Says::Nothing { term } => (Revision(0), term),
             Says::Events { revision, term } => (revision, term),
             Says::Created { revision, term } => (self.now(revision), term),
             Says::Now => (self.now(self.under_ceiling(self.known)), self.term),

@@ -7,6 +7,8 @@
 
 use std::collections::BTreeSet;
 
+use keyspace::Revision;
+
 use super::headers::{Draft, Says};
 use super::{Creating, Feeds, State, Told, Watcher, Watchers};
 use crate::mutant::mutant;
@@ -34,7 +36,7 @@ enum Scope {
 /// How far the watchers have come that an answer speaks of.
 enum Position {
     /// All of them are live, and their feeds complete up to here.
-    Upto { revision: i64, term: u64 },
+    Upto { revision: Revision, term: u64 },
     /// One of them reads history, or has a feed that is being opened.
     Behind,
     /// There are none.
@@ -67,7 +69,7 @@ impl<F: Feeds> Watchers<F> {
         let is_meant = |key: u64, _: &Watcher<F::Subscription>| {
             matches!(scope, Scope::All { .. }) || scope == Scope::One(key)
         };
-        let asked = self.ask_feeds(is_meant, i64::MAX);
+        let asked = self.ask_feeds(is_meant, Revision(i64::MAX));
         if !asked.is_empty() {
             self.progress.push_back(Progress { scope, asked });
         }
@@ -77,7 +79,7 @@ impl<F: Feeds> Watchers<F> {
     fn ask_feeds(
         &self,
         is_meant: impl Fn(u64, &Watcher<F::Subscription>) -> bool,
-        revision: i64,
+        revision: Revision,
     ) -> Vec<(F::Feed, u64)> {
         let mut seen = BTreeSet::new();
         let mut asked = Vec::new();
@@ -226,7 +228,7 @@ impl<F: Feeds> Watchers<F> {
     }
 
     /// Whether a watcher has not been sent everything up to `revision`, of what its feed knows.
-    fn has_unread(watcher: &Watcher<F::Subscription>, revision: i64) -> bool {
+    fn has_unread(watcher: &Watcher<F::Subscription>, revision: Revision) -> bool {
         let State::Live { next } = watcher.state else { return true };
         let feed = watcher.shared.as_ref().state();
         feed.log().is_none_or(|log| {

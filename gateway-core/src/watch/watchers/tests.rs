@@ -18,7 +18,7 @@ struct Fake {
 }
 
 /// A feed and the start that was asked for.
-type Opened = (FakeFeed, i64);
+type Opened = (FakeFeed, Revision);
 
 #[derive(Clone, Debug)]
 struct FakeFeed {
@@ -73,7 +73,7 @@ impl Drop for FakeSubscription {
 }
 
 impl Fake {
-    fn open(&self, range: &KeyRange, pace: Pace, start: i64, watcher: u64) -> FakeSubscription {
+    fn open(&self, range: &KeyRange, pace: Pace, start: Revision, watcher: u64) -> FakeSubscription {
         let state = Rc::new(RefCell::new(FeedState::new(pace)));
         let feed = FakeFeed { range: range.clone(), state, marked: Rc::clone(&self.marked) };
         self.opened.borrow_mut().push((feed.clone(), start));
@@ -85,7 +85,7 @@ impl Fake {
     }
 
     fn start(&self, index: usize) -> i64 {
-        self.opened.borrow()[index].1
+        self.opened.borrow()[index].1.0
     }
 
     fn count(&self) -> usize {
@@ -110,11 +110,11 @@ impl Feeds for Fake {
                 let token = feed.sync(watcher);
                 (subscribe(feed, watcher), token)
             }
-            None => (self.open(range, Pace::Shared, 0, watcher), OPENING),
+            None => (self.open(range, Pace::Shared, Revision(0), watcher), OPENING),
         }
     }
 
-    fn history(&self, range: &KeyRange, _prev_kv: bool, start: i64, watcher: u64) -> FakeSubscription {
+    fn history(&self, range: &KeyRange, _prev_kv: bool, start: Revision, watcher: u64) -> FakeSubscription {
         self.open(range, Pace::History, start, watcher)
     }
 
@@ -122,7 +122,7 @@ impl Feeds for Fake {
         feed.sync(watcher)
     }
 
-    fn consumed(&self, feed: &FakeFeed, through: i64) {
+    fn consumed(&self, feed: &FakeFeed, through: Revision) {
         feed.state.borrow_mut().consumed(through);
     }
 
@@ -149,14 +149,20 @@ fn opened(feed: &FakeFeed, revision: i64) {
 }
 
 fn opened_after_compaction(feed: &FakeFeed, revision: i64, compact_revision: i64) {
-    feed.handle_item(FeedItem::Opened { revision, start: revision + 1, compact_revision, term: 2 });
+    opened_from(feed, revision, revision + 1, compact_revision);
+}
+
+fn opened_from(feed: &FakeFeed, revision: i64, start: i64, compact_revision: i64) {
+    let (revision, start, compact_revision) =
+        (Revision(revision), Revision(start), Revision(compact_revision));
+    feed.handle_item(FeedItem::Opened { revision, start, compact_revision, term: 2 });
 }
 
 fn events(feed: &FakeFeed, numbers: &[i64], newest: i64) {
     feed.handle_item(FeedItem::Events {
         revisions: numbers.iter().map(|number| revision(*number, &["a"])).collect(),
-        upto: *numbers.last().unwrap(),
-        revision: newest,
+        upto: Revision(*numbers.last().unwrap()),
+        revision: Revision(newest),
         term: 2,
         bytes: 10,
     });
@@ -164,7 +170,8 @@ fn events(feed: &FakeFeed, numbers: &[i64], newest: i64) {
 
 fn synced(feed: &FakeFeed, revision: i64) {
     let token = feed.take_due().sync.expect("a sync is wanted");
-    feed.handle_item(FeedItem::Synced { token, revision, compact_revision: 3, term: 2 });
+    let (revision, compact_revision) = (Revision(revision), Revision(3));
+    feed.handle_item(FeedItem::Synced { token, revision, compact_revision, term: 2 });
 }
 
 /// A watcher whose feed holds the revisions 2, 3 and 4.
@@ -225,7 +232,7 @@ fn a_watcher_that_joins_starts_where_the_store_is() {
     opened(&feed, 4);
     told(&mut watchers);
     watchers.create(on("a"));
-    watchers.create(Create { start: 6, ..on("a") });
+    watchers.create(Create { start: Revision(6), ..on("a") });
     events(&feed, &[5, 6], 6);
     synced(&feed, 6);
     assert_eq!(
@@ -239,12 +246,12 @@ fn a_watcher_that_joins_starts_where_the_store_is() {
 #[test]
 fn a_start_below_zero_tells_nothing_of_the_past_and_is_compacted_by_anything() {
     let (mut watchers, feeds) = watchers();
-    watchers.create(Create { start: -7, ..on("a") });
+    watchers.create(Create { start: Revision(-7), ..on("a") });
     opened(&feeds.feed(0), 5);
     events(&feeds.feed(0), &[6], 6);
     assert_eq!(told(&mut watchers), ["created 0 @5", "1 events 0 @6"]);
     assert_eq!(feeds.count(), 1, "no history");
-    watchers.create(Create { start: -7, ..on("a") });
+    watchers.create(Create { start: Revision(-7), ..on("a") });
     synced(&feeds.feed(0), 6);
     assert_eq!(told(&mut watchers), ["created 1 @6", "canceled 1 compacted 3 @0"]);
 }
@@ -253,7 +260,7 @@ fn a_start_below_zero_tells_nothing_of_the_past_and_is_compacted_by_anything() {
 fn a_watch_that_opens_its_feed_learns_what_is_compacted() {
     for start_revision in [-7, 2] {
         let (mut watchers, feeds) = watchers();
-        watchers.create(Create { start: start_revision, ..on("a") });
+        watchers.create(Create { start: Revision(start_revision), ..on("a") });
         opened_after_compaction(&feeds.feed(0), 5, 3);
         assert_eq!(told(&mut watchers), ["created 0 @5", "canceled 0 compacted 3 @0"]);
     }
@@ -263,16 +270,21 @@ fn a_watch_that_opens_its_feed_learns_what_is_compacted() {
 fn without_a_leader_a_watch_begins_where_a_replica_is() {
     let (mut watchers, feeds) = watchers();
     watchers.create(on("a"));
-    watchers.create(Create { start: 2, ..on("b") });
+    watchers.create(Create { start: Revision(2), ..on("b") });
     assert_eq!(told(&mut watchers), [] as [String; 0]);
-    watchers.handle_leaderless(5, 4, 2);
+    watchers.handle_leaderless(Revision(5), Revision(4), 2);
     assert_eq!(told(&mut watchers), ["created 0 @5", "created 1 @5", "canceled 1 compacted 4 @0"]);
     // When there is a leader, nothing since is missed.
     opened(&feeds.feed(0), 8);
     assert_eq!(told(&mut watchers), [] as [String; 0]);
     let history = feeds.feed(2);
     assert_eq!(feeds.start(2), 6);
-    history.handle_item(FeedItem::Opened { revision: 8, start: 6, compact_revision: 0, term: 3 });
+    history.handle_item(FeedItem::Opened {
+        revision: Revision(8),
+        start: Revision(6),
+        compact_revision: Revision(0),
+        term: 3,
+    });
     events(&history, &[7, 8], 8);
     events(&feeds.feed(0), &[9], 9);
     assert_eq!(told(&mut watchers), ["2 events 0 @8", "1 events 0 @9"]);
@@ -281,13 +293,13 @@ fn without_a_leader_a_watch_begins_where_a_replica_is() {
 #[test]
 fn a_start_in_the_past_reads_history_and_then_joins() {
     let (mut watchers, feeds) = watchers();
-    watchers.create(Create { start: 2, ..on("a") });
+    watchers.create(Create { start: Revision(2), ..on("a") });
     let shared = feeds.feed(0);
     opened(&shared, 5);
     assert_eq!(told(&mut watchers), ["created 0 @5"]);
     let history = feeds.feed(1);
     assert_eq!(feeds.start(1), 2, "from the revision wanted");
-    history.handle_item(FeedItem::Opened { revision: 5, start: 2, compact_revision: 0, term: 2 });
+    opened_from(&history, 5, 2, 0);
     events(&history, &[2, 3], 5);
     assert_eq!(told(&mut watchers), ["2 events 0 @5"], "bundled, at the store's revision");
     events(&shared, &[6], 6);
@@ -301,10 +313,10 @@ fn a_start_in_the_past_reads_history_and_then_joins() {
 #[test]
 fn history_that_is_gone_cancels() {
     let (mut watchers, feeds) = watchers();
-    watchers.create(Create { start: 2, ..on("a") });
+    watchers.create(Create { start: Revision(2), ..on("a") });
     opened(&feeds.feed(0), 5);
     told(&mut watchers);
-    feeds.feed(1).handle_item(FeedItem::Compacted { compact_revision: 4 });
+    feeds.feed(1).handle_item(FeedItem::Compacted { compact_revision: Revision(4) });
     assert_eq!(told(&mut watchers), ["canceled 0 compacted 4 @0"]);
     assert_eq!(watchers.count(), 0);
     assert!(feeds.feed(0).take_due().close, "nobody is left");
@@ -313,10 +325,10 @@ fn history_that_is_gone_cancels() {
 #[test]
 fn the_id_of_a_compacted_watch_is_taken_until_the_client_cancels_it() {
     let (mut watchers, feeds) = watchers();
-    watchers.create(Create { start: 2, id: Some(1), ..on("a") });
+    watchers.create(Create { start: Revision(2), id: Some(1), ..on("a") });
     opened(&feeds.feed(0), 5);
     told(&mut watchers);
-    feeds.feed(1).handle_item(FeedItem::Compacted { compact_revision: 4 });
+    feeds.feed(1).handle_item(FeedItem::Compacted { compact_revision: Revision(4) });
     assert_eq!(told(&mut watchers), ["canceled 1 compacted 4 @0"]);
     watchers.create(Create { id: Some(1), ..on("b") });
     assert_eq!(told(&mut watchers), ["refused @5"]);
@@ -332,7 +344,7 @@ fn the_id_of_a_compacted_watch_is_taken_until_the_client_cancels_it() {
 fn a_compacted_start_is_cancelled_although_the_window_holds_it() {
     let (mut watchers, _, feed) = with_window();
     for start_revision in [2, 3] {
-        watchers.create(Create { start: start_revision, ..on("a") });
+        watchers.create(Create { start: Revision(start_revision), ..on("a") });
     }
     synced(&feed, 4);
     assert_eq!(
@@ -347,14 +359,14 @@ fn a_compacted_start_is_cancelled_although_the_window_holds_it() {
 fn the_value_before_the_compacted_revision_is_not_told_from_the_window() {
     let (mut watchers, feeds, feed) = with_window();
     for start_revision in [3, 4] {
-        watchers.create(Create { start: start_revision, prev_kv: true, ..on("a") });
+        watchers.create(Create { start: Revision(start_revision), prev_kv: true, ..on("a") });
     }
     synced(&feed, 4);
     assert_eq!(told(&mut watchers), ["created 1 @4", "created 2 @4", "1 events 2 @4"]);
     let histories: Vec<i64> = (1..feeds.count()).map(|index| feeds.start(index)).collect();
     assert_eq!(histories, [3]);
     let history = feeds.feed(1);
-    history.handle_item(FeedItem::Opened { revision: 4, start: 3, compact_revision: 0, term: 2 });
+    opened_from(&history, 4, 3, 0);
     assert_eq!(told(&mut watchers), [] as [String; 0], "although the window has both");
     events(&history, &[3], 4);
     assert_eq!(
@@ -368,11 +380,11 @@ fn the_value_before_the_compacted_revision_is_not_told_from_the_window() {
 fn a_feed_that_lost_its_place_cancels_only_those_who_needed_it() {
     let (mut watchers, feeds) = watchers();
     watchers.create(on("a"));
-    watchers.create(Create { start: 50, ..on("a") });
+    watchers.create(Create { start: Revision(50), ..on("a") });
     opened(&feeds.feed(0), 5);
     synced(&feeds.feed(0), 5);
     assert_eq!(told(&mut watchers), ["created 0 @5", "created 1 @5"]);
-    feeds.feed(0).handle_item(FeedItem::Compacted { compact_revision: 20 });
+    feeds.feed(0).handle_item(FeedItem::Compacted { compact_revision: Revision(20) });
     assert_eq!(told(&mut watchers), ["canceled 0 compacted 20 @0"]);
     let next = feeds.feed(1);
     opened(&next, 30);
@@ -396,7 +408,7 @@ fn progress_waits_for_every_watcher_and_every_event() {
     synced(&b, 6);
     assert_eq!(told(&mut watchers), ["1 events 1 @5", "progress @6"], "the lower of the two");
     // A watcher of the future cannot be spoken for.
-    watchers.create(Create { start: 100, ..on("a") });
+    watchers.create(Create { start: Revision(100), ..on("a") });
     synced(&a, 8);
     assert_eq!(told(&mut watchers), ["created 2 @8"]);
     watchers.request_progress();
@@ -440,7 +452,7 @@ fn events_beyond_a_progress_answer_wait_for_it() {
     );
     watchers.create(on("a"));
     watchers.cancel(7);
-    watchers.handle_revision(11, 2);
+    watchers.handle_revision(Revision(11), 2);
     watchers.create(nothing());
     synced(&a, 11);
     assert_eq!(told(&mut watchers), [] as [String; 0], "nor is a watch announced");
@@ -497,7 +509,7 @@ fn progress_comes_although_events_never_pause() {
     events(&feed, &[number], number);
     while let Some(frame) = watchers.next_frame() {
         if matches!(frame.told, Told::Progress { .. }) {
-            assert_eq!(frame.stamp.revision(), number - 1);
+            assert_eq!(frame.stamp.revision().0, number - 1);
             return;
         }
         assert!(number < 20, "no answer");
@@ -562,17 +574,17 @@ fn a_watcher_that_falls_out_of_the_window_reads_history() {
         large.events = [event].into();
         shared.handle_item(FeedItem::Events {
             revisions: vec![large],
-            upto: number,
-            revision: number,
+            upto: Revision(number),
+            revision: Revision(number),
             term: 2,
             bytes: 40 << 10,
         });
     }
     assert_eq!(told(&mut watchers), [] as [String; 0]);
     assert_eq!(feeds.start(1), 2, "history from where it was");
-    let floor = shared.state().log().unwrap().floor();
+    let floor = shared.state().log().unwrap().floor().0;
     let history = feeds.feed(1);
-    history.handle_item(FeedItem::Opened { revision: 41, start: 2, compact_revision: 0, term: 2 });
+    opened_from(&history, 41, 2, 0);
     let numbers: Vec<i64> = (2..=floor).collect();
     events(&history, &numbers, 41);
     let told = told(&mut watchers);

@@ -11,7 +11,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use gateway_core::watch::{
     Canceled, Create, Entry, Events, Feeds, Filters, NotCreated, Part, Told, Watchers,
 };
-use keyspace::KeyRange;
+use keyspace::{KeyRange, Revision};
 use prost::Message as _;
 use prost::encoding::{WireType, decode_varint, encode_key, encode_varint};
 use tonic::Status;
@@ -50,7 +50,7 @@ fn wanted(create: pb::WatchCreateRequest) -> Create {
     }
     Create {
         id: Some(create.watch_id).filter(|id| *id != 0),
-        start: create.start_revision,
+        start: Revision(create.start_revision),
         prev_kv: create.prev_kv,
         filters,
         fragment: create.fragment,
@@ -87,7 +87,9 @@ pub(super) fn encode(
             let head = pb::WatchResponse { watch_id: id, canceled: true, ..head };
             match why {
                 Canceled::ByClient => head,
-                Canceled::Compacted { compact_revision } => pb::WatchResponse { compact_revision, ..head },
+                Canceled::Compacted { compact_revision } => {
+                    pb::WatchResponse { compact_revision: compact_revision.0, ..head }
+                }
                 Canceled::Failed(failure) => {
                     pb::WatchResponse { cancel_reason: code_and_text(&failure).1.to_owned(), ..head }
                 }
@@ -254,7 +256,7 @@ impl Decoder for WatchDecoder {
 mod tests {
     use std::sync::Arc;
 
-    use keyspace::{Event, EventKind, KeyValue, Revision, RevisionEvents};
+    use keyspace::{Event, EventKind, KeyValue, RevisionEvents};
 
     use super::*;
 
@@ -332,7 +334,8 @@ mod tests {
         assert_eq!(head(Told::Progress { id: Some(3) }).watch_id, 3);
         let refused = head(Told::NotCreated(NotCreated::IdTaken));
         assert!(refused.created && refused.canceled && refused.watch_id == NO_WATCH);
-        let compacted = head(Told::Canceled { id: 3, why: Canceled::Compacted { compact_revision: 9 } });
+        let compacted =
+            head(Told::Canceled { id: 3, why: Canceled::Compacted { compact_revision: Revision(9) } });
         assert!(compacted.canceled && compacted.compact_revision == 9 && compacted.cancel_reason.is_empty());
     }
 }

@@ -14,7 +14,7 @@ use gateway_core::{
     Act, Attempted, Concern, Failure, FeedId, FeedItem, FeedSpec, Frame, GroupId, Groups, NodeId, Reach,
     Refused, Upstreams, Watch, Why,
 };
-use keyspace::KeyRange;
+use keyspace::{KeyRange, Revision};
 
 use super::{Caller, Gateway, node_id};
 use crate::cluster::coverage::Mark;
@@ -117,7 +117,7 @@ impl StreamFeeds {
         Subscriber { inbox: Rc::clone(&self.inbox), watcher }
     }
 
-    fn open(&self, range: &KeyRange, prev_kv: bool, start: i64, pace: Pace) -> SimFeed {
+    fn open(&self, range: &KeyRange, prev_kv: bool, start: Revision, pace: Pace) -> SimFeed {
         let mut opened = self.hub.0.borrow_mut();
         opened.last += 1;
         let state = RefCell::new(FeedState::new(pace));
@@ -158,14 +158,14 @@ impl Feeds for StreamFeeds {
                 (self.subscription(feed, watcher), token)
             }
             None => {
-                let feed = self.open(range, prev_kv, 0, Pace::Shared);
+                let feed = self.open(range, prev_kv, Revision(0), Pace::Shared);
                 self.hub.0.borrow_mut().shared.push(feed.clone());
                 (self.subscription(feed, watcher), OPENING)
             }
         }
     }
 
-    fn history(&self, range: &KeyRange, prev_kv: bool, start: i64, watcher: u64) -> Subscription {
+    fn history(&self, range: &KeyRange, prev_kv: bool, start: Revision, watcher: u64) -> Subscription {
         let feed = self.open(range, prev_kv, start, Pace::History);
         // Where nothing happened since, only a sync tells that the end is reached.
         feed.sync(self.subscriber(watcher));
@@ -176,7 +176,7 @@ impl Feeds for StreamFeeds {
         feed.sync(self.subscriber(watcher))
     }
 
-    fn consumed(&self, feed: &SimFeed, through: i64) {
+    fn consumed(&self, feed: &SimFeed, through: Revision) {
         feed.0.state.borrow_mut().consumed(through);
     }
 

@@ -13,7 +13,7 @@ use gateway_core::{
     Answer, Attempted, Batch, Concern, Deadline, Drive, DriveStep, Failure, GroupId, GroupState, Learned,
     NodeId, Numbered, Pause, Phase, ReadAt, Renewals, Request, Routed, Sending, Shell, learn,
 };
-use keyspace::{LeaseId, Route};
+use keyspace::{LeaseId, Revision, Route};
 
 use super::{Caller, Gateway};
 use crate::cluster::clock::{MILLI, Time};
@@ -119,7 +119,7 @@ fn begun(what: &What, route: Route, deadline: Deadline) -> Drive<Asking> {
             let mut encoded = BytesMut::new();
             query.encode(&mut encoded);
             let at = if serializable.is_some() { ReadAt::Nearest } else { ReadAt::Leader };
-            let read = Read { query: encoded.freeze(), serializable: *serializable };
+            let read = Read { query: encoded.freeze(), serializable: serializable.map(Revision) };
             (Asking::Read(read), Request::read(at))
         }
         What::KeepAlive(lease) => (

@@ -1,6 +1,7 @@
 //! The watch streams of clients, as a gateway serves them.
 
 use gateway_core::watch::Watchers;
+use keyspace::Revision;
 
 use super::Gateway;
 use super::feeds::{Inbox, StreamFeeds};
@@ -60,7 +61,7 @@ impl Gateway {
     pub(super) fn serve_streams(&mut self, env: &mut Env) {
         for (stream, client) in &mut self.streams {
             let (revision, term) = self.groups[client.group].seen;
-            client.watchers.handle_revision(revision, term);
+            client.watchers.handle_revision(Revision(revision), term);
             while client.room > 0 {
                 let Some(frame) = client.watchers.next_frame() else { break };
                 client.room -= 1;
