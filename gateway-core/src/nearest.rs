@@ -1,8 +1,9 @@
 //! Which node to ask where several would do: the nearest one that is fit. Pure.
 //!
 //! One in the same zone comes first, then those of the same region, then the others; among equals the one with the shortest
-//! round trip. Round trips that differ by little are equal, and such nodes share the work. A node that failed, or was behind what a
-//! client had seen, is left alone for a while, unless there is no other.
+//! round trip. Round trips that differ by little are equal, and such nodes share the work: each has its turn of a millisecond, so
+//! that what comes together goes together, and its answers come so. A node that failed, or was behind what a client had seen, is left
+//! alone for a while, unless there is no other.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,6 +16,8 @@ const REST_MIN: Duration = Duration::from_secs(1);
 const REST_MAX: Duration = Duration::from_secs(30);
 /// Round trips are equal up to this much, or to a quarter of the shorter one.
 const EQUAL: Duration = Duration::from_millis(1);
+/// For so long a node is chosen again among its equals. With a frame to each of them for what fits into one, a read costs a third more.
+const TURN: Duration = Duration::from_millis(1);
 
 /// A region, and a zone of it. Empty where that was not said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,7 +74,10 @@ impl RoundTrip {
 pub struct Nodes {
     own: Place,
     nodes: BTreeMap<NodeId, Known>,
+    /// Counts the turns.
     turn: usize,
+    /// Whose turn it is, and until when.
+    chosen: Option<(NodeId, Instant)>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -136,8 +142,18 @@ impl Nodes {
         }
     }
 
+    /// The node whose turn it is, if it is one of `candidates` and has not failed since.
+    pub fn chosen(&self, now: Instant, candidates: &[NodeId]) -> Option<NodeId> {
+        let (node, until) = self.chosen?;
+        let rests = self.nodes.get(&node).is_some_and(|known| known.rests_until.is_some());
+        (now < until && !rests && candidates.contains(&node)).then_some(node)
+    }
+
     /// The nearest of `candidates`, all of which can be asked; those that are equally near in turn.
     pub fn choose(&mut self, now: Instant, candidates: &[NodeId]) -> Option<NodeId> {
+        if let Some(chosen) = self.chosen(now, candidates) {
+            return Some(chosen);
+        }
         let rank = |node: NodeId| {
             let Some(known) = self.nodes.get(&node) else {
                 return (false, Distance::Elsewhere, Duration::MAX);
@@ -155,7 +171,9 @@ impl Nodes {
         let equals: Vec<NodeId> = equals.collect();
         assert!(!equals.is_empty(), "the best is as good as itself");
         self.turn = self.turn.wrapping_add(1);
-        equals.get(self.turn % equals.len().max(1)).copied()
+        let node = equals.get(self.turn % equals.len().max(1)).copied()?;
+        self.chosen = Some((node, now + TURN));
+        Some(node)
     }
 
     /// Where a node stands and how far it is, for whoever shows it.
@@ -173,11 +191,14 @@ mod tests {
         Place { region: region.to_owned(), zone: zone.to_owned() }
     }
 
-    /// The nodes that are chosen, each once.
+    /// The nodes that are chosen, each once, were it nobody's turn.
     fn chosen(nodes: &mut Nodes, now: Instant, candidates: &[u32]) -> Vec<u32> {
         let candidates: Vec<_> = candidates.iter().copied().map(NodeId).collect();
-        let chosen = (0..100).filter_map(|_| nodes.choose(now, &candidates)).map(|node| node.0);
-        let mut chosen: Vec<_> = chosen.collect();
+        let mut choose = || {
+            nodes.chosen = None;
+            nodes.choose(now, &candidates)
+        };
+        let mut chosen: Vec<_> = (0..100).filter_map(|_| choose()).map(|node| node.0).collect();
         chosen.sort_unstable();
         chosen.dedup();
         chosen
@@ -230,6 +251,27 @@ mod tests {
         near.handle_round_trip(NodeId(1), Duration::from_micros(50));
         near.handle_round_trip(NodeId(2), Duration::from_micros(900));
         assert_eq!(chosen(&mut near, now, &[1, 2]), [1, 2], "less than a millisecond is noise");
+    }
+
+    #[test]
+    fn what_comes_together_goes_to_one_node() {
+        let mut now = any_instant();
+        let mut nodes = Nodes::new(Place::default());
+        let all = [NodeId(1), NodeId(2), NodeId(3)];
+        let mut turns = Vec::new();
+        for _ in 0..6 {
+            let turn: Vec<_> = (0..10).filter_map(|n| nodes.choose(now + TURN * n / 10, &all)).collect();
+            assert!(turn.iter().all(|node| *node == turn[0]), "{turn:?}");
+            turns.push(turn[0].0);
+            now += TURN;
+        }
+        assert_eq!(turns, [2, 3, 1, 2, 3, 1]);
+        let first = nodes.choose(now, &all).unwrap();
+        nodes.handle_failed(now, first);
+        let second = nodes.choose(now, &all).unwrap();
+        assert_ne!(second, first, "a turn ends with a failure");
+        let others: Vec<_> = all.into_iter().filter(|node| *node != second).collect();
+        assert_ne!(nodes.choose(now, &others), Some(second), "or where it cannot be asked");
     }
 
     #[test]

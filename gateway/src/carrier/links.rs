@@ -148,8 +148,15 @@ impl Links {
 
     /// A link to the nearest of the nodes that can be reached and is fit; to those that are equally near in turn.
     pub(crate) fn to_nearest(&self, nodes: &[NodeId]) -> Option<(NodeId, Arc<Link>)> {
+        let now = Instant::now();
+        let chosen = self.nodes.lock().chosen(now, nodes);
+        if let Some(node) = chosen
+            && let Some(link) = self.to(node)
+        {
+            return Some((node, link));
+        }
         let reached: Vec<NodeId> = nodes.iter().copied().filter(|node| self.to(*node).is_some()).collect();
-        let node = self.nodes.lock().choose(Instant::now(), &reached)?;
+        let node = self.nodes.lock().choose(now, &reached)?;
         self.to(node).map(|link| (node, link))
     }
 
