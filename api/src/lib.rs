@@ -75,6 +75,14 @@ pub mod gaios {
         /// The longest body of a `NodeFrame`, in bytes. etcd sends answers of up to 2 GiB; readers take memory as announced,
         /// so the bound is lower.
         pub const NODE_FRAME_BYTES_MAX: usize = 512 << 20;
+        /// The longest `reply`, in bytes, with all its parts. etcd answers with up to 2 GiB, most of which no client takes.
+        pub const REPLY_BYTES_MAX: usize = 512 << 20;
+        /// The most bytes of a reply in one `ReplyPart`: whatever is small waits for no more than one of them.
+        pub const PART_BYTES_MAX: usize = 256 << 10;
+        /// So many replies in parts may be under way on one link.
+        pub const PARTED_REPLIES_MAX: usize = 8;
+        /// The bytes of all replies in parts that are under way on one link, the longest excepted.
+        pub const PARTED_BYTES_MAX: usize = 64 << 20;
 
         package! {
             /// The messages of the link protocol; their framing is told at the head of `link.proto`.

@@ -30,6 +30,8 @@ pub struct Settings {
     pub snapshot_least_bytes: u64,
     /// Size of the slices that a snapshot is cut in.
     pub snapshot_slice_bytes: usize,
+    /// Keys and values of an answer, in bytes, from which it is sent in parts.
+    pub large_answer_bytes: usize,
     /// The region that each node stands in, as far as it is known.
     pub regions: BTreeMap<NodeId, String>,
     /// The newest cluster version that this node knows.

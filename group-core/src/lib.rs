@@ -23,6 +23,7 @@ mod lease_clock;
 mod log_positions;
 mod mutant;
 mod out;
+mod parts;
 mod placement;
 mod queries;
 mod readiness;
@@ -46,6 +47,7 @@ pub use mutant::Broken;
 #[cfg(feature = "mutants")]
 pub use mutant::Mutant;
 pub use out::{Answer, Counters, LargeAnswer, Notice, Out, ToPeer, ToSnapshots};
+pub use parts::{LargeReply, Part, Turns};
 pub use readiness::Unready;
 pub use replica::{Replica, Start, decode_meta, encode_meta};
 pub use replies::refusal;

@@ -26,7 +26,7 @@ pub struct Out {
     pub to_peers: Vec<(NodeId, ToPeer)>,
     /// For gateways, each a frame of answers.
     pub answers: Vec<Answer>,
-    /// Answers that take long to encode: not on this task.
+    /// Answers that take long to encode and to send ([`crate::Turns`]): not on this task.
     pub large: Vec<LargeAnswer>,
     /// In this order.
     pub snapshots: Vec<ToSnapshots>,
@@ -65,7 +65,7 @@ pub struct Answer {
     pub responses: Vec<wire::Response>,
 }
 
-/// An answer of its own frame. Until it is handed to the link, the link must have no room for another
+/// An answer that is sent in parts. Until it is handed to the link, there is no room for another
 /// ([`crate::Links::has_room_for_large`]).
 #[derive(Debug)]
 pub struct LargeAnswer {

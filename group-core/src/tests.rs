@@ -106,6 +106,7 @@ impl Rig {
             shard_map: Bytes::from_static(b"the map"),
             snapshot_least_bytes: 1 << 20,
             snapshot_slice_bytes: 64 << 10,
+            large_answer_bytes: 256 << 10,
             regions: BTreeMap::new(),
             known,
             leader_regions: Vec::new(),

@@ -5,12 +5,14 @@
 //! of numbers, and reads input from anywhere: it never panics, its recursion is bounded by [`MAX_TXN_DEPTH`] and its
 //! memory by a small multiple of the input's length and [`MAX_TXN_ITEMS`].
 
+mod pieces;
 mod reply;
 mod request;
 mod wire;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+pub use pieces::{Pieces, outcome_len};
 pub(crate) use reply::{error_tag, read_key_value, read_outcome, reply_tag, write_key_value, write_outcome};
 pub(crate) use wire::{Reader, Writer};
 

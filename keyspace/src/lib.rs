@@ -39,7 +39,9 @@ mod version;
 mod watchers;
 
 pub use alarm::{Alarm, AlarmKind};
-pub use codec::{DecodeError, MAX_TXN_DEPTH, MAX_TXN_ITEMS, decode_outcome, encode_outcome};
+pub use codec::{
+    DecodeError, MAX_TXN_DEPTH, MAX_TXN_ITEMS, Pieces, decode_outcome, encode_outcome, outcome_len,
+};
 pub use envelope::{Envelope, Proposal, RevisionRange, Revisions};
 pub use error::Error;
 pub use event::{Event, EventKind, KeyValue, RevisionEvents};

@@ -28,6 +28,7 @@ mod metrics;
 mod newcomer;
 mod node;
 mod outbox;
+mod parts;
 mod patience;
 mod peer;
 mod peer_link;

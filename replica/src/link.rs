@@ -1,24 +1,19 @@
 //! The way to a connected gateway: answers leave through one outbox, in any order.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::refused::Why;
-use api::gaios::link::v1::response::Kind;
-use api::gaios::link::{NODE_FRAME_BYTES_MAX, v1 as wire};
-use bytes::{BufMut, BytesMut};
-use group_core::{LinkId, refusal};
-use keyspace::Outcome;
+use group_core::{LargeAnswer, LargeReply, LinkId, refusal};
 use prost::Message as _;
 
 use crate::outbox::Outbox;
 
-/// Bytes of answers that may wait for a gateway before its link is cut. Queries are answered and large answers made while
-/// there is room, watches are bounded by credit, and what else there is to say is small.
+/// Bytes of answers that may wait for a gateway before its link is cut. Queries are answered while there is room, large
+/// answers are made as they leave, watches are bounded by credit, and what else there is to say is small.
 const OUTBOX_BYTES: usize = 1 << 30;
 /// No further query is answered while more than this waits: as much as a gateway takes in some milliseconds.
 const ROOM_BYTES: usize = 8 << 20;
-/// The largest answer, in a frame of its own.
-const ANSWER_BYTES_MAX: usize = NODE_FRAME_BYTES_MAX - 1024;
 
 static NEXT_LINK: AtomicU64 = AtomicU64::new(1);
 
@@ -28,8 +23,6 @@ pub(crate) struct Link {
     /// Unique in this process.
     pub(crate) id: LinkId,
     pub(crate) outbox: Outbox,
-    /// Large answers being encoded.
-    large: AtomicUsize,
 }
 
 impl Link {
@@ -37,50 +30,39 @@ impl Link {
         Link {
             id: LinkId(NEXT_LINK.fetch_add(1, Ordering::Relaxed)),
             outbox: Outbox::new(OUTBOX_BYTES, ROOM_BYTES),
-            large: AtomicUsize::new(0),
         }
     }
 
-    /// Whether another query should be answered now.
+    /// Whether a query should be answered now whose answer is small: whatever large ones are under way, it overtakes them.
     pub(crate) fn has_room(&self) -> bool {
-        self.large.load(Ordering::Acquire) == 0 && self.outbox.has_room()
+        self.outbox.has_room()
     }
 
-    /// The same for one whose answer may be large.
+    /// The same of one whose answer may be large.
     pub(crate) fn has_room_for_large(&self) -> bool {
-        self.has_room()
+        self.has_room() && self.outbox.has_room_for_large()
     }
 
-    /// A large answer is being made: there is no room until [`Link::end_large`].
-    pub(crate) fn begin_large(&self) {
-        self.large.fetch_add(1, Ordering::Relaxed);
+    /// A large answer to this request is to be sent with [`Link::send_large`], and takes up room from now on.
+    pub(crate) fn begin_large(&self, request: u64) {
+        self.outbox.announce_large(request);
     }
 
-    /// See [`Link::begin_large`].
-    pub(crate) fn end_large(&self) {
-        if self.large.fetch_sub(1, Ordering::Release) == 1 {
-            // Other groups may have waited for this, too.
-            self.outbox.tell_drained();
+    /// Measures a large answer, which takes its time, and sends it in parts. One that no gateway would accept is refused.
+    pub(crate) fn send_large(&self, answer: LargeAnswer) {
+        let (request, term) = (answer.request, answer.term);
+        match LargeReply::new(answer) {
+            Some(reply) => self.outbox.push_large(reply),
+            None => {
+                self.cancel_large(request);
+                self.send(vec![refusal(request, term, Why::AnswerTooLarge, None)]);
+            }
         }
     }
 
-    /// Encodes and sends a large answer to request `id`; takes its time. One that no gateway would accept is refused.
-    pub(crate) fn send_large(&self, id: u64, term: u64, outcome: &Outcome) {
-        let mut encoded = BytesMut::new();
-        keyspace::encode_outcome(outcome, &mut encoded);
-        let response = if encoded.len() > ANSWER_BYTES_MAX {
-            refusal(id, term, Why::AnswerTooLarge, None)
-        } else {
-            wire::Response { id, term, kind: Some(Kind::Reply(encoded.freeze())) }
-        };
-        let frame = wire::NodeFrame { responses: vec![response] };
-        let length = frame.encoded_len();
-        let mut bytes = BytesMut::with_capacity(4 + length);
-        bytes.put_u32(u32::try_from(length).expect("answers are bounded"));
-        frame.encode(&mut bytes).expect("a BytesMut grows as needed");
-        if self.outbox.push_large(bytes.freeze()).is_err() {
-            self.outbox.close();
-        }
+    /// Nobody waits for the answer to this request any more: what is left of it is not sent.
+    pub(crate) fn cancel_large(&self, request: u64) {
+        self.outbox.cancel_large(request);
     }
 
     /// Sends answers as one frame. A gateway that is gone, or does not read, loses its link; it asks again elsewhere.

@@ -1,17 +1,19 @@
 //! The way out to a socket. A frame leaves at once, written by whoever pushes it, while the socket takes what it is
 //! given. Once it does not, frames gather in one buffer, and a task writes them as the socket allows. There is no timer.
-//! Large frames are not copied there: each waits as it is, behind the small ones that came before the task took it up.
+//! Large answers do not gather: between two parts of them the small frames leave that have come meanwhile.
 
-use std::collections::VecDeque;
 use std::io::{Error, ErrorKind, Result as IoResult};
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use group_core::{LargeReply, Turns};
 use parking_lot::Mutex;
 use tls::WriteHalf;
 use tokio::sync::Notify;
+
+use crate::parts::begin_part;
 
 /// Buffers larger than this are given back to the allocator after use.
 const KEEP_BYTES: usize = 1 << 20;
@@ -29,6 +31,8 @@ pub(crate) struct Outbox {
     waiting: AtomicUsize,
     /// Up to so many of them there is room for more.
     room: usize,
+    /// What [`Turns::has_room`] said last.
+    large_room: AtomicBool,
     /// There is room again.
     drained: Notify,
 }
@@ -36,7 +40,7 @@ pub(crate) struct Outbox {
 #[derive(Debug, Default)]
 struct State {
     buffer: BytesMut,
-    large: VecDeque<Bytes>,
+    large: Turns,
     /// The socket, while it has taken all there was.
     idle: Option<Arc<WriteHalf>>,
 }
@@ -55,6 +59,7 @@ impl Outbox {
             limit,
             waiting: AtomicUsize::new(0),
             room,
+            large_room: AtomicBool::new(true),
             drained: Notify::new(),
         }
     }
@@ -64,9 +69,9 @@ impl Outbox {
         self.waiting.load(Ordering::Relaxed) <= self.room
     }
 
-    /// Makes [`Outbox::drained`] return.
-    pub(crate) fn tell_drained(&self) {
-        self.drained.notify_one();
+    /// Whether another large answer would be under way at once.
+    pub(crate) fn has_room_for_large(&self) -> bool {
+        self.large_room.load(Ordering::Acquire)
     }
 
     /// Returns after there is room again.
@@ -113,21 +118,38 @@ impl Outbox {
         Ok(())
     }
 
-    /// Sends one large frame, which begins with its length.
-    pub(crate) fn push_large(&self, frame: Bytes) -> Result<(), NotSent> {
-        if self.is_closed() || self.waiting.load(Ordering::Relaxed) > self.limit {
-            return Err(NotSent);
+    /// A large answer to this request is to be pushed.
+    pub(crate) fn announce_large(&self, request: u64) {
+        self.change_large(|turns| turns.announce(request));
+    }
+
+    /// Sends a large answer that was announced, unless it was cancelled since.
+    pub(crate) fn push_large(&self, reply: LargeReply) {
+        self.change_large(|turns| turns.push(reply));
+    }
+
+    /// Sends no more of the large answer to this request.
+    pub(crate) fn cancel_large(&self, request: u64) {
+        self.change_large(|turns| turns.cancel(request));
+    }
+
+    fn change_large(&self, change: impl FnOnce(&mut Turns)) {
+        let mut state = self.state.lock();
+        // After the lock was taken: whoever closes it then clears it.
+        if self.is_closed() {
+            return;
         }
-        self.waiting.fetch_add(frame.len(), Ordering::Relaxed);
-        {
-            let mut state = self.state.lock();
-            state.large.push_back(frame);
-            if state.idle.take().is_none() {
-                return Ok(());
-            }
+        change(&mut state.large);
+        let has_room = state.large.has_room();
+        let had_room = self.large_room.swap(has_room, Ordering::AcqRel);
+        let wakes = !state.large.is_idle() && state.idle.take().is_some();
+        drop(state);
+        if has_room && !had_room {
+            self.drained.notify_one();
         }
-        self.ready.notify_one();
-        Ok(())
+        if wakes {
+            self.ready.notify_one();
+        }
     }
 
     /// The socket has taken so many bytes.
@@ -141,12 +163,14 @@ impl Outbox {
     /// The frames that wait.
     #[cfg(test)]
     pub(crate) fn take(&self) -> Vec<BytesMut> {
-        let mut state = self.state.lock();
-        let mut waiting = mem::take(&mut state.buffer);
-        for large in mem::take(&mut state.large) {
-            waiting.extend_from_slice(&large);
-        }
+        let mut waiting = mem::take(&mut self.state.lock().buffer);
         self.written(waiting.len());
+        loop {
+            let Some(mut reply) = self.state.lock().large.next() else { break };
+            let pieces = begin_part(&mut reply, &mut waiting);
+            waiting.extend(pieces.into_iter().flatten());
+            self.change_large(|turns| turns.give_back(reply));
+        }
         let mut frames = Vec::new();
         while waiting.has_remaining() {
             let length = waiting.get_u32() as usize;
@@ -162,7 +186,10 @@ impl Outbox {
     /// Makes [`Outbox::run`] return, and later pushes fail. What waits is dropped, and the socket with it.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        self.state.lock().idle = None;
+        let mut state = self.state.lock();
+        state.idle = None;
+        state.large = Turns::default();
+        drop(state);
         self.ready.notify_one();
     }
 
@@ -177,8 +204,8 @@ impl Outbox {
                     return Ok(());
                 }
                 mem::swap(&mut state.buffer, &mut writing);
-                // One each time, however many small ones there are.
-                let large = state.large.pop_front();
+                // One part each time, however many small ones there are.
+                let large = state.large.next();
                 if writing.is_empty() && large.is_none() {
                     state.idle = Some(Arc::clone(&socket));
                 }
@@ -188,9 +215,18 @@ impl Outbox {
                 self.ready.notified().await;
                 continue;
             }
-            self.write(&socket, &mut writing).await?;
-            if let Some(frame) = large {
-                self.write(&socket, frame).await?;
+            if let Some(mut reply) = large {
+                let before = writing.len();
+                let pieces = begin_part(&mut reply, &mut writing);
+                let bytes = writing.len() - before + pieces.iter().map(Bytes::len).sum::<usize>();
+                self.waiting.fetch_add(bytes, Ordering::Relaxed);
+                self.write(&socket, &mut writing).await?;
+                for piece in pieces {
+                    self.write(&socket, piece).await?;
+                }
+                self.change_large(|turns| turns.give_back(reply));
+            } else {
+                self.write(&socket, &mut writing).await?;
             }
             if writing.capacity() > KEEP_BYTES {
                 writing = BytesMut::new();
@@ -221,6 +257,11 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
+    use api::gaios::link::{PART_BYTES_MAX, PARTED_REPLIES_MAX, v1 as wire};
+    use group_core::{LargeAnswer, LinkId};
+    use keyspace::{KeyValue, RangeReply, Reply, Revision};
+    use prost::Message as _;
+
     use super::*;
     use tokio::io::AsyncReadExt;
     use tokio::net::{TcpListener, TcpStream};
@@ -288,35 +329,91 @@ mod tests {
         written.unwrap();
     }
 
+    /// An answer with a value of so many bytes.
+    fn large(request: u64, value_bytes: usize) -> LargeReply {
+        let kv = KeyValue { value: vec![7; value_bytes].into(), ..KeyValue::default() };
+        let range = RangeReply { revision: Revision(3), kvs: vec![kv], more: false, count: 1 };
+        LargeReply::new(LargeAnswer { link: LinkId(1), request, term: 5, outcome: Ok(Reply::Range(range)) })
+            .unwrap()
+    }
+
+    fn push_large(outbox: &Outbox, request: u64, value_bytes: usize) {
+        outbox.announce_large(request);
+        outbox.push_large(large(request, value_bytes));
+    }
+
+    /// Whose part comes next; 0 for what is small.
+    async fn next(near: &mut TcpStream) -> u64 {
+        let length = near.read_u32().await.unwrap() as usize;
+        assert!(length < PART_BYTES_MAX + 100, "a part is short");
+        let mut frame = vec![0; length];
+        near.read_exact(&mut frame).await.unwrap();
+        if frame == b"small" { 0 } else { wire::NodeFrame::decode(&frame[..]).unwrap().responses[0].id }
+    }
+
     #[tokio::test]
-    async fn large_frames_take_up_room_until_they_have_left() {
-        let outbox = Outbox::new(1 << 30, 1000);
+    async fn a_small_answer_waits_for_no_large_one() {
+        let outbox = Outbox::new(1 << 30, 1 << 20);
         let (mut near, far) = connected().await;
-        for number in 0..3_u8 {
-            let mut frame = BytesMut::new();
-            frame.put_u32(5_000_000);
-            frame.put_bytes(number, 5_000_000);
-            outbox.push_large(frame.freeze()).unwrap();
-        }
+        push_large(&outbox, 1, 100 << 20);
         outbox.push(|b| b.extend_from_slice(b"small")).unwrap();
-        assert!(!outbox.has_room());
+        assert!(outbox.has_room(), "what is large takes no room from what is small");
+        let parts = (100 << 20) / PART_BYTES_MAX;
         let read = async {
-            let mut numbers = Vec::new();
-            for _ in 0..4 {
-                let length = near.read_u32().await.unwrap() as usize;
-                let mut bytes = vec![0; length];
-                near.read_exact(&mut bytes).await.unwrap();
-                assert!(length == 5 || bytes.iter().all(|byte| *byte == bytes[0]), "torn");
-                numbers.push(bytes[0]);
+            assert_eq!(next(&mut near).await, 0);
+            for _ in 0..10 {
+                assert_eq!(next(&mut near).await, 1);
             }
-            outbox.drained().await;
-            assert!(outbox.has_room());
+            outbox.push(|b| b.extend_from_slice(b"small")).unwrap();
+            let mut before = 10;
+            while next(&mut near).await == 1 {
+                before += 1;
+            }
+            assert!(before < parts / 2, "only what the socket holds leaves before it, not {before} parts");
+            for _ in before..=parts {
+                assert_eq!(next(&mut near).await, 1);
+            }
             outbox.close();
-            numbers
         };
-        let (written, numbers) = tokio::join!(outbox.run(far), read);
-        written.unwrap();
-        assert_eq!(numbers, [b's', 0, 1, 2], "small frames go first");
+        tokio::join!(outbox.run(far), read).0.unwrap();
+    }
+
+    #[tokio::test]
+    async fn large_answers_take_turns_and_room_until_they_have_left() {
+        let outbox = Outbox::new(1 << 30, 1 << 20);
+        let (mut near, far) = connected().await;
+        push_large(&outbox, 1, 20 << 20);
+        push_large(&outbox, 2, 20 << 20);
+        let read = async {
+            for _ in 0..10 {
+                next(&mut near).await;
+            }
+            for request in 3..=PARTED_REPLIES_MAX as u64 {
+                assert!(outbox.has_room_for_large());
+                push_large(&outbox, request, 1 << 20);
+            }
+            assert!(!outbox.has_room_for_large());
+            outbox.cancel_large(2);
+            assert!(outbox.has_room_for_large());
+            push_large(&outbox, 9, 1 << 20);
+            let (mut last, mut cancelled) = (0, 0);
+            // All but the first and the one that was given up.
+            let mut short = 7 * 5;
+            while short > 0 {
+                last = next(&mut near).await;
+                cancelled += u32::from(last == 2);
+                short -= u32::from(last > 2);
+            }
+            assert!(last > 2 && cancelled < 60, "what waits in the socket still comes: {cancelled}");
+            outbox.drained().await;
+            let mut rest = 0;
+            while !outbox.state.lock().large.is_idle() || rest == 0 {
+                assert_eq!(next(&mut near).await, 1, "the longest comes last");
+                rest += 1;
+            }
+            outbox.close();
+        };
+        tokio::join!(outbox.run(far), read).0.unwrap();
     }
 
     #[tokio::test]
@@ -324,7 +421,7 @@ mod tests {
         // More than a socket takes at once, so that further small ones wait whenever it has taken all there were.
         let outbox = Outbox::new(1 << 30, 32 << 20);
         let (mut near, far) = connected().await;
-        outbox.push_large(Bytes::from_static(b"\0\0\0\x01L")).unwrap();
+        push_large(&outbox, 1, 1);
         let push = async {
             while !outbox.is_closed() {
                 while outbox.has_room() && outbox.push(|b| b.put_bytes(b's', 50_000)).is_ok() {}
@@ -334,7 +431,7 @@ mod tests {
         let read = async {
             let mut small = 0..3000;
             let mut frame = Vec::new();
-            while frame != b"L" {
+            while frame.is_empty() || frame.len() == 50_000 {
                 assert!(small.next().is_some(), "the large one waits for ever");
                 frame.resize(near.read_u32().await.unwrap() as usize, 0);
                 near.read_exact(&mut frame).await.unwrap();
@@ -343,6 +440,16 @@ mod tests {
         };
         let ((), written, ()) = tokio::join!(push, outbox.run(far), read);
         written.unwrap();
+    }
+
+    #[test]
+    fn nothing_large_is_kept_for_a_link_that_is_gone() {
+        let outbox = Outbox::new(1 << 30, 1 << 20);
+        push_large(&outbox, 1, 1 << 20);
+        outbox.announce_large(2);
+        outbox.close();
+        outbox.push_large(large(2, 1 << 20));
+        assert!(outbox.state.lock().large.is_idle());
     }
 
     #[test]

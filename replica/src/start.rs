@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use api::gaios::link::PART_BYTES_MAX;
 use bytes::{Bytes, BytesMut};
 use consensus_core::{
     Config, Durable, GroupId, Liveness, NodeId, NodeSet, Options, PersistSeq, Record, Slot, Timing,
@@ -315,6 +316,8 @@ fn settings_of(options: &NodeOptions, handle: &GroupHandle) -> Settings {
         shard_map: encoded(&options.shard_map),
         snapshot_least_bytes: options.snapshot_least_bytes,
         snapshot_slice_bytes: options.snapshot_slice_bytes,
+        // What is shorter would fill no part.
+        large_answer_bytes: PART_BYTES_MAX,
         regions: options.regions.clone(),
         known: ClusterVersion::NEWEST,
         leader_regions: leader_regions.into_iter().map(Bytes::from).collect(),

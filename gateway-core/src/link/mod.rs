@@ -3,11 +3,14 @@
 
 mod ask;
 mod batch;
+mod parts;
 mod slots;
 
 use std::time::{Duration, Instant};
 
-use api::gaios::link::v1::{GatewayFigures, GatewayFrame, Ping, Request, WatchClose, request};
+use api::gaios::link::v1::{
+    GatewayFigures, GatewayFrame, Ping, Request, Response, WatchClose, request, response,
+};
 
 use shard_map::GroupId;
 
@@ -16,9 +19,11 @@ use crate::route::NodeId;
 use crate::silence::{Check, Expected, Health};
 
 use batch::{Full, OpenBatch};
+use parts::Parts;
 use slots::Slots;
 
 pub use ask::{Ask, Lost, mismatch, node, refused, sort};
+pub use parts::BrokenParts;
 
 /// Where a frame holds what is asked of the node: the number of the group says nothing there.
 pub const OF_THE_NODE: GroupId = GroupId(0);
@@ -36,6 +41,8 @@ pub struct LinkEnd<C, F> {
     node: Option<NodeId>,
     batch: OpenBatch,
     waiting: Slots<Waiter<C, F>>,
+    /// Of answers to those that wait.
+    parts: Parts,
     /// Watches among the waiting; they owe nothing.
     watches: usize,
     health: Health,
@@ -79,6 +86,7 @@ impl<C, F> Default for LinkEnd<C, F> {
             node: None,
             batch: OpenBatch::default(),
             waiting: Slots::new(),
+            parts: Parts::default(),
             watches: 0,
             health: Health::default(),
         }
@@ -99,6 +107,7 @@ impl<C, F> LinkEnd<C, F> {
     pub fn handle_down(&mut self) -> Vec<Waiter<C, F>> {
         self.node = None;
         self.batch = OpenBatch::default();
+        self.parts = Parts::default();
         self.watches = 0;
         self.health = Health::default();
         let waiters = self.waiting.remove_where(|_| true);
@@ -176,6 +185,7 @@ impl<C, F> LinkEnd<C, F> {
 
     /// The caller waits no more.
     pub fn give_up(&mut self, id: u64) -> Option<Waiter<C, F>> {
+        self.parts.forget_one(id);
         let waiter = self.waiting.remove(id);
         debug_assert!(
             !matches!(waiter, Some(Waiter::Watch { .. })),
@@ -197,16 +207,37 @@ impl<C, F> LinkEnd<C, F> {
 
     /// Takes back all calls to a group: its leader is elsewhere, and their outcome must be asked for there.
     pub fn abandon(&mut self, abandoned: GroupId) -> Vec<Waiter<C, F>> {
-        self.waiting.remove_where(|waiter| match waiter {
+        let gone = self.waiting.remove_where(|waiter| match waiter {
             Waiter::Call { group, .. } => *group == abandoned,
             Waiter::Watch { .. } | Waiter::Ping => false,
-        })
+        });
+        self.parts.forget(|id| self.waiting.get(id).is_some());
+        gone
     }
 
     /// The oldest frame that waits.
     pub fn take_frame(&mut self) -> Option<GatewayFrame> {
         debug_assert!(self.node.is_some() || self.is_idle(), "nothing is said to nobody");
         self.batch.take()
+    }
+
+    /// Keeps a part of an answer until the answer is whole. Returns what is whole, for [`LinkEnd::handle_response`].
+    ///
+    /// # Errors
+    /// The node breaks the rules: the connection is to be left.
+    pub fn gather(&mut self, response: Response) -> Result<Option<Response>, BrokenParts> {
+        let Some(response::Kind::ReplyPart(part)) = &response.kind else { return Ok(Some(response)) };
+        if self.waiting.get(response.id).is_none() {
+            // Whoever asked has given up.
+            return Ok(None);
+        }
+        let whole = self.parts.add(response.id, part)?;
+        Ok(whole.map(|reply| Response { kind: Some(response::Kind::Reply(reply)), ..response }))
+    }
+
+    /// Bytes of answers that are not whole.
+    pub fn gathered(&self) -> usize {
+        self.parts.bytes()
     }
 
     /// A response with this id has come. The time is asked for only if it matters.
@@ -249,6 +280,8 @@ impl<C, F> LinkEnd<C, F> {
 
 #[cfg(test)]
 mod tests {
+    use api::gaios::link::v1::ReplyPart;
+
     use super::*;
     use crate::any_instant;
 
@@ -281,6 +314,34 @@ mod tests {
         assert_eq!(link.handle_response(|| now, watch), Heard::Nobody);
         let requests = link.take_frame().unwrap().groups.remove(0).requests;
         assert_eq!(requests.iter().map(|request| request.id).collect::<Vec<_>>(), [call, watch, watch]);
+    }
+
+    #[test]
+    fn parts_are_kept_while_somebody_waits() {
+        let part = |id, reply_bytes| Response {
+            id,
+            term: 7,
+            kind: Some(response::Kind::ReplyPart(ReplyPart { reply_bytes, bytes: "half".into() })),
+        };
+        let mut link = up();
+        let calls: Vec<u64> =
+            (1..=4).map(|group| link.call(GroupId(group), status(), 0, 'c').unwrap()).collect();
+        for id in &calls {
+            assert_eq!(link.gather(part(*id, 8)), Ok(None));
+        }
+        assert_eq!(link.gathered(), 16);
+        let reply = Some(response::Kind::Reply("halfhalf".into()));
+        assert_eq!(link.gather(part(calls[0], 0)), Ok(Some(Response { id: calls[0], term: 7, kind: reply })));
+        link.give_up(calls[1]);
+        link.abandon(GroupId(3));
+        assert_eq!(link.gathered(), 4);
+        assert_eq!(link.gather(part(calls[1], 0)), Ok(None), "what nobody waits for is dropped");
+        assert_eq!(link.gather(part(calls[2], 0)), Ok(None));
+        link.handle_down();
+        assert_eq!(link.gathered(), 0);
+        link.handle_up(NodeId(7));
+        let call = link.call(GROUP, status(), 0, 'c').unwrap();
+        assert!(link.gather(part(call, 0)).is_err());
     }
 
     #[test]

@@ -22,7 +22,7 @@ use api::gaios::link::v1::{self as wire, request, response};
 use arc_swap::ArcSwapOption;
 use bytes::{BufMut, Bytes, BytesMut};
 use gateway_core::asks::unasked;
-use gateway_core::link::{Ask, Heard, LinkEnd, LinkId, Lost, Waiter, node, sort};
+use gateway_core::link::{Ask, BrokenParts, Heard, LinkEnd, LinkId, Lost, Waiter, node, sort};
 use gateway_core::nearest::Place;
 use gateway_core::silence::{Check, patience};
 use gateway_core::{Attempted, FeedId, GroupId, NodeId, Numbered, Quiet, Unsent, Watch};
@@ -420,7 +420,9 @@ impl Link {
                 Ok(frame) => frame,
                 Err(error) => return io::Error::other(error),
             };
-            self.hand_out(frame, &mut answered, &events);
+            if let Err(BrokenParts(reason)) = self.hand_out(frame, &mut answered, &events) {
+                return io::Error::other(reason);
+            }
         }
         io::ErrorKind::UnexpectedEof.into()
     }
@@ -430,10 +432,11 @@ impl Link {
         frame: wire::NodeFrame,
         answered: &mut Vec<(oneshot::Sender<wire::Response>, wire::Response)>,
         events: &mpsc::UnboundedSender<LinkEvent>,
-    ) {
+    ) -> Result<(), BrokenParts> {
         {
             let mut state = self.state.lock();
             for response in frame.responses {
+                let Some(response) = state.end.gather(response)? else { continue };
                 let (link, node) = (state.id, state.end.node().unwrap_or_default());
                 if let Some(response::Kind::ShardMap(update)) = response.kind {
                     let _ = events.send(LinkEvent::ShardMap(update.shard_map));
@@ -471,6 +474,7 @@ impl Link {
         for (answer, response) in answered.drain(..) {
             let _ = answer.send(response);
         }
+        Ok(())
     }
 
     /// Returns when the node is given up.

@@ -52,6 +52,61 @@ async fn every_byte_of_a_slow_frame_is_a_sign_of_life() {
     assert_eq!(link.silent_for(), SILENCE, "silence is still told");
 }
 
+/// A link that is up, what a node says on it, and how its reading ends.
+fn read_from_node() -> (Arc<Link>, tokio::io::DuplexStream, tokio::task::JoinHandle<io::Error>) {
+    let identity = identity(None);
+    let link = Arc::new(Link::new(identity.ways.target(""), &identity));
+    link.state.lock().end.handle_up(NodeId(1));
+    let (near, far) = tokio::io::duplex(1 << 20);
+    let reading = tokio::spawn(Arc::clone(&link).read_frames(near, mpsc::unbounded_channel().0));
+    (link, far, reading)
+}
+
+async fn say(far: &mut tokio::io::DuplexStream, id: u64, kind: response::Kind) {
+    let mut out = BytesMut::new();
+    let response = wire::Response { id, term: 1, kind: Some(kind) };
+    encode_frame(&wire::NodeFrame { responses: vec![response] }, &mut out);
+    far.write_all(&out).await.unwrap();
+}
+
+fn part(reply_bytes: usize, bytes: Bytes) -> response::Kind {
+    response::Kind::ReplyPart(wire::ReplyPart { reply_bytes: reply_bytes as u64, bytes })
+}
+
+#[tokio::test]
+async fn an_answer_in_parts_holds_up_no_other() {
+    const BYTES: usize = 100 << 20;
+    let (link, mut far, _reading) = read_from_node();
+    let call = || link.call(GroupId(1), request::Kind::Status(wire::StatusRequest::default()), 0).unwrap();
+    let (mut large, given_up, small) = (call(), call(), call());
+    let piece = Bytes::from(vec![7; 256 << 10]);
+    say(&mut far, large.id, part(BYTES, piece.clone())).await;
+    say(&mut far, given_up.id, part(BYTES, piece.clone())).await;
+    say(&mut far, small.id, response::Kind::Reply("small".into())).await;
+    assert!(small.await.is_ok(), "it comes first");
+    assert_eq!(link.state.lock().end.gathered(), 2 * piece.len());
+    let id = given_up.id;
+    drop(given_up);
+    assert_eq!(link.state.lock().end.gathered(), piece.len());
+    for at in 1..BYTES / piece.len() {
+        assert!(futures::poll!(&mut large).is_pending(), "after {at} parts");
+        say(&mut far, large.id, part(0, piece.clone())).await;
+        say(&mut far, id, part(0, piece.clone())).await;
+    }
+    let Some(response::Kind::Reply(reply)) = large.await.unwrap().kind else { panic!("no reply") };
+    assert!(reply.len() == BYTES && reply.iter().all(|byte| *byte == 7));
+    assert_eq!(link.state.lock().end.gathered(), 0);
+}
+
+#[tokio::test]
+async fn a_node_that_breaks_the_rules_about_parts_loses_its_link() {
+    let (link, mut far, reading) = read_from_node();
+    let call = link.call(GroupId(1), request::Kind::Status(wire::StatusRequest::default()), 0).unwrap();
+    say(&mut far, call.id, part(0, "the second".into())).await;
+    let error = timeout(PATIENCE, reading).await.unwrap().unwrap();
+    assert_eq!(error.to_string(), "a part of an answer that was not begun");
+}
+
 /// Welcomes links, and answers every request.
 async fn answer_all(listener: TcpListener) {
     loop {

@@ -19,9 +19,6 @@ use crate::out::{LargeAnswer, Notice, Out};
 use crate::queries::{Admitted, Asked};
 use crate::replica::{Replica, encode};
 
-/// Keys and values of an answer, in bytes, from which it is encoded elsewhere.
-const LARGE_BYTES: usize = 256 << 10;
-
 impl Replica {
     pub(crate) fn on_request(&mut self, env: &Env<'_>, link: LinkId, request: wire::Request) {
         let id = request.id;
@@ -241,14 +238,14 @@ impl Replica {
         self.answer(env, link, id, &outcome);
     }
 
-    /// Answers a request. What is large is encoded elsewhere, since it would stop the group, and on a small machine the
-    /// node; one at a time for each link.
+    /// Answers a request. What is large is encoded as it leaves, since it would stop the group, and on a small machine the
+    /// node; one in each turn for each link.
     pub(crate) fn answer(&mut self, env: &Env<'_>, link: LinkId, id: u64, outcome: &Outcome) {
         if let Err(Error::WrongShard) = outcome {
             self.replies.refuse_wrong_shard(link, id);
             return;
         }
-        if !outcome.as_ref().is_ok_and(|reply| reply.holds_more_than(LARGE_BYTES)) {
+        if !outcome.as_ref().is_ok_and(|reply| reply.holds_more_than(self.settings.large_answer_bytes)) {
             self.replies.outcome(link, id, outcome);
             return;
         }

@@ -3,7 +3,7 @@
 use super::{
     DecodeError, MAX_TXN_DEPTH, Reader, Writer,
     request::{alarm_tag, read_alarm},
-    wire::malformed,
+    wire::{Sink, malformed},
 };
 use crate::{
     Alarm, DeleteRangeReply, Error, Event, EventKind, HashKvReply, KeyValue, LeaseId, LeaseTimeToLiveReply,
@@ -16,10 +16,10 @@ type Decoded<T> = Result<T, DecodeError>;
 /// A key and its value take six bytes at least.
 const KEY_VALUE_LEN_MIN: usize = 6;
 
-pub(crate) fn write_key_value(writer: &mut Writer<'_>, kv: &KeyValue) {
+pub(crate) fn write_key_value<S: Sink>(writer: &mut Writer<'_, S>, kv: &KeyValue) {
     let KeyValue { key, value, create_revision, mod_revision, version, lease } = kv;
-    writer.bytes(key);
-    writer.bytes(value);
+    writer.shared(key);
+    writer.shared(value);
     writer.i64(create_revision.0);
     writer.i64(mod_revision.0);
     writer.i64(*version);
@@ -41,7 +41,7 @@ fn read_revision(reader: &mut Reader) -> Decoded<Revision> {
     reader.i64().map(Revision)
 }
 
-fn write_prev_kv(writer: &mut Writer<'_>, prev_kv: Option<&KeyValue>) {
+fn write_prev_kv<S: Sink>(writer: &mut Writer<'_, S>, prev_kv: Option<&KeyValue>) {
     writer.flags([prev_kv.is_some()]);
     if let Some(kv) = prev_kv {
         write_key_value(writer, kv);
@@ -75,7 +75,7 @@ pub(crate) fn reply_tag(reply: &Reply) -> u8 {
     }
 }
 
-pub(crate) fn write_outcome(writer: &mut Writer<'_>, outcome: &Outcome) {
+pub(crate) fn write_outcome<S: Sink>(writer: &mut Writer<'_, S>, outcome: &Outcome) {
     let reply = match outcome {
         Ok(reply) => reply,
         Err(error) => {
@@ -251,12 +251,24 @@ fn read_error(reader: &mut Reader) -> Decoded<Error> {
     })
 }
 
-fn write_range_reply(writer: &mut Writer<'_>, reply: &RangeReply) {
+fn write_range_reply<S: Sink>(writer: &mut Writer<'_, S>, reply: &RangeReply) {
+    write_range_head(writer, reply);
+    write_key_values(writer, &reply.kvs);
+}
+
+/// All but the keys that follow.
+pub(super) fn write_range_head<S: Sink>(writer: &mut Writer<'_, S>, reply: &RangeReply) {
     let RangeReply { revision, kvs, more, count } = reply;
     writer.i64(revision.0);
     writer.flags([*more]);
     writer.i64(*count);
-    writer.list(kvs, write_key_value);
+    writer.u64(kvs.len() as u64);
+}
+
+fn write_key_values<S: Sink>(writer: &mut Writer<'_, S>, kvs: &[KeyValue]) {
+    for kv in kvs {
+        write_key_value(writer, kv);
+    }
 }
 
 fn read_range_reply(reader: &mut Reader) -> Decoded<RangeReply> {
@@ -266,7 +278,7 @@ fn read_range_reply(reader: &mut Reader) -> Decoded<RangeReply> {
     Ok(RangeReply { revision, more, count, kvs: reader.list(KEY_VALUE_LEN_MIN, read_key_value)? })
 }
 
-fn write_put_reply(writer: &mut Writer<'_>, reply: &PutReply) {
+pub(super) fn write_put_reply<S: Sink>(writer: &mut Writer<'_, S>, reply: &PutReply) {
     writer.i64(reply.revision.0);
     write_prev_kv(writer, reply.prev_kv.as_ref());
 }
@@ -275,10 +287,17 @@ fn read_put_reply(reader: &mut Reader) -> Decoded<PutReply> {
     Ok(PutReply { revision: read_revision(reader)?, prev_kv: read_prev_kv(reader)? })
 }
 
-fn write_delete_range_reply(writer: &mut Writer<'_>, reply: &DeleteRangeReply) {
-    writer.i64(reply.revision.0);
-    writer.i64(reply.deleted);
-    writer.list(&reply.prev_kvs, write_key_value);
+fn write_delete_range_reply<S: Sink>(writer: &mut Writer<'_, S>, reply: &DeleteRangeReply) {
+    write_delete_range_head(writer, reply);
+    write_key_values(writer, &reply.prev_kvs);
+}
+
+/// All but the keys that follow.
+pub(super) fn write_delete_range_head<S: Sink>(writer: &mut Writer<'_, S>, reply: &DeleteRangeReply) {
+    let DeleteRangeReply { revision, deleted, prev_kvs } = reply;
+    writer.i64(revision.0);
+    writer.i64(*deleted);
+    writer.u64(prev_kvs.len() as u64);
 }
 
 fn read_delete_range_reply(reader: &mut Reader) -> Decoded<DeleteRangeReply> {
@@ -289,27 +308,34 @@ fn read_delete_range_reply(reader: &mut Reader) -> Decoded<DeleteRangeReply> {
     })
 }
 
-fn write_txn_reply(writer: &mut Writer<'_>, reply: &TxnReply) {
-    writer.i64(reply.revision.0);
-    writer.flags([reply.succeeded]);
-    writer.list(&reply.responses, |writer, response| match response {
-        TxnOpReply::Range(reply) => {
-            writer.u8(1);
-            write_range_reply(writer, reply);
+fn write_txn_reply<S: Sink>(writer: &mut Writer<'_, S>, reply: &TxnReply) {
+    write_txn_head(writer, reply);
+    for response in &reply.responses {
+        writer.u8(txn_op_tag(response));
+        match response {
+            TxnOpReply::Range(reply) => write_range_reply(writer, reply),
+            TxnOpReply::Put(reply) => write_put_reply(writer, reply),
+            TxnOpReply::DeleteRange(reply) => write_delete_range_reply(writer, reply),
+            TxnOpReply::Txn(reply) => write_txn_reply(writer, reply),
         }
-        TxnOpReply::Put(reply) => {
-            writer.u8(2);
-            write_put_reply(writer, reply);
-        }
-        TxnOpReply::DeleteRange(reply) => {
-            writer.u8(3);
-            write_delete_range_reply(writer, reply);
-        }
-        TxnOpReply::Txn(reply) => {
-            writer.u8(4);
-            write_txn_reply(writer, reply);
-        }
-    });
+    }
+}
+
+/// All but the answers that follow, each with its tag before it.
+pub(super) fn write_txn_head<S: Sink>(writer: &mut Writer<'_, S>, reply: &TxnReply) {
+    let TxnReply { revision, succeeded, responses } = reply;
+    writer.i64(revision.0);
+    writer.flags([*succeeded]);
+    writer.u64(responses.len() as u64);
+}
+
+pub(super) fn txn_op_tag(reply: &TxnOpReply) -> u8 {
+    match reply {
+        TxnOpReply::Range(_) => 1,
+        TxnOpReply::Put(_) => 2,
+        TxnOpReply::DeleteRange(_) => 3,
+        TxnOpReply::Txn(_) => 4,
+    }
 }
 
 fn read_txn_reply(reader: &mut Reader, depth: usize) -> Decoded<TxnReply> {

@@ -4,30 +4,71 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::{DecodeError, MAX_TXN_ITEMS};
 
-pub(crate) struct Writer<'a> {
-    out: &'a mut BytesMut,
-}
+/// Where an encoding goes.
+pub(crate) trait Sink {
+    fn put(&mut self, bytes: &[u8]);
 
-impl<'a> Writer<'a> {
-    pub(crate) fn new(out: &'a mut BytesMut, version: u8) -> Writer<'a> {
-        out.put_u8(version);
-        Writer { out }
+    fn put_byte(&mut self, byte: u8) {
+        self.put(&[byte]);
     }
 
+    /// Takes what need not be copied to be kept.
+    fn put_shared(&mut self, bytes: &Bytes) {
+        self.put(bytes);
+    }
+}
+
+impl Sink for BytesMut {
+    fn put(&mut self, bytes: &[u8]) {
+        self.put_slice(bytes);
+    }
+
+    fn put_byte(&mut self, byte: u8) {
+        self.put_u8(byte);
+    }
+}
+
+/// How many bytes an encoding has.
+#[derive(Default)]
+pub(crate) struct Length(pub(crate) usize);
+
+impl Sink for Length {
+    fn put(&mut self, bytes: &[u8]) {
+        self.0 += bytes.len();
+    }
+}
+
+pub(crate) struct Writer<'a, S = BytesMut> {
+    out: &'a mut S,
+}
+
+impl Writer<'_> {
     pub(crate) fn len(&self) -> usize {
         self.out.len()
     }
+}
+
+impl<'a, S: Sink> Writer<'a, S> {
+    pub(crate) fn new(out: &'a mut S, version: u8) -> Writer<'a, S> {
+        out.put_byte(version);
+        Writer { out }
+    }
+
+    /// Goes on with an encoding.
+    pub(crate) fn within(out: &'a mut S) -> Writer<'a, S> {
+        Writer { out }
+    }
 
     pub(crate) fn u8(&mut self, value: u8) {
-        self.out.put_u8(value);
+        self.out.put_byte(value);
     }
 
     pub(crate) fn u64(&mut self, mut value: u64) {
         while value >= 0x80 {
-            self.out.put_u8(value as u8 | 0x80);
+            self.out.put_byte(value as u8 | 0x80);
             value >>= 7;
         }
-        self.out.put_u8(value as u8);
+        self.out.put_byte(value as u8);
     }
 
     pub(crate) fn i64(&mut self, value: i64) {
@@ -36,16 +77,22 @@ impl<'a> Writer<'a> {
     }
 
     pub(crate) fn u128(&mut self, value: u128) {
-        self.out.put_u128(value);
+        self.out.put(&value.to_be_bytes());
     }
 
     pub(crate) fn fixed_u64(&mut self, value: u64) {
-        self.out.put_u64(value);
+        self.out.put(&value.to_be_bytes());
     }
 
     pub(crate) fn bytes(&mut self, bytes: &[u8]) {
         self.u64(bytes.len() as u64);
-        self.out.put_slice(bytes);
+        self.out.put(bytes);
+    }
+
+    /// As [`Writer::bytes`], of what may be long.
+    pub(crate) fn shared(&mut self, bytes: &Bytes) {
+        self.u64(bytes.len() as u64);
+        self.out.put_shared(bytes);
     }
 
     /// Up to eight yes-or-no fields in one byte, the first in the lowest bit.
@@ -54,7 +101,7 @@ impl<'a> Writer<'a> {
         self.u8(flags.iter().rev().fold(0, |byte, flag| byte << 1 | u8::from(*flag)));
     }
 
-    pub(crate) fn list<T>(&mut self, items: &[T], mut write: impl FnMut(&mut Writer<'_>, &T)) {
+    pub(crate) fn list<T>(&mut self, items: &[T], mut write: impl FnMut(&mut Writer<'_, S>, &T)) {
         self.u64(items.len() as u64);
         for item in items {
             write(self, item);

@@ -245,13 +245,8 @@ impl Task {
         }
         for large in large.drain(..) {
             let Some(link) = self.links.0.get(&large.link).cloned() else { continue };
-            link.begin_large();
-            let handle = Arc::clone(&self.handle);
-            tokio::task::spawn_blocking(move || {
-                link.send_large(large.request, large.term, &large.outcome);
-                link.end_large();
-                handle.tell(Event::LinkDrained);
-            });
+            link.begin_large(large.request);
+            tokio::task::spawn_blocking(move || link.send_large(large));
         }
     }
 
@@ -304,7 +299,7 @@ impl KnownLinks {
 
 impl Links for KnownLinks {
     fn has_room(&self, link: LinkId) -> bool {
-        self.0.get(&link).is_some_and(|link| link.has_room())
+        self.0.get(&link).is_some_and(|link| link.has_room_for_large())
     }
 
     fn has_room_for_large(&self, link: LinkId) -> bool {

@@ -75,6 +75,8 @@ marks! {
     ReadByGateway,
     /// A client of a gateway read at the nearest replica.
     ReadAtNearest,
+    /// A gateway was sent an answer in parts.
+    AnsweredInParts,
     /// A gateway took in a newer shard map.
     MapChanged,
     /// A gateway's feed went on at another replica.

@@ -92,6 +92,8 @@ pub(crate) enum NodeEvent {
     },
     /// A gateway's connection is closed.
     GatewayGone(u64),
+    /// A gateway's connection takes another part of an answer.
+    NextPart(u64),
     /// It hears of a domain's shard map.
     Map {
         domain: usize,

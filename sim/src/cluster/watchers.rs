@@ -153,6 +153,7 @@ impl Watchers {
                 env.after(delay, Event::Watcher { watcher, attempt });
             }
             other @ (Kind::Reply(_)
+            | Kind::ReplyPart(_)
             | Kind::SessionOpened(_)
             | Kind::KeptAlive(_)
             | Kind::Status(_)

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::response::Kind;
 use bytes::Bytes;
-use gateway_core::link::{Heard, LinkEnd, LinkId, Waiter};
+use gateway_core::link::{BrokenParts, Heard, LinkEnd, LinkId, Waiter};
 use gateway_core::nearest::{Nodes, Place};
 use gateway_core::silence::Check;
 use gateway_core::{
@@ -410,6 +410,13 @@ impl Gateway {
                 continue;
             }
             let Some(end) = self.ends.get_mut(&link) else { return };
+            let response = match end.end.gather(response) {
+                Ok(Some(response)) => response,
+                Ok(None) => continue,
+                Err(BrokenParts(reason)) => {
+                    return env.fail("parts", format!("gateway {}: {reason}", self.index));
+                }
+            };
             match end.end.handle_response(|| env.instant(), response.id) {
                 Heard::Answer(caller) => self.answered(env, caller, Ok(response)),
                 Heard::Watch(feed) => {

@@ -18,7 +18,7 @@ use std::time::Duration;
 use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::response::Kind;
 use consensus_core::{Liveness, LivenessMessage, LivenessOutput, Mono, Newcomer, PersistSeq};
-use group_core::{Event as GroupEvent, Stateless, ToPeer, entries};
+use group_core::{Event as GroupEvent, Stateless, ToPeer, Turns, entries};
 use journal::sim::CrashChoice;
 use journal::{Identity, Journal, Lsn, SimDisk, Superblock};
 use keyspace::ClusterVersion;
@@ -96,6 +96,8 @@ pub(crate) struct Process {
     pub(crate) paused: bool,
     backlog: VecDeque<NodeEvent>,
     hand_overs: u64,
+    /// Answers that gateways are sent in parts, by connection.
+    parted: BTreeMap<u64, Turns>,
 }
 
 impl Node {
@@ -233,7 +235,9 @@ impl Process {
                     self.gateway_requests(node, env, connection, batch);
                 }
             }
+            NodeEvent::NextPart(connection) => self.send_part(node, env, connection),
             NodeEvent::GatewayGone(connection) => {
+                self.parted.remove(&connection);
                 for group in 0..self.tasks.len() {
                     self.event(node, env, group, GroupEvent::LinkClosed(link_of(connection)));
                 }

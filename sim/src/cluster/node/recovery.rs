@@ -16,6 +16,8 @@ use crate::cluster::truth::{Fact, id};
 
 /// Small, so that a snapshot has several.
 const SLICE_BYTES: usize = 400;
+/// Few keys are enough.
+const LARGE_ANSWER_BYTES: usize = 24;
 
 impl Node {
     pub(super) fn recover(
@@ -119,6 +121,7 @@ impl Node {
             paused: false,
             backlog: VecDeque::new(),
             hand_overs: 0,
+            parted: BTreeMap::new(),
         })
     }
 
@@ -146,6 +149,7 @@ impl Node {
             shard_map: env.maps.known_to(self.index, env.maps.domain_of(group)),
             snapshot_least_bytes: env.profile.snapshot_bytes as u64,
             snapshot_slice_bytes: SLICE_BYTES,
+            large_answer_bytes: LARGE_ANSWER_BYTES,
             regions: BTreeMap::new(),
             known,
             leader_regions: Vec::new(),

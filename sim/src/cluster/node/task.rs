@@ -7,10 +7,11 @@ use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::refused::Why;
 use api::gaios::link::v1::request::Kind as RequestKind;
 use api::gaios::link::v1::response::Kind;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use consensus_core::{Ballot, Liveness, Mono, NodeId, PersistSeq, Role, Slot, Suspicion};
 use group_core::{
-    Disk, Env as Sight, Event, Gate, LinkId, Links, Notice, Out, Progress, Replica, ToSnapshots, Turn, look,
+    Disk, Env as Sight, Event, Gate, LargeAnswer, LinkId, Links, Notice, Out, Progress, Replica, ToSnapshots,
+    Turn, look,
 };
 use journal::{Lsn, SimDisk, SnapshotWriter};
 use keyspace::{Error, KeyRange, LeaseId, Outcome, RangeReply, Reply, SessionId};
@@ -451,8 +452,8 @@ impl Task {
                 }
             }
         }
-        if !out.large.is_empty() {
-            env.fail("answers", "no value here is large".to_owned());
+        for large in out.large.drain(..) {
+            self.answer_large(process, node, env, large);
         }
         for step in out.snapshots.drain(..) {
             self.on_snapshot(process, node, env, step);
@@ -461,6 +462,21 @@ impl Task {
             self.on_notice(process, node, env, &notice);
         }
         self.out = out;
+    }
+
+    /// What is large, gateways get in parts.
+    fn answer_large(&mut self, process: &mut Process, node: &Node, env: &mut Env, large: LargeAnswer) {
+        let LargeAnswer { link, request: id, term, .. } = large;
+        let mut whole = BytesMut::new();
+        keyspace::encode_outcome(&large.outcome, &mut whole);
+        let answer = wire::Response { id, term, kind: Some(Kind::Reply(whole.freeze())) };
+        match connection_of(link) {
+            Some(connection) => {
+                self.check_answers(node, env, link, &[answer]);
+                process.send_in_parts(node, env, connection, large);
+            }
+            None => self.answer(node, env, answer),
+        }
     }
 
     /// What a gateway asks for, to be compared with how it is answered.
