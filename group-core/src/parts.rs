@@ -86,7 +86,7 @@ impl Turns {
     }
 
     /// The next one is to send a part. To be given back.
-    pub fn next(&mut self) -> Option<LargeReply> {
+    pub fn take_next(&mut self) -> Option<LargeReply> {
         debug_assert!(self.current.is_none(), "one part is written at a time");
         let next = self.turns.pop_front()?;
         self.current = Some((next.request, next.bytes));
@@ -201,7 +201,7 @@ mod tests {
 
     /// The request whose part is next.
     fn step(turns: &mut Turns) -> Option<u64> {
-        let mut reply = turns.next()?;
+        let mut reply = turns.take_next()?;
         let part = reply.next_part(PART_BYTES);
         turns.give_back(reply);
         Some(part.request)
@@ -215,7 +215,7 @@ mod tests {
         }
         turns.cancel(2);
         assert_eq!([(); 3].map(|()| step(&mut turns)), [Some(1), Some(3), Some(1)]);
-        let current = turns.next().unwrap();
+        let current = turns.take_next().unwrap();
         turns.cancel(3);
         turns.give_back(current);
         assert_eq!([(); 2].map(|()| step(&mut turns)), [Some(1), None]);

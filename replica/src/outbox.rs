@@ -166,7 +166,7 @@ impl Outbox {
         let mut waiting = mem::take(&mut self.state.lock().buffer);
         self.written(waiting.len());
         loop {
-            let Some(mut reply) = self.state.lock().large.next() else { break };
+            let Some(mut reply) = self.state.lock().large.take_next() else { break };
             let pieces = begin_part(&mut reply, &mut waiting);
             waiting.extend(pieces.into_iter().flatten());
             self.change_large(|turns| turns.give_back(reply));
@@ -205,7 +205,7 @@ impl Outbox {
                 }
                 mem::swap(&mut state.buffer, &mut writing);
                 // One part each time, however many small ones there are.
-                let large = state.large.next();
+                let large = state.large.take_next();
                 if writing.is_empty() && large.is_none() {
                     state.idle = Some(Arc::clone(&socket));
                 }

@@ -93,7 +93,9 @@ async fn an_answer_in_parts_holds_up_no_other() {
         say(&mut far, large.id, part(0, piece.clone())).await;
         say(&mut far, id, part(0, piece.clone())).await;
     }
-    let Some(response::Kind::Reply(reply)) = timeout(PATIENCE, large).await.unwrap().unwrap().kind else { panic!("no reply") };
+    let Some(response::Kind::Reply(reply)) = timeout(PATIENCE, large).await.unwrap().unwrap().kind else {
+        panic!("no reply")
+    };
     assert!(reply.len() == BYTES && reply.iter().all(|byte| *byte == 7));
     assert_eq!(link.state.lock().end.gathered(), 0);
 }

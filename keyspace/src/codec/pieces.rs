@@ -36,6 +36,7 @@ enum Rest {
 pub fn outcome_len(outcome: &Outcome) -> usize {
     let mut length = Length::default();
     write_outcome(&mut Writer::new(&mut length, VERSION), outcome);
+    assert!(length.0 > 1, "there is something behind the version");
     length.0
 }
 
@@ -67,6 +68,10 @@ impl Pieces {
     /// was all.
     pub fn take(&mut self, bytes: usize) -> Vec<Bytes> {
         while self.made.bytes < bytes && self.step() {}
+        assert!(
+            self.made.bytes >= bytes || self.rest.is_empty(),
+            "less than is asked for is all that is left"
+        );
         self.made.take(bytes)
     }
 
@@ -142,9 +147,12 @@ impl Made {
             if piece.is_empty() {
                 self.whole.pop_front();
             }
+            assert!(!part.is_empty(), "there are no empty pieces");
             wanted -= part.len();
             taken.push(part);
         }
+        assert_eq!(wanted, 0, "what is counted is there");
+        assert!(self.bytes > 0 || self.whole.is_empty(), "what is there is counted");
         taken
     }
 
@@ -166,6 +174,7 @@ impl Sink for Made {
             return self.put(bytes);
         }
         self.end_copied();
+        debug_assert!(self.copied.is_empty(), "what is copied stands before what is shared");
         self.whole.push_back(bytes.clone());
         self.bytes += bytes.len();
     }

@@ -73,7 +73,7 @@ impl Process {
     /// The link takes another part.
     pub(super) fn send_part(&mut self, node: &Node, env: &mut Env, connection: u64) {
         let Some(turns) = self.parted.get_mut(&connection) else { return };
-        let Some(mut reply) = turns.next() else { return };
+        let Some(mut reply) = turns.take_next() else { return };
         let Part { request: id, term, reply_bytes, pieces } = reply.next_part(PART_BYTES);
         turns.give_back(reply);
         if turns.is_idle() {
