@@ -2,6 +2,7 @@
 FROM rust:1.95-slim-trixie AS build
 WORKDIR /source
 COPY Cargo.toml Cargo.lock ./
+COPY abuse abuse
 COPY api api
 COPY backoff backoff
 COPY bench bench

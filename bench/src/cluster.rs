@@ -1,27 +1,16 @@
 //! An etcd of three members on loopback, as a yardstick.
 
-use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Instant;
 
-use api::etcdserverpb as pb;
-use pb::kv_client::KvClient;
-use pb::maintenance_client::MaintenanceClient;
 use tempfile::TempDir;
-use tokio::time::timeout;
-use tonic::Status;
 
-use crate::connection::Connection;
 use crate::endpoint::Endpoint;
+use crate::server::{ATTEMPTS, HEALTHY_WITHIN, Server, free_ports, status};
 use crate::{BenchError, Target};
 
 const MEMBERS: usize = 3;
-/// From start to the first answered write at every member.
-const HEALTHY_WITHIN: Duration = Duration::from_secs(30);
-/// Another program may take a port between its choice and its use; then everything is tried again.
-const ATTEMPTS: usize = 3;
 
 /// How the members speak TLS to clients, and how they are spoken to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,18 +32,9 @@ pub struct EtcdCluster {
 }
 
 struct Member {
-    process: Child,
+    server: Server,
     client_url: String,
     client: Endpoint,
-    log: PathBuf,
-}
-
-impl Drop for Member {
-    fn drop(&mut self) {
-        // Both fail only if the process has ended already.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }
 
 impl EtcdCluster {
@@ -86,13 +66,13 @@ impl EtcdCluster {
             let is_leader = status.header.is_some_and(|header| header.member_id == status.leader);
             endpoints.insert(if is_leader { 0 } else { endpoints.len() }, member.client_url.clone());
         }
-        let pids = self.members.iter().map(|member| member.process.id()).collect();
+        let pids = self.members.iter().map(|member| member.server.pid()).collect();
         Ok(Target { label: "etcd".to_owned(), endpoints, pids, tls: self.tls.clone() })
     }
 
     fn spawn(binary: &Path, parent: &Path, tls: Option<&EtcdTls>) -> Result<EtcdCluster, BenchError> {
-        let doing = || format!("start {}", binary.display());
-        let data = TempDir::with_prefix_in("gaios-bench-etcd-", parent).map_err(BenchError::io(doing()))?;
+        let doing = format!("start {}", binary.display());
+        let data = TempDir::with_prefix_in("gaios-bench-etcd-", parent).map_err(BenchError::io(doing))?;
         let ports = free_ports(2 * MEMBERS).map_err(BenchError::io("find free ports"))?;
         let url = |port: u16| format!("http://127.0.0.1:{port}");
         let scheme = if tls.is_some() { "https" } else { "http" };
@@ -106,27 +86,21 @@ impl EtcdCluster {
             let (client_url, peer_url) = (format!("{scheme}://127.0.0.1:{client_port}"), url(*peer_port));
             let client = Endpoint::parse(&client_url, client.as_ref())
                 .map_err(|mistake| BenchError::Flags(vec![mistake]))?;
-            let log = data.path().join(format!("m{index}.log"));
-            let log_file = File::create(&log).map_err(BenchError::io(doing()))?;
-            let errors = log_file.try_clone().map_err(BenchError::io(doing()))?;
             let mut command = Command::new(binary);
             if let Some(tls) = tls {
                 command.arg("--cert-file").arg(&tls.certificate).arg("--key-file").arg(&tls.key);
             }
-            let process = command
+            command
                 .args(["--name", &format!("m{index}")])
                 .arg("--data-dir")
                 .arg(data.path().join(format!("m{index}")))
                 .args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url])
                 .args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url])
                 .args(["--initial-cluster", &peers.join(","), "--initial-cluster-state", "new"])
-                .args(["--log-level", "warn"])
-                .stdin(Stdio::null())
-                .stdout(log_file)
-                .stderr(errors)
-                .spawn()
-                .map_err(BenchError::io(doing()))?;
-            members.push(Member { process, client_url, client, log });
+                .args(["--log-level", "warn"]);
+            let log = data.path().join(format!("m{index}.log"));
+            let server = Server::start(command, format!("etcd member {client_url}"), log)?;
+            members.push(Member { server, client_url, client });
         }
         Ok(EtcdCluster { members, tls: tls.map(|tls| tls.client.clone()), _data: data })
     }
@@ -134,78 +108,17 @@ impl EtcdCluster {
     async fn until_healthy(&mut self) -> Result<(), BenchError> {
         let deadline = Instant::now() + HEALTHY_WITHIN;
         for member in &mut self.members {
-            loop {
-                if let Ok(Some(exit)) = member.process.try_wait() {
-                    return Err(member.failed(&format!("ended with {exit}")));
-                }
-                match answers(&member.client).await {
-                    Ok(()) => break,
-                    Err(status) if Instant::now() > deadline => return Err(member.failed(status.message())),
-                    // There is nothing to be told by when a foreign process is ready.
-                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-                }
-            }
+            member.server.until_healthy(&member.client, deadline).await?;
         }
         Ok(())
     }
 }
 
-impl Member {
-    fn failed(&self, what: &str) -> BenchError {
-        let log = fs::read_to_string(&self.log).unwrap_or_default();
-        let last = log.lines().last().unwrap_or("nothing");
-        BenchError::Server(format!("etcd member {}: {what}; its log ends with: {last}", self.client_url))
-    }
-}
-
-/// Asks the kernel for ports, all at once so that they differ.
-fn free_ports(count: usize) -> std::io::Result<Vec<u16>> {
-    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let listeners = (0..count).map(|_| TcpListener::bind(any)).collect::<Result<Vec<_>, _>>()?;
-    listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
-}
-
-async fn connect(endpoint: &Endpoint) -> Result<Connection, Status> {
-    Connection::open(endpoint).await.map_err(|error| Status::unavailable(error.to_string()))
-}
-
-async fn in_time<T>(asking: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
-    match timeout(Duration::from_secs(5), asking).await {
-        Ok(answer) => answer,
-        Err(_) => Err(Status::deadline_exceeded("no answer within 5 s")),
-    }
-}
-
-async fn answers(endpoint: &Endpoint) -> Result<(), Status> {
-    in_time(async {
-        let mut client = KvClient::new(connect(endpoint).await?);
-        client.put(pb::PutRequest { key: "gaios-bench".into(), ..Default::default() }).await?;
-        client.range(pb::RangeRequest { key: "gaios-bench".into(), ..Default::default() }).await?;
-        Ok(())
-    })
-    .await
-}
-
-/// What a server says of itself.
-pub(crate) async fn status(endpoint: &Endpoint) -> Result<pb::StatusResponse, Status> {
-    in_time(async {
-        let mut client = MaintenanceClient::new(connect(endpoint).await?);
-        client.status(pb::StatusRequest {}).await.map(tonic::Response::into_inner)
-    })
-    .await
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
 
-    #[test]
-    fn free_ports_differ() {
-        let mut ports = free_ports(20).unwrap();
-        ports.sort_unstable();
-        ports.dedup();
-        assert_eq!(ports.len(), 20);
-    }
+    use super::*;
 
     #[tokio::test]
     async fn a_binary_which_ends_at_once_is_told() {

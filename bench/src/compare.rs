@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::cluster::status;
+use crate::server::status;
 use crate::endpoint::Endpoint;
 use crate::plan::PATIENCE;
 use crate::report::megabytes;

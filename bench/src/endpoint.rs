@@ -10,7 +10,7 @@ use crate::{BenchError, Target};
 
 /// What `http://HOST:PORT` and `https://HOST:PORT` say. Clones share the sessions of their TLS client.
 #[derive(Debug, Clone)]
-pub(crate) struct Endpoint {
+pub struct Endpoint {
     pub(crate) authority: Authority,
     port: u16,
     tls: Option<tls::Client>,
@@ -31,7 +31,7 @@ impl Endpoint {
     }
 
     /// Those of a target, in its order.
-    pub(crate) fn all_of(target: &Target) -> Result<Vec<Endpoint>, BenchError> {
+    pub fn all_of(target: &Target) -> Result<Vec<Endpoint>, BenchError> {
         let tls = target.tls.as_ref().map(tls::Client::load).transpose();
         let tls = tls.map_err(|flaws| BenchError::Flags(vec![flaws.to_string()]))?;
         let parsed = target.endpoints.iter().map(|url| Endpoint::parse(url, tls.as_ref()));
@@ -42,8 +42,13 @@ impl Endpoint {
         self.tls.is_some()
     }
 
+    /// `HOST:PORT`.
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
     /// Connects, and shakes hands where TLS is spoken.
-    pub(crate) async fn connect(&self) -> io::Result<tls::Stream> {
+    pub async fn connect(&self) -> io::Result<tls::Stream> {
         // An IPv6 address stands in brackets.
         let host = self.authority.host().trim_start_matches('[').trim_end_matches(']');
         let stream = TcpStream::connect((host, self.port)).await?;

@@ -29,6 +29,7 @@ const BANNED_BY_CLIPPY: &[&str] = &["consensus-core", "keyspace", "shard-map", "
 /// Which of our crates a crate may depend on (tests aside). A new arrow is a change of the architecture: change
 /// docs/architecture.md with it.
 const ARROWS: &[(&str, &[&str])] = &[
+    ("abuse", &["api", "bench"]),
     ("api", &[]),
     ("backoff", &[]),
     ("bench", &["api", "tls"]),

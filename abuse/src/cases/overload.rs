@@ -1,0 +1,136 @@
+//! More than can be served, by callers who do not wait for each other.
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use api::etcdserverpb as pb;
+use bytes::Bytes;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout_at};
+use tonic::Code;
+
+use super::{Outcome, small};
+use crate::raw::{PUT, Raw, code, framed};
+use crate::stage::Stage;
+
+const VALUE_BYTES: usize = 20_000;
+const KEYS: usize = 1000;
+const CONNECTIONS: usize = 16;
+/// Callers in a closed loop: more than enough for all that can be served.
+const PEAK_CALLERS: usize = 64;
+/// Left out, for a server that just began.
+const WARM_FOR: Duration = Duration::from_secs(1);
+const PEAK_FOR: Duration = Duration::from_secs(2);
+const ATTACK_FOR: Duration = Duration::from_secs(5);
+/// Of a put.
+const PATIENCE: Duration = Duration::from_secs(2);
+const TICK: Duration = Duration::from_millis(5);
+/// Of the peak.
+const GOODPUT_LEAST: f64 = 0.9;
+/// Of the 99th percentile at the peak.
+const P99_MOST: f64 = 3.0;
+
+/// What became of puts.
+#[derive(Default)]
+struct Tally {
+    good: Mutex<Vec<Duration>>,
+    shed: AtomicUsize,
+    late: AtomicUsize,
+    failed: AtomicUsize,
+}
+
+struct Putters {
+    connections: Vec<Raw>,
+    bodies: Vec<Bytes>,
+}
+
+impl Putters {
+    async fn put(&self, number: usize, due: Instant, tally: &Tally) {
+        let raw = &self.connections[number % self.connections.len()];
+        let body = self.bodies[number % self.bodies.len()].clone();
+        let put = async { code(raw.ask(PUT, body).await?).await.map_err(|error| error.to_string()) };
+        match timeout_at((due + PATIENCE).into(), put).await {
+            Ok(Ok(Code::Ok)) => tally.good.lock().unwrap_or_else(PoisonError::into_inner).push(due.elapsed()),
+            Ok(Ok(Code::ResourceExhausted)) => drop(tally.shed.fetch_add(1, Relaxed)),
+            Ok(Ok(_) | Err(_)) => drop(tally.failed.fetch_add(1, Relaxed)),
+            Err(_) => drop(tally.late.fetch_add(1, Relaxed)),
+        }
+    }
+}
+
+impl Tally {
+    /// How many were good, and the 99th percentile of their latency in milliseconds.
+    fn good(&self) -> (usize, f64) {
+        let mut good = self.good.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        good.sort_unstable();
+        let p99 = good.get((good.len() * 99).div_ceil(100).saturating_sub(1)).copied().unwrap_or_default();
+        (good.len(), p99.as_secs_f64() * 1000.0)
+    }
+}
+
+/// Finds what is served at most, and then asks for `times` that.
+pub(super) async fn overload(stage: Arc<Stage>, times: f64) -> Outcome {
+    let mut connections = Vec::new();
+    for _ in 0..CONNECTIONS {
+        connections.push(Raw::open(&stage.endpoint).await?);
+    }
+    let value = Bytes::from(vec![b'v'; VALUE_BYTES]);
+    let put = |key| pb::PutRequest { key, value: value.clone(), ..Default::default() };
+    let bodies = (0..KEYS).map(|index| framed(&put(small(0).key(index)))).collect();
+    let putters = Arc::new(Putters { connections, bodies });
+
+    closed_loop(&putters, WARM_FOR).await;
+    let (peak, normal_ms) = closed_loop(&putters, PEAK_FOR).await.good();
+    let peak = peak as f64 / PEAK_FOR.as_secs_f64();
+    if peak == 0.0 {
+        return Err("not one put was answered".to_owned());
+    }
+    stage.begin().await;
+    let tally = open_loop(&putters, peak * times).await;
+    let (good, p99_ms) = tally.good();
+    stage.wrote(good * VALUE_BYTES);
+    let share = good as f64 / ATTACK_FOR.as_secs_f64() / peak;
+    let told = format!(
+        "peak {peak:.0}/s with p99 {normal_ms:.0} ms; goodput {:.0} % with p99 {p99_ms:.0} ms, {} shed, {} late, {} failed",
+        share * 100.0,
+        tally.shed.load(Relaxed),
+        tally.late.load(Relaxed),
+        tally.failed.load(Relaxed)
+    );
+    if share < GOODPUT_LEAST || p99_ms > P99_MOST * normal_ms { Err(told) } else { Ok(told) }
+}
+
+async fn closed_loop(putters: &Arc<Putters>, time: Duration) -> Arc<Tally> {
+    let tally = Arc::new(Tally::default());
+    let mut callers = JoinSet::new();
+    for caller in 0..PEAK_CALLERS {
+        let (putters, tally) = (Arc::clone(putters), Arc::clone(&tally));
+        callers.spawn(async move {
+            for turn in 0.. {
+                putters.put(caller + turn * PEAK_CALLERS, Instant::now(), &tally).await;
+            }
+        });
+    }
+    sleep(time).await;
+    tally
+}
+
+async fn open_loop(putters: &Arc<Putters>, per_second: f64) -> Arc<Tally> {
+    let tally = Arc::new(Tally::default());
+    let mut puts = JoinSet::new();
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let (begun, mut sent) = (Instant::now(), 0);
+    while begun.elapsed() < ATTACK_FOR {
+        let due = ticks.tick().await.into_std();
+        let wanted = (due.saturating_duration_since(begun).as_secs_f64() * per_second) as usize;
+        while sent < wanted {
+            let (putters, tally, number) = (Arc::clone(putters), Arc::clone(&tally), sent);
+            puts.spawn(async move { putters.put(number, due, &tally).await });
+            sent += 1;
+        }
+        while puts.try_join_next().is_some() {}
+    }
+    tally
+}

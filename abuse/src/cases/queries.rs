@@ -1,0 +1,87 @@
+//! Small requests that are much work, or would have large answers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use api::etcdserverpb as pb;
+use pb::range_request::{SortOrder, SortTarget};
+use pb::request_op::Request;
+use prost::Message as _;
+
+use super::{HOSTILE, Outcome, megabytes, small};
+use crate::raw::list;
+use crate::stage::{Stage, for_a_while};
+
+const ATTACK_FOR: Duration = Duration::from_secs(5);
+
+/// All keys must be looked at for the one that is wanted.
+fn sorted() -> pb::RangeRequest {
+    pb::RangeRequest {
+        limit: 1,
+        sort_order: SortOrder::Descend.into(),
+        sort_target: SortTarget::Value.into(),
+        ..list(HOSTILE)
+    }
+}
+
+fn repeated(request: Request, count: usize) -> pb::TxnRequest {
+    let op = pb::RequestOp { request: Some(request) };
+    pb::TxnRequest { success: vec![op; count], ..Default::default() }
+}
+
+pub(super) async fn sorted_txns(stage: Arc<Stage>) -> Outcome {
+    stage.fill(small(50_000)).await?;
+    ask_again_and_again(&stage, 12, repeated(Request::RequestRange(sorted()), 128)).await
+}
+
+pub(super) async fn count_txns(stage: Arc<Stage>) -> Outcome {
+    stage.fill(small(50_000)).await?;
+    let count = pb::RangeRequest { count_only: true, ..list(HOSTILE) };
+    ask_again_and_again(&stage, 12, repeated(Request::RequestRange(count), 128)).await
+}
+
+pub(super) async fn sorted_ranges(stage: Arc<Stage>) -> Outcome {
+    stage.fill(small(200_000)).await?;
+    ask_again_and_again(&stage, 4, repeated(Request::RequestRange(sorted()), 1)).await
+}
+
+/// Whether a transaction enters the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Read,
+    Write,
+}
+
+pub(super) async fn wide_txns(stage: Arc<Stage>, kind: Kind) -> Outcome {
+    stage.fill(megabytes(10)).await?;
+    let inner = repeated(Request::RequestRange(list(HOSTILE)), 64);
+    let mut outer = repeated(Request::RequestTxn(inner.encode_to_vec().into()), 64);
+    if kind == Kind::Write {
+        let put = pb::PutRequest { key: "hostile-put".into(), ..Default::default() };
+        outer.success.push(pb::RequestOp { request: Some(Request::RequestPut(put)) });
+    }
+    ask_again_and_again(&stage, 4, outer).await
+}
+
+async fn ask_again_and_again(stage: &Stage, callers: usize, txn: pb::TxnRequest) -> Outcome {
+    let (answered, refused) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let mut asking = Vec::new();
+    for _ in 0..stage.sized(callers) {
+        let (mut client, txn) = (stage.kv().await?, txn.clone());
+        let (answered, refused) = (Arc::clone(&answered), Arc::clone(&refused));
+        asking.push(async move {
+            loop {
+                if client.txn(txn.clone()).await.is_ok() {
+                    answered.fetch_add(1, Relaxed);
+                } else {
+                    refused.fetch_add(1, Relaxed);
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            }
+        });
+    }
+    stage.begin().await;
+    for_a_while(ATTACK_FOR, asking).await?;
+    Ok(format!("{} answered, {} refused", answered.load(Relaxed), refused.load(Relaxed)))
+}
