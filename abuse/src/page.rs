@@ -35,7 +35,11 @@ pub fn page(machine: &str, reports: &[Report]) -> String {
     page.push_str("\n## What CI does not demand yet\n\n");
     let open = CASES.iter().filter(|case| case.demand == Demand::Open);
     let open: Vec<_> = open.map(|case| format!("`{}`", case.name)).collect();
-    let _ = writeln!(page, "{}", if open.is_empty() { "Nothing: all cases are held.".to_owned() } else { open.join(",\n") });
+    let _ = writeln!(
+        page,
+        "{}",
+        if open.is_empty() { "Nothing: all cases are held.".to_owned() } else { open.join(",\n") }
+    );
     page.push_str(SETTINGS);
     page
 }

@@ -168,7 +168,9 @@ async fn get(mut client: KvClient<Connection>, seen: &Seen) -> Result<(), Status
     seen.term.fetch_max(response.header.unwrap_or_default().raft_term, Relaxed);
     match response.kvs.first().map_or(0, |kv| kv.mod_revision) {
         revision if revision >= acknowledged => Ok(()),
-        revision => Err(Status::data_loss(format!("read revision {revision}, {acknowledged} was acknowledged"))),
+        revision => {
+            Err(Status::data_loss(format!("read revision {revision}, {acknowledged} was acknowledged")))
+        }
     }
 }
 

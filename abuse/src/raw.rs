@@ -149,7 +149,10 @@ mod tests {
     fn messages_are_counted_however_they_are_cut() {
         let mut frames = BytesMut::new();
         for value in [&b""[..], b"v", &[7; 300]] {
-            put_framed(&mut frames, &pb::PutRequest { value: Bytes::copy_from_slice(value), ..Default::default() });
+            put_framed(
+                &mut frames,
+                &pb::PutRequest { value: Bytes::copy_from_slice(value), ..Default::default() },
+            );
         }
         let frames = frames.freeze();
         for step in [1, 2, 3, 7, 1000] {

@@ -217,8 +217,12 @@ mod tests {
         let after = |ms| end + Duration::from_millis(ms);
         let slow_before = sample(end - Duration::from_secs(1), 5000, None);
         assert_eq!(recovery_s(&[slow_before.clone(), sample(after(20), 3, None)], end), 0.0);
-        let samples =
-            [slow_before, sample(after(500), 101, None), sample(after(700), 3, Some("no")), sample(after(900), 9, None)];
+        let samples = [
+            slow_before,
+            sample(after(500), 101, None),
+            sample(after(700), 3, Some("no")),
+            sample(after(900), 9, None),
+        ];
         assert_eq!(recovery_s(&samples, end), 0.7);
     }
 

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use bench::{CpuTime, EtcdCluster, GaiosCluster, MachineSample, ProcessSample, Target};
 use tokio::runtime::Runtime;
 
+use crate::Problem;
 use crate::cases::Case;
 use crate::meter::{Meter, Reading};
 use crate::probe::Probe;
 use crate::report::{GATEWAY_BUDGET_MIB, Latencies, NODE_BUDGET_MIB, Process, Report, recovery_s};
 use crate::stage::{Begun, Stage};
-use crate::Problem;
 
 /// For filling and attack together; what takes longer is not served.
 const CASE_TIMEOUT: Duration = Duration::from_secs(120);

@@ -163,10 +163,7 @@ async fn put_all(
 }
 
 /// Runs `count` tasks until the time is over; what they do ends with them.
-pub(crate) async fn for_a_while<F>(
-    time: Duration,
-    tasks: impl IntoIterator<Item = F>,
-) -> Result<(), Problem>
+pub(crate) async fn for_a_while<F>(time: Duration, tasks: impl IntoIterator<Item = F>) -> Result<(), Problem>
 where
     F: Future<Output = Result<(), Problem>> + Send + 'static,
 {

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::server::status;
 use crate::endpoint::Endpoint;
 use crate::plan::PATIENCE;
 use crate::report::megabytes;
+use crate::server::status;
 use crate::{Environment, Limit, Plan, Report, Target, Workload, run};
 
 /// A named measurement.

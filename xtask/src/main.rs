@@ -37,7 +37,10 @@ The parts of `ci`, each also alone:
   helm [--write]         the chart: lint, renders, types of Kubernetes; `--write` takes over renders and the README
   observe [--write]      alerts, dashboards and the status page against Prometheus, a browser and a running cluster; with
                          --write, docs/metrics.md and the pictures in docs/images are written
+  abuse [-- ARGS]        hostile clients against three nodes and a gateway: fails if a small well-behaved client is hurt
   compat [-- ARGS]       etcd 3.5.1 against `gaios dev`: differential run, etcdctl script, tests of the etcd-client crate
+
+  abuse --docs           the same against etcd 3.5.1, too; writes docs/limits.md
 ";
 
 fn main() -> ExitCode {
@@ -65,6 +68,9 @@ fn main() -> ExitCode {
         ["helm", "--write"] => helm::run(Generated::Write),
         ["observe"] => observe::run(observe::Mode::Check),
         ["observe", "--write"] => observe::run(observe::Mode::Write),
+        ["abuse"] => abuse(&[]),
+        ["abuse", "--docs"] => abuse_docs(),
+        ["abuse", "--", rest @ ..] => abuse(rest),
         ["compat"] => compat(&[]),
         ["compat", "--", rest @ ..] => compat(rest),
         [] | ["help" | "-h" | "--help"] => {
@@ -112,6 +118,7 @@ fn ci(tests: Tests) -> Result<(), Failure> {
     steps.step("mutants", mutants);
     steps.step("helm", || helm::run(Generated::Check));
     steps.step("observe", || observe::run(observe::Mode::Check));
+    steps.step("abuse", || abuse(&[]));
     steps.step("compat", || compat(&[]));
     steps.finish()
 }
@@ -166,6 +173,19 @@ fn mutants() -> Result<(), Failure> {
 fn compat(args: &[&str]) -> Result<(), Failure> {
     build_programs()?;
     program("target/debug/compat").args(if args.is_empty() { &["all"] } else { args }).run()
+}
+
+/// Against a `gaios` as it is shipped: what holds under attack is a matter of how fast it is.
+fn abuse(args: &[&str]) -> Result<(), Failure> {
+    build_programs()?;
+    cargo(&["build", "--release", "--locked", "--package", "gateway", "--bin", "gaios"]).run()?;
+    program("target/debug/gaios-abuse").args(args).run()
+}
+
+fn abuse_docs() -> Result<(), Failure> {
+    build_programs()?;
+    let etcd = program("target/debug/compat").args(&["etcd"]).output()?;
+    abuse(&["--etcd", etcd.trim(), "--docs", "docs/limits.md"])
 }
 
 fn docs() -> Result<(), Failure> {

@@ -33,7 +33,9 @@ pub(super) async fn range_stream(stage: Arc<Stage>) -> Outcome {
                 Err(status) if status.code() == Code::Unimplemented => return Ok(None),
                 Err(status) => return Err(format!("RangeStream: {status}")),
             };
-            while let Some(chunk) = stream.message().await.map_err(|status| format!("RangeStream: {status}"))? {
+            while let Some(chunk) =
+                stream.message().await.map_err(|status| format!("RangeStream: {status}"))?
+            {
                 keys += chunk.range_response.map_or(0, |response| response.kvs.len());
                 chunks += 1;
             }
@@ -60,8 +62,10 @@ pub(super) async fn memory_returns(stage: Arc<Stage>) -> Outcome {
         clients.push(stage.kv().await?);
     }
     stage.begin().await;
-    let listing: JoinSet<_> =
-        clients.into_iter().map(|mut client| async move { client.range(list(HOSTILE)).await.is_ok() }).collect();
+    let listing: JoinSet<_> = clients
+        .into_iter()
+        .map(|mut client| async move { client.range(list(HOSTILE)).await.is_ok() })
+        .collect();
     let listed = listing.join_all().await.into_iter().filter(|listed| *listed).count();
     let mut client = stage.kv().await?;
     let delete =

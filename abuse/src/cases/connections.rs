@@ -14,7 +14,7 @@ use crate::raw::{PUT, RANGE, Raw, framed, list};
 use crate::stage::Stage;
 
 /// How long what is open stays so.
-const HELD_FOR: Duration = Duration::from_secs(4);
+const HELD_FOR: Duration = Duration::from_secs(3);
 
 pub(super) async fn unread_lists(stage: Arc<Stage>) -> Outcome {
     const CONNECTIONS: usize = 30;
@@ -56,7 +56,7 @@ pub(super) async fn unfinished_bodies(stage: Arc<Stage>) -> Outcome {
                     held.push((answer, stream));
                 }
             }
-            sleep(HELD_FOR + Duration::from_secs(2)).await;
+            sleep(HELD_FOR).await;
             held.len()
         });
     }
@@ -81,7 +81,7 @@ pub(super) async fn open_streams(stage: Arc<Stage>) -> Outcome {
             };
             // A server may take no more of them.
             let _ = timeout(HELD_FOR, open).await;
-            sleep(HELD_FOR).await;
+            sleep(Duration::from_secs(1)).await;
             held.len()
         });
     }
@@ -100,13 +100,13 @@ pub(super) async fn stream_burst(stage: Arc<Stage>) -> Outcome {
             answers.push(answer);
         }
     };
-    let _ = timeout(Duration::from_secs(5), send).await;
+    let _ = timeout(HELD_FOR, send).await;
     sleep(Duration::from_secs(1)).await;
     Ok(format!("{} streams", answers.len()))
 }
 
 pub(super) async fn reset_streams(stage: Arc<Stage>) -> Outcome {
-    const ATTACK_FOR: Duration = Duration::from_secs(4);
+    const ATTACK_FOR: Duration = Duration::from_secs(3);
     let get: Bytes = framed(&pb::RangeRequest { key: "hostile".into(), ..Default::default() });
     stage.begin().await;
     let begun = Instant::now();

@@ -40,7 +40,7 @@ pub(super) async fn ending(stage: Arc<Stage>) -> Outcome {
     stage.begin().await;
     keepers.shutdown().await;
     sleep(Duration::from_secs(TTL_S)).await;
-    for_a_while(Duration::from_secs(5), streams).await?;
+    for_a_while(Duration::from_secs(3), streams).await?;
     Ok(format!("{} keep-alives answered", answers.load(Relaxed)))
 }
 

@@ -68,7 +68,7 @@ pub(super) async fn lost_connections(stage: Arc<Stage>) -> Outcome {
     let request = framed(&list(HOSTILE));
     stage.begin().await;
     let mut lost = 0;
-    for _ in 0..stage.sized(300) {
+    for _ in 0..stage.sized(200) {
         // A server may turn connections away.
         if let Ok(raw) = Raw::open(&stage.endpoint).await {
             for _ in 0..15 {
@@ -93,7 +93,9 @@ pub(super) async fn honest(stage: Arc<Stage>) -> Outcome {
         callers.push(async move {
             loop {
                 match client.range(list(HOSTILE)).await {
-                    Ok(answer) if answer.get_ref().kvs.len() == fill.keys => drop(listed.fetch_add(1, Relaxed)),
+                    Ok(answer) if answer.get_ref().kvs.len() == fill.keys => {
+                        drop(listed.fetch_add(1, Relaxed))
+                    }
                     Ok(answer) => {
                         return Err::<(), Problem>(format!("a list of {} keys", answer.get_ref().kvs.len()));
                     }
@@ -104,7 +106,7 @@ pub(super) async fn honest(stage: Arc<Stage>) -> Outcome {
         });
     }
     stage.begin().await;
-    for_a_while(Duration::from_secs(5), callers).await?;
+    for_a_while(Duration::from_secs(4), callers).await?;
     match listed.load(Relaxed) {
         0 => Err("not one list was answered".to_owned()),
         listed => Ok(format!("{listed} lists answered")),

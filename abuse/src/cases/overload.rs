@@ -22,7 +22,7 @@ const PEAK_CALLERS: usize = 64;
 /// Left out, for a server that just began.
 const WARM_FOR: Duration = Duration::from_secs(1);
 const PEAK_FOR: Duration = Duration::from_secs(2);
-const ATTACK_FOR: Duration = Duration::from_secs(5);
+const ATTACK_FOR: Duration = Duration::from_secs(4);
 /// Of a put.
 const PATIENCE: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(5);

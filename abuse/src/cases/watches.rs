@@ -24,11 +24,12 @@ fn create(create: pb::WatchCreateRequest) -> pb::WatchRequest {
     pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) }
 }
 
-/// 868 KiB of them, as one writes them.
+/// 868 KiB of them, behind an answer that is owed to all watches.
 pub(super) async fn cancels(stage: Arc<Stage>) -> Outcome {
+    let ask = RequestUnion::ProgressRequest(pb::WatchProgressRequest {});
     let cancel = |watch_id| RequestUnion::CancelRequest(pb::WatchCancelRequest { watch_id });
     let cancels = (0..74_000).map(|index| cancel(1 << 30 | index));
-    many_watches(&stage, cancels).await
+    many_watches(&stage, [ask].into_iter().chain(cancels)).await
 }
 
 pub(super) async fn progress(stage: Arc<Stage>) -> Outcome {
@@ -76,7 +77,11 @@ async fn many_watches(stage: &Stage, more: impl Iterator<Item = RequestUnion>) -
         }
     };
     let _ = timeout(Duration::from_secs(3), read).await;
-    Ok(format!("{watches} watches created in {:.1} s, {} answers to the rest", took.as_secs_f64(), answers.messages))
+    Ok(format!(
+        "{watches} watches created in {:.1} s, {} answers to the rest",
+        took.as_secs_f64(),
+        answers.messages
+    ))
 }
 
 /// A watch with previous values, on a connection of its own.
@@ -222,7 +227,7 @@ pub(super) async fn unread(stage: Arc<Stage>) -> Outcome {
     }
     let begun = Instant::now();
     let mut put = 0;
-    while put < PUTS && begun.elapsed() < Duration::from_secs(4) {
+    while put < PUTS && begun.elapsed() < Duration::from_secs(3) {
         let key = small(0).key(put % 100);
         let request = pb::PutRequest { key, value: value.clone(), ..Default::default() };
         put += usize::from(client.put(request).await.is_ok());
