@@ -1,6 +1,6 @@
 //! The command line of the hostile suite. The verdict goes to stdout, progress and errors to stderr.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -35,6 +35,12 @@ struct Cli {
     /// Write docs/limits.md to this file.
     #[arg(long, value_name = "FILE")]
     docs: Option<PathBuf>,
+    /// Reports that `-o json` told earlier, on the same machine, for the cases of --docs that are not run (may be repeated).
+    #[arg(long, value_name = "FILE", requires = "docs")]
+    earlier: Vec<PathBuf>,
+    /// Run nothing.
+    #[arg(long, requires = "earlier", conflicts_with = "cases")]
+    no_run: bool,
     /// Where servers have their data.
     #[arg(long, default_value = "target/abuse")]
     data_dir: PathBuf,
@@ -73,7 +79,7 @@ fn run(cli: &Cli) -> Result<bool, Problem> {
     if !(cli.scale > 0.0 && cli.scale <= 100.0) {
         return Err("--scale must be above 0 and at most 100".to_owned());
     }
-    let cases = chosen(&cli.cases)?;
+    let cases = if cli.no_run { Vec::new() } else { chosen(&cli.cases)? };
     let systems: Vec<System> = [System::Gaios(cli.gaios.clone())]
         .into_iter()
         .filter(|_| !cli.etcd_only)
@@ -109,10 +115,18 @@ fn run(cli: &Cli) -> Result<bool, Problem> {
         }
     }
     if let Some(path) = &cli.docs {
+        for earlier in &cli.earlier {
+            reports.extend(read(earlier)?);
+        }
         let text = page(&machine(), &reports);
         std::fs::write(path, text).map_err(|error| format!("write {}: {error}", path.display()))?;
     }
     Ok(held)
+}
+
+fn read(path: &Path) -> Result<Vec<Report>, Problem> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 fn chosen(names: &[String]) -> Result<Vec<&'static Case>, Problem> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::probe::Sample;
 
@@ -21,7 +21,7 @@ pub(crate) const GATEWAY_BUDGET_MIB: f64 = 512.0;
 pub(crate) const NODE_BUDGET_MIB: f64 = 512.0;
 
 /// How requests went.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Latencies {
     /// How many ended.
     pub count: usize,
@@ -68,7 +68,7 @@ pub(crate) fn recovery_s(samples: &[Sample], end: Instant) -> f64 {
 }
 
 /// What a process used.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Process {
     /// What it does.
     pub role: String,
@@ -87,10 +87,10 @@ pub struct Process {
 }
 
 /// One case against one server.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
     /// Name of the case.
-    pub case: &'static str,
+    pub case: String,
     /// Name of the server.
     pub system: String,
     /// The small client before the attack.
@@ -187,7 +187,7 @@ mod tests {
 
     fn report(attack: Latencies) -> Report {
         Report {
-            case: "case",
+            case: "case".to_owned(),
             system: "gaios".to_owned(),
             normal: Latencies::default(),
             attack,

@@ -130,7 +130,7 @@ impl Suite {
             ended.map(|sample| sample.term).max().unwrap_or_default()
         };
         Ok(Report {
-            case: case.name,
+            case: case.name.to_owned(),
             system: system.label().to_owned(),
             normal: between(begun.normal, begun.attack),
             attack: between(begun.attack, end),

@@ -94,7 +94,7 @@ pub(super) async fn honest(stage: Arc<Stage>) -> Outcome {
             loop {
                 match client.range(list(HOSTILE)).await {
                     Ok(answer) if answer.get_ref().kvs.len() == fill.keys => {
-                        drop(listed.fetch_add(1, Relaxed))
+                        listed.fetch_add(1, Relaxed);
                     }
                     Ok(answer) => {
                         return Err::<(), Problem>(format!("a list of {} keys", answer.get_ref().kvs.len()));
