@@ -231,7 +231,8 @@ section! {
         max_request_bytes: Size = default("1.5MiB") ["1KiB" to "16MiB"];
         /// Most operations in a transaction, as etcd counts them.
         max_txn_ops: u32 = default("128") ["1" to "65536"];
-        /// Most requests in work or waiting at a time; beyond it, etcd's `too many requests`.
+        /// Most requests in work or waiting at a time, whatever for; beyond it, etcd's `too many requests`. Half of it is kept for
+        /// clients that have less than their share, and for leases. Less is let in while requests wait for each other too long.
         max_requests_in_flight: u32 = default("16384") ["1" to "1048576"];
         /// Time after which a request is answered with etcd's `request timed out`.
         request_timeout: Duration = default("7s") ["100ms" to "5m"];

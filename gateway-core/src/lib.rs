@@ -13,11 +13,13 @@
 //! - [`Upstream`]: a feed's replica, and how the feed moves on to another; [`Upstreams`]: all of them, and what many share.
 //! - [`Dialler`]: when a link is dialled, which way, and when it is left.
 //! - [`watch`]: etcd's watch protocol over feeds that many watchers share.
+//! - [`admission`]: how many requests may be under way.
 //! - [`asks`]: what is asked of replicas, and how their answers are read.
 //! - [`link`]: the gateway's end of a connection: what waits for it, and who waits for what; [`Links`]: which ones are up.
 //! - [`Topology`]: which shard of which group has which keys, and where its replicas are.
 //! - [`nearest`]: which replica to ask where several would do.
 
+pub mod admission;
 pub mod asks;
 mod attempt;
 mod concern;

@@ -9,10 +9,18 @@ use std::time::{Duration, Instant};
 
 use gateway_core::NodeId;
 
+use crate::admission::Permit;
 use crate::context::{RequestContext, RequestId, TraceParent};
 
 tokio::task_local! {
-    static JOURNEY: Cell<Journey>;
+    static NOTED: Noted;
+}
+
+/// What belongs to a request while it is driven.
+#[derive(Default)]
+struct Noted {
+    journey: Cell<Journey>,
+    permit: Cell<Option<Permit>>,
 }
 
 /// What was noted of a request.
@@ -35,9 +43,21 @@ pub(crate) struct Journey {
 pub(crate) async fn record<T>(request: impl Future<Output = T>) -> (T, Journey) {
     let driven = async {
         let answer = request.await;
-        (answer, JOURNEY.with(Cell::get))
+        NOTED.with(|noted| {
+            let journey = noted.journey.get();
+            if let Some(permit) = noted.permit.take() {
+                // What is asked again was lost, or waited for something else than others that are under way.
+                permit.answered((journey.attempts == 1).then_some(journey.at_nodes));
+            }
+            (answer, journey)
+        })
     };
-    JOURNEY.scope(Cell::default(), driven).await
+    NOTED.scope(Noted::default(), driven).await
+}
+
+/// The request has been let in, and counts until it is answered or given up.
+pub(crate) fn admitted(permit: Permit) {
+    let _ = NOTED.try_with(|noted| noted.permit.set(Some(permit)));
 }
 
 /// The request has been read.
@@ -78,10 +98,10 @@ impl Drop for Stage {
 
 /// Nothing is noted of what the gateway asks of its own accord.
 fn note(change: impl FnOnce(&mut Journey)) {
-    let _ = JOURNEY.try_with(|cell| {
-        let mut journey = cell.get();
+    let _ = NOTED.try_with(|noted| {
+        let mut journey = noted.journey.get();
         change(&mut journey);
-        cell.set(journey);
+        noted.journey.set(journey);
     });
 }
 

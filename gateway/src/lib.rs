@@ -8,6 +8,7 @@
 //! in `door/errors.rs`.
 
 pub mod admin;
+mod admission;
 pub mod carrier;
 pub mod context;
 pub mod domain;
@@ -39,6 +40,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use admission::Admission;
 use carrier::{Carrier, CarrierLimits, CarrierOptions};
 use domain::Domain;
 use door::{
@@ -85,8 +87,6 @@ pub struct GatewayOptions {
     pub links_per_node: usize,
     /// Until a request is given up. etcd's is 5 s and two election timeouts.
     pub request_timeout: Duration,
-    /// Requests that may wait for a leader.
-    pub waiting_max: usize,
     /// How long [`Gateway::shutdown`] lets requests finish.
     pub drain: Duration,
     /// Limits and times of the doors.
@@ -110,7 +110,6 @@ impl GatewayOptions {
             link_tls: None,
             links_per_node: 1,
             request_timeout: Duration::from_secs(7),
-            waiting_max: 10_000,
             drain: Duration::from_secs(10),
             door: DoorOptions::default(),
         }
@@ -119,10 +118,10 @@ impl GatewayOptions {
 
 /// What may change of [`GatewayOptions`] while the gateway runs; the fields are as there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "documented at `GatewayOptions`")]
+#[expect(missing_docs, reason = "documented at `GatewayOptions` and `DoorOptions`")]
 pub struct Limits {
     pub request_timeout: Duration,
-    pub waiting_max: usize,
+    pub requests_max: usize,
     pub txn_ops_max: usize,
     pub drain: Duration,
 }
@@ -172,7 +171,7 @@ impl Gateway {
             link_tls: options.link_tls,
             links_per_node: options.links_per_node,
             request_timeout: options.request_timeout,
-            waiting_max: options.waiting_max,
+            waiting_max: options.door.requests_max,
         }));
         let (name, place, drain) = (options.name.clone(), options.place.clone(), Mutex::new(options.drain));
         let serving = Serving::start(
@@ -217,8 +216,9 @@ impl Gateway {
 
     /// For requests from here on.
     pub fn set_limits(&self, limits: Limits) {
-        let Limits { request_timeout, waiting_max, txn_ops_max, drain } = limits;
-        self.carrier.set_limits(CarrierLimits { request_timeout, waiting_max });
+        let Limits { request_timeout, requests_max, txn_ops_max, drain } = limits;
+        self.carrier.set_limits(CarrierLimits { request_timeout, waiting_max: requests_max });
+        self.serving.admission.set_requests_max(requests_max);
         self.serving.txn_ops_max.store(txn_ops_max, Ordering::Relaxed);
         *self.drain.lock() = drain;
     }
@@ -238,6 +238,7 @@ pub struct Serving {
     client: Server,
     admin: Option<Server>,
     txn_ops_max: Arc<AtomicUsize>,
+    admission: Arc<Admission>,
     draining: CancellationToken,
     ending: Stagger,
 }
@@ -292,9 +293,11 @@ impl Serving {
                 }
             });
         }
+        let admission = Admission::new(options.requests_max, metrics.refusals());
         let door = Arc::new(Door {
             hub: Hub::new(Arc::clone(&domain), metrics.upstreams.clone(), metrics.histories.clone()),
             domain,
+            admission: Arc::clone(&admission),
             options,
             txn_ops_max: Arc::clone(&txn_ops_max),
             member_id: id,
@@ -318,7 +321,7 @@ impl Serving {
         let front = Front::new(Arc::clone(&door));
         let client = serve(listener, front.clone(), Arc::clone(&door), tls.clone())?;
         let admin = admin.map(|admin| serve(admin, front.admin(), door, None)).transpose()?;
-        Ok(Serving { tls, client, admin, txn_ops_max, draining, ending })
+        Ok(Serving { tls, client, admin, txn_ops_max, admission, draining, ending })
     }
 
     /// Where clients connect.

@@ -1,5 +1,7 @@
 //! Every gRPC method etcd has, for metrics, and for telling an unsupported method from an unknown one.
 
+use gateway_core::admission::Lane;
+
 /// How requests and answers flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Flow {
@@ -74,6 +76,16 @@ pub(crate) const METHODS: &[(&str, &str, Flow)] = &[
     ("grpc.health.v1.Health", "List", Flow::Unary),
     ("grpc.health.v1.Health", "Watch", Flow::ServerStream),
 ];
+
+/// Where requests of a method wait, if they are those of the keyspace that are held back when many do. A transaction may only
+/// read; that shows when it has been read itself.
+pub(crate) fn lane(method: usize) -> Option<Lane> {
+    match METHODS[method] {
+        ("etcdserverpb.KV", "Range" | "RangeStream", _) => Some(Lane::Read),
+        ("etcdserverpb.KV", ..) => Some(Lane::Write),
+        _ => None,
+    }
+}
 
 /// The method of a request's path `/service/method`.
 pub(crate) fn find(path: &str) -> Option<usize> {

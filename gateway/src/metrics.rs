@@ -10,13 +10,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus::core::Collector;
-use prometheus::{Encoder as _, GaugeVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use prometheus::{
+    Encoder as _, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
 use tonic::Code;
 
+use crate::admission::{Refusals, UnderWay};
 use crate::domain::{DomainStatus, LinkCounts, NodeDistance};
 use crate::journey::Journey;
 use crate::methods::{Flow, METHODS};
 use crate::versions::{ADVERTISED_CLUSTER_VERSION, ADVERTISED_VERSION};
+use gateway_core::admission::Limits;
 use gateway_core::nearest::Place;
 
 pub use certificates::CertificateMetrics;
@@ -87,6 +91,10 @@ pub(crate) struct Metrics {
     size_in_use: IntGauge,
     revision: IntGauge,
     compact_revision: IntGauge,
+    /// By kind.
+    requests_admitted: IntGaugeVec,
+    requests_limit: IntGaugeVec,
+    requests_refused: IntCounterVec,
     /// Where clients are spoken to by TLS.
     tls: Option<TlsMetrics>,
 }
@@ -192,6 +200,11 @@ impl Metrics {
             let gauge = IntGauge::with_opts(opts).expect("the name is well formed");
             registry.register(Box::new(gauge.clone())).expect("each name is registered once");
             gauge.set(1);
+        };
+        let gauges = |metric: &str, help: &str, labels: &[&str]| {
+            let gauges = IntGaugeVec::new(Opts::new(metric, help), labels).expect("the name is well formed");
+            registry.register(Box::new(gauges.clone())).expect("each name is registered once");
+            gauges
         };
         facts(
             "etcd_server_version",
@@ -324,6 +337,30 @@ impl Metrics {
                 "etcd_debugging_mvcc_compact_revision",
                 "The revision of the last compaction in store.",
             ),
+            requests_admitted: gauges(
+                "gaios_gateway_requests_admitted",
+                "Requests of clients that were let in and are not answered: small reads and writes, and those that may be \
+                 of many keys.",
+                &["kind"],
+            ),
+            requests_limit: gauges(
+                "gaios_gateway_requests_limit",
+                "How many requests of a kind are let in, while they wait for each other too long; 0 while there is no such \
+                 limit.",
+                &["kind"],
+            ),
+            requests_refused: {
+                let refused = counters(
+                    "gaios_gateway_requests_refused_total",
+                    "Requests that were refused with `too many requests` before their work began: for \
+                     `gaios_gateway_requests_limit` (`queue`), or for `limits.max_requests_in_flight` (`full`).",
+                    &["reason"],
+                );
+                for reason in ["queue", "full"] {
+                    refused.with_label_values(&[reason]);
+                }
+                refused
+            },
             tls: None,
             registry,
         }
@@ -399,6 +436,26 @@ impl Metrics {
         self.size_in_use.set(signed(status.size_in_use_bytes));
         self.revision.set(status.revision.0);
         self.compact_revision.set(status.compact_revision.0);
+    }
+
+    /// What admission counts.
+    pub(crate) fn refusals(&self) -> Refusals {
+        let counter = |reason| self.requests_refused.with_label_values(&[reason]);
+        Refusals { queue: counter("queue"), full: counter("full") }
+    }
+
+    /// Takes in what is under way, and how much may be.
+    pub(crate) fn set_admission(&self, under_way: UnderWay, limits: Limits) {
+        let [reads, writes] = limits.small;
+        let kinds = [
+            ("read", under_way.reads, reads),
+            ("write", under_way.writes, writes),
+            ("large", under_way.large, limits.large),
+        ];
+        for (kind, under_way, limit) in kinds {
+            self.requests_admitted.with_label_values(&[kind]).set(under_way as i64);
+            self.requests_limit.with_label_values(&[kind]).set(limit.unwrap_or(0) as i64);
+        }
     }
 
     /// Takes in how nodes are reached.

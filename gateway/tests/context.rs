@@ -42,34 +42,37 @@ struct Refusing {
     failure: Failure,
     contexts: Mutex<Vec<RequestContext>>,
     leader_known: watch::Sender<bool>,
+    /// Whoever asks waits.
+    holding: watch::Sender<bool>,
 }
 
 impl Refusing {
-    fn refuse<T>(&self, context: &RequestContext) -> Result<T, Failure> {
+    async fn refuse<T>(&self, context: &RequestContext) -> Result<T, Failure> {
         self.contexts.lock().push(context.clone());
+        let _ = self.holding.subscribe().wait_for(|holding| !holding).await;
         Err(self.failure.clone())
     }
 }
 
 impl Domain for Refusing {
     async fn write(&self, context: &RequestContext, _: Op) -> Result<Answer, Failure> {
-        self.refuse(context)
+        self.refuse(context).await
     }
 
     async fn read(&self, context: &RequestContext, _: Query, _: Consistency) -> Result<Answer, Failure> {
-        self.refuse(context)
+        self.refuse(context).await
     }
 
     async fn keep_alive(&self, context: &RequestContext, _: LeaseId) -> Result<Kept, Failure> {
-        self.refuse(context)
+        self.refuse(context).await
     }
 
     async fn status(&self, context: &RequestContext) -> Result<DomainStatus, Failure> {
-        self.refuse(context)
+        self.refuse(context).await
     }
 
     async fn gateways(&self, context: &RequestContext) -> Result<KnownGateways, Failure> {
-        self.refuse(context)
+        self.refuse(context).await
     }
 
     fn feed(&self, _: FeedSpec, _: Arc<dyn FeedReader>) -> Box<dyn Feed> {
@@ -91,7 +94,7 @@ impl Domain for Refusing {
     }
 
     async fn lead(&self, context: &RequestContext, _: Wanted) -> Option<Result<Leading, Failure>> {
-        Some(self.refuse(context))
+        Some(self.refuse(context).await)
     }
 
     fn request_timeout(&self) -> Duration {
@@ -124,8 +127,8 @@ async fn refusing(failure: Failure) -> (Arc<Refusing>, Serving, Channel) {
 }
 
 async fn serve(failure: Failure, options: DoorOptions) -> (Arc<Refusing>, Serving) {
-    let leader_known = watch::Sender::new(false);
-    let domain = Arc::new(Refusing { failure, contexts: Mutex::default(), leader_known });
+    let (leader_known, holding) = (watch::Sender::new(false), watch::Sender::new(false));
+    let domain = Arc::new(Refusing { failure, contexts: Mutex::default(), leader_known, holding });
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let serving = Serving::start(
         Arc::clone(&domain),
@@ -254,4 +257,41 @@ async fn a_client_that_waits_less_than_the_gateway_has_its_answer_by_then() {
     while !support::http(gateway.address(), "GET", "/metrics").await.1.contains(gauge) {
         assert!(Instant::now() < until, "requests are under way that nobody waits for");
     }
+}
+
+#[tokio::test]
+async fn too_many_requests_are_refused_at_once_and_those_of_others_are_not() {
+    let options = DoorOptions { requests_max: 8, ..DoorOptions::default() };
+    let (domain, serving) = serve(Failure::TooLarge, options).await;
+    domain.holding.send_replace(true);
+    let connect = || async {
+        let channel = Channel::from_shared(format!("http://{}", serving.address())).unwrap();
+        channel.connect().await.unwrap()
+    };
+    let (greedy, modest) = (connect().await, connect().await);
+    let put = |channel: &Channel| {
+        let mut kv = KvClient::new(channel.clone());
+        tokio::spawn(async move { kv.put(pb::PutRequest { key: "k".into(), ..Default::default() }).await })
+    };
+    let under_way = async |count: usize| {
+        while domain.contexts.lock().len() < count {
+            tokio::task::yield_now().await;
+        }
+    };
+    let mut held: Vec<_> = (0..4).map(|_| put(&greedy)).collect();
+    under_way(4).await;
+    let refused = put(&greedy).await.unwrap().unwrap_err();
+    assert_eq!((refused.code(), refused.message()), (Code::Unknown, "etcdserver: too many requests"));
+    held.push(put(&modest));
+    under_way(5).await;
+    let mut lease = LeaseClient::new(greedy.clone());
+    let grant =
+        tokio::spawn(async move { lease.lease_grant(pb::LeaseGrantRequest { ttl: 60, id: 0 }).await });
+    under_way(6).await;
+    domain.holding.send_replace(false);
+    for answered in held {
+        assert_eq!(answered.await.unwrap().unwrap_err().message(), "etcdserver: request is too large");
+    }
+    grant.await.unwrap().unwrap_err();
+    assert_eq!(put(&greedy).await.unwrap().unwrap_err().code(), Code::InvalidArgument, "there is room again");
 }

@@ -96,11 +96,12 @@ pub(crate) struct Counts {
 }
 
 /// Where connections come from: an address, or a network of IPv6 as one machine commonly has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Source(IpAddr);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Source(IpAddr);
 
 impl Source {
-    pub(crate) fn of(address: IpAddr) -> Source {
+    /// The source of connections from `address`.
+    pub fn of(address: IpAddr) -> Source {
         match address.to_canonical() {
             IpAddr::V6(address) => {
                 Source(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into())

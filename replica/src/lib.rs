@@ -48,6 +48,7 @@ mod suspicion;
 mod testing;
 mod wire;
 
+pub use admission::Source;
 pub use health::Health;
 pub use node::Node;
 pub use recover::{Held, RecoverError, Survey, declare_survivor, survey};

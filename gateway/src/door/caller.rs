@@ -12,9 +12,13 @@ use keyspace::Revision;
 use tonic::metadata::MetadataMap;
 
 use super::Door;
+use crate::admission::Client;
 use crate::context::{Identity, Priority, RequestContext, Requests};
 use crate::domain::{Consistency, Domain};
 use crate::journey;
+use gateway_core::Failure;
+use gateway_core::admission::Lane;
+use replica::Source;
 
 /// See the module.
 pub(crate) struct Caller<D> {
@@ -22,11 +26,33 @@ pub(crate) struct Caller<D> {
     /// The newest revision that an answer on this connection told.
     seen: AtomicI64,
     requests: Requests,
+    client: Arc<Client>,
 }
 
 impl<D: Domain> Caller<D> {
     pub(crate) fn new(door: Arc<Door<D>>, identity: Identity) -> Caller<D> {
-        Caller { door, seen: AtomicI64::new(0), requests: Requests::new(identity) }
+        let source = identity.address.map(|address| Source::of(address.ip()));
+        let client = door.admission.connect(source);
+        Caller { door, seen: AtomicI64::new(0), requests: Requests::new(identity), client }
+    }
+
+    /// Its connection.
+    pub(super) fn client(&self) -> &Arc<Client> {
+        &self.client
+    }
+
+    /// Lets a request of this caller in: what it brings with it. Called once for each.
+    ///
+    /// # Errors
+    /// Too much is under way.
+    pub(super) fn admit(
+        &self,
+        metadata: &MetadataMap,
+        lane: Lane,
+        priority: Priority,
+    ) -> Result<RequestContext, Failure> {
+        journey::admitted(self.client.admit(lane, priority)?);
+        Ok(self.context(metadata, priority))
     }
 
     /// What a request of this caller brings with it.

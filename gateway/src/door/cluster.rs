@@ -10,6 +10,7 @@ use super::errors::to_status;
 use super::{Caller, unsupported};
 use crate::context::Priority;
 use crate::domain::Domain;
+use gateway_core::admission::Lane;
 
 pub(super) struct Cluster<D>(pub(super) Arc<Caller<D>>);
 
@@ -19,7 +20,7 @@ impl<D: Domain> pb::cluster_server::Cluster for Cluster<D> {
         &self,
         request: Request<pb::MemberListRequest>,
     ) -> Result<Response<pb::MemberListResponse>, Status> {
-        let context = self.0.context(request.metadata(), Priority::Small);
+        let context = self.0.admit(request.metadata(), Lane::Read, Priority::Small).map_err(to_status)?;
         let known = self.0.domain.gateways(&context).await.map_err(to_status)?;
         // etcd leaves the revision of cluster answers at 0.
         let header = self.0.header(Revision(0), known.term);

@@ -21,7 +21,7 @@ use tonic::{Code, Status};
 use tower_service::Service as _;
 
 use super::cluster::Cluster;
-use super::errors::{INVALID_CLIENT_API_VERSION, status};
+use super::errors::{INVALID_CLIENT_API_VERSION, status, to_status};
 use super::health::Health;
 use super::kv::Kv;
 use super::lease::Lease;
@@ -29,7 +29,7 @@ use super::maintenance::Maintenance;
 use super::sizes::{COMPRESSION, sizes_of_too_large};
 use super::told::{Line, Received, tell_at_end};
 use super::{Caller, Door, admin, http, watch};
-use crate::context::{Identity, Permissions};
+use crate::context::{Identity, Permissions, Priority};
 use crate::domain::Domain;
 use crate::journey::{self, Journey};
 use crate::methods;
@@ -124,6 +124,14 @@ impl<D: Domain> Front<D> {
         let metrics = self.services.caller.metrics.method(method);
         metrics.started.inc();
         if let Err(status) = self.check_metadata(request.headers(), method) {
+            metrics.handled(status.code());
+            return Box::pin(std::future::ready(Ok(status.into_http())));
+        }
+        // Before its message is read; whether it really is let in is decided when it has been.
+        if let Some(lane) = methods::lane(method)
+            && let Err(failure) = self.services.caller.client().check(lane, Priority::Small)
+        {
+            let status = to_status(failure);
             metrics.handled(status.code());
             return Box::pin(std::future::ready(Ok(status.into_http())));
         }

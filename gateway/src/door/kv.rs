@@ -16,6 +16,7 @@ use super::{Caller, Door, convert};
 use crate::context::Priority;
 use crate::domain::Domain;
 use gateway_core::Failure;
+use gateway_core::admission::Lane;
 
 /// What etcd's raft request adds to a client's message at most: an id, a tag and lengths.
 const RAFT_REQUEST_OVERHEAD_BYTES: usize = 18;
@@ -44,7 +45,7 @@ impl<D: Domain> Caller<D> {
         metadata: &MetadataMap,
         request: RangeRequest,
     ) -> Result<pb::RangeResponse, Failure> {
-        let context = self.context(metadata, priority_of(&request));
+        let context = self.admit(metadata, Lane::Read, priority_of(&request))?;
         let consistency = self.consistency(request.serializable, Revision(request.revision));
         let answer = self.domain.read(&context, Query::Range(request), consistency).await?;
         let Reply::Range(reply) = answer.reply else { return Err(MISMATCH) };
@@ -107,7 +108,7 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
-        let context = self.0.context(request.metadata(), Priority::Small);
+        let context = self.0.admit(request.metadata(), Lane::Write, Priority::Small).map_err(to_status)?;
         let request = request.into_inner();
         let size = self.0.check_size(&request);
         let put = convert::put(request);
@@ -129,7 +130,8 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
         check::delete_range(&delete).map_err(to_status)?;
         size.map_err(to_status)?;
         let is_one = delete.range.end == RangeEnd::Single;
-        let context = self.0.context(&metadata, if is_one { Priority::Small } else { Priority::Large });
+        let priority = if is_one { Priority::Small } else { Priority::Large };
+        let context = self.0.admit(&metadata, Lane::Write, priority).map_err(to_status)?;
         let answer = self.0.domain.write(&context, Op::DeleteRange(delete)).await.map_err(to_status)?;
         let Reply::DeleteRange(reply) = answer.reply else { return Err(to_status(MISMATCH)) };
         let header = self.0.header(reply.revision, answer.term);
@@ -137,13 +139,14 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
     }
 
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
-        let context = self.0.context(request.metadata(), Priority::Small);
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
         let size = self.0.check_size(&request);
         // As grpc-go says it where etcd cannot read a request.
         let unreadable = |error| Status::internal(format!("grpc: error unmarshalling request: {error}"));
         let txn = convert::txn(request).map_err(unreadable)?;
         check::txn(&txn, self.0.txn_ops_max.load(Ordering::Relaxed)).map_err(to_status)?;
+        let lane = if txn.is_read_only() { Lane::Read } else { Lane::Write };
+        let context = self.0.admit(&metadata, lane, Priority::Small).map_err(to_status)?;
         let answer = if txn.is_read_only() {
             let consistency = self.0.consistency(txn.is_serializable(), newest_revision(&txn));
             self.0.domain.read(&context, Query::Txn(txn), consistency).await.map_err(to_status)?
@@ -161,7 +164,7 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
         request: Request<pb::CompactionRequest>,
     ) -> Result<Response<pb::CompactionResponse>, Status> {
         // A compaction is complete when it is answered, so `physical` has nothing to wait for.
-        let context = self.0.context(request.metadata(), Priority::Small);
+        let context = self.0.admit(request.metadata(), Lane::Write, Priority::Small).map_err(to_status)?;
         let revision = request.into_inner().revision;
         let answer = self.0.domain.write(&context, Op::Compact { revision }).await.map_err(to_status)?;
         let Reply::Compacted { revision } = answer.reply else { return Err(to_status(MISMATCH)) };

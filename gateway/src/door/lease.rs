@@ -16,6 +16,7 @@ use super::{Caller, StreamEnd};
 use crate::context::{Priority, RequestContext};
 use crate::domain::{Consistency, Domain};
 use crate::random::random;
+use gateway_core::admission::Lane;
 
 /// Keep-alives of one stream that may wait for their answers. Clients send those of all their leases at once.
 const RENEWALS_MAX: usize = 4096;
@@ -28,7 +29,7 @@ impl<D: Domain> pb::lease_server::Lease for Lease<D> {
         &self,
         request: Request<pb::LeaseGrantRequest>,
     ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
-        let context = self.0.context(request.metadata(), Priority::Liveness);
+        let context = self.0.admit(request.metadata(), Lane::Write, Priority::Liveness).map_err(to_status)?;
         let request = request.into_inner();
         check::lease_ttl(request.ttl).map_err(to_status)?;
         let ttl = request.ttl.max(self.0.options.lease_ttl_min_s);
@@ -47,7 +48,7 @@ impl<D: Domain> pb::lease_server::Lease for Lease<D> {
         &self,
         request: Request<pb::LeaseRevokeRequest>,
     ) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
-        let context = self.0.context(request.metadata(), Priority::Liveness);
+        let context = self.0.admit(request.metadata(), Lane::Write, Priority::Liveness).map_err(to_status)?;
         let id = LeaseId(request.into_inner().id);
         let answer = self.0.domain.write(&context, Op::LeaseRevoke { id }).await.map_err(to_status)?;
         let Reply::LeaseRevoked { revision } = answer.reply else { return Err(to_status(MISMATCH)) };
@@ -81,7 +82,7 @@ impl<D: Domain> pb::lease_server::Lease for Lease<D> {
         &self,
         request: Request<pb::LeaseTimeToLiveRequest>,
     ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
-        let context = self.0.context(request.metadata(), Priority::Liveness);
+        let context = self.0.admit(request.metadata(), Lane::Read, Priority::Liveness).map_err(to_status)?;
         let request = request.into_inner();
         let query = Query::LeaseTimeToLive { id: LeaseId(request.id), keys: request.keys };
         let answer =
@@ -101,7 +102,7 @@ impl<D: Domain> pb::lease_server::Lease for Lease<D> {
         &self,
         request: Request<pb::LeaseLeasesRequest>,
     ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
-        let context = self.0.context(request.metadata(), Priority::Large);
+        let context = self.0.admit(request.metadata(), Lane::Read, Priority::Large).map_err(to_status)?;
         let consistency = self.0.consistency_of_a_member();
         let answer = self.0.domain.read(&context, Query::Leases, consistency).await.map_err(to_status)?;
         let Reply::Leases { revision, leases } = answer.reply else { return Err(to_status(MISMATCH)) };

@@ -13,6 +13,7 @@ use super::{Caller, Door, unsupported};
 use crate::context::{Priority, RequestContext};
 use crate::domain::{Consistency, Domain};
 use crate::versions::{ADVERTISED_STORAGE_VERSION, ADVERTISED_VERSION};
+use gateway_core::admission::Lane;
 
 /// What the state machine calls the alarms that it raises itself, see [`Alarm::member`].
 const RAISED_BY_THE_GROUP: u64 = 0;
@@ -65,7 +66,7 @@ fn alarm_member_named(member: u64, leader: u64) -> u64 {
 impl<D: Domain> pb::maintenance_server::Maintenance for Maintenance<D> {
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
         use pb::alarm_request::AlarmAction;
-        let context = self.0.context(request.metadata(), Priority::Small);
+        let context = self.0.admit(request.metadata(), Lane::Write, Priority::Small).map_err(to_status)?;
         let request = request.into_inner();
         let asked = match pb::AlarmType::try_from(request.alarm) {
             Ok(pb::AlarmType::Nospace) => Some(AlarmKind::NoSpace),
@@ -107,7 +108,7 @@ impl<D: Domain> pb::maintenance_server::Maintenance for Maintenance<D> {
         &self,
         request: Request<pb::StatusRequest>,
     ) -> Result<Response<pb::StatusResponse>, Status> {
-        let context = self.0.context(request.metadata(), Priority::Small);
+        let context = self.0.admit(request.metadata(), Lane::Read, Priority::Small).map_err(to_status)?;
         let (status, leader) =
             tokio::try_join!(self.0.domain.status(&context), self.0.leader_member(&context))
                 .map_err(to_status)?;
@@ -141,7 +142,7 @@ impl<D: Domain> pb::maintenance_server::Maintenance for Maintenance<D> {
         &self,
         request: Request<pb::HashKvRequest>,
     ) -> Result<Response<pb::HashKvResponse>, Status> {
-        let context = self.0.context(request.metadata(), Priority::Large);
+        let context = self.0.admit(request.metadata(), Lane::Read, Priority::Large).map_err(to_status)?;
         let revision = request.into_inner().revision;
         let consistency = self.0.consistency_of_a_member();
         let query = Query::HashKv { revision };

@@ -38,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
+use crate::admission::Admission;
 use crate::context::{Priority, RequestContext};
 use crate::domain::{Domain, KnownGateways};
 use crate::metrics::Metrics;
@@ -96,6 +97,8 @@ pub struct DoorOptions {
     pub slow_request: Duration,
     /// Which requests have a line in the access log.
     pub access_log: AccessLog,
+    /// Requests of clients that may be under way, waiting for a leader or for anything else.
+    pub requests_max: usize,
 }
 
 impl Default for DoorOptions {
@@ -110,6 +113,7 @@ impl Default for DoorOptions {
             tls: None,
             slow_request: Duration::from_millis(500),
             access_log: AccessLog::Off,
+            requests_max: 16_384,
         }
     }
 }
@@ -130,6 +134,7 @@ pub(crate) struct Door<D> {
     pub(crate) member_id: u64,
     pub(crate) members: Members,
     pub(crate) hub: Arc<Hub<D>>,
+    pub(crate) admission: Arc<Admission>,
     pub(crate) metrics: Metrics,
     /// The gateway's.
     pub(crate) name: String,

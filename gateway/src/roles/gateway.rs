@@ -55,7 +55,7 @@ fn limits(config: &Config) -> Limits {
     let limits = &config.limits;
     Limits {
         request_timeout: limits.request_timeout,
-        waiting_max: limits.max_requests_in_flight as usize,
+        requests_max: limits.max_requests_in_flight as usize,
         txn_ops_max: limits.max_txn_ops as usize,
         drain: config.drain_grace_period,
     }
@@ -88,13 +88,13 @@ pub(crate) fn options(config: &Config) -> Result<GatewayOptions, Failure> {
             .collect(),
         links_per_node: config.links_per_node as usize,
         request_timeout: limits.request_timeout,
-        waiting_max: limits.max_requests_in_flight as usize,
         drain: config.drain_grace_period,
         door: DoorOptions {
             request_bytes_max: usize::try_from(limits.max_request_bytes.bytes()).unwrap_or(usize::MAX),
             txn_ops_max: limits.max_txn_ops as usize,
             progress_interval: config.watch_progress_notify_interval,
             tls: certificates::client_door(config)?.map(Arc::new),
+            requests_max: limits.max_requests_in_flight as usize,
             slow_request: config.slow_request_threshold,
             access_log: match config.access_log {
                 config::AccessLog::Off => AccessLog::Off,

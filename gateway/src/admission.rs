@@ -1,0 +1,395 @@
+//! How many requests of clients are under way, and which are refused before their work begins. What the limits are is
+//! decided in [`gateway_core::admission`]; here it is counted.
+//!
+//! Nothing here is locked on a request's way: limits are looked at again by whoever has just been answered, one at a time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use gateway_core::Failure;
+use gateway_core::admission::{INTERVAL, Interval, Lane, Limiter, Limits, Load, Seen};
+use parking_lot::Mutex;
+use prometheus::IntCounter;
+use replica::Source;
+
+use crate::context::Priority;
+
+/// As a limit: there is none.
+const NO_LIMIT: usize = usize::MAX;
+
+/// What all clients have under way.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    /// Whatever the others say, no more than this.
+    requests_max: AtomicUsize,
+    /// Small requests, by [`Lane`].
+    small: [Kind; 2],
+    large: Kind,
+    /// Connections that have any under way.
+    connections: AtomicUsize,
+    /// Source addresses that have any under way.
+    addresses: AtomicUsize,
+    /// Those that have a connection.
+    known: Mutex<HashMap<Source, Arc<Address>>>,
+    began: Instant,
+    /// When limits are to be looked at again, in microseconds from `began`.
+    look_at: AtomicU64,
+    limiter: Mutex<Looked>,
+    counters: Refusals,
+}
+
+/// Refused requests, for metrics.
+#[derive(Clone, Debug)]
+pub(crate) struct Refusals {
+    /// For a limit that adapts.
+    pub(crate) queue: IntCounter,
+    /// For the hard limit.
+    pub(crate) full: IntCounter,
+}
+
+#[derive(Debug)]
+struct Looked {
+    limiter: Limiter,
+    /// The last time, in microseconds from `began`.
+    at: u64,
+}
+
+/// Requests of a kind. On a cache line of its own: each is written to by every request of its kind.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Kind {
+    under_way: AtomicUsize,
+    limit: AtomicUsize,
+    /// Since limits were looked at.
+    answers: AtomicU64,
+    refused: AtomicU64,
+    /// In microseconds.
+    fastest: AtomicU64,
+}
+
+/// A source address.
+#[derive(Debug, Default)]
+struct Address {
+    connections: AtomicUsize,
+    under_way: AtomicUsize,
+}
+
+/// A connection of a client, while there is one.
+#[derive(Debug)]
+pub(crate) struct Client {
+    admission: Arc<Admission>,
+    source: Option<Source>,
+    address: Arc<Address>,
+    under_way: AtomicUsize,
+}
+
+/// A request that was let in. It is under way until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    client: Arc<Client>,
+    kind: Which,
+}
+
+/// Which [`Kind`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Which {
+    Small(Lane),
+    Large,
+}
+
+/// What is under way, for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct UnderWay {
+    pub(crate) reads: usize,
+    pub(crate) writes: usize,
+    pub(crate) large: usize,
+}
+
+impl Default for Kind {
+    fn default() -> Kind {
+        Kind {
+            under_way: AtomicUsize::new(0),
+            limit: AtomicUsize::new(NO_LIMIT),
+            answers: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            fastest: AtomicU64::new(u64::MAX),
+        }
+    }
+}
+
+impl Kind {
+    fn limit(&self) -> usize {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    fn under_way(&self) -> usize {
+        self.under_way.load(Ordering::Relaxed)
+    }
+
+    /// What was seen since the last time.
+    fn take_seen(&self) -> Seen {
+        let fastest = self.fastest.swap(u64::MAX, Ordering::Relaxed);
+        Seen {
+            under_way: self.under_way(),
+            answers: self.answers.swap(0, Ordering::Relaxed),
+            refused: self.refused.swap(0, Ordering::Relaxed),
+            fastest: (fastest != u64::MAX).then(|| Duration::from_micros(fastest)),
+        }
+    }
+}
+
+impl Admission {
+    /// At most so many requests at a time.
+    pub(crate) fn new(requests_max: usize, counters: Refusals) -> Arc<Admission> {
+        Arc::new(Admission {
+            requests_max: AtomicUsize::new(requests_max),
+            small: Default::default(),
+            large: Kind::default(),
+            connections: AtomicUsize::new(0),
+            addresses: AtomicUsize::new(0),
+            known: Mutex::default(),
+            began: Instant::now(),
+            look_at: AtomicU64::new(0),
+            limiter: Mutex::new(Looked { limiter: Limiter::default(), at: 0 }),
+            counters,
+        })
+    }
+
+    /// For requests from here on.
+    pub(crate) fn set_requests_max(&self, requests_max: usize) {
+        self.requests_max.store(requests_max, Ordering::Relaxed);
+    }
+
+    /// A connection has come from there; `None` is one that is nowhere.
+    pub(crate) fn connect(self: &Arc<Self>, source: Option<Source>) -> Arc<Client> {
+        let address = match source {
+            Some(source) => Arc::clone(self.known.lock().entry(source).or_default()),
+            None => Arc::default(),
+        };
+        address.connections.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Client { admission: Arc::clone(self), source, address, under_way: AtomicUsize::new(0) })
+    }
+
+    /// What is under way.
+    pub(crate) fn under_way(&self) -> UnderWay {
+        let [reads, writes] = &self.small;
+        UnderWay { reads: reads.under_way(), writes: writes.under_way(), large: self.large.under_way() }
+    }
+
+    /// The limits that adapt, where there are any.
+    pub(crate) fn limits(&self) -> Limits {
+        let limit = |kind: &Kind| Some(kind.limit()).filter(|limit| *limit != NO_LIMIT);
+        let [reads, writes] = &self.small;
+        Limits { small: [limit(reads), limit(writes)], large: limit(&self.large) }
+    }
+
+    fn kind(&self, which: Which) -> &Kind {
+        match which {
+            Which::Small(lane) => &self.small[lane as usize],
+            Which::Large => &self.large,
+        }
+    }
+
+    /// Looks at the limits if it is time to.
+    fn look(&self) {
+        let now = self.began.elapsed().as_micros() as u64;
+        if now < self.look_at.load(Ordering::Relaxed) {
+            return;
+        }
+        let Some(mut looked) = self.limiter.try_lock() else { return };
+        if now < self.look_at.load(Ordering::Relaxed) {
+            return;
+        }
+        self.look_at.store(now + INTERVAL.as_micros() as u64, Ordering::Relaxed);
+        let length = Duration::from_micros(now.saturating_sub(std::mem::replace(&mut looked.at, now)));
+        let [reads, writes] = &self.small;
+        let interval = Interval {
+            length,
+            small: [reads.take_seen(), writes.take_seen()],
+            large: self.large.take_seen(),
+        };
+        let limits = looked.limiter.handle_interval(&interval);
+        let kinds = self.small.iter().zip(limits.small).chain([(&self.large, limits.large)]);
+        for (kind, limit) in kinds {
+            kind.limit.store(limit.unwrap_or(NO_LIMIT), Ordering::Relaxed);
+        }
+    }
+}
+
+impl Client {
+    /// Lets a request in, or does not.
+    ///
+    /// # Errors
+    /// [`Failure::Overloaded`].
+    pub(crate) fn admit(self: &Arc<Self>, lane: Lane, priority: Priority) -> Result<Permit, Failure> {
+        self.check(lane, priority)?;
+        let admission = &*self.admission;
+        let kind = which(lane, priority);
+        admission.kind(kind).under_way.fetch_add(1, Ordering::Relaxed);
+        if self.under_way.fetch_add(1, Ordering::Relaxed) == 0 {
+            admission.connections.fetch_add(1, Ordering::Relaxed);
+        }
+        if self.address.under_way.fetch_add(1, Ordering::Relaxed) == 0 {
+            admission.addresses.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(Permit { client: Arc::clone(self), kind })
+    }
+
+    /// Whether a request would be let in.
+    ///
+    /// # Errors
+    /// [`Failure::Overloaded`].
+    pub(crate) fn check(&self, lane: Lane, priority: Priority) -> Result<(), Failure> {
+        let admission = &*self.admission;
+        let kind = admission.kind(which(lane, priority));
+        let limit = kind.limit();
+        let urgent = priority == Priority::Liveness;
+        if limit != NO_LIMIT && !self.load(urgent, limit, kind.under_way()).admits() {
+            kind.refused.fetch_add(1, Ordering::Relaxed);
+            admission.counters.queue.inc();
+            return Err(Failure::Overloaded);
+        }
+        let UnderWay { reads, writes, large } = admission.under_way();
+        let (all, most) = (reads + writes + large, admission.requests_max.load(Ordering::Relaxed));
+        // Half of the room is for those who have less than their share of it, and for what is urgent.
+        if all >= most || all >= most / 2 && !self.load(urgent, most / 2, all).admits() {
+            admission.counters.full.inc();
+            return Err(Failure::Overloaded);
+        }
+        Ok(())
+    }
+
+    fn load(&self, urgent: bool, limit: usize, under_way: usize) -> Load {
+        let load = |count: &AtomicUsize| count.load(Ordering::Relaxed);
+        Load {
+            urgent,
+            limit,
+            under_way,
+            of_connection: load(&self.under_way),
+            connections: load(&self.admission.connections),
+            of_address: load(&self.address.under_way),
+            addresses: load(&self.admission.addresses),
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let Some(source) = self.source else { return };
+        let mut known = self.admission.known.lock();
+        // With the lock, so that nobody takes up an address that is being forgotten.
+        if self.address.connections.fetch_sub(1, Ordering::Relaxed) == 1 {
+            known.remove(&source);
+        }
+    }
+}
+
+impl Permit {
+    /// The request was answered, by the first node that was asked in so much time if that is told.
+    pub(crate) fn answered(self, took: Option<Duration>) {
+        let admission = &*self.client.admission;
+        let kind = admission.kind(self.kind);
+        kind.answers.fetch_add(1, Ordering::Relaxed);
+        if let Some(took) = took {
+            let took = took.as_micros() as u64;
+            if took < kind.fastest.load(Ordering::Relaxed) {
+                kind.fastest.fetch_min(took, Ordering::Relaxed);
+            }
+        }
+        admission.look();
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let client = &*self.client;
+        let admission = &*client.admission;
+        admission.kind(self.kind).under_way.fetch_sub(1, Ordering::Relaxed);
+        if client.under_way.fetch_sub(1, Ordering::Relaxed) == 1 {
+            admission.connections.fetch_sub(1, Ordering::Relaxed);
+        }
+        if client.address.under_way.fetch_sub(1, Ordering::Relaxed) == 1 {
+            admission.addresses.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn which(lane: Lane, priority: Priority) -> Which {
+    match priority {
+        Priority::Liveness | Priority::Small => Which::Small(lane),
+        Priority::Large => Which::Large,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread::sleep;
+
+    use super::*;
+
+    fn admission(requests_max: usize) -> Arc<Admission> {
+        let counter = || IntCounter::new("refused", "refused").unwrap();
+        Admission::new(requests_max, Refusals { queue: counter(), full: counter() })
+    }
+
+    fn source(last: u8) -> Option<Source> {
+        Some(Source::of([10, 0, 0, last].into()))
+    }
+
+    #[test]
+    fn the_hard_limit_is_one_and_leaves_room_for_who_has_little() {
+        let admission = admission(8);
+        let (greedy, modest) = (admission.connect(source(1)), admission.connect(source(2)));
+        let put = |client: &Arc<Client>| client.admit(Lane::Write, Priority::Small);
+        let mut permits: Vec<_> = (0..4).map(|_| put(&greedy).unwrap()).collect();
+        assert_eq!(put(&greedy).unwrap_err(), Failure::Overloaded);
+        permits.push(put(&modest).unwrap());
+        permits.push(greedy.admit(Lane::Write, Priority::Liveness).unwrap());
+        permits.push(put(&modest).unwrap());
+        assert_eq!(put(&modest).unwrap_err(), Failure::Overloaded, "that is its share");
+        permits.push(greedy.admit(Lane::Read, Priority::Liveness).unwrap());
+        let others: Vec<_> = (3..9).map(|last| admission.connect(source(last))).collect();
+        assert!(others.iter().all(|other| other.admit(Lane::Write, Priority::Liveness).is_err()));
+        assert_eq!(admission.counters.full.get(), 8);
+        drop(permits);
+        assert_eq!(admission.under_way(), UnderWay { reads: 0, writes: 0, large: 0 });
+        assert_eq!(admission.connections.load(Ordering::Relaxed), 0);
+        assert_eq!(admission.addresses.load(Ordering::Relaxed), 0);
+        assert!(put(&greedy).is_ok());
+    }
+
+    #[test]
+    fn a_queue_that_stands_makes_a_limit_that_others_do_not_feel() {
+        let admission = admission(10_000);
+        let (flood, modest) = (admission.connect(source(1)), admission.connect(source(1)));
+        let put = |client: &Arc<Client>| client.admit(Lane::Write, Priority::Small);
+        put(&modest).unwrap().answered(Some(Duration::from_millis(1)));
+        let mut permits: Vec<_> = (0..500).map(|_| put(&flood).unwrap()).collect();
+        while admission.limits().small[Lane::Write as usize].is_none() {
+            sleep(INTERVAL / 5);
+            for permit in permits.drain(..2) {
+                permit.answered(Some(Duration::from_millis(300)));
+            }
+        }
+        assert_eq!(put(&flood).unwrap_err(), Failure::Overloaded);
+        assert!(flood.check(Lane::Write, Priority::Small).is_err(), "before it is read");
+        assert!(flood.admit(Lane::Read, Priority::Small).is_ok(), "reads are not slow");
+        permits.truncate(100);
+        assert!(put(&modest).is_ok());
+        assert_eq!(admission.counters.queue.get(), 2);
+    }
+
+    #[test]
+    fn addresses_are_known_while_they_have_a_connection() {
+        let admission = admission(10);
+        let clients = [admission.connect(source(1)), admission.connect(source(1))];
+        assert_eq!(admission.known.lock().len(), 1);
+        let permit = clients[0].admit(Lane::Read, Priority::Large).unwrap();
+        drop(clients);
+        assert_eq!(admission.known.lock().len(), 1, "a request is under way");
+        drop(permit);
+        assert!(admission.known.lock().is_empty());
+    }
+}
