@@ -37,6 +37,11 @@ const MEMORY: Duration = Duration::from_secs(60);
 /// When so few are under way and even the fastest was slow for so long, then it is not for the number of requests.
 const RELEARN: Duration = Duration::from_secs(2);
 
+const _: () = assert!(
+    TOLERATED.as_millis() < STANDING.as_millis() && INTERVAL.as_millis() <= STANDING.as_millis(),
+    "a limit in force is met by less than what brings it into force, and an interval sees what it is about"
+);
+
 /// What requests wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lane {
@@ -125,6 +130,7 @@ struct Fastest {
 impl Limiter {
     /// Takes in what was seen; what may be under way from here on.
     pub fn handle_interval(&mut self, interval: &Interval) -> Limits {
+        debug_assert!(!interval.length.is_zero(), "rates are looked at");
         let mut slow = [false; LANES];
         for ((lane, seen), slow) in self.lanes.iter_mut().zip(&interval.small).zip(&mut slow) {
             *slow = lane.is_slow(seen);
@@ -145,6 +151,13 @@ impl Limiter {
     pub fn limits(&self) -> Limits {
         let [read, write] = &self.lanes;
         let limit = |narrow: &Option<Narrow>| narrow.as_ref().map(|narrow| narrow.limit);
+        debug_assert!(limit(&self.large).is_none_or(|limit| limit >= LARGE_MIN), "some are always let in");
+        for lane in &self.lanes {
+            debug_assert!(
+                limit(&lane.narrow).is_none_or(|limit| limit >= SMALL_MIN),
+                "some are always let in"
+            );
+        }
         Limits { small: [limit(&read.narrow), limit(&write.narrow)], large: limit(&self.large) }
     }
 

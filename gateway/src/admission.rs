@@ -203,7 +203,7 @@ impl Admission {
             return;
         }
         self.look_at.store(now + INTERVAL.as_micros() as u64, Ordering::Relaxed);
-        let length = Duration::from_micros(now.saturating_sub(std::mem::replace(&mut looked.at, now)));
+        let length = Duration::from_micros(now.saturating_sub(std::mem::replace(&mut looked.at, now)).max(1));
         let [reads, writes] = &self.small;
         let interval = Interval {
             length,
