@@ -283,14 +283,23 @@ fn frame_of(term: u64, answer: Kind) -> Attempted<Frame> {
 }
 
 fn events_of(term: u64, events: &wire::WatchEvents) -> Attempted<Frame> {
-    let wire::WatchEvents { revisions, upto, revision } = events;
+    let wire::WatchEvents { revisions, upto, revision, incomplete } = events;
     let bytes = revisions.len() as u64;
     // Keys and values are parts of what they are decoded from. They may be kept for long, and the link's frame, with answers to
     // anybody, may not.
     match keyspace::RevisionEvents::decode_all(Bytes::copy_from_slice(revisions)) {
         Ok(revisions) => {
-            let (upto, revision) = (Revision(*upto), Revision(*revision));
-            Attempted::Answer(Frame::Events { revisions, upto, revision, term, bytes })
+            let (upto, revision, incomplete) = (Revision(*upto), Revision(*revision), Revision(*incomplete));
+            let last = revisions.last().map(|last| last.revision);
+            let is_incomplete = incomplete != Revision(0);
+            let is_where_it_says = match is_incomplete {
+                true => last == Some(incomplete) && upto < incomplete && upto.next() == incomplete,
+                false => last <= Some(upto),
+            };
+            if !is_where_it_says || !revisions.is_sorted_by(|one, next| one.revision < next.revision) {
+                return Attempted::Protocol("revisions that are not in order");
+            }
+            Attempted::Answer(Frame::Events { revisions, upto, is_incomplete, revision, term, bytes })
         }
         Err(_) => Attempted::Protocol("events cannot be read"),
     }

@@ -28,6 +28,10 @@ pub enum Mutant {
     NewerMapIgnored,
     /// A feed that moves goes on one revision too late.
     FeedSkipsOnMove,
+    /// A feed that moves inside a revision goes on with the next one.
+    FeedTornOnMove,
+    /// A feed shows a part of a revision as if it were all.
+    FeedShowsParts,
     /// A feed that moves shows the last revision again.
     FeedRepeatsOnMove,
     /// A feed stays at a replica whose link is lost.
@@ -49,7 +53,7 @@ pub enum Mutant {
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 18] = [
+    pub const ALL: [Mutant; 20] = [
         Mutant::RetryUnderNewNumber,
         Mutant::LostAsNeverApplied,
         Mutant::UnknownAsNeverApplied,
@@ -60,6 +64,8 @@ impl Mutant {
         Mutant::OldMapBelieved,
         Mutant::NewerMapIgnored,
         Mutant::FeedSkipsOnMove,
+        Mutant::FeedTornOnMove,
+        Mutant::FeedShowsParts,
         Mutant::FeedRepeatsOnMove,
         Mutant::FeedStaysWhenLost,
         Mutant::FeedBeginsAnywhere,

@@ -13,7 +13,7 @@
 use std::time::{Duration, Instant};
 
 use backoff::Backoff;
-use keyspace::{KeyRange, Revision, RevisionEvents};
+use keyspace::{Event, KeyRange, Revision, RevisionEvents};
 
 use crate::attempt::{Attempted, Why};
 use crate::failure::Failure;
@@ -85,6 +85,11 @@ pub enum FeedItem {
     Failed(Failure),
 }
 
+/// What an event takes in memory beside its keys and values, about.
+const EVENT_OVERHEAD_BYTES: u64 = size_of::<Event>() as u64;
+/// Bytes of one revision that are taken in before a feed gives up: as much as fits a message of gRPC, and a gateway.
+const REVISION_BYTES_MAX: u64 = 1 << 30;
+
 /// What a replica sends for a watch.
 #[derive(Clone, Debug)]
 pub enum Frame {
@@ -99,12 +104,14 @@ pub enum Frame {
         /// The round that it is in.
         term: u64,
     },
-    /// Whole revisions in ascending order.
+    /// Revisions in ascending order.
     Events {
         /// The revisions.
         revisions: Vec<RevisionEvents>,
         /// All there are up to this one have been sent.
         upto: Revision,
+        /// More events of the last revision, which is the one after `upto`, may follow.
+        is_incomplete: bool,
         /// The replica's newest revision.
         revision: Revision,
         /// The round that it is in.
@@ -138,10 +145,21 @@ pub struct Upstream {
     position: Position,
     /// Bytes of events that may still come. Below zero where a replica sent a revision larger than what was left.
     credit: i64,
+    /// The first part of the revision that the position is at, as the replica sent it: of no use at another one.
+    part: Option<RevisionPart>,
     /// The token of a sync that is not answered.
     wanted: Option<u64>,
     backoff: Backoff,
     state: State,
+}
+
+/// Events of a revision of which more may follow. The reader gets them together.
+#[derive(Debug)]
+struct RevisionPart {
+    revision: Revision,
+    events: Vec<Event>,
+    /// What they take in memory, about.
+    bytes: u64,
 }
 
 /// Where the feed is.
@@ -239,6 +257,7 @@ impl Upstream {
         Upstream {
             position: Position::Unopened { start: spec.start },
             credit: i64::try_from(spec.credit).unwrap_or(i64::MAX),
+            part: None,
             wanted: None,
             backoff: Backoff::new(PAUSE.0, PAUSE.1),
             state: State::Detached(Detached { pause_until: None, is_misplaced: false }),
@@ -346,12 +365,25 @@ impl Upstream {
                 self.position = Position::At(start);
                 Heard::Item(FeedItem::Opened { revision, start, compact_revision, term })
             }
-            Attempted::Answer(Frame::Events { mut revisions, upto, revision, term, bytes }) => {
+            Attempted::Answer(Frame::Events {
+                mut revisions,
+                mut upto,
+                mut is_incomplete,
+                revision,
+                term,
+                bytes,
+            }) => {
                 let Position::At(position) = self.position else {
                     return self.leave(now, "events of a watch that is not open", random);
                 };
-                attached.progress =
-                    if upto < revision { Progress::Behind } else { Progress::InStep { upto } };
+                if is_incomplete && mutant!(FeedShowsParts) {
+                    (is_incomplete, upto) = (false, upto.next());
+                }
+                attached.progress = if upto < revision || is_incomplete {
+                    Progress::Behind
+                } else {
+                    Progress::InStep { upto }
+                };
                 self.credit = self.credit.saturating_sub_unsigned(bytes);
                 revisions.retain(|events| events.revision >= position || mutant!(FeedRepeatsOnMove));
                 debug_assert!(
@@ -359,9 +391,16 @@ impl Upstream {
                         || mutant!(FeedRepeatsOnMove),
                     "what was told is not told again"
                 );
-                let position = position.max(upto.next());
-                self.position = Position::At(position);
-                Heard::Item(FeedItem::Events { revisions, upto: position.previous(), revision, term, bytes })
+                self.position = Position::At(position.max(upto.next()));
+                if let Err(misbehaved) = self.join_parts(&mut revisions, position, upto, is_incomplete) {
+                    return self.leave(now, misbehaved, random);
+                }
+                if self.part_bytes() > REVISION_BYTES_MAX {
+                    return self.fail(Failure::AnswerTooLarge);
+                }
+                // Also if all of it is kept here: the reader gives the credit back.
+                let upto = position.max(upto.next()).previous();
+                Heard::Item(FeedItem::Events { revisions, upto, revision, term, bytes })
             }
             Attempted::Answer(Frame::Compacted { compact_revision }) => {
                 self.state = State::Ended;
@@ -384,6 +423,40 @@ impl Upstream {
             Attempted::Unsent(_) => self.leave(now, "not sent", random),
             Attempted::Protocol(text) => self.leave(now, text, random),
         }
+    }
+
+    /// Puts what came of the revision at `position` before together with what came of it now, and keeps what is not complete.
+    /// The revisions ascend from there on; only the last may be above `upto`, and is incomplete then.
+    fn join_parts(
+        &mut self,
+        revisions: &mut Vec<RevisionEvents>,
+        position: Revision,
+        upto: Revision,
+        is_incomplete: bool,
+    ) -> Result<(), &'static str> {
+        if let Some(mut part) = self.part.take().filter(|part| part.revision == position) {
+            if revisions.first().is_some_and(|first| first.revision == part.revision) {
+                part.push(&revisions.remove(0).events);
+            } else if position > upto && !revisions.is_empty() {
+                return Err("a revision was begun, and not ended");
+            }
+            if position > upto {
+                self.part = Some(part);
+                return Ok(());
+            }
+            revisions.insert(0, part.whole());
+        }
+        if is_incomplete && let Some(last) = revisions.pop() {
+            let mut part = RevisionPart { revision: last.revision, events: Vec::new(), bytes: 0 };
+            part.push(&last.events);
+            self.part = Some(part);
+        }
+        Ok(())
+    }
+
+    /// What is kept of a revision that is not complete takes so much memory, about.
+    pub fn part_bytes(&self) -> u64 {
+        self.part.as_ref().map_or(0, |part| part.bytes)
     }
 
     /// The replica answered the sync that was asked for: everything up to there was sent, if the watch is in step. Every frame
@@ -453,6 +526,7 @@ impl Upstream {
 
     /// It cannot go on.
     pub fn fail(&mut self, failure: Failure) -> Heard {
+        self.part = None;
         self.state = State::Ended;
         Heard::Item(FeedItem::Failed(failure))
     }
@@ -460,9 +534,26 @@ impl Upstream {
     /// The replica is left.
     pub fn leave(&mut self, now: Instant, reason: &'static str, random: impl FnOnce() -> u32) -> Heard {
         assert!(!matches!(self.state, State::Ended), "what is over does not begin again");
+        if let Some(part) = self.part.take()
+            && mutant!(FeedTornOnMove)
+        {
+            self.position = Position::At(part.revision.next());
+        }
         let pause_until = Some(now + self.backoff.next(random()));
         self.state = State::Detached(Detached { pause_until, is_misplaced: false });
         Heard::Left(reason)
+    }
+}
+
+impl RevisionPart {
+    fn push(&mut self, events: &[Event]) {
+        let bytes: usize = events.iter().map(Event::size_bytes).sum();
+        self.bytes += bytes as u64 + events.len() as u64 * EVENT_OVERHEAD_BYTES;
+        self.events.extend_from_slice(events);
+    }
+
+    fn whole(self) -> RevisionEvents {
+        RevisionEvents { revision: self.revision, events: self.events.into() }
     }
 }
 

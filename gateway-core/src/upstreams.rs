@@ -7,6 +7,9 @@
 //! asked whether it still leads: a replica that does not says so, and one that says nothing at all is noticed by its connection
 //! ([`crate::silence`]) and by who looks for the leader ([`crate::LeaderTracker`]).
 //!
+//! A revision that comes in parts is kept until it is complete, for which credit must go on. Together they take so much memory that
+//! feeds have to wait for each other: what they would be credited is withheld, but from the first.
+//!
 //! Whoever carries this out tells what came over connections, in the order in which it came, and what is known of leaders, and
 //! then does what [`Upstreams::poll`] says until that is nothing.
 
@@ -31,6 +34,8 @@ const QUESTIONS_MAX: usize = 16;
 const OVERDUE_AFTER: Duration = Duration::from_secs(3);
 /// After a question that was refused: the longest first pause, and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+/// Bytes of incomplete revisions, of all feeds, from which on only the feed that has had one for longest is sent more of it.
+const PARTS_BYTES_MAX: u64 = 256 << 20;
 /// The name of all watches in step, in a question.
 pub const ALL_WATCHES: u64 = 0;
 
@@ -142,7 +147,26 @@ pub struct Upstreams<L> {
     due: BTreeSet<(Instant, Due)>,
     acts: VecDeque<Act<L>>,
     next_question: u64,
+    parts: Parts,
     news: News,
+}
+
+/// The revisions that are not complete.
+#[derive(Debug, Default)]
+struct Parts {
+    /// The feeds that have one, by when it began.
+    feeds: BTreeMap<u64, FeedId>,
+    next: u64,
+    /// What all of them take.
+    bytes: u64,
+}
+
+/// That of a feed.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    /// Its place among all of them.
+    place: u64,
+    bytes: u64,
 }
 
 /// What has not been looked at.
@@ -173,6 +197,9 @@ struct Feed {
     group: GroupId,
     watch: Option<Watch>,
     is_ready: bool,
+    part: Option<Part>,
+    /// Credit that waits until there is room for the rest of its incomplete revision.
+    withheld: u64,
 }
 
 #[derive(Debug)]
@@ -219,6 +246,7 @@ impl<L> Default for Upstreams<L> {
             due: BTreeSet::new(),
             acts: VecDeque::new(),
             next_question: 0,
+            parts: Parts::default(),
             news: News::Nothing,
         }
     }
@@ -229,7 +257,16 @@ impl<L: Clone> Upstreams<L> {
     pub fn open(&mut self, id: FeedId, spec: FeedSpec) {
         let upstream = Upstream::new(&spec);
         let FeedSpec { range, prev_kv, .. } = spec;
-        let feed = Feed { range, prev_kv, upstream, group: GroupId::default(), watch: None, is_ready: false };
+        let feed = Feed {
+            range,
+            prev_kv,
+            upstream,
+            group: GroupId::default(),
+            watch: None,
+            is_ready: false,
+            part: None,
+            withheld: 0,
+        };
         let before = self.feeds.insert(id, feed);
         debug_assert!(before.is_none(), "{id:?} is there already");
         self.queue(id);
@@ -241,18 +278,63 @@ impl<L: Clone> Upstreams<L> {
             let is_homeless = self.homeless.remove(&id);
             assert!(!(is_homeless && feed.watch.is_some()), "a feed that is somewhere looks for nothing");
             self.detach(id, feed.group, feed.watch, "nobody reads it");
+            if let Some(part) = feed.part {
+                self.parts.remove(part);
+                self.release_withheld();
+            }
         }
     }
 
     /// Allows a feed this many more bytes of events.
     pub fn credit(&mut self, id: FeedId, bytes: u64) {
         let Some(feed) = self.feeds.get_mut(&id) else { return };
+        if feed.part.is_some_and(|part| !self.parts.may_grow(part.place, bytes)) {
+            feed.withheld = feed.withheld.saturating_add(bytes);
+            return;
+        }
         feed.upstream.credit(bytes);
         if let Some(watch) = feed.watch
             && let Some(connection) = self.connections.get(&watch.link)
         {
             let link = connection.link.clone();
             self.acts.push_back(Act::Credit { watch, group: feed.group, link, bytes });
+        }
+    }
+
+    /// Takes note of what is kept of a feed's incomplete revision.
+    fn note_part(&mut self, id: FeedId) {
+        let Some(feed) = self.feeds.get_mut(&id) else { return };
+        let bytes = feed.upstream.part_bytes();
+        if bytes == feed.part.map_or(0, |part| part.bytes) {
+            return;
+        }
+        let place = feed.part.take().map(|part| self.parts.remove(part));
+        if bytes > 0 {
+            feed.part = Some(self.parts.insert(place, bytes, id));
+        } else {
+            let withheld = std::mem::take(&mut feed.withheld);
+            self.credit_if_any(id, withheld);
+            self.release_withheld();
+        }
+    }
+
+    /// Lets feeds go on for which there is room by now.
+    fn release_withheld(&mut self) {
+        let mut granted = 0;
+        for (place, id) in self.parts.feeds.clone() {
+            let Some(feed) = self.feeds.get_mut(&id) else { continue };
+            if !self.parts.may_grow(place, granted + feed.withheld) {
+                return;
+            }
+            let withheld = std::mem::take(&mut feed.withheld);
+            granted += withheld;
+            self.credit_if_any(id, withheld);
+        }
+    }
+
+    fn credit_if_any(&mut self, id: FeedId, bytes: u64) {
+        if bytes > 0 {
+            self.credit(id, bytes);
         }
     }
 
@@ -665,6 +747,11 @@ impl<L: Clone> Upstreams<L> {
     }
 
     fn take_in(&mut self, id: FeedId, heard: Heard) {
+        self.act_on(id, heard);
+        self.note_part(id);
+    }
+
+    fn act_on(&mut self, id: FeedId, heard: Heard) {
         let reason = match heard {
             Heard::Nothing => return,
             Heard::Item(item) => {
@@ -710,6 +797,32 @@ impl<L: Clone> Upstreams<L> {
             self.connections.remove(&watch.link);
         }
         self.acts.push_back(Act::Close { watch, group, link, reason });
+    }
+}
+
+impl Parts {
+    /// Adds one, in the place that it has, if it has one. Returns it.
+    fn insert(&mut self, place: Option<u64>, bytes: u64, id: FeedId) -> Part {
+        let place = place.unwrap_or(self.next);
+        self.next = self.next.max(place + 1);
+        let other = self.feeds.insert(place, id);
+        assert!(other.is_none(), "places are not shared");
+        self.bytes += bytes;
+        Part { place, bytes }
+    }
+
+    /// Takes one away, and returns its place.
+    fn remove(&mut self, part: Part) -> u64 {
+        let feed = self.feeds.remove(&part.place);
+        assert!(feed.is_some() && self.bytes >= part.bytes, "each of them is counted");
+        self.bytes -= part.bytes;
+        part.place
+    }
+
+    /// Whether the one in this place may be credited so much: the first one always may, so that all come to an end.
+    fn may_grow(&self, place: u64, by: u64) -> bool {
+        let is_first = self.feeds.first_key_value().is_some_and(|(first, _)| *first == place);
+        is_first || self.bytes.saturating_add(by) <= PARTS_BYTES_MAX
     }
 }
 

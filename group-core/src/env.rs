@@ -32,6 +32,8 @@ pub struct Settings {
     pub snapshot_slice_bytes: usize,
     /// Keys and values of an answer, in bytes, from which it is sent in parts.
     pub large_answer_bytes: usize,
+    /// Bytes of events after which a message for a watch ends, be it inside a revision.
+    pub watch_part_bytes: usize,
     /// The region that each node stands in, as far as it is known.
     pub regions: BTreeMap<NodeId, String>,
     /// The newest cluster version that this node knows.

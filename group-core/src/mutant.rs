@@ -31,6 +31,8 @@ pub enum Mutant {
     WatchSyncedTooSoon,
     /// A watch whose place is compacted goes on as if nothing had been there.
     WatchOverCompaction,
+    /// A watch is told of a part of a revision as if it were all.
+    WatchTorn,
     /// A watch is not told what was there before.
     WatchWithoutPrevKv,
     /// A state that is replaced leaves watches where they are.
@@ -46,7 +48,7 @@ pub enum Mutant {
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 18] = [
+    pub const ALL: [Mutant; 19] = [
         Mutant::ReadUnasked,
         Mutant::UnknownAsRefused,
         Mutant::AnswersSwapped,
@@ -60,6 +62,7 @@ impl Mutant {
         Mutant::WatchInStepTooSoon,
         Mutant::WatchSyncedTooSoon,
         Mutant::WatchOverCompaction,
+        Mutant::WatchTorn,
         Mutant::WatchWithoutPrevKv,
         Mutant::WatchOverSnapshot,
         Mutant::WatchFallsSilently,

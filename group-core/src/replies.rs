@@ -56,6 +56,12 @@ impl Replies {
         self.push(link, response, bytes);
     }
 
+    pub(crate) fn events(&mut self, link: LinkId, id: u64, events: wire::WatchEvents) {
+        let bytes = events.revisions.len();
+        let response = wire::Response { id, term: self.term, kind: Some(Kind::WatchEvents(events)) };
+        self.push(link, response, bytes);
+    }
+
     pub(crate) fn refuse(&mut self, link: LinkId, id: u64, why: Why) {
         let response = refusal(id, self.term, why, self.leader);
         self.push(link, response, 0);

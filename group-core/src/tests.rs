@@ -34,6 +34,8 @@ use crate::watches::WATERMARK_EVERY;
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 const ME: NodeId = NodeId(1);
+/// Bytes of events after which a message ends.
+const PART: usize = 10_000;
 const LINK: LinkId = LinkId(1);
 const OTHER: LinkId = LinkId(2);
 /// The link of the rig's own session.
@@ -107,6 +109,7 @@ impl Rig {
             snapshot_least_bytes: 1 << 20,
             snapshot_slice_bytes: 64 << 10,
             large_answer_bytes: 256 << 10,
+            watch_part_bytes: PART,
             regions: BTreeMap::new(),
             known,
             leader_regions: Vec::new(),
@@ -301,6 +304,43 @@ fn watch(id: u64, key: String, start: i64, credit: u64) -> wire::Request {
     wire::Request { id, kind: Some(RequestKind::WatchOpen(open)) }
 }
 
+/// A watch on all keys between two.
+fn watch_between(id: u64, keys: (&'static str, &'static str), credit: u64) -> wire::Request {
+    let (key, range_end) = (keys.0.into(), keys.1.into());
+    let open = wire::WatchOpen { key, range_end, credit, prev_kv: true, ..Default::default() };
+    wire::Request { id, kind: Some(RequestKind::WatchOpen(open)) }
+}
+
+/// Puts values of so many bytes at `keys` keys, and then deletes all of them with one request.
+fn put_and_delete(rig: &mut Rig, keys: usize, bytes: usize) {
+    for key in 0..keys {
+        rig.write(keyspace::Op::Put(keyspace::Put::new(format!("k{key:04}"), vec![0; bytes])));
+    }
+    let session = rig.session();
+    let range = keyspace::KeyRange::between("k", "l");
+    let delete = keyspace::Op::DeleteRange(keyspace::DeleteRange { range, prev_kv: false });
+    rig.turn([write(session, rig.replica.applied.0, delete)]);
+}
+
+/// The events in an answer.
+fn events_in(response: &wire::Response) -> Vec<keyspace::RevisionEvents> {
+    match &response.kind {
+        Some(Kind::WatchEvents(told)) => {
+            keyspace::RevisionEvents::decode_all(told.revisions.clone()).unwrap()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Bytes of events in all answers since this was asked last, and how many deletions they tell of.
+fn take_deletions(rig: &mut Rig, link: LinkId) -> (usize, usize) {
+    let answers = rig.take(link);
+    let all: Vec<keyspace::Event> =
+        answers.iter().flat_map(events_in).flat_map(|revision| revision.events.to_vec()).collect();
+    let bytes = all.iter().map(keyspace::Event::size_bytes).sum();
+    (bytes, all.iter().filter(|event| event.kind == keyspace::EventKind::Delete).count())
+}
+
 /// What a gateway was told of its watches, a word each.
 fn told(answers: Vec<wire::Response>) -> Vec<String> {
     let tell = |response: wire::Response| match (response.id, response.kind) {
@@ -310,7 +350,8 @@ fn told(answers: Vec<wire::Response>) -> Vec<String> {
         (id, Some(Kind::WatchEvents(events))) => {
             let revisions = keyspace::RevisionEvents::decode_all(events.revisions).unwrap();
             let revisions: Vec<i64> = revisions.iter().map(|events| events.revision.0).collect();
-            format!("{id} events {revisions:?} up to {} of {}", events.upto, events.revision)
+            let rest = if events.incomplete > 0 { ", and more" } else { "" };
+            format!("{id} events {revisions:?}{rest} up to {} of {}", events.upto, events.revision)
         }
         (id, Some(Kind::WatchSynced(synced))) => format!("{id} synced at {}", synced.revision),
         (0, Some(Kind::WatchWatermark(watermark))) => {
@@ -573,6 +614,119 @@ fn a_watch_that_found_nothing_in_the_past_says_that_it_is_in_step() {
     rig.turn([Event::Requests { link: LINK, requests: vec![watch(1, "b".to_owned(), 2, 1)] }]);
     rig.settle();
     assert_eq!(told(rig.take(LINK)), ["1 opened at 2 from 2", "1 events [] up to 2 of 2", "watermark 2"]);
+}
+
+#[test]
+fn a_large_revision_is_sent_in_parts_as_far_as_credit_goes() {
+    let mut rig = Rig::leader();
+    for key in ["k1", "k2", "k3"] {
+        rig.write(put(key, vec![0; 6_000]));
+    }
+    rig.turn([Event::Requests { link: LINK, requests: vec![watch_between(1, ("k", "l"), 12_000)] }]);
+    rig.settle();
+    rig.take(LINK);
+    // Not as it is applied: there is no credit for the third.
+    let range = keyspace::KeyRange::between("k", "l");
+    rig.write(keyspace::Op::DeleteRange(keyspace::DeleteRange { range, prev_kv: false }));
+    let first = rig.take(LINK);
+    assert!(first.iter().flat_map(events_in).all(|part| part.events.len() == 1), "within a message's bound");
+    let part = "1 events [5], and more up to 4 of 5";
+    assert_eq!(told(first), ["1 events [] up to 4 of 5", part, part], "the last one overdraws it");
+    rig.turn([request(LINK, 1, RequestKind::WatchCredit(wire::WatchCredit { bytes: 1_000 }))]);
+    rig.settle();
+    assert_eq!(told(rig.take(LINK)), ["1 events [5] up to 5 of 5"]);
+}
+
+#[test]
+fn a_turn_sends_so_much_of_a_large_revision_to_all_watches_together() {
+    let mut rig = Rig::leader();
+    let watches = 20;
+    let requests = (1..=watches).map(|id| watch_between(id, ("k", "l"), 1 << 30)).collect();
+    rig.turn([Event::Requests { link: LINK, requests }]);
+    rig.settle();
+    let (keys, bytes) = (100, 3_000);
+    put_and_delete(&mut rig, keys, bytes);
+    rig.take(LINK);
+    let (mut turns, mut told) = (0, 0);
+    while !rig.events.is_empty() || rig.replica.has_work(&rig.without_room) {
+        rig.turn([]);
+        let (sent, deletions) = take_deletions(&mut rig, LINK);
+        assert!(sent <= 8 * PART, "{sent} bytes in a turn");
+        (turns, told) = (turns + 1, told + deletions);
+    }
+    let all = watches as usize * keys;
+    assert_eq!(told, all);
+    assert!(turns >= all * bytes / (8 * PART), "{turns} turns");
+}
+
+/// Whoever watches a key, among those who watch all that one request changes.
+#[test]
+fn links_take_turns_where_a_large_revision_is_read() {
+    let mut rig = Rig::leader();
+    let requests = (1..=50).map(|id| watch_between(id, ("k", "l"), 1 << 30)).collect();
+    rig.turn([Event::Requests { link: LINK, requests }]);
+    rig.turn([Event::Requests { link: OTHER, requests: vec![watch_between(1, ("k", "k0001"), 1 << 30)] }]);
+    rig.settle();
+    put_and_delete(&mut rig, 100, 3_000);
+    rig.take(LINK);
+    rig.take(OTHER);
+    let mut turns = 0;
+    while take_deletions(&mut rig, OTHER).1 == 0 {
+        rig.turn([]);
+        turns += 1;
+    }
+    assert!(turns <= 3 && take_deletions(&mut rig, LINK).1 < 50 * 100, "{turns} turns");
+}
+
+#[test]
+fn a_link_that_takes_nothing_is_sent_no_events_and_holds_up_nobody() {
+    let mut rig = Rig::leader();
+    for link in [LINK, OTHER] {
+        rig.turn([Event::Requests { link, requests: vec![watch_between(1, ("k", "l"), 1 << 30)] }]);
+    }
+    rig.settle();
+    rig.without_room.0.insert(LINK);
+    put_and_delete(&mut rig, 20, 3_000);
+    rig.settle();
+    assert_eq!(take_deletions(&mut rig, OTHER).1, 20);
+    assert_eq!(take_deletions(&mut rig, LINK), (0, 0));
+    rig.without_room.0.clear();
+    rig.turn([Event::LinkDrained]);
+    rig.settle();
+    assert_eq!(take_deletions(&mut rig, LINK).1, 20);
+}
+
+#[test]
+fn a_gateway_is_believed_so_much_credit_and_no_more() {
+    let mut rig = Rig::leader();
+    rig.turn([Event::Requests { link: LINK, requests: vec![watch_between(1, ("k", "l"), u64::MAX)] }]);
+    rig.turn([request(LINK, 1, RequestKind::WatchCredit(wire::WatchCredit { bytes: u64::MAX }))]);
+    rig.settle();
+    put_and_delete(&mut rig, 200, 30_000);
+    rig.settle();
+    let (sent, _) = take_deletions(&mut rig, LINK);
+    assert!(sent < 5 << 20, "{sent} bytes for a gateway that does not read");
+}
+
+#[test]
+fn a_revision_goes_on_in_what_is_remembered_when_it_is_compacted_meanwhile() {
+    let mut rig = Rig::leader();
+    rig.turn([Event::Requests { link: LINK, requests: vec![watch_between(1, ("k", "l"), 1)] }]);
+    rig.settle();
+    put_and_delete(&mut rig, 10, 3_000);
+    let credit = |bytes| request(LINK, 1, RequestKind::WatchCredit(wire::WatchCredit { bytes }));
+    rig.turn([credit(10 * 3_000 + 10 * 3_000 / 2)]);
+    rig.settle();
+    rig.take(OWN);
+    let (_, before) = take_deletions(&mut rig, LINK);
+    assert!((1..9).contains(&before), "{before}");
+    rig.write(put("other", Vec::new()));
+    rig.write(put("other", Vec::new()));
+    let revision = rig.replica.state.resolved().revision().0;
+    rig.write(keyspace::Op::Compact { revision });
+    rig.turn([credit(1 << 20)]);
+    rig.settle();
+    assert_eq!(take_deletions(&mut rig, LINK).1, 10 - before);
 }
 
 #[test]

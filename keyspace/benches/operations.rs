@@ -155,20 +155,21 @@ impl Bench {
     }
 
     fn history(&mut self) {
-        let (mut next, mut events) = (Revision::FIRST, 0);
+        let limits = PageLimits { bytes: 1 << 20, events: 1000, looked_at: 20_000 };
+        let (mut next, mut events) = (FeedPlace::from(Revision::FIRST), 0);
         let start = Clock::start();
-        while next <= self.state.resolved().revision() {
+        while next.revision <= self.state.resolved().revision() {
             let page =
-                self.state.history(&KeyRange::all(), next, 1 << 20, 1000).expect("nothing is compacted");
+                self.state.history(&KeyRange::all(), true, next, limits).expect("nothing is compacted");
             events += page.revisions.iter().map(|revision| revision.events.len()).sum::<usize>();
             next = page.next;
         }
         report("watch feed from the beginning, per event", start, events);
         let nobody = KeyRange::prefix("nobody/");
-        let (mut next, mut pages) = (Revision::FIRST, 0);
+        let (mut next, mut pages) = (FeedPlace::from(Revision::FIRST), 0);
         let start = Clock::start();
-        while next <= self.state.resolved().revision() {
-            next = self.state.history(&nobody, next, 1 << 20, 1000).expect("nothing is compacted").next;
+        while next.revision <= self.state.resolved().revision() {
+            next = self.state.history(&nobody, true, next, limits).expect("nothing is compacted").next;
             pages += 1;
         }
         report("watch feed without a match, per page", start, pages);

@@ -51,6 +51,13 @@ impl Event {
         self.kind == EventKind::Put && self.kv.create_revision == self.kv.mod_revision
     }
 
+    /// The event as somebody sees it who asked for what was there before, or did not.
+    #[must_use]
+    pub fn view(&self, prev_kv: bool) -> Event {
+        let prev_kv = if prev_kv { self.prev_kv.clone() } else { None };
+        Event { kind: self.kind, kv: self.kv.clone(), prev_kv }
+    }
+
     /// About what the event takes on the wire.
     pub fn size_bytes(&self) -> usize {
         let kv_bytes = |kv: &KeyValue| kv.key.len() + kv.value.len() + 32;

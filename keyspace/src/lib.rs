@@ -45,7 +45,7 @@ pub use codec::{
 pub use envelope::{Envelope, Proposal, RevisionRange, Revisions};
 pub use error::Error;
 pub use event::{Event, EventKind, KeyValue, RevisionEvents};
-pub use feed::{HistoryPage, NoHistory};
+pub use feed::{FeedPlace, HistoryPage, NoHistory, PageLimits};
 pub use ids::{LeaseGrant, LeaseId, LeaseSerial, Route, SessionId};
 pub use key_range::{KeyRange, RangeEnd};
 pub use keyspace::{Answer, Effects, Keyspace, Options, Restore, RestoreError, Snapshot};

@@ -380,14 +380,13 @@ impl Log {
         entry.checked_sub(1).and_then(|entry| chunk.get(entry)).map_or(self.base, |entry| entry.sums)
     }
 
-    /// The records at or above `revision`.
-    fn from(&self, revision: Revision) -> impl Iterator<Item = &Record> {
-        // The revision may have begun in the chunk before the first one that begins with it.
-        let chunk = self.chunks.partition_point(|chunk| first_revision(chunk) < revision).saturating_sub(1);
-        let skip = self
-            .chunks
-            .get(chunk)
-            .map_or(0, |chunk| chunk.partition_point(|e| e.record.revision() < revision));
+    /// The records from a position on.
+    fn from(&self, position: (Revision, u32)) -> impl Iterator<Item = &Record> {
+        let is_before = |entry: &LogEntry| entry.record.position() < position;
+        // It may be in the chunk before the first one that begins at or behind it.
+        let begins_before = |chunk: &VecDeque<LogEntry>| chunk.front().is_some_and(is_before);
+        let chunk = self.chunks.partition_point(begins_before).saturating_sub(1);
+        let skip = self.chunks.get(chunk).map_or(0, |chunk| chunk.partition_point(is_before));
         self.chunks.range(chunk.min(self.chunks.len())..).flatten().skip(skip).map(|entry| &*entry.record)
     }
 
@@ -547,9 +546,9 @@ impl Mvcc {
         self.index.range::<[u8], _>(bounds).filter(|(_, versions)| versions.is_live_at(revision)).count()
     }
 
-    /// The records from `revision` on.
-    pub(crate) fn log_from(&self, revision: Revision) -> impl Iterator<Item = &Record> {
-        self.log.from(revision)
+    /// The records from a position on.
+    pub(crate) fn log_from(&self, position: (Revision, u32)) -> impl Iterator<Item = &Record> {
+        self.log.from(position)
     }
 
     /// The records of one key from `revision` on.

@@ -60,16 +60,33 @@ fn restore(state: &mut Keyspace, slice_len: usize) -> Keyspace {
     restore.finish().expect("the snapshot is whole")
 }
 
-fn whole_feed(state: &Keyspace, range: &KeyRange, from: i64, page: usize) -> Vec<(i64, Vec<Event>)> {
-    let mut feed = Vec::new();
-    let mut next = Revision(from);
-    while next <= state.resolved().revision() {
-        let page = state.history(range, next, 100, page).expect("nothing below is asked for");
+/// The feed, read in pages that end within these limits, wherever that is.
+fn whole_feed(state: &Keyspace, range: &KeyRange, from: i64, limits: PageLimits) -> Vec<(i64, Vec<Event>)> {
+    let mut feed = Vec::<(i64, Vec<Event>)>::new();
+    let mut next = FeedPlace::from(Revision(from));
+    while next.revision <= state.resolved().revision() {
+        let page = state.history(range, true, next, limits).expect("nothing below is asked for");
         assert!(page.next > next, "a page goes forward");
-        for revision in page.revisions {
-            assert!(revision.revision >= next && revision.revision < page.next);
-            feed.push((revision.revision.0, revision.events.to_vec()));
+        assert!(page.looked_at <= limits.looked_at.max(1));
+        let (mut events, mut bytes) = (0, 0);
+        for revision in &page.revisions {
+            assert!(revision.revision >= next.revision && revision.revision <= page.next.revision);
+            assert!(!revision.events.is_empty());
+            events += revision.events.len();
+            bytes += revision.events.iter().map(Event::size_bytes).sum::<usize>();
+            let number = revision.revision.0;
+            match feed.last_mut().filter(|(last, _)| *last == number) {
+                Some((_, before)) => {
+                    assert!(next.is_inside() && revision.revision == next.revision, "torn nowhere else");
+                    before.extend_from_slice(&revision.events);
+                }
+                None => feed.push((number, revision.events.to_vec())),
+            }
         }
+        assert!(
+            events <= limits.events.max(1) && (bytes <= limits.bytes || events == 1),
+            "within its limits"
+        );
         next = page.next;
     }
     feed
@@ -97,8 +114,9 @@ proptest! {
         ops in vec(generate::op(), 1..60),
         reads in vec(generate::range_request(), 8),
         watched in vec(generate::range(), 3),
-        page in 1_usize..4,
+        limits in (0_usize..400, 0_usize..4, 0_usize..9),
     ) {
+        let limits = PageLimits { bytes: limits.0, events: limits.1, looked_at: limits.2 };
         let mut replica = Replica::new();
         let mut model = Model::new();
         let mut live = Vec::<(i64, Vec<Event>)>::new();
@@ -138,9 +156,9 @@ proptest! {
         for range in watched {
             for from in -1..=model.revision + 2 {
                 match model.feed(&range, from) {
-                    Some(feed) => prop_assert_eq!(whole_feed(state, &range, from, page), feed),
+                    Some(feed) => prop_assert_eq!(whole_feed(state, &range, from, limits), feed),
                     None => prop_assert_eq!(
-                        state.history(&range, Revision(from), 100, page),
+                        state.history(&range, true, Revision(from).into(), limits),
                         Err(NoHistory::Compacted(Revision(model.compacted)))
                     ),
                 }
@@ -148,7 +166,7 @@ proptest! {
         }
         // Above the compact revision, live events are those of the feed, but for values that compaction took.
         let after = model.compacted + 2;
-        let feed: Vec<_> = whole_feed(state, &KeyRange::all(), after.max(1), page);
+        let feed: Vec<_> = whole_feed(state, &KeyRange::all(), after.max(1), limits);
         let live: Vec<_> = live.into_iter().filter(|(revision, _)| *revision >= after).collect();
         prop_assert_eq!(feed, live);
         for id in [-7, 1, 2, 3] {
@@ -224,8 +242,8 @@ proptest! {
         // The two go on alike, feeds and stored results included.
         let from = restored.compact_revision().0.max(0);
         prop_assert_eq!(
-            whole_feed(&restored, &KeyRange::all(), from, 3),
-            whole_feed(&still, &KeyRange::all(), from, 3)
+            whole_feed(&restored, &KeyRange::all(), from, PageLimits::NONE),
+            whole_feed(&still, &KeyRange::all(), from, PageLimits { events: 3, ..PageLimits::NONE })
         );
         let revision = restored.resolved().revision().0;
         for state in [&mut restored, &mut still] {

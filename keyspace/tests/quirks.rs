@@ -789,31 +789,10 @@ fn a_watch_begins_at_any_revision_that_is_not_compacted() {
 fn a_watch_of_the_future_waits() {
     let mut etcd = Etcd::new();
     etcd.put("a", "1");
-    let page = etcd.state.history(&one("a"), Revision(10), 1000, 1000).unwrap();
-    assert_eq!(page, HistoryPage { revisions: Vec::new(), next: Revision(10) });
-    let page = etcd.state.history(&one("a"), Revision(3), 1000, 1000).unwrap();
-    assert_eq!(page.next, Revision(3));
-}
-
-#[test]
-fn a_page_of_the_feed_never_tears_a_revision() {
-    let mut etcd = Etcd::new();
-    for i in 0..5 {
-        let ops = (0..4).map(|j| put_op(&format!("k{j}"), &i.to_string())).collect();
-        etcd.txn(then(ops)).unwrap();
-    }
-    for max_bytes in [0, 1, 200, 10_000] {
-        for max_revisions in [0, 1, 2, 100] {
-            let (mut next, mut seen) = (Revision(2), Vec::new());
-            while next <= etcd.state.resolved().revision() {
-                let page = etcd.state.history(&KeyRange::all(), next, max_bytes, max_revisions).unwrap();
-                assert!(page.revisions.len() <= max_revisions.max(1));
-                assert!(page.revisions.iter().all(|revision| revision.events.len() == 4));
-                seen.extend(page.revisions.iter().map(|revision| revision.revision.0));
-                next = page.next;
-            }
-            assert_eq!(seen, [2, 3, 4, 5, 6]);
-        }
+    for future in [10, 3] {
+        let future = FeedPlace::from(Revision(future));
+        let page = etcd.state.history(&one("a"), true, future, PageLimits::NONE).unwrap();
+        assert_eq!(page, HistoryPage { revisions: Vec::new(), next: future, looked_at: 0 });
     }
 }
 

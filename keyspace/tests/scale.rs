@@ -24,11 +24,18 @@ fn fill(etcd: &mut Etcd, keys: usize) {
 
 /// The events of a range from a revision on, page by page.
 fn events(state: &Keyspace, range: &KeyRange, from: Revision) -> Vec<(Revision, usize)> {
-    let (mut next, mut found) = (from, Vec::new());
-    while next <= state.resolved().revision() {
-        let page = state.history(range, next, 4096, 100).expect("nothing below is asked for");
-        found.extend(page.revisions.iter().map(|revision| (revision.revision, revision.events.len())));
-        assert!(page.next > next);
+    let (mut next, mut found) = (FeedPlace::from(from), Vec::<(Revision, usize)>::new());
+    let limits = PageLimits { bytes: 4096, events: 100, looked_at: 1000 };
+    while next.revision <= state.resolved().revision() {
+        let page = state.history(range, true, next, limits).expect("nothing below is asked for");
+        assert!(page.next > next && page.looked_at <= limits.looked_at);
+        assert!(page.revisions.iter().map(|revision| revision.events.len()).sum::<usize>() <= limits.events);
+        for RevisionEvents { revision, events } in page.revisions {
+            match found.last_mut().filter(|(last, _)| *last == revision) {
+                Some((_, count)) => *count += events.len(),
+                None => found.push((revision, events.len())),
+            }
+        }
         next = page.next;
     }
     found
@@ -91,15 +98,17 @@ fn a_narrow_watch_in_a_long_history_goes_forward_page_by_page() {
     let mut etcd = Etcd::new();
     fill(&mut etcd, 50_000);
     write(&mut etcd, Op::Put(put("z", "1"))).unwrap();
-    let (mut next, mut pages, mut found) = (Revision(2), 0, 0);
-    while next <= etcd.state.resolved().revision() {
-        let page = etcd.state.history(&KeyRange::prefix("z"), next, 1000, 1000).unwrap();
+    let (mut next, mut pages, mut found) = (FeedPlace::from(Revision(2)), 0, 0);
+    let limits = PageLimits { looked_at: 20_000, ..PageLimits::NONE };
+    while next.revision <= etcd.state.resolved().revision() {
+        let page = etcd.state.history(&KeyRange::prefix("z"), false, next, limits).unwrap();
         (next, found, pages) = (page.next, found + page.revisions.len(), pages + 1);
+        assert!(page.looked_at <= 20_000);
     }
     assert_eq!((pages, found), (3, 1));
     // One key is looked up, however long the history.
-    let page = etcd.state.history(&one("z"), Revision(2), 1000, 1000).unwrap();
-    assert_eq!((page.revisions.len(), page.next), (1, Revision(50_003)));
+    let page = etcd.state.history(&one("z"), false, Revision(2).into(), PageLimits::NONE).unwrap();
+    assert_eq!((page.revisions.len(), page.next, page.looked_at), (1, Revision(50_003).into(), 1));
 }
 
 #[test]

@@ -88,8 +88,8 @@ fn revisions_are_the_groups(rules: Broken) {
     assert_eq!((quiet.revision, quiet.kvs[0].mod_revision), (Revision(4), Revision(2)));
     assert!(etcd.get_at("a", 4).unwrap().is_some());
     assert_eq!(etcd.get_at("a", 5), Err(Error::FutureRevision));
-    let page = etcd.state.history(&one("a"), Revision(1), usize::MAX, usize::MAX).unwrap();
-    assert_eq!((page.revisions.len(), page.next), (1, Revision(5)));
+    let page = etcd.state.history(&one("a"), true, Revision(1).into(), PageLimits::NONE).unwrap();
+    assert_eq!((page.revisions.len(), page.next), (1, Revision(5).into()));
     assert_eq!(etcd.put_to(MIDDLE, "n"), 5);
     assert_eq!(etcd.state.status().revision, Revision(5));
     // A transaction sees what is before it, also where that was elsewhere.
@@ -242,7 +242,7 @@ fn reads_stay_within_a_shard(rules: Broken) {
     assert_eq!(read(KeyRange::from("x")), Ok(vec!["x".to_owned()]));
     for elsewhere in [KeyRange::all(), between("a", "n"), one("u"), between("t", "x"), between("n", "z")] {
         assert_eq!(read(elsewhere.clone()), Err(Error::WrongShard), "{elsewhere:?}");
-        let history = etcd.state.history(&elsewhere, Revision(1), usize::MAX, usize::MAX);
+        let history = etcd.state.history(&elsewhere, true, Revision(1).into(), PageLimits::NONE);
         assert_eq!(history, Err(NoHistory::WrongShard), "{elsewhere:?}");
     }
     assert_eq!(read(between("b", "a")), Ok(vec![]), "an empty range is anybody's");

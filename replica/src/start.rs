@@ -304,6 +304,9 @@ fn same_voters(options: &NodeOptions, id: GroupId, durable: &Durable) -> Result<
     }
 }
 
+/// Bytes of events in a message for a watch: some hundred microseconds of a group's task, and of a link.
+const WATCH_PART_BYTES: usize = 256 << 10;
+
 fn settings_of(options: &NodeOptions, handle: &GroupHandle) -> Settings {
     let leader_regions = options.leader_regions.get(&handle.id).cloned().unwrap_or_default();
     Settings {
@@ -318,6 +321,7 @@ fn settings_of(options: &NodeOptions, handle: &GroupHandle) -> Settings {
         snapshot_slice_bytes: options.snapshot_slice_bytes,
         // What is shorter would fill no part.
         large_answer_bytes: PART_BYTES_MAX,
+        watch_part_bytes: WATCH_PART_BYTES,
         regions: options.regions.clone(),
         known: ClusterVersion::NEWEST,
         leader_regions: leader_regions.into_iter().map(Bytes::from).collect(),

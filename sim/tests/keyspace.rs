@@ -79,18 +79,27 @@ impl System {
 
     /// The same, read back from history.
     fn history(&self, asked: &KeyRange, from: i64) -> Result<Vec<Commit>, i64> {
-        let mut commits = Vec::new();
-        let mut next = ks::Revision(from);
-        while next <= self.keyspace.resolved().revision() {
-            let page = self.keyspace.history(&key_range(asked), next, 500, 7).map_err(|gone| match gone {
+        let mut revisions = Vec::<ks::RevisionEvents>::new();
+        let mut next = ks::FeedPlace::from(ks::Revision(from));
+        let limits = ks::PageLimits { bytes: 500, events: 7, looked_at: 70 };
+        while next.revision <= self.keyspace.resolved().revision() {
+            let page = self.keyspace.history(&key_range(asked), true, next, limits);
+            let page = page.map_err(|gone| match gone {
                 ks::NoHistory::Compacted(compacted) => compacted.0,
                 ks::NoHistory::WrongShard => panic!("there is one shard"),
             })?;
             assert!(page.next > next, "history stands still at {next:?}");
-            commits.extend(page.revisions.iter().map(commit));
+            for part in page.revisions {
+                match revisions.last_mut().filter(|last| last.revision == part.revision) {
+                    Some(last) => {
+                        last.events = last.events.iter().chain(part.events.iter()).cloned().collect()
+                    }
+                    None => revisions.push(part),
+                }
+            }
             next = page.next;
         }
-        Ok(commits)
+        Ok(revisions.iter().map(commit).collect())
     }
 }
 

@@ -67,14 +67,39 @@ fn opened(revision: i64, start: i64) -> Attempted<Frame> {
 fn events(revisions: &[i64], upto: i64) -> Attempted<Frame> {
     let events = |number: &i64| RevisionEvents { revision: Revision(*number), events: [].into() };
     let revisions = revisions.iter().map(events).collect();
-    let upto = Revision(upto);
-    Attempted::Answer(Frame::Events { revisions, upto, revision: upto, term: 2, bytes: 40 })
+    Attempted::Answer(Frame::Events {
+        revisions,
+        upto: Revision(upto),
+        is_incomplete: false,
+        revision: Revision(upto),
+        term: 2,
+        bytes: 40,
+    })
 }
 
 /// No events: there are some behind `upto`, up to `revision`, that will not come at once, if it is lower.
 fn place(upto: i64, revision: i64) -> Attempted<Frame> {
-    let (upto, revision) = (Revision(upto), Revision(revision));
-    Attempted::Answer(Frame::Events { revisions: Vec::new(), upto, revision, term: 2, bytes: 0 })
+    Attempted::Answer(Frame::Events {
+        revisions: Vec::new(),
+        upto: Revision(upto),
+        is_incomplete: false,
+        revision: Revision(revision),
+        term: 2,
+        bytes: 0,
+    })
+}
+
+/// So many events of each revision; more of the last one follow if it is above `upto`.
+fn parts(of: &[(i64, usize)], upto: i64) -> Attempted<Frame> {
+    let event = Event { kind: keyspace::EventKind::Put, kv: Default::default(), prev_kv: None };
+    let part = |(number, events): &(i64, usize)| RevisionEvents {
+        revision: Revision(*number),
+        events: vec![event.clone(); *events].into(),
+    };
+    let revisions: Vec<RevisionEvents> = of.iter().map(part).collect();
+    let is_incomplete = of.last().is_some_and(|(last, _)| *last > upto);
+    let (upto, revision) = (Revision(upto), Revision(9));
+    Attempted::Answer(Frame::Events { revisions, upto, is_incomplete, revision, term: 2, bytes: 40 })
 }
 
 fn refused<T>(why: Why) -> Attempted<T> {
@@ -128,6 +153,59 @@ fn it_goes_on_where_it_was_and_repeats_nothing() {
     feed.leader = Some(NodeId(2));
     assert_eq!(feed.poll(), open(2, 10, 20, false));
     assert_eq!(told(feed.upstream.handle_leader(feed.now, NodeId(2), || 0)), "");
+}
+
+#[test]
+fn a_revision_that_comes_in_parts_is_told_when_it_is_complete() {
+    let whole = |heard: Heard| match heard {
+        Heard::Item(FeedItem::Events { revisions, upto, bytes, .. }) => {
+            let sizes = revisions.iter().map(|revision| (revision.revision.0, revision.events.len()));
+            (sizes.collect::<Vec<_>>(), upto, bytes)
+        }
+        other => panic!("{other:?}"),
+    };
+    let mut feed = Story::opened();
+    let mut hear = |of: &[(i64, usize)], upto| {
+        let heard = feed.upstream.handle_frame(feed.now, parts(of, upto), || 0);
+        (whole(heard), feed.upstream.part_bytes() > 0)
+    };
+    // Each is credited when it comes.
+    assert_eq!(hear(&[(5, 1), (7, 2)], 6), ((vec![(5, 1)], 6, 40), true));
+    assert_eq!(hear(&[(7, 3)], 6), ((vec![], 6, 40), true));
+    assert_eq!(hear(&[], 6), ((vec![], 6, 40), true), "it only says where it is");
+    assert_eq!(hear(&[(7, 1), (8, 1)], 8), ((vec![(7, 6), (8, 1)], 8, 40), false));
+    // What followed did not touch the range.
+    assert_eq!(hear(&[(9, 4)], 8), ((vec![], 8, 40), true));
+    assert_eq!(hear(&[(12, 1)], 11), ((vec![(9, 4)], 11, 40), true));
+    assert_eq!(hear(&[], 14), ((vec![(12, 1)], 14, 40), false));
+}
+
+#[test]
+fn a_feed_that_moves_inside_a_revision_begins_it_again() {
+    let mut feed = Story::opened();
+    assert_eq!(feed.frame(parts(&[(7, 2)], 6)), "events [] up to 6");
+    feed.upstream.handle_watermark(9);
+    assert_eq!(feed.frame(Attempted::Lost), "left: link lost");
+    assert_eq!(feed.upstream.part_bytes(), 0);
+    assert_eq!(feed.poll_after_pause(), open(1, 7, 60, false));
+    feed.frame(opened(9, 7));
+    assert_eq!(feed.frame(parts(&[(7, 1)], 6)), "events [] up to 6");
+    let heard = feed.upstream.handle_frame(feed.now, parts(&[(7, 4)], 7), || 0);
+    let Heard::Item(FeedItem::Events { revisions, .. }) = heard else { panic!("{heard:?}") };
+    assert_eq!(revisions[0].events.len(), 5);
+    // One that begins another revision has lost its way.
+    feed.frame(parts(&[(8, 1)], 7));
+    assert_eq!(feed.frame(parts(&[(9, 1)], 8)), "events [8] up to 8");
+    let lost = Attempted::Answer(Frame::Events {
+        revisions: vec![RevisionEvents { revision: Revision(11), events: [].into() }],
+        upto: 8,
+        is_incomplete: true,
+        revision: 11,
+        term: 2,
+        bytes: 40,
+    });
+    assert_eq!(feed.frame(lost), "left: a revision was begun, and not ended");
+    assert_eq!(feed.poll_after_pause(), open(1, 9, 0, false));
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use keyspace::{Revision, RevisionEvents};
+use bytes::Bytes;
+use keyspace::{Event, EventKind, KeyValue, Revision, RevisionEvents};
 
 use super::*;
 use crate::any_instant;
@@ -154,7 +155,18 @@ fn events(revisions: &[i64], upto: i64, revision: i64) -> Attempted<Frame> {
     let events = |number: &i64| RevisionEvents { revision: Revision(*number), events: [].into() };
     let revisions = revisions.iter().map(events).collect();
     let (upto, revision) = (Revision(upto), Revision(revision));
-    Attempted::Answer(Frame::Events { revisions, upto, revision, term: 2, bytes: 40 })
+    Attempted::Answer(Frame::Events { revisions, upto, is_incomplete: false, revision, term: 2, bytes: 40 })
+}
+
+/// A part of revision 5, of so many MiB, which are under one megabyte of credit.
+fn part(mebibytes: usize, is_last: bool) -> Attempted<Frame> {
+    let value = Bytes::from(vec![0; mebibytes << 20]);
+    let kv = KeyValue { key: "a".into(), value, mod_revision: Revision(5), ..KeyValue::default() };
+    let event = Event { kind: EventKind::Put, kv, prev_kv: None };
+    let revisions = vec![RevisionEvents { revision: Revision(5), events: [event].into() }];
+    let (upto, revision) = (Revision(if is_last { 5 } else { 4 }), Revision(9));
+    let (is_incomplete, term, bytes) = (!is_last, 2, 1 << 20);
+    Attempted::Answer(Frame::Events { revisions, upto, is_incomplete, revision, term, bytes })
 }
 
 fn at(revision: i64) -> Attempted<Synced> {
@@ -301,6 +313,48 @@ fn a_node_that_knows_no_shared_questions_is_asked_about_each_feed() {
         story.run_after_pause(),
         ["close 2 at 1: it has no such watch", "open 2 at 1 from 5", "ask 3 at 1 about 3"]
     );
+}
+
+#[test]
+fn large_revisions_that_come_in_parts_wait_for_each_other() {
+    let mut story = Story::opened(3);
+    let credited = |done: Vec<String>| -> Vec<String> {
+        done.into_iter().filter(|act| act.starts_with("credit")).collect()
+    };
+    // The reader gives credit back for whatever came.
+    for id in 1..=3 {
+        story.frame(id, part(100, false));
+        story.upstreams.credit(FeedId(id), 7);
+    }
+    assert_eq!(credited(story.run()), ["credit 1 at 1: 7", "credit 2 at 1: 7"], "300 MiB are too much");
+    story.frame(1, part(100, false));
+    story.upstreams.credit(FeedId(2), 8);
+    story.upstreams.credit(FeedId(1), 8);
+    assert_eq!(credited(story.run()), ["credit 1 at 1: 8"], "the first one always goes on");
+    // It comes to its end, or its reader goes away.
+    story.frame(1, part(1, true));
+    assert_eq!(credited(story.run()), ["credit 2 at 1: 8", "credit 3 at 1: 7"]);
+    story.frame(2, part(100, false));
+    story.upstreams.credit(FeedId(3), 9);
+    assert_eq!(credited(story.run()), [""; 0]);
+    story.upstreams.close(FeedId(2));
+    assert_eq!(credited(story.run()), ["credit 3 at 1: 9"]);
+    // Also one that moves.
+    story.frame(1, events(&[6], 6, 6));
+    story.frame(3, part(200, false));
+    story.upstreams.handle_lost(story.now, LinkId(1), || u32::MAX);
+    assert_eq!((story.upstreams.parts.bytes, story.upstreams.parts.feeds.len()), (0, 0));
+}
+
+#[test]
+fn a_revision_that_no_gateway_can_hold_ends_its_feed() {
+    let mut story = Story::opened(1);
+    let heard = (0..11).flat_map(|_| {
+        story.frame(1, part(100, false));
+        story.run()
+    });
+    let heard: Vec<String> = heard.collect();
+    assert_eq!(heard[10..], ["1 has failed", "close 1 at 1: it is over"]);
 }
 
 #[test]

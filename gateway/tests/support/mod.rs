@@ -19,7 +19,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use gateway::Place;
 use gateway::{Gateway, GatewayOptions};
 use keyspace::{
-    Command, Effects, KeyRange, Keyspace, NoHistory, Op, Outcome, Query, Reply, Revision, RevisionEvents,
+    Command, Effects, FeedPlace, KeyRange, Keyspace, NoHistory, Op, Outcome, PageLimits, Query, Reply,
+    Revision, RevisionEvents,
 };
 use parking_lot::Mutex;
 use prost::Message as _;
@@ -90,7 +91,7 @@ struct Watch {
     out: Outbox,
     range: KeyRange,
     prev_kv: bool,
-    next: i64,
+    next: FeedPlace,
     credit: i64,
     syncs: Vec<u64>,
     node: u32,
@@ -338,10 +339,9 @@ impl Core {
     fn pump(&mut self, id: (u64, u64)) {
         let Some(watch) = self.watches.get_mut(&id) else { return };
         let revision = self.keyspace.resolved().revision();
-        while watch.credit > 0 && watch.next <= revision.0 {
-            let budget = watch.credit as usize;
-            let from = watch.next;
-            let mut page = match self.keyspace.history(&watch.range, Revision(from), budget, 1000) {
+        while watch.credit > 0 && watch.next.revision <= revision {
+            let limits = PageLimits { bytes: watch.credit as usize, events: 1000, looked_at: usize::MAX };
+            let page = match self.keyspace.history(&watch.range, watch.prev_kv, watch.next, limits) {
                 Ok(page) => page,
                 Err(NoHistory::WrongShard) => return,
                 Err(NoHistory::Compacted(compacted)) => {
@@ -355,16 +355,7 @@ impl Core {
                     return;
                 }
             };
-            if !watch.prev_kv {
-                for revision in &mut page.revisions {
-                    revision.events = revision
-                        .events
-                        .iter()
-                        .map(|event| keyspace::Event { prev_kv: None, ..event.clone() })
-                        .collect();
-                }
-            }
-            watch.next = page.next.0;
+            watch.next = page.next;
             if page.revisions.is_empty() {
                 continue;
             }
@@ -373,21 +364,27 @@ impl Core {
             watch.credit -= revisions.len() as i64;
             let events = wire::WatchEvents {
                 revisions: revisions.freeze(),
-                upto: page.next.0 - 1,
+                upto: page.next.revision.0 - 1,
                 revision: revision.0,
+                incomplete: page.incomplete().map_or(0, |revision| revision.0),
             };
             watch.told_in_step = events.upto >= events.revision;
             let kind = Some(response::Kind::WatchEvents(events));
             let _ = watch.out.send(wire::Response { id: id.1, term: self.term, kind });
         }
-        if watch.told_in_step != (watch.next > revision.0) {
-            watch.told_in_step = !watch.told_in_step;
-            let events =
-                wire::WatchEvents { revisions: Bytes::new(), upto: watch.next - 1, revision: revision.0 };
+        let is_in_step = watch.next.revision > revision;
+        if watch.told_in_step != is_in_step {
+            watch.told_in_step = is_in_step;
+            let events = wire::WatchEvents {
+                revisions: Bytes::new(),
+                upto: watch.next.revision.0 - 1,
+                revision: revision.0,
+                incomplete: 0,
+            };
             let kind = Some(response::Kind::WatchEvents(events));
             let _ = watch.out.send(wire::Response { id: id.1, term: self.term, kind });
         }
-        if watch.next > revision.0 {
+        if is_in_step {
             for sync in std::mem::take(&mut watch.syncs) {
                 let compact_revision = self.keyspace.compact_revision().0;
                 let synced = wire::WatchSynced { revision: revision.0, compact_revision };
@@ -669,7 +666,7 @@ impl Serving {
                     out: out.clone(),
                     range: KeyRange::from_watch_wire(open.key, open.range_end),
                     prev_kv: open.prev_kv,
-                    next,
+                    next: Revision(next).into(),
                     credit: open.credit as i64,
                     syncs: Vec::new(),
                     node: self.node,

@@ -145,7 +145,8 @@ impl Replica {
         });
         state.set_broken(settings.broken_state);
         let replies = Replies::new(settings.shard_map.clone());
-        let watches = Watches::new(settings.group, state.resolved(), settings.broken);
+        let watches =
+            Watches::new(settings.group, state.resolved(), settings.watch_part_bytes, settings.broken);
         Replica {
             settings,
             engine,
@@ -269,7 +270,7 @@ impl Replica {
     /// Ends a turn: gateways are answered, and work that can be cut in pieces goes on by one.
     pub fn finish(&mut self, env: &Env<'_>, out: &mut Out) {
         self.answer_seekers(env);
-        self.watches.serve_behind(&self.state, &mut self.replies);
+        self.watches.serve_behind(&self.state, env.links, &mut self.replies);
         self.watches.tell_links(env.now, self.elected, &self.state, &mut self.replies);
         self.continue_snapshot();
         if self.may_sweep() {
@@ -311,7 +312,7 @@ impl Replica {
     pub fn has_work(&self, links: &dyn Links) -> bool {
         let asks = !self.asking.is_empty();
         asks || self.queries.has_next(links)
-            || self.watches.has_work()
+            || self.watches.has_work(links)
             || self.snapshotting.wants_slice()
             || self.may_sweep()
     }
@@ -512,7 +513,7 @@ impl Replica {
             self.out.notices.push(Notice::VersionRaised { version });
         }
         self.on_lease_effects(env, &effects.leases);
-        self.on_revisions(&effects.revisions);
+        self.on_revisions(env, &effects.revisions);
     }
 
     fn on_lease_effects(&mut self, env: &Env<'_>, effects: &[LeaseEffect]) {
@@ -548,9 +549,9 @@ impl Replica {
         }
     }
 
-    fn on_revisions(&mut self, revisions: &[RevisionEvents]) {
+    fn on_revisions(&mut self, env: &Env<'_>, revisions: &[RevisionEvents]) {
         if !revisions.is_empty() {
-            self.watches.on_revisions(revisions, &self.state, &mut self.replies);
+            self.watches.on_revisions(revisions, &self.state, env.links, &mut self.replies);
         }
     }
 

@@ -5,10 +5,10 @@ mod snapshot;
 use bytes::Bytes;
 
 use crate::{
-    Alarm, AlarmKind, Broken, ClusterVersion, Command, Error, Event, HashKvReply, HistoryPage, KeyRange,
-    KeyValue, LastWrite, LeaseEffect, LeaseId, LeaseSerial, LeaseState, LeaseTimeToLiveReply, Limits,
-    NoHistory, Op, Outcome, Proposal, Query, Reply, Resolved, Revision, RevisionEvents, Route,
-    SESSION_WINDOW, SessionId, SessionLookup, ShardId, ShardSpan, StatusReply,
+    Alarm, AlarmKind, Broken, ClusterVersion, Command, Error, Event, FeedPlace, HashKvReply, HistoryPage,
+    KeyRange, KeyValue, LastWrite, LeaseEffect, LeaseId, LeaseSerial, LeaseState, LeaseTimeToLiveReply,
+    Limits, NoHistory, Op, Outcome, PageLimits, Proposal, Query, Reply, Resolved, Revision, RevisionEvents,
+    Route, SESSION_WINDOW, SessionId, SessionLookup, ShardId, ShardSpan, StatusReply,
     alarm::Alarms,
     digest::Hasher,
     envelope::{Allotment, RevisionPassed},
@@ -329,19 +329,20 @@ impl Keyspace {
         self.leases.state(id)
     }
 
-    /// The watch feed: the events in `range` of revisions from `from` on up to what is resolved, whole revisions only. Ends after
-    /// `max_revisions`, or once `max_bytes` are reached (but never before the first revision found), or when it has
-    /// looked at enough for one call; [`HistoryPage::next`] tells where to go on. An error if `from` is compacted, or no shard
-    /// here holds the range.
+    /// The watch feed: the events in `range` from `from` on, up to what is resolved, within limits. A revision may be cut
+    /// anywhere: [`HistoryPage::next`] tells where to go on.
+    ///
+    /// # Errors
+    /// If `from` is compacted, or no shard here holds the range.
     pub fn history(
         &self,
         range: &KeyRange,
-        from: Revision,
-        max_bytes: usize,
-        max_revisions: usize,
+        prev_kv: bool,
+        from: FeedPlace,
+        limits: PageLimits,
     ) -> Result<HistoryPage, NoHistory> {
         let shard = self.shards.covering(range).map_err(|_| NoHistory::WrongShard)?;
-        feed::history(&shard.mvcc, self.resolved(), range, from, max_bytes, max_revisions)
+        feed::history(&shard.mvcc, self.resolved(), range, prev_kv, from, limits)
     }
 
     /// A key as of the revision before `mod_revision`, for events that were taken without it. None if it did not

@@ -119,8 +119,8 @@ impl Etcd {
     /// What a watch of a range sees from a revision on, in short: "revision:PUT key=value", events of one revision
     /// joined by " ".
     pub(crate) fn watch(&self, range: KeyRange, from: i64) -> Result<Vec<String>, NoHistory> {
-        let page = self.state.history(&range, Revision(from), usize::MAX, usize::MAX)?;
-        assert!(page.next > self.state.resolved().revision(), "one page is enough");
+        let page = self.state.history(&range, true, Revision(from).into(), PageLimits::NONE)?;
+        assert!(page.next.revision > self.state.resolved().revision(), "one page is enough");
         Ok(page.revisions.iter().map(show).collect())
     }
 

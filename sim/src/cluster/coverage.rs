@@ -41,6 +41,10 @@ marks! {
     LeaseReadDuringLeaderChange,
     /// A watcher was shown events.
     WatchTold,
+    /// A watcher was shown a part of a revision.
+    WatchInParts,
+    /// A watcher that had been shown a part of a revision went on at another node.
+    WatchMovedInside,
     /// A watch that was in step fell behind, for want of credit, beside one that did not.
     WatchStarved,
     /// A watcher went on at another node.
@@ -109,6 +113,8 @@ marks! {
     AnsweredByOtherGroup,
     /// A gateway refused a request for several shards.
     RequestSpansShards,
+    /// A gateway's feed was sent a part of a revision.
+    FeedInParts,
     /// A gateway's feed was refused where its keys are not.
     FeedRefusedAsWrongShard,
     /// It was opened after the gateway had seen a newer map.

@@ -108,6 +108,8 @@ pub(crate) struct Profile {
     pub(crate) callers: u32,
     pub(crate) calls: u64,
     pub(crate) listeners: u64,
+    /// Bytes of events after which a message for a watch ends.
+    pub(crate) watch_part_bytes: usize,
     /// Nodes whose disk may lose what was synced, as bits: so few that every quorum's overlap survives.
     pub(crate) damageable: u32,
 }
@@ -176,6 +178,7 @@ impl Profile {
             callers: rng.range(2, 10) as u32,
             calls: rng.range(200, 1_000),
             listeners: rng.below(5),
+            watch_part_bytes: rng.pick(&[1, 100, 600, 256 << 10]),
             damageable,
         };
         if nodes == 3 && rng.chance(30_000) {
@@ -290,6 +293,7 @@ impl fmt::Display for Profile {
         write!(
             f,
             "  segments of {} bytes, snapshots after {} bytes, retain {} slots, {} in flight, queue {} bytes, padding {}, \
+             watches in parts of {} bytes, \
              clock rates {:?} ppm, damage on nodes {:#b}",
             self.segment_bytes,
             self.snapshot_bytes,
@@ -297,6 +301,7 @@ impl fmt::Display for Profile {
             self.inflight_slots,
             self.queue_bytes,
             self.padding,
+            self.watch_part_bytes,
             self.rates_ppm,
             self.damageable
         )

@@ -4,7 +4,7 @@
 use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::response::Kind;
 use bytes::Bytes;
-use keyspace::{KeyRange, RevisionEvents};
+use keyspace::{Event as KeyEvent, KeyRange, RevisionEvents};
 
 use super::clock::{MILLI, SECOND, Time};
 use super::commands::{Family, single};
@@ -15,6 +15,8 @@ use super::truth::index;
 
 /// Watchers of each group, at most.
 const WATCHERS_MAX: u64 = 3;
+/// What a revision takes in a message beside its events, at most.
+const FRAMING_BYTES: i64 = 64;
 
 #[derive(Debug)]
 pub(crate) struct Watchers(Vec<Watcher>);
@@ -39,6 +41,10 @@ struct Open {
     told_at: Time,
     /// The node has said that there is nothing that it has not sent.
     in_step: bool,
+    /// Bytes of events that it may be sent, but for one event.
+    allowed: i64,
+    /// What it was shown of the revision that it is at.
+    part: Option<RevisionEvents>,
 }
 
 impl Watchers {
@@ -83,6 +89,9 @@ impl Watchers {
         let again = env.rng.range(300 * MILLI, 2 * SECOND);
         if silent > 2 * SECOND || !env.healed && env.rng.below(6) == 0 {
             env.mark(Mark::WatchMoved);
+            if open.part.is_some() {
+                env.mark(Mark::WatchMovedInside);
+            }
             state.call(env, watcher, open.node, WatchCall::Gone);
             state.open = None;
             state.open(env, watcher);
@@ -181,13 +190,15 @@ impl Watcher {
         self.attempt += 1;
         let members: Vec<usize> = env.truths[self.group].config().voters.iter().map(index).collect();
         let node = env.rng.pick(&members);
-        self.open = Some(Open { node, told_at: env.now, in_step: false });
+        let credit = env.rng.range(1, 4_000);
+        let allowed = credit as i64;
+        self.open = Some(Open { node, told_at: env.now, in_step: false, allowed, part: None });
         let open = wire::WatchOpen {
             key: self.range.key.clone(),
             range_end: self.range.wire_end(),
             start_revision: self.next,
             prev_kv: self.prev_kv,
-            credit: env.rng.range(1, 4_000),
+            credit,
             // It goes on with one that it had.
             linearizable: !self.settled,
         };
@@ -205,10 +216,16 @@ impl Watcher {
 
     fn on_events(&mut self, env: &mut Env, watcher: usize, told: wire::WatchEvents) {
         let bytes = told.revisions.len() as u64;
-        let Ok(revisions) = RevisionEvents::decode_all(told.revisions) else {
+        let Ok(mut revisions) = RevisionEvents::decode_all(told.revisions) else {
             env.fail("codec", "events of a watch".to_owned());
             return;
         };
+        if let Err(violation) = self
+            .check_size(&revisions, env.profile.watch_part_bytes, bytes as i64)
+            .and_then(|()| self.join_parts(env, &mut revisions, told.upto, told.incomplete))
+        {
+            return env.fail("watch", violation);
+        }
         let truth = &env.truths[self.group];
         let due = truth.events(&self.range, self.next, told.upto);
         // Without events it says only whether it is in step.
@@ -231,6 +248,66 @@ impl Watcher {
                 Box::new(NodeEvent::Watch { watcher, attempt, group, call: WatchCall::Credit(bytes) });
             env.after(300_000 + delay, Event::Node { node: open.node, start: None, event });
         }
+        if let Some(open) = &mut self.open {
+            open.allowed += bytes as i64;
+        }
+    }
+
+    /// A message is within the bound of messages and within the credit, but for one event.
+    fn check_size(&mut self, told: &[RevisionEvents], part: usize, bytes: i64) -> Result<(), String> {
+        let Some(open) = self.open.as_mut().filter(|_| !told.is_empty()) else { return Ok(()) };
+        let sizes = || told.iter().flat_map(|all| all.events.iter()).map(KeyEvent::size_bytes);
+        let (sum, largest) = (sizes().sum::<usize>(), sizes().max().unwrap_or(0));
+        // What is sent as it is applied may be larger.
+        if sum - largest > 8 * part {
+            return Err(format!("a message has {sum} bytes of events"));
+        }
+        if open.allowed <= 0 || open.allowed < bytes - largest as i64 - FRAMING_BYTES * told.len() as i64 {
+            return Err(format!("{bytes} bytes of events come for a credit of {}", open.allowed));
+        }
+        open.allowed -= bytes;
+        Ok(())
+    }
+
+    /// Puts a revision that came in parts together, and keeps what is not complete, which must be what was due first.
+    fn join_parts(
+        &mut self,
+        env: &mut Env,
+        told: &mut Vec<RevisionEvents>,
+        upto: i64,
+        incomplete: i64,
+    ) -> Result<(), String> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        if let Some(mut part) = open.part.take() {
+            if told.first().is_some_and(|first| first.revision == part.revision) {
+                let rest = told.remove(0);
+                part.events = part.events.iter().chain(rest.events.iter()).cloned().collect();
+            }
+            if part.revision.0 > upto && incomplete == 0 {
+                // It said only where it is.
+                open.part = Some(part);
+                return Ok(());
+            }
+            told.insert(0, part);
+        }
+        if incomplete == 0 {
+            return Ok(());
+        }
+        env.mark(Mark::WatchInParts);
+        let Some(part) = told.pop().filter(|last| last.revision.0 == incomplete && incomplete == upto + 1)
+        else {
+            return Err(format!("{incomplete} is said to be incomplete, up to {upto} all is told"));
+        };
+        let truth = &env.truths[self.group];
+        let mut due = truth.events(&self.range, incomplete, incomplete);
+        for all in &mut due {
+            all.events = all.events.iter().take(part.events.len()).cloned().collect();
+        }
+        if !is_as(std::slice::from_ref(&part), &due, self.prev_kv, truth.compacted()) {
+            return Err(format!("it is shown {part:?} as a part of {due:?}"));
+        }
+        open.part = Some(part);
+        Ok(())
     }
 }
 

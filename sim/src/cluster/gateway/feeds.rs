@@ -371,8 +371,11 @@ impl Gateway {
         {
             env.mark(Mark::FeedOpenedByNewerMap);
         }
-        if let Attempted::Answer(Frame::Events { bytes, .. }) = &frame {
+        if let Attempted::Answer(Frame::Events { bytes, is_incomplete, .. }) = &frame {
             carried.allowed -= *bytes as i64;
+            if *is_incomplete {
+                env.mark(Mark::FeedInParts);
+            }
         }
         self.learn_of_feeds(env, link, group, &frame);
         let (now, random) = (env.instant(), || env.rng.next() as u32);

@@ -150,6 +150,7 @@ impl Node {
             snapshot_least_bytes: env.profile.snapshot_bytes as u64,
             snapshot_slice_bytes: SLICE_BYTES,
             large_answer_bytes: LARGE_ANSWER_BYTES,
+            watch_part_bytes: env.profile.watch_part_bytes,
             regions: BTreeMap::new(),
             known,
             leader_regions: Vec::new(),
