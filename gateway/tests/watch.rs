@@ -177,6 +177,40 @@ async fn a_revision_is_never_torn_and_filters_apply() {
     assert!(delete.events.iter().all(|event| event.prev_kv.is_none()));
 }
 
+/// It comes from the node in many parts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revision_larger_than_any_credit_is_told_in_one_piece_or_in_fragments() {
+    let cluster = TestCluster::start(1).await;
+    let gateway = cluster.gateway().await;
+    let mut writer = Writer::new(&gateway).await;
+    let value = "v".repeat(100 << 10);
+    for number in 10..60 {
+        writer.put(&format!("k{number}"), &value).await;
+    }
+    let wanted = pb::WatchCreateRequest { prev_kv: true, ..prefix("k") };
+    let mut whole = Stream::open(&gateway).await;
+    whole.watch(wanted.clone()).await;
+    let mut cut = Stream::open(&gateway).await;
+    cut.watch(pb::WatchCreateRequest { fragment: true, ..wanted.clone() }).await;
+    let deleted = writer.delete_prefix("k").await;
+    let mut past = Stream::open(&gateway).await;
+    past.watch(pb::WatchCreateRequest { start_revision: deleted, ..wanted }).await;
+    for stream in [&mut whole, &mut past] {
+        let told = stream.next().await;
+        assert_eq!(mod_revisions(&told), [deleted; 50]);
+        assert!(told.events.iter().all(|event| event.prev_kv.as_ref().unwrap().value == value));
+    }
+    let mut fragments = vec![cut.next().await];
+    while fragments.last().unwrap().fragment {
+        fragments.push(cut.next().await);
+    }
+    assert!(fragments.len() > 2, "{}", fragments.len());
+    assert_eq!(fragments.iter().flat_map(mod_revisions).collect::<Vec<_>>(), [deleted; 50]);
+    // And the feeds go on.
+    let next = writer.put("k10", "").await;
+    assert_eq!(whole.until(next).await, [next]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ids_and_refusals_are_etcds() {
     let cluster = TestCluster::start(1).await;

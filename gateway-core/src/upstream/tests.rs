@@ -157,12 +157,10 @@ fn it_goes_on_where_it_was_and_repeats_nothing() {
 
 #[test]
 fn a_revision_that_comes_in_parts_is_told_when_it_is_complete() {
-    let whole = |heard: Heard| match heard {
-        Heard::Item(FeedItem::Events { revisions, upto, bytes, .. }) => {
-            let sizes = revisions.iter().map(|revision| (revision.revision.0, revision.events.len()));
-            (sizes.collect::<Vec<_>>(), upto, bytes)
-        }
-        other => panic!("{other:?}"),
+    let whole = |heard: Heard| {
+        let Heard::Item(FeedItem::Events { revisions, upto, bytes, .. }) = heard else { panic!("{heard:?}") };
+        let sizes = revisions.iter().map(|revision| (revision.revision.0, revision.events.len()));
+        (sizes.collect::<Vec<_>>(), upto, bytes)
     };
     let mut feed = Story::opened();
     let mut hear = |of: &[(i64, usize)], upto| {
