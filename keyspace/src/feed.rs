@@ -87,6 +87,7 @@ pub(crate) fn history(
     if from.revision < mvcc.compact_revision() {
         return Err(NoHistory::Compacted(mvcc.compact_revision()));
     }
+    assert!(from.is_inside() || from.passed == 0, "at the beginning of a revision nothing of it was passed");
     let end = resolved.revision().next();
     if from.revision >= end || range.is_empty() {
         let next = from.max(FeedPlace::from(end));
@@ -100,6 +101,9 @@ pub(crate) fn history(
     } else {
         page.fill(mvcc, mvcc.log_from((from.revision, from.change)).take_while(visible), from)
     };
+    assert!(looked_at <= limits.looked_at.max(1), "a call looks at so much");
+    assert!(page.found <= limits.events.max(1), "and finds so much");
+    assert!(page.bytes <= limits.bytes || page.found == 1, "in so many bytes");
     let next = next.unwrap_or(FeedPlace::from(end));
     assert!(
         from < next && next <= FeedPlace::from(end),
