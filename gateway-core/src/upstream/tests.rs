@@ -160,7 +160,7 @@ fn a_revision_that_comes_in_parts_is_told_when_it_is_complete() {
     let whole = |heard: Heard| {
         let Heard::Item(FeedItem::Events { revisions, upto, bytes, .. }) = heard else { panic!("{heard:?}") };
         let sizes = revisions.iter().map(|revision| (revision.revision.0, revision.events.len()));
-        (sizes.collect::<Vec<_>>(), upto, bytes)
+        (sizes.collect::<Vec<_>>(), upto.0, bytes)
     };
     let mut feed = Story::opened();
     let mut hear = |of: &[(i64, usize)], upto| {
@@ -182,7 +182,7 @@ fn a_revision_that_comes_in_parts_is_told_when_it_is_complete() {
 fn a_feed_that_moves_inside_a_revision_begins_it_again() {
     let mut feed = Story::opened();
     assert_eq!(feed.frame(parts(&[(7, 2)], 6)), "events [] up to 6");
-    feed.upstream.handle_watermark(9);
+    feed.upstream.handle_watermark(Revision(9));
     assert_eq!(feed.frame(Attempted::Lost), "left: link lost");
     assert_eq!(feed.upstream.part_bytes(), 0);
     assert_eq!(feed.poll_after_pause(), open(1, 7, 60, false));
@@ -196,9 +196,9 @@ fn a_feed_that_moves_inside_a_revision_begins_it_again() {
     assert_eq!(feed.frame(parts(&[(9, 1)], 8)), "events [8] up to 8");
     let lost = Attempted::Answer(Frame::Events {
         revisions: vec![RevisionEvents { revision: Revision(11), events: [].into() }],
-        upto: 8,
+        upto: Revision(8),
         is_incomplete: true,
-        revision: 11,
+        revision: Revision(11),
         term: 2,
         bytes: 40,
     });
