@@ -30,6 +30,7 @@ impl Concern {
     pub fn of_query(query: &Query) -> Concern {
         match query {
             Query::Range(range) => Concern::Keys(vec![range.range.clone()]),
+            Query::Page(page) => Concern::Keys(vec![page.range.clone()]),
             Query::Txn(txn) => Concern::of_txn(txn),
             Query::LeaseTimeToLive { .. }
             | Query::Leases

@@ -104,6 +104,17 @@ impl KeyRange {
         }
     }
 
+    /// What of it lies behind `key`, which is in the range.
+    pub fn behind(&self, key: &[u8]) -> KeyRange {
+        let next: Bytes = [key, b"\0"].concat().into();
+        let end = match &self.end {
+            // Nothing.
+            RangeEnd::Single => RangeEnd::At(next.clone()),
+            RangeEnd::From | RangeEnd::At(_) => self.end.clone(),
+        };
+        KeyRange { key: next, end }
+    }
+
     /// Whether `key` is in the range.
     pub fn contains(&self, key: &[u8]) -> bool {
         match &self.end {

@@ -60,8 +60,8 @@ pub use reply::{
     TxnOpReply, TxnReply,
 };
 pub use request::{
-    Command, Compare, CompareResult, CompareTarget, DeleteRange, Op, Put, Query, RangeRequest, SortOrder,
-    SortTarget, Txn, TxnOp,
+    Command, Compare, CompareResult, CompareTarget, DeleteRange, Op, PageRequest, Put, Query, RangeRequest,
+    SortOrder, SortTarget, Txn, TxnOp,
 };
 pub use revision::{LastWrite, Resolved, Revision};
 pub use session::{SESSION_WINDOW, SessionLookup};

@@ -134,6 +134,8 @@ impl Op {
 pub enum Query {
     /// Reads a range.
     Range(RangeRequest),
+    /// Reads a page of a range.
+    Page(PageRequest),
     /// A transaction for which [`Txn::is_read_only`] holds.
     Txn(Txn),
     /// What is known of a lease. The remaining time is as of the last checkpoint; the shell knows better.
@@ -203,6 +205,24 @@ impl RangeRequest {
             max_create_revision: 0,
         }
     }
+}
+
+/// Reads the first keys of a range, in their order: for who reads the rest with further ones, at the same revision. No client
+/// asks for it, and no log holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageRequest {
+    /// Which keys.
+    pub range: KeyRange,
+    /// The revision to read at; 0 or below for the latest.
+    pub revision: i64,
+    /// At most this many keys, and one at least.
+    pub limit: u64,
+    /// Keys and values, in bytes: the page ends with the one that makes it longer.
+    pub bytes: u64,
+    /// Whether to leave values out.
+    pub keys_only: bool,
+    /// Whether the keys behind the page are counted as well. Every page would count those of all further ones.
+    pub counts_rest: bool,
 }
 
 /// The direction of a sort.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::{
-    Compare, CompareResult, CompareTarget, DeleteRange, DeleteRangeReply, Error, KeyRange, KeyValue, Put,
+    Compare, CompareResult, CompareTarget, DeleteRange, DeleteRangeReply, Error, KeyValue, PageRequest, Put,
     PutReply, RangeReply, RangeRequest, Revision, SortOrder, SortTarget, Txn, TxnOp, TxnOpReply, TxnReply,
     lease::Leases,
     mvcc::{Mvcc, Writer, own},
@@ -13,16 +13,7 @@ use crate::{
 /// Reads a range. `current` is the latest revision that the reader sees: what is resolved; within a transaction that has
 /// written, that of the transaction, and before, the one before it.
 pub(crate) fn range(mvcc: &Mvcc, current: Revision, request: &RangeRequest) -> Result<RangeReply, Error> {
-    let mut at = Revision(request.revision);
-    if at > current {
-        return Err(Error::FutureRevision);
-    }
-    if at.0 <= 0 {
-        at = current;
-    }
-    if at < mvcc.compact_revision() {
-        return Err(Error::Compacted);
-    }
+    let at = revision_of(mvcc, current, request.revision)?;
     if request.count_only {
         let count = mvcc.count(&request.range, at) as i64;
         return Ok(RangeReply { revision: current, kvs: Vec::new(), more: false, count });
@@ -47,8 +38,7 @@ pub(crate) fn range(mvcc: &Mvcc, current: Revision, request: &RangeRequest) -> R
         }
         if count == fetch {
             // The rest is counted only, which is much quicker.
-            let after: Bytes = [&kv.key[..], b"\0"].concat().into();
-            count += mvcc.count(&KeyRange { key: after, end: request.range.end.clone() }, at);
+            count += mvcc.count(&request.range.behind(&kv.key), at);
             break;
         }
     }
@@ -74,6 +64,42 @@ pub(crate) fn range(mvcc: &Mvcc, current: Revision, request: &RangeRequest) -> R
         })
         .collect();
     Ok(RangeReply { revision: current, kvs, more, count: count as i64 })
+}
+
+/// Reads a page, as [`range`] reads a range.
+pub(crate) fn page(mvcc: &Mvcc, current: Revision, request: &PageRequest) -> Result<RangeReply, Error> {
+    let at = revision_of(mvcc, current, request.revision)?;
+    let PageRequest { range, limit, bytes, keys_only, counts_rest, .. } = request;
+    let mut kvs: Vec<KeyValue> = Vec::new();
+    let (mut taken_bytes, mut more) = (0, false);
+    for kv in mvcc.range(range, at) {
+        if !kvs.is_empty() && (kvs.len() as u64 >= *limit || taken_bytes > *bytes) {
+            more = true;
+            break;
+        }
+        let value = if *keys_only { Bytes::new() } else { kv.value.clone() };
+        taken_bytes += (kv.key.len() + value.len()) as u64;
+        kvs.push(KeyValue { key: kv.key.clone(), value, ..*kv });
+    }
+    assert!(!more || !kvs.is_empty(), "a page that is not the last one has a key");
+    debug_assert!(kvs.iter().all(|kv| kv.mod_revision <= at), "nothing from after the revision is read");
+    let mut count = kvs.len();
+    if let Some(last) = kvs.last().filter(|_| more && *counts_rest) {
+        count += mvcc.count(&range.behind(&last.key), at);
+    }
+    Ok(RangeReply { revision: current, kvs, more, count: count as i64 })
+}
+
+/// The revision at which a range is read.
+fn revision_of(mvcc: &Mvcc, current: Revision, asked: i64) -> Result<Revision, Error> {
+    let at = if asked <= 0 { current } else { Revision(asked) };
+    if at > current {
+        Err(Error::FutureRevision)
+    } else if at < mvcc.compact_revision() {
+        Err(Error::Compacted)
+    } else {
+        Ok(at)
+    }
 }
 
 fn has_revision_filters(request: &RangeRequest) -> bool {

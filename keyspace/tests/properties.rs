@@ -291,7 +291,10 @@ proptest! {
     fn queries_survive_the_codec(request in generate::range_request(), revision in any::<i64>(), keys in any::<bool>()) {
         let txn = Txn { success: vec![TxnOp::Range(request.clone())], ..Txn::default() };
         let id = LeaseId(revision);
+        let RangeRequest { range, limit, keys_only, .. } = request.clone();
+        let (limit, bytes) = (limit.cast_unsigned(), revision.cast_unsigned());
         for query in [
+            Query::Page(PageRequest { range, revision, limit, bytes, keys_only, counts_rest: keys }),
             Query::Range(request),
             Query::Txn(txn),
             Query::LeaseTimeToLive { id, keys },

@@ -65,6 +65,46 @@ fn limit_cuts_off_and_tells_and_count_is_of_the_whole() {
 }
 
 #[test]
+fn a_page_ends_at_its_limit_or_where_it_is_long_enough() {
+    let mut etcd = Etcd::new();
+    for key in ["a", "b", "c", "d"] {
+        etcd.put(key, "nine more");
+    }
+    let page = |page: PageRequest| match etcd.state.query(&Query::Page(page)) {
+        Ok(Reply::Range(reply)) => Ok((keys(&reply.kvs).concat(), reply.more, reply.count)),
+        other => Err(other),
+    };
+    let plain = PageRequest {
+        range: KeyRange::all(),
+        revision: 0,
+        limit: 9,
+        bytes: 1000,
+        keys_only: false,
+        counts_rest: false,
+    };
+    assert_eq!(page(plain.clone()), Ok(("abcd".into(), false, 4)));
+    assert_eq!(page(PageRequest { limit: 4, ..plain.clone() }), Ok(("abcd".into(), false, 4)));
+    assert_eq!(page(PageRequest { limit: 3, ..plain.clone() }), Ok(("abc".into(), true, 3)));
+    assert_eq!(
+        page(PageRequest { limit: 3, counts_rest: true, ..plain.clone() }),
+        Ok(("abc".into(), true, 4))
+    );
+    assert_eq!(page(PageRequest { limit: 0, ..plain.clone() }), Ok(("a".into(), true, 1)), "one at least");
+    // Ten bytes each; without values one.
+    for (bytes, found) in [(0, "a"), (9, "a"), (10, "ab"), (19, "ab"), (20, "abc")] {
+        assert_eq!(
+            page(PageRequest { bytes, ..plain.clone() }),
+            Ok((found.into(), true, found.len() as i64))
+        );
+    }
+    assert_eq!(page(PageRequest { bytes: 30, ..plain.clone() }), Ok(("abcd".into(), false, 4)));
+    assert_eq!(page(PageRequest { bytes: 2, keys_only: true, ..plain.clone() }), Ok(("abc".into(), true, 3)));
+    assert_eq!(page(PageRequest { revision: 3, ..plain.clone() }), Ok(("ab".into(), false, 2)));
+    assert_eq!(page(PageRequest { revision: 9, ..plain.clone() }), Err(Err(Error::FutureRevision)));
+    assert_eq!(page(PageRequest { range: between("x", "y"), ..plain }), Ok(("".into(), false, 0)));
+}
+
+#[test]
 fn sort_by_a_target_without_an_order_takes_the_limit_first() {
     let mut etcd = Etcd::new();
     for key in ["s5", "s4", "s3", "s2", "s1", "s0"] {

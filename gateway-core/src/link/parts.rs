@@ -32,6 +32,7 @@ impl Parts {
             return Err(BrokenParts("the parts of an answer are not as long as the whole"));
         }
         gathered.bytes.extend_from_slice(&part.bytes);
+        assert!(gathered.bytes.len() <= gathered.length, "no more is kept than was announced");
         if gathered.bytes.len() < gathered.length {
             return Ok(None);
         }

@@ -127,6 +127,16 @@ pub(crate) fn key_value(kv: KeyValue) -> mvccpb::KeyValue {
     }
 }
 
+/// How many bytes keys with their values take in a message.
+pub(crate) fn key_values_len(kvs: &[KeyValue]) -> usize {
+    let len = |kv: &KeyValue| {
+        let len = key_value(kv.clone()).encoded_len();
+        // Before each stands a byte, and its length.
+        1 + prost::length_delimiter_len(len) + len
+    };
+    kvs.iter().map(len).sum()
+}
+
 pub(crate) fn range_reply(reply: RangeReply, header: Option<pb::ResponseHeader>) -> pb::RangeResponse {
     pb::RangeResponse {
         header,

@@ -1,22 +1,24 @@
 //! The service KV. Each handler has four steps: validate, call, translate the error, fill the header.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use api::etcdserverpb as pb;
 use keyspace::{
-    Op, Query, RangeEnd, RangeRequest, Reply, Revision, SortOrder, SortTarget, Txn, TxnOp, check,
+    Op, Query, RangeEnd, RangeReply, RangeRequest, Reply, Revision, SortOrder, SortTarget, Txn, TxnOp, check,
 };
-use tokio_stream::Once;
+use tokio_stream::Stream;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use super::errors::to_status;
 use super::{Caller, Door, convert};
-use crate::context::Priority;
-use crate::domain::Domain;
+use crate::context::{Priority, RequestContext};
+use crate::domain::{Answer, Consistency, Domain};
 use gateway_core::Failure;
 use gateway_core::admission::Lane;
+use gateway_core::range_stream::{RangeStream, StreamEnd};
 
 /// What etcd's raft request adds to a client's message at most: an id, a tag and lengths.
 const RAFT_REQUEST_OVERHEAD_BYTES: usize = 18;
@@ -54,6 +56,58 @@ impl<D: Domain> Caller<D> {
     }
 }
 
+/// What is left of a stream.
+struct Chunks<D> {
+    caller: Arc<Caller<D>>,
+    /// The stream's.
+    context: RequestContext,
+    serializable: bool,
+    stream: RangeStream,
+}
+
+impl<D: Domain> Chunks<D> {
+    fn messages(self) -> impl Stream<Item = Result<pb::RangeStreamResponse, Status>> + Send {
+        futures::stream::try_unfold(Some(self), |left| async move {
+            let Some(mut chunks) = left else { return Ok(None) };
+            let (message, is_last) = chunks.next().await.map_err(to_status)?;
+            Ok(Some((message, if is_last { None } else { Some(chunks) })))
+        })
+    }
+
+    /// The next message, and whether it is the last one.
+    async fn next(&mut self) -> Result<(pb::RangeStreamResponse, bool), Failure> {
+        // One that was let in is not refused half-way.
+        let permit = self.caller.client().admit(Lane::Read, Priority::Large);
+        let _permit = if self.stream.is_pinned() { permit.ok() } else { Some(permit?) };
+        let page = self.stream.page();
+        let revision = Revision(page.revision);
+        let context = self.caller.context_in(&self.context);
+        let mut consistency = self.caller.consistency(self.serializable, revision);
+        let limit = page.limit;
+        let query = Query::Page(page);
+        let mut answered = self.caller.domain.read(&context, query.clone(), consistency).await;
+        // The replica that answered the last time may be gone, and the nearest one now too far behind.
+        if self.serializable
+            && self.stream.is_pinned()
+            && matches!(answered, Err(Failure::Refused(keyspace::Error::FutureRevision)))
+        {
+            consistency = Consistency::Linearizable;
+            answered = self.caller.domain.read(&context, query, consistency).await;
+        }
+        let Answer { reply: Reply::Range(page), term } = answered? else { return Err(MISMATCH) };
+        if page.kvs.len() as u64 > limit {
+            return Err(MISMATCH);
+        }
+        let end = self.stream.handle(&page, convert::key_values_len(&page.kvs));
+        let (header, more, count) = match end {
+            Some(StreamEnd { revision, more, count }) => (self.caller.header(revision, term), more, count),
+            None => (None, false, 0),
+        };
+        let response = convert::range_reply(RangeReply { more, count, ..page }, header);
+        Ok((pb::RangeStreamResponse { range_response: Some(response) }, end.is_some()))
+    }
+}
+
 /// One that may be of many keys is large, however few there turn out to be.
 fn priority_of(range: &RangeRequest) -> Priority {
     let is_few =
@@ -80,9 +134,9 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
         Ok(Response::new(self.0.range(&metadata, request).await.map_err(to_status)?))
     }
 
-    type RangeStreamStream = Once<Result<pb::RangeStreamResponse, Status>>;
+    type RangeStreamStream = Pin<Box<dyn Stream<Item = Result<pb::RangeStreamResponse, Status>> + Send>>;
 
-    /// In one piece, which the protocol allows: header, count and `more` are on the last message, and this is it.
+    /// In chunks, of which one is read when the client has taken the one before.
     async fn range_stream(
         &self,
         request: Request<pb::RangeRequest>,
@@ -90,8 +144,12 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
         let (metadata, _, request) = request.into_parts();
         let request = convert::range(request);
         check::range(&request).map_err(to_status)?;
-        let is_ascending = matches!(request.sort_order, SortOrder::None | SortOrder::Ascend);
-        if request.sort_target != SortTarget::Key || !is_ascending {
+        let is_by_key = match request.sort_order {
+            SortOrder::None => true,
+            SortOrder::Ascend => request.sort_target == SortTarget::Key,
+            SortOrder::Descend | SortOrder::Invalid => false,
+        };
+        if !is_by_key {
             return Err(Status::unimplemented("RangeStream does not support custom sort orders"));
         }
         let filters = [
@@ -103,8 +161,18 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
         if filters.iter().any(|filter| *filter != 0) {
             return Err(Status::unimplemented("RangeStream does not support revision filters"));
         }
-        let range_response = Some(self.0.range(&metadata, request).await.map_err(to_status)?);
-        Ok(Response::new(tokio_stream::once(Ok(pb::RangeStreamResponse { range_response }))))
+        if request.count_only {
+            let range_response = Some(self.0.range(&metadata, request).await.map_err(to_status)?);
+            let only = tokio_stream::once(Ok(pb::RangeStreamResponse { range_response }));
+            return Ok(Response::new(Box::pin(only)));
+        }
+        let chunks = Chunks {
+            caller: Arc::clone(&self.0),
+            context: self.0.context(&metadata, Priority::Large),
+            serializable: request.serializable,
+            stream: RangeStream::new(request, self.0.options.request_bytes_max),
+        };
+        Ok(Response::new(Box::pin(chunks.messages())))
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {

@@ -5,8 +5,8 @@ use shard_map::{Epoch, ShardId};
 use super::{MAX_TXN_DEPTH, Reader, VERSION, Writer, wire::malformed};
 use crate::{
     Alarm, AlarmKind, ClusterVersion, Command, Compare, CompareResult, CompareTarget, DeleteRange, Envelope,
-    KeyRange, LeaseGrant, LeaseId, LeaseSerial, Limits, Op, Proposal, Put, Query, RangeEnd, RangeRequest,
-    Revision, RevisionRange, Revisions, Route, SessionId, SortOrder, SortTarget, Txn, TxnOp,
+    KeyRange, LeaseGrant, LeaseId, LeaseSerial, Limits, Op, PageRequest, Proposal, Put, Query, RangeEnd,
+    RangeRequest, Revision, RevisionRange, Revisions, Route, SessionId, SortOrder, SortTarget, Txn, TxnOp,
     codec::DecodeError,
 };
 
@@ -253,12 +253,17 @@ const QUERY_LEASES: u8 = 4;
 const QUERY_HASH_KV: u8 = 5;
 const QUERY_STATUS: u8 = 6;
 const QUERY_ALARMS: u8 = 7;
+const QUERY_PAGE: u8 = 8;
 
 pub(super) fn write_query(writer: &mut Writer<'_>, query: &Query) {
     match query {
         Query::Range(range) => {
             writer.u8(QUERY_RANGE);
             write_range(writer, range);
+        }
+        Query::Page(page) => {
+            writer.u8(QUERY_PAGE);
+            write_page(writer, page);
         }
         Query::Txn(txn) => {
             writer.u8(QUERY_TXN);
@@ -282,6 +287,7 @@ pub(super) fn write_query(writer: &mut Writer<'_>, query: &Query) {
 pub(super) fn read_query(reader: &mut Reader) -> Decoded<Query> {
     Ok(match reader.u8()? {
         QUERY_RANGE => Query::Range(read_range(reader)?),
+        QUERY_PAGE => Query::Page(read_page(reader)?),
         QUERY_TXN => {
             let txn = read_txn(reader, MAX_TXN_DEPTH)?;
             if !txn.is_read_only() {
@@ -415,6 +421,27 @@ fn read_range(reader: &mut Reader) -> Decoded<RangeRequest> {
         request.max_create_revision = reader.i64()?;
     }
     Ok(request)
+}
+
+fn write_page(writer: &mut Writer<'_>, request: &PageRequest) {
+    let PageRequest { range, revision, limit, bytes, keys_only, counts_rest } = request;
+    writer.flags([*keys_only, *counts_rest]);
+    write_key_range(writer, range);
+    writer.i64(*revision);
+    writer.u64(*limit);
+    writer.u64(*bytes);
+}
+
+fn read_page(reader: &mut Reader) -> Decoded<PageRequest> {
+    let [keys_only, counts_rest] = reader.flags()?;
+    Ok(PageRequest {
+        range: read_key_range(reader)?,
+        revision: reader.i64()?,
+        limit: reader.u64()?,
+        bytes: reader.u64()?,
+        keys_only,
+        counts_rest,
+    })
 }
 
 fn write_txn(writer: &mut Writer<'_>, txn: &Txn) {

@@ -282,6 +282,10 @@ impl Keyspace {
                 let shard = shard.ok_or(Error::WrongShard)?;
                 txn::range(&shard.mvcc, revision, request).map(Reply::Range)
             }
+            Query::Page(request) => {
+                let shard = self.shards.covering(&request.range)?;
+                txn::page(&shard.mvcc, revision, request).map(Reply::Range)
+            }
             Query::Txn(request) => {
                 let shard = self.shards.covering_txn(request)?;
                 let plan = Plan::new(&shard.mvcc, revision, request);
