@@ -53,6 +53,7 @@ impl Parts {
         }
         // All of it, so that nothing is copied when more comes. The system gives memory as it is written to.
         self.0.insert(id, Gathered { bytes: BytesMut::with_capacity(length), length });
+        assert!(self.0.len() <= PARTED_REPLIES_MAX, "what is gathered is bounded");
         Ok(())
     }
 

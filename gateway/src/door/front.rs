@@ -24,6 +24,7 @@ use super::cluster::Cluster;
 use super::errors::{INVALID_CLIENT_API_VERSION, status, to_status};
 use super::health::Health;
 use super::kv::Kv;
+use super::large::spell_out;
 use super::lease::Lease;
 use super::maintenance::Maintenance;
 use super::sizes::{COMPRESSION, sizes_of_too_large};
@@ -221,7 +222,7 @@ impl<D: Domain> Services<D> {
     {
         // The generated services want `&mut self`; a clone is a reference count.
         let answered = match methods::METHODS[method] {
-            ("etcdserverpb.KV", ..) => self.kv.clone().call(request).await,
+            ("etcdserverpb.KV", ..) => self.kv.clone().call(request).await.map(spell_out),
             ("etcdserverpb.Watch", ..) => Ok(watch::call(&self.caller, request).await),
             ("etcdserverpb.Lease", ..) => self.lease.clone().call(request).await,
             ("etcdserverpb.Cluster", ..) => self.cluster.clone().call(request).await,

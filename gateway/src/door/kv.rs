@@ -13,6 +13,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use super::errors::to_status;
+use super::large::{LARGE_BYTES, LargeRange};
 use super::{Caller, Door, convert};
 use crate::context::{Priority, RequestContext};
 use crate::domain::{Answer, Consistency, Domain};
@@ -46,13 +47,19 @@ impl<D: Domain> Caller<D> {
         &self,
         metadata: &MetadataMap,
         request: RangeRequest,
-    ) -> Result<pb::RangeResponse, Failure> {
+    ) -> Result<Response<pb::RangeResponse>, Failure> {
         let context = self.admit(metadata, Lane::Read, priority_of(&request))?;
         let consistency = self.consistency(request.serializable, Revision(request.revision));
         let answer = self.domain.read(&context, Query::Range(request), consistency).await?;
+        let is_large = answer.reply.holds_more_than(LARGE_BYTES);
         let Reply::Range(reply) = answer.reply else { return Err(MISMATCH) };
         let header = self.header(reply.revision, answer.term);
-        Ok(convert::range_reply(reply, header))
+        if !is_large {
+            return Ok(Response::new(convert::range_reply(reply, header)));
+        }
+        let mut response = Response::new(pb::RangeResponse::default());
+        response.extensions_mut().insert(LargeRange { header, reply });
+        Ok(response)
     }
 }
 
@@ -131,7 +138,7 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
         let (metadata, _, request) = request.into_parts();
         let request = convert::range(request);
         check::range(&request).map_err(to_status)?;
-        Ok(Response::new(self.0.range(&metadata, request).await.map_err(to_status)?))
+        self.0.range(&metadata, request).await.map_err(to_status)
     }
 
     type RangeStreamStream = Pin<Box<dyn Stream<Item = Result<pb::RangeStreamResponse, Status>> + Send>>;
@@ -162,7 +169,8 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
             return Err(Status::unimplemented("RangeStream does not support revision filters"));
         }
         if request.count_only {
-            let range_response = Some(self.0.range(&metadata, request).await.map_err(to_status)?);
+            let counted = self.0.range(&metadata, request).await.map_err(to_status)?;
+            let range_response = Some(counted.into_inner());
             let only = tokio_stream::once(Ok(pb::RangeStreamResponse { range_response }));
             return Ok(Response::new(Box::pin(only)));
         }

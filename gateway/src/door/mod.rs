@@ -14,6 +14,7 @@ mod handshake;
 mod health;
 mod http;
 mod kv;
+mod large;
 mod lease;
 mod maintenance;
 mod members;

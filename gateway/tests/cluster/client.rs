@@ -29,7 +29,9 @@ impl Client {
     pub(crate) async fn connect(endpoints: &[String]) -> Option<Client> {
         let endpoints = endpoints.iter().map(|endpoint| Endpoint::from_shared(endpoint.clone()).unwrap());
         let channel = Channel::balance_list(endpoints);
-        Some(Client { kv: KvClient::new(channel.clone()), watch: WatchClient::new(channel) })
+        // As Go's clients, which take 2 GiB.
+        let kv = KvClient::new(channel.clone()).max_decoding_message_size(i32::MAX as usize);
+        Some(Client { kv, watch: WatchClient::new(channel) })
     }
 
     pub(crate) async fn put(&mut self, request: model::PutRequest) -> Option<model::PutResponse> {
@@ -126,6 +128,8 @@ fn range(request: model::RangeRequest) -> pb::RangeRequest {
     pb::RangeRequest {
         key: request.range.key.into(),
         range_end: request.range.range_end.into(),
+        limit: request.limit,
+        serializable: request.serializable,
         ..Default::default()
     }
 }
