@@ -10,6 +10,7 @@ COPY compat compat
 COPY config config
 COPY consensus-core consensus-core
 COPY discovery discovery
+COPY fair-queue fair-queue
 COPY gateway gateway
 COPY gateway-core gateway-core
 COPY group-core group-core

@@ -178,6 +178,10 @@ pub struct Counters {
     pub commands: u64,
     /// Queries answered.
     pub queries: u64,
+    /// Requests that their gateway took back before they were answered.
+    pub cancelled: u64,
+    /// Requests that were dropped since nobody waited for them any more, by what their gateway had said.
+    pub expired: u64,
     /// Commands that certainly did not enter the log.
     pub rejected: u64,
     /// Leaders that came up, as seen here.

@@ -1,5 +1,6 @@
 //! Gateways that look for the group's leader, and wait for the answer: so they hear of a new one at once, and ask rarely.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use api::gaios::link::v1::StatusRequest;
@@ -14,11 +15,10 @@ const SEEKERS_MAX: usize = 10_000;
 const WAIT_MAX: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
-pub(crate) struct Seekers(Vec<Seeker>);
+pub(crate) struct Seekers(BTreeMap<Waiter, Seeker>);
 
 #[derive(Debug)]
 struct Seeker {
-    waiter: Waiter,
     least_term: u64,
     until: Mono,
 }
@@ -38,15 +38,16 @@ impl Seekers {
         }
         let wait = Duration::from_millis(request.wait_ms.into()).min(WAIT_MAX);
         assert!(wait <= WAIT_MAX && self.0.len() < SEEKERS_MAX, "who waits is bounded, and for how long");
-        self.0.push(Seeker { waiter, least_term: request.least_term, until: now.after(wait) });
+        self.0.insert(waiter, Seeker { least_term: request.least_term, until: now.after(wait) });
         None
     }
 
     /// Who is to be answered now.
     pub(crate) fn take_due(&mut self, now: Mono, led: Option<u64>) -> Vec<Waiter> {
-        let due =
-            |seeker: &mut Seeker| now >= seeker.until || led.is_some_and(|term| term >= seeker.least_term);
-        self.0.extract_if(.., due).map(|seeker| seeker.waiter).collect()
+        let due = |_: &Waiter, seeker: &mut Seeker| {
+            now >= seeker.until || led.is_some_and(|term| term >= seeker.least_term)
+        };
+        self.0.extract_if(.., due).map(|(waiter, _)| waiter).collect()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -54,11 +55,16 @@ impl Seekers {
     }
 
     pub(crate) fn deadline(&self) -> Option<Mono> {
-        self.0.iter().map(|seeker| seeker.until).min()
+        self.0.values().map(|seeker| seeker.until).min()
+    }
+
+    /// Takes back a question. Returns whether it was there.
+    pub(crate) fn cancel(&mut self, waiter: Waiter) -> bool {
+        self.0.remove(&waiter).is_some()
     }
 
     pub(crate) fn close_link(&mut self, link: LinkId) {
-        self.0.retain(|seeker| seeker.waiter.link != link);
+        self.0.retain(|waiter, _| waiter.link != link);
     }
 }
 
@@ -99,8 +105,16 @@ mod tests {
     fn a_link_that_is_gone_waits_for_nothing() {
         let mut seekers = Seekers::default();
         assert!(ask(&mut seekers, 1, None, 200, 0));
-        let gone = seekers.0[0].waiter.link;
-        seekers.close_link(gone);
+        seekers.close_link(LinkId(1));
         assert!(seekers.is_empty());
+    }
+
+    #[test]
+    fn who_gave_up_is_not_answered() {
+        let mut seekers = Seekers::default();
+        let waiter = |request| Waiter { link: LinkId(1), request };
+        assert!(ask(&mut seekers, 1, None, 200, 0) && ask(&mut seekers, 2, None, 200, 0));
+        assert!(seekers.cancel(waiter(1)) && !seekers.cancel(waiter(1)));
+        assert_eq!(due(&mut seekers, WAIT_MAX, None), [2]);
     }
 }

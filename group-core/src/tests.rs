@@ -20,7 +20,7 @@ use keyspace::{
     RevisionRange, Revisions, Route, SessionId, ShardId, ShardSpan,
 };
 
-use crate::clients::{Enrolled, PendingRead, Reading, Subject, Waiter};
+use crate::clients::{Enrolled, PendingRead, Reading, Subject, Terms, Waiter};
 use crate::entries;
 use crate::env::{Disk, Env, LinkId, Links, Settings};
 use crate::event::{Event, Progress};
@@ -274,7 +274,7 @@ impl Rig {
 
 /// A request as its gateway would send it.
 fn request(link: LinkId, id: u64, kind: RequestKind) -> Event {
-    Event::Requests { link, requests: vec![wire::Request { id, kind: Some(kind) }] }
+    Event::Requests { link, requests: vec![wire::Request { id, kind: Some(kind), ..Default::default() }] }
 }
 
 /// A write through the rig's own session.
@@ -301,7 +301,7 @@ fn range(key: &'static str, serializable: bool, at_least: i64) -> RequestKind {
 /// A watch on a key, from the first revision behind the newest, or from `start`.
 fn watch(id: u64, key: String, start: i64, credit: u64) -> wire::Request {
     let open = wire::WatchOpen { key: key.into(), start_revision: start, credit, ..Default::default() };
-    wire::Request { id, kind: Some(RequestKind::WatchOpen(open)) }
+    wire::Request { id, kind: Some(RequestKind::WatchOpen(open)), ..Default::default() }
 }
 
 /// A watch on all keys between two.
@@ -364,6 +364,16 @@ fn told(answers: Vec<wire::Response>) -> Vec<String> {
     answers.into_iter().map(tell).collect()
 }
 
+/// Requests of a client, in one frame.
+fn requests_of(connection: u64, requests: impl Iterator<Item = (u64, RequestKind)>) -> Event {
+    let request = |(id, kind)| wire::Request { id, kind: Some(kind), connection, ..Default::default() };
+    Event::Requests { link: LINK, requests: requests.map(request).collect() }
+}
+
+fn cancel(id: u64) -> (u64, RequestKind) {
+    (id, RequestKind::Cancel(wire::Cancel {}))
+}
+
 fn keep_alive(leases: &[i64]) -> RequestKind {
     keep_alive_waiting(Wait::ForAll, leases)
 }
@@ -405,6 +415,93 @@ fn large_answers_wait_until_their_gateway_takes_them_and_hold_up_nobody() {
         rig.turn([Event::LinkDrained]);
     }
     assert_eq!(rig.large.iter().map(|large| large.request).collect::<BTreeSet<_>>().len(), 10);
+}
+
+#[test]
+fn what_is_taken_back_is_not_answered_wherever_it_waits() {
+    let mut rig = Rig::leader();
+    rig.write(put("a", Vec::new()));
+    rig.without_room.0.insert(LINK);
+    let behind = rig.replica.state.resolved().revision().next().0;
+    let (at_once, later) = (range("a", false, 0), range("a", true, behind));
+    let status = RequestKind::Status(wire::StatusRequest { wait_ms: 900, least_term: u64::MAX });
+    let waiting = [(1, at_once), (2, later), (3, status)];
+    rig.turn([requests_of(1, waiting.into_iter())]);
+    // The leader lease is not there yet, and the point of this one is not applied.
+    let read = |request| PendingRead {
+        waiter: Waiter { link: LINK, request },
+        terms: Terms::default(),
+        reading: Reading::WatchSync(9),
+    };
+    rig.replica.clients.wait_for_apply(Slot(u64::MAX), read(4));
+    rig.replica.clients.ask(read(5));
+    rig.replica.clients.wait_for_point();
+    rig.replica.clients.ask(read(6));
+    assert!(rig.replica.has_waiting());
+    rig.turn([requests_of(1, (1..=7).map(cancel))]);
+    assert!(!rig.replica.has_waiting());
+    assert_eq!(rig.replica.counters().cancelled, 6, "the last was never asked for");
+    rig.without_room.0.clear();
+    rig.pass_until(rig.now.after(Duration::from_secs(2)));
+    rig.settle();
+    assert_eq!(rig.take(LINK), []);
+}
+
+#[test]
+fn a_keep_alive_that_is_taken_back_waits_for_no_lease() {
+    let mut rig = Rig::leader();
+    rig.write(keyspace::Op::LeaseGrant { id: LeaseId(7), ttl: 2 });
+    rig.works = Works::Hangs;
+    rig.now = rig.now.after(Duration::from_secs(3));
+    rig.turn([request(LINK, 1, keep_alive(&[7]))]);
+    assert_eq!(rig.replica.parked.len(), 1, "the lease is ending");
+    rig.turn([requests_of(1, [cancel(1)].into_iter())]);
+    assert!(rig.replica.parked.is_empty());
+}
+
+#[test]
+fn a_watch_that_is_closed_before_it_is_opened_is_none() {
+    let mut rig = Rig::leader();
+    let open = wire::WatchOpen { key: Bytes::from_static(b"k"), ..Default::default() };
+    let (waiter, terms) = (Waiter { link: LINK, request: 1 }, Terms::default());
+    rig.replica.clients.ask(PendingRead { waiter, terms, reading: Reading::WatchOpen(open) });
+    rig.turn([request(LINK, 1, RequestKind::WatchClose(wire::WatchClose {}))]);
+    rig.settle();
+    assert_eq!(rig.replica.watches(), 0);
+}
+
+#[test]
+fn a_query_whose_time_has_passed_is_not_begun() {
+    let mut rig = Rig::leader();
+    rig.write(put("a", Vec::new()));
+    rig.without_room.0.insert(LINK);
+    let worth =
+        |id, worth_ms| wire::Request { id, kind: Some(range("a", false, 0)), worth_ms, ..Default::default() };
+    let requests = vec![worth(1, 100), worth(2, 0), worth(3, 101)];
+    rig.turn([Event::Requests { link: LINK, requests }]);
+    rig.pass_until(rig.now.after(Duration::from_millis(100)));
+    let before = rig.replica.counters().queries;
+    rig.without_room.0.clear();
+    rig.turn([Event::LinkDrained]);
+    rig.settle();
+    assert_eq!(rig.take(LINK).iter().map(|answer| answer.id).collect::<Vec<_>>(), [2, 3]);
+    let counters = rig.replica.counters();
+    assert_eq!((counters.queries - before, counters.expired), (2, 1));
+}
+
+#[test]
+fn many_queries_of_one_client_do_not_hold_up_another() {
+    let mut rig = Rig::leader();
+    rig.write(put("a", Vec::new()));
+    rig.without_room.0.insert(LINK);
+    rig.turn([requests_of(1, (1..=300).map(|id| (id, range("a", false, 0))))]);
+    rig.turn([requests_of(2, [(1000, range("a", false, 0))].into_iter())]);
+    rig.turn([requests_of(1, (4..=300).map(cancel))]);
+    rig.without_room.0.clear();
+    rig.settle();
+    let order: Vec<u64> = rig.take(LINK).iter().map(|answer| answer.id).collect();
+    assert_eq!(order, [1, 1000, 2, 3]);
+    assert_eq!(rig.replica.counters().cancelled, 297);
 }
 
 #[test]
@@ -512,7 +609,8 @@ fn a_link_that_closes_takes_its_questions_along() {
     let open = wire::WatchOpen { key: Bytes::from_static(b"k"), ..Default::default() };
     let waiter = Waiter { link: LINK, request: 1 };
     // Asked for in the same turn, while there was no lease.
-    rig.replica.asking.push(PendingRead { waiter, reading: Reading::WatchOpen(open) });
+    let terms = Terms::default();
+    rig.replica.clients.ask(PendingRead { waiter, terms, reading: Reading::WatchOpen(open) });
     rig.turn([Event::LinkClosed(LINK)]);
     rig.settle();
     assert_eq!(rig.replica.watches(), 0);

@@ -2,7 +2,7 @@
 
 /// The crates that decide.
 pub(crate) const CRATES: &[&str] =
-    &["backoff", "consensus-core", "gateway-core", "group-core", "keyspace", "shard-map"];
+    &["backoff", "consensus-core", "fair-queue", "gateway-core", "group-core", "keyspace", "shard-map"];
 /// Assertions for 1,000 lines of code that each of them has at least.
 const DENSITY_MIN: usize = 25;
 /// What counts as one. An `expect` says why it cannot fail; the first three are also the `debug_` ones.

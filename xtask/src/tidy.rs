@@ -18,13 +18,15 @@ const PURE: &[&str] = &[
     "gateway-core",
     "group-core",
     "backoff",
+    "fair-queue",
     "journal",
     "config",
     "sim",
 ];
 
 /// Crates whose own `clippy.toml` bans clocks, randomness, sockets and unordered maps.
-const BANNED_BY_CLIPPY: &[&str] = &["consensus-core", "keyspace", "shard-map", "gateway-core", "group-core"];
+const BANNED_BY_CLIPPY: &[&str] =
+    &["consensus-core", "keyspace", "shard-map", "gateway-core", "group-core", "fair-queue"];
 
 /// Which of our crates a crate may depend on (tests aside). A new arrow is a change of the architecture: change
 /// docs/architecture.md with it.
@@ -37,6 +39,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("config", &[]),
     ("consensus-core", &[]),
     ("discovery", &[]),
+    ("fair-queue", &[]),
     (
         "gateway",
         &[
@@ -52,8 +55,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tls",
         ],
     ),
-    ("gateway-core", &["api", "backoff", "keyspace", "shard-map"]),
-    ("group-core", &["api", "consensus-core", "journal", "keyspace"]),
+    ("gateway-core", &["api", "backoff", "fair-queue", "keyspace", "shard-map"]),
+    ("group-core", &["api", "consensus-core", "fair-queue", "journal", "keyspace"]),
     ("journal", &[]),
     ("keyspace", &["shard-map"]),
     ("planet", &[]),

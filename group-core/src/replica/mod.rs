@@ -21,7 +21,7 @@ use consensus_core::{
 use journal::{Lsn, Ticket};
 use keyspace::{Alarm, AlarmKind, Command, Effects, Keyspace, LeaseEffect, Reply, RevisionEvents};
 
-use crate::clients::{Clients, PendingRead, Reading, Subject, Waiter};
+use crate::clients::{Clients, PendingRead, Reading, Subject, Terms, Waiter};
 use crate::digests::Digests;
 use crate::entries;
 use crate::env::{Env, LinkId, Links, Settings};
@@ -84,14 +84,12 @@ pub struct Replica {
     pub(crate) state: Keyspace,
     pub(crate) applied: Slot,
     pub(crate) clients: Clients,
-    /// Linearizable reads of this turn that need a read point from the engine.
-    pub(crate) asking: Vec<PendingRead>,
     pub(crate) queries: Queries,
     pub(crate) watches: Watches,
     pub(crate) leases: LeaseClock,
     /// Keep-alives that wait for the log: leases of theirs have ended and are not removed yet, or are given less time there than
     /// the answer would say.
-    pub(crate) parked: Vec<(Waiter, wire::KeepAlive)>,
+    pub(crate) parked: BTreeMap<Waiter, (Terms, wire::KeepAlive)>,
     /// When to make proposals about leases again that were refused.
     propose_again_at: Option<Mono>,
     /// This replica leads, as the engine said last; what it gets may be queued.
@@ -153,11 +151,10 @@ impl Replica {
             state,
             applied,
             clients: Clients::default(),
-            asking: Vec::new(),
             queries: Queries::default(),
             watches,
             leases: LeaseClock::default(),
-            parked: Vec::new(),
+            parked: BTreeMap::new(),
             propose_again_at: None,
             elected: false,
             leading: false,
@@ -310,8 +307,8 @@ impl Replica {
     /// Whether there is work that goes on without any event.
     #[must_use]
     pub fn has_work(&self, links: &dyn Links) -> bool {
-        let asks = !self.asking.is_empty();
-        asks || self.queries.has_next(links)
+        self.clients.asks()
+            || self.queries.has_next(links)
             || self.watches.has_work(links)
             || self.snapshotting.wants_slice()
             || self.may_sweep()
@@ -364,6 +361,13 @@ impl Replica {
         self.digests.differing()
     }
 
+    /// Whether some request of a gateway waits that it could still take back.
+    #[must_use]
+    pub fn has_waiting(&self) -> bool {
+        let waits_for_log = self.clients.has_reads() || !self.parked.is_empty();
+        waits_for_log || !self.queries.is_empty() || !self.seekers.is_empty()
+    }
+
     /// What has happened so far.
     #[must_use]
     pub fn counters(&self) -> &Counters {
@@ -386,12 +390,11 @@ impl Replica {
 
     fn on_link_closed(&mut self, link: LinkId) {
         self.clients.link_closed(link);
-        self.asking.retain(|read| read.waiter.link != link);
         self.queries.close_link(link);
         self.seekers.close_link(link);
         self.moving = self.moving.take().filter(|moving| !moving.is_of(link));
         self.watches.close_link(link);
-        self.parked.retain(|(waiter, _)| waiter.link != link);
+        self.parked.retain(|waiter, _| waiter.link != link);
     }
 
     fn on_message(&mut self, env: &Env<'_>, from: NodeId, message: Message) {
@@ -544,8 +547,8 @@ impl Replica {
     }
 
     fn look_at_parked(&mut self, env: &Env<'_>) {
-        for (waiter, asked) in std::mem::take(&mut self.parked) {
-            self.on_read(env, waiter.link, waiter.request, Reading::KeepAlive(asked));
+        for (waiter, (terms, asked)) in std::mem::take(&mut self.parked) {
+            self.on_read(env, PendingRead { waiter, terms, reading: Reading::KeepAlive(asked) });
         }
     }
 
@@ -591,7 +594,11 @@ impl Replica {
                     self.serve(env, read);
                 }
             }
-            ReadOutcome::At(point) => self.clients.wait_for_apply(point, reads),
+            ReadOutcome::At(point) => {
+                for read in reads {
+                    self.clients.wait_for_apply(point, read);
+                }
+            }
             ReadOutcome::NotLeader { hint } => {
                 self.replies.leader = hint;
                 self.refuse_reads(reads);
@@ -654,7 +661,7 @@ impl Replica {
                 Why::OutcomeUnknown
             };
             self.clients.leadership_lost(why, &mut self.replies);
-            for (waiter, _) in std::mem::take(&mut self.parked) {
+            for waiter in std::mem::take(&mut self.parked).into_keys() {
                 self.replies.refuse(waiter.link, waiter.request, Why::NotLeader);
             }
         }

@@ -7,11 +7,12 @@ use api::gaios::link::v1::request::Kind as RequestKind;
 use api::gaios::link::v1::response::Kind;
 use bytes::Bytes;
 use consensus_core::{Input, NodeId, NodeSet, ReadMode};
+use fair_queue::Priority;
 use keyspace::{
     Alarm, AlarmKind, Command, Error, LeaseId, Outcome, Query, Reply, Revision, SessionId, SessionLookup,
 };
 
-use crate::clients::{Enrolled, PendingRead, Reading, Subject, Waiter};
+use crate::clients::{Enrolled, PendingRead, Reading, Subject, Terms, Waiter};
 use crate::env::{Env, LinkId};
 use crate::lease_clock::Renewal;
 use crate::mutant::mutant;
@@ -22,21 +23,27 @@ use crate::replica::{Replica, encode};
 impl Replica {
     pub(crate) fn on_request(&mut self, env: &Env<'_>, link: LinkId, request: wire::Request) {
         let id = request.id;
+        let waiter = Waiter { link, request: id };
+        let terms = Terms::of(&request, env.now);
+        let read = |reading| PendingRead { waiter, terms, reading };
         match request.kind {
             Some(RequestKind::Write(write)) => self.on_write(env, link, id, write),
             Some(RequestKind::OpenSession(open)) => self.on_open_session(env, link, id, &open.nonce),
-            Some(RequestKind::Read(read)) => self.on_query(env, link, id, read),
-            Some(RequestKind::KeepAlive(keep)) => self.on_read(env, link, id, Reading::KeepAlive(keep)),
+            Some(RequestKind::Read(asked)) => self.on_query(env, waiter, terms, asked),
+            Some(RequestKind::KeepAlive(keep)) => self.on_read(env, read(Reading::KeepAlive(keep))),
             Some(RequestKind::Status(asked)) => self.on_status(env, link, id, &asked),
             Some(RequestKind::WatchOpen(open)) if open.linearizable => {
-                self.on_read(env, link, id, Reading::WatchOpen(open));
+                self.on_read(env, read(Reading::WatchOpen(open)));
             }
             Some(RequestKind::WatchOpen(open)) => {
                 self.watches.open(link, id, open, &self.state, &mut self.replies);
             }
             Some(RequestKind::WatchCredit(credit)) => self.watches.add_credit(link, id, credit.bytes),
-            Some(RequestKind::WatchSync(sync)) => self.on_read(env, link, id, Reading::WatchSync(sync.watch)),
+            Some(RequestKind::WatchSync(sync)) => self.on_read(env, read(Reading::WatchSync(sync.watch))),
+            // It may not have been opened yet.
+            Some(RequestKind::WatchClose(_)) if self.clients.cancel(waiter) => {}
             Some(RequestKind::WatchClose(_)) => self.watches.close(link, id),
+            Some(RequestKind::Cancel(_)) => self.cancel(waiter),
             Some(RequestKind::LeaderControl(control)) => self.on_leader_control(env, link, id, control),
             // The node answers them.
             Some(RequestKind::NodeStatus(_) | RequestKind::Gateways(_) | RequestKind::Ping(_)) | None => {
@@ -45,17 +52,28 @@ impl Replica {
         }
     }
 
-    fn on_query(&mut self, env: &Env<'_>, link: LinkId, id: u64, read: wire::Read) {
+    /// Nobody waits for an answer any more. A write goes on: it is proposed.
+    fn cancel(&mut self, waiter: Waiter) {
+        let was_there = self.queries.cancel(waiter)
+            || self.clients.cancel(waiter)
+            || self.seekers.cancel(waiter)
+            || self.parked.remove(&waiter).is_some();
+        self.counters.cancelled += u64::from(was_there);
+    }
+
+    fn on_query(&mut self, env: &Env<'_>, waiter: Waiter, terms: Terms, read: wire::Read) {
+        let Waiter { link, request: id } = waiter;
         let bytes = read.query.len();
         let Ok(query) = Query::decode(read.query) else {
             self.replies.refuse(link, id, Why::Malformed);
             return;
         };
         if !read.serializable {
-            self.on_read(env, link, id, Reading::Query { query, bytes });
+            self.on_read(env, PendingRead { waiter, terms, reading: Reading::Query { query, bytes } });
             return;
         }
-        let query = Admitted { request: id, asked: Asked::Query { query, bytes, linearizable: false } };
+        let asked = Asked::Query { query, bytes, linearizable: false };
+        let query = Admitted { request: id, terms, asked };
         let at_least = Revision(read.at_least);
         let admitted = if self.state.resolved().covers(at_least) {
             self.queries.admit(link, query)
@@ -147,36 +165,38 @@ impl Replica {
         self.step_engine(env, Input::Propose { tag, command: encode(command) });
     }
 
-    pub(crate) fn on_read(&mut self, env: &Env<'_>, link: LinkId, id: u64, reading: Reading) {
-        let read = PendingRead { waiter: Waiter { link, request: id }, reading };
+    pub(crate) fn on_read(&mut self, env: &Env<'_>, read: PendingRead) {
         match self.engine.lease_read(env.now, env.liveness) {
             Some(point) if point <= self.applied => self.serve(env, read),
-            Some(point) => self.clients.wait_for_apply(point, vec![read]),
+            Some(point) => self.clients.wait_for_apply(point, read),
             None if mutant!(self.settings.broken, ReadUnasked) => self.serve(env, read),
-            None => self.asking.push(read),
+            None => self.clients.ask(read),
         }
     }
 
     /// One question for all reads of the turn that the leader lease does not cover.
     pub(crate) fn ask_for_read_point(&mut self, env: &Env<'_>) {
-        if !self.asking.is_empty() {
-            let reads = std::mem::take(&mut self.asking);
-            let tag = self.clients.wait_for_point(reads);
+        if self.clients.asks() {
+            let tag = self.clients.wait_for_point();
             self.step_engine(env, Input::Read { tag, mode: ReadMode::Lease });
         }
     }
 
     pub(crate) fn serve(&mut self, env: &Env<'_>, read: PendingRead) {
-        let PendingRead { waiter, reading } = read;
+        let PendingRead { waiter, terms, reading } = read;
+        if terms.is_past(env.now) {
+            self.counters.expired += 1;
+            return;
+        }
         match reading {
             Reading::Query { query, bytes } => {
                 let asked = Asked::Query { query, bytes, linearizable: true };
-                let query = Admitted { request: waiter.request, asked };
+                let query = Admitted { request: waiter.request, terms, asked };
                 if self.queries.admit(waiter.link, query).is_err() {
                     self.replies.refuse(waiter.link, waiter.request, Why::Overloaded);
                 }
             }
-            Reading::KeepAlive(asked) => self.keep_alive(env, waiter, asked),
+            Reading::KeepAlive(asked) => self.keep_alive(env, waiter, terms, asked),
             Reading::WatchOpen(open) => {
                 self.watches.open(waiter.link, waiter.request, open, &self.state, &mut self.replies);
             }
@@ -196,13 +216,25 @@ impl Replica {
 
     /// Answers the next query whose link has room; false if there is none. A node gives queries a bounded share of a turn.
     pub fn answer_next(&mut self, env: &Env<'_>, out: &mut Out) -> bool {
-        let Some((link, Admitted { request, asked })) = self.queries.next(env.links) else { return false };
+        let next = self.queries.next(env.now, env.links, &mut self.counters.expired);
+        let Some(next) = next else { return false };
+        let (link, request) = (next.link, next.query.request);
         self.counters.queries += 1;
-        match asked {
-            Asked::Query { query, linearizable, .. } => {
-                self.answer_query(env, link, request, &query, linearizable);
-            }
-            Asked::Outcome(outcome) => self.answer(env, link, request, &outcome),
+        match &next.query.asked {
+            Asked::Query { query, linearizable, .. } => match self.outcome_of(env, query, *linearizable) {
+                Ok(outcome) if self.is_large(&outcome) => {
+                    self.queries.charge(link, next.flow(), self.settings.large_answer_bytes as u64);
+                    if self.has_room_for_large(env, link) {
+                        self.answer(env, link, request, &outcome);
+                    } else {
+                        // It is carried out again: what an answer holds would add up.
+                        self.queries.put_back(next, Priority::Large);
+                    }
+                }
+                Ok(outcome) => self.answer(env, link, request, &outcome),
+                Err(why) => self.replies.refuse(link, request, why),
+            },
+            Asked::Outcome(outcome) => self.answer(env, link, request, outcome),
         }
         // Whoever takes a large answer has room for no other; the rest leaves at the end of the turn.
         if !self.out.large.is_empty() || self.replies.has_full() {
@@ -211,11 +243,11 @@ impl Replica {
         true
     }
 
-    fn answer_query(&mut self, env: &Env<'_>, link: LinkId, id: u64, query: &Query, linearizable: bool) {
+    /// Carries out a query, unless it is to be refused.
+    fn outcome_of(&mut self, env: &Env<'_>, query: &Query, linearizable: bool) -> Result<Outcome, Why> {
         let about_leases = matches!(query, Query::LeaseTimeToLive { .. } | Query::Leases);
         if about_leases && linearizable && !self.leading {
-            self.replies.refuse(link, id, Why::NotLeader);
-            return;
+            return Err(Why::NotLeader);
         }
         if let Query::Alarms = query {
             self.watch_disks(env);
@@ -235,7 +267,7 @@ impl Replica {
                 Ok(_) | Err(_) => {}
             }
         }
-        self.answer(env, link, id, &outcome);
+        Ok(outcome)
     }
 
     /// Answers a request. What is large is encoded as it leaves, since it would stop the group, and on a small machine the
@@ -245,20 +277,31 @@ impl Replica {
             self.replies.refuse_wrong_shard(link, id);
             return;
         }
-        if !outcome.as_ref().is_ok_and(|reply| reply.holds_more_than(self.settings.large_answer_bytes)) {
+        if !self.is_large(outcome) {
             self.replies.outcome(link, id, outcome);
             return;
         }
         let outcome = outcome.clone();
-        if env.links.has_room_for_large(link) && self.out.large.iter().all(|answer| answer.link != link) {
+        if self.has_room_for_large(env, link) {
             self.out.large.push(LargeAnswer { link, request: id, term: self.replies.term, outcome });
             return;
         }
-        let admitted = self.queries.admit(link, Admitted { request: id, asked: Asked::Outcome(outcome) });
+        let asked = Asked::Outcome(outcome);
+        let admitted = self.queries.admit(link, Admitted { request: id, terms: Terms::default(), asked });
         assert!(admitted.is_ok(), "outcomes are always admitted");
     }
 
-    fn keep_alive(&mut self, env: &Env<'_>, waiter: Waiter, asked: wire::KeepAlive) {
+    /// Whether an answer is encoded as it leaves.
+    fn is_large(&self, outcome: &Outcome) -> bool {
+        outcome.as_ref().is_ok_and(|reply| reply.holds_more_than(self.settings.large_answer_bytes))
+    }
+
+    /// Whether a large answer may leave now.
+    fn has_room_for_large(&self, env: &Env<'_>, link: LinkId) -> bool {
+        env.links.has_room_for_large(link) && self.out.large.iter().all(|answer| answer.link != link)
+    }
+
+    fn keep_alive(&mut self, env: &Env<'_>, waiter: Waiter, terms: Terms, asked: wire::KeepAlive) {
         if !self.leading {
             self.replies.refuse(waiter.link, waiter.request, Why::NotLeader);
             return;
@@ -300,7 +343,7 @@ impl Replica {
         };
         if must_wait {
             // By then the time of the others has run on, so all are renewed once more.
-            self.parked.push((waiter, asked));
+            self.parked.insert(waiter, (terms, asked));
             return;
         }
         let kept = wire::KeptAlive { leases: kept, revision };
