@@ -49,6 +49,7 @@ pub use concern::Concern;
 pub use dialling::{DialStep, Dialler, Loss, Relay, Target, Way, Ways};
 pub use drive::{Deadline, Drive, DriveStep, Phase, Sending, Shell, learn};
 pub use failure::Failure;
+pub use fair_queue::{Flow, Priority, Source};
 pub use group::{GroupState, Learned};
 pub use leader_tracker::{LeaderTracker, Led, PROBE_WAIT, Quiet, Replicas, SessionOpened, TrackerStep};
 pub use links::Links;

@@ -4,16 +4,18 @@
 //! the same for all requests of a connection is shared.
 
 use std::fmt;
+use std::hash::{BuildHasher as _, RandomState};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use ::http::HeaderMap;
+use gateway_core::{Flow, Source};
 use tls::{Certificate, Stream};
 use tokio::time::Instant;
 
-pub use gateway_core::Deadline;
+pub use gateway_core::{Deadline, Priority};
 
 /// Connections of clients that ever were, for the numbers of their requests.
 static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
@@ -44,6 +46,9 @@ pub struct Identity {
     pub common_name: Option<String>,
     /// What it may do.
     pub permissions: Permissions,
+    /// A number that is the same for all connections of one user, as far as can be known, and says nothing else: nodes serve
+    /// users in turn. 0 if nothing is known.
+    pub user: u32,
 }
 
 /// What a caller may do.
@@ -60,17 +65,6 @@ pub struct RequestId {
     pub connection: u64,
     /// Which of those.
     pub number: u64,
-}
-
-/// Which requests go first where not all can: the first of these.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Priority {
-    /// What somebody loses who waits too long: leases, and what is held by them.
-    Liveness,
-    /// What concerns a few keys.
-    Small,
-    /// What may concern many.
-    Large,
 }
 
 /// The header `traceparent` of W3C's Trace Context.
@@ -132,11 +126,30 @@ impl Identity {
     pub(crate) fn of(address: SocketAddr, stream: &Stream) -> Identity {
         let certificate = stream.peer_certificate().and_then(|der| Certificate::parse(&der).ok());
         let common_name = certificate.and_then(|certificate| certificate.common_name);
-        Identity { address: Some(address), common_name, permissions: Permissions::All }
+        let user = user(address, common_name.as_deref());
+        Identity { address: Some(address), common_name, permissions: Permissions::All, user }
     }
 }
 
+/// Whose connection this is: by its certificate, or else by where it comes from.
+fn user(address: SocketAddr, common_name: Option<&str>) -> u32 {
+    /// Nobody outside can choose what comes out.
+    static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    let hash = match common_name {
+        Some(name) => KEY.hash_one(name),
+        None => KEY.hash_one(address.ip()),
+    };
+    (hash as u32).max(1)
+}
+
 impl RequestContext {
+    /// Whose it is and how urgent, for whoever serves many in turn.
+    pub(crate) fn flow(&self) -> Flow {
+        let user = self.caller.as_ref().map_or(0, |caller| caller.user);
+        let source = Source { user: user.into(), connection: self.id.connection };
+        Flow { priority: self.priority, source }
+    }
+
     /// Of a request that the gateway makes itself, which may take so long.
     pub fn own(limit: Duration, priority: Priority) -> RequestContext {
         let number = OWN_REQUESTS.fetch_add(1, Ordering::Relaxed) + 1;
@@ -265,8 +278,19 @@ mod tests {
     }
 
     #[test]
+    fn connections_of_one_user_are_known_as_that() {
+        let user = |address: &str, name| user(address.parse().unwrap(), name);
+        let one = user("10.0.0.1:5000", None);
+        assert_eq!(one, user("10.0.0.1:5001", None));
+        assert_ne!(one, user("10.0.0.2:5000", None));
+        assert_eq!(user("10.0.0.1:5000", Some("a")), user("10.0.0.2:5000", Some("a")));
+        assert_ne!(user("10.0.0.1:5000", Some("a")), user("10.0.0.1:5000", Some("b")));
+    }
+
+    #[test]
     fn each_request_has_a_number_and_the_earlier_deadline() {
-        let identity = || Identity { address: None, common_name: None, permissions: Permissions::All };
+        let identity =
+            || Identity { address: None, common_name: None, permissions: Permissions::All, user: 0 };
         let (one, other) = (Requests::new(identity()), Requests::new(identity()));
         let limit = Duration::from_secs(7);
         let with = |timeout: &'static str| {

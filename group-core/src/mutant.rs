@@ -7,6 +7,8 @@
 pub enum Mutant {
     /// A read is served without a lease, by whoever is asked.
     ReadUnasked,
+    /// What a gateway takes back is answered all the same.
+    CancelIgnored,
     /// When leadership is lost, writes under way are refused as if they had certainly not entered the log.
     UnknownAsRefused,
     /// The answers of a batch go to each other's writers.
@@ -50,6 +52,7 @@ impl Mutant {
     /// All of them.
     pub const ALL: [Mutant; 19] = [
         Mutant::ReadUnasked,
+        Mutant::CancelIgnored,
         Mutant::UnknownAsRefused,
         Mutant::AnswersSwapped,
         Mutant::CommandSkipped,

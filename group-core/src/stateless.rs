@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use api::gaios::link::v1::refused::Why;
+use api::gaios::link::v1::request::Kind;
 use consensus_core::{Mono, NodeId, Slot};
 
 use crate::env::Settings;
@@ -44,8 +45,9 @@ impl Stateless {
                 return Ok(Replica::new(settings, start, now));
             }
             Event::Requests { link, requests } => {
-                let responses =
-                    requests.iter().map(|request| refusal(request.id, 0, Why::NoGroup, None)).collect();
+                // Nobody waits for what is taken back.
+                let asked = requests.iter().filter(|request| !matches!(request.kind, Some(Kind::Cancel(_))));
+                let responses = asked.map(|request| refusal(request.id, 0, Why::NoGroup, None)).collect();
                 out.answers.push(Answer { link, responses });
             }
             Event::SnapshotReceived { .. }

@@ -179,7 +179,7 @@ fn hand_in(shared: &Shared, link: &Arc<Link>, batch: wire::GroupRequests, frame_
 fn wants_answer(request: &wire::Request) -> bool {
     use wire::request::Kind;
     match &request.kind {
-        Some(Kind::WatchCredit(_) | Kind::WatchClose(_)) => false,
+        Some(Kind::WatchCredit(_) | Kind::WatchClose(_) | Kind::Cancel(_)) => false,
         Some(
             Kind::Write(_)
             | Kind::Read(_)

@@ -221,6 +221,8 @@ impl GroupMetrics {
         self.all_commands.inc_by(commands);
         own.queries.inc_by(queries);
         self.all_queries.inc_by(queries);
+        own.cancelled.inc_by(now.cancelled - before.cancelled);
+        own.expired.inc_by(now.expired - before.expired);
         own.rejected.inc_by(now.rejected - before.rejected);
         own.leader_changes.inc_by(now.leader_changes - before.leader_changes);
         own.leases_expired.inc_by(now.leases_expired - before.leases_expired);
@@ -245,6 +247,7 @@ impl GroupMetrics {
 struct GroupCounterVecs {
     commands_applied: IntCounterVec,
     queries: IntCounterVec,
+    dropped: IntCounterVec,
     rejected: IntCounterVec,
     leader_changes: IntCounterVec,
     leases_expired: IntCounterVec,
@@ -257,6 +260,8 @@ struct GroupCounterVecs {
 struct GroupCounters {
     commands_applied: IntCounter,
     queries: IntCounter,
+    cancelled: IntCounter,
+    expired: IntCounter,
     rejected: IntCounter,
     leader_changes: IntCounter,
     leases_expired: IntCounter,
@@ -274,6 +279,7 @@ impl GroupCounterVecs {
         GroupCounterVecs {
             commands_applied: by_group("gaios_group_commands_applied_total", "Commands applied"),
             queries: by_group("gaios_group_queries_total", "Queries answered"),
+            dropped: dropped(registry),
             rejected: by_group(
                 "gaios_group_proposals_rejected_total",
                 "Commands that certainly did not enter the log: not led here, or too many",
@@ -298,6 +304,8 @@ impl GroupCounterVecs {
         GroupCounters {
             commands_applied: self.commands_applied.with_label_values(&[label]),
             queries: self.queries.with_label_values(&[label]),
+            cancelled: self.dropped.with_label_values(&[label, "cancelled"]),
+            expired: self.dropped.with_label_values(&[label, "expired"]),
             rejected: self.rejected.with_label_values(&[label]),
             leader_changes: self.leader_changes.with_label_values(&[label]),
             leases_expired: self.leases_expired.with_label_values(&[label]),
@@ -369,6 +377,17 @@ fn refused(registry: &Registry) -> IntCounterVec {
     for reason in Refusal::LABELS {
         counter.with_label_values(&[reason]);
     }
+    counter
+}
+
+fn dropped(registry: &Registry) -> IntCounterVec {
+    let options = Opts::new(
+        "gaios_group_requests_dropped_total",
+        "Requests that were not begun, since nobody waited for them any more: their gateway took them back (`cancelled`), or the \
+         time that it gave them had passed (`expired`)",
+    );
+    let counter = IntCounterVec::new(options, &["group", "reason"]).expect("a constant name");
+    registry.register(Box::new(counter.clone())).expect("registered once per registry");
     counter
 }
 

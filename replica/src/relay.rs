@@ -181,14 +181,17 @@ mod tests {
         let (mut stream, _) = link(second, 1).await;
         assert!(started[1].shared.metrics.relayed_links.get() > 0);
         let kind = Some(wire::request::Kind::Status(wire::StatusRequest::default()));
-        let requests = vec![wire::Request { id: 5, kind }];
+        let requests = vec![wire::Request { id: 5, kind, ..Default::default() }];
         let frame = wire::GatewayFrame { groups: vec![wire::GroupRequests { group: 1, requests }] };
         frames::write_frame(&mut stream, &frame.encode_to_vec()).await.unwrap();
         let answer = timeout(PATIENCE, frames::read_frame(&mut stream, 4096)).await.unwrap().unwrap();
         let answer = wire::NodeFrame::decode(answer).unwrap().responses.remove(0);
         assert!(answer.id == 5 && matches!(answer.kind, Some(wire::response::Kind::Status(_))), "{answer:?}");
-        let requests =
-            vec![wire::Request { id: 6, kind: Some(wire::request::Kind::Ping(wire::Ping::default())) }];
+        let requests = vec![wire::Request {
+            id: 6,
+            kind: Some(wire::request::Kind::Ping(wire::Ping::default())),
+            ..Default::default()
+        }];
         let frame = wire::GatewayFrame { groups: vec![wire::GroupRequests { group: 99, requests }] };
         frames::write_frame(&mut stream, &frame.encode_to_vec()).await.unwrap();
         let answer = timeout(PATIENCE, frames::read_frame(&mut stream, 4096)).await.unwrap().unwrap();

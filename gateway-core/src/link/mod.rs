@@ -9,16 +9,16 @@ mod slots;
 use std::time::{Duration, Instant};
 
 use api::gaios::link::v1::{
-    GatewayFigures, GatewayFrame, Ping, Request, Response, WatchClose, request, response,
+    self as wire, GatewayFigures, GatewayFrame, Ping, Request, Response, WatchClose, request, response,
 };
-
+use fair_queue::{Flow, Full, Priority, Source, Ticket};
 use shard_map::GroupId;
 
 use crate::attempt::Unsent;
 use crate::route::NodeId;
 use crate::silence::{Check, Expected, Health};
 
-use batch::{Full, OpenBatch};
+use batch::OpenBatch;
 use parts::Parts;
 use slots::Slots;
 
@@ -40,12 +40,35 @@ pub struct LinkEnd<C, F> {
     /// The node at the other end while the connection is up.
     node: Option<NodeId>,
     batch: OpenBatch,
-    waiting: Slots<Waiter<C, F>>,
+    waiting: Slots<Waiting<C, F>>,
     /// Of answers to those that wait.
     parts: Parts,
     /// Watches among the waiting; they owe nothing.
     watches: usize,
     health: Health,
+}
+
+/// What a node is told of a request, whatever it asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// Whose it is, and how urgent.
+    pub flow: Flow,
+    /// For so long an answer is worth something; if there is no limit, `None`.
+    pub worth: Option<Duration>,
+}
+
+/// What the gateway itself has to say about watches: all in one flow, since it stays in order.
+const OWN: Flow = Flow { priority: Priority::Small, source: Source { user: 0, connection: 0 } };
+/// What should not wait for anything.
+const URGENT: Flow = Flow { priority: Priority::Liveness, ..OWN };
+
+#[derive(Debug)]
+struct Waiting<C, F> {
+    waiter: Waiter<C, F>,
+    /// Its place in the batch. It may have left.
+    ticket: Option<Ticket>,
+    /// A node that has it is told when nobody waits for it.
+    is_cancelled: bool,
 }
 
 /// Who waits for what comes under a request's id.
@@ -110,9 +133,9 @@ impl<C, F> LinkEnd<C, F> {
         self.parts = Parts::default();
         self.watches = 0;
         self.health = Health::default();
-        let waiters = self.waiting.remove_where(|_| true);
+        let waiting = self.waiting.remove_where(|_| true);
         assert_eq!(self.waiting.len(), 0, "nobody waits for a link that is down");
-        waiters
+        waiting.into_iter().map(|(_, waiting)| waiting.waiter).collect()
     }
 
     /// The node at the other end while the connection is up.
@@ -135,8 +158,15 @@ impl<C, F> LinkEnd<C, F> {
     ///
     /// # Errors
     /// The connection is down, or too much waits.
-    pub fn call(&mut self, group: GroupId, kind: request::Kind, bytes: usize, by: C) -> Result<u64, Unsent> {
-        self.submit(group, kind, bytes, Waiter::Call { group, by })
+    pub fn call(
+        &mut self,
+        group: GroupId,
+        kind: request::Kind,
+        bytes: usize,
+        terms: Terms,
+        by: C,
+    ) -> Result<u64, Unsent> {
+        self.submit(group, kind, bytes, terms, Waiter::Call { group, by })
     }
 
     /// Opens a watch, as [`LinkEnd::call`] does a call. Its id names the watch.
@@ -144,7 +174,8 @@ impl<C, F> LinkEnd<C, F> {
     /// # Errors
     /// As there.
     pub fn watch(&mut self, group: GroupId, kind: request::Kind, bytes: usize, by: F) -> Result<u64, Unsent> {
-        let id = self.submit(group, kind, bytes, Waiter::Watch { by })?;
+        let terms = Terms { flow: OWN, worth: None };
+        let id = self.submit(group, kind, bytes, terms, Waiter::Watch { by })?;
         self.watches += 1;
         assert!(self.watches <= self.waiting.len(), "watches wait, too");
         Ok(id)
@@ -155,6 +186,7 @@ impl<C, F> LinkEnd<C, F> {
         group: GroupId,
         kind: request::Kind,
         bytes: usize,
+        terms: Terms,
         waiter: Waiter<C, F>,
     ) -> Result<u64, Unsent> {
         if self.node.is_none() {
@@ -164,9 +196,14 @@ impl<C, F> LinkEnd<C, F> {
         if self.owed() >= CALLS_MAX {
             return Err(Unsent::Full);
         }
-        let id = self.waiting.insert(waiter);
-        match self.batch.push(group, Request { id, kind: Some(kind) }, bytes) {
-            Ok(()) => Ok(id),
+        let is_cancelled = can_be_taken_back(&kind);
+        let id = self.waiting.insert(Waiting { waiter, ticket: None, is_cancelled });
+        match self.batch.push(terms.flow, group, request(id, kind, terms), bytes) {
+            Ok(ticket) => {
+                let waiting = self.waiting.get_mut(id).expect("it was inserted above");
+                waiting.ticket = Some(ticket);
+                Ok(id)
+            }
             Err(Full) => {
                 self.waiting.remove(id);
                 Err(Unsent::Full)
@@ -178,44 +215,64 @@ impl<C, F> LinkEnd<C, F> {
     pub fn tell(&mut self, group: GroupId, id: u64, kind: request::Kind) -> bool {
         // A step of credit that is lost is lost for good, so these go also when too much waits.
         if self.node.is_some() {
-            self.batch.push_always(group, Request { id, kind: Some(kind) }, 0);
+            self.batch.push_always(OWN, group, Request { id, kind: Some(kind), ..Request::default() });
         }
         self.node.is_some()
     }
 
-    /// The caller waits no more.
+    /// The caller waits no more. What has not left does not leave; of what has, the node is told if it can still drop it.
+    /// Whether there is something to send is told by [`LinkEnd::is_idle`].
     pub fn give_up(&mut self, id: u64) -> Option<Waiter<C, F>> {
         self.parts.forget_one(id);
-        let waiter = self.waiting.remove(id);
+        let waiting = self.waiting.remove(id)?;
         debug_assert!(
-            !matches!(waiter, Some(Waiter::Watch { .. })),
+            !matches!(waiting.waiter, Waiter::Watch { .. }),
             "a watch is closed, so that the node hears of it"
         );
+        Some(self.take_back(id, waiting))
+    }
+
+    /// Nobody waits any more for what was asked under this id.
+    fn take_back(&mut self, id: u64, waiting: Waiting<C, F>) -> Waiter<C, F> {
+        let Waiting { waiter, ticket, is_cancelled } = waiting;
+        let has_left = ticket.is_none_or(|ticket| !self.batch.remove(ticket));
+        if let Waiter::Call { group, .. } = &waiter
+            && has_left
+            && is_cancelled
+        {
+            let kind = Some(request::Kind::Cancel(wire::Cancel {}));
+            // It cannot overtake what has left. One that is lost would have the node work for nobody, so it goes always; there
+            // are no more than calls.
+            self.batch.push_always(URGENT, *group, Request { id, kind, ..Request::default() });
+        }
         waiter
     }
 
     /// Ends a watch. Returns its reader, unless it had ended before; whether there is something to send is told by
     /// [`LinkEnd::is_idle`].
     pub fn close_watch(&mut self, group: GroupId, id: u64) -> Option<Waiter<C, F>> {
-        let waiter = self.waiting.remove(id)?;
+        let Waiting { waiter, ticket, .. } = self.waiting.remove(id)?;
         debug_assert!(matches!(waiter, Waiter::Watch { .. }), "a call is not closed, but given up");
         assert!(self.watches > 0, "every watch is counted");
         self.watches -= 1;
-        self.tell(group, id, request::Kind::WatchClose(WatchClose {}));
+        if ticket.is_none_or(|ticket| !self.batch.remove(ticket)) {
+            self.tell(group, id, request::Kind::WatchClose(WatchClose {}));
+        }
         Some(waiter)
     }
 
-    /// Takes back all calls to a group: its leader is elsewhere, and their outcome must be asked for there.
+    /// Takes back all calls to a group, as [`LinkEnd::give_up`] does one: its leader is elsewhere, and their outcome must be
+    /// asked for there.
     pub fn abandon(&mut self, abandoned: GroupId) -> Vec<Waiter<C, F>> {
-        let gone = self.waiting.remove_where(|waiter| match waiter {
+        let gone = self.waiting.remove_where(|waiting| match &waiting.waiter {
             Waiter::Call { group, .. } => *group == abandoned,
             Waiter::Watch { .. } | Waiter::Ping => false,
         });
         self.parts.forget(|id| self.waiting.get(id).is_some());
-        gone
+        gone.into_iter().map(|(id, waiting)| self.take_back(id, waiting)).collect()
     }
 
-    /// The oldest frame that waits.
+    /// The next frame of what waits.
     pub fn take_frame(&mut self) -> Option<GatewayFrame> {
         debug_assert!(self.node.is_some() || self.is_idle(), "nothing is said to nobody");
         self.batch.take()
@@ -242,13 +299,13 @@ impl<C, F> LinkEnd<C, F> {
 
     /// A response with this id has come. The time is asked for only if it matters.
     pub fn handle_response(&mut self, now: impl FnOnce() -> Instant, id: u64) -> Heard<'_, C, F> {
-        if matches!(self.waiting.get(id), Some(Waiter::Watch { .. })) {
-            return match self.waiting.get(id) {
+        if self.waiting.get(id).is_some_and(Waiting::is_watch) {
+            return match self.waiting.get(id).map(|waiting| &waiting.waiter) {
                 Some(Waiter::Watch { by }) => Heard::Watch(by),
                 Some(Waiter::Call { .. } | Waiter::Ping) | None => Heard::Nobody,
             };
         }
-        match self.waiting.remove(id) {
+        match self.waiting.remove(id).map(|waiting| waiting.waiter) {
             Some(Waiter::Call { by, .. }) => Heard::Answer(by),
             Some(Waiter::Ping) => Heard::Ping(self.health.handle_answered(now())),
             Some(Waiter::Watch { .. }) | None => Heard::Nobody,
@@ -269,12 +326,51 @@ impl<C, F> LinkEnd<C, F> {
         };
         let check = self.health.check(now, silent_for, expected);
         if check == Check::Ping {
-            let id = self.waiting.insert(Waiter::Ping);
-            let kind = request::Kind::Ping(Ping { figures: figures() });
-            self.batch.push_always(OF_THE_NODE, Request { id, kind: Some(kind) }, 0);
+            let id = self.waiting.insert(Waiting { waiter: Waiter::Ping, ticket: None, is_cancelled: false });
+            let kind = Some(request::Kind::Ping(Ping { figures: figures() }));
+            self.batch.push_always(URGENT, OF_THE_NODE, Request { id, kind, ..Request::default() });
             assert!(self.owed() > 0, "a ping is waited for");
         }
         check
+    }
+}
+
+impl<C, F> Waiting<C, F> {
+    fn is_watch(&self) -> bool {
+        matches!(self.waiter, Waiter::Watch { .. })
+    }
+}
+
+fn request(id: u64, kind: request::Kind, terms: Terms) -> Request {
+    let Terms { flow: Flow { priority, source: Source { user, connection } }, worth } = terms;
+    let priority = match priority {
+        Priority::Liveness => wire::Priority::Liveness,
+        Priority::Small => wire::Priority::Small,
+        Priority::Large => wire::Priority::Large,
+    };
+    // Rounded up, and never none: the gateway gives up before the node does.
+    let worth_ms = worth.map_or(0, |worth| u32::try_from(worth.as_millis() + 1).unwrap_or(u32::MAX));
+    Request { id, connection, user, priority: priority.into(), worth_ms, kind: Some(kind) }
+}
+
+/// Whether a node that has this is told when nobody waits for its answer. Not of a write, which is proposed as soon as it is
+/// taken up: its outcome belongs to the session, and is asked for under its number.
+fn can_be_taken_back(kind: &request::Kind) -> bool {
+    use request::Kind;
+    match kind {
+        Kind::Read(_) | Kind::KeepAlive(_) | Kind::Status(_) | Kind::WatchSync(_) => true,
+        Kind::Write(_)
+        | Kind::OpenSession(_)
+        | Kind::LeaderControl(_)
+        // Closed rather than taken back.
+        | Kind::WatchOpen(_)
+        // Answered at once, or not at all.
+        | Kind::NodeStatus(_)
+        | Kind::Gateways(_)
+        | Kind::Ping(_)
+        | Kind::WatchCredit(_)
+        | Kind::WatchClose(_)
+        | Kind::Cancel(_) => false,
     }
 }
 
@@ -291,9 +387,19 @@ mod tests {
         request::Kind::Status(Default::default())
     }
 
+    fn read() -> request::Kind {
+        request::Kind::Read(Default::default())
+    }
+
+    /// What the next frame holds for the group.
+    fn ids(link: &mut LinkEnd<char, char>) -> Vec<u64> {
+        let requests = link.take_frame().unwrap().groups.remove(0).requests;
+        requests.iter().map(|request| request.id).collect()
+    }
+
     fn up() -> LinkEnd<char, char> {
         let mut link = LinkEnd::default();
-        assert_eq!(link.call(GROUP, status(), 0, 'x'), Err(Unsent::Down));
+        assert_eq!(link.call(GROUP, status(), 0, Terms::default(), 'x'), Err(Unsent::Down));
         link.handle_up(NodeId(7));
         link
     }
@@ -301,7 +407,7 @@ mod tests {
     #[test]
     fn an_answer_is_given_once_and_a_watch_goes_on() {
         let mut link = up();
-        let call = link.call(GROUP, status(), 0, 'c').unwrap();
+        let call = link.call(GROUP, status(), 0, Terms::default(), 'c').unwrap();
         let watch = link.watch(GROUP, status(), 0, 'w').unwrap();
         assert_eq!(link.owed(), 1);
         let now = any_instant();
@@ -310,10 +416,46 @@ mod tests {
         assert_eq!(link.handle_response(|| now, watch), Heard::Watch(&'w'));
         assert_eq!(link.handle_response(|| now, watch), Heard::Watch(&'w'));
         assert_eq!(link.owed(), 0);
+        assert_eq!(ids(&mut link), [call, watch]);
         assert!(link.close_watch(GROUP, watch).is_some() && link.close_watch(GROUP, watch).is_none());
         assert_eq!(link.handle_response(|| now, watch), Heard::Nobody);
+        assert_eq!(ids(&mut link), [watch]);
+    }
+
+    #[test]
+    fn what_is_given_up_does_not_leave_and_the_node_drops_what_has_left() {
+        let mut link = up();
+        let calls: Vec<u64> =
+            (0..3000).map(|_| link.call(GROUP, read(), 0, Terms::default(), 'r').unwrap()).collect();
+        let unopened = link.watch(GROUP, status(), 0, 'w').unwrap();
+        for id in &calls[1..] {
+            assert!(link.give_up(*id).is_some() && link.give_up(*id).is_none());
+        }
+        assert!(link.close_watch(GROUP, unopened).is_some());
+        let write = request::Kind::Write(Default::default());
+        let write = link.call(GROUP, write, 0, Terms::default(), 'w').unwrap();
+        assert_eq!(ids(&mut link), [calls[0], write]);
+        for id in [calls[0], write] {
+            assert!(link.give_up(id).is_some());
+        }
+        let mut groups = link.take_frame().unwrap().groups;
+        let [cancel] = groups.remove(0).requests.try_into().unwrap();
+        assert_eq!((cancel.id, cancel.kind), (calls[0], Some(request::Kind::Cancel(wire::Cancel {}))));
+        assert!(link.is_idle() && link.owed() == 0);
+    }
+
+    #[test]
+    fn a_node_is_told_whose_a_request_is_and_for_how_long_it_is_worth_an_answer() {
+        let mut link = up();
+        let source = Source { user: 7, connection: 8 };
+        let flow = Flow { priority: Priority::Large, source };
+        let worth = Duration::from_micros(1500);
+        link.call(GROUP, read(), 0, Terms { flow, worth: Some(worth) }, 'r').unwrap();
+        link.call(GROUP, read(), 0, Terms { flow, worth: Some(Duration::ZERO) }, 'r').unwrap();
         let requests = link.take_frame().unwrap().groups.remove(0).requests;
-        assert_eq!(requests.iter().map(|request| request.id).collect::<Vec<_>>(), [call, watch, watch]);
+        let Request { user, connection, worth_ms, .. } = requests[0];
+        assert_eq!((user, connection, requests[0].priority()), (7, 8, wire::Priority::Large));
+        assert_eq!((worth_ms, requests[1].worth_ms), (2, 1), "none would be for ever");
     }
 
     #[test]
@@ -349,16 +491,16 @@ mod tests {
         let mut link = up();
         let mut watches = (0..=CALLS_MAX).map(|_| link.watch(GROUP, status(), 0, 'w'));
         assert!(watches.all(|watch| watch.is_ok()));
-        let mut calls = (0..CALLS_MAX).map(|_| link.call(GROUP, status(), 0, 'c'));
+        let mut calls = (0..CALLS_MAX).map(|_| link.call(GROUP, status(), 0, Terms::default(), 'c'));
         assert!(calls.all(|call| call.is_ok()));
-        assert_eq!(link.call(GROUP, status(), 0, 'c'), Err(Unsent::Full));
+        assert_eq!(link.call(GROUP, status(), 0, Terms::default(), 'c'), Err(Unsent::Full));
     }
 
     #[test]
     fn a_group_that_is_abandoned_gets_its_calls_back_and_nothing_else() {
         let mut link = up();
         for (group, by) in [(1, 'a'), (2, 'b'), (1, 'c')] {
-            link.call(GroupId(group), status(), 0, by).unwrap();
+            link.call(GroupId(group), status(), 0, Terms::default(), by).unwrap();
         }
         link.watch(GROUP, status(), 0, 'w').unwrap();
         let names = |waiters: Vec<Waiter<char, char>>| -> String {

@@ -47,6 +47,11 @@ impl<T> Slots<T> {
         if u64::from(slot.uses) == id >> 32 { slot.content.as_ref() } else { None }
     }
 
+    pub(super) fn get_mut(&mut self, id: u64) -> Option<&mut T> {
+        let slot = self.slots.get_mut(id as u32 as usize)?;
+        if u64::from(slot.uses) == id >> 32 { slot.content.as_mut() } else { None }
+    }
+
     pub(super) fn remove(&mut self, id: u64) -> Option<T> {
         let index = id as u32;
         let slot = self.slots.get_mut(index as usize)?;
@@ -59,12 +64,13 @@ impl<T> Slots<T> {
         Some(content)
     }
 
-    /// Takes out all for which `leaves` holds.
-    pub(super) fn remove_where(&mut self, leaves: impl Fn(&T) -> bool) -> Vec<T> {
+    /// Takes out all for which `leaves` holds, with their ids.
+    pub(super) fn remove_where(&mut self, leaves: impl Fn(&T) -> bool) -> Vec<(u64, T)> {
         let mut gone = Vec::new();
         for (index, slot) in self.slots.iter_mut().enumerate() {
             if slot.content.as_ref().is_some_and(&leaves) {
-                gone.extend(slot.content.take());
+                let id = u64::from(slot.uses) << 32 | index as u64;
+                gone.extend(slot.content.take().map(|content| (id, content)));
                 self.free.push(index as u32);
             }
         }
@@ -97,7 +103,9 @@ mod tests {
     fn many_leave_at_once() {
         let mut slots = Slots::new();
         let ids: Vec<u64> = (0..10).map(|number| slots.insert(number)).collect();
-        assert_eq!(slots.remove_where(|number| number % 2 == 0), [0, 2, 4, 6, 8]);
+        let gone = slots.remove_where(|number| number % 2 == 0);
+        assert!(gone.iter().map(|(_, number)| *number).eq([0, 2, 4, 6, 8]));
+        assert!(gone.iter().all(|(id, number)| *id == ids[*number as usize]));
         assert_eq!(slots.len(), 5);
         assert_eq!(slots.get(ids[3]), Some(&3));
         assert_eq!(slots.get(ids[4]), None);

@@ -12,6 +12,7 @@ use crate::metrics::Family;
 pub(super) struct CarrierMetrics {
     pub(super) links: LinkMetrics,
     pub(super) retries: Retries,
+    pub(super) dropped: Dropped,
 }
 
 impl CarrierMetrics {
@@ -19,6 +20,7 @@ impl CarrierMetrics {
         let links = &self.links;
         vec![
             Box::new(self.retries.all.clone()),
+            Box::new(self.dropped.all.clone()),
             Box::new(links.losses.clone()),
             Box::new(links.sent_bytes.clone()),
             Box::new(links.received_bytes.clone()),
@@ -33,6 +35,27 @@ impl CarrierMetrics {
                 &links.frame_wait,
             )),
         ]
+    }
+}
+
+/// Requests that ended before they were answered.
+#[derive(Clone, Debug)]
+pub(super) struct Dropped {
+    all: IntCounterVec,
+    /// Their time has passed.
+    pub(super) deadline: IntCounter,
+    /// Their client has taken them back, or gone away.
+    pub(super) gone: IntCounter,
+}
+
+impl Default for Dropped {
+    fn default() -> Dropped {
+        let help = "Requests that ended before they were answered: their time had passed (`deadline`), or their client took \
+                    them back or went away (`gone`).";
+        let all = IntCounterVec::new(Opts::new("gaios_gateway_requests_dropped_total", help), &["reason"]);
+        let all = all.expect("the name is well formed");
+        let of = |reason: &str| all.with_label_values(&[reason]);
+        Dropped { deadline: of("deadline"), gone: of("gone"), all }
     }
 }
 

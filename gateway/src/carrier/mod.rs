@@ -269,7 +269,7 @@ impl Shared {
         let mut groups = self.groups.load().as_ref().clone();
         for id in topology.groups() {
             if groups.iter().all(|group| group.id() != id) {
-                let group = Arc::new(Group::new(id, self.metrics.retries.clone(), self.feeds.clone()));
+                let group = Arc::new(Group::new(id, &self.metrics, self.feeds.clone()));
                 let (shared, kept) = (Arc::clone(self), Arc::clone(&group));
                 tokio::spawn(async move { kept.run(&shared).await });
                 groups.push(group);

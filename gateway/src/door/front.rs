@@ -71,7 +71,7 @@ impl<D: Domain> Clone for Front<D> {
 
 impl<D: Domain> Front<D> {
     pub(crate) fn new(door: Arc<Door<D>>) -> Front<D> {
-        let nobody = Identity { address: None, common_name: None, permissions: Permissions::All };
+        let nobody = Identity { address: None, common_name: None, permissions: Permissions::All, user: 0 };
         Front { services: Arc::new(Services::new(door, nobody)), port: Port::Clients, from: None }
     }
 

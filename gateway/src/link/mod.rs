@@ -22,7 +22,7 @@ use api::gaios::link::v1::{self as wire, request, response};
 use arc_swap::ArcSwapOption;
 use bytes::{BufMut, Bytes, BytesMut};
 use gateway_core::asks::unasked;
-use gateway_core::link::{Ask, BrokenParts, Heard, LinkEnd, LinkId, Lost, Waiter, node, sort};
+use gateway_core::link::{Ask, BrokenParts, Heard, LinkEnd, LinkId, Lost, Terms, Waiter, node, sort};
 use gateway_core::nearest::Place;
 use gateway_core::silence::{Check, patience};
 use gateway_core::{Attempted, FeedId, GroupId, NodeId, Numbered, Quiet, Unsent, Watch};
@@ -216,9 +216,10 @@ impl Link {
         group: GroupId,
         kind: request::Kind,
         bytes: usize,
+        terms: Terms,
     ) -> Result<Call, Unsent> {
         let (answer, receiver) = oneshot::channel();
-        let (_, id) = self.submit(|end| end.call(group, kind, bytes, Caller::One(answer)))?;
+        let (_, id) = self.submit(|end| end.call(group, kind, bytes, terms, Caller::One(answer)))?;
         Ok(Call { link: Arc::clone(self), id, receiver, done: false })
     }
 
@@ -242,7 +243,9 @@ impl Link {
         question: u64,
     ) -> Result<(), Unsent> {
         let (kind, bytes) = ask.request(None);
-        self.submit(|end| end.call(group, kind, bytes, Caller::Feeds { group, question })).map(|_| ())
+        // In order with what is said about watches.
+        let (terms, caller) = (Terms::default(), Caller::Feeds { group, question });
+        self.submit(|end| end.call(group, kind, bytes, terms, caller)).map(|_| ())
     }
 
     /// Allows a watch more bytes of events.
@@ -252,23 +255,35 @@ impl Link {
 
     /// Ends a watch.
     pub(crate) fn close_watch(&self, group: GroupId, watch: Watch) {
-        if self.state.lock().end.close_watch(group, watch.id).is_some() {
-            self.filled.notify_one();
-        }
+        self.take_back(|end| end.close_watch(group, watch.id));
     }
 
     /// Takes back all calls to a group: its leader is elsewhere, and their outcome must be asked for there.
     pub(crate) fn abandon(&self, group: GroupId) {
-        let mut state = self.state.lock();
-        let (link, gone) = (state.id, state.end.abandon(group));
-        let node = state.end.node();
-        drop(state);
+        let (node, gone) = self.take_back(|end| (end.node(), end.abandon(group)));
+        let link = self.state.lock().id;
         for waiter in gone {
             if let (Waiter::Call { by: Caller::Feeds { group, question }, .. }, Some(node)) = (waiter, node) {
                 let answer = Err(Lost);
                 let _ = self.feeds.send(FeedEvent::Answer { link, node, group, question, answer });
             }
         }
+    }
+
+    /// Takes something back; if the node has to be told, that leaves.
+    fn take_back<T>(&self, take: impl FnOnce(&mut End) -> T) -> T {
+        let mut state = self.state.lock();
+        let was_idle = state.end.is_idle();
+        let taken = take(&mut state.end);
+        let is_begun = was_idle && !state.end.is_idle();
+        if is_begun {
+            state.open_since = Some(Instant::now());
+        }
+        drop(state);
+        if is_begun {
+            self.filled.notify_one();
+        }
+        taken
     }
 
     /// Returns the connection that takes it, and its number there.
@@ -357,7 +372,7 @@ impl Link {
         error
     }
 
-    /// The oldest frame that waits.
+    /// The next frame of what waits.
     fn take_frame(&self) -> Option<wire::GatewayFrame> {
         let mut state = self.state.lock();
         let frame = state.end.take_frame()?;
@@ -531,8 +546,7 @@ impl Future for Call {
 impl Drop for Call {
     fn drop(&mut self) {
         if !self.done {
-            let waiter = self.link.state.lock().end.give_up(self.id);
-            drop(waiter);
+            drop(self.link.take_back(|end| end.give_up(self.id)));
         }
     }
 }
@@ -545,7 +559,7 @@ pub(crate) async fn attempt<A: Ask>(
     numbered: Option<Numbered>,
 ) -> Attempted<A::Answer> {
     let (request, bytes) = ask.request(numbered);
-    match link.call(group, request, bytes) {
+    match link.call(group, request, bytes, Terms::default()) {
         Ok(call) => sort(ask, call.await),
         Err(unsent) => Attempted::Unsent(unsent),
     }

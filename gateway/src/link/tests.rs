@@ -156,7 +156,7 @@ async fn no_request_is_forgotten_when_a_relay_is_left() {
                 while !enough.is_cancelled() {
                     let command = Bytes::from_static(&[7; 3000]);
                     let kind = request::Kind::Write(wire::Write { command, ..Default::default() });
-                    match link.call(GroupId(1), kind, 3000) {
+                    match link.call(GroupId(1), kind, 3000, Terms::default()) {
                         Ok(call) => drop(call.await),
                         Err(_) => tokio::task::yield_now().await,
                     }

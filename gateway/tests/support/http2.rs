@@ -16,6 +16,7 @@ const WINDOW_UPDATE: u8 = 8;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
+const CANCEL: u32 = 8;
 
 /// What a client sends.
 pub(crate) struct Sender {
@@ -89,6 +90,11 @@ impl Sender {
 
     pub(crate) fn end(&mut self, stream: u32) {
         self.frame(DATA, END_STREAM, stream, &[]);
+    }
+
+    /// Takes a call back.
+    pub(crate) fn reset(&mut self, stream: u32) {
+        self.frame(RESET, 0, stream, &CANCEL.to_be_bytes());
     }
 
     /// Sends what was said.

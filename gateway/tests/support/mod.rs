@@ -7,7 +7,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,6 +65,8 @@ pub(crate) struct Faults {
     pub(crate) muted: Vec<u32>,
     /// So many writes are refused as too many.
     pub(crate) overloaded: u32,
+    /// Reads are not answered, and wait until they are taken back.
+    pub(crate) reads_held: bool,
     /// Leaders name nobody when they refuse.
     pub(crate) no_hints: bool,
     /// This node names only itself as the group's replica.
@@ -81,6 +83,8 @@ struct Core {
     term: u64,
     leader: u32,
     watches: BTreeMap<(u64, u64), Watch>,
+    /// Reads that are not answered.
+    held: BTreeSet<(u64, u64)>,
     next_link: u64,
     /// Requests and links seen, by kind.
     seen: BTreeMap<String, u64>,
@@ -117,6 +121,7 @@ impl TestCluster {
             term: 2,
             leader: 1,
             watches: BTreeMap::new(),
+            held: BTreeSet::new(),
             next_link: 1,
             seen: BTreeMap::new(),
             changed: watch::Sender::new(0),
@@ -236,6 +241,11 @@ impl TestCluster {
     /// How many requests of a kind, or links, all nodes have seen.
     pub(crate) fn seen(&self, kind: &str) -> u64 {
         self.core.lock().seen.get(kind).copied().unwrap_or(0)
+    }
+
+    /// How many reads the nodes hold.
+    pub(crate) fn held(&self) -> usize {
+        self.core.lock().held.len()
     }
 
     /// How many watches the nodes hold.
@@ -607,6 +617,12 @@ impl Serving {
                 }
                 core.respond(out, id, response::Kind::Reply(encoded(&outcome)));
             }
+            request::Kind::Read(_) if self.faults.lock().reads_held => {
+                core.held.insert((link, id));
+            }
+            request::Kind::Cancel(_) => {
+                core.held.remove(&(link, id));
+            }
             request::Kind::Read(read) => {
                 core.saw(&format!("read {}", self.node));
                 let query = Query::decode(read.query).unwrap();
@@ -719,6 +735,7 @@ impl Drop for Goodbye {
     fn drop(&mut self) {
         let mut core = self.core.lock();
         core.watches.retain(|(link, _), _| *link != self.link);
+        core.held.retain(|(link, _)| *link != self.link);
         core.changed.send_modify(|changes| *changes += 1);
     }
 }
@@ -738,6 +755,7 @@ fn name(kind: &request::Kind) -> &'static str {
         request::Kind::Gateways(_) => "gateways",
         request::Kind::LeaderControl(_) => "leader_control",
         request::Kind::Ping(_) => "ping",
+        request::Kind::Cancel(_) => "cancel",
     }
 }
 

@@ -54,6 +54,9 @@ impl Replica {
 
     /// Nobody waits for an answer any more. A write goes on: it is proposed.
     fn cancel(&mut self, waiter: Waiter) {
+        if mutant!(self.settings.broken, CancelIgnored) {
+            return;
+        }
         let was_there = self.queries.cancel(waiter)
             || self.clients.cancel(waiter)
             || self.seekers.cancel(waiter)

@@ -18,7 +18,10 @@ use crate::testing::{PATIENCE, one_of, options};
 
 /// A request as its gateway would send it.
 fn request(link: &Arc<Link>, id: u64, kind: RequestKind) -> GroupEvent {
-    GroupEvent::Requests { link: Arc::clone(link), requests: vec![wire::Request { id, kind: Some(kind) }] }
+    GroupEvent::Requests {
+        link: Arc::clone(link),
+        requests: vec![wire::Request { id, kind: Some(kind), ..Default::default() }],
+    }
 }
 
 fn open_session() -> RequestKind {

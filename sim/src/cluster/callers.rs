@@ -1,10 +1,10 @@
 //! Clients that speak to gateways. Each asks for one thing at a time, goes on at another gateway when its own is gone, and
 //! remembers what it was told, to be compared with what the log says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use gateway_core::Failure;
+use gateway_core::{Failure, Flow, Priority, Source};
 use keyspace::{
     Compare, CompareResult, CompareTarget, DeleteRange, KeyRange, LeaseId, Op, Put, Query, RangeRequest,
     Reply, SessionId, Txn, TxnOp,
@@ -37,6 +37,8 @@ pub(crate) struct Callers {
     /// What callers saw of registers, for each group.
     pub(crate) histories: BTreeMap<usize, Vec<Operation<RegisterInput, RegisterOutput>>>,
     pub(crate) answered: u64,
+    /// Operations that ended without an answer: their gateway is gone, or they were given up.
+    lost: BTreeSet<u64>,
 }
 
 #[derive(Debug)]
@@ -120,13 +122,20 @@ impl Callers {
         trace!(env, "caller {number} asks gateway {} g{group} #{operation}: {what:?}", caller.gateway);
         let committed = env.truths[group].revision();
         let timeout = if caller.probe.is_some() { SECOND } else { env.rng.range(SECOND, 7 * SECOND) };
-        let call = Call { caller: number, operation, group, what: what.clone(), timeout };
+        let flow = some_flow(env);
+        let call = Call { caller: number, operation, group, what: what.clone(), flow, timeout };
         caller.current = Some(Current { operation, group, what, called: env.now, committed, register });
         let (gateway, delay) = (caller.gateway, env.rng.around(100_000));
         env.after(delay, Event::ToGateway { gateway, event: Box::new(GatewayEvent::Call(call)) });
+        if self.callers[number].probe.is_none() && env.rng.below(5) == 0 {
+            let patience = if env.rng.flip() { 20 * MILLI } else { SECOND };
+            let delay = delay + env.rng.below(patience);
+            let event = Box::new(GatewayEvent::GiveUp { caller: number, operation });
+            env.after(delay, Event::ToGateway { gateway, event });
+        }
     }
 
-    /// The gateway answers, or is gone. `numbers`: what a write was sent under.
+    /// The gateway answers, or is gone, or has taken the request back. `numbers`: what a write was sent under.
     pub(crate) fn on_answer(
         &mut self,
         env: &mut Env,
@@ -135,10 +144,16 @@ impl Callers {
         result: Option<Result<Granted, Failure>>,
         numbers: Vec<SentUnder>,
     ) {
+        if self.lost.contains(&operation) {
+            env.fail("calls", format!("#{operation} was given up or lost, and is told {result:?}"));
+        }
         let caller = &mut self.callers[number];
         let Some(current) = caller.current.take_if(|current| current.operation == operation) else { return };
         let group = current.group;
         trace!(env, "caller {number} #{operation} is told {result:?} under {numbers:?}");
+        if result.is_none() {
+            self.lost.insert(operation);
+        }
         if result.is_none() || env.rng.below(12) == 0 {
             // It goes on elsewhere, where nobody knows what it has seen.
             caller.gateway = env.rng.index(env.profile.gateways);
@@ -230,6 +245,12 @@ impl Callers {
             }
         }
     }
+}
+
+/// Somebody's, and somehow urgent, whatever is asked for.
+fn some_flow(env: &mut Env) -> Flow {
+    let source = Source { user: env.rng.below(3), connection: env.rng.below(6) };
+    Flow { priority: env.rng.pick(&Priority::ALL), source }
 }
 
 /// What an error says of a write.

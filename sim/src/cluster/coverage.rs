@@ -75,6 +75,10 @@ marks! {
     TooManyWait,
     /// A request through a gateway took too long.
     CallTimedOut,
+    /// A client gave up a request.
+    CallGivenUp,
+    /// A node dropped a request that its gateway had taken back.
+    RequestCancelled,
     /// A client of a gateway read at the leader.
     ReadByGateway,
     /// A client of a gateway read at the nearest replica.

@@ -6,9 +6,8 @@ use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::response::Kind;
 use bytes::Bytes;
 use consensus_core::{LivenessMessage, Message, NodeId, Slot};
-use gateway_core::Failure;
-use gateway_core::Kept;
 use gateway_core::watch::{Create, Frame};
+use gateway_core::{Failure, Flow, Kept};
 use group_core::{Progress, ToPeer};
 use keyspace::{Op, Query, SessionId};
 
@@ -279,6 +278,11 @@ pub(crate) enum GatewayEvent {
     /// It is time to look at the health of links.
     Health,
     Call(Call),
+    /// A client waits no more for the answer to its request.
+    GiveUp {
+        caller: usize,
+        operation: u64,
+    },
     Stream(ToStream),
 }
 
@@ -302,6 +306,8 @@ pub(crate) struct Call {
     /// Whose keys it concerns.
     pub(crate) group: usize,
     pub(crate) what: What,
+    /// Whose it is, and how urgent.
+    pub(crate) flow: Flow,
     /// Until it is given up.
     pub(crate) timeout: Time,
 }

@@ -703,6 +703,9 @@ impl World {
             if applied != truth.commit() {
                 return Some(format!("node {} has applied {applied:?} of {:?}", member + 1, truth.commit()));
             }
+            if task.replica.has_waiting() {
+                return Some(format!("node {} holds a request that is not answered", member + 1));
+            }
             leaders += usize::from(task.replica.engine().status().role == Role::Leader);
         }
         if leaders != 1 {

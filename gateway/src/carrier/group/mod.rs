@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use gateway_core::asks::{KeepAlive, KeptAlive, Read, Write};
-use gateway_core::link::{Ask, sort};
+use gateway_core::link::{Ask, Terms, sort};
 use gateway_core::{
     Attempted, Drive, DriveStep, Failure, GroupId, GroupState, Learned, NodeId, Reach, ReadAt, Request,
     Sending, Shell,
@@ -22,7 +22,7 @@ use tokio::time::timeout_at;
 
 use super::asks;
 use super::links::Links;
-use super::metrics::Retries;
+use super::metrics::{CarrierMetrics, Dropped, Retries};
 use super::{Counted, Shared, now};
 use crate::context::RequestContext;
 use crate::domain::{Answer, Consistency, DomainStatus, Kept, KnownGateways};
@@ -54,12 +54,17 @@ pub(crate) struct Group {
     led: AtomicBool,
     renewals: mpsc::UnboundedSender<Renewal>,
     retries: Retries,
+    dropped: Dropped,
     /// For the one who carries them out, who takes it when it starts.
     renewals_end: Mutex<Option<mpsc::UnboundedReceiver<Renewal>>>,
 }
 
 impl Group {
-    pub(super) fn new(id: GroupId, retries: Retries, feeds: mpsc::UnboundedSender<FeedEvent>) -> Group {
+    pub(super) fn new(
+        id: GroupId,
+        metrics: &CarrierMetrics,
+        feeds: mpsc::UnboundedSender<FeedEvent>,
+    ) -> Group {
         let (renewals, renewals_end) = mpsc::unbounded_channel();
         Group {
             id,
@@ -72,7 +77,8 @@ impl Group {
             waiting: AtomicUsize::new(0),
             led: AtomicBool::new(false),
             renewals,
-            retries,
+            retries: metrics.retries.clone(),
+            dropped: metrics.dropped.clone(),
             renewals_end: Mutex::new(Some(renewals_end)),
         }
     }
@@ -194,16 +200,25 @@ impl Group {
         ask: A,
     ) -> Result<A::Answer, Failure> {
         let reach = Reached::new(shared, self, &request);
-        let mut driven = Driven { group: self, drive: Drive::new(request, ask, context.deadline) };
-        let answer =
-            timeout_at(context.deadline.at().into(), self.drive_on(shared, &mut driven.drive, reach)).await;
-        answer.unwrap_or_else(|_| Err(driven.drive.deadline_passed()))
+        let drive = Drive::new(request, ask, context.deadline);
+        let mut driven = Driven { group: self, drive, is_over: false };
+        let answer = timeout_at(
+            context.deadline.at().into(),
+            self.drive_on(shared, context, &mut driven.drive, reach),
+        )
+        .await;
+        driven.is_over = true;
+        answer.unwrap_or_else(|_| {
+            self.dropped.deadline.inc();
+            Err(driven.drive.deadline_passed())
+        })
     }
 
     /// Does what the drive says, one thing after the other.
     async fn drive_on<A: Ask>(
         &self,
         shared: &Shared,
+        context: &RequestContext,
         drive: &mut Drive<A>,
         reach: Reached<'_>,
     ) -> Result<A::Answer, Failure> {
@@ -213,7 +228,9 @@ impl Group {
             match drive.poll(now, || self.state(), &reach) {
                 DriveStep::Send(Sending { node, link, kind, bytes, .. }) => {
                     waiting = None;
-                    let attempted = match link.call(self.id, kind, bytes) {
+                    let worth = context.deadline.at().saturating_duration_since(now());
+                    let terms = Terms { flow: context.flow(), worth: Some(worth) };
+                    let attempted = match link.call(self.id, kind, bytes, terms) {
                         Ok(call) => {
                             let _stage = journey::at_node(node);
                             tokio::select! {
@@ -314,10 +331,15 @@ impl Waiting<'_> {
 struct Driven<'a, A: Ask> {
     group: &'a Group,
     drive: Drive<A>,
+    /// It was answered, or its time has passed.
+    is_over: bool,
 }
 
 impl<A: Ask> Drop for Driven<'_, A> {
     fn drop(&mut self) {
+        if !self.is_over {
+            self.group.dropped.gone.inc();
+        }
         self.drive.end(&mut OfGroup { group: self.group, links: None });
     }
 }

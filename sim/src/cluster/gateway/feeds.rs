@@ -8,7 +8,7 @@ use std::rc::Rc;
 use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::request::Kind;
 use gateway_core::asks::{self, Sync as SyncAsk, Unasked};
-use gateway_core::link::{Ask, LinkId, Lost, sort};
+use gateway_core::link::{Ask, LinkId, Lost, Terms, sort};
 use gateway_core::watch::{Feed, FeedState, Feeds, OPENING, Pace};
 use gateway_core::{
     Act, Attempted, Concern, Failure, FeedId, FeedItem, FeedSpec, Frame, GroupId, Groups, NodeId, Reach,
@@ -340,7 +340,7 @@ impl Gateway {
                 let Some(end) = self.ends.get_mut(&link) else {
                     return env.fail("links", format!("connection {link} is not there"));
                 };
-                if let Err(unsent) = end.end.call(of, kind, bytes, caller) {
+                if let Err(unsent) = end.end.call(of, kind, bytes, Terms::default(), caller) {
                     let random = || env.rng.next() as u32;
                     upstreams.handle_synced(now, connection, of, question, Attempted::Unsent(unsent), random);
                 }

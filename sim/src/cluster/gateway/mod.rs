@@ -280,6 +280,7 @@ impl Gateway {
             GatewayEvent::Wake => self.wake_at = Time::MAX,
             GatewayEvent::Health => self.look_at_health(env),
             GatewayEvent::Call(call) => self.begin(env, call),
+            GatewayEvent::GiveUp { caller, operation } => self.give_up(env, caller, operation),
             GatewayEvent::Stream(to) => self.handle_stream(env, to),
         }
         self.settle(env);

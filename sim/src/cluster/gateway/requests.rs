@@ -7,11 +7,12 @@ use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::response::Kind;
 use bytes::BytesMut;
 use gateway_core::asks::{Decided, KeepAlive, KeptAlive, Read, Write};
-use gateway_core::link::{Ask, Lost, sort};
+use gateway_core::link::{Ask, Lost, Terms, sort};
 use gateway_core::silence::patience;
 use gateway_core::{
-    Answer, Attempted, Batch, Concern, Deadline, Drive, DriveStep, Failure, GroupId, GroupState, Learned,
-    NodeId, Numbered, Pause, Phase, ReadAt, Renewals, Request, Routed, Sending, Shell, learn,
+    Answer, Attempted, Batch, Concern, Deadline, Drive, DriveStep, Failure, Flow, GroupId, GroupState,
+    Learned, NodeId, Numbered, Pause, Phase, Priority, ReadAt, Renewals, Request, Routed, Sending, Shell,
+    learn,
 };
 use keyspace::{LeaseId, Revision, Route};
 
@@ -336,7 +337,13 @@ impl Gateway {
         let Some(end) = self.ends.get_mut(&link) else {
             return env.fail("links", format!("connection {link} is not there"));
         };
-        match end.end.call(GroupId(group as u64), kind, bytes, caller) {
+        let flow = match &driven.of {
+            Of::Caller(call) => call.flow,
+            Of::Renewals(_) => Flow { priority: Priority::Liveness, ..Flow::default() },
+        };
+        let worth = driven.drive.deadline().saturating_duration_since(env.instant());
+        let terms = Terms { flow, worth: Some(worth) };
+        match end.end.call(GroupId(group as u64), kind, bytes, terms, caller) {
             Ok(id) => {
                 let sent = Sent { link, id, since: env.now, was_applied };
                 trace!(env, "gateway {} sends #{} to n{}: {sent:?}", self.index, driven.operation(), node.0);
@@ -468,14 +475,39 @@ impl Gateway {
                 self.ready.push_back(number);
                 continue;
             }
-            if let Some(Sent { link, id, .. }) = driven.sent.take()
-                && let Some(end) = self.ends.get_mut(&link)
-            {
-                end.end.give_up(id);
-            }
+            self.take_back(env, &mut driven);
             env.mark(Mark::CallTimedOut);
             let failure = driven.drive.deadline_passed();
             self.finish(env, driven, Err(failure));
+        }
+    }
+
+    /// A client waits no more.
+    pub(super) fn give_up(&mut self, env: &mut Env, caller: usize, operation: u64) {
+        let is_it = |call: &Call| call.caller == caller && call.operation == operation;
+        for group in &mut self.groups {
+            for renewing in group.renewals.give_up(|renewing| is_it(&renewing.call)) {
+                renewing.lost(env);
+            }
+        }
+        let is_of_it = |driven: &Driven| matches!(&driven.of, Of::Caller(call) if is_it(call));
+        let number = self.requests.iter().find(|(_, driven)| is_of_it(driven)).map(|(number, _)| *number);
+        let Some(mut driven) = number.and_then(|number| self.requests.remove(&number)) else { return };
+        trace!(env, "gateway {} #{operation} is given up", self.index);
+        env.mark(Mark::CallGivenUp);
+        self.take_back(env, &mut driven);
+        let (now, group) = (env.instant(), driven.group);
+        driven.drive.end(&mut OfGroup { gateway: self, now, group });
+        driven.lost(env);
+    }
+
+    /// Nobody waits for what was sent.
+    fn take_back(&mut self, env: &mut Env, driven: &mut Driven) {
+        if let Some(Sent { link, id, .. }) = driven.sent.take()
+            && let Some(end) = self.ends.get_mut(&link)
+        {
+            end.end.give_up(id);
+            self.flush_soon(env, link);
         }
     }
 
@@ -492,6 +524,7 @@ impl Gateway {
         }
         for (number, link, id) in left {
             if self.ends.get_mut(&link).and_then(|end| end.end.give_up(id)).is_some() {
+                self.flush_soon(env, link);
                 self.handle_answered(env, number, Err(Lost));
             }
         }

@@ -2,7 +2,7 @@
 
 use api::gaios::link::v1 as wire;
 use gateway_core::asks::{OpenSession, WhoLeads};
-use gateway_core::link::{Ask, Lost, sort};
+use gateway_core::link::{Ask, Lost, Terms, sort};
 use gateway_core::{Attempted, GroupId, NodeId, TrackerStep};
 
 use super::{Caller, Gateway};
@@ -45,8 +45,10 @@ impl Gateway {
                 TrackerStep::Abandon { node, link } => {
                     trace!(env, "gateway {} g{group}: another than n{} leads", self.index, node.0);
                     env.mark(Mark::CallsTakenBack);
-                    let end = link.and_then(|link| self.ends.get_mut(&link));
+                    let Some(link) = link else { continue };
+                    let end = self.ends.get_mut(&link);
                     let waiters = end.map_or_else(Vec::new, |end| end.end.abandon(GroupId(group as u64)));
+                    self.flush_soon(env, link);
                     for waiter in waiters {
                         self.lost(env, waiter);
                     }
@@ -63,8 +65,10 @@ impl Gateway {
     /// Puts a question on a link. Returns whether it took it.
     fn ask(&mut self, env: &mut Env, link: u64, group: usize, ask: &mut impl Ask, caller: Caller) -> bool {
         let (kind, bytes) = ask.request(None);
-        let sent =
-            self.ends.get_mut(&link).map(|end| end.end.call(GroupId(group as u64), kind, bytes, caller));
+        let sent = self
+            .ends
+            .get_mut(&link)
+            .map(|end| end.end.call(GroupId(group as u64), kind, bytes, Terms::default(), caller));
         self.flush_soon(env, link);
         matches!(sent, Some(Ok(_)))
     }

@@ -46,8 +46,10 @@ impl Process {
         if self.tasks.get(group).is_some_and(Option::is_some) || self.stateless.contains_key(&group) {
             self.input(node, env, group, Input::Gateway { link, requests });
         } else {
-            let refuse = |request: wire::Request| refusal(request.id, 0, Why::NoGroup, None);
-            env.send_to_gateway(connection, requests.into_iter().map(refuse).collect());
+            let asked =
+                requests.iter().filter(|request| !matches!(request.kind, Some(RequestKind::Cancel(_))));
+            let refusals = asked.map(|request| refusal(request.id, 0, Why::NoGroup, None));
+            env.send_to_gateway(connection, refusals.collect());
         }
     }
     /// Sends an answer in parts, between which others leave.

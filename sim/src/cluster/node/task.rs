@@ -1,7 +1,7 @@
 //! A group's task on a node: it does round the real [`Replica`] what a real node's task does, in the same order, with a
 //! simulated disk and network, and looks at what comes of it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::refused::Why;
@@ -78,6 +78,9 @@ pub(crate) struct Task {
     last_request: u64,
     /// Reads and keep-alives of gateways that are not answered.
     asked_by_gateways: BTreeMap<(LinkId, u64), AskedByGateway>,
+    /// What gateways have taken back, in this turn and before.
+    cancelling: Vec<(LinkId, u64)>,
+    cancelled: BTreeSet<(LinkId, u64)>,
     /// What the last turn showed.
     promised: Ballot,
 }
@@ -146,7 +149,7 @@ fn watcher_of(link: LinkId) -> Option<(usize, u32)> {
 }
 
 fn watch_event(link: LinkId, call: WatchCall) -> Event {
-    let request = |id, kind| wire::Request { id, kind: Some(kind) };
+    let request = |id, kind| wire::Request { id, kind: Some(kind), ..Default::default() };
     let requests = match call {
         WatchCall::Gone => return Event::LinkClosed(link),
         WatchCall::Open { watch, quiet } => vec![
@@ -204,6 +207,8 @@ impl Task {
             asked: BTreeMap::new(),
             last_request: 0,
             asked_by_gateways: BTreeMap::new(),
+            cancelling: Vec::new(),
+            cancelled: BTreeSet::new(),
         }
     }
 
@@ -340,7 +345,8 @@ impl Task {
             }
             Input::Transfer { to } => {
                 let control = wire::LeaderControl { move_to: to.0, ..Default::default() };
-                let request = wire::Request { id: 0, kind: Some(RequestKind::LeaderControl(control)) };
+                let request =
+                    wire::Request { kind: Some(RequestKind::LeaderControl(control)), ..Default::default() };
                 Event::Requests { link: OPERATOR, requests: vec![request] }
             }
         };
@@ -350,7 +356,11 @@ impl Task {
         {
             env.mark(Mark::SnapshotInstalled);
         }
+        let cancelled = self.replica.counters().cancelled;
         self.replica.step(&sight(moment.now, &process.liveness, process.full), event);
+        if self.replica.counters().cancelled > cancelled {
+            env.mark(Mark::RequestCancelled);
+        }
         self.replica.engine().check_invariants();
     }
 
@@ -393,7 +403,7 @@ impl Task {
         let Moment { at, committed, .. } = moment;
         self.asked.insert(id, Asked { request, committed, at, leased });
         let link = LinkId(u64::from(request.client) + 1);
-        Event::Requests { link, requests: vec![wire::Request { id, kind: Some(kind) }] }
+        Event::Requests { link, requests: vec![wire::Request { id, kind: Some(kind), ..Default::default() }] }
     }
 
     /// Does what the replica wants done.
@@ -488,6 +498,11 @@ impl Task {
             let at_leader = match &request.kind {
                 Some(RequestKind::Read(read)) => !read.serializable,
                 Some(RequestKind::KeepAlive(_)) => true,
+                Some(RequestKind::Cancel(_)) => {
+                    self.asked_by_gateways.remove(&(link, request.id));
+                    self.cancelling.push((link, request.id));
+                    continue;
+                }
                 Some(
                     RequestKind::Write(_)
                     | RequestKind::OpenSession(_)
@@ -511,6 +526,13 @@ impl Task {
     /// How a gateway is answered.
     fn check_answers(&mut self, node: &Node, env: &mut Env, link: LinkId, responses: &[wire::Response]) {
         for response in responses {
+            if self.cancelled.contains(&(link, response.id)) {
+                let who = node.index + 1;
+                env.fail(
+                    "cancel",
+                    format!("node {who} answers {} on {link:?}, which was taken back", response.id),
+                );
+            }
             let Some(asked) = self.asked_by_gateways.remove(&(link, response.id)) else { continue };
             let AskedByGateway { at_leader, committed, at, leased } = asked;
             if let Some(Kind::KeptAlive(kept)) = &response.kind {
@@ -765,6 +787,8 @@ impl Task {
 
     /// What must hold between turns.
     fn check(&mut self, process: &Process, node: &Node, env: &mut Env) {
+        // What was answered before it was taken back has left by now.
+        self.cancelled.extend(self.cancelling.drain(..));
         let who = node.index + 1;
         let group = self.group;
         let status = self.replica.engine().status();
