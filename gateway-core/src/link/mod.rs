@@ -202,6 +202,7 @@ impl<C, F> LinkEnd<C, F> {
             Ok(ticket) => {
                 let waiting = self.waiting.get_mut(id).expect("it was inserted above");
                 waiting.ticket = Some(ticket);
+                assert_eq!(ticket.flow(), terms.flow, "it waits among its own");
                 Ok(id)
             }
             Err(Full) => {
@@ -229,11 +230,14 @@ impl<C, F> LinkEnd<C, F> {
             !matches!(waiting.waiter, Waiter::Watch { .. }),
             "a watch is closed, so that the node hears of it"
         );
-        Some(self.take_back(id, waiting))
+        let waiter = self.take_back(id, waiting);
+        debug_assert!(self.waiting.get(id).is_none(), "nobody waits for what is given up");
+        Some(waiter)
     }
 
     /// Nobody waits any more for what was asked under this id.
     fn take_back(&mut self, id: u64, waiting: Waiting<C, F>) -> Waiter<C, F> {
+        debug_assert!(self.node.is_some(), "what belonged to a connection went with it");
         let Waiting { waiter, ticket, is_cancelled } = waiting;
         let has_left = ticket.is_none_or(|ticket| !self.batch.remove(ticket));
         if let Waiter::Call { group, .. } = &waiter
@@ -269,6 +273,7 @@ impl<C, F> LinkEnd<C, F> {
             Waiter::Watch { .. } | Waiter::Ping => false,
         });
         self.parts.forget(|id| self.waiting.get(id).is_some());
+        assert!(gone.iter().all(|(_, waiting)| !waiting.is_watch()), "watches stay where they are");
         gone.into_iter().map(|(id, waiting)| self.take_back(id, waiting)).collect()
     }
 

@@ -1,5 +1,7 @@
 //! A client of HTTP/2 that sends just the frames it is told to.
 
+#![allow(dead_code, reason = "each test file uses its own part")]
+
 use std::net::SocketAddr;
 
 use prost::Message;
