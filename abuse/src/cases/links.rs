@@ -75,7 +75,11 @@ pub(super) async fn endless_credit(stage: Arc<Stage>) -> Outcome {
             credit: u64::MAX,
             ..Default::default()
         };
-        let requests = vec![wire::Request { id: 1, kind: Some(wire::request::Kind::WatchOpen(open)) }];
+        let requests = vec![wire::Request {
+            id: 1,
+            kind: Some(wire::request::Kind::WatchOpen(open)),
+            ..Default::default()
+        }];
         let frame = wire::GatewayFrame { groups: vec![wire::GroupRequests { group: GROUP, requests }] };
         if link.send(&frame).await.is_ok() {
             links.push(link);

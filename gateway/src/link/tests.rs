@@ -77,7 +77,10 @@ fn part(reply_bytes: usize, bytes: Bytes) -> response::Kind {
 async fn an_answer_in_parts_holds_up_no_other() {
     const BYTES: usize = 100 << 20;
     let (link, mut far, _reading) = read_from_node();
-    let call = || link.call(GroupId(1), request::Kind::Status(wire::StatusRequest::default()), 0).unwrap();
+    let call = || {
+        link.call(GroupId(1), request::Kind::Status(wire::StatusRequest::default()), 0, Terms::default())
+            .unwrap()
+    };
     let (mut large, given_up, small) = (call(), call(), call());
     let piece = Bytes::from(vec![7; 256 << 10]);
     say(&mut far, large.id, part(BYTES, piece.clone())).await;
@@ -103,7 +106,9 @@ async fn an_answer_in_parts_holds_up_no_other() {
 #[tokio::test]
 async fn a_node_that_breaks_the_rules_about_parts_loses_its_link() {
     let (link, mut far, reading) = read_from_node();
-    let call = link.call(GroupId(1), request::Kind::Status(wire::StatusRequest::default()), 0).unwrap();
+    let call = link
+        .call(GroupId(1), request::Kind::Status(wire::StatusRequest::default()), 0, Terms::default())
+        .unwrap();
     say(&mut far, call.id, part(0, "the second".into())).await;
     let error = timeout(PATIENCE, reading).await.unwrap().unwrap();
     assert_eq!(error.to_string(), "a part of an answer that was not begun");

@@ -10,6 +10,7 @@ mod timer;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use api::gaios::link::v1 as wire;
 use bytes::{Bytes, BytesMut};
 use consensus_core::{Liveness, Mono, NodeId, PersistSeq, Record};
 use group_core::{
@@ -283,6 +284,12 @@ impl KnownLinks {
         match event {
             GroupEvent::Requests { link, requests } => {
                 let id = link.id;
+                for request in &requests {
+                    // The query is over by now where what it made is on its way.
+                    if let Some(wire::request::Kind::Cancel(_)) = &request.kind {
+                        link.cancel_large(request.id);
+                    }
+                }
                 self.0.entry(id).or_insert(link);
                 Event::Requests { link: id, requests }
             }

@@ -3,7 +3,7 @@
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Command as Process;
 
-use api::gaios::link::v1 as wire;
+use api::gaios::link::PARTED_REPLIES_MAX;
 use api::gaios::link::v1::request::Kind as RequestKind;
 use api::gaios::link::v1::response::Kind;
 use consensus_core::{Config, GroupId, Message, NodeId, Slot, Value};
@@ -26,6 +26,19 @@ fn request(link: &Arc<Link>, id: u64, kind: RequestKind) -> GroupEvent {
 
 fn open_session() -> RequestKind {
     RequestKind::OpenSession(wire::OpenSession { nonce: Bytes::from_static(&[7; 16]) })
+}
+
+#[test]
+fn a_large_answer_that_is_taken_back_takes_up_no_room() {
+    let link = Link::unconnected();
+    let mut links = KnownLinks::default();
+    links.take_up(request(&link, 1, RequestKind::Read(wire::Read::default())));
+    for id in 0..PARTED_REPLIES_MAX as u64 {
+        link.begin_large(id);
+    }
+    assert!(links.has_room(link.id) && !links.has_room_for_large(link.id));
+    links.take_up(request(&link, 3, RequestKind::Cancel(wire::Cancel {})));
+    assert!(links.has_room_for_large(link.id));
 }
 
 #[tokio::test]

@@ -5,14 +5,14 @@ use api::gaios::link::v1::refused::Why;
 use api::gaios::link::v1::request::Kind as RequestKind;
 use api::gaios::link::v1::response::Kind;
 use bytes::BytesMut;
-use group_core::{LargeAnswer, LargeReply, Part, refusal};
+use group_core::{LargeAnswer, LargeReply, LinkId, Part, refusal};
 
 use super::task::Input;
 use super::{Node, Process};
 use crate::cluster::clock::{MICRO, Time};
 use crate::cluster::coverage::Mark;
 use crate::cluster::env::Env;
-use crate::cluster::env::connections::link_of;
+use crate::cluster::env::connections::{connection_of, link_of};
 use crate::cluster::events::NodeEvent;
 
 /// Bytes in one part of an answer.
@@ -52,6 +52,19 @@ impl Process {
             env.send_to_gateway(connection, refusals.collect());
         }
     }
+
+    /// Of what is taken back, no further part is sent.
+    pub(super) fn cancel_parts(&mut self, link: LinkId, requests: &[wire::Request]) {
+        let Some(turns) = connection_of(link).and_then(|connection| self.parted.get_mut(&connection)) else {
+            return;
+        };
+        for request in requests {
+            if let Some(RequestKind::Cancel(_)) = &request.kind {
+                turns.cancel(request.id);
+            }
+        }
+    }
+
     /// Sends an answer in parts, between which others leave.
     pub(super) fn send_in_parts(&mut self, node: &Node, env: &mut Env, connection: u64, answer: LargeAnswer) {
         let request = answer.request;

@@ -333,6 +333,7 @@ impl Task {
             Input::Request(request) => self.ask(process, env, moment, request),
             Input::Gateway { link, requests } => {
                 self.note_asked(process, moment, link, &requests);
+                process.cancel_parts(link, &requests);
                 Event::Requests { link, requests }
             }
             Input::Watch { watcher, attempt, call } => watch_event(watch_link(watcher, attempt), call),
