@@ -308,7 +308,7 @@ fn watch(id: u64, key: String, start: i64, credit: u64) -> wire::Request {
 fn watch_between(id: u64, keys: (&'static str, &'static str), credit: u64) -> wire::Request {
     let (key, range_end) = (keys.0.into(), keys.1.into());
     let open = wire::WatchOpen { key, range_end, credit, prev_kv: true, ..Default::default() };
-    wire::Request { id, kind: Some(RequestKind::WatchOpen(open)) }
+    wire::Request { id, kind: Some(RequestKind::WatchOpen(open)), ..Default::default() }
 }
 
 /// Puts values of so many bytes at `keys` keys, and then deletes all of them with one request.

@@ -54,11 +54,14 @@ impl OpenBatch {
     pub(super) fn push_always(&mut self, flow: Flow, group: GroupId, request: Request) {
         let bytes = REQUEST_OVERHEAD_BYTES;
         self.0.push_always(flow, bytes, Waiting { group, request, bytes });
+        assert!(!self.is_empty(), "what must not be lost waits");
     }
 
     /// Takes a request out. Returns whether it had not left.
     pub(super) fn remove(&mut self, ticket: Ticket) -> bool {
-        self.0.remove(ticket).is_some()
+        let was_there = self.0.remove(ticket).is_some();
+        assert!(!self.is_empty() || self.0.bytes() == 0, "nothing waits, and nothing is counted");
+        was_there
     }
 
     /// Takes the next frame.
@@ -75,6 +78,7 @@ impl OpenBatch {
             }
         }
         debug_assert!(frame_bytes >= FRAME_BYTES || self.is_empty(), "a frame takes what it can");
+        debug_assert!(groups.iter().all(|batch| !batch.requests.is_empty()), "a batch is begun by a request");
         (!groups.is_empty()).then_some(GatewayFrame { groups })
     }
 }

@@ -214,6 +214,7 @@ impl<C, F> LinkEnd<C, F> {
 
     /// Adds a message about a live watch. Returns whether it leaves: if the connection is down, the watch is gone, too.
     pub fn tell(&mut self, group: GroupId, id: u64, kind: request::Kind) -> bool {
+        debug_assert!(id != 0, "a watch has an id");
         // A step of credit that is lost is lost for good, so these go also when too much waits.
         if self.node.is_some() {
             self.batch.push_always(OWN, group, Request { id, kind: Some(kind), ..Request::default() });
@@ -259,6 +260,7 @@ impl<C, F> LinkEnd<C, F> {
         debug_assert!(matches!(waiter, Waiter::Watch { .. }), "a call is not closed, but given up");
         assert!(self.watches > 0, "every watch is counted");
         self.watches -= 1;
+        debug_assert!(self.waiting.get(id).is_none(), "nobody hears of a watch that is closed");
         if ticket.is_none_or(|ticket| !self.batch.remove(ticket)) {
             self.tell(group, id, request::Kind::WatchClose(WatchClose {}));
         }
@@ -355,6 +357,10 @@ fn request(id: u64, kind: request::Kind, terms: Terms) -> Request {
     };
     // Rounded up, and never none: the gateway gives up before the node does.
     let worth_ms = worth.map_or(0, |worth| u32::try_from(worth.as_millis() + 1).unwrap_or(u32::MAX));
+    debug_assert!(
+        worth.is_none() || worth_ms > 0,
+        "what is worth nothing any more is not worth something for ever"
+    );
     Request { id, connection, user, priority: priority.into(), worth_ms, kind: Some(kind) }
 }
 
@@ -471,8 +477,9 @@ mod tests {
             kind: Some(response::Kind::ReplyPart(ReplyPart { reply_bytes, bytes: "half".into() })),
         };
         let mut link = up();
-        let calls: Vec<u64> =
-            (1..=4).map(|group| link.call(GroupId(group), status(), 0, 'c').unwrap()).collect();
+        let calls: Vec<u64> = (1..=4)
+            .map(|group| link.call(GroupId(group), status(), 0, Terms::default(), 'c').unwrap())
+            .collect();
         for id in &calls {
             assert_eq!(link.gather(part(*id, 8)), Ok(None));
         }
@@ -487,7 +494,7 @@ mod tests {
         link.handle_down();
         assert_eq!(link.gathered(), 0);
         link.handle_up(NodeId(7));
-        let call = link.call(GROUP, status(), 0, 'c').unwrap();
+        let call = link.call(GROUP, status(), 0, Terms::default(), 'c').unwrap();
         assert!(link.gather(part(call, 0)).is_err());
     }
 
