@@ -306,7 +306,7 @@ impl KnownLinks {
 
 impl Links for KnownLinks {
     fn has_room(&self, link: LinkId) -> bool {
-        self.0.get(&link).is_some_and(|link| link.has_room_for_large())
+        self.0.get(&link).is_some_and(|link| link.has_room())
     }
 
     fn has_room_for_large(&self, link: LinkId) -> bool {
