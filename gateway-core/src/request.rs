@@ -306,7 +306,8 @@ impl Request {
             | Error::LeaseExists
             | Error::LeaseTtlTooLarge
             | Error::Corrupt
-            | Error::NotReadOnly => refused,
+            | Error::NotReadOnly
+            | Error::AnswerTooLarge => refused,
         }
     }
 

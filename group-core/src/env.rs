@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use bytes::Bytes;
 use consensus_core::{GroupId, Liveness, Mono, NodeId, NodeSet, Timing};
@@ -40,10 +41,28 @@ pub struct Settings {
     pub known: ClusterVersion,
     /// The regions where the group is to be led, the best first, until an operator says otherwise.
     pub leader_regions: Vec<Bytes>,
+    /// How queries share the group's task with everything else.
+    pub queries: QueryShare,
     /// For tests of the tests.
     pub broken: Broken,
     /// The same, of the state.
     pub broken_state: keyspace::Broken,
+}
+
+/// How much of a group's task queries get.
+#[derive(Debug, Clone, Copy)]
+pub struct QueryShare {
+    /// Keys that a query visits in one step; between two steps the turn looks at the clock.
+    pub step_keys: usize,
+    /// Steps are done for this long before the group turns to other work, and one step at least.
+    pub turn: Duration,
+}
+
+impl Default for QueryShare {
+    /// A step of some hundred microseconds, when each key is elsewhere in memory.
+    fn default() -> QueryShare {
+        QueryShare { step_keys: 2048, turn: Duration::from_millis(2) }
+    }
 }
 
 /// The world at one moment.
@@ -102,7 +121,6 @@ pub trait Links {
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
-    use std::time::Duration;
 
     use consensus_core::{LivenessMessage, LivenessOutput};
 

@@ -31,6 +31,7 @@ mod recent;
 mod replica;
 mod replies;
 mod seekers;
+mod slices;
 mod stateless;
 mod status;
 #[cfg(test)]
@@ -39,7 +40,7 @@ mod turn;
 mod versions;
 mod watches;
 
-pub use env::{Disk, Env, LinkId, Links, Settings, look};
+pub use env::{Disk, Env, LinkId, Links, QueryShare, Settings, look};
 pub use event::{Event, Progress};
 pub use gate::Gate;
 pub use log_positions::LogPositions;

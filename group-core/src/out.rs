@@ -6,7 +6,7 @@ use api::gaios::link::v1 as wire;
 use bytes::Bytes;
 use consensus_core::{Ballot, Config, NodeId, NodeSet, PersistSeq, Record, Role, Send, Slot, Suspicion};
 use journal::Lsn;
-use keyspace::{ClusterVersion, Outcome};
+use keyspace::{ClusterVersion, Gathered};
 
 use crate::env::LinkId;
 
@@ -75,8 +75,8 @@ pub struct LargeAnswer {
     pub request: u64,
     /// etcd's raft_term.
     pub term: u64,
-    /// What to encode. Keys and values are shared, not copied.
-    pub outcome: Outcome,
+    /// What to put together and encode. Keys and values are shared, not copied.
+    pub gathered: Gathered,
 }
 
 /// To another node, beside the engine's messages.

@@ -9,6 +9,8 @@ use keyspace::Pieces;
 
 use crate::out::LargeAnswer;
 
+const _: () = assert!(keyspace::ANSWER_BYTES_MAX < REPLY_BYTES_MAX, "what the state answers can be sent");
+
 /// An answer of which parts are left.
 #[derive(Debug)]
 pub struct LargeReply {
@@ -34,10 +36,11 @@ pub struct Part {
 }
 
 impl LargeReply {
-    /// Measures an answer, which takes as long as it is; none if it is longer than one may be.
+    /// Puts an answer together and measures it, which takes as long as it is; none if it is longer than one may be.
     #[must_use]
     pub fn new(answer: LargeAnswer) -> Option<LargeReply> {
-        let LargeAnswer { request, term, outcome, .. } = answer;
+        let LargeAnswer { request, term, gathered, .. } = answer;
+        let outcome = gathered.finish();
         let bytes = keyspace::outcome_len(&outcome);
         if bytes > REPLY_BYTES_MAX {
             return None;
@@ -176,8 +179,8 @@ mod tests {
     fn large(request: u64, value_bytes: usize) -> LargeReply {
         let kv = KeyValue { value: vec![7; value_bytes].into(), ..KeyValue::default() };
         let range = RangeReply { revision: Revision(3), kvs: vec![kv], more: false, count: 1 };
-        let outcome = Ok(Reply::Range(range));
-        LargeReply::new(LargeAnswer { link: LinkId(1), request, term: 5, outcome }).unwrap()
+        let gathered = Ok(Reply::Range(range)).into();
+        LargeReply::new(LargeAnswer { link: LinkId(1), request, term: 5, gathered }).unwrap()
     }
 
     #[test]

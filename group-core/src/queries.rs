@@ -12,10 +12,11 @@ use std::time::Duration;
 
 use consensus_core::Mono;
 use fair_queue::{FairQueue, Flow, Limits, Priority, Ticket, Turns};
-use keyspace::{Outcome, Query, Resolved, Revision};
+use keyspace::{Gathered, Query, Resolved, Revision};
 
 use crate::clients::{Terms, Waiter};
 use crate::env::{LinkId, Links};
+use crate::slices::{About, Place, Slow};
 
 /// How long a serializable query waits for a revision that was seen elsewhere. A follower hears of a commit with the next
 /// entry, or after two milliseconds; one that is further behind answers with what it has.
@@ -39,15 +40,11 @@ pub(crate) struct Admitted {
 
 #[derive(Debug)]
 pub(crate) enum Asked {
-    Query {
-        query: Query,
-        /// Its size as it was sent.
-        bytes: usize,
-        /// It was admitted by the leader, and may ask what only that one knows.
-        linearizable: bool,
-    },
-    /// Carried out already; the answer is large.
-    Outcome(Outcome),
+    Query(Query, About),
+    /// It takes more than one step.
+    Slow(Slow),
+    /// Carried out already; the answer is large. With the place that it was gathered in, if it was.
+    Answered(Gathered, Option<Place>),
 }
 
 /// The query was not taken.
@@ -59,22 +56,16 @@ pub(crate) struct TooMany;
 pub(crate) struct Next {
     pub(crate) link: LinkId,
     pub(crate) query: Admitted,
-    ticket: Ticket,
-}
-
-impl Next {
-    /// What it is charged to, when it is known what it cost.
-    pub(crate) fn flow(&self) -> Flow {
-        self.ticket.flow()
-    }
+    /// Names its client, which is charged when it is known what it cost.
+    pub(crate) ticket: Ticket,
 }
 
 impl Admitted {
     fn waiting_bytes(&self) -> usize {
         match &self.asked {
-            Asked::Query { bytes, .. } => bytes + QUERY_BYTES,
-            // Its writer waits for it, and sends nothing else under that number.
-            Asked::Outcome(_) => 0,
+            Asked::Query(_, about) | Asked::Slow(Slow { about, .. }) => about.bytes + QUERY_BYTES,
+            // Whoever asked waits for it, and sends nothing else under that number; or it holds a place.
+            Asked::Answered(..) => 0,
         }
     }
 }
@@ -137,8 +128,8 @@ impl Queries {
         let of_link = self.admitted.enter(link, OfLink::new);
         let (request, flow, bytes) = (query.request, query.terms.flow, query.waiting_bytes());
         let pushed = match &query.asked {
-            Asked::Query { .. } => of_link.queue.push(flow, bytes, query),
-            Asked::Outcome(_) => {
+            Asked::Query(..) => of_link.queue.push(flow, bytes, query),
+            Asked::Slow(_) | Asked::Answered(..) => {
                 let flow = Flow { priority: Priority::Large, ..flow };
                 Ok(of_link.queue.push_always(flow, bytes, query))
             }
@@ -348,7 +339,7 @@ mod tests {
 
     fn asked(request: u64, bytes: usize, terms: Terms) -> Admitted {
         let query = Query::Range(RangeRequest::new(KeyRange::single("a")));
-        Admitted { request, terms, asked: Asked::Query { query, bytes, linearizable: false } }
+        Admitted { request, terms, asked: Asked::Query(query, About { bytes, linearizable: false }) }
     }
 
     fn query(request: u64) -> Admitted {
@@ -379,8 +370,8 @@ mod tests {
             request += 1;
         }
         assert_eq!(request, 4, "of one client");
-        let done = Ok(keyspace::Reply::Done { revision: Revision(1) });
-        let done = Admitted { request, terms: Terms::default(), asked: Asked::Outcome(done) };
+        let done: keyspace::Outcome = Ok(keyspace::Reply::Done { revision: Revision(1) });
+        let done = Admitted { request, terms: Terms::default(), asked: Asked::Answered(done.into(), None) };
         queries.admit(LINK, done).unwrap();
         for connection in 1..=4 {
             queries.admit(LINK, asked(100 + connection, 1 << 20, of(Priority::Small, connection))).unwrap();
@@ -470,7 +461,7 @@ mod tests {
         queries.put_back(begun, Priority::Large);
         assert!(!queries.has_next(&no_large));
         let again = queries.next(NOW, &NoRoom::default(), &mut 0).unwrap();
-        assert_eq!((again.query.request, again.flow().priority), (1, Priority::Large));
+        assert_eq!((again.query.request, again.ticket.flow().priority), (1, Priority::Large));
         queries.put_back(again, Priority::Large);
         assert!(queries.cancel(waiter(1)) && queries.is_empty());
     }

@@ -16,18 +16,21 @@ use consensus_core::{
 };
 use journal::Lsn;
 use keyspace::{
-    ClusterVersion, Command, Envelope, LeaseGrant, LeaseId, LeaseSerial, Limits, Proposal, Query, Revision,
-    RevisionRange, Revisions, Route, SessionId, ShardId, ShardSpan,
+    ClusterVersion, Command, Envelope, KeyRange, LeaseGrant, LeaseId, LeaseSerial, Limits, Proposal, Query,
+    RangeRequest, Revision, RevisionRange, Revisions, Route, SessionId, ShardId, ShardSpan, SortOrder,
+    SortTarget, Txn, TxnOp,
 };
 
 use crate::clients::{Enrolled, PendingRead, Reading, Subject, Terms, Waiter};
 use crate::entries;
-use crate::env::{Disk, Env, LinkId, Links, Settings};
+use crate::env::{Disk, Env, LinkId, Links, QueryShare, Settings};
 use crate::event::{Event, Progress};
 use crate::log_positions::LogPositions;
 use crate::mutant::Broken;
 use crate::out::{LargeAnswer, Out, ToPeer, ToSnapshots};
 use crate::replica::{PROPOSE_AGAIN_AFTER, Replica, Start, encode};
+use crate::slices::UNDER_WAY_MAX;
+use crate::turn::Turn;
 use crate::watches::WATERMARK_EVERY;
 
 /// The smallest step of time.
@@ -113,6 +116,7 @@ impl Rig {
             regions: BTreeMap::new(),
             known,
             leader_regions: Vec::new(),
+            queries: QueryShare::default(),
             broken: Broken::default(),
             broken_state: keyspace::Broken::default(),
         };
@@ -146,24 +150,18 @@ impl Rig {
 
     /// One turn with these events, and with what was left for it.
     fn turn(&mut self, events: impl IntoIterator<Item = Event>) {
-        let mut out = Out::default();
         let mut all = std::mem::take(&mut self.events);
         all.extend(events);
-        let Rig { replica, now, liveness, without_room, .. } = self;
-        let env = Env { now: *now, liveness, disk: Disk::default(), links: without_room };
         for event in all {
-            replica.step(&env, event);
+            self.act(|replica, env| replica.step(env, event));
         }
-        replica.tick(&env);
-        while replica.poll(&env, &mut out) {}
-        while replica.answer_next(&env, &mut out) {
-            // As a link says that encodes something large.
-            if !out.large.is_empty() {
-                break;
-            }
+        let mut turn = Turn::default();
+        let mut goes_on = true;
+        while goes_on {
+            let mut out = Out::default();
+            self.act(|replica, env| goes_on = turn.go_on(replica, env, &mut out));
+            self.carry_out(out);
         }
-        replica.finish(&env, &mut out);
-        self.carry_out(out);
     }
 
     fn carry_out(&mut self, out: Out) {
@@ -292,10 +290,18 @@ fn put(key: &'static str, value: Vec<u8>) -> keyspace::Op {
 }
 
 fn range(key: &'static str, serializable: bool, at_least: i64) -> RequestKind {
-    let query = Query::Range(keyspace::RangeRequest::new(keyspace::KeyRange::single(key)));
+    let query = encoded(&Query::Range(RangeRequest::new(KeyRange::single(key))));
+    RequestKind::Read(wire::Read { query, serializable, at_least })
+}
+
+fn read(query: &Query) -> RequestKind {
+    RequestKind::Read(wire::Read { query: encoded(query), serializable: false, at_least: 0 })
+}
+
+fn encoded(query: &Query) -> Bytes {
     let mut encoded = BytesMut::new();
     query.encode(&mut encoded);
-    RequestKind::Read(wire::Read { query: encoded.freeze(), serializable, at_least })
+    encoded.freeze()
 }
 
 /// A watch on a key, from the first revision behind the newest, or from `start`.
@@ -415,6 +421,92 @@ fn large_answers_wait_until_their_gateway_takes_them_and_hold_up_nobody() {
         rig.turn([Event::LinkDrained]);
     }
     assert_eq!(rig.large.iter().map(|large| large.request).collect::<BTreeSet<_>>().len(), 10);
+}
+
+/// A read of all keys, by a transaction of so many ranges.
+fn read_all(ranges: usize) -> RequestKind {
+    let all = RangeRequest {
+        sort_order: SortOrder::Descend,
+        sort_target: SortTarget::Mod,
+        ..RangeRequest::new(KeyRange::all())
+    };
+    let success = (0..ranges).map(|_| TxnOp::Range(all.clone())).collect();
+    read(&Query::Txn(Txn { success, ..Txn::default() }))
+}
+
+/// One with so many keys, which looks at ten of them in a step and does one step in a turn.
+fn with_short_steps(keys: u8) -> Rig {
+    let mut rig = Rig::leader();
+    for key in 0..keys {
+        rig.write(keyspace::Op::Put(keyspace::Put::new(vec![b'k', key], "")));
+    }
+    rig.replica.settings.queries = QueryShare { step_keys: 10, turn: Duration::ZERO };
+    rig
+}
+
+fn outcome(answers: &[wire::Response]) -> keyspace::Reply {
+    let Some(Kind::Reply(reply)) = answers[0].kind.clone() else { panic!("{answers:?}") };
+    keyspace::decode_outcome(reply).unwrap().unwrap()
+}
+
+#[test]
+fn a_long_query_leaves_room_for_everything_else() {
+    let mut rig = with_short_steps(95);
+    let session = rig.session();
+    let (before, seq) = (rig.replica.state.resolved().revision(), rig.replica.applied.0);
+    rig.turn([request(LINK, 1, read_all(2)), write(session, seq, put("later", Vec::new()))]);
+    rig.turn([]);
+    assert!(rig.replica.state.resolved().revision() > before, "it is written meanwhile");
+    rig.turn([request(OTHER, 1, range("later", false, 0))]);
+    rig.turn([]);
+    assert_eq!(rig.take(OTHER).len(), 1, "and read");
+    assert_eq!(rig.take(LINK).len(), 0, "while the long query goes on");
+    let mut turns = 0;
+    while !rig.answers.contains_key(&LINK) {
+        rig.turn([]);
+        turns += 1;
+        assert!(turns < 20, "two hundred keys and some work beside them are twenty steps and a few");
+    }
+    let keyspace::Reply::Txn(reply) = outcome(&rig.take(LINK)) else { panic!("no transaction") };
+    assert_eq!(reply.revision, before, "all of it is as of when it began");
+    for response in &reply.responses {
+        let keyspace::TxnOpReply::Range(range) = response else { panic!("{response:?}") };
+        assert_eq!((range.revision, range.kvs.len()), (before, 95));
+    }
+}
+
+#[test]
+fn long_queries_take_turns_and_few_are_under_way() {
+    let mut rig = with_short_steps(50);
+    let count = UNDER_WAY_MAX as u64 + 4;
+    rig.turn((1..=count).map(|id| request(LINK, id, read_all(100))));
+    let under_way = |rig: &Rig| rig.replica.slices.under_way(LINK);
+    for _ in 0..2 * count {
+        rig.turn([]);
+    }
+    assert_eq!(under_way(&rig), UNDER_WAY_MAX);
+    rig.turn([request(OTHER, 1, range("k", false, 0))]);
+    rig.turn([]);
+    assert_eq!(rig.take(OTHER).len(), 1, "another link has its turn");
+    rig.turn([request(OTHER, 2, read_all(1))]);
+    rig.until("a long one of another link is answered", |replica| replica.counters.queries == count + 2);
+    rig.settle();
+    assert_eq!(rig.take(LINK).len() as u64, count, "and in the end everybody");
+    assert_eq!(under_way(&rig), 0);
+}
+
+#[test]
+fn long_queries_of_a_link_that_closes_are_dropped() {
+    let mut rig = with_short_steps(50);
+    rig.turn((1..=20).map(|id| request(LINK, id, read_all(100))));
+    for _ in 0..50 {
+        rig.turn([]);
+    }
+    rig.turn([Event::LinkClosed(LINK)]);
+    assert!(!rig.replica.has_work(&rig.without_room));
+    assert_eq!(rig.replica.slices.under_way(LINK), 0);
+    rig.write(keyspace::Op::Compact { revision: rig.replica.state.resolved().revision().0 });
+    assert!(!rig.replica.state.is_held_back(), "nothing of theirs is kept");
 }
 
 #[test]

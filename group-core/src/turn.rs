@@ -1,16 +1,11 @@
 //! The order of a turn, for whoever drives a replica: a node's task and the simulation.
 
-use std::time::Duration;
-
 use consensus_core::Mono;
 
 use crate::env::Env;
 use crate::event::Event;
 use crate::out::Out;
 use crate::replica::Replica;
-
-/// Queries are answered for this long before the group turns to other work.
-const QUERIES_PER_TURN: Duration = Duration::from_millis(2);
 
 /// What follows from the events that a replica was stepped with. Whoever drives it steps the events, and then
 ///
@@ -57,7 +52,7 @@ impl Turn {
             Stage::Poll => self.poll(replica, env, out),
             Stage::Queries(since) => {
                 let more = replica.answer_next(env, out);
-                if !more || env.now.since(since) > QUERIES_PER_TURN {
+                if !more || env.now.since(since) >= replica.settings.queries.turn {
                     self.stage = Stage::Finish;
                 }
             }

@@ -13,7 +13,9 @@ mod wire;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 pub use pieces::{Pieces, outcome_len};
-pub(crate) use reply::{error_tag, read_key_value, read_outcome, reply_tag, write_key_value, write_outcome};
+pub(crate) use reply::{
+    error_tag, key_value_len, read_key_value, read_outcome, reply_tag, write_key_value, write_outcome,
+};
 pub(crate) use wire::{Reader, Writer};
 
 use crate::{ClusterVersion, Command, Envelope, Op, Outcome, Proposal, Query, RevisionEvents};

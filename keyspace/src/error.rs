@@ -1,6 +1,6 @@
 //! Why a request was refused.
 
-/// An answer that refuses a request. Each variant is one etcd error, except the six at the end, which concern
+/// An answer that refuses a request. Each variant is one etcd error, except the last seven, of which six concern
 /// gateways only. The gateway's table gives the code and the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Error {
@@ -50,6 +50,9 @@ pub enum Error {
     /// The shard that holds the keys is not here, or is not what the sender's map says. Nothing was applied, nor will it be
     /// under this number: the same write may be sent elsewhere, or here under another one.
     WrongShard,
+    /// The answer would be larger than any that is given ([`crate::ANSWER_BYTES_MAX`]). etcd makes it all the same, and its
+    /// gRPC library refuses to send it.
+    AnswerTooLarge,
 }
 
 impl std::fmt::Display for Error {
@@ -75,6 +78,7 @@ impl std::fmt::Display for Error {
             Error::SessionWindowExceeded => "sequence number beyond the session window",
             Error::RevisionPassed => "revision passed by others",
             Error::WrongShard => "the keys are in no shard of this group",
+            Error::AnswerTooLarge => "the answer is too large",
         })
     }
 }

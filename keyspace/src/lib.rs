@@ -1,7 +1,7 @@
 //! The replicated state machine: etcd's data model, pure and deterministic.
 //!
-//! [`Keyspace::apply`] takes the commands of the log in slot order and changes the state; [`Keyspace::query`]
-//! reads it. Every replica that applied the same slots holds the same state and gives the same answers and the
+//! [`Keyspace::apply`] takes the commands of the log in slot order and changes the state; [`Keyspace::begin`]
+//! and [`Keyspace::go_on`] read it. Every replica that applied the same slots holds the same state and gives the same answers and the
 //! same [`Keyspace::digest`]. Time, randomness and revisions of other groups arrive inside commands.
 //!
 //! A group's state is that of its shards, each with its keys and what hangs on them, and what concerns them all: leases,
@@ -28,6 +28,7 @@ mod limits;
 mod mutant;
 mod mvcc;
 mod quota;
+mod ranges;
 mod reply;
 mod request;
 mod results;
@@ -48,13 +49,16 @@ pub use event::{Event, EventKind, KeyValue, RevisionEvents};
 pub use feed::{FeedPlace, HistoryPage, NoHistory, PageLimits};
 pub use ids::{LeaseGrant, LeaseId, LeaseSerial, Route, SessionId};
 pub use key_range::{KeyRange, RangeEnd};
-pub use keyspace::{Answer, Effects, Keyspace, Options, Restore, RestoreError, Snapshot};
+pub use keyspace::{
+    Answer, Effects, Keyspace, Options, Restore, RestoreError, Snapshot, Step, SuspendedQuery,
+};
 pub use lease::{LeaseEffect, LeaseState, MAX_LEASE_TTL_S};
 pub use limits::{DEFAULT_MAX_SESSIONS, DEFAULT_QUOTA_BYTES, Limits};
 pub use mutant::Broken;
 #[cfg(feature = "mutants")]
 pub use mutant::Mutant;
 pub use quota::{LEASE_COST_BYTES, PUT_OVERHEAD_BYTES};
+pub use ranges::{ANSWER_BYTES_MAX, Budget, Gathered};
 pub use reply::{
     DeleteRangeReply, HashKvReply, LeaseTimeToLiveReply, Outcome, PutReply, RangeReply, Reply, StatusReply,
     TxnOpReply, TxnReply,

@@ -33,12 +33,14 @@ pub enum Mutant {
     AcknowledgedElsewhereApplied,
     /// The end of a lease's grant is that of a later grant of its id, too.
     LaterGrantExpired,
+    /// A query that was suspended goes on at the newest revision.
+    QueryGoesOnAtNewest,
 }
 
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 14] = [
+    pub const ALL: [Mutant; 15] = [
         Mutant::ResultUnderNextNumber,
         Mutant::StaleEpochApplied,
         Mutant::ForeignKeysApplied,
@@ -53,6 +55,7 @@ impl Mutant {
         Mutant::ResultsOutliveSession,
         Mutant::AcknowledgedElsewhereApplied,
         Mutant::LaterGrantExpired,
+        Mutant::QueryGoesOnAtNewest,
     ];
 }
 

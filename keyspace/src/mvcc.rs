@@ -6,8 +6,8 @@
 //! **Compaction has two halves.** Logically it happens at once: [`Mvcc::compact`] moves the compact revision, and with
 //! it the size and the digest, which the log's running sums give without a walk ([`Sums`]). Physically
 //! [`Mvcc::sweep`] takes the garbage away later, in steps, as each replica finds time; a snapshot being taken holds
-//! it back ([`Pin`]). So what is still lying around is never visible: whoever walks over versions asks
-//! [`Mvcc::kept`] or [`Mvcc::is_kept`].
+//! it back ([`Pin`]), and so does, up to a point, a query that is answered in steps. So what is still lying around is never
+//! visible: whoever walks over versions asks [`Mvcc::kept`] or [`Mvcc::is_kept`], or at which revision it began.
 //!
 //! Which versions are kept is etcd's rule (3.6, server/storage/mvcc/key_index.go): of the versions at or below the
 //! compact revision the newest one, unless it is a tombstone below the compact revision.
@@ -217,7 +217,7 @@ impl Versions {
         }
     }
 
-    fn last(&self) -> &Record {
+    fn last(&self) -> &Arc<Record> {
         match &self.list {
             VersionList::One(record) => record,
             VersionList::Many(list) => list.back().expect("a key has a version"),
@@ -235,15 +235,20 @@ impl Versions {
         }
     }
 
-    /// The key's value as of `revision`; none before its creation and after its deletion.
-    fn value_at(&self, revision: Revision) -> Option<&KeyValue> {
+    /// What holds the key's value as of `revision`; none before its creation and after its deletion.
+    fn record_at(&self, revision: Revision) -> Option<&Arc<Record>> {
         if self.newest.revision() <= revision {
-            return if self.newest.is_live() { Some(&self.last().kv) } else { None };
+            return if self.newest.is_live() { Some(self.last()) } else { None };
         }
         self.count_upto(revision)
             .checked_sub(1)
             .and_then(|index| self.get(index))
-            .and_then(|record| record.value())
+            .filter(|record| record.kind == EventKind::Put)
+    }
+
+    /// The key's value as of `revision`.
+    fn value_at(&self, revision: Revision) -> Option<&KeyValue> {
+        self.record_at(revision).map(|record| &record.kv)
     }
 
     /// Whether the key exists as of `revision`.
@@ -418,6 +423,34 @@ fn first_revision(chunk: &VecDeque<LogEntry>) -> Revision {
 #[derive(Debug)]
 pub(crate) struct Pin {
     compact_revision: Revision,
+    /// Its holder can begin again: it is let go when it holds back too much.
+    yields: bool,
+}
+
+/// Garbage that pins which yield may hold back, in bytes.
+const HELD_BACK_BYTES_MAX: u64 = 64 << 20;
+
+/// A key of the index as a walk comes to it; it may not have existed at the walk's revision.
+#[derive(Clone, Copy)]
+pub(crate) struct Visited<'a> {
+    versions: &'a Versions,
+    revision: Revision,
+}
+
+impl<'a> Visited<'a> {
+    pub(crate) fn key(&self) -> &'a Bytes {
+        self.versions.last().key()
+    }
+
+    /// Whether the key existed.
+    pub(crate) fn is_live(&self) -> bool {
+        self.versions.is_live_at(self.revision)
+    }
+
+    /// What held its value.
+    pub(crate) fn record(&self) -> Option<&'a Arc<Record>> {
+        self.versions.record_at(self.revision)
+    }
 }
 
 /// What the keyspace holds in all.
@@ -533,17 +566,31 @@ impl Mvcc {
         let (single, walk) = if range.is_single() {
             (self.value_at(&range.key, revision), None)
         } else {
-            (None, range.bounds().map(|bounds| self.index.range::<[u8], _>(bounds)))
+            (None, Some(self.walk(range, None, revision)))
         };
-        let walk = walk.into_iter().flatten().filter_map(move |(_, versions)| versions.value_at(revision));
-        single.into_iter().chain(walk)
+        let walk = walk.into_iter().flatten().filter_map(|visited| visited.record());
+        single.into_iter().chain(walk.map(|record| record.kv()))
     }
 
     /// How many keys a range holds as of `revision`.
     pub(crate) fn count(&self, range: &KeyRange, revision: Revision) -> usize {
         assert!(revision >= self.compact_revision, "what is compacted cannot be counted");
-        let Some(bounds) = range.bounds() else { return 0 };
-        self.index.range::<[u8], _>(bounds).filter(|(_, versions)| versions.is_live_at(revision)).count()
+        self.walk(range, None, revision).filter(Visited::is_live).count()
+    }
+
+    /// Every key of a range that the index has, as of `revision`, in order; those behind `after`, if it is given. The caller
+    /// knows that the revision can be read, or holds a pin of a time when it could.
+    pub(crate) fn walk<'a>(
+        &'a self,
+        range: &KeyRange,
+        after: Option<&Bytes>,
+        revision: Revision,
+    ) -> impl Iterator<Item = Visited<'a>> + use<'a> {
+        let bounds = range.bounds().map(|(first, end)| {
+            let first = after.map_or(first, |after| Bound::Excluded(after.as_ref()));
+            self.index.range::<[u8], _>((first, end))
+        });
+        bounds.into_iter().flatten().map(move |(_, versions)| Visited { versions, revision })
     }
 
     /// The records from a position on.
@@ -615,13 +662,7 @@ impl Mvcc {
     /// Forgets what no read at or above `revision` needs. It must lie above the compact revision, and be resolved.
     pub(crate) fn compact(&mut self, revision: Revision, resolved: Resolved) {
         assert!(revision > self.compact_revision && resolved.covers(revision), "compaction goes forward");
-        // Garbage at the old compact revision: newer versions up to it, tombstones below it. Both sums are of
-        // positions in the log, which still has everything from the old compact revision on.
-        let garbage = |compact: Revision| {
-            let below = compact.previous();
-            self.log.sums_upto(compact).superseded.plus(self.log.sums_upto(below).tombstones)
-        };
-        let freed = garbage(revision).minus(garbage(self.compact_revision));
+        let freed = self.garbage(revision).minus(self.garbage(self.compact_revision));
         assert!(freed.records <= self.totals.kept.records, "only what is kept can be dropped");
         assert!(freed.bytes <= self.totals.kept.bytes, "and its bytes with it");
         let left = self.totals.kept.records - freed.records;
@@ -630,18 +671,29 @@ impl Mvcc {
         self.compact_revision = revision;
     }
 
+    /// Garbage once `compact` is compacted: newer versions up to it, tombstones below it. Both sums are of positions in the
+    /// log, which still has everything from the compact revision on; only differences have a meaning.
+    fn garbage(&self, compact: Revision) -> Weight {
+        let below = compact.previous();
+        self.log.sums_upto(compact).superseded.plus(self.log.sums_upto(below).tombstones)
+    }
+
     /// Takes garbage away, looking at up to `max` records. Returns whether there is more to do. Changes nothing that
     /// can be seen.
     pub(crate) fn sweep(&mut self, max: usize) -> bool {
         let mut upto = self.compact_revision;
-        self.pins.retain(|pin| match pin.upgrade() {
-            Some(pin) => {
-                assert!(pin.compact_revision <= self.compact_revision, "compaction goes forward");
-                upto = upto.min(pin.compact_revision);
-                true
-            }
-            None => false,
-        });
+        if !self.pins.is_empty() {
+            let mut pins = std::mem::take(&mut self.pins);
+            pins.retain(|pin| match pin.upgrade() {
+                Some(pin) if pin.yields && self.held_back_bytes(&pin) > HELD_BACK_BYTES_MAX => false,
+                Some(pin) => {
+                    upto = upto.min(pin.compact_revision);
+                    true
+                }
+                None => false,
+            });
+            self.pins = pins;
+        }
         for _ in 0..max {
             let Some(record) = self.log.pop_below(upto) else { return false };
             let Some(versions) = self.index.get_mut(record.key().as_ref()) else { continue };
@@ -671,9 +723,37 @@ impl Mvcc {
 
     /// Keeps everything that is kept at present from being swept until the pin is dropped.
     pub(crate) fn pin(&mut self) -> Arc<Pin> {
-        let pin = Arc::new(Pin { compact_revision: self.compact_revision });
+        self.add_pin(false)
+    }
+
+    /// As [`Mvcc::pin`], for a holder that begins again when it finds itself not pinned any more: that happens when too much
+    /// is held back.
+    pub(crate) fn pin_yielding(&mut self) -> Arc<Pin> {
+        let last = self.pins.last().and_then(Weak::upgrade);
+        match last.filter(|last| last.yields && last.compact_revision == self.compact_revision) {
+            // However many wait, there are few pins to look at.
+            Some(last) => last,
+            None => self.add_pin(true),
+        }
+    }
+
+    fn add_pin(&mut self, yields: bool) -> Arc<Pin> {
+        let newest = self.pins.iter().filter_map(Weak::upgrade).map(|pin| pin.compact_revision).max();
+        assert!(newest <= Some(self.compact_revision), "compaction goes forward");
+        let pin = Arc::new(Pin { compact_revision: self.compact_revision, yields });
         self.pins.push(Arc::downgrade(&pin));
         pin
+    }
+
+    fn held_back_bytes(&self, pin: &Pin) -> u64 {
+        assert!(pin.compact_revision <= self.compact_revision, "compaction goes forward");
+        self.garbage(self.compact_revision).minus(self.garbage(pin.compact_revision)).bytes
+    }
+
+    /// Whether there is garbage that may not be swept yet.
+    pub(crate) fn is_held_back(&self) -> bool {
+        let pins = self.pins.iter().filter_map(Weak::upgrade);
+        pins.into_iter().any(|pin| pin.compact_revision < self.compact_revision)
     }
 
     /// Adds a record at the end of its key's versions and of the log.

@@ -333,8 +333,8 @@ mod tests {
     fn large(request: u64, value_bytes: usize) -> LargeReply {
         let kv = KeyValue { value: vec![7; value_bytes].into(), ..KeyValue::default() };
         let range = RangeReply { revision: Revision(3), kvs: vec![kv], more: false, count: 1 };
-        LargeReply::new(LargeAnswer { link: LinkId(1), request, term: 5, outcome: Ok(Reply::Range(range)) })
-            .unwrap()
+        let gathered = Ok(Reply::Range(range)).into();
+        LargeReply::new(LargeAnswer { link: LinkId(1), request, term: 5, gathered }).unwrap()
     }
 
     fn push_large(outbox: &Outbox, request: u64, value_bytes: usize) {

@@ -62,7 +62,8 @@ mod tests {
         for value_bytes in [0, 100, PART_BYTES_MAX - 60, PART_BYTES_MAX, 3 * PART_BYTES_MAX + 1] {
             let (request, outcome) = (1 << 33, outcome(value_bytes));
             let whole = keyspace::outcome_len(&outcome);
-            let answer = LargeAnswer { link: LinkId(1), request, term: TERM, outcome: outcome.clone() };
+            let gathered = outcome.clone().into();
+            let answer = LargeAnswer { link: LinkId(1), request, term: TERM, gathered };
             let mut reply = LargeReply::new(answer).unwrap();
             let mut gathered = BytesMut::new();
             while gathered.len() < whole {

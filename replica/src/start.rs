@@ -13,7 +13,7 @@ use consensus_core::{
     Config, Durable, GroupId, Liveness, NodeId, NodeSet, Options, PersistSeq, Record, Slot, Timing,
 };
 use discovery::Discovery;
-use group_core::{Broken, Event, LogPositions, Settings, Start, entries};
+use group_core::{Broken, Event, LogPositions, QueryShare, Settings, Start, entries};
 use journal::Recovered as Found;
 use journal::{Identity, Journal, RealDisk, Superblock, Writer};
 use keyspace::{ClusterVersion, Keyspace, Limits, ShardSpan};
@@ -325,6 +325,7 @@ fn settings_of(options: &NodeOptions, handle: &GroupHandle) -> Settings {
         regions: options.regions.clone(),
         known: ClusterVersion::NEWEST,
         leader_regions: leader_regions.into_iter().map(Bytes::from).collect(),
+        queries: QueryShare::default(),
         broken: Broken::default(),
         broken_state: keyspace::Broken::default(),
     }

@@ -300,7 +300,8 @@ fn error(error: ks::Error) -> Error {
         | ks::Error::ResultForgotten
         | ks::Error::SessionWindowExceeded
         | ks::Error::RevisionPassed
-        | ks::Error::WrongShard => panic!("{error:?}"),
+        | ks::Error::WrongShard
+        | ks::Error::AnswerTooLarge => panic!("{error:?}"),
     }
 }
 

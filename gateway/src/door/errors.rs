@@ -25,7 +25,7 @@ pub(crate) fn code_and_text(failure: &Failure) -> (Code, &str) {
         Failure::Refused(error) => refusal(*error),
         Failure::TooLarge => (Code::InvalidArgument, "etcdserver: request is too large"),
         // As grpc-go says it of an answer beyond its own limit, but for the numbers.
-        Failure::AnswerTooLarge => (Code::ResourceExhausted, "grpc: trying to send message larger than max"),
+        Failure::AnswerTooLarge => refusal(keyspace::Error::AnswerTooLarge),
         Failure::TimedOut => (Code::Unavailable, "etcdserver: request timed out"),
         Failure::TimedOutLeaderFailed => {
             (Code::Unavailable, "etcdserver: request timed out, possibly due to previous leader failure")
@@ -70,6 +70,8 @@ fn refusal(error: keyspace::Error) -> (Code, &'static str) {
         Error::LeaseTtlTooLarge => (Code::OutOfRange, "etcdserver: too large lease TTL"),
         Error::Corrupt => (Code::DataLoss, "etcdserver: corrupt cluster"),
         Error::NotReadOnly => (Code::Unknown, "gaios: a transaction that writes was sent as a query"),
+        // What the gRPC library of etcd says.
+        Error::AnswerTooLarge => (Code::ResourceExhausted, "grpc: trying to send message larger than max"),
         // Those that concern gateways never reach a client: the carrier turns them into a retry or a timeout.
         Error::SessionExpired
         | Error::ResultForgotten

@@ -35,6 +35,7 @@ use crate::queries::Queries;
 use crate::readiness::{Readiness, Unready};
 use crate::replies::Replies;
 use crate::seekers::Seekers;
+use crate::slices::Slices;
 use crate::versions::Versions;
 use crate::watches::Watches;
 
@@ -85,6 +86,7 @@ pub struct Replica {
     pub(crate) applied: Slot,
     pub(crate) clients: Clients,
     pub(crate) queries: Queries,
+    pub(crate) slices: Slices,
     pub(crate) watches: Watches,
     pub(crate) leases: LeaseClock,
     /// Keep-alives that wait for the log: leases of theirs have ended and are not removed yet, or are given less time there than
@@ -152,6 +154,7 @@ impl Replica {
             applied,
             clients: Clients::default(),
             queries: Queries::default(),
+            slices: Slices::default(),
             watches,
             leases: LeaseClock::default(),
             parked: BTreeMap::new(),
@@ -309,6 +312,7 @@ impl Replica {
     pub fn has_work(&self, links: &dyn Links) -> bool {
         self.clients.asks()
             || self.queries.has_next(links)
+            || self.slices.has_ready()
             || self.watches.has_work(links)
             || self.snapshotting.wants_slice()
             || self.may_sweep()
@@ -365,7 +369,8 @@ impl Replica {
     #[must_use]
     pub fn has_waiting(&self) -> bool {
         let waits_for_log = self.clients.has_reads() || !self.parked.is_empty();
-        waits_for_log || !self.queries.is_empty() || !self.seekers.is_empty()
+        let waits = !self.queries.is_empty() || self.slices.has_waiting() || !self.seekers.is_empty();
+        waits_for_log || waits
     }
 
     /// What has happened so far.
@@ -374,9 +379,9 @@ impl Replica {
         &self.counters
     }
 
-    /// A snapshot under way may need what would be freed.
+    /// A snapshot or a query under way may need what would be freed.
     fn may_sweep(&self) -> bool {
-        self.sweeping && !self.snapshotting.is_taking()
+        self.sweeping && !self.state.is_held_back()
     }
 
     pub(crate) fn hand_out(&mut self, out: &mut Out) {
@@ -391,6 +396,7 @@ impl Replica {
     fn on_link_closed(&mut self, link: LinkId) {
         self.clients.link_closed(link);
         self.queries.close_link(link);
+        self.slices.close_link(link);
         self.seekers.close_link(link);
         self.moving = self.moving.take().filter(|moving| !moving.is_of(link));
         self.watches.close_link(link);

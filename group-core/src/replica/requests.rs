@@ -9,7 +9,8 @@ use bytes::Bytes;
 use consensus_core::{Input, NodeId, NodeSet, ReadMode};
 use fair_queue::Priority;
 use keyspace::{
-    Alarm, AlarmKind, Command, Error, LeaseId, Outcome, Query, Reply, Revision, SessionId, SessionLookup,
+    Alarm, AlarmKind, Budget, Command, Error, Gathered, LeaseId, Outcome, Query, Reply, Revision, SessionId,
+    SessionLookup, Step, SuspendedQuery,
 };
 
 use crate::clients::{Enrolled, PendingRead, Reading, Subject, Terms, Waiter};
@@ -17,8 +18,19 @@ use crate::env::{Env, LinkId};
 use crate::lease_clock::Renewal;
 use crate::mutant::mutant;
 use crate::out::{LargeAnswer, Notice, Out};
-use crate::queries::{Admitted, Asked};
+use crate::queries::{Admitted, Asked, Next};
 use crate::replica::{Replica, encode};
+use crate::slices::{About, Slow, Work};
+
+/// What came of a step of a query.
+enum Stepped {
+    /// It is answered, or refused.
+    Answered,
+    /// It is not through.
+    Suspended(SuspendedQuery),
+    /// It is through, and its link has no room for the answer.
+    HasNoRoom(Gathered),
+}
 
 impl Replica {
     pub(crate) fn on_request(&mut self, env: &Env<'_>, link: LinkId, request: wire::Request) {
@@ -58,6 +70,7 @@ impl Replica {
             return;
         }
         let was_there = self.queries.cancel(waiter)
+            || self.slices.cancel(waiter)
             || self.clients.cancel(waiter)
             || self.seekers.cancel(waiter)
             || self.parked.remove(&waiter).is_some();
@@ -75,7 +88,7 @@ impl Replica {
             self.on_read(env, PendingRead { waiter, terms, reading: Reading::Query { query, bytes } });
             return;
         }
-        let asked = Asked::Query { query, bytes, linearizable: false };
+        let asked = Asked::Query(query, About { bytes, linearizable: false });
         let query = Admitted { request: id, terms, asked };
         let at_least = Revision(read.at_least);
         let admitted = if self.state.resolved().covers(at_least) {
@@ -193,7 +206,7 @@ impl Replica {
         }
         match reading {
             Reading::Query { query, bytes } => {
-                let asked = Asked::Query { query, bytes, linearizable: true };
+                let asked = Asked::Query(query, About { bytes, linearizable: true });
                 let query = Admitted { request: waiter.request, terms, asked };
                 if self.queries.admit(waiter.link, query).is_err() {
                     self.replies.refuse(waiter.link, waiter.request, Why::Overloaded);
@@ -217,27 +230,55 @@ impl Replica {
         });
     }
 
-    /// Answers the next query whose link has room; false if there is none. A node gives queries a bounded share of a turn.
+    /// Does a step of the next query whose link has room; false if there is none. A node gives queries a bounded share of a
+    /// turn.
     pub fn answer_next(&mut self, env: &Env<'_>, out: &mut Out) -> bool {
+        while let Some((link, query)) = self.slices.next_ready() {
+            let admitted = self.queries.admit(link, query);
+            assert!(admitted.is_ok(), "a query that was begun is always admitted");
+        }
         let next = self.queries.next(env.now, env.links, &mut self.counters.expired);
-        let Some(next) = next else { return false };
-        let (link, request) = (next.link, next.query.request);
-        self.counters.queries += 1;
-        match &next.query.asked {
-            Asked::Query { query, linearizable, .. } => match self.outcome_of(env, query, *linearizable) {
-                Ok(outcome) if self.is_large(&outcome) => {
-                    self.queries.charge(link, next.flow(), self.settings.large_answer_bytes as u64);
-                    if self.has_room_for_large(env, link) {
-                        self.answer(env, link, request, &outcome);
-                    } else {
-                        // It is carried out again: what an answer holds would add up.
-                        self.queries.put_back(next, Priority::Large);
+        let Some(Next { link, query: Admitted { request, terms, asked }, ticket }) = next else {
+            return false;
+        };
+        let waiter = Waiter { link, request };
+        let large_before = self.out.large.len();
+        let left = match asked {
+            Asked::Query(query, about) => {
+                self.counters.queries += 1;
+                match self.begin_query(env, waiter, &query, about) {
+                    Stepped::Answered => None,
+                    Stepped::Suspended(suspended) => {
+                        self.slices.suspend(waiter, terms, suspended, about).map(Asked::Slow)
                     }
+                    // It is carried out again: what an answer holds would add up.
+                    Stepped::HasNoRoom(_) => Some(Asked::Query(query, about)),
                 }
-                Ok(outcome) => self.answer(env, link, request, &outcome),
-                Err(why) => self.replies.refuse(link, request, why),
-            },
-            Asked::Outcome(outcome) => self.answer(env, link, request, outcome),
+            }
+            Asked::Slow(Slow { work, about, place }) => {
+                let stepped = match work {
+                    Work::Begin(query) => self.begin_query(env, waiter, &query, about),
+                    Work::GoOn(suspended) => self.go_on_query(env, waiter, suspended, about),
+                };
+                match stepped {
+                    Stepped::Answered => None,
+                    Stepped::Suspended(suspended) => {
+                        Some(Asked::Slow(Slow { work: Work::GoOn(suspended), about, place }))
+                    }
+                    Stepped::HasNoRoom(gathered) => Some(Asked::Answered(gathered, Some(place))),
+                }
+            }
+            Asked::Answered(gathered, place) => {
+                let left = self.answer_gathered(env, waiter, gathered);
+                left.map(|gathered| Asked::Answered(gathered, place))
+            }
+        };
+        if left.is_some() || self.out.large.len() > large_before {
+            self.queries.charge(link, ticket.flow(), self.settings.large_answer_bytes as u64);
+        }
+        if let Some(asked) = left {
+            let query = Admitted { request, terms, asked };
+            self.queries.put_back(Next { link, query, ticket }, Priority::Large);
         }
         // Whoever takes a large answer has room for no other; the rest leaves at the end of the turn.
         if !self.out.large.is_empty() || self.replies.has_full() {
@@ -246,19 +287,55 @@ impl Replica {
         true
     }
 
-    /// Carries out a query, unless it is to be refused.
-    fn outcome_of(&mut self, env: &Env<'_>, query: &Query, linearizable: bool) -> Result<Outcome, Why> {
+    /// Does the first step of a query.
+    fn begin_query(&mut self, env: &Env<'_>, waiter: Waiter, query: &Query, about: About) -> Stepped {
+        if !self.may_answer(env, waiter, query, about) {
+            return Stepped::Answered;
+        }
+        let mut budget = Budget::of_keys(self.settings.queries.step_keys);
+        let step = self.state.begin(query, &mut budget);
+        self.take_step(env, waiter, step)
+    }
+
+    /// Does another step of a query.
+    fn go_on_query(
+        &mut self,
+        env: &Env<'_>,
+        waiter: Waiter,
+        suspended: SuspendedQuery,
+        about: About,
+    ) -> Stepped {
+        if !self.may_answer(env, waiter, suspended.query(), about) {
+            return Stepped::Answered;
+        }
+        let mut budget = Budget::of_keys(self.settings.queries.step_keys);
+        let step = self.state.go_on(suspended, &mut budget);
+        self.take_step(env, waiter, step)
+    }
+
+    /// Refuses what only a leader may answer, where this is none.
+    fn may_answer(&mut self, env: &Env<'_>, waiter: Waiter, query: &Query, about: About) -> bool {
         let about_leases = matches!(query, Query::LeaseTimeToLive { .. } | Query::Leases);
-        if about_leases && linearizable && !self.leading {
-            return Err(Why::NotLeader);
+        if about_leases && about.linearizable && !self.leading {
+            self.replies.refuse(waiter.link, waiter.request, Why::NotLeader);
+            return false;
         }
         if let Query::Alarms = query {
             self.watch_disks(env);
         }
-        let mut outcome = self.state.query(query);
+        true
+    }
+
+    fn take_step(&mut self, env: &Env<'_>, waiter: Waiter, step: Step) -> Stepped {
+        let mut gathered = match step {
+            Step::Done(gathered) => gathered,
+            Step::Suspended(suspended) => return Stepped::Suspended(suspended),
+        };
         // The state machine has no clock; what remains of a lease only its leader knows.
-        if self.leading {
-            match &mut outcome {
+        if self.leading
+            && let Some(outcome) = gathered.ready()
+        {
+            match outcome {
                 Ok(Reply::LeaseTimeToLive(reply)) => {
                     if let Some(remaining) = self.leases.remaining(env.now, reply.id) {
                         reply.ttl = remaining;
@@ -270,33 +347,52 @@ impl Replica {
                 Ok(_) | Err(_) => {}
             }
         }
-        Ok(outcome)
+        self.answer_gathered(env, waiter, gathered).map_or(Stepped::Answered, Stepped::HasNoRoom)
     }
 
-    /// Answers a request. What is large is encoded as it leaves, since it would stop the group, and on a small machine the
-    /// node; one in each turn for each link.
+    /// Answers a write.
     pub(crate) fn answer(&mut self, env: &Env<'_>, link: LinkId, id: u64, outcome: &Outcome) {
+        if !outcome.as_ref().is_ok_and(|reply| reply.holds_more_than(self.settings.large_answer_bytes)) {
+            self.answer_small(link, id, outcome);
+            return;
+        }
+        let gathered = Gathered::from(outcome.clone());
+        if let Some(gathered) = self.answer_large(env, Waiter { link, request: id }, gathered) {
+            let asked = Asked::Answered(gathered, None);
+            let admitted = self.queries.admit(link, Admitted { request: id, terms: Terms::default(), asked });
+            assert!(admitted.is_ok(), "answers are always admitted");
+        }
+    }
+
+    /// Answers a query, unless there is no room for its answer.
+    fn answer_gathered(&mut self, env: &Env<'_>, waiter: Waiter, mut gathered: Gathered) -> Option<Gathered> {
+        let is_large = gathered.is_large(self.settings.large_answer_bytes);
+        match gathered.ready() {
+            Some(outcome) if !is_large => {
+                self.answer_small(waiter.link, waiter.request, outcome);
+                None
+            }
+            Some(_) | None => self.answer_large(env, waiter, gathered),
+        }
+    }
+
+    fn answer_small(&mut self, link: LinkId, id: u64, outcome: &Outcome) {
         if let Err(Error::WrongShard) = outcome {
             self.replies.refuse_wrong_shard(link, id);
-            return;
-        }
-        if !self.is_large(outcome) {
+        } else {
             self.replies.outcome(link, id, outcome);
-            return;
         }
-        let outcome = outcome.clone();
-        if self.has_room_for_large(env, link) {
-            self.out.large.push(LargeAnswer { link, request: id, term: self.replies.term, outcome });
-            return;
-        }
-        let asked = Asked::Outcome(outcome);
-        let admitted = self.queries.admit(link, Admitted { request: id, terms: Terms::default(), asked });
-        assert!(admitted.is_ok(), "outcomes are always admitted");
     }
 
-    /// Whether an answer is encoded as it leaves.
-    fn is_large(&self, outcome: &Outcome) -> bool {
-        outcome.as_ref().is_ok_and(|reply| reply.holds_more_than(self.settings.large_answer_bytes))
+    /// What is large is put together and encoded elsewhere, as it leaves, since it would stop the group, and on a small machine
+    /// the node; one in each turn for each link. Gives it back if there is no room for it.
+    fn answer_large(&mut self, env: &Env<'_>, waiter: Waiter, gathered: Gathered) -> Option<Gathered> {
+        let Waiter { link, request } = waiter;
+        if !self.has_room_for_large(env, link) {
+            return Some(gathered);
+        }
+        self.out.large.push(LargeAnswer { link, request, term: self.replies.term, gathered });
+        None
     }
 
     /// Whether a large answer may leave now.

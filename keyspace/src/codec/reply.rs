@@ -3,7 +3,7 @@
 use super::{
     DecodeError, MAX_TXN_DEPTH, Reader, Writer,
     request::{alarm_tag, read_alarm},
-    wire::{Sink, malformed},
+    wire::{Length, Sink, malformed},
 };
 use crate::{
     Alarm, DeleteRangeReply, Error, Event, EventKind, HashKvReply, KeyValue, LeaseId, LeaseTimeToLiveReply,
@@ -24,6 +24,13 @@ pub(crate) fn write_key_value<S: Sink>(writer: &mut Writer<'_, S>, kv: &KeyValue
     writer.i64(mod_revision.0);
     writer.i64(*version);
     writer.i64(lease.0);
+}
+
+/// How many bytes [`write_key_value`] writes.
+pub(crate) fn key_value_len(kv: &KeyValue) -> usize {
+    let mut length = Length::default();
+    write_key_value(&mut Writer::within(&mut length), kv);
+    length.0
 }
 
 pub(crate) fn read_key_value(reader: &mut Reader) -> Decoded<KeyValue> {
@@ -222,6 +229,7 @@ pub(crate) fn error_tag(error: Error) -> u8 {
         Error::SessionWindowExceeded => 18,
         Error::RevisionPassed => 19,
         Error::WrongShard => 20,
+        Error::AnswerTooLarge => 21,
     }
 }
 
@@ -247,6 +255,7 @@ fn read_error(reader: &mut Reader) -> Decoded<Error> {
         18 => Error::SessionWindowExceeded,
         19 => Error::RevisionPassed,
         20 => Error::WrongShard,
+        21 => Error::AnswerTooLarge,
         _ => return malformed("unknown error"),
     })
 }

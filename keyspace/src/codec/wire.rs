@@ -72,8 +72,7 @@ impl<'a, S: Sink> Writer<'a, S> {
     }
 
     pub(crate) fn i64(&mut self, value: i64) {
-        // Zigzag: small numbers of either sign stay short.
-        self.u64((value << 1 ^ value >> 63).cast_unsigned());
+        self.u64(zigzag(value));
     }
 
     pub(crate) fn u128(&mut self, value: u128) {
@@ -107,6 +106,11 @@ impl<'a, S: Sink> Writer<'a, S> {
             write(self, item);
         }
     }
+}
+
+/// Small numbers of either sign stay short.
+fn zigzag(value: i64) -> u64 {
+    (value << 1 ^ value >> 63).cast_unsigned()
 }
 
 pub(crate) struct Reader {

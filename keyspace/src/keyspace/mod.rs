@@ -1,14 +1,15 @@
 //! The state machine: routes commands and queries to its parts.
 
+mod query;
 mod snapshot;
 
 use bytes::Bytes;
 
 use crate::{
     Alarm, AlarmKind, Broken, ClusterVersion, Command, Error, Event, FeedPlace, HashKvReply, HistoryPage,
-    KeyRange, KeyValue, LastWrite, LeaseEffect, LeaseId, LeaseSerial, LeaseState, LeaseTimeToLiveReply,
-    Limits, NoHistory, Op, Outcome, PageLimits, Proposal, Query, Reply, Resolved, Revision, RevisionEvents,
-    Route, SESSION_WINDOW, SessionId, SessionLookup, ShardId, ShardSpan, StatusReply,
+    KeyRange, KeyValue, LastWrite, LeaseEffect, LeaseId, LeaseSerial, LeaseState, Limits, NoHistory, Op,
+    Outcome, PageLimits, Proposal, Reply, Resolved, Revision, RevisionEvents, Route, SESSION_WINDOW,
+    SessionId, SessionLookup, ShardId, ShardSpan, StatusReply,
     alarm::Alarms,
     digest::Hasher,
     envelope::{Allotment, RevisionPassed},
@@ -23,6 +24,7 @@ use crate::{
     txn::{self, Plan},
 };
 
+pub use self::query::{Step, SuspendedQuery};
 pub use self::snapshot::{Restore, RestoreError, Snapshot};
 
 /// How a group's state begins. Every replica of a group must begin with the same options; later changes go through the log
@@ -204,6 +206,11 @@ impl Keyspace {
         has_more
     }
 
+    /// Whether a snapshot or a query holds garbage back from being swept.
+    pub fn is_held_back(&self) -> bool {
+        self.shards.iter().any(|shard| shard.mvcc.is_held_back())
+    }
+
     /// The shards that are here, in the order of keys.
     pub fn shards(&self) -> impl Iterator<Item = &ShardSpan> {
         self.shards.iter().map(|shard| &shard.span)
@@ -268,48 +275,6 @@ impl Keyspace {
     /// The alarms that are raised.
     pub fn alarms(&self) -> impl Iterator<Item = Alarm> {
         self.alarms.iter()
-    }
-
-    /// Answers a query at what is resolved, or at the older revision that it asks for.
-    pub fn query(&self, query: &Query) -> Outcome {
-        let revision = self.resolved().revision();
-        match query {
-            Query::Range(request) => {
-                let shard = match self.shards.covering(&request.range) {
-                    Err(_) if mutant!(self.broken, ForeignReadAnswered) => self.shards.iter().next(),
-                    found => Some(found?),
-                };
-                let shard = shard.ok_or(Error::WrongShard)?;
-                txn::range(&shard.mvcc, revision, request).map(Reply::Range)
-            }
-            Query::Page(request) => {
-                let shard = self.shards.covering(&request.range)?;
-                txn::page(&shard.mvcc, revision, request).map(Reply::Range)
-            }
-            Query::Txn(request) => {
-                let shard = self.shards.covering_txn(request)?;
-                let plan = Plan::new(&shard.mvcc, revision, request);
-                plan.check(&shard.mvcc, revision, &self.leases)?;
-                plan.read(&shard.mvcc, revision).map(Reply::Txn)
-            }
-            Query::LeaseTimeToLive { id, keys } => {
-                let state = self.leases.state(*id);
-                Ok(Reply::LeaseTimeToLive(LeaseTimeToLiveReply {
-                    revision,
-                    id: *id,
-                    ttl: state.map_or(-1, |lease| lease.remaining_s),
-                    granted_ttl: state.map_or(0, |lease| lease.granted_ttl_s),
-                    keys: if *keys { self.attached(*id).cloned().collect() } else { Vec::new() },
-                }))
-            }
-            Query::Leases => Ok(Reply::Leases {
-                revision,
-                leases: self.leases.iter().map(|lease| lease.grant.id).collect(),
-            }),
-            Query::HashKv { revision } => self.hash_kv(Revision(*revision)).map(Reply::HashKv),
-            Query::Status => Ok(Reply::Status(self.status())),
-            Query::Alarms => Ok(Reply::Alarms { revision, alarms: self.alarms.iter().collect() }),
-        }
     }
 
     /// What is known of a numbered write that is routed so. A leader may answer a retry from it without proposing anything.
@@ -611,7 +576,7 @@ impl Keyspace {
     }
 
     /// The keys that hang on a lease, in order.
-    fn attached(&self, lease: LeaseId) -> impl Iterator<Item = &Bytes> {
+    pub(crate) fn attached(&self, lease: LeaseId) -> impl Iterator<Item = &Bytes> {
         self.shards.iter().flat_map(move |shard| shard.attachments.keys(lease))
     }
 

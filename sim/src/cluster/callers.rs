@@ -7,14 +7,14 @@ use bytes::Bytes;
 use gateway_core::{Failure, Flow, Priority, Source};
 use keyspace::{
     Compare, CompareResult, CompareTarget, DeleteRange, KeyRange, LeaseId, Op, Put, Query, RangeRequest,
-    Reply, SessionId, Txn, TxnOp,
+    Reply, SessionId, SortOrder, SortTarget, Txn, TxnOp,
 };
 
 use crate::linear::history::{End, Operation};
 use crate::linear::specs::{RegisterAction, RegisterInput, RegisterOutput};
 
 use super::clock::{MILLI, SECOND, Time};
-use super::commands::{Family, key, single, value_of};
+use super::commands::{Family, is_rewritten, key, single, value_of};
 use super::coverage::Mark;
 use super::env::{Env, trace};
 use super::events::{Call, Event, GatewayEvent, Granted, SentUnder, What};
@@ -247,6 +247,31 @@ impl Callers {
     }
 }
 
+/// A transaction that reads two ranges, and compares one: in whichever order, up to a limit.
+fn read_twice(env: &mut Env, others: KeyRange) -> Query {
+    let request = |env: &mut Env, range: KeyRange| {
+        TxnOp::Range(RangeRequest {
+            limit: env.rng.below(4) as i64,
+            sort_order: env.rng.pick(&[SortOrder::None, SortOrder::Ascend, SortOrder::Descend]),
+            sort_target: env.rng.pick(&[
+                SortTarget::Key,
+                SortTarget::Mod,
+                SortTarget::Version,
+                SortTarget::Value,
+            ]),
+            ..RangeRequest::new(range)
+        })
+    };
+    Query::Txn(Txn {
+        compare: vec![is_rewritten(others.clone())],
+        success: vec![request(env, others.clone()), request(env, others.clone())],
+        failure: vec![
+            request(env, others.clone()),
+            TxnOp::Range(RangeRequest { count_only: true, ..RangeRequest::new(others) }),
+        ],
+    })
+}
+
 /// Somebody's, and somehow urgent, whatever is asked for.
 fn some_flow(env: &mut Env) -> Flow {
     let source = Source { user: env.rng.below(3), connection: env.rng.below(6) };
@@ -321,11 +346,15 @@ impl Caller {
         let seen = self.seen.get(&group).copied().unwrap_or(0);
         // All of them at times, even where they are in several shards.
         let others = env.maps.part_or_whole(group, Family::CallersOther.keys(place), key_number);
-        let op = match env.rng.below(20) {
+        let op = match env.rng.below(22) {
             0..=3 => return write_register(),
             4..=6 => return read_register(),
             7 => return (read(others, None), None),
             8..=9 => return (read(others, Some(seen)), None),
+            20..=21 => {
+                let query = read_twice(env, others);
+                return (What::Read { query, serializable: env.rng.flip().then_some(seen) }, None);
+            }
             10..=11 => return (What::KeepAlive(lease.0), None),
             12..=13 => {
                 let lease = if env.rng.flip() { lease } else { LeaseId::NONE };
@@ -375,15 +404,22 @@ impl Caller {
                 return;
             }
         };
-        let (Reply::Range(range), What::Read { query: Query::Range(asked), .. }) = (reply, &current.what)
-        else {
-            env.fail("answers", format!("a read is granted {reply:?}"));
-            return;
+        let check = match (reply, &current.what) {
+            (Reply::Range(range), What::Read { query: Query::Range(asked), .. }) => {
+                env.truths[group].check_read(asked, range)
+            }
+            (Reply::Txn(txn), What::Read { query: Query::Txn(asked), .. }) => {
+                env.truths[group].check_read_txn(asked, txn)
+            }
+            _ => {
+                env.fail("answers", format!("a read is granted {reply:?}"));
+                return;
+            }
         };
         // A replica that does not come that far for a while answers with what it has.
         let waited = env.now - called > BEHIND_MAX;
         let least = serializable.map_or(committed, |seen| if waited { 0 } else { seen });
-        let revision = range.revision.0;
+        let revision = reply.revision().0;
         if revision < least {
             env.fail(
                 "reads",
@@ -391,7 +427,6 @@ impl Caller {
             );
         }
         env.mark(if serializable.is_some() { Mark::ReadAtNearest } else { Mark::ReadByGateway });
-        let check = env.truths[group].check_read(&asked.range, range);
         env.note(check);
         self.see(group, revision);
     }

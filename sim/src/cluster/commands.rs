@@ -176,6 +176,11 @@ pub(crate) fn command(session: SessionId, seq: u32, route: Route, op: Op) -> Byt
     encode(&Command::write(session, seq, seq - 1, route, op))
 }
 
+/// Whether all keys of a range, and there are some, have been written again since their creation.
+pub(crate) fn is_rewritten(range: KeyRange) -> Compare {
+    Compare { range, result: CompareResult::Greater, target: CompareTarget::Version(1) }
+}
+
 /// What a read of a range asks.
 pub(crate) fn query(range: KeyRange) -> Bytes {
     let mut encoded = BytesMut::new();

@@ -6,6 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 use consensus_core::{Config, NodeId, Timing};
+use group_core::QueryShare;
 
 use super::clock::{MICRO, MILLI, SECOND, Time};
 use super::net::Quality;
@@ -103,6 +104,8 @@ pub(crate) struct Profile {
     pub(crate) queue_bytes: usize,
     /// How often a group lets inputs gather before it takes them up together.
     pub(crate) gather_ppm: u64,
+    /// How queries share a group's task; often so that ranges of a few keys take several turns.
+    pub(crate) queries: QueryShare,
     pub(crate) gateways: usize,
     /// Clients of gateways, what they ask for in all, and those that watch.
     pub(crate) callers: u32,
@@ -174,6 +177,11 @@ impl Profile {
             inflight_slots: rng.pick(&[1, 4, 64]),
             queue_bytes: rng.pick(&[600, 16 << 20]),
             gather_ppm: rng.pick(&[0, 50_000, 300_000]),
+            queries: rng.pick(&[
+                QueryShare::default(),
+                QueryShare { step_keys: 1, turn: Duration::ZERO },
+                QueryShare { step_keys: 3, turn: Duration::ZERO },
+            ]),
             gateways: rng.pick(&[1, 2, 2, 3]),
             callers: rng.range(2, 10) as u32,
             calls: rng.range(200, 1_000),
@@ -293,7 +301,7 @@ impl fmt::Display for Profile {
         write!(
             f,
             "  segments of {} bytes, snapshots after {} bytes, retain {} slots, {} in flight, queue {} bytes, padding {}, \
-             watches in parts of {} bytes, \
+             watches in parts of {} bytes, {:?}, \
              clock rates {:?} ppm, damage on nodes {:#b}",
             self.segment_bytes,
             self.snapshot_bytes,
@@ -302,6 +310,7 @@ impl fmt::Display for Profile {
             self.queue_bytes,
             self.padding,
             self.watch_part_bytes,
+            self.queries,
             self.rates_ppm,
             self.damageable
         )

@@ -8,7 +8,7 @@ use consensus_core::message::{Accept, Accepted, Chosen, Prepare, Promise};
 use gateway_core::Concern;
 use keyspace::{
     Command, Effects, Error, KeyRange, Keyspace, LeaseEffect, LeaseId, LeaseSerial, Outcome, Proposal, Query,
-    RangeReply, RangeRequest, Reply, RevisionEvents, SessionId, ShardSpan,
+    RangeReply, RangeRequest, Reply, RevisionEvents, SessionId, ShardSpan, Txn, TxnOp, TxnOpReply, TxnReply,
 };
 
 use consensus_core::{
@@ -16,7 +16,7 @@ use consensus_core::{
 };
 
 use super::clock::{MILLI, SECOND, Time};
-use super::commands::{Write, Written, value_digest, value_of};
+use super::commands::{Write, Written, is_rewritten, value_digest, value_of};
 use super::maps::part;
 
 /// An invariant that did not hold.
@@ -731,7 +731,7 @@ impl GroupTruth {
     }
 
     /// What was read is what was there at the revision that the answer says.
-    pub(crate) fn check_read(&self, range: &KeyRange, reply: &RangeReply) -> Check {
+    pub(crate) fn check_read(&self, asked: &RangeRequest, reply: &RangeReply) -> Check {
         let (group, revision) = (self.group, reply.revision);
         if revision > self.state.resolved().revision() {
             return fail(
@@ -739,7 +739,8 @@ impl GroupTruth {
                 format!("group {group}: {revision:?} is read, and nobody has committed it"),
             );
         }
-        let asked = RangeRequest { revision: revision.0, ..RangeRequest::new(range.clone()) };
+        let range = &asked.range;
+        let asked = RangeRequest { revision: revision.0, ..asked.clone() };
         match self.state.query(&Query::Range(asked)) {
             Ok(Reply::Range(right)) if (&right.kvs, right.count) != (&reply.kvs, reply.count) => {
                 fail("reads", format!("group {group}: {range:?} at {revision:?} is {reply:?}, not {right:?}"))
@@ -750,6 +751,41 @@ impl GroupTruth {
             // What it was is compacted.
             Ok(_) | Err(_) => Ok(()),
         }
+    }
+
+    /// A transaction that only reads took the branch that it should have taken, and each of its ranges is what was there.
+    pub(crate) fn check_read_txn(&self, asked: &Txn, reply: &TxnReply) -> Check {
+        let (group, revision) = (self.group, reply.revision);
+        for compare in &asked.compare {
+            assert_eq!(compare, &is_rewritten(compare.range.clone()), "nothing else is compared");
+            let range = RangeRequest { revision: revision.0, ..RangeRequest::new(compare.range.clone()) };
+            if let Ok(Reply::Range(there)) = self.state.query(&Query::Range(range)) {
+                let holds = !there.kvs.is_empty() && there.kvs.iter().all(|kv| kv.version > 1);
+                if holds != reply.succeeded {
+                    return fail(
+                        "reads",
+                        format!("group {group}: {compare:?} at {revision:?}: {reply:?}, not {there:?}"),
+                    );
+                }
+            }
+        }
+        let branch = if reply.succeeded { &asked.success } else { &asked.failure };
+        if branch.len() != reply.responses.len() {
+            return fail("reads", format!("group {group}: {asked:?} is answered {reply:?}"));
+        }
+        for pair in branch.iter().zip(&reply.responses) {
+            let (TxnOp::Range(asked), TxnOpReply::Range(range)) = pair else {
+                return fail("reads", format!("group {group}: {asked:?} is answered {reply:?}"));
+            };
+            if range.revision != revision {
+                return fail(
+                    "reads",
+                    format!("group {group}: {asked:?} is read at several revisions: {reply:?}"),
+                );
+            }
+            self.check_read(asked, range)?;
+        }
+        Ok(())
     }
 
     /// The oldest revision that can be read.

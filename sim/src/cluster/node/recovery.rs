@@ -154,6 +154,7 @@ impl Node {
             regions: BTreeMap::new(),
             known,
             leader_regions: Vec::new(),
+            queries: env.profile.queries,
             broken: broken(env),
             broken_state: broken_state(env),
         }

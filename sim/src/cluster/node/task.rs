@@ -14,7 +14,7 @@ use group_core::{
     Turn, look,
 };
 use journal::{Lsn, SimDisk, SnapshotWriter};
-use keyspace::{Error, KeyRange, LeaseId, Outcome, RangeReply, Reply, SessionId};
+use keyspace::{Error, Gathered, KeyRange, LeaseId, Outcome, RangeReply, RangeRequest, Reply, SessionId};
 
 use super::{Node, Process};
 use crate::cluster::clock::{MICRO, MILLI, Time};
@@ -477,14 +477,21 @@ impl Task {
 
     /// What is large, gateways get in parts.
     fn answer_large(&mut self, process: &mut Process, node: &Node, env: &mut Env, large: LargeAnswer) {
-        let LargeAnswer { link, request: id, term, .. } = large;
+        let LargeAnswer { link, request: id, term, gathered } = large;
+        let outcome = gathered.finish();
         let mut whole = BytesMut::new();
-        keyspace::encode_outcome(&large.outcome, &mut whole);
+        keyspace::encode_outcome(&outcome, &mut whole);
         let answer = wire::Response { id, term, kind: Some(Kind::Reply(whole.freeze())) };
         match connection_of(link) {
             Some(connection) => {
                 self.check_answers(node, env, link, &[answer]);
-                process.send_in_parts(node, env, connection, large);
+                let gathered = Gathered::from(outcome);
+                process.send_in_parts(
+                    node,
+                    env,
+                    connection,
+                    LargeAnswer { link, request: id, term, gathered },
+                );
             }
             None => self.answer(node, env, answer),
         }
@@ -634,7 +641,7 @@ impl Task {
         if revision < committed {
             env.fail("I12", format!("{who}: reads at revision {revision}, {committed} was committed before"));
         }
-        let check = env.truths[self.group].check_read(range, reply);
+        let check = env.truths[self.group].check_read(&RangeRequest::new(range.clone()), reply);
         env.note(check);
     }
 

@@ -1,0 +1,140 @@
+//! Queries that are not answered in one step. They go back into the queue between their steps, behind the others; what is
+//! here bounds how many of a link's are under way, since each holds what it has gathered, and keeps garbage from being swept.
+//! The others wait, with nothing gathered.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use keyspace::{Query, SuspendedQuery};
+
+use crate::clients::{Terms, Waiter};
+use crate::env::LinkId;
+use crate::queries::{Admitted, Asked};
+
+/// Queries of one link that may be under way.
+pub(crate) const UNDER_WAY_MAX: usize = 8;
+
+/// A query that takes more than one step.
+#[derive(Debug)]
+pub(crate) struct Slow {
+    pub(crate) work: Work,
+    pub(crate) about: About,
+    /// Given back when it is dropped.
+    pub(crate) place: Place,
+}
+
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// It is begun, or begun anew.
+    Begin(Query),
+    GoOn(SuspendedQuery),
+}
+
+/// What is known of a query besides itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct About {
+    /// Its size as it was sent.
+    pub(crate) bytes: usize,
+    /// It was admitted by the leader, and may ask what only that one knows.
+    pub(crate) linearizable: bool,
+}
+
+/// One of the places of a link.
+#[derive(Debug)]
+pub(crate) struct Place {
+    _taken: Arc<()>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    request: u64,
+    terms: Terms,
+    query: Query,
+    about: About,
+}
+
+#[derive(Debug, Default)]
+struct OfLink {
+    /// Shared with each place that is taken.
+    places: Arc<()>,
+    waiting: VecDeque<Waiting>,
+}
+
+impl OfLink {
+    fn take_place(&self) -> Option<Place> {
+        let taken = Arc::strong_count(&self.places) - 1;
+        assert!(taken <= UNDER_WAY_MAX, "no place is taken twice");
+        (taken < UNDER_WAY_MAX).then(|| Place { _taken: Arc::clone(&self.places) })
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Slices {
+    by_link: BTreeMap<LinkId, OfLink>,
+}
+
+impl Slices {
+    /// A query has not come to its end in its first step. None if all places of its link are taken: it is begun again when one
+    /// is free.
+    pub(crate) fn suspend(
+        &mut self,
+        waiter: Waiter,
+        terms: Terms,
+        suspended: SuspendedQuery,
+        about: About,
+    ) -> Option<Slow> {
+        let Waiter { link, request } = waiter;
+        let of_link = self.by_link.entry(link).or_default();
+        match of_link.take_place() {
+            Some(place) => Some(Slow { work: Work::GoOn(suspended), about, place }),
+            None => {
+                assert!(Arc::strong_count(&of_link.places) > 1, "who waits, waits for somebody");
+                of_link.waiting.push_back(Waiting { request, terms, query: suspended.into_query(), about });
+                None
+            }
+        }
+    }
+
+    /// One that has waited for a place that is free.
+    pub(crate) fn next_ready(&mut self) -> Option<(LinkId, Admitted)> {
+        // Who has nobody under way and nobody waiting is forgotten.
+        self.by_link
+            .retain(|_, of_link| Arc::strong_count(&of_link.places) > 1 || !of_link.waiting.is_empty());
+        self.by_link.iter_mut().find_map(|(link, of_link)| {
+            of_link.waiting.front()?;
+            let place = of_link.take_place()?;
+            assert!(Arc::strong_count(&of_link.places) > 1, "a place that is taken is counted");
+            let Waiting { request, terms, query, about } = of_link.waiting.pop_front()?;
+            let asked = Asked::Slow(Slow { work: Work::Begin(query), about, place });
+            Some((*link, Admitted { request, terms, asked }))
+        })
+    }
+
+    /// Whether [`Slices::next_ready`] has one.
+    pub(crate) fn has_ready(&self) -> bool {
+        self.by_link.values().any(|of_link| !of_link.waiting.is_empty() && of_link.take_place().is_some())
+    }
+
+    /// Whether any waits for a place.
+    pub(crate) fn has_waiting(&self) -> bool {
+        self.by_link.values().any(|of_link| !of_link.waiting.is_empty())
+    }
+
+    /// Takes back one that waits. Returns whether it was there.
+    pub(crate) fn cancel(&mut self, waiter: Waiter) -> bool {
+        let Some(of_link) = self.by_link.get_mut(&waiter.link) else { return false };
+        let before = of_link.waiting.len();
+        of_link.waiting.retain(|waiting| waiting.request != waiter.request);
+        of_link.waiting.len() < before
+    }
+
+    /// Places that are taken.
+    #[cfg(test)]
+    pub(crate) fn under_way(&self, link: LinkId) -> usize {
+        self.by_link.get(&link).map_or(0, |of_link| Arc::strong_count(&of_link.places) - 1)
+    }
+
+    pub(crate) fn close_link(&mut self, link: LinkId) {
+        self.by_link.remove(&link);
+    }
+}

@@ -1,0 +1,638 @@
+//! Walking over ranges, in steps, and what is made of what was found.
+//!
+//! What a walk gathers is not an answer yet: many entries have to be sorted, cut and copied out. That needs no state and is done
+//! by [`Gathered::finish`], wherever there is time.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::{
+    Compare, CompareResult, CompareTarget, Error, KeyValue, Outcome, PageRequest, RangeReply, RangeRequest,
+    Reply, Revision, SortOrder, SortTarget, TxnOpReply, TxnReply, codec,
+    mvcc::{Mvcc, Record, Visited},
+};
+
+/// The largest answer that is given, encoded, in bytes. The links take 512 MiB, with what surrounds the
+/// entries.
+pub const ANSWER_BYTES_MAX: usize = (512 << 20) - 1024;
+
+/// Keys and values of an answer, in bytes, from which it takes long to copy them out.
+const LARGE_BYTES: usize = 256 << 10;
+/// Entries of a range from which copying them out takes long.
+const LARGE_ENTRIES: usize = 4096;
+/// Entries of a range from which sorting them takes long.
+const LARGE_SORT: usize = 1024;
+/// Bytes of a value that are compared in the time that a visit to a key takes.
+const COMPARED_PER_VISIT: usize = 1024;
+
+/// What a step of a query may do, in keys visited; a few keys more are visited than it says, and one at least.
+#[derive(Debug)]
+pub struct Budget {
+    left: usize,
+}
+
+impl Budget {
+    /// So many keys.
+    pub fn of_keys(keys: usize) -> Budget {
+        Budget { left: keys.max(1) }
+    }
+
+    /// As many as there are.
+    pub(crate) fn unlimited() -> Budget {
+        Budget { left: usize::MAX }
+    }
+
+    pub(crate) fn is_spent(&self) -> bool {
+        self.left == 0
+    }
+
+    pub(crate) fn spend(&mut self, keys: usize) {
+        self.left = self.left.saturating_sub(keys);
+    }
+}
+
+/// What a query has found, before it is an answer.
+#[derive(Debug)]
+pub struct Gathered(Found);
+
+#[derive(Debug)]
+enum Found {
+    Ready(Outcome),
+    Ranges {
+        revision: Revision,
+        /// Of a transaction: which branch was taken.
+        succeeded: Option<bool>,
+        parts: Vec<Part>,
+        /// Of what is in the answer for certain.
+        bytes: usize,
+    },
+}
+
+impl From<Outcome> for Gathered {
+    fn from(outcome: Outcome) -> Gathered {
+        Gathered(Found::Ready(outcome))
+    }
+}
+
+impl Gathered {
+    /// The answer, if there is nothing left to do for it.
+    pub fn ready(&mut self) -> Option<&mut Outcome> {
+        match &mut self.0 {
+            Found::Ready(outcome) => Some(outcome),
+            Found::Ranges { .. } => None,
+        }
+    }
+
+    /// Whether it takes long to make an answer of it, or the answer holds more than so many bytes of keys and values.
+    pub fn is_large(&self, bytes: usize) -> bool {
+        match &self.0 {
+            Found::Ready(outcome) => outcome.as_ref().is_ok_and(|reply| reply.holds_more_than(bytes)),
+            Found::Ranges { .. } => true,
+        }
+    }
+
+    /// The answer. May take its time.
+    pub fn finish(self) -> Outcome {
+        let (revision, succeeded, parts, mut bytes) = match self.0 {
+            Found::Ready(outcome) => return outcome,
+            Found::Ranges { revision, succeeded, parts, bytes } => (revision, succeeded, parts, bytes),
+        };
+        assert!(succeeded.is_some() || parts.len() == 1, "a range has one answer");
+        let mut replies = Vec::with_capacity(parts.len());
+        for part in parts {
+            replies.push(part.finish(&mut bytes, ANSWER_BYTES_MAX)?);
+        }
+        Ok(reply_of(revision, succeeded, replies))
+    }
+}
+
+fn reply_of(revision: Revision, succeeded: Option<bool>, mut replies: Vec<RangeReply>) -> Reply {
+    match succeeded {
+        Some(succeeded) => {
+            let responses = replies.into_iter().map(TxnOpReply::Range).collect();
+            Reply::Txn(TxnReply { revision, succeeded, responses })
+        }
+        None => Reply::Range(replies.pop().expect("a range has one answer")),
+    }
+}
+
+/// What a range, whole or of a transaction, has found.
+#[derive(Debug)]
+pub(crate) enum Part {
+    Ready(RangeReply),
+    /// Many entries.
+    Large(Shape, Vec<Arc<Record>>),
+}
+
+impl Part {
+    /// Counts what was not certain to be in the answer before.
+    fn finish(self, bytes: &mut usize, bytes_max: usize) -> Result<RangeReply, Error> {
+        match self {
+            Part::Ready(reply) => Ok(reply),
+            Part::Large(shape, records) => {
+                shape.reply(records.iter().map(Arc::as_ref).collect(), bytes, bytes_max)
+            }
+        }
+    }
+}
+
+/// What a range's answer is made of, besides the entries.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    /// The current revision.
+    revision: Revision,
+    /// None for all.
+    limit: Option<usize>,
+    sort_order: SortOrder,
+    sort_target: SortTarget,
+    keys_only: bool,
+    count: usize,
+    more: bool,
+}
+
+impl Shape {
+    fn of(request: &RangeRequest, revision: Revision) -> Shape {
+        Shape {
+            revision,
+            limit: usize::try_from(request.limit).ok().filter(|limit| *limit > 0),
+            sort_order: request.sort_order,
+            sort_target: request.sort_target,
+            keys_only: request.keys_only,
+            count: 0,
+            more: false,
+        }
+    }
+
+    /// How many entries are taken in the order of keys. Where no order is given and nothing filtered, one more than the limit
+    /// is sorted by the target, and cut then (etcd's `IsDefaultOrdering`).
+    fn first(&self, has_filters: bool) -> usize {
+        let Some(limit) = self.limit else { return usize::MAX };
+        match self.sort_order {
+            _ if self.is_by_key() => limit,
+            SortOrder::None | SortOrder::Invalid if !has_filters => limit.saturating_add(1),
+            SortOrder::None | SortOrder::Invalid | SortOrder::Ascend | SortOrder::Descend => usize::MAX,
+        }
+    }
+
+    /// Whether an entry that was taken may yet be cut off.
+    fn cuts_later(&self) -> bool {
+        self.limit.is_some() && !self.is_by_key()
+    }
+
+    fn is_by_key(&self) -> bool {
+        let by_key = matches!(self.sort_target, SortTarget::Key | SortTarget::Invalid);
+        by_key && self.sort_order != SortOrder::Descend
+    }
+
+    /// The order of the answer. No two entries are equal, since no two have the same key.
+    fn compare(&self, one: &Record, other: &Record) -> Ordering {
+        let (a, b) = (one.kv(), other.kv());
+        let by_target = match self.sort_target {
+            SortTarget::Key | SortTarget::Invalid => Ordering::Equal,
+            SortTarget::Version => a.version.cmp(&b.version),
+            SortTarget::Create => a.create_revision.cmp(&b.create_revision),
+            SortTarget::Mod => a.mod_revision.cmp(&b.mod_revision),
+            SortTarget::Value => a.value.cmp(&b.value),
+        };
+        let ascending = by_target.then_with(|| a.key.cmp(&b.key));
+        match self.sort_order {
+            SortOrder::Descend => ascending.reverse(),
+            SortOrder::None | SortOrder::Ascend | SortOrder::Invalid => ascending,
+        }
+    }
+
+    /// How many entries are worth keeping while others come, where that is cheap to find out: values may be long.
+    fn best(&self) -> Option<usize> {
+        let cheap = self.sort_target != SortTarget::Value;
+        self.limit.filter(|limit| cheap && self.cuts_later() && *limit <= LARGE_SORT)
+    }
+
+    /// Drops entries that others have cut off.
+    fn prune<R>(&self, entries: &mut Vec<R>, record: impl Fn(&R) -> &Record) {
+        if let Some(best) = self.best()
+            && entries.len() > best
+        {
+            assert!(best > 0, "a limit leaves something");
+            entries.select_nth_unstable_by(best, |a, b| self.compare(record(a), record(b)));
+            entries.truncate(best);
+        }
+    }
+
+    fn entry_len(&self, kv: &KeyValue) -> usize {
+        codec::key_value_len(kv) - if self.keys_only { kv.value.len() } else { 0 }
+    }
+
+    fn entry(&self, kv: &KeyValue) -> KeyValue {
+        if self.keys_only { KeyValue { key: kv.key.clone(), value: Bytes::new(), ..*kv } } else { kv.clone() }
+    }
+
+    fn reply(
+        &self,
+        mut entries: Vec<&Record>,
+        bytes: &mut usize,
+        bytes_max: usize,
+    ) -> Result<RangeReply, Error> {
+        if !self.is_by_key() {
+            entries.sort_unstable_by(|a, b| self.compare(a, b));
+        }
+        debug_assert!(
+            entries.windows(2).all(|pair| self.compare(pair[0], pair[1]).is_lt()),
+            "the answer is in the order that was asked for"
+        );
+        if let Some(limit) = self.limit {
+            entries.truncate(limit);
+        }
+        if self.cuts_later() {
+            for record in &entries {
+                *bytes += self.entry_len(record.kv());
+            }
+            if *bytes > bytes_max {
+                return Err(Error::AnswerTooLarge);
+            }
+        }
+        let Shape { revision, count, more, .. } = *self;
+        assert!(count >= entries.len(), "what is returned is counted");
+        assert!(!more || self.limit.is_none_or(|limit| limit == entries.len()), "a limit leaves so many");
+        let kvs = entries.into_iter().map(|record| self.entry(record.kv())).collect();
+        Ok(RangeReply { revision, kvs, more, count: count as i64 })
+    }
+}
+
+/// What a query sees.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View {
+    /// The latest revision.
+    pub(crate) current: Revision,
+    /// The oldest one.
+    pub(crate) compact: Revision,
+}
+
+impl View {
+    /// The revision at which a plain range reads.
+    pub(crate) fn range(&self, revision: i64) -> Result<Revision, Error> {
+        if revision > self.current.0 {
+            Err(Error::FutureRevision)
+        } else if revision <= 0 {
+            Ok(self.current)
+        } else if revision < self.compact.0 {
+            Err(Error::Compacted)
+        } else {
+            Ok(Revision(revision))
+        }
+    }
+
+    /// Whether a range of a transaction can be read. There, unlike in a plain range, a revision below zero is not the latest
+    /// one but an old one.
+    pub(crate) fn check_in_txn(&self, revision: i64) -> Result<(), Error> {
+        if revision == 0 {
+            Ok(())
+        } else if revision > self.current.0 {
+            Err(Error::FutureRevision)
+        } else if revision < self.compact.0 {
+            Err(Error::Compacted)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// As [`View::check_in_txn`], in a state whose latest revision is `current`.
+pub(crate) fn check_range_in_txn(mvcc: &Mvcc, current: Revision, revision: i64) -> Result<(), Error> {
+    View { current, compact: mvcc.compact_revision() }.check_in_txn(revision)
+}
+
+/// Reads a range at once. `current` is the latest revision that the reader sees: what is resolved; within a transaction that
+/// has written, that of the transaction, and before, the one before it.
+pub(crate) fn range_at_once(
+    mvcc: &Mvcc,
+    current: Revision,
+    request: &RangeRequest,
+) -> Result<RangeReply, Error> {
+    let at = View { current, compact: mvcc.compact_revision() }.range(request.revision)?;
+    if request.range.is_single() {
+        return Ok(get(mvcc, current, at, request));
+    }
+    let (mut walk, mut size) = (Walk::default(), Size::unlimited());
+    let part = walk.go_on(mvcc, current, at, request, &mut size, &mut Budget::unlimited())?;
+    part.expect("there is nothing to wait for").finish(&mut size.bytes, size.bytes_max)
+}
+
+/// Reads a single key, which needs no walk.
+pub(crate) fn get(mvcc: &Mvcc, current: Revision, at: Revision, request: &RangeRequest) -> RangeReply {
+    let found = mvcc.value_at(&request.range.key, at);
+    let shown = found.filter(|kv| !request.count_only && passes_revision_filters(request, kv));
+    let shape = Shape::of(request, current);
+    RangeReply {
+        revision: current,
+        kvs: shown.map(|kv| shape.entry(kv)).into_iter().collect(),
+        more: false,
+        count: i64::from(found.is_some()),
+    }
+}
+
+/// Decides a comparison at once.
+pub(crate) fn holds_at_once(mvcc: &Mvcc, current: Revision, compare: &Compare) -> bool {
+    let decided = Walk::default().compare(mvcc, current, compare, &mut Budget::unlimited());
+    decided.expect("there is nothing to wait for")
+}
+
+/// The answer's size, while it is gathered.
+#[derive(Debug)]
+pub(crate) struct Size {
+    /// Of the entries that are in it for certain, encoded.
+    pub(crate) bytes: usize,
+    /// Of what remembers the entries that may be cut off.
+    held: usize,
+    bytes_max: usize,
+}
+
+impl Size {
+    pub(crate) fn new() -> Size {
+        Size { bytes: 0, held: 0, bytes_max: ANSWER_BYTES_MAX }
+    }
+
+    fn unlimited() -> Size {
+        Size { bytes: 0, held: 0, bytes_max: usize::MAX }
+    }
+
+    pub(crate) fn add(&mut self, bytes: usize) -> Result<(), Error> {
+        self.bytes += bytes;
+        self.check()
+    }
+
+    fn hold(&mut self, bytes: usize) -> Result<(), Error> {
+        self.held += bytes;
+        self.check()
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        if self.bytes.max(self.held) > self.bytes_max { Err(Error::AnswerTooLarge) } else { Ok(()) }
+    }
+}
+
+/// Where a walk over a range is, and what it has found so far.
+#[derive(Debug, Default)]
+pub(crate) struct Walk {
+    /// Behind this key, or before all.
+    pub(crate) after: Option<Bytes>,
+    /// Keys found.
+    count: usize,
+    /// Those of them that pass the filters.
+    passed: usize,
+    /// What is kept of them.
+    records: Vec<Arc<Record>>,
+    /// The keys and values of these.
+    bytes: usize,
+    /// Of a page: it has ended, and others follow.
+    is_cut: bool,
+}
+
+impl Walk {
+    /// Goes on. None when the budget is spent before the end.
+    pub(crate) fn go_on(
+        &mut self,
+        mvcc: &Mvcc,
+        current: Revision,
+        at: Revision,
+        request: &RangeRequest,
+        size: &mut Size,
+        budget: &mut Budget,
+    ) -> Result<Option<Part>, Error> {
+        let shape = Shape::of(request, current);
+        let has_filters = has_revision_filters(request);
+        let first = shape.first(has_filters);
+        let best = shape.best().filter(|_| first == usize::MAX);
+        // Of this step, not shared before it is known that there is another one.
+        let mut found: Vec<&Arc<Record>> = Vec::new();
+        let mut last = None;
+        let mut is_through = true;
+        for visited in mvcc.walk(&request.range, self.after.as_ref(), at) {
+            if budget.is_spent() {
+                is_through = false;
+                break;
+            }
+            budget.spend(1);
+            // The rest is counted only, which is much quicker.
+            let is_full = first < usize::MAX && !has_filters && shape.limit < Some(self.count);
+            last = Some(visited);
+            if request.count_only || is_full {
+                self.count += usize::from(visited.is_live());
+                continue;
+            }
+            let Some(record) = visited.record() else { continue };
+            debug_assert!(record.revision() <= at, "nothing from after the revision is read");
+            self.count += 1;
+            if !passes_revision_filters(request, record.kv()) {
+                continue;
+            }
+            self.passed += 1;
+            if self.passed > first {
+                continue;
+            }
+            found.push(record);
+            if let Some(best) = best {
+                budget.spend(1);
+                if found.len() > 2 * best + 64 {
+                    shape.prune(&mut found, |record| record);
+                }
+                continue;
+            }
+            self.bytes += record.kv().key.len() + record.kv().value.len();
+            if shape.cuts_later() {
+                size.hold(size_of::<Arc<Record>>())?;
+            } else {
+                size.add(shape.entry_len(record.kv()))?;
+            }
+        }
+        if !is_through {
+            self.stop_behind(last);
+            self.records.extend(found.into_iter().cloned());
+            if best.is_some() {
+                shape.prune(&mut self.records, |record| record);
+            }
+            return Ok(None);
+        }
+        assert!(self.passed <= self.count, "what passes the filters exists");
+        let walk = std::mem::take(self);
+        let more = !request.count_only && shape.limit.is_some_and(|limit| walk.passed > limit);
+        let shape = Shape { count: walk.count, more, ..shape };
+        walk.end(shape, found, size, budget).map(Some)
+    }
+
+    /// The same for a page.
+    pub(crate) fn go_on_page(
+        &mut self,
+        mvcc: &Mvcc,
+        current: Revision,
+        at: Revision,
+        request: &PageRequest,
+        size: &mut Size,
+        budget: &mut Budget,
+    ) -> Result<Option<Part>, Error> {
+        let all = RangeRequest { keys_only: request.keys_only, ..RangeRequest::new(request.range.clone()) };
+        let shape = Shape::of(&all, current);
+        let mut found: Vec<&Arc<Record>> = Vec::new();
+        let mut last = None;
+        for visited in mvcc.walk(&request.range, self.after.as_ref(), at) {
+            if budget.is_spent() {
+                self.stop_behind(last);
+                self.records.extend(found.into_iter().cloned());
+                return Ok(None);
+            }
+            budget.spend(1);
+            last = Some(visited);
+            if self.is_cut {
+                self.count += usize::from(visited.is_live());
+                continue;
+            }
+            let Some(record) = visited.record() else { continue };
+            debug_assert!(record.revision() <= at, "nothing from after the revision is read");
+            let is_full = self.passed as u64 >= request.limit || self.bytes as u64 > request.bytes;
+            if is_full && self.passed > 0 {
+                self.is_cut = true;
+                if !request.counts_rest {
+                    break;
+                }
+                self.count += 1;
+                continue;
+            }
+            self.count += 1;
+            self.passed += 1;
+            let kv = record.kv();
+            self.bytes += kv.key.len() + if request.keys_only { 0 } else { kv.value.len() };
+            size.add(shape.entry_len(kv))?;
+            found.push(record);
+        }
+        let walk = std::mem::take(self);
+        assert!(!walk.is_cut || walk.passed > 0, "a page that is not the last one has a key");
+        let shape = Shape { count: walk.count, more: walk.is_cut, ..shape };
+        walk.end(shape, found, size, budget).map(Some)
+    }
+
+    pub(crate) fn stop_behind(&mut self, last: Option<Visited<'_>>) {
+        if let Some(last) = last {
+            assert!(self.after.as_ref() < Some(last.key()), "a walk goes forward");
+            self.after = Some(last.key().clone());
+        }
+    }
+
+    fn end(
+        mut self,
+        shape: Shape,
+        found: Vec<&Arc<Record>>,
+        size: &mut Size,
+        budget: &mut Budget,
+    ) -> Result<Part, Error> {
+        let entries = self.records.len() + found.len();
+        let is_long_sort = !shape.is_by_key() && shape.best().is_none() && entries > LARGE_SORT;
+        if is_long_sort || entries > LARGE_ENTRIES || self.bytes > LARGE_BYTES {
+            self.records.extend(found.into_iter().cloned());
+            return Ok(Part::Large(shape, self.records));
+        }
+        budget.spend(entries / 2);
+        let mut found: Vec<&Record> = found.into_iter().map(Arc::as_ref).collect();
+        found.splice(..0, self.records.iter().map(Arc::as_ref));
+        shape.reply(found, &mut size.bytes, size.bytes_max).map(Part::Ready)
+    }
+
+    /// Goes on with a comparison. None when the budget is spent before it is decided.
+    pub(crate) fn compare(
+        &mut self,
+        mvcc: &Mvcc,
+        current: Revision,
+        compare: &Compare,
+        budget: &mut Budget,
+    ) -> Option<bool> {
+        assert!(self.records.is_empty(), "a comparison gathers nothing");
+        let bytes_compared = match &compare.target {
+            CompareTarget::Value(value) => value.len(),
+            CompareTarget::Version(_)
+            | CompareTarget::Create(_)
+            | CompareTarget::Mod(_)
+            | CompareTarget::Lease(_)
+            | CompareTarget::Unknown => 0,
+        };
+        if compare.range.is_single() {
+            budget.spend(1 + bytes_compared / COMPARED_PER_VISIT);
+            let found = mvcc.value_at(&compare.range.key, current);
+            return Some(found.map_or_else(|| holds_for_missing(compare), |kv| holds_for(compare, kv)));
+        }
+        let mut last = None;
+        for visited in mvcc.walk(&compare.range, self.after.as_ref(), current) {
+            if budget.is_spent() {
+                self.stop_behind(last);
+                return None;
+            }
+            budget.spend(1);
+            last = Some(visited);
+            let Some(record) = visited.record() else { continue };
+            self.count += 1;
+            budget.spend(bytes_compared.min(record.kv().value.len()) / COMPARED_PER_VISIT);
+            if !holds_for(compare, record.kv()) {
+                *self = Walk::default();
+                return Some(false);
+            }
+        }
+        let found = std::mem::take(self).count;
+        Some(found > 0 || holds_for_missing(compare))
+    }
+}
+
+fn has_revision_filters(request: &RangeRequest) -> bool {
+    request.min_mod_revision != 0
+        || request.max_mod_revision != 0
+        || request.min_create_revision != 0
+        || request.max_create_revision != 0
+}
+
+fn passes_revision_filters(request: &RangeRequest, kv: &KeyValue) -> bool {
+    let within = |revision: Revision, min: i64, max: i64| {
+        (min == 0 || revision.0 >= min) && (max == 0 || revision.0 <= max)
+    };
+    within(kv.mod_revision, request.min_mod_revision, request.max_mod_revision)
+        && within(kv.create_revision, request.min_create_revision, request.max_create_revision)
+}
+
+fn holds_for_missing(compare: &Compare) -> bool {
+    match compare.target {
+        // A missing key has no value to compare with, not even a different one.
+        CompareTarget::Value(_) => false,
+        CompareTarget::Version(_)
+        | CompareTarget::Create(_)
+        | CompareTarget::Mod(_)
+        | CompareTarget::Lease(_)
+        | CompareTarget::Unknown => holds_for(compare, &KeyValue::default()),
+    }
+}
+
+fn holds_for(compare: &Compare, kv: &KeyValue) -> bool {
+    let ordering = match &compare.target {
+        CompareTarget::Version(version) => kv.version.cmp(version),
+        CompareTarget::Create(revision) => kv.create_revision.0.cmp(revision),
+        CompareTarget::Mod(revision) => kv.mod_revision.0.cmp(revision),
+        CompareTarget::Value(value) => kv.value.cmp(value),
+        CompareTarget::Lease(lease) => kv.lease.cmp(lease),
+        CompareTarget::Unknown => Ordering::Equal,
+    };
+    match compare.result {
+        CompareResult::Equal => ordering.is_eq(),
+        CompareResult::Greater => ordering.is_gt(),
+        CompareResult::Less => ordering.is_lt(),
+        CompareResult::NotEqual => ordering.is_ne(),
+        CompareResult::Unknown => true,
+    }
+}
+
+/// What was found, as an answer if that is little work.
+pub(crate) fn gathered(
+    revision: Revision,
+    succeeded: Option<bool>,
+    parts: Vec<Part>,
+    bytes: usize,
+) -> Gathered {
+    let is_ready = bytes <= LARGE_BYTES && parts.iter().all(|part| matches!(part, Part::Ready(_)));
+    let found = Gathered(Found::Ranges { revision, succeeded, parts, bytes });
+    if is_ready { Gathered::from(found.finish()) } else { found }
+}
