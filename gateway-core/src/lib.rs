@@ -61,7 +61,7 @@ pub use route::{Leader, NodeId, Route};
 pub use session::{NoNumber, Number, Session};
 pub use shard_map::GroupId;
 pub use topology::{Routed, Topology, Unbelieved};
-pub use upstream::{FeedItem, FeedSpec, Frame, Heard, Open, Synced, Upstream, UpstreamStep};
+pub use upstream::{Cohort, FeedItem, FeedSpec, Frame, Heard, Open, Synced, Upstream, UpstreamStep};
 pub use upstreams::{ALL_WATCHES, Act, FeedId, Groups, Upstreams, Watch};
 
 /// Where the time of a test begins: anywhere, for only differences count.

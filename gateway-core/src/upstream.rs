@@ -14,9 +14,11 @@ use std::time::{Duration, Instant};
 
 use backoff::Backoff;
 use keyspace::{Event, KeyRange, Revision, RevisionEvents};
+use shard_map::GroupId;
 
 use crate::attempt::{Attempted, Why};
 use crate::failure::Failure;
+use crate::link::LinkId;
 use crate::mutant::mutant;
 use crate::request::Reach;
 use crate::route::NodeId;
@@ -76,6 +78,8 @@ pub enum FeedItem {
         /// As above.
         term: u64,
     },
+    /// The feed is in step, with these feeds, from now on; with none, it is not in step any more.
+    Cohort(Option<Cohort>),
     /// Last item: the revisions wanted are compacted away.
     Compacted {
         /// The oldest revision that can be read.
@@ -83,6 +87,16 @@ pub enum FeedItem {
     },
     /// Last item: the feed cannot go on.
     Failed(Failure),
+}
+
+/// The feeds in step at a group's replica, over one connection. What one of them is told by a sync to be complete up to, all are:
+/// answers keep their order, and so do the items of all feeds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cohort {
+    /// Which connection.
+    pub link: LinkId,
+    /// Which group.
+    pub group: GroupId,
 }
 
 /// What an event takes in memory beside its keys and values, about.
@@ -337,6 +351,16 @@ impl Upstream {
         matches!(self.position, Position::At(_))
     }
 
+    /// Whether its replica has sent everything, and sends what follows as soon as it is there.
+    pub fn is_in_step(&self) -> bool {
+        matches!(&self.state, State::Attached(attached) if attached.progress != Progress::Behind)
+    }
+
+    /// Whether nothing more will come.
+    pub fn is_over(&self) -> bool {
+        matches!(self.state, State::Ended)
+    }
+
     /// The node whose replica serves it.
     pub fn node(&self) -> Option<NodeId> {
         match &self.state {
@@ -395,6 +419,11 @@ impl Upstream {
                 if let Err(misbehaved) = self.join_parts(&mut revisions, position, upto, is_incomplete) {
                     return self.leave(now, misbehaved, random);
                 }
+                let is_next = |part: &RevisionPart| self.position == Position::At(part.revision);
+                assert!(
+                    self.part.as_ref().is_none_or(is_next),
+                    "what is kept is of the revision that it is at"
+                );
                 if self.part_bytes() > REVISION_BYTES_MAX {
                     return self.fail(Failure::AnswerTooLarge);
                 }

@@ -26,7 +26,7 @@ use crate::failure::Failure;
 use crate::link::LinkId;
 use crate::request::Reach;
 use crate::route::NodeId;
-use crate::upstream::{FeedItem, FeedSpec, Frame, Heard, Open, Synced, Upstream, UpstreamStep};
+use crate::upstream::{Cohort, FeedItem, FeedSpec, Frame, Heard, Open, Synced, Upstream, UpstreamStep};
 
 /// Questions about one group that may be under way on a connection; whoever comes later shares the next.
 const QUESTIONS_MAX: usize = 16;
@@ -197,6 +197,8 @@ struct Feed {
     group: GroupId,
     watch: Option<Watch>,
     is_ready: bool,
+    /// As its reader was told.
+    cohort: Option<Cohort>,
     part: Option<Part>,
     /// Credit that waits until there is room for the rest of its incomplete revision.
     withheld: u64,
@@ -264,6 +266,7 @@ impl<L: Clone> Upstreams<L> {
             group: GroupId::default(),
             watch: None,
             is_ready: false,
+            cohort: None,
             part: None,
             withheld: 0,
         };
@@ -304,6 +307,7 @@ impl<L: Clone> Upstreams<L> {
     /// Takes note of what is kept of a feed's incomplete revision.
     fn note_part(&mut self, id: FeedId) {
         let Some(feed) = self.feeds.get_mut(&id) else { return };
+        assert!(feed.part.is_some() || feed.withheld == 0, "nothing is withheld from who is sent no part");
         let bytes = feed.upstream.part_bytes();
         if bytes == feed.part.map_or(0, |part| part.bytes) {
             return;
@@ -665,6 +669,7 @@ impl<L: Clone> Upstreams<L> {
         } else {
             feed.upstream.handle_synced(token, synced);
         }
+        self.tell_cohort(id);
         self.take_synced(id);
     }
 
@@ -749,6 +754,17 @@ impl<L: Clone> Upstreams<L> {
     fn take_in(&mut self, id: FeedId, heard: Heard) {
         self.act_on(id, heard);
         self.note_part(id);
+        self.tell_cohort(id);
+    }
+
+    /// Tells a feed's reader whether it is in step, if that has changed.
+    fn tell_cohort(&mut self, id: FeedId) {
+        let Some(feed) = self.feeds.get_mut(&id).filter(|feed| !feed.upstream.is_over()) else { return };
+        let in_step = feed.watch.filter(|_| feed.upstream.is_in_step());
+        let cohort = in_step.map(|watch| Cohort { link: watch.link, group: feed.group });
+        if std::mem::replace(&mut feed.cohort, cohort) != cohort {
+            self.acts.push_back(Act::Item { feed: id, item: FeedItem::Cohort(cohort) });
+        }
     }
 
     fn act_on(&mut self, id: FeedId, heard: Heard) {
@@ -821,6 +837,7 @@ impl Parts {
 
     /// Whether the one in this place may be credited so much: the first one always may, so that all come to an end.
     fn may_grow(&self, place: u64, by: u64) -> bool {
+        assert_eq!(self.feeds.is_empty(), self.bytes == 0, "what is counted is somebody's");
         let is_first = self.feeds.first_key_value().is_some_and(|(first, _)| *first == place);
         is_first || self.bytes.saturating_add(by) <= PARTS_BYTES_MAX
     }

@@ -159,7 +159,8 @@ impl Watches {
             replies.refuse(link, id, Why::Malformed);
             return;
         }
-        let range = KeyRange::from_watch_wire(request.key, request.range_end);
+        // There may be many, each from a large frame.
+        let range = KeyRange::from_watch_wire(request.key, request.range_end).own();
         if !state.holds(&range) {
             replies.refuse_wrong_shard(link, id);
             return;

@@ -88,6 +88,16 @@ impl KeyRange {
         }
     }
 
+    /// The same range in bytes of its own, which keep no message alive that it came in.
+    #[must_use]
+    pub fn own(&self) -> KeyRange {
+        let end = match &self.end {
+            RangeEnd::At(end) => RangeEnd::At(Bytes::copy_from_slice(end)),
+            RangeEnd::Single | RangeEnd::From => self.end.clone(),
+        };
+        KeyRange { key: Bytes::copy_from_slice(&self.key), end }
+    }
+
     /// Whether no key can be in the range.
     pub fn is_empty(&self) -> bool {
         match &self.end {

@@ -134,6 +134,20 @@ fn keys_of_any_length_are_kept_in_order() {
 }
 
 #[test]
+fn a_range_of_its_own_does_not_keep_its_message_in_memory() {
+    let message = Bytes::from(vec![b'k'; 100_000]);
+    for range in
+        [KeyRange::single(message.slice(7..9)), KeyRange::between(message.slice(..1), message.slice(..2))]
+    {
+        let own = range.own();
+        assert_eq!(own, range);
+        drop((own, range));
+    }
+    let own = KeyRange::between(message.slice(..1), message.slice(..2)).own();
+    assert!(message.is_unique(), "{own:?} is beside it");
+}
+
+#[test]
 fn a_small_value_does_not_keep_its_batch_in_memory() {
     let mut etcd = Etcd::new();
     let mut batch = BytesMut::new();

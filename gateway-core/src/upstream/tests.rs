@@ -114,6 +114,7 @@ fn told(heard: Heard) -> String {
             format!("events {revisions:?} up to {upto}")
         }
         Heard::Item(FeedItem::Synced { token, revision, .. }) => format!("synced {token} at {revision}"),
+        Heard::Item(FeedItem::Cohort(cohort)) => format!("in step: {}", cohort.is_some()),
         Heard::Item(FeedItem::Compacted { compact_revision }) => format!("compacted at {compact_revision}"),
         Heard::Item(FeedItem::Failed(failure)) => format!("failed: {failure:?}"),
         Heard::Left(reason) => format!("left: {reason}"),

@@ -49,6 +49,8 @@ struct Story {
     /// The watch of each feed.
     watches: BTreeMap<FeedId, Watch>,
     next_watch: u64,
+    /// The connection where each feed was said to be in step; 0 for none.
+    cohorts: BTreeMap<FeedId, u64>,
 }
 
 impl Story {
@@ -60,7 +62,14 @@ impl Story {
             owner: GROUP,
         };
         let upstreams = Upstreams::default();
-        Story { upstreams, world, now: any_instant(), watches: BTreeMap::new(), next_watch: 1 }
+        Story {
+            upstreams,
+            world,
+            now: any_instant(),
+            watches: BTreeMap::new(),
+            next_watch: 1,
+            cohorts: BTreeMap::new(),
+        }
     }
 
     /// Feeds 1 to `count`, open at the leader and in step with revision 4.
@@ -87,6 +96,10 @@ impl Story {
     fn run(&mut self) -> Vec<String> {
         let mut done = Vec::new();
         while let Some(act) = self.upstreams.poll(self.now, &self.world, || u32::MAX) {
+            if let Act::Item { feed, item: FeedItem::Cohort(cohort) } = &act {
+                self.cohorts.insert(*feed, cohort.map_or(0, |cohort| cohort.link.0));
+                continue;
+            }
             done.push(match act {
                 Act::Open { feed, group, link, ask } => {
                     assert_eq!(group, self.world.owner);
@@ -115,6 +128,7 @@ impl Story {
                 Act::Item { feed, item: FeedItem::Synced { token, revision, .. } } => {
                     format!("{} knows {token}: {revision}", feed.0)
                 }
+                Act::Item { item: FeedItem::Cohort(_), .. } => unreachable!("seen above"),
                 Act::Item { feed, item: FeedItem::Compacted { .. } } => format!("{} is compacted", feed.0),
                 Act::Item { feed, item: FeedItem::Failed(_) } => format!("{} has failed", feed.0),
                 Act::Seek { .. } => "seek".to_owned(),
@@ -211,6 +225,31 @@ fn all_who_are_curious_at_a_moment_share_a_question() {
     story.synced(1, 1, at(7));
     story.synced(1, 1, at(8));
     assert_eq!(story.run(), ["100 knows 2: 7"]);
+}
+
+#[test]
+fn readers_are_told_with_whom_their_feeds_are_in_step() {
+    let mut story = Story::opened(3);
+    let cohorts = |story: &mut Story| -> Vec<u64> {
+        story.run();
+        story.cohorts.values().copied().collect()
+    };
+    assert_eq!(cohorts(&mut story), [1, 1, 1]);
+    story.frame(1, events(&[], 4, 6));
+    story.frame(2, Attempted::Answer(Frame::Canceled));
+    assert_eq!(cohorts(&mut story), [0, 0, 1]);
+    story.frame(1, events(&[6], 6, 6));
+    assert_eq!(cohorts(&mut story), [1, 0, 1]);
+    story.frame(1, part(1, false));
+    assert_eq!(cohorts(&mut story), [0, 0, 1], "it is sent a large revision");
+    story.world.leader = Some(NodeId(2));
+    story.news();
+    story.run_after_pause();
+    assert_eq!(cohorts(&mut story), [0, 0, 0]);
+    for id in 1..=3 {
+        story.frame(id, opened(9, 10));
+    }
+    assert_eq!(cohorts(&mut story), [2, 2, 2]);
 }
 
 #[test]

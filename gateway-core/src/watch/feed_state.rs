@@ -10,10 +10,10 @@ use keyspace::Revision;
 use super::log::FeedLog;
 use crate::failure::Failure;
 use crate::mutant::mutant;
-use crate::upstream::FeedItem;
+use crate::upstream::{Cohort, FeedItem};
 
 /// Bytes of events kept for watchers of a range that are a little behind.
-const WINDOW_BYTES: usize = 1 << 20;
+pub(super) const WINDOW_BYTES: usize = 1 << 20;
 
 /// How a feed runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,12 +65,18 @@ pub struct FeedState<S> {
     sync_sent: u64,
     synced: u64,
     synced_revision: Revision,
+    /// The latest answer, and for whom else it counts.
+    heard: Option<(Cohort, Revision)>,
+    /// The feeds that it is in step with.
+    cohort: Option<Cohort>,
     /// The oldest revision that can be read, as opening it and its syncs told.
     compact_revision: Revision,
     /// Who waits for which token.
     sync_waiters: Vec<(u64, S)>,
     /// Credit to be given back upstream.
     credit_due: u64,
+    /// How many watchers have read the newest revision, where it exceeds the window.
+    oversized_read: usize,
     /// Its last subscriber has gone.
     is_closed: bool,
 }
@@ -113,9 +119,12 @@ impl<S: Clone> FeedState<S> {
             sync_sent: OPENING,
             synced: 0,
             synced_revision: Revision(0),
+            heard: None,
+            cohort: None,
             compact_revision: Revision(0),
             sync_waiters: Vec::new(),
             credit_due: 0,
+            oversized_read: 0,
             is_closed: false,
         }
     }
@@ -140,6 +149,17 @@ impl<S: Clone> FeedState<S> {
     /// Round of the leadership that it was told under last.
     pub fn term(&self) -> u64 {
         self.term
+    }
+
+    /// The feeds that it is in step with, if it is.
+    pub fn cohort(&self) -> Option<Cohort> {
+        self.cohort
+    }
+
+    /// The revision that the latest sync told, and the feeds that are complete up to it, too: those in step where it was
+    /// answered.
+    pub fn heard(&self) -> Option<(Cohort, Revision)> {
+        self.heard
     }
 
     /// Why nothing more will come, if that is so.
@@ -184,9 +204,18 @@ impl<S: Clone> FeedState<S> {
         self.sync_wanted
     }
 
-    /// Forgets what a history's watcher has read. Returns whether that makes room for more.
+    /// A watcher has read so far. A history forgets that, a shared feed what exceeds the window once as many have as there are.
+    /// Returns whether that makes room for more.
     pub fn consumed(&mut self, through: Revision) -> bool {
-        debug_assert_eq!(self.pace, Pace::History, "a shared feed is read by many");
+        if self.pace == Pace::Shared {
+            self.oversized_read += 1;
+            if self.oversized_read >= self.subscribers.len()
+                && let Some(log) = self.log_mut()
+            {
+                log.forget_oversized_through(through);
+            }
+            return false;
+        }
         let cost = self.log_mut().map_or(0, |log| log.forget_through(through));
         self.credit_due += cost;
         cost > 0
@@ -222,6 +251,9 @@ impl<S: Clone> FeedState<S> {
                 match self.pace {
                     Pace::Shared => {
                         log.evict();
+                        if news {
+                            self.oversized_read = 0;
+                        }
                         self.credit_due += bytes;
                     }
                     Pace::History => self.credit_due += rest,
@@ -236,7 +268,12 @@ impl<S: Clone> FeedState<S> {
                 if let Phase::Open(log) = &mut self.phase {
                     log.handle_upto(revision, revision);
                 }
+                self.heard = self.cohort.map(|cohort| (cohort, revision));
                 self.handle_synced(token, revision, marked);
+            }
+            FeedItem::Cohort(cohort) => {
+                self.cohort = cohort;
+                marked.extend(self.subscribers.values().cloned());
             }
             FeedItem::Compacted { compact_revision } => {
                 self.handle_end(FeedEnd::Compacted { compact_revision }, marked);
@@ -276,6 +313,7 @@ impl<S: Clone> FeedState<S> {
             Phase::Opening => None,
         };
         self.phase = Phase::Ended { end, window };
+        self.cohort = None;
         marked.extend(self.subscribers.values().cloned());
         marked.extend(self.sync_waiters.drain(..).map(|(_, waiter)| waiter));
     }
@@ -341,6 +379,31 @@ mod tests {
                 assert_eq!(feed.take_due().credit, cost);
             }
         }
+    }
+
+    #[test]
+    fn a_revision_larger_than_the_window_is_forgotten_once_all_have_read_it() {
+        let mut feed = FeedState::new(Pace::Shared);
+        feed.subscribe(1);
+        feed.subscribe(2);
+        item(&mut feed, opened(1));
+        let mut large = revision(2, &["a"]);
+        let mut event = large.events[0].clone();
+        event.kv.value = vec![0; WINDOW_BYTES + 1].into();
+        large.events = [event].into();
+        let (upto, term) = (Revision(2), 2);
+        let told = FeedItem::Events { revisions: vec![large], upto, revision: upto, term, bytes: 9 };
+        item(&mut feed, told);
+        assert!(!feed.consumed(upto));
+        assert_eq!(feed.log().unwrap().from(upto).len(), 1, "one has not read it");
+        feed.consumed(upto);
+        let log = feed.log().unwrap();
+        assert_eq!((log.floor(), log.from(upto.next()).len()), (upto, 0));
+        // What fits the window stays for those who are a little behind.
+        item(&mut feed, events(3, 1));
+        feed.consumed(Revision(3));
+        feed.consumed(Revision(3));
+        assert_eq!(feed.log().unwrap().from(Revision(3)).len(), 1);
     }
 
     #[test]

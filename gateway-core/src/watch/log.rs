@@ -123,6 +123,13 @@ impl FeedLog {
         );
     }
 
+    /// Forgets an entry up to a revision that exceeds the bound alone.
+    pub fn forget_oversized_through(&mut self, revision: Revision) {
+        if self.bytes > self.bytes_max && self.entries.len() == 1 {
+            self.forget_through(revision);
+        }
+    }
+
     /// Forgets entries up to a revision. Returns their cost.
     pub fn forget_through(&mut self, revision: Revision) -> u64 {
         let mut cost = 0;

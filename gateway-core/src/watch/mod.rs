@@ -44,7 +44,7 @@ pub trait Feeds {
     /// Asks how far a feed has come; `watcher` is told. The token is for [`FeedState::synced`].
     fn sync(&self, feed: &Self::Feed, watcher: u64) -> u64;
 
-    /// A history's watcher has read so far.
+    /// A watcher has read so far: of a history, or a revision larger than the window.
     fn consumed(&self, feed: &Self::Feed, through: Revision);
 
     /// Gives the watchers that have something to look at, since the last call, to `each`.

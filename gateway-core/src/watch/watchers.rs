@@ -4,21 +4,24 @@
 //! Order on the stream: a watcher's `created` comes first, in the order of the requests; then its events, by revision;
 //! a progress answer never before an event it speaks of, and never below what the stream has told ([`headers`]).
 
+mod compacted;
 mod headers;
 mod progress;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use compacted::CompactedIds;
 use headers::{Draft, Headers, Says};
 use keyspace::{Event, EventKind, KeyRange, Revision};
-use progress::Progress;
+use progress::{Progress, Standing};
 
-use super::feed_state::FeedEnd;
+use super::feed_state::{FeedEnd, WINDOW_BYTES};
 use super::log::Entry;
 use super::{Feed, Feeds};
 use crate::failure::Failure;
 use crate::mutant::mutant;
+use crate::upstream::Cohort;
 
 pub use headers::{Frame, Stamp};
 
@@ -30,8 +33,6 @@ const HISTORY_BYTES: usize = 1 << 20;
 const LIVE_BEHIND_MAX: usize = 128;
 /// Responses and creations that may wait before the stream reads no more requests.
 const WAITING_MAX: usize = 1024;
-/// Ids of compacted watches that are remembered on a stream. A client that lets more pile up is not told of the oldest.
-const COMPACTED_IDS_MAX: usize = 1024;
 
 /// A watch that a client wants.
 #[derive(Clone, Debug)]
@@ -152,9 +153,8 @@ pub struct Watchers<F: Feeds> {
     feeds: F,
     watchers: BTreeMap<u64, Watcher<F::Subscription>>,
     by_id: BTreeMap<i64, u64>,
-    /// Ids whose watch a compaction cancelled, oldest first. As in etcd, such an id stays taken until the client cancels
-    /// it too, which is then answered.
-    compacted_ids: VecDeque<i64>,
+    /// Ids whose watch a compaction cancelled.
+    compacted_ids: CompactedIds,
     next_key: u64,
     next_id: i64,
     /// Creations without an answer, in the order of the requests.
@@ -164,11 +164,14 @@ pub struct Watchers<F: Feeds> {
     /// Watchers to look at.
     ready: VecDeque<u64>,
     progress: VecDeque<Progress<F::Feed>>,
+    /// How many of these answers are to requests.
+    requested: usize,
+    standing: Standing,
     headers: Headers,
     /// Watchers that have something to say, and may not before the ceiling is lifted.
     held: Vec<u64>,
-    /// How many watchers wish to be told of progress.
-    notified: usize,
+    /// Watchers that wish to be told of progress.
+    notified: BTreeSet<u64>,
 }
 
 #[derive(Debug)]
@@ -194,6 +197,10 @@ struct Watcher<S> {
     active: bool,
     /// The client cancelled it before it was created.
     cancelled: bool,
+    /// The one that it was in, when it was last looked at.
+    cohort: Option<Cohort>,
+    /// It is to be told of progress.
+    is_owed_progress: bool,
 }
 
 #[derive(Debug)]
@@ -229,6 +236,8 @@ pub struct Filters {
 /// What looking at a watcher led to.
 enum Step {
     Draft(Draft),
+    /// There is nothing more for now.
+    LastDraft(Draft),
     /// Look again at once.
     Again,
     Nothing,
@@ -245,16 +254,18 @@ impl<F: Feeds> Watchers<F> {
             feeds,
             watchers: BTreeMap::new(),
             by_id: BTreeMap::new(),
-            compacted_ids: VecDeque::new(),
+            compacted_ids: CompactedIds::default(),
             next_key: 0,
             next_id: 0,
             creating: VecDeque::new(),
             out: VecDeque::new(),
             ready: VecDeque::new(),
             progress: VecDeque::new(),
+            requested: 0,
+            standing: Standing::default(),
             headers: Headers::default(),
             held: Vec::new(),
-            notified: 0,
+            notified: BTreeSet::new(),
         }
     }
 
@@ -293,7 +304,7 @@ impl<F: Feeds> Watchers<F> {
 
     /// Whether [`Watchers::handle_tick`] has something to do.
     pub fn wants_ticks(&self) -> bool {
-        self.notified > 0
+        !self.notified.is_empty()
     }
 
     /// The store is known to be at `revision` by other means: for the headers of answers that no feed stands behind.
@@ -304,9 +315,9 @@ impl<F: Feeds> Watchers<F> {
     /// A progress interval has passed: watchers that asked for it and were sent nothing are told where they are.
     pub fn handle_tick(&mut self) {
         let mut quiet = Vec::new();
-        for (key, watcher) in &mut self.watchers {
-            let active = std::mem::take(&mut watcher.active);
-            if watcher.progress_notify && !active {
+        for key in &self.notified {
+            let watcher = self.watchers.get_mut(key);
+            if watcher.is_some_and(|watcher| !std::mem::take(&mut watcher.active)) {
                 quiet.push(*key);
             }
         }
@@ -326,8 +337,7 @@ impl<F: Feeds> Watchers<F> {
             if let Some(draft) = self.out.pop_front() {
                 return Some(draft);
             }
-            let Watchers { feeds, watchers, ready, .. } = self;
-            feeds.take_marked(|key| queue(watchers, ready, key));
+            self.take_marked();
             self.look_at_progress();
             let Some(key) = self.ready.pop_front() else {
                 match self.poll_progress() {
@@ -340,6 +350,11 @@ impl<F: Feeds> Watchers<F> {
                 return Some(draft);
             }
         }
+    }
+
+    fn take_marked(&mut self) {
+        let Watchers { feeds, watchers, ready, .. } = self;
+        feeds.take_marked(|key| queue(watchers, ready, key));
     }
 
     /// The client wants a watch.
@@ -360,10 +375,14 @@ impl<F: Feeds> Watchers<F> {
         let id = id.unwrap_or_else(|| self.free_id());
         let key = self.next_key;
         self.next_key += 1;
+        // The message that it came in is forgotten.
+        let range = range.own();
         let (shared, token) = self.feeds.shared(&range, prev_kv, key);
         let other = self.by_id.insert(id, key);
         assert!(other.is_none(), "an id names one watcher");
-        self.notified += usize::from(progress_notify);
+        if progress_notify {
+            self.notified.insert(key);
+        }
         let state = State::Opening { token, known: None };
         let watcher = Watcher {
             id,
@@ -378,11 +397,13 @@ impl<F: Feeds> Watchers<F> {
             queued: false,
             active: false,
             cancelled: false,
+            cohort: None,
+            is_owed_progress: false,
         };
         let other = self.watchers.insert(key, watcher);
         assert!(other.is_none(), "a key names one watcher");
         assert_eq!(self.watchers.len(), self.by_id.len(), "each watcher has an id");
-        assert!(self.notified <= self.watchers.len(), "only watchers are notified");
+        assert!(self.notified.len() <= self.watchers.len(), "only watchers are notified");
         self.creating.push_back(Creating::Watcher(key));
         self.announce_created();
     }
@@ -397,13 +418,12 @@ impl<F: Feeds> Watchers<F> {
     }
 
     fn is_taken(&self, id: i64) -> bool {
-        self.by_id.contains_key(&id) || self.compacted_ids.contains(&id)
+        self.by_id.contains_key(&id) || self.compacted_ids.contains(id)
     }
 
     /// The client wants a watch no more.
     pub fn cancel(&mut self, id: i64) {
-        if let Some(at) = self.compacted_ids.iter().position(|compacted| *compacted == id) {
-            self.compacted_ids.remove(at);
+        if self.compacted_ids.remove(id) {
             self.out.push_back(cancelled(id));
             return;
         }
@@ -419,10 +439,10 @@ impl<F: Feeds> Watchers<F> {
 
     fn remove(&mut self, key: u64) {
         if let Some(watcher) = self.watchers.remove(&key) {
-            assert!(self.notified >= usize::from(watcher.progress_notify), "who wants to be told is counted");
-            self.notified -= usize::from(watcher.progress_notify);
+            let was_notified = self.notified.remove(&key);
+            assert_eq!(was_notified, watcher.progress_notify, "who wants to be told is known");
             assert_eq!(self.by_id.remove(&watcher.id), Some(key), "an id names its watcher");
-            assert!(self.notified <= self.watchers.len(), "and nobody else is");
+            self.unsettle(key, &watcher);
         }
     }
 
@@ -464,13 +484,11 @@ impl<F: Feeds> Watchers<F> {
             };
             match step {
                 Step::Draft(draft) => {
-                    if let Some(watcher) = self.watchers.get_mut(&key) {
-                        watcher.active = true;
-                    }
                     // There may be more; others have their turn first.
                     self.queue(key);
                     return Some(draft);
                 }
+                Step::LastDraft(draft) => return Some(draft),
                 Step::Again => {}
                 Step::Nothing => return None,
                 Step::Held => {
@@ -480,20 +498,12 @@ impl<F: Feeds> Watchers<F> {
                 Step::End(draft) => {
                     self.remove(key);
                     if let Told::Canceled { id, why: Canceled::Compacted { .. } } = draft.told {
-                        self.remember_compacted(id);
+                        self.compacted_ids.insert(id);
                     }
                     return Some(draft);
                 }
             }
         }
-    }
-
-    fn remember_compacted(&mut self, id: i64) {
-        self.compacted_ids.push_back(id);
-        if self.compacted_ids.len() > COMPACTED_IDS_MAX {
-            self.compacted_ids.pop_front();
-        }
-        assert!(self.compacted_ids.len() <= COMPACTED_IDS_MAX, "a stream cannot fill the memory with ids");
     }
 
     fn look_at_opening(&mut self, key: u64, token: u64, known: Option<Known>) -> Option<Draft> {
@@ -516,6 +526,7 @@ impl<F: Feeds> Watchers<F> {
                 // As etcd does it up to 3.6.5, a start below zero is older than any compaction, and tells nothing of the past.
                 let next = if watcher.start <= Revision(0) { revision.next() } else { watcher.start };
                 watcher.state = State::Live { next };
+                self.standing.announce(key, watcher.start, revision);
                 let (id, is_cancelled) = (watcher.id, watcher.cancelled);
                 let is_past = watcher.start != Revision(0);
                 let is_compacted =
@@ -527,7 +538,7 @@ impl<F: Feeds> Watchers<F> {
                     self.out.push_back(cancelled(id));
                 } else if is_compacted {
                     self.remove(key);
-                    self.remember_compacted(id);
+                    self.compacted_ids.insert(id);
                     self.out.push_back(compacted(id, compact_revision, term));
                 } else {
                     if needs_history {
@@ -568,6 +579,7 @@ impl<F: Feeds> Watchers<F> {
         if let Some(watcher) = self.watchers.get_mut(&key) {
             let history = self.feeds.history(&watcher.range, watcher.prev_kv, next, key);
             watcher.state = State::CatchingUp { next, beyond, history };
+            self.settle(key);
         }
     }
 
@@ -575,6 +587,11 @@ impl<F: Feeds> Watchers<F> {
         let Some(watcher) = self.watchers.get_mut(&key) else { return Step::Nothing };
         debug_assert!(!watcher.cancelled, "who is cancelled is told of nothing more");
         let feed = watcher.shared.as_ref().state();
+        if feed.cohort() != watcher.cohort {
+            drop(feed);
+            self.settle(key);
+            return Step::Again;
+        }
         // What the window holds is told first, whatever became of the feed.
         let in_window = feed.log().filter(|log| next > log.floor());
         let told = in_window.filter(|log| log.from(next).len() == 0).map(|log| log.upto());
@@ -603,10 +620,12 @@ impl<F: Feeds> Watchers<F> {
         }
         let entries = log.from(next);
         let is_behind = entries.len() > LIVE_BEHIND_MAX;
+        let is_last = entries.len() == 1;
         let mut allowed = entries.take_while(|entry| self.headers.allows(entry.revision)).peekable();
         let Some(entry) = allowed.peek() else {
             return if log.from(next).len() > 0 { Step::Held } else { Step::Nothing };
         };
+        let is_oversized = entry.bytes() > WINDOW_BYTES;
         let (step, after) = if is_behind {
             let revision = self.headers.under_ceiling(log.revision());
             watcher.bundle(allowed, revision, feed.term())
@@ -615,7 +634,15 @@ impl<F: Feeds> Watchers<F> {
         };
         assert!(after > next, "nothing is told twice, and there is an end");
         watcher.state = State::Live { next: after };
-        step
+        drop(feed);
+        if is_oversized {
+            let feed = watcher.shared.as_ref().clone();
+            self.feeds.consumed(&feed, after.previous());
+        }
+        let Step::Draft(draft) = step else { return step };
+        watcher.active = true;
+        // What comes later marks it.
+        if is_last { Step::LastDraft(draft) } else { Step::Draft(draft) }
     }
 
     fn look_at_history(&mut self, key: u64, next: Revision) -> Step {
@@ -640,6 +667,7 @@ impl<F: Feeds> Watchers<F> {
             if let State::CatchingUp { next: position, .. } = &mut watcher.state {
                 *position = after;
             }
+            watcher.active |= matches!(step, Step::Draft(_));
             self.feeds.consumed(&source, after.previous());
             return step;
         }

@@ -4,14 +4,18 @@
 //! the stream gets a ceiling ([`super::headers`]): the highest revision up to which all of them are complete. If the
 //! stream has told of a newer one already, the ceiling is that, and the feeds that are behind it are asked once more. And
 //! when every watcher has been sent everything up to the ceiling, that is the answer.
+//!
+//! No step looks at all watchers: there may be as many as a client wants. One feed of each cohort ([`Cohort`]) speaks for all
+//! that are in it, an answer to all waits while any watcher is in none, and a watcher that has something unread is marked.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use keyspace::Revision;
 
 use super::headers::{Draft, Says};
 use super::{Creating, Feeds, State, Told, Watcher, Watchers};
 use crate::mutant::mutant;
+use crate::upstream::Cohort;
 use crate::watch::Feed;
 
 /// Progress requests that may wait for their answer. More are dropped, as etcd drops those it cannot answer at once.
@@ -22,7 +26,23 @@ const PROGRESS_MAX: usize = 32;
 pub(super) struct Progress<D> {
     scope: Scope,
     /// Feeds that have not said yet how far they have come, with the token to ask them by.
-    asked: Vec<(D, u64)>,
+    asked: Vec<Asked<D>>,
+    /// How far cohorts have come, as one of each has said.
+    heard: BTreeMap<Cohort, Heard>,
+}
+
+#[derive(Debug)]
+struct Asked<D> {
+    feed: D,
+    token: u64,
+    /// The cohort that it speaks for. None: for itself.
+    cohort: Option<Cohort>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Heard {
+    revision: Revision,
+    term: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,19 +56,80 @@ enum Scope {
 /// How far the watchers have come that an answer speaks of.
 enum Position {
     /// All of them are live, and their feeds complete up to here.
-    Upto { revision: Revision, term: u64 },
-    /// One of them reads history, or has a feed that is being opened.
+    Upto(Heard),
+    /// Some have not said.
+    Unheard,
+    /// One of them reads history, or has a feed that is not in step.
     Behind,
     /// There are none.
     Nobody,
 }
 
+/// The watchers that the client was told of, by how far is known of them.
+#[derive(Debug, Default)]
+pub(super) struct Standing {
+    /// Those that read a feed that is in step, by its cohort.
+    cohorts: BTreeMap<Cohort, BTreeSet<u64>>,
+    /// How many those are.
+    in_step: usize,
+    /// How many there are in all.
+    announced: usize,
+    /// Those that began in the future, by where.
+    futures: BTreeSet<(Revision, u64)>,
+}
+
+impl Standing {
+    /// The client was told of a watcher that begins at `next`, behind `revision`.
+    pub(super) fn announce(&mut self, key: u64, next: Revision, revision: Revision) {
+        self.announced += 1;
+        if next > revision.next() {
+            self.futures.insert((next, key));
+        }
+    }
+
+    /// A watcher that the client was told of is gone.
+    pub(super) fn forget(&mut self, key: u64, start: Revision) {
+        assert!(self.announced > 0, "who is announced is counted");
+        self.announced -= 1;
+        self.futures.remove(&(start, key));
+    }
+
+    /// A watcher has come from one cohort to another.
+    pub(super) fn change(&mut self, key: u64, from: Option<Cohort>, to: Option<Cohort>) {
+        if let Some(from) = from {
+            let left = self.cohorts.get_mut(&from).expect("a cohort that a watcher is in");
+            assert!(left.remove(&key) && self.in_step > 0, "who is in a cohort is counted");
+            self.in_step -= 1;
+            if left.is_empty() {
+                self.cohorts.remove(&from);
+            }
+        }
+        if let Some(to) = to {
+            self.cohorts.entry(to).or_default().insert(key);
+            self.in_step += 1;
+        }
+        assert!(self.in_step <= self.announced, "those in step are some of all");
+    }
+
+    fn are_all_in_step(&self) -> bool {
+        self.in_step == self.announced
+    }
+
+    /// Whether one of them begins behind `revision`.
+    fn is_any_behind(&self, revision: Revision) -> bool {
+        self.futures.last().is_some_and(|(start, _)| *start > revision)
+    }
+}
+
 impl<F: Feeds> Watchers<F> {
     /// The client wants to know.
     pub fn request_progress(&mut self) {
-        let is_request = |progress: &&Progress<F::Feed>| matches!(progress.scope, Scope::All { .. });
-        if self.progress.iter().filter(is_request).count() < PROGRESS_MAX {
-            self.owe_progress(Scope::All { before: self.next_key });
+        if self.requested < PROGRESS_MAX && !self.watchers.is_empty() {
+            self.requested += 1;
+            let scope = Scope::All { before: self.next_key };
+            let mut progress = Progress { scope, asked: Vec::new(), heard: BTreeMap::new() };
+            self.ask_cohorts(&mut progress, Revision(i64::MIN));
+            self.progress.push_back(progress);
         }
         assert!(
             self.progress.len() <= PROGRESS_MAX + self.watchers.len(),
@@ -58,52 +139,44 @@ impl<F: Feeds> Watchers<F> {
 
     /// A watcher shall be told, unless that is under way.
     pub(super) fn notify_progress(&mut self, key: u64) {
-        debug_assert!(self.watchers.contains_key(&key), "only watchers are notified");
-        if self.progress.iter().all(|progress| progress.scope != Scope::One(key)) {
-            self.owe_progress(Scope::One(key));
+        let Some(watcher) = self.watchers.get_mut(&key) else { return };
+        if std::mem::replace(&mut watcher.is_owed_progress, true) {
+            return;
         }
+        let feed = watcher.shared.as_ref().clone();
+        let token = self.feeds.sync(&feed, key);
+        let asked = vec![Asked { feed, token, cohort: None }];
+        self.progress.push_back(Progress { scope: Scope::One(key), asked, heard: BTreeMap::new() });
     }
 
-    fn owe_progress(&mut self, scope: Scope) {
-        // Also those of watchers that are being opened: the answer waits for them.
-        let is_meant = |key: u64, _: &Watcher<F::Subscription>| {
-            matches!(scope, Scope::All { .. }) || scope == Scope::One(key)
-        };
-        let asked = self.ask_feeds(is_meant, Revision(i64::MAX));
-        if !asked.is_empty() {
-            self.progress.push_back(Progress { scope, asked });
-        }
-    }
-
-    /// Asks the feeds of some watchers that are not known to be complete up to `revision`.
-    fn ask_feeds(
-        &self,
-        is_meant: impl Fn(u64, &Watcher<F::Subscription>) -> bool,
-        revision: Revision,
-    ) -> Vec<(F::Feed, u64)> {
-        let mut seen = BTreeSet::new();
-        let mut asked = Vec::new();
-        for (key, watcher) in &self.watchers {
-            let feed = watcher.shared.as_ref();
-            let is_complete = || feed.state().log().is_some_and(|log| log.upto() >= revision);
-            if is_meant(*key, watcher) && seen.insert(feed.id()) && !is_complete() {
-                asked.push((feed.clone(), self.feeds.sync(feed, *key)));
+    /// Asks one feed of each cohort that is not known to be complete up to `revision`.
+    fn ask_cohorts(&self, progress: &mut Progress<F::Feed>, revision: Revision) {
+        for (cohort, keys) in &self.standing.cohorts {
+            let is_heard = progress.heard.get(cohort).is_some_and(|heard| heard.revision >= revision);
+            let is_asked = || progress.asked.iter().any(|asked| asked.cohort == Some(*cohort));
+            if is_heard || is_asked() {
+                continue;
             }
+            let key = *keys.first().expect("a cohort has a watcher");
+            let watcher = self.watchers.get(&key).expect("a cohort has watchers that are there");
+            let feed = watcher.shared.as_ref().clone();
+            let token = self.feeds.sync(&feed, key);
+            progress.heard.remove(cohort);
+            progress.asked.push(Asked { feed, token, cohort: Some(*cohort) });
         }
-        asked
     }
 
     /// Prepares the oldest answer if that may have become possible. To be called whatever else there is to send:
     /// otherwise a busy stream would never come to answer.
     pub(super) fn look_at_progress(&mut self) {
-        if self.progress.front().is_some_and(|progress| !progress.asked.is_empty()) {
+        if self.headers.ceiling().is_none() && !self.progress.is_empty() {
             self.prepare_progress();
         }
     }
 
     /// Puts the stream under the ceiling of the oldest answer that is owed, as soon as its feeds have spoken.
     fn prepare_progress(&mut self) {
-        while self.headers.ceiling().is_none() && self.feeds_have_spoken() {
+        while self.headers.ceiling().is_none() {
             let Some(scope) = self.progress.front().map(|progress| progress.scope) else { return };
             debug_assert!(self.held.is_empty(), "nobody is held up below no ceiling");
             let opening = self.creating.front();
@@ -112,135 +185,160 @@ impl<F: Feeds> Watchers<F> {
             {
                 return;
             }
-            match self.position(scope) {
-                Position::Behind => return,
+            match self.position(scope, Revision(i64::MIN)) {
+                Position::Unheard | Position::Behind => return,
                 Position::Nobody => {
-                    self.progress.pop_front();
+                    self.end_progress();
                 }
-                Position::Upto { revision, .. } => {
-                    self.headers.set_ceiling(revision);
-                    let ceiling = self.headers.ceiling().unwrap_or(revision);
-                    let asked = self.ask_feeds(|key, watcher| scope.concerns(key, watcher), ceiling);
-                    if let Some(progress) = self.progress.front_mut() {
-                        progress.asked = asked;
-                    }
-                }
+                Position::Upto(Heard { revision, .. }) => self.headers.set_ceiling(revision),
             }
         }
     }
 
-    /// Answers the oldest progress request when every watcher it concerns has been sent everything up to the ceiling.
+    /// Answers the oldest progress request when every watcher it concerns has been sent everything up to the ceiling. To be
+    /// called when nobody is left to be looked at.
     pub(super) fn poll_progress(&mut self) -> Option<Draft> {
         loop {
             self.prepare_progress();
             let ceiling = self.headers.ceiling()?;
-            if !self.feeds_have_spoken() {
-                // Either it waits, or a feed ended and the answer with it.
-                if self.headers.ceiling().is_some() {
-                    return None;
-                }
-                continue;
-            }
             let scope = self.progress.front()?.scope;
-            let term = match self.position(scope) {
-                Position::Upto { revision, term } if revision >= ceiling => term,
+            let position = self.position(scope, ceiling);
+            // What came before they spoke is marked by now, and what is marked may be unread.
+            self.take_marked();
+            if !self.ready.is_empty() {
+                return None;
+            }
+            let (term, is_future) = match (position, scope) {
+                (Position::Unheard, _) => return None,
+                (Position::Upto(heard), Scope::All { .. }) => {
+                    (heard.term, self.standing.is_any_behind(ceiling))
+                }
+                (Position::Upto(heard), Scope::One(key)) => {
+                    (heard.term, self.watchers.get(&key).is_none_or(|watcher| watcher.start > ceiling))
+                }
                 // It fell behind, or has another feed. etcd answers nothing when a watcher is behind; neither is the
                 // stream held up for it.
-                Position::Upto { .. } | Position::Behind | Position::Nobody => {
-                    self.give_up_progress();
-                    continue;
-                }
+                (Position::Behind | Position::Nobody, _) => (0, true),
             };
-            let concerned = self.watchers.iter().filter(|(key, watcher)| scope.concerns(**key, watcher));
-            let mut is_future = false;
-            let mut unread = None;
-            for (key, watcher) in concerned {
-                is_future |= watcher.start > ceiling;
-                if Self::has_unread(watcher, ceiling) {
-                    unread = Some(*key);
-                }
-            }
             if is_future {
                 self.give_up_progress();
                 continue;
-            }
-            if let Some(key) = unread {
-                self.queue(key);
-                return None;
             }
             let id = match scope {
                 Scope::All { .. } => None,
                 Scope::One(key) => self.watchers.get(&key).map(|watcher| watcher.id),
             };
-            let answered = self.progress.pop_front();
-            assert!(answered.is_some_and(|answered| answered.asked.is_empty()), "every feed has spoken");
+            self.end_progress();
             self.release_held();
             return Some(Draft { told: Told::Progress { id }, says: Says::Progress { term } });
         }
     }
 
-    /// Whether the feeds that the oldest answer waits for have all said how far they are. Gives the answer up if one
-    /// has ended.
-    fn feeds_have_spoken(&mut self) -> bool {
-        let Some(progress) = self.progress.front_mut() else { return false };
+    /// How far those have come that the oldest answer speaks of. Whoever is not known to be complete up to `revision` is asked.
+    fn position(&mut self, scope: Scope, revision: Revision) -> Position {
+        self.hear();
+        match scope {
+            Scope::All { .. } => self.position_of_all(revision),
+            Scope::One(key) => self.position_of(key, revision),
+        }
+    }
+
+    fn position_of_all(&mut self, revision: Revision) -> Position {
         if mutant!(ProgressOfFastest) {
-            progress.asked.clear();
+            return self.position_of_fastest();
         }
-        while let Some((feed, token)) = progress.asked.last() {
-            let feed = feed.state();
-            let ended = feed.end().is_some();
-            // Those who watched through a feed that is over are gone.
-            let spoken = feed.synced(*token).is_some() || feed.is_over();
-            drop(feed);
-            if ended {
-                self.give_up_progress();
-                return false;
-            }
-            if !spoken {
-                return false;
-            }
-            progress.asked.pop();
+        if self.standing.announced == 0 {
+            return Position::Nobody;
         }
-        true
+        if !self.standing.are_all_in_step() {
+            return Position::Behind;
+        }
+        // Those that wait to be looked at may have come to another cohort: no answer is given before they were.
+        self.lowest(revision).map_or(Position::Unheard, Position::Upto)
     }
 
-    fn position(&self, scope: Scope) -> Position {
-        let mut position = Position::Nobody;
-        for watcher in self.watchers.iter().filter(|(key, watcher)| scope.concerns(**key, watcher)) {
-            let watcher = watcher.1;
-            if !matches!(watcher.state, State::Live { .. }) {
-                return Position::Behind;
-            }
+    /// How far the cohort has come that is least far, if all have said. Those are asked that are not known to be complete up to
+    /// `revision`.
+    fn lowest(&mut self, revision: Revision) -> Option<Heard> {
+        assert!(self.standing.in_step > 0, "somebody is spoken of");
+        let mut progress = self.progress.pop_front()?;
+        self.ask_cohorts(&mut progress, revision);
+        let heard = self.standing.cohorts.keys().map(|cohort| progress.heard.get(cohort).copied());
+        let lower = |one: Heard, other: Heard| Heard {
+            revision: one.revision.min(other.revision),
+            term: one.term.max(other.term),
+        };
+        let lowest = heard.reduce(|one, other| one.zip(other).map(|(one, other)| lower(one, other)));
+        self.progress.push_front(progress);
+        lowest.flatten()
+    }
+
+    fn position_of(&mut self, key: u64, revision: Revision) -> Position {
+        let Some(watcher) = self.watchers.get(&key) else { return Position::Nobody };
+        let feed = watcher.shared.as_ref();
+        let state = feed.state();
+        let upto = state.log().filter(|_| state.end().is_none()).map(|log| log.upto());
+        let Some(upto) = upto.filter(|_| matches!(watcher.state, State::Live { .. })) else {
+            return Position::Behind;
+        };
+        let term = state.term();
+        drop(state);
+        let Some(progress) = self.progress.front_mut() else { return Position::Nobody };
+        if !progress.asked.is_empty() {
+            return Position::Unheard;
+        }
+        if upto < revision {
+            let token = self.feeds.sync(feed, key);
+            progress.asked.push(Asked { feed: feed.clone(), token, cohort: None });
+            return Position::Unheard;
+        }
+        Position::Upto(Heard { revision: upto, term })
+    }
+
+    fn position_of_fastest(&self) -> Position {
+        let uptos = self.watchers.values().filter(|watcher| matches!(watcher.state, State::Live { .. }));
+        let uptos = uptos.filter_map(|watcher| {
             let feed = watcher.shared.as_ref().state();
-            let Some(log) = feed.log() else { return Position::Behind };
-            let (upto, of_feed) = (log.upto(), feed.term());
-            position = match position {
-                Position::Upto { revision, term } if mutant!(ProgressOfFastest) => {
-                    Position::Upto { revision: revision.max(upto), term }
-                }
-                Position::Upto { revision, term } => {
-                    Position::Upto { revision: revision.min(upto), term: term.max(of_feed) }
-                }
-                Position::Behind | Position::Nobody => Position::Upto { revision: upto, term: of_feed },
-            };
-        }
-        position
+            feed.log().map(|log| Heard { revision: log.upto(), term: feed.term() })
+        });
+        uptos.max_by_key(|heard| heard.revision).map_or(Position::Nobody, Position::Upto)
     }
 
-    /// Whether a watcher has not been sent everything up to `revision`, of what its feed knows.
-    fn has_unread(watcher: &Watcher<F::Subscription>, revision: Revision) -> bool {
-        let State::Live { next } = watcher.state else { return true };
-        let feed = watcher.shared.as_ref().state();
-        feed.log().is_none_or(|log| {
-            next <= log.floor() || log.from(next).next().is_some_and(|entry| entry.revision <= revision)
-        })
+    /// Takes in what the feeds have said that the oldest answer waits for. One that is over says nothing more.
+    fn hear(&mut self) {
+        let Some(progress) = self.progress.front_mut() else { return };
+        let heard = &mut progress.heard;
+        progress.asked.retain(|Asked { feed, token, .. }| {
+            let feed = feed.state();
+            let has_said = feed.synced(*token).is_some();
+            // It may have been answered elsewhere than it was asked.
+            if let Some((cohort, revision)) = feed.heard().filter(|_| has_said) {
+                heard.insert(cohort, Heard { revision, term: feed.term() });
+            }
+            !has_said && !feed.is_over()
+        });
     }
 
     /// Drops the oldest answer that is owed.
     fn give_up_progress(&mut self) {
-        self.progress.pop_front();
+        self.end_progress();
         self.headers.lift_ceiling();
         self.release_held();
+    }
+
+    fn end_progress(&mut self) {
+        match self.progress.pop_front().map(|progress| progress.scope) {
+            Some(Scope::All { .. }) => {
+                assert!(self.requested > 0, "requests are counted");
+                self.requested -= 1;
+            }
+            Some(Scope::One(key)) => {
+                if let Some(watcher) = self.watchers.get_mut(&key) {
+                    watcher.is_owed_progress = false;
+                }
+            }
+            None => {}
+        }
     }
 
     /// The ceiling is lifted, or about to be: what it held back goes on.
@@ -249,15 +347,30 @@ impl<F: Feeds> Watchers<F> {
             self.queue(key);
         }
     }
-}
 
-impl Scope {
-    /// Whether an answer of this scope speaks of a watcher. One that the client has not been told of is not meant, even
-    /// by an answer for all.
-    fn concerns<S>(self, key: u64, watcher: &Watcher<S>) -> bool {
-        match self {
-            Scope::All { .. } => !matches!(watcher.state, State::Opening { .. }),
-            Scope::One(one) => one == key,
+    /// Takes note of the cohort that a watcher's feed is in by now. Only those count that the client was told of and that read
+    /// nothing else.
+    pub(super) fn settle(&mut self, key: u64) {
+        let Some(watcher) = self.watchers.get_mut(&key) else { return };
+        let cohort = match watcher.state {
+            State::Live { .. } => watcher.shared.as_ref().state().cohort(),
+            State::Opening { .. } | State::CatchingUp { .. } => None,
+        };
+        let before = std::mem::replace(&mut watcher.cohort, cohort);
+        assert!(
+            cohort.is_none() || matches!(watcher.state, State::Live { .. }),
+            "only a live one is in step"
+        );
+        if before != cohort {
+            self.standing.change(key, before, cohort);
+        }
+    }
+
+    /// A watcher is being removed.
+    pub(super) fn unsettle(&mut self, key: u64, watcher: &Watcher<F::Subscription>) {
+        if !matches!(watcher.state, State::Opening { .. }) {
+            self.standing.change(key, watcher.cohort, None);
+            self.standing.forget(key, watcher.start);
         }
     }
 }

@@ -1,11 +1,14 @@
 //! Watchers over feeds of which the test says what they bring.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::rc::Rc;
 
 use super::*;
+use shard_map::GroupId;
+
+use crate::link::LinkId;
 use crate::upstream::FeedItem;
 use crate::watch::log::tests::revision;
 use crate::watch::{Due, FeedState, OPENING, Pace};
@@ -15,6 +18,8 @@ use crate::watch::{Due, FeedState, OPENING, Pace};
 struct Fake {
     opened: Rc<RefCell<Vec<Opened>>>,
     marked: Rc<RefCell<BTreeSet<u64>>>,
+    /// How often a feed was looked at.
+    looks: Rc<Cell<usize>>,
 }
 
 /// A feed and the start that was asked for.
@@ -25,6 +30,7 @@ struct FakeFeed {
     range: KeyRange,
     state: Rc<RefCell<FeedState<u64>>>,
     marked: Rc<RefCell<BTreeSet<u64>>>,
+    looks: Rc<Cell<usize>>,
 }
 
 impl FakeFeed {
@@ -50,6 +56,7 @@ impl Feed for FakeFeed {
     type Subscriber = u64;
 
     fn state(&self) -> impl Deref<Target = FeedState<u64>> {
+        self.looks.set(self.looks.get() + 1);
         self.state.borrow()
     }
 
@@ -75,7 +82,12 @@ impl Drop for FakeSubscription {
 impl Fake {
     fn open(&self, range: &KeyRange, pace: Pace, start: Revision, watcher: u64) -> FakeSubscription {
         let state = Rc::new(RefCell::new(FeedState::new(pace)));
-        let feed = FakeFeed { range: range.clone(), state, marked: Rc::clone(&self.marked) };
+        let feed = FakeFeed {
+            range: range.clone(),
+            state,
+            marked: Rc::clone(&self.marked),
+            looks: Rc::clone(&self.looks),
+        };
         self.opened.borrow_mut().push((feed.clone(), start));
         subscribe(feed, watcher)
     }
@@ -156,6 +168,15 @@ fn opened_from(feed: &FakeFeed, revision: i64, start: i64, compact_revision: i64
     let (revision, start, compact_revision) =
         (Revision(revision), Revision(start), Revision(compact_revision));
     feed.handle_item(FeedItem::Opened { revision, start, compact_revision, term: 2 });
+    if start > revision {
+        // Of which it is the only one.
+        in_step(feed, feed.id() as u64);
+    }
+}
+
+/// It is in step, with the others of that connection.
+fn in_step(feed: &FakeFeed, link: u64) {
+    feed.handle_item(FeedItem::Cohort(Some(Cohort { link: LinkId(link), group: GroupId(1) })));
 }
 
 fn events(feed: &FakeFeed, numbers: &[i64], newest: i64) {
@@ -418,7 +439,7 @@ fn progress_waits_for_every_watcher_and_every_event() {
 }
 
 #[test]
-fn progress_is_not_below_what_came_while_it_was_asked_for() {
+fn what_comes_after_the_feeds_have_spoken_waits_for_the_progress_answer() {
     let (mut watchers, feeds) = watchers();
     watchers.create(on("a"));
     let feed = feeds.feed(0);
@@ -427,7 +448,7 @@ fn progress_is_not_below_what_came_while_it_was_asked_for() {
     watchers.request_progress();
     synced(&feed, 5);
     events(&feed, &[6, 7], 7);
-    assert_eq!(told(&mut watchers), ["1 events 0 @6", "1 events 0 @7", "progress @7"]);
+    assert_eq!(told(&mut watchers), ["progress @5", "1 events 0 @6", "1 events 0 @7"]);
 }
 
 #[test]
@@ -489,10 +510,105 @@ fn progress_that_a_watcher_falls_behind_is_given_up_and_nothing_waits_for_it() {
     events(&a, &[9], 9);
     assert_eq!(told(&mut watchers), [] as [String; 0]);
     b.handle_item(FeedItem::Failed(crate::Failure::Stopping));
-    assert_eq!(told(&mut watchers), ["canceled 1 @8", "1 events 0 @9"]);
-    watchers.request_progress();
+    assert_eq!(told(&mut watchers), ["canceled 1 @8"]);
     synced(&a, 9);
+    assert_eq!(told(&mut watchers), ["progress @8", "1 events 0 @9"], "the others had been asked again");
+    // One that moves may be behind for long.
+    watchers.create(on("b"));
+    opened(&feeds.feed(2), 9);
+    watchers.request_progress();
+    assert_eq!(told(&mut watchers), ["created 2 @9"]);
+    synced(&a, 9);
+    events(&a, &[10], 10);
+    events(&feeds.feed(2), &[11], 11);
+    assert_eq!(told(&mut watchers), ["1 events 0 @10", "1 events 2 @11"]);
+    feeds.feed(2).handle_item(FeedItem::Cohort(None));
+    events(&a, &[12], 12);
+    assert_eq!(told(&mut watchers), ["1 events 0 @12"]);
+    in_step(&feeds.feed(2), 77);
+    assert_eq!(told(&mut watchers), [""; 0]);
+    synced(&feeds.feed(2), 12);
+    assert_eq!(told(&mut watchers), [""; 0]);
+    synced(&a, 12);
+    assert_eq!(told(&mut watchers), ["progress @12"]);
+}
+
+#[test]
+fn no_request_looks_at_all_watchers() {
+    let (mut watchers, feeds) = watchers();
+    let count = 2_000;
+    for number in 0..count {
+        watchers.create(Create { progress_notify: true, ..on(&number.to_string()) });
+    }
+    for number in 0..count {
+        opened(&feeds.feed(number), 4);
+        in_step(&feeds.feed(number), 1);
+    }
+    assert_eq!(told(&mut watchers).len(), count);
+    feeds.looks.set(0);
+    for id in 0..count as i64 {
+        watchers.cancel(1_000_000 + id);
+        assert_eq!(told(&mut watchers), [""; 0]);
+    }
+    assert_eq!(feeds.looks.get(), 0);
+    for revision in 5..105 {
+        watchers.request_progress();
+        synced(&feeds.feed(0), revision);
+        assert_eq!(told(&mut watchers), [format!("progress @{revision}")]);
+    }
+    assert!(feeds.looks.get() < 100 * 10, "{} looks for 100 answers", feeds.looks.get());
+    for number in 0..500 {
+        watchers.cancel(number);
+    }
+    assert_eq!(told(&mut watchers).len(), 500);
+    assert!(feeds.looks.get() < 1_000 + 500 * 10, "{} looks", feeds.looks.get());
+    // What wishes to be told now and then is so, one by one.
+    feeds.looks.set(0);
+    watchers.handle_tick();
+    for number in 500..count {
+        synced(&feeds.feed(number), 200);
+    }
+    assert_eq!(told(&mut watchers).len(), count - 500);
+    assert!(feeds.looks.get() < count * 20, "{} looks", feeds.looks.get());
+}
+
+/// A cohort is as complete as the one that speaks for it, and no more is said.
+#[test]
+fn one_feed_speaks_for_all_that_are_in_step_with_it() {
+    let (mut watchers, feeds) = watchers();
+    for key in ["a", "b", "c"] {
+        watchers.create(on(key));
+    }
+    for (number, link) in [(0, 1), (1, 1), (2, 2)] {
+        opened(&feeds.feed(number), 4);
+        in_step(&feeds.feed(number), link);
+    }
+    told(&mut watchers);
+    watchers.request_progress();
+    assert_eq!(feeds.feed(1).take_due().sync, None);
+    events(&feeds.feed(1), &[6], 6);
+    synced(&feeds.feed(0), 8);
+    assert_eq!(told(&mut watchers), ["1 events 1 @6"], "the other cohort has not spoken");
+    synced(&feeds.feed(2), 7);
+    assert_eq!(told(&mut watchers), ["progress @7"]);
+    // One that leaves the cohort before it has spoken is not spoken for.
+    watchers.request_progress();
+    feeds.feed(1).handle_item(FeedItem::Cohort(None));
+    synced(&feeds.feed(0), 9);
+    synced(&feeds.feed(2), 9);
+    assert_eq!(told(&mut watchers), [""; 0]);
+    in_step(&feeds.feed(1), 2);
     assert_eq!(told(&mut watchers), ["progress @9"]);
+    // Who speaks for the others goes away, or moves.
+    watchers.request_progress();
+    watchers.cancel(0);
+    assert_eq!(told(&mut watchers), ["canceled 0 @9"]);
+    in_step(&feeds.feed(1), 3);
+    assert_eq!(told(&mut watchers), [""; 0]);
+    synced(&feeds.feed(1), 10);
+    assert_eq!(told(&mut watchers), [""; 0], "it speaks for where it is, not for where it was asked");
+    synced(&feeds.feed(2), 11);
+    assert_eq!(told(&mut watchers), ["progress @10"]);
 }
 
 /// A busy stream always has something else to send.
