@@ -136,7 +136,8 @@ pub enum Act<L> {
 /// See the module.
 #[derive(Debug)]
 pub struct Upstreams<L> {
-    feeds: BTreeMap<FeedId, Feed>,
+    /// Boxed, since the nodes of a map are half empty.
+    feeds: BTreeMap<FeedId, Box<Feed>>,
     connections: BTreeMap<LinkId, Connection<L>>,
     /// Feeds to be looked at.
     ready: VecDeque<FeedId>,
@@ -270,7 +271,7 @@ impl<L: Clone> Upstreams<L> {
             part: None,
             withheld: 0,
         };
-        let before = self.feeds.insert(id, feed);
+        let before = self.feeds.insert(id, Box::new(feed));
         debug_assert!(before.is_none(), "{id:?} is there already");
         self.queue(id);
     }

@@ -58,7 +58,7 @@ pub struct FeedState<S> {
     pace: Pace,
     phase: Phase,
     term: u64,
-    subscribers: BTreeMap<u64, S>,
+    subscribers: Subscribers<S>,
     next_subscriber: u64,
     /// The latest sync that somebody wants, that is under way, and that was answered. Opening the feed is the first.
     sync_wanted: u64,
@@ -113,7 +113,7 @@ impl<S: Clone> FeedState<S> {
             pace,
             phase: Phase::Opening,
             term: 0,
-            subscribers: BTreeMap::new(),
+            subscribers: Subscribers::default(),
             next_subscriber: 0,
             sync_wanted: OPENING,
             sync_sent: OPENING,
@@ -179,14 +179,13 @@ impl<S: Clone> FeedState<S> {
     pub fn subscribe(&mut self, subscriber: S) -> u64 {
         let id = self.next_subscriber;
         self.next_subscriber += 1;
-        let other = self.subscribers.insert(id, subscriber);
-        assert!(other.is_none(), "a subscriber has a number of its own");
+        self.subscribers.insert(id, subscriber);
         id
     }
 
     /// Takes a watcher away. Returns whether it was the last one; then the feed closes.
     pub fn unsubscribe(&mut self, id: u64) -> bool {
-        self.subscribers.remove(&id);
+        self.subscribers.remove(id);
         self.is_closed = self.subscribers.is_empty();
         self.is_closed
     }
@@ -304,6 +303,10 @@ impl<S: Clone> FeedState<S> {
         // Those who asked while this sync was under way wait for the next.
         let answered = self.sync_waiters.extract_if(.., |(wanted, _)| *wanted <= token);
         marked.extend(answered.map(|(_, waiter)| waiter));
+        if self.sync_waiters.is_empty() {
+            // For most feeds nobody asks again.
+            self.sync_waiters = Vec::new();
+        }
     }
 
     fn handle_end(&mut self, end: FeedEnd, marked: &mut Vec<S>) {
@@ -316,6 +319,52 @@ impl<S: Clone> FeedState<S> {
         self.cohort = None;
         marked.extend(self.subscribers.values().cloned());
         marked.extend(self.sync_waiters.drain(..).map(|(_, waiter)| waiter));
+    }
+}
+
+/// By their numbers. The first has its own place: most feeds have one.
+#[derive(Debug)]
+struct Subscribers<S> {
+    first: Option<(u64, S)>,
+    more: BTreeMap<u64, S>,
+}
+
+impl<S> Default for Subscribers<S> {
+    fn default() -> Subscribers<S> {
+        Subscribers { first: None, more: BTreeMap::new() }
+    }
+}
+
+impl<S> Subscribers<S> {
+    fn insert(&mut self, id: u64, subscriber: S) {
+        assert!(!self.more.contains_key(&id), "a subscriber has a number of its own");
+        match &self.first {
+            None => self.first = Some((id, subscriber)),
+            Some(_) => {
+                self.more.insert(id, subscriber);
+            }
+        }
+    }
+
+    fn remove(&mut self, id: u64) {
+        if self.first.as_ref().is_some_and(|(first, _)| *first == id) {
+            self.first = self.more.pop_first();
+        } else {
+            self.more.remove(&id);
+        }
+        assert!(self.first.is_some() || self.more.is_empty(), "the first place is taken first");
+    }
+
+    fn values(&self) -> impl Iterator<Item = &S> {
+        self.first.iter().map(|(_, subscriber)| subscriber).chain(self.more.values())
+    }
+
+    fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.more.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.first.is_none()
     }
 }
 

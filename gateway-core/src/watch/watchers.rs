@@ -151,7 +151,8 @@ impl Part {
 /// See the module.
 pub struct Watchers<F: Feeds> {
     feeds: F,
-    watchers: BTreeMap<u64, Watcher<F::Subscription>>,
+    /// Boxed, since the nodes of a map are half empty.
+    watchers: BTreeMap<u64, Box<Watcher<F::Subscription>>>,
     by_id: BTreeMap<i64, u64>,
     /// Ids whose watch a compaction cancelled.
     compacted_ids: CompactedIds,
@@ -400,7 +401,7 @@ impl<F: Feeds> Watchers<F> {
             cohort: None,
             is_owed_progress: false,
         };
-        let other = self.watchers.insert(key, watcher);
+        let other = self.watchers.insert(key, Box::new(watcher));
         assert!(other.is_none(), "a key names one watcher");
         assert_eq!(self.watchers.len(), self.by_id.len(), "each watcher has an id");
         assert!(self.notified.len() <= self.watchers.len(), "only watchers are notified");
@@ -620,9 +621,9 @@ impl<F: Feeds> Watchers<F> {
         }
         let entries = log.from(next);
         let is_behind = entries.len() > LIVE_BEHIND_MAX;
-        let is_last = entries.len() == 1;
+        let is_last = entries.len() == 1 && feed.end().is_none();
         let mut allowed = entries.take_while(|entry| self.headers.allows(entry.revision)).peekable();
-        let Some(entry) = allowed.peek() else {
+        let Some(&entry) = allowed.peek() else {
             return if log.from(next).len() > 0 { Step::Held } else { Step::Nothing };
         };
         let is_oversized = entry.bytes() > WINDOW_BYTES;
@@ -630,7 +631,8 @@ impl<F: Feeds> Watchers<F> {
             let revision = self.headers.under_ceiling(log.revision());
             watcher.bundle(allowed, revision, feed.term())
         } else {
-            watcher.bundle(std::iter::once(*entry), entry.revision, feed.term())
+            drop(allowed);
+            watcher.bundle(std::iter::once(entry), entry.revision, feed.term())
         };
         assert!(after > next, "nothing is told twice, and there is an end");
         watcher.state = State::Live { next: after };
@@ -702,7 +704,7 @@ impl<F: Feeds> Watchers<F> {
 }
 
 /// Has a watcher looked at, if it is there, once.
-fn queue<S>(watchers: &mut BTreeMap<u64, Watcher<S>>, ready: &mut VecDeque<u64>, key: u64) {
+fn queue<S>(watchers: &mut BTreeMap<u64, Box<Watcher<S>>>, ready: &mut VecDeque<u64>, key: u64) {
     if let Some(watcher) = watchers.get_mut(&key)
         && !std::mem::replace(&mut watcher.queued, true)
     {

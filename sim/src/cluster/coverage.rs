@@ -119,6 +119,8 @@ marks! {
     RequestSpansShards,
     /// A gateway's feed was sent a part of a revision.
     FeedInParts,
+    /// A gateway's feed that had been sent a part of a revision was ended by its replica, and went on elsewhere.
+    FeedMovedInside,
     /// A gateway's feed was refused where its keys are not.
     FeedRefusedAsWrongShard,
     /// It was opened after the gateway had seen a newer map.

@@ -253,7 +253,16 @@ impl<F: Feeds> Watchers<F> {
         if !self.standing.are_all_in_step() {
             return Position::Behind;
         }
-        // Those that wait to be looked at may have come to another cohort: no answer is given before they were.
+        if self.lowest(revision).is_none() {
+            return Position::Unheard;
+        }
+        // Those that wait to be looked at may have come to another cohort, which matters only once all have spoken.
+        for key in self.ready.clone() {
+            self.settle(key);
+        }
+        if !self.standing.are_all_in_step() {
+            return Position::Behind;
+        }
         self.lowest(revision).map_or(Position::Unheard, Position::Upto)
     }
 

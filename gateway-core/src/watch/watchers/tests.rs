@@ -398,6 +398,18 @@ fn the_value_before_the_compacted_revision_is_not_told_from_the_window() {
 }
 
 #[test]
+fn the_end_of_a_feed_is_told_behind_its_last_event() {
+    let (mut watchers, feeds) = watchers();
+    watchers.create(on("a"));
+    let feed = feeds.feed(0);
+    opened(&feed, 1);
+    told(&mut watchers);
+    events(&feed, &[2], 2);
+    feed.handle_item(FeedItem::Compacted { compact_revision: Revision(9) });
+    assert_eq!(told(&mut watchers), ["1 events 0 @2", "canceled 0 compacted 9 @0"]);
+}
+
+#[test]
 fn a_feed_that_lost_its_place_cancels_only_those_who_needed_it() {
     let (mut watchers, feeds) = watchers();
     watchers.create(on("a"));

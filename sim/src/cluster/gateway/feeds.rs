@@ -362,6 +362,7 @@ impl Gateway {
         let group = upstreams.group(FeedId(id)).unwrap_or_default();
         let watch = Watch { link: LinkId(link), id: response.id };
         let frame = asks::frame(response);
+        let mut is_left_inside = false;
         if let Attempted::Refused(Refused { why: Why::WrongShard, .. }) = &frame {
             env.mark(Mark::FeedRefusedAsWrongShard);
             carried.was_misrouted = true;
@@ -375,11 +376,19 @@ impl Gateway {
             carried.allowed -= *bytes as i64;
             if *is_incomplete {
                 env.mark(Mark::FeedInParts);
+                // Parts follow each other so fast that few would move between two of them.
+                is_left_inside = !env.healed && env.rng.below(6) == 0;
             }
         }
         self.learn_of_feeds(env, link, group, &frame);
         let (now, random) = (env.instant(), || env.rng.next() as u32);
-        self.domains[domain].upstreams.handle_frame(now, FeedId(id), watch, frame, random);
+        let upstreams = &mut self.domains[domain].upstreams;
+        upstreams.handle_frame(now, FeedId(id), watch, frame, random);
+        if is_left_inside {
+            env.mark(Mark::FeedMovedInside);
+            let random = || env.rng.next() as u32;
+            upstreams.handle_frame(now, FeedId(id), watch, Attempted::Answer(Frame::Canceled), random);
+        }
     }
 
     pub(super) fn handle_feeds_synced(
