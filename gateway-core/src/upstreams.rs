@@ -630,6 +630,10 @@ impl<L: Clone> Upstreams<L> {
         match synced {
             Attempted::Answer(synced) => {
                 of_group.backoff.reset();
+                if !is_own {
+                    // It is said of all that are in step, whoever asked.
+                    of_group.watermark = of_group.watermark.max(synced.revision);
+                }
                 for (id, token) in askers {
                     self.hand_synced(connection, id, token, synced, is_own);
                 }

@@ -253,6 +253,19 @@ fn readers_are_told_with_whom_their_feeds_are_in_step() {
 }
 
 #[test]
+fn the_answer_to_one_feed_is_where_all_in_step_go_on() {
+    let mut story = Story::opened(3);
+    story.frame(3, events(&[], 4, 6));
+    story.upstreams.sync(FeedId(1), 2);
+    story.run();
+    story.synced(1, 0, at(9));
+    story.run();
+    story.upstreams.handle_lost(story.now, LinkId(1), || u32::MAX);
+    let moved = ["open 1 at 1 from 10", "open 2 at 1 from 10", "open 3 at 1 from 5"];
+    assert_eq!(story.run_after_pause(), moved);
+}
+
+#[test]
 fn so_many_questions_may_be_under_way() {
     let mut story = Story::opened(30);
     for id in 1..=20 {
