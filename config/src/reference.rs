@@ -117,6 +117,7 @@ mod tests {
                 kind if kind.starts_with("a URL") => "'https://host:1'",
                 kind if kind.starts_with("a whole number") => "1",
                 kind if kind.starts_with("a duration") => "1s",
+                kind if kind.starts_with("a size") => "64MiB",
                 kind if field.name == "role" && kind.contains("replica") => "ROLE",
                 _ => "name",
             };

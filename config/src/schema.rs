@@ -234,6 +234,14 @@ section! {
         /// Most requests in work or waiting at a time, whatever for; beyond it, etcd's `too many requests`. Half of it is kept for
         /// clients that have less than their share, and for leases. Less is let in while requests wait for each other too long.
         max_requests_in_flight: u32 = default("16384") ["1" to "1048576"];
+        /// Most connections of clients at a time; half of them from one address. Others are closed at once.
+        max_connections: u32 = default("65536") ["16" to "1048576"];
+        /// Most requests and streams at a time on one connection; clients wait with others. etcd has no such limit by default.
+        max_streams_per_connection: u32 = default("8192") ["16" to "1048576"];
+        /// Memory that clients can make this gateway hold: open streams, messages of 16 KiB and more until they are answered,
+        /// and such answers until they have been taken. Beyond it, etcd's `too many requests`; clients that take nothing of
+        /// what waits for them are sent away. Without it, half of the memory that the container or the machine has.
+        memory_budget: Size = optional ["16MiB" to "1TiB"];
         /// Time after which a request is answered with etcd's `request timed out`.
         request_timeout: Duration = default("7s") ["100ms" to "5m"];
     }

@@ -274,6 +274,7 @@ impl Fastest {
             (self.before, self.now, self.age) = (self.now, None, Duration::ZERO);
         }
         self.now = Some(self.now.map_or(fastest, |now| now.min(fastest)));
+        debug_assert!(self.get() <= fastest, "it is the fastest");
     }
 
     fn is_unknown(&self) -> bool {

@@ -3,9 +3,11 @@
 //!
 //! Nothing here is locked on a request's way: limits are looked at again by whoever has just been answered, one at a time.
 
+mod budget;
+
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use gateway_core::Failure;
@@ -13,8 +15,11 @@ use gateway_core::admission::{INTERVAL, Interval, Lane, Limiter, Limits, Load, S
 use parking_lot::Mutex;
 use prometheus::IntCounter;
 use replica::Source;
+use tokio::sync::Notify;
 
 use crate::context::Priority;
+use budget::Held;
+pub(crate) use budget::{Budget, COUNTED_FROM, Taken, Use};
 
 /// As a limit: there is none.
 const NO_LIMIT: usize = usize::MAX;
@@ -24,6 +29,9 @@ const NO_LIMIT: usize = usize::MAX;
 pub(crate) struct Admission {
     /// Whatever the others say, no more than this.
     requests_max: AtomicUsize,
+    connections_max: usize,
+    /// Connections there are.
+    connected: AtomicUsize,
     /// Small requests, by [`Lane`].
     small: [Kind; 2],
     large: Kind,
@@ -38,6 +46,9 @@ pub(crate) struct Admission {
     look_at: AtomicU64,
     limiter: Mutex<Looked>,
     counters: Refusals,
+    budget: Budget,
+    /// Connections that answers wait for, or did a moment ago.
+    followed: Mutex<Vec<Weak<Client>>>,
 }
 
 /// Refused requests, for metrics.
@@ -47,6 +58,12 @@ pub(crate) struct Refusals {
     pub(crate) queue: IntCounter,
     /// For the hard limit.
     pub(crate) full: IntCounter,
+    /// For the budget of memory.
+    pub(crate) memory: IntCounter,
+    /// Connections, as there are too many.
+    pub(crate) connections: IntCounter,
+    /// Connections that were ended, as nobody took what waited for them.
+    pub(crate) stuck: IntCounter,
 }
 
 #[derive(Debug)]
@@ -83,6 +100,20 @@ pub(crate) struct Client {
     source: Option<Source>,
     address: Arc<Address>,
     under_way: AtomicUsize,
+    held: Held,
+    is_followed: AtomicBool,
+    dismissed: Notify,
+}
+
+/// What bounds clients, hard.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Most {
+    /// Requests under way.
+    pub(crate) requests: usize,
+    /// Connections; half of them from one address.
+    pub(crate) connections: usize,
+    /// Bytes of the budget.
+    pub(crate) memory: usize,
 }
 
 /// A request that was let in. It is under way until this is dropped.
@@ -141,10 +172,12 @@ impl Kind {
 }
 
 impl Admission {
-    /// At most so many requests at a time.
-    pub(crate) fn new(requests_max: usize, counters: Refusals) -> Arc<Admission> {
+    /// At most so much at a time.
+    pub(crate) fn new(most: Most, counters: Refusals) -> Arc<Admission> {
         Arc::new(Admission {
-            requests_max: AtomicUsize::new(requests_max),
+            requests_max: AtomicUsize::new(most.requests),
+            connections_max: most.connections,
+            connected: AtomicUsize::new(0),
             small: Default::default(),
             large: Kind::default(),
             connections: AtomicUsize::new(0),
@@ -153,6 +186,8 @@ impl Admission {
             began: Instant::now(),
             look_at: AtomicU64::new(0),
             limiter: Mutex::new(Looked { limiter: Limiter::default(), at: 0 }),
+            budget: Budget::new(most.memory, counters.memory.clone()),
+            followed: Mutex::default(),
             counters,
         })
     }
@@ -169,7 +204,38 @@ impl Admission {
             None => Arc::default(),
         };
         address.connections.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Client { admission: Arc::clone(self), source, address, under_way: AtomicUsize::new(0) })
+        self.connected.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Client {
+            admission: Arc::clone(self),
+            source,
+            address,
+            under_way: AtomicUsize::new(0),
+            held: Held::default(),
+            is_followed: AtomicBool::new(false),
+            dismissed: Notify::new(),
+        })
+    }
+
+    /// The memory that clients may take.
+    pub(crate) fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// Ends connections whose clients take nothing of what waits for them, where it is too much or for too long.
+    pub(crate) fn dismiss_stuck(&self) {
+        self.followed.lock().retain(|client| {
+            let Some(client) = client.upgrade() else { return false };
+            if self.budget.is_stuck(&client.held) {
+                self.counters.stuck.inc();
+                client.dismissed.notify_one();
+                return false;
+            }
+            let is_over = client.held.is_free();
+            if is_over {
+                client.is_followed.store(false, Ordering::Relaxed);
+            }
+            !is_over
+        });
     }
 
     /// What is under way.
@@ -219,6 +285,38 @@ impl Admission {
 }
 
 impl Client {
+    /// Whether there is room for its connection.
+    pub(crate) fn is_welcome(&self) -> bool {
+        let most = self.admission.connections_max;
+        let is_welcome = self.admission.connected.load(Ordering::Relaxed) <= most
+            && self.address.connections.load(Ordering::Relaxed) <= most.div_ceil(2);
+        if !is_welcome {
+            self.admission.counters.connections.inc();
+        }
+        is_welcome
+    }
+
+    pub(crate) fn budget(&self) -> &Budget {
+        &self.admission.budget
+    }
+
+    /// What it has of the budget.
+    pub(crate) fn held(&self) -> &Held {
+        &self.held
+    }
+
+    /// Answers begin to wait for it.
+    pub(crate) fn follow(self: &Arc<Self>) {
+        if !self.is_followed.swap(true, Ordering::Relaxed) {
+            self.admission.followed.lock().push(Arc::downgrade(self));
+        }
+    }
+
+    /// Waits until its connection must end.
+    pub(crate) async fn dismissed(&self) {
+        self.dismissed.notified().await;
+    }
+
     /// Lets a request in, or does not.
     ///
     /// # Errors
@@ -277,6 +375,7 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
+        self.admission.connected.fetch_sub(1, Ordering::Relaxed);
         let Some(source) = self.source else { return };
         let mut known = self.admission.known.lock();
         // With the lock, so that nobody takes up an address that is being forgotten.
@@ -324,14 +423,35 @@ fn which(lane: Lane, priority: Priority) -> Which {
 }
 
 #[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    pub(crate) fn admission(most: Most) -> Arc<Admission> {
+        let counter = || IntCounter::new("refused", "refused").unwrap();
+        let counters = Refusals {
+            queue: counter(),
+            full: counter(),
+            memory: counter(),
+            connections: counter(),
+            stuck: counter(),
+        };
+        Admission::new(most, counters)
+    }
+
+    /// With a budget of so many bytes.
+    pub(crate) fn admission_with(memory: usize) -> Arc<Admission> {
+        admission(Most { requests: 100, connections: 100, memory })
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::thread::sleep;
 
     use super::*;
 
-    fn admission(requests_max: usize) -> Arc<Admission> {
-        let counter = || IntCounter::new("refused", "refused").unwrap();
-        Admission::new(requests_max, Refusals { queue: counter(), full: counter() })
+    fn admission(requests: usize) -> Arc<Admission> {
+        testing::admission(Most { requests, connections: 8, memory: 0 })
     }
 
     fn source(last: u8) -> Option<Source> {
@@ -379,6 +499,20 @@ mod tests {
         permits.truncate(100);
         assert!(put(&modest).is_ok());
         assert_eq!(admission.counters.queue.get(), 2);
+    }
+
+    #[test]
+    fn an_address_has_half_of_the_connections() {
+        let admission = admission(10);
+        let mut clients: Vec<_> = (0..4).map(|_| admission.connect(source(1))).collect();
+        assert!(clients.iter().all(|client| client.is_welcome()));
+        assert!(!admission.connect(source(1)).is_welcome());
+        clients.extend((2..6).map(|last| admission.connect(source(last))));
+        assert!(clients.iter().all(|client| client.is_welcome()));
+        assert!(!admission.connect(source(6)).is_welcome());
+        assert_eq!(admission.counters.connections.get(), 2);
+        clients.pop();
+        assert!(admission.connect(source(6)).is_welcome());
     }
 
     #[test]

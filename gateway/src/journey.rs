@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use gateway_core::NodeId;
 
-use crate::admission::Permit;
+use crate::admission::{Permit, Taken};
 use crate::context::{RequestContext, RequestId, TraceParent};
 
 tokio::task_local! {
@@ -21,6 +21,7 @@ tokio::task_local! {
 struct Noted {
     journey: Cell<Journey>,
     permit: Cell<Option<Permit>>,
+    message: Cell<Option<Taken>>,
 }
 
 /// What was noted of a request.
@@ -53,6 +54,11 @@ pub(crate) async fn record<T>(request: impl Future<Output = T>) -> (T, Journey) 
         })
     };
     NOTED.scope(Noted::default(), driven).await
+}
+
+/// The memory of its message is held as long as the request is under way.
+pub(crate) fn hold(message: Taken) {
+    let _ = NOTED.try_with(|noted| noted.message.set(Some(message)));
 }
 
 /// The request has been let in, and counts until it is answered or given up.

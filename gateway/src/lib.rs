@@ -40,7 +40,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use admission::Admission;
+use admission::{Admission, Most};
 use carrier::{Carrier, CarrierLimits, CarrierOptions};
 use domain::Domain;
 use door::{
@@ -293,7 +293,12 @@ impl Serving {
                 }
             });
         }
-        let admission = Admission::new(options.requests_max, metrics.refusals());
+        let most = Most {
+            requests: options.requests_max,
+            connections: options.connections_max,
+            memory: options.memory_max,
+        };
+        let admission = Admission::new(most, metrics.refusals());
         let door = Arc::new(Door {
             hub: Hub::new(Arc::clone(&domain), metrics.upstreams.clone(), metrics.histories.clone()),
             domain,
@@ -381,7 +386,7 @@ async fn prime<D: Domain>(door: Arc<Door<D>>) {
     }
 }
 
-/// Looks at the counters once a second, and has the nodes know of them.
+/// Looks at the counters once a second, and has the nodes know of them; and at clients that take no answers.
 async fn keep_rates<D: Domain>(door: Arc<Door<D>>) {
     let mut ticks = tokio::time::interval(SAMPLE_EVERY);
     loop {
@@ -390,6 +395,7 @@ async fn keep_rates<D: Domain>(door: Arc<Door<D>>) {
             () = door.draining.cancelled() => return,
         }
         door.rates.lock().sample(door.started.elapsed(), door.metrics.totals());
+        door.admission.dismiss_stuck();
         door.domain.tell(&door.own_status());
     }
 }

@@ -15,7 +15,7 @@ use prometheus::{
 };
 use tonic::Code;
 
-use crate::admission::{Refusals, UnderWay};
+use crate::admission::{Budget, Refusals, UnderWay, Use};
 use crate::domain::{DomainStatus, LinkCounts, NodeDistance};
 use crate::journey::Journey;
 use crate::methods::{Flow, METHODS};
@@ -95,6 +95,11 @@ pub(crate) struct Metrics {
     requests_admitted: IntGaugeVec,
     requests_limit: IntGaugeVec,
     requests_refused: IntCounterVec,
+    connections_refused: IntCounter,
+    connections_stuck: IntCounter,
+    memory_budget: IntGauge,
+    /// By use.
+    memory_taken: IntGaugeVec,
     /// Where clients are spoken to by TLS.
     tls: Option<TlsMetrics>,
 }
@@ -353,14 +358,33 @@ impl Metrics {
                 let refused = counters(
                     "gaios_gateway_requests_refused_total",
                     "Requests that were refused with `too many requests` before their work began: for \
-                     `gaios_gateway_requests_limit` (`queue`), or for `limits.max_requests_in_flight` (`full`).",
+                     `gaios_gateway_requests_limit` (`queue`), for `limits.max_requests_in_flight` (`full`), or for \
+                     `limits.memory_budget` (`memory`).",
                     &["reason"],
                 );
-                for reason in ["queue", "full"] {
+                for reason in ["queue", "full", "memory"] {
                     refused.with_label_values(&[reason]);
                 }
                 refused
             },
+            connections_refused: counter(
+                "gaios_gateway_connections_refused_total",
+                "Connections that were ended at once for `limits.max_connections`.",
+            ),
+            connections_stuck: counter(
+                "gaios_gateway_connections_stuck_total",
+                "Connections that were ended since their clients took nothing of the answers that waited for them.",
+            ),
+            memory_budget: gauge(
+                "gaios_gateway_memory_budget_bytes",
+                "What clients can make this gateway hold, `limits.memory_budget`.",
+            ),
+            memory_taken: gauges(
+                "gaios_gateway_memory_taken_bytes",
+                "How much of the budget is taken: by open streams, by messages of clients until they are answered, and by \
+                 answers until the client has taken them.",
+                &["use"],
+            ),
             tls: None,
             registry,
         }
@@ -441,11 +465,22 @@ impl Metrics {
     /// What admission counts.
     pub(crate) fn refusals(&self) -> Refusals {
         let counter = |reason| self.requests_refused.with_label_values(&[reason]);
-        Refusals { queue: counter("queue"), full: counter("full") }
+        Refusals {
+            queue: counter("queue"),
+            full: counter("full"),
+            memory: counter("memory"),
+            connections: self.connections_refused.clone(),
+            stuck: self.connections_stuck.clone(),
+        }
     }
 
     /// Takes in what is under way, and how much may be.
-    pub(crate) fn set_admission(&self, under_way: UnderWay, limits: Limits) {
+    pub(crate) fn set_admission(&self, under_way: UnderWay, limits: Limits, budget: &Budget) {
+        self.memory_budget.set(budget.most() as i64);
+        let uses = [("streams", Use::Streams), ("messages", Use::Messages), ("answers", Use::Answers)];
+        for (name, what) in uses {
+            self.memory_taken.with_label_values(&[name]).set(budget.taken(what) as i64);
+        }
         let [reads, writes] = limits.small;
         let kinds = [
             ("read", under_way.reads, reads),

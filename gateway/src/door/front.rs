@@ -27,13 +27,16 @@ use super::kv::Kv;
 use super::large::spell_out;
 use super::lease::Lease;
 use super::maintenance::Maintenance;
+use super::measured::{Answered, Received};
 use super::sizes::{COMPRESSION, sizes_of_too_large};
-use super::told::{Line, Received, tell_at_end};
+use super::told::{Line, tell_at_end};
 use super::{Caller, Door, admin, http, watch};
+use crate::admission::{Client, Taken};
 use crate::context::{Identity, Permissions, Priority};
 use crate::domain::Domain;
 use crate::journey::{self, Journey};
 use crate::methods;
+use gateway_core::Failure;
 
 type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
@@ -128,14 +131,14 @@ impl<D: Domain> Front<D> {
             metrics.handled(status.code());
             return Box::pin(std::future::ready(Ok(status.into_http())));
         }
-        // Before its message is read; whether it really is let in is decided when it has been.
-        if let Some(lane) = methods::lane(method)
-            && let Err(failure) = self.services.caller.client().check(lane, Priority::Small)
-        {
-            let status = to_status(failure);
-            metrics.handled(status.code());
-            return Box::pin(std::future::ready(Ok(status.into_http())));
-        }
+        let stream = match self.let_in(method) {
+            Ok(stream) => stream,
+            Err(failure) => {
+                let status = to_status(failure);
+                metrics.handled(status.code());
+                return Box::pin(std::future::ready(Ok(status.into_http())));
+            }
+        };
         let requires_leader = requires_leader(request.headers());
         let (services, from) = (Arc::clone(&self.services), self.from);
         Box::pin(async move {
@@ -145,7 +148,10 @@ impl<D: Domain> Front<D> {
                 services.caller.metrics.method(method).handled(status.code());
                 return Ok(tell_at_end(status.into_http(), line));
             }
-            let request = request.map(|body| Received::new(body, line.as_ref()));
+            let flow = methods::METHODS[method].2;
+            let client = services.caller.client();
+            let counted = line.as_ref().map(Line::received);
+            let request = request.map(|body| Received::new(body, flow, client, counted));
             let (mut response, journey) = journey::record(services.call(method, request)).await;
             let code = refused_code(response.headers());
             if code == Some(Code::OutOfRange) {
@@ -156,11 +162,36 @@ impl<D: Domain> Front<D> {
             let code = refused_code(response.headers()).unwrap_or(Code::Ok);
             services.caller.metrics.method(method).handled(code);
             // A stream's time is its client's.
-            if methods::METHODS[method].2 == methods::Flow::Unary {
+            if flow == methods::Flow::Unary {
                 services.caller.tell(method, from, code, begun.elapsed(), &journey);
             }
+            let response = if methods::lane(method).is_some() || stream.is_some() {
+                response.map(|body| Body::new(Answered::new(body, services.caller.client(), stream)))
+            } else {
+                response
+            };
             Ok(tell_at_end(response, line))
         })
+    }
+
+    /// Lets a request in before its message is read; whether it is carried out is decided when it has been. What the budget
+    /// has for it if it is a stream.
+    fn let_in(&self, method: usize) -> Result<Option<Taken>, Failure> {
+        let client = self.services.caller.client();
+        if let Some(lane) = methods::lane(method) {
+            client.check(lane, Priority::Small)?;
+        }
+        match methods::METHODS[method].2 {
+            methods::Flow::Unary => Ok(None),
+            methods::Flow::ServerStream | methods::Flow::BidiStream => {
+                Taken::stream(client).map(Some).ok_or(Failure::Overloaded)
+            }
+        }
+    }
+
+    /// The client of the connection.
+    pub(super) fn client(&self) -> &Arc<Client> {
+        self.services.caller.client()
     }
 
     /// What etcd's interceptors check.

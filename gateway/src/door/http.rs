@@ -97,7 +97,7 @@ async fn metrics<D: Domain>(door: &Door<D>) -> Response<Body> {
     if let Ok(status) = door.domain.status(&door.context()).await {
         door.metrics.set_status(&status);
     }
-    door.metrics.set_admission(door.admission.under_way(), door.admission.limits());
+    door.metrics.set_admission(door.admission.under_way(), door.admission.limits(), door.admission.budget());
     door.metrics.set_links(door.domain.links());
     door.metrics.set_distances(&door.domain.distances());
     door.metrics.has_leader.set(i64::from(*door.leader_known.borrow()));

@@ -17,6 +17,7 @@ mod kv;
 mod large;
 mod lease;
 mod maintenance;
+mod measured;
 mod members;
 mod outlet;
 mod serve;
@@ -88,7 +89,7 @@ pub struct DoorOptions {
     pub lease_ttl_min_s: i64,
     /// Time between progress notifications of a watch (`--watch-progress-notify-interval`).
     pub progress_interval: Duration,
-    /// Concurrent requests on one connection (`--max-concurrent-streams`).
+    /// Concurrent requests on one connection (`--max-concurrent-streams`, of which etcd has 2^32).
     pub concurrent_streams_max: u32,
     /// A stream that asked for a leader ends after this long without one: three election timeouts.
     pub leaderless_max: Duration,
@@ -100,6 +101,10 @@ pub struct DoorOptions {
     pub access_log: AccessLog,
     /// Requests of clients that may be under way, waiting for a leader or for anything else.
     pub requests_max: usize,
+    /// Connections of clients; half of them from one address.
+    pub connections_max: usize,
+    /// Bytes that clients can make the gateway hold.
+    pub memory_max: usize,
 }
 
 impl Default for DoorOptions {
@@ -109,12 +114,14 @@ impl Default for DoorOptions {
             txn_ops_max: keyspace::check::DEFAULT_MAX_TXN_OPS,
             lease_ttl_min_s: 2,
             progress_interval: Duration::from_secs(600),
-            concurrent_streams_max: u32::MAX,
+            concurrent_streams_max: 8192,
             leaderless_max: Duration::from_secs(3),
             tls: None,
             slow_request: Duration::from_millis(500),
             access_log: AccessLog::Off,
             requests_max: 16_384,
+            connections_max: 65_536,
+            memory_max: 1 << 30,
         }
     }
 }

@@ -20,6 +20,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// When so much is gathered, it is written before more is taken.
 const GATHERED_BYTES_MAX: usize = 64 << 10;
+/// After so much is read in one turn, others have theirs: it may be of thousands of requests.
+const READ_BYTES_MAX: usize = 64 << 10;
 /// A larger buffer is given back when it is empty: most connections are idle, and there are many.
 const KEPT_BYTES_MAX: usize = 4 << 10;
 /// At least one of so many turns lets others run first, to see whether it pays again. Where it does not, as with one
@@ -50,6 +52,8 @@ struct State {
     written: usize,
     /// How much of [`PREFACE`] was received, while nothing shows yet which protocol the client speaks.
     undecided: Option<usize>,
+    /// Bytes that were read in this turn.
+    read: usize,
     received: IntCounter,
     sent: IntCounter,
 }
@@ -57,7 +61,8 @@ struct State {
 /// Both sides of a client's socket, whose bytes are counted.
 pub(super) fn pair(stream: impl Into<Stream>, received: IntCounter, sent: IntCounter) -> (Socket, Outlet) {
     let undecided = Some(0);
-    let state = State { stream: stream.into(), gathered: Vec::new(), written: 0, undecided, received, sent };
+    let state =
+        State { stream: stream.into(), gathered: Vec::new(), written: 0, undecided, read: 0, received, sent };
     let state = Arc::new(Mutex::new(state));
     (Socket(Arc::clone(&state)), Outlet { state, yielded_at: None, turns_to_trial: 0, turns_per_trial: 1 })
 }
@@ -75,7 +80,7 @@ impl Outlet {
         C: Future<Output = Result<(), E>>,
         E: Into<Box<dyn Error + Send + Sync>>,
     {
-        poll_fn(|cx| match connection.as_mut().poll(cx) {
+        poll_fn(|cx| match self.poll_turn(connection.as_mut(), cx) {
             Poll::Ready(served) => Poll::Ready(served.map_err(Into::into)),
             Poll::Pending => self.poll_end_of_turn(cx).map(|error| Err(error.into())),
         })
@@ -108,6 +113,11 @@ impl Outlet {
     /// The socket's.
     pub(super) async fn drain(&self) -> io::Result<()> {
         poll_fn(|cx| self.state.lock().poll_write_out(cx)).await
+    }
+
+    fn poll_turn<C: Future>(&mut self, connection: Pin<&mut C>, cx: &mut Context<'_>) -> Poll<C::Output> {
+        self.state.lock().read = 0;
+        connection.poll(cx)
     }
 
     /// Ready with the socket's error.
@@ -185,9 +195,14 @@ impl AsyncRead for Socket {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let mut state = self.0.lock();
+        if state.read >= READ_BYTES_MAX {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buffer.filled().len();
         let polled = Pin::new(&mut state.stream).poll_read(cx, buffer);
         let bytes = &buffer.filled()[before..];
+        state.read += bytes.len();
         state.received.inc_by(bytes.len() as u64);
         state.decide(bytes);
         polled
@@ -308,6 +323,27 @@ mod tests {
         outlet.serve(std::pin::pin!(connection)).await.unwrap();
         assert_eq!(outlet.turns_per_trial, TURNS_PER_TRIAL_MAX);
         assert!((450..500).contains(&at_once), "{at_once}");
+    }
+
+    #[tokio::test]
+    async fn who_sends_much_has_one_turn_after_the_other() {
+        let (mut client, mut socket, mut outlet) = connected().await;
+        client.write_all(&[7; 300_000]).await.unwrap();
+        let (mut read, mut turns) = (0, 0);
+        let mut connection = pin!(poll_fn(|cx| {
+            turns += 1;
+            let mut bytes = [0; 8192];
+            loop {
+                let mut buffer = ReadBuf::new(&mut bytes);
+                ready!(Pin::new(&mut socket).poll_read(cx, &mut buffer))?;
+                read += buffer.filled().len();
+                if read == 300_000 {
+                    return Poll::Ready(io::Result::Ok(()));
+                }
+            }
+        }));
+        outlet.serve(connection.as_mut()).await.unwrap();
+        assert!(turns >= 300_000 / (READ_BYTES_MAX + 8192), "{turns}");
     }
 
     #[tokio::test]

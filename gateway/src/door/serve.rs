@@ -143,6 +143,10 @@ async fn serve_connection<D: Domain>(
     goaway: Stagger,
     closing: CancellationToken,
 ) {
+    let client = Arc::clone(front.client());
+    if front.is_for_clients() && !client.is_welcome() {
+        return;
+    }
     let counts = if front.is_for_clients() { Counts::of_clients(&door) } else { Counts::of_operators() };
     counts.connections.inc();
     counts.accepted.inc();
@@ -157,15 +161,19 @@ async fn serve_connection<D: Domain>(
         Some(served) => served,
         None => tokio::select! {
             served = outlet.serve(connection.as_mut()) => served,
+            () = client.dismissed() => Err("it takes nothing of what waits for it".into()),
             () = goaway.turn(Place::draw()) => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     served = outlet.serve(connection.as_mut()) => served,
+                    () = client.dismissed() => Err("it takes nothing of what waits for it".into()),
                     () = closing.cancelled() => Ok(()),
                 }
             }
         },
     };
+    // With all that waits for it.
+    drop(connection);
     // The library has ended, and may have left something behind.
     tokio::select! {
         biased;

@@ -58,6 +58,11 @@ impl Line {
         })
     }
 
+    /// Where the bytes of the request's body are counted.
+    pub(super) fn received(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.received)
+    }
+
     fn look_at(&mut self, headers: &HeaderMap) {
         if let Some(code) = headers.get("grpc-status") {
             self.code = Some(Code::from_bytes(code.as_bytes()));
@@ -81,44 +86,6 @@ impl Drop for Line {
             took_ms = Milliseconds(self.begun.elapsed()).to_string(),
             "request"
         );
-    }
-}
-
-/// A request's body, whose bytes are counted for a line.
-pub(super) struct Received<B> {
-    body: B,
-    counted: Option<Arc<AtomicU64>>,
-}
-
-impl<B> Received<B> {
-    pub(super) fn new(body: B, line: Option<&Line>) -> Received<B> {
-        Received { body, counted: line.map(|line| Arc::clone(&line.received)) }
-    }
-}
-
-impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Received<B> {
-    type Data = Bytes;
-    type Error = B::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let received = self.get_mut();
-        let polled = Pin::new(&mut received.body).poll_frame(cx);
-        if let (Some(counted), Poll::Ready(Some(Ok(frame)))) = (&received.counted, &polled) {
-            let bytes = frame.data_ref().map_or(0, Bytes::len);
-            counted.fetch_add(bytes as u64, Ordering::Relaxed);
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

@@ -11,8 +11,8 @@ use tls::Holder;
 
 use super::reload::{self, Source};
 use super::{
-    Failure, cannot_listen, certificates, descriptors, follow, link_tls, reload_link_tls, runtime, start_log,
-    stop_signal,
+    Failure, cannot_listen, certificates, descriptors, follow, link_tls, memory, reload_link_tls, runtime,
+    start_log, stop_signal,
 };
 
 pub(crate) fn run(file: &Path, given: &Given) -> Result<(), Failure> {
@@ -95,6 +95,11 @@ pub(crate) fn options(config: &Config) -> Result<GatewayOptions, Failure> {
             progress_interval: config.watch_progress_notify_interval,
             tls: certificates::client_door(config)?.map(Arc::new),
             requests_max: limits.max_requests_in_flight as usize,
+            connections_max: limits.max_connections as usize,
+            concurrent_streams_max: limits.max_streams_per_connection,
+            memory_max: limits
+                .memory_budget
+                .map_or_else(memory::half, |budget| usize::try_from(budget.bytes()).unwrap_or(usize::MAX)),
             slow_request: config.slow_request_threshold,
             access_log: match config.access_log {
                 config::AccessLog::Off => AccessLog::Off,

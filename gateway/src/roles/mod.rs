@@ -6,6 +6,7 @@ pub(crate) mod ctl;
 pub(crate) mod descriptors;
 pub(crate) mod dev;
 pub(crate) mod gateway;
+pub(crate) mod memory;
 pub(crate) mod pki;
 pub(crate) mod reload;
 pub(crate) mod replica;

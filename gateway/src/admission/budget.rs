@@ -1,0 +1,204 @@
+//! The memory that clients can make a gateway hold: messages that are still on their way from them, answers on their way to
+//! them, and open streams. What is small beside what it costs to be there is not counted: [`COUNTED_FROM`].
+//!
+//! Streams have a quarter, messages and answers the rest. Of each, the first half is there for everybody, and the second for
+//! connections that hold less than their part: so one that takes all it can get leaves something to others.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use prometheus::IntCounter;
+
+use super::Client;
+
+/// Messages and answers below are not counted; their number is bounded by that of the streams.
+pub(crate) const COUNTED_FROM: usize = 16 << 10;
+/// What an open stream costs, measured: some of the HTTP/2 library's, some of ours.
+const STREAM_BYTES: usize = 10 << 10;
+/// The part of the second half that a connection may hold.
+const PART: usize = 16;
+/// A client that takes nothing of what waits for it for so long loses its connection while more than half of the budget is
+/// taken.
+const PROGRESS_WITHIN: Duration = Duration::from_secs(10);
+/// And always after so long.
+const PROGRESS_WITHIN_ALWAYS: Duration = Duration::from_secs(60);
+
+/// What memory is taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// Streams that are open.
+    Streams,
+    /// Messages of clients, until they are answered.
+    Messages,
+    /// Answers, until the client has taken them.
+    Answers,
+}
+
+/// How many uses there are.
+pub(crate) const USES: usize = 3;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    most: usize,
+    taken: [AtomicUsize; USES],
+    refused: IntCounter,
+    began: Instant,
+}
+
+/// A part of the budget that is taken until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    client: Arc<Client>,
+    what: Use,
+    bytes: usize,
+}
+
+/// What a connection holds of the budget.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    bytes: [AtomicUsize; USES],
+    /// When answers were last taken by the client, or began to wait: milliseconds since the budget began.
+    progress: AtomicU64,
+}
+
+impl Held {
+    /// Whether no answer waits for the client.
+    pub(crate) fn is_free(&self) -> bool {
+        self.bytes[Use::Answers as usize].load(Ordering::Relaxed) == 0
+    }
+}
+
+impl Budget {
+    /// So many bytes.
+    pub(crate) fn new(most: usize, refused: IntCounter) -> Budget {
+        Budget { most, taken: Default::default(), refused, began: Instant::now() }
+    }
+
+    /// All of it.
+    pub(crate) fn most(&self) -> usize {
+        self.most
+    }
+
+    /// What is taken for a use.
+    pub(crate) fn taken(&self, what: Use) -> usize {
+        self.taken[what as usize].load(Ordering::Relaxed)
+    }
+
+    fn admits(&self, held: &Held, what: Use, bytes: usize) -> bool {
+        let (uses, most): (&[Use], usize) = match what {
+            Use::Streams => (&[Use::Streams], self.most / 4),
+            Use::Messages | Use::Answers => (&[Use::Messages, Use::Answers], self.most / 4 * 3),
+        };
+        let taken: usize = uses.iter().map(|what| self.taken(*what)).sum();
+        let own: usize = uses.iter().map(|what| held.bytes[*what as usize].load(Ordering::Relaxed)).sum();
+        let with = taken.saturating_add(bytes);
+        with <= most / 2 || with <= most && own.saturating_add(bytes) <= most / PART
+    }
+
+    fn now(&self) -> u64 {
+        self.began.elapsed().as_millis() as u64
+    }
+
+    /// Whether a client has taken nothing of what waits for it for too long.
+    pub(crate) fn is_stuck(&self, held: &Held) -> bool {
+        if held.is_free() {
+            return false;
+        }
+        let all: usize =
+            [Use::Streams, Use::Messages, Use::Answers].map(|what| self.taken(what)).iter().sum();
+        let within = if all > self.most / 2 { PROGRESS_WITHIN } else { PROGRESS_WITHIN_ALWAYS };
+        let idle = self.now().saturating_sub(held.progress.load(Ordering::Relaxed));
+        idle > within.as_millis() as u64
+    }
+}
+
+impl Taken {
+    /// Takes so many bytes; `None` if too much is taken.
+    pub(crate) fn take(client: &Arc<Client>, what: Use, bytes: usize) -> Option<Taken> {
+        let mut taken = Taken { client: Arc::clone(client), what, bytes: 0 };
+        taken.grow(bytes).then_some(taken)
+    }
+
+    /// Of an open stream.
+    pub(crate) fn stream(client: &Arc<Client>) -> Option<Taken> {
+        Taken::take(client, Use::Streams, STREAM_BYTES)
+    }
+
+    /// Takes more; false if too much is taken.
+    pub(crate) fn grow(&mut self, bytes: usize) -> bool {
+        let (budget, held) = (self.client.budget(), self.client.held());
+        if !budget.admits(held, self.what, bytes) {
+            budget.refused.inc();
+            return false;
+        }
+        budget.taken[self.what as usize].fetch_add(bytes, Ordering::Relaxed);
+        let before = held.bytes[self.what as usize].fetch_add(bytes, Ordering::Relaxed);
+        if before == 0 && self.what == Use::Answers {
+            held.progress.store(budget.now(), Ordering::Relaxed);
+            self.client.follow();
+        }
+        self.bytes += bytes;
+        true
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let (budget, held) = (self.client.budget(), self.client.held());
+        budget.taken[self.what as usize].fetch_sub(self.bytes, Ordering::Relaxed);
+        held.bytes[self.what as usize].fetch_sub(self.bytes, Ordering::Relaxed);
+        if self.what == Use::Answers {
+            held.progress.store(budget.now(), Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread::sleep;
+
+    use super::super::testing::admission_with;
+    use super::*;
+
+    #[test]
+    fn one_that_takes_all_it_can_get_leaves_something_to_others() {
+        let admission = admission_with(64 << 20);
+        let (greedy, modest) = (admission.connect(None), admission.connect(None));
+        let take = |client: &Arc<Client>, what, mebibytes: usize| Taken::take(client, what, mebibytes << 20);
+        let mut messages = take(&greedy, Use::Messages, 20).unwrap();
+        assert!(messages.grow(4 << 20));
+        assert!(!messages.grow(1 << 20));
+        assert!(take(&greedy, Use::Answers, 1).is_none());
+        let answers = take(&modest, Use::Answers, 3).unwrap();
+        assert!(take(&modest, Use::Answers, 1).is_none(), "that is its part");
+        assert!(Taken::stream(&greedy).is_some(), "of these there are none");
+        assert_eq!(admission.budget().taken(Use::Messages), 24 << 20);
+        drop((messages, answers));
+        assert_eq!(admission.budget().taken(Use::Messages), 0);
+        assert_eq!(admission.budget().taken(Use::Answers), 0);
+        let streams: Vec<_> = std::iter::from_fn(|| Taken::stream(&greedy)).collect();
+        assert_eq!(streams.len(), (8 << 20) / STREAM_BYTES, "half of a quarter");
+    }
+
+    #[test]
+    fn who_takes_nothing_is_stuck_only_while_something_waits_for_it() {
+        let admission = admission_with(64 << 20);
+        let client = admission.connect(None);
+        let answer = Taken::take(&client, Use::Answers, 20 << 20).unwrap();
+        assert!(!admission.budget().is_stuck(client.held()));
+        client.held().progress.store(0, Ordering::Relaxed);
+        let mut budget = Budget::new(30 << 20, IntCounter::new("refused", "refused").unwrap());
+        sleep(Duration::from_millis(20));
+        budget.taken[Use::Answers as usize].store(20 << 20, Ordering::Relaxed);
+        budget.began -= PROGRESS_WITHIN;
+        assert!(budget.is_stuck(client.held()), "more than half is taken");
+        budget.most = 64 << 20;
+        assert!(!budget.is_stuck(client.held()));
+        budget.began -= PROGRESS_WITHIN_ALWAYS;
+        assert!(budget.is_stuck(client.held()));
+        drop(answer);
+        assert!(!budget.is_stuck(client.held()));
+    }
+}
