@@ -8,7 +8,7 @@
 //! - `raw`, `link`: clients without manners, for HTTP/2 and for the links of nodes;
 //! - `run`, `report`, `page`: the order of a case, what came of it, and the page that tells it.
 //!
-//! Everything runs on one machine. The attackers' threads have the least priority, as if they were somewhere else: what is
+//! Everything runs on one machine. The attackers' threads have a low priority, as if they were somewhere else: what is
 //! judged is the server, and not who gets the processor. It knows nothing of how Gaios works, but for the first frames of
 //! the link protocol.
 

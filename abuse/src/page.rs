@@ -17,7 +17,7 @@ pub fn page(machine: &str, reports: &[Report]) -> String {
          Nobody is hurt if none of its requests fails, the 99th percentile of its latency is at most 100 ms under attack, it is as\n\
          before within 1 s of the attack's end, no node had to be replaced as leader, the gateway had at most {GATEWAY_BUDGET_MIB} MiB of\n\
          memory, and a node at most {NODE_BUDGET_MIB} MiB more than before (and twice what the attack wrote). All run on one machine, the\n\
-         attackers' threads with the least priority.\n\n\
+         attackers' threads with a low priority.\n\n\
          {machine}\n\n"
     );
     page.push_str(HEAD);
@@ -50,7 +50,7 @@ const HEAD: &str = "\
 *hurt*: how many of the small client's requests failed; `p99`, `worst`: its latency under attack; `back`: seconds from the end of
 the attack until it was as before; memory: the most of the process that is attacked, and of the largest other one.
 
-| case | the attack | Gaios: hurt | p99 ms | worst ms | back s | gateway, node MiB | etcd: hurt | p99 ms | worst ms | back s | member, other MiB |
+| case | the attack | Gaios: hurt | p99 ms | worst ms | back s | gateway, node MiB | etcd: hurt | p99 ms | worst ms | back s | leader, follower MiB |
 | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 ";
 

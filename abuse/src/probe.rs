@@ -1,6 +1,7 @@
 //! The small well-behaved client: a put and a get every 20 ms, and a lease kept alive, on a connection of its own. When a
 //! request is due does not depend on when others are answered, so that a server that stands still is seen by all of them.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -43,10 +44,13 @@ pub(crate) struct Sample {
 /// What the client and those who look at it share.
 struct Seen {
     samples: Mutex<Vec<Sample>>,
+    /// When the requests under way were to be sent, by their number.
+    under_way: Mutex<BTreeMap<u64, Instant>>,
     /// As in [`Sample`].
     term: AtomicU64,
     /// Of the newest put that was acknowledged.
     acknowledged: AtomicI64,
+    requests: AtomicU64,
     stop: AtomicBool,
     broken: AtomicBool,
 }
@@ -67,8 +71,10 @@ impl Probe {
     pub(crate) fn start(endpoint: Endpoint) -> Result<Probe, Problem> {
         let seen = Arc::new(Seen {
             samples: Mutex::new(Vec::new()),
+            under_way: Mutex::default(),
             term: AtomicU64::new(0),
             acknowledged: AtomicI64::new(0),
+            requests: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             broken: AtomicBool::new(false),
         });
@@ -84,6 +90,12 @@ impl Probe {
         self.seen.samples.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// When the oldest request under way was to be sent.
+    pub(crate) fn waits_since(&self) -> Option<Instant> {
+        let under_way = self.seen.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        under_way.values().min().copied()
+    }
+
     /// Lets requests under way end, and gives everything.
     pub(crate) fn finish(mut self) -> Result<Vec<Sample>, Problem> {
         self.seen.stop.store(true, Relaxed);
@@ -95,7 +107,13 @@ impl Probe {
 }
 
 impl Seen {
-    fn note(&self, due: Instant, outcome: Result<(), Status>) {
+    /// Makes a request that was to be sent when it is `due`, and notes how it went.
+    async fn note(&self, due: Instant, asking: impl Future<Output = Result<(), Status>>) {
+        let number = self.requests.fetch_add(1, Relaxed);
+        let under_way = || self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        under_way().insert(number, due);
+        let outcome = in_time(due, asking).await;
+        under_way().remove(&number);
         let failed = outcome.err().map(|status| {
             if matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal) {
                 self.broken.store(true, Relaxed);
@@ -131,9 +149,9 @@ async fn behave(endpoint: &Endpoint, seen: &Arc<Seen>) -> Result<(), Problem> {
         }
         let client = KvClient::new(connection.clone());
         let (its, other) = (Arc::clone(seen), client.clone());
-        requests.spawn(async move { its.note(due, in_time(due, put(other, &its)).await) });
+        requests.spawn(async move { its.note(due, put(other, &its)).await });
         let its = Arc::clone(seen);
-        requests.spawn(async move { its.note(due, in_time(due, get(client, &its)).await) });
+        requests.spawn(async move { its.note(due, get(client, &its)).await });
     }
     requests.join_all().await;
     lease.await.map_err(|error| format!("keep a lease alive: {error}"))
@@ -181,7 +199,7 @@ async fn keep_alive(endpoint: Endpoint, seen: Arc<Seen>) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while !seen.stopped() {
         let due = ticks.tick().await.into_std();
-        let outcome = in_time(due, async {
+        let renew = async {
             let mut kept = match stream.take() {
                 Some(kept) => kept,
                 None => Kept::open(&endpoint).await?,
@@ -189,9 +207,8 @@ async fn keep_alive(endpoint: Endpoint, seen: Arc<Seen>) {
             kept.renew().await?;
             stream = Some(kept);
             Ok(())
-        });
-        let outcome = outcome.await;
-        seen.note(due, outcome);
+        };
+        seen.note(due, renew).await;
     }
 }
 

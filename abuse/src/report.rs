@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::probe::Sample;
 
 /// What is normal again takes no longer.
-pub(crate) const SLOW_MS: f64 = 100.0;
+pub(crate) const SLOW: Duration = Duration::from_millis(100);
 /// The 99th percentile of the small client's latency under attack.
-const P99_MS_MAX: f64 = SLOW_MS;
+const P99_MS_MAX: f64 = 100.0;
 /// From the end of the attack to the last request that was slow or failed.
 const RECOVERY_S_MAX: f64 = 1.0;
 /// What the gateway may have.
@@ -61,9 +61,8 @@ impl Latencies {
 
 /// From `end` until the last request that was slow or failed was due, in seconds.
 pub(crate) fn recovery_s(samples: &[Sample], end: Instant) -> f64 {
-    let slow = samples.iter().filter(|sample| {
-        sample.due >= end && (sample.failed.is_some() || sample.took.as_secs_f64() * 1000.0 > SLOW_MS)
-    });
+    let slow =
+        samples.iter().filter(|sample| sample.due >= end && (sample.failed.is_some() || sample.took > SLOW));
     slow.map(|sample| (sample.due - end).as_secs_f64()).fold(0.0, f64::max)
 }
 
@@ -177,8 +176,6 @@ impl fmt::Display for Report {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn sample(due: Instant, took_ms: u64, failed: Option<&str>) -> Sample {

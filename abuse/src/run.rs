@@ -13,7 +13,7 @@ use crate::Problem;
 use crate::cases::Case;
 use crate::meter::{Meter, Reading};
 use crate::probe::Probe;
-use crate::report::{GATEWAY_BUDGET_MIB, Latencies, NODE_BUDGET_MIB, Process, Report, recovery_s};
+use crate::report::{GATEWAY_BUDGET_MIB, Latencies, NODE_BUDGET_MIB, Process, Report, SLOW, recovery_s};
 use crate::stage::{Begun, Stage};
 
 /// For filling and attack together; what takes longer is not served.
@@ -25,8 +25,8 @@ const RECOVERY_MOST: Duration = Duration::from_secs(30);
 const QUIET: Duration = Duration::from_secs(1);
 /// All processes together; a server that takes more is stopped, for the machine's sake.
 const CEILING_BYTES: u64 = 6 << 30;
-/// Of the attackers' threads: the least.
-const NICE: i32 = 19;
+/// Of the attackers' threads: a tenth of the weight that others have.
+const NICE: i32 = 10;
 const ATTACKER_THREADS: usize = 2;
 const MIB: f64 = (1 << 20) as f64;
 
@@ -105,7 +105,14 @@ impl Suite {
         let Some(begun) = stage.begun() else {
             return Err(outcome.err().unwrap_or_else(|| "the attack did not begin".to_owned()));
         };
-        recovered(&probe, end).await;
+        // What an attack leaves behind may be too much, too.
+        let recovered = tokio::select! {
+            () = recovered(&probe, end) => Ok(()),
+            problem = meter.alarm() => Err(problem),
+        };
+        if recovered.is_err() {
+            drop(server);
+        }
         let samples = probe.finish()?;
         let readings = meter.readings();
         let elapsed = started.elapsed();
@@ -117,8 +124,8 @@ impl Suite {
             }
             _ => 0.0,
         };
-        drop((meter, server));
-        let (remark, problem) = match outcome {
+        drop(meter);
+        let (remark, problem) = match recovered.and(outcome) {
             Ok(remark) => (remark, None),
             Err(problem) => (String::new(), Some(problem)),
         };
@@ -170,7 +177,8 @@ async fn recovered(probe: &Probe, end: Instant) {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let since_end = end.elapsed();
         let hurt_until = Duration::from_secs_f64(recovery_s(&probe.samples(), end));
-        let quiet = since_end.saturating_sub(hurt_until) > QUIET && since_end > RECOVERY_LEAST;
+        let waits = probe.waits_since().is_some_and(|since| since.elapsed() > SLOW);
+        let quiet = !waits && since_end.saturating_sub(hurt_until) > QUIET && since_end > RECOVERY_LEAST;
         if quiet || since_end > RECOVERY_MOST {
             return;
         }
@@ -206,7 +214,8 @@ fn processes(
                 let written = 2.0 * written_bytes as f64 / MIB;
                 (format!("node {node}"), Some(mib(before) + written + NODE_BUDGET_MIB))
             }
-            (System::Etcd(_), member) => (format!("member {member}"), None),
+            (System::Etcd(_), 0) => ("leader".to_owned(), None),
+            (System::Etcd(_), follower) => (format!("follower {follower}"), None),
         };
         Process {
             role,

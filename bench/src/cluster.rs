@@ -59,14 +59,15 @@ impl EtcdCluster {
     /// The members as something to measure, the leader first: a single connection then goes to it, which saves it a
     /// hop.
     pub async fn target(&self) -> Result<Target, BenchError> {
-        let mut endpoints: Vec<String> = Vec::new();
+        let (mut endpoints, mut pids) = (Vec::new(), Vec::new());
         for member in &self.members {
             let status =
                 status(&member.client).await.map_err(BenchError::prepare("ask a member its status"))?;
             let is_leader = status.header.is_some_and(|header| header.member_id == status.leader);
-            endpoints.insert(if is_leader { 0 } else { endpoints.len() }, member.client_url.clone());
+            let at = if is_leader { 0 } else { endpoints.len() };
+            endpoints.insert(at, member.client_url.clone());
+            pids.insert(at, member.server.pid());
         }
-        let pids = self.members.iter().map(|member| member.server.pid()).collect();
         Ok(Target { label: "etcd".to_owned(), endpoints, pids, tls: self.tls.clone() })
     }
 

@@ -70,13 +70,17 @@ pub(super) async fn lost_connections(stage: Arc<Stage>) -> Outcome {
     let mut lost = 0;
     for _ in 0..stage.sized(200) {
         // A server may turn connections away.
-        if let Ok(raw) = Raw::open(&stage.endpoint).await {
-            for _ in 0..15 {
-                lost += usize::from(raw.ask(RANGE, request.clone()).await.is_ok());
-            }
-            sleep(Duration::from_millis(2)).await;
+        let Ok(raw) = Raw::open(&stage.endpoint).await else { continue };
+        let mut answers = Vec::new();
+        for _ in 0..15 {
+            answers.extend(raw.ask(RANGE, request.clone()).await);
         }
-        sleep(Duration::from_millis(8)).await;
+        lost += answers.len();
+        // Long enough for the server to begin with them.
+        sleep(Duration::from_millis(10)).await;
+        // Before the answers, or they would be taken back.
+        drop(raw);
+        drop(answers);
     }
     Ok(format!("{lost} lists lost their connections"))
 }

@@ -1,7 +1,7 @@
 //! Small requests that are much work, or would have large answers.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use api::etcdserverpb as pb;
@@ -58,6 +58,8 @@ pub(super) async fn wide_txns(stage: Arc<Stage>, kind: Kind) -> Outcome {
     let inner = repeated(Request::RequestRange(list(HOSTILE)), 64);
     let mut outer = repeated(Request::RequestTxn(inner.encode_to_vec().into()), 64);
     if kind == Kind::Write {
+        // As many operations as before: no more are let in.
+        outer.success.pop();
         let put = pb::PutRequest { key: "hostile-put".into(), ..Default::default() };
         outer.success.push(pb::RequestOp { request: Some(Request::RequestPut(put)) });
     }
@@ -66,22 +68,30 @@ pub(super) async fn wide_txns(stage: Arc<Stage>, kind: Kind) -> Outcome {
 
 async fn ask_again_and_again(stage: &Stage, callers: usize, txn: pb::TxnRequest) -> Outcome {
     let (answered, refused) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let why = Arc::new(Mutex::new(String::new()));
     let mut asking = Vec::new();
     for _ in 0..stage.sized(callers) {
         let (mut client, txn) = (stage.kv().await?, txn.clone());
-        let (answered, refused) = (Arc::clone(&answered), Arc::clone(&refused));
+        let (answered, refused, why) = (Arc::clone(&answered), Arc::clone(&refused), Arc::clone(&why));
         asking.push(async move {
             loop {
-                if client.txn(txn.clone()).await.is_ok() {
-                    answered.fetch_add(1, Relaxed);
-                } else {
-                    refused.fetch_add(1, Relaxed);
-                    tokio::time::sleep(Duration::from_millis(10)).await;
+                match client.txn(txn.clone()).await {
+                    Ok(_) => drop(answered.fetch_add(1, Relaxed)),
+                    Err(status) => {
+                        refused.fetch_add(1, Relaxed);
+                        status.message().clone_into(&mut why.lock().unwrap_or_else(PoisonError::into_inner));
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
                 }
             }
         });
     }
     stage.begin().await;
     for_a_while(ATTACK_FOR, asking).await?;
-    Ok(format!("{} answered, {} refused", answered.load(Relaxed), refused.load(Relaxed)))
+    let why = why.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Ok(format!(
+        "{} answered, {} refused, the last with {why:?}",
+        answered.load(Relaxed),
+        refused.load(Relaxed)
+    ))
 }

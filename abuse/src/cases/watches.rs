@@ -1,6 +1,7 @@
 //! Many watches, large revisions, and watches that are not read.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use api::etcdserverpb as pb;
@@ -14,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::{HOSTILE, Outcome, megabytes, small};
 use crate::Problem;
 use crate::raw::{Counter, Raw, WATCH, end_of, next, put_framed};
-use crate::stage::{Fill, Stage};
+use crate::stage::{Fill, Stage, for_a_while};
 
 const WATCHES: usize = 50_000;
 /// For what a server owes to somebody.
@@ -203,36 +204,38 @@ async fn different_ranges(stage: &Stage) -> Result<Vec<Watcher>, Problem> {
 
 /// Streams whose answers stay on the way, while what they watch is put.
 pub(super) async fn unread(stage: Arc<Stage>) -> Outcome {
-    const PUTS: usize = 4000;
     const VALUE_BYTES: usize = 20_000;
-    let request = create(pb::WatchCreateRequest {
-        key: HOSTILE.into(),
-        range_end: end_of(HOSTILE),
-        ..Default::default()
-    });
-    let mut streams = Vec::new();
+    let value = Bytes::from(vec![b'v'; VALUE_BYTES]);
+    let put = Arc::new(AtomicUsize::new(0));
+    let mut putters = Vec::new();
+    for index in 0..8 {
+        let (mut client, value, put) = (stage.kv().await?, value.clone(), Arc::clone(&put));
+        putters.push(async move {
+            loop {
+                let request =
+                    pb::PutRequest { key: small(0).key(index), value: value.clone(), ..Default::default() };
+                put.fetch_add(usize::from(client.put(request).await.is_ok()), Relaxed);
+                sleep(Duration::from_millis(8)).await;
+            }
+        });
+    }
+    let mut request = BytesMut::new();
+    let watched =
+        pb::WatchCreateRequest { key: HOSTILE.into(), range_end: end_of(HOSTILE), ..Default::default() };
+    put_framed(&mut request, &create(watched));
+    let request = request.freeze();
     stage.begin().await;
-    let (mut client, value) = (stage.kv().await?, Bytes::from(vec![b'v'; VALUE_BYTES]));
+    let mut streams = Vec::new();
     for _ in 0..stage.sized(200) {
-        let raw = Raw::open(&stage.endpoint).await;
-        if let Ok(raw) = raw
-            && let Ok((answer, mut stream)) = raw.begin(WATCH).await
-        {
-            let mut frame = BytesMut::new();
-            put_framed(&mut frame, &request);
-            // A server may turn it away.
-            let _ = stream.send_data(frame.freeze(), false);
+        // A server may turn them away.
+        let Ok(raw) = Raw::open(&stage.endpoint).await else { continue };
+        let Ok((answer, mut stream)) = raw.begin(WATCH).await else { continue };
+        if stream.send_data(request.clone(), false).is_ok() {
             streams.push((raw, answer, stream));
         }
     }
-    let begun = Instant::now();
-    let mut put = 0;
-    while put < PUTS && begun.elapsed() < Duration::from_secs(3) {
-        let key = small(0).key(put % 100);
-        let request = pb::PutRequest { key, value: value.clone(), ..Default::default() };
-        put += usize::from(client.put(request).await.is_ok());
-        sleep(Duration::from_micros(500)).await;
-    }
+    for_a_while(Duration::from_secs(3), putters).await?;
+    let put = put.load(Relaxed);
     stage.wrote(put * VALUE_BYTES);
     Ok(format!("{} watches not read, {put} puts", streams.len()))
 }
