@@ -41,6 +41,9 @@ struct Cli {
     /// Run nothing.
     #[arg(long, requires = "earlier", conflicts_with = "cases")]
     no_run: bool,
+    /// Lines of the gateway's configuration, beside the defaults.
+    #[arg(long, default_value = "")]
+    settings: String,
     /// Where servers have their data.
     #[arg(long, default_value = "target/abuse")]
     data_dir: PathBuf,
@@ -86,7 +89,7 @@ fn run(cli: &Cli) -> Result<bool, Problem> {
         .chain(cli.etcd.clone().map(System::Etcd))
         .collect();
     std::fs::create_dir_all(&cli.data_dir).map_err(|error| format!("{}: {error}", cli.data_dir.display()))?;
-    let suite = Suite::new(cli.data_dir.clone(), cli.scale)?;
+    let suite = Suite::new(cli.data_dir.clone(), cli.scale, cli.settings.clone())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("start: {error}"))?;
     let (mut held, mut reports) = (true, Vec::new());

@@ -63,12 +63,14 @@ pub struct Suite {
     pub data: PathBuf,
     /// Sizes are those of the cases, times this.
     pub scale: f64,
+    /// Lines of the gateway's configuration, beside the defaults.
+    pub settings: String,
     attackers: Runtime,
 }
 
 impl Suite {
     /// A suite whose attackers have threads of their own.
-    pub fn new(data: PathBuf, scale: f64) -> Result<Suite, Problem> {
+    pub fn new(data: PathBuf, scale: f64, settings: String) -> Result<Suite, Problem> {
         let attackers = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(ATTACKER_THREADS)
             .enable_all()
@@ -78,7 +80,7 @@ impl Suite {
             })
             .build()
             .map_err(|error| format!("start the attackers: {error}"))?;
-        Ok(Suite { data, scale, attackers })
+        Ok(Suite { data, scale, settings, attackers })
     }
 
     /// Runs one case.
@@ -158,7 +160,8 @@ impl Suite {
         };
         match system {
             System::Gaios(binary) => {
-                let cluster = GaiosCluster::start(binary, &self.data).await.map_err(failed)?;
+                let cluster =
+                    GaiosCluster::start(binary, &self.data, &self.settings).await.map_err(failed)?;
                 let (target, nodes) = (cluster.target(), cluster.node_addresses());
                 Ok(Started { target, nodes, _cluster: Box::new(cluster) })
             }

@@ -26,12 +26,12 @@ pub struct GaiosCluster {
 }
 
 impl GaiosCluster {
-    /// Starts three nodes and a gateway of the given binary with default settings, data below `parent`, and waits until
-    /// a write and a linearizable read are answered.
-    pub async fn start(binary: &Path, parent: &Path) -> Result<GaiosCluster, BenchError> {
+    /// Starts three nodes and a gateway of the given binary, data below `parent`, and waits until a write and a
+    /// linearizable read are answered. Settings are the defaults, but for `of_gateway`: lines of its configuration.
+    pub async fn start(binary: &Path, parent: &Path, of_gateway: &str) -> Result<GaiosCluster, BenchError> {
         let mut attempt = 1;
         loop {
-            let mut cluster = GaiosCluster::spawn(binary, parent)?;
+            let mut cluster = GaiosCluster::spawn(binary, parent, of_gateway)?;
             let deadline = Instant::now() + HEALTHY_WITHIN;
             match cluster.gateway.until_healthy(&cluster.client, deadline).await {
                 Ok(()) => return Ok(cluster),
@@ -58,7 +58,7 @@ impl GaiosCluster {
         self.nodes.iter().map(|(_, address)| *address).collect()
     }
 
-    fn spawn(binary: &Path, parent: &Path) -> Result<GaiosCluster, BenchError> {
+    fn spawn(binary: &Path, parent: &Path, settings: &str) -> Result<GaiosCluster, BenchError> {
         let doing = || format!("start {}", binary.display());
         let data = TempDir::with_prefix_in("gaios-bench-gaios-", parent).map_err(BenchError::io(doing()))?;
         let ports = free_ports(2 * NODES + 2).map_err(BenchError::io("find free ports"))?;
@@ -92,7 +92,7 @@ impl GaiosCluster {
         let client_url = format!("http://{listen}");
         let text = format!(
             "role: gateway\nname: gateway\nlisten: '{listen}'\nadmin_listen: '{admin}'\n\
-             advertise_client_urls: ['{client_url}']\n"
+             advertise_client_urls: ['{client_url}']\n{settings}"
         );
         let gateway = start("gateway", "gateway".to_owned(), text)?;
         let client =
@@ -108,7 +108,7 @@ mod tests {
     #[tokio::test]
     async fn a_binary_which_ends_at_once_is_told() {
         let parent = tempfile::tempdir().unwrap();
-        let Err(error) = GaiosCluster::start(Path::new("/bin/false"), parent.path()).await else {
+        let Err(error) = GaiosCluster::start(Path::new("/bin/false"), parent.path(), "").await else {
             panic!("started");
         };
         assert!(error.to_string().contains("gateway: ended with exit status: 1"), "{error}");
