@@ -121,7 +121,10 @@ fn run(cli: &Cli) -> Result<bool, Problem> {
         for earlier in &cli.earlier {
             reports.extend(read(earlier)?);
         }
-        let text = page(&machine(), &reports);
+        const CONFIGURATION: &str = "docs/configuration.md";
+        let configuration = std::fs::read_to_string(CONFIGURATION);
+        let configuration = configuration.map_err(|error| format!("{CONFIGURATION}: {error}"))?;
+        let text = page(&machine(), &configuration, &reports);
         std::fs::write(path, text).map_err(|error| format!("write {}: {error}", path.display()))?;
     }
     Ok(held)

@@ -5,8 +5,9 @@ use std::fmt::Write as _;
 use crate::cases::{CASES, Demand};
 use crate::report::{GATEWAY_BUDGET_MIB, NODE_BUDGET_MIB, Process, Report};
 
-/// The page that tells of these reports; `machine` says where they are from.
-pub fn page(machine: &str, reports: &[Report]) -> String {
+/// The page that tells of these reports; `machine` says where they are from, `configuration` is the text of
+/// `docs/configuration.md`.
+pub fn page(machine: &str, configuration: &str, reports: &[Report]) -> String {
     let mut page = format!(
         "# Limits\n\n\
          What clients may do to each other, case by case, and what etcd 3.5.1 does in the same case. Written by\n\
@@ -41,6 +42,9 @@ pub fn page(machine: &str, reports: &[Report]) -> String {
         if open.is_empty() { "Nothing: all cases are held.".to_owned() } else { open.join(",\n") }
     );
     page.push_str(SETTINGS);
+    for (name, what, default) in limits(configuration) {
+        let _ = writeln!(page, "| `{name}` | {default} | {what} |");
+    }
     page
 }
 
@@ -57,8 +61,39 @@ the attack until it was as before; memory: the most of the process that is attac
 const SETTINGS: &str = "
 ## Settings
 
-What bounds clients is told in [configuration.md](configuration.md), under `limits`.
+What bounds clients, from [configuration.md](configuration.md), where it is told in full.
+
+| setting | default | |
+| --- | --- | --- |
 ";
+
+/// The settings under `limits`: name, what it is, and default.
+fn limits(configuration: &str) -> Vec<(&str, String, &str)> {
+    let sections = configuration.split("\n### `").skip(1);
+    let of_section = |section| {
+        let (name, rest) = str::split_once(section, '`')?;
+        let mut paragraphs = rest.trim().split("\n\n");
+        let what = paragraphs.next()?.replace('\n', " ");
+        let default = paragraphs.next()?.split(" · ").find_map(|part| part.strip_prefix("Default: "))?;
+        name.starts_with("limits.").then_some((name, what, default))
+    };
+    let mut limits: Vec<_> = sections.filter_map(of_section).collect();
+    limits.dedup();
+    limits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_those_of_the_configuration() {
+        let text = "# Configuration\n\n### `limits`\n\nBounds.\n\nType: a section · Default: its own\n\n\
+                    ### `limits.most`\n\nMost, whatever\nfor.\n\nType: a whole number · Default: `7` · Range: `1` to `9`\n\n\
+                    ### `listen`\n\nWhere.\n\nType: an address · Default: `here`\n";
+        assert_eq!(limits(text), [("limits.most", "Most, whatever for.".to_owned(), "`7`")]);
+    }
+}
 
 fn cells(report: Option<&Report>) -> String {
     let Some(report) = report else { return " | | | |".to_owned() };
