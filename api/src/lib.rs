@@ -72,9 +72,10 @@ pub mod gaios {
         pub const WELCOME_BYTES_MAX: usize = 64 << 10;
         /// The longest body of a `GatewayFrame`, in bytes: one request above the limit of a batch, and headers.
         pub const GATEWAY_FRAME_BYTES_MAX: usize = 64 << 20;
-        /// The longest body of a `NodeFrame`, in bytes. etcd sends answers of up to 2 GiB; readers take memory as announced,
-        /// so the bound is lower.
-        pub const NODE_FRAME_BYTES_MAX: usize = 512 << 20;
+        /// The longest body of a `NodeFrame`, in bytes. Replies come in parts, and what else there is to say is gathered up to a
+        /// megabyte; one event of a watch may follow that, with what was there before it: twice the longest request that can be
+        /// configured. Readers take memory as announced.
+        pub const NODE_FRAME_BYTES_MAX: usize = 40 << 20;
         /// The longest `reply`, in bytes, with all its parts. etcd answers with up to 2 GiB, most of which no client takes.
         pub const REPLY_BYTES_MAX: usize = 512 << 20;
         /// The most bytes of a reply in one `ReplyPart`: whatever is small waits for no more than one of them.

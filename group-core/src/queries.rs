@@ -445,7 +445,7 @@ mod tests {
         }
         let begun = queries.next(NOW, &NoRoom::default(), &mut 0).unwrap();
         assert_eq!(begun.query.request, 0);
-        let flow = begun.flow();
+        let flow = begun.ticket.flow();
         queries.put_back(begun, flow.priority);
         queries.charge(LINK, flow, 1 << 20);
         let order: Vec<_> = std::iter::from_fn(|| next(&mut queries)).collect();

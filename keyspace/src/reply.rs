@@ -93,7 +93,8 @@ impl Reply {
         }
     }
 
-    /// Whether the keys and values in it take more than `bytes`. Looks no further than it must.
+    /// Whether it may take more than `bytes` when it is encoded, apart from what each operation of a transaction takes besides
+    /// keys and values. Looks no further than it must.
     pub fn holds_more_than(&self, bytes: usize) -> bool {
         let mut left = Some(bytes);
         match self {
@@ -102,11 +103,11 @@ impl Reply {
             Reply::DeleteRange(reply) => take_all(&mut left, &reply.prev_kvs),
             Reply::Txn(reply) => take_txn(&mut left, reply),
             Reply::LeaseTimeToLive(reply) => {
-                let lengths = reply.keys.iter().map(Bytes::len).sum();
+                let lengths = reply.keys.iter().map(|key| key.len() + size_of::<u32>()).sum();
                 left = left.and_then(|left| left.checked_sub(lengths));
             }
             Reply::Leases { leases, .. } => {
-                left = left.and_then(|left| left.checked_sub(size_of_val(leases.as_slice())));
+                left = left.and_then(|left| left.checked_sub(leases.len() * LEASE_BYTES_MAX));
             }
             Reply::HashKv(_)
             | Reply::Status(_)
@@ -121,10 +122,15 @@ impl Reply {
     }
 }
 
+/// A lease's number, encoded.
+const LEASE_BYTES_MAX: usize = 10;
+/// What is encoded with a key and its value, at most: two lengths, and four numbers.
+const NUMBERS_BYTES_MAX: usize = 48;
+
 /// Takes what keys and values hold off the bytes that are left, until none are.
 fn take_all<'a>(left: &mut Option<usize>, kvs: impl IntoIterator<Item = &'a KeyValue>) {
     for kv in kvs {
-        *left = left.and_then(|left| left.checked_sub(kv.key.len() + kv.value.len()));
+        *left = left.and_then(|left| left.checked_sub(kv.key.len() + kv.value.len() + NUMBERS_BYTES_MAX));
         if left.is_none() {
             return;
         }
@@ -262,8 +268,9 @@ mod tests {
 
     #[test]
     fn a_reply_knows_whether_it_is_large() {
-        assert!(Reply::Range(range(&[40, 61])).holds_more_than(100));
-        assert!(!Reply::Range(range(&[40, 60])).holds_more_than(100));
+        let two = 2 * NUMBERS_BYTES_MAX;
+        assert!(Reply::Range(range(&[40, 61])).holds_more_than(two + 100));
+        assert!(!Reply::Range(range(&[40, 60])).holds_more_than(two + 100));
         let nested = TxnReply {
             revision: Revision(1),
             succeeded: true,
@@ -271,7 +278,29 @@ mod tests {
         };
         let responses = vec![TxnOpReply::Txn(nested), TxnOpReply::Range(range(&[41]))];
         let txn = Reply::Txn(TxnReply { revision: Revision(1), succeeded: true, responses });
-        assert!(txn.holds_more_than(100));
-        assert!(!txn.holds_more_than(101));
+        assert!(txn.holds_more_than(two + 100));
+        assert!(!txn.holds_more_than(two + 101));
+    }
+
+    #[test]
+    fn what_is_not_large_is_short_however_many_keys_it_has() {
+        let longest = KeyValue {
+            key: Bytes::from_static(b"k"),
+            create_revision: Revision(i64::MAX),
+            mod_revision: Revision(i64::MAX),
+            version: i64::MAX,
+            lease: crate::LeaseId(i64::MIN),
+            ..KeyValue::default()
+        };
+        for length in [0, 100, 1 << 20] {
+            let kv = KeyValue { value: vec![0; length].into(), ..longest.clone() };
+            let reply = RangeReply { revision: Revision(1), kvs: vec![kv; 5], more: false, count: 0 };
+            let reply = Reply::Range(reply);
+            let encoded = crate::outcome_len(&Ok(reply.clone()));
+            assert!(reply.holds_more_than(encoded - 16), "{length}");
+        }
+        let leases = Reply::Leases { revision: Revision(1), leases: vec![crate::LeaseId(i64::MIN); 5] };
+        let encoded = crate::outcome_len(&Ok(leases.clone()));
+        assert!(leases.holds_more_than(encoded - 16));
     }
 }
