@@ -82,19 +82,6 @@ fn limits(configuration: &str) -> Vec<(&str, String, &str)> {
     limits
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn limits_are_those_of_the_configuration() {
-        let text = "# Configuration\n\n### `limits`\n\nBounds.\n\nType: a section · Default: its own\n\n\
-                    ### `limits.most`\n\nMost, whatever\nfor.\n\nType: a whole number · Default: `7` · Range: `1` to `9`\n\n\
-                    ### `listen`\n\nWhere.\n\nType: an address · Default: `here`\n";
-        assert_eq!(limits(text), [("limits.most", "Most, whatever for.".to_owned(), "`7`")]);
-    }
-}
-
 fn cells(report: Option<&Report>) -> String {
     let Some(report) = report else { return " | | | |".to_owned() };
     let mut peaks = report.processes.iter().map(|process: &Process| process.peak_mib);
@@ -110,4 +97,17 @@ fn cells(report: Option<&Report>) -> String {
         "{hurt} | {:.0} | {:.0} | {:.1} | {first:.0}, {others:.0}",
         report.attack.p99_ms, report.attack.max_ms, report.recovery_s
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_those_of_the_configuration() {
+        let text = "# Configuration\n\n### `limits`\n\nBounds.\n\nType: a section · Default: its own\n\n\
+                    ### `limits.most`\n\nMost, whatever\nfor.\n\nType: a whole number · Default: `7` · Range: `1` to `9`\n\n\
+                    ### `listen`\n\nWhere.\n\nType: an address · Default: `here`\n";
+        assert_eq!(limits(text), [("limits.most", "Most, whatever for.".to_owned(), "`7`")]);
+    }
 }

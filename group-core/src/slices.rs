@@ -9,7 +9,6 @@ use keyspace::{Query, SuspendedQuery};
 
 use crate::clients::{Terms, Waiter};
 use crate::env::LinkId;
-use crate::queries::{Admitted, Asked};
 
 /// Queries of one link that may be under way.
 pub(crate) const UNDER_WAY_MAX: usize = 8;
@@ -96,7 +95,7 @@ impl Slices {
     }
 
     /// One that has waited for a place that is free.
-    pub(crate) fn next_ready(&mut self) -> Option<(LinkId, Admitted)> {
+    pub(crate) fn next_ready(&mut self) -> Option<(Waiter, Terms, Slow)> {
         // Who has nobody under way and nobody waiting is forgotten.
         self.by_link
             .retain(|_, of_link| Arc::strong_count(&of_link.places) > 1 || !of_link.waiting.is_empty());
@@ -105,8 +104,8 @@ impl Slices {
             let place = of_link.take_place()?;
             assert!(Arc::strong_count(&of_link.places) > 1, "a place that is taken is counted");
             let Waiting { request, terms, query, about } = of_link.waiting.pop_front()?;
-            let asked = Asked::Slow(Slow { work: Work::Begin(query), about, place });
-            Some((*link, Admitted { request, terms, asked }))
+            let waiter = Waiter { link: *link, request };
+            Some((waiter, terms, Slow { work: Work::Begin(query), about, place }))
         })
     }
 

@@ -233,8 +233,8 @@ impl Replica {
     /// Does a step of the next query whose link has room; false if there is none. A node gives queries a bounded share of a
     /// turn.
     pub fn answer_next(&mut self, env: &Env<'_>, out: &mut Out) -> bool {
-        while let Some((link, query)) = self.slices.next_ready() {
-            let admitted = self.queries.admit(link, query);
+        while let Some((Waiter { link, request }, terms, slow)) = self.slices.next_ready() {
+            let admitted = self.queries.admit(link, Admitted { request, terms, asked: Asked::Slow(slow) });
             assert!(admitted.is_ok(), "a query that was begun is always admitted");
         }
         let next = self.queries.next(env.now, env.links, &mut self.counters.expired);
