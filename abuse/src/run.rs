@@ -1,6 +1,5 @@
 //! The order of a case: start a server, fill it, see what is normal, attack, see how soon it is normal again.
 
-use std::any::Any;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,7 +43,23 @@ struct Started {
     target: Target,
     nodes: Vec<SocketAddr>,
     /// Dropping it stops it.
-    _cluster: Box<dyn Any>,
+    cluster: Cluster,
+}
+
+enum Cluster {
+    Gaios(GaiosCluster),
+    Etcd(EtcdCluster),
+}
+
+impl Cluster {
+    /// How one of its processes ended, if one has.
+    fn ended(&mut self) -> Option<Problem> {
+        let ended = match self {
+            Cluster::Gaios(cluster) => cluster.ended(),
+            Cluster::Etcd(cluster) => cluster.ended(),
+        };
+        ended.map(|error| error.to_string())
+    }
 }
 
 impl System {
@@ -85,9 +100,8 @@ impl Suite {
 
     /// Runs one case.
     pub async fn run(&self, case: &Case, system: &System) -> Result<Report, Problem> {
-        let server = self.start(system).await?;
-        let (target, nodes) = (&server.target, server.nodes.clone());
-        let mut endpoints = bench::Endpoint::all_of(target).map_err(|error| error.to_string())?;
+        let Started { target, nodes, mut cluster } = self.start(system).await?;
+        let mut endpoints = bench::Endpoint::all_of(&target).map_err(|error| error.to_string())?;
         let endpoint = endpoints.swap_remove(0);
         let probe = Probe::start(endpoint.clone())?;
         let meter = Meter::start(target.pids.clone(), CEILING_BYTES);
@@ -110,11 +124,9 @@ impl Suite {
         // What an attack leaves behind may be too much, too.
         let recovered = tokio::select! {
             () = recovered(&probe, end) => Ok(()),
-            problem = meter.alarm() => Err(problem),
+            problem = meter.alarm() => Err(cluster.ended().unwrap_or(problem)),
         };
-        if recovered.is_err() {
-            drop(server);
-        }
+        drop(cluster);
         let samples = probe.finish()?;
         let readings = meter.readings();
         let elapsed = started.elapsed();
@@ -163,12 +175,12 @@ impl Suite {
                 let cluster =
                     GaiosCluster::start(binary, &self.data, &self.settings).await.map_err(failed)?;
                 let (target, nodes) = (cluster.target(), cluster.node_addresses());
-                Ok(Started { target, nodes, _cluster: Box::new(cluster) })
+                Ok(Started { target, nodes, cluster: Cluster::Gaios(cluster) })
             }
             System::Etcd(binary) => {
                 let cluster = EtcdCluster::start(binary, &self.data, None).await.map_err(failed)?;
                 let target = cluster.target().await.map_err(failed)?;
-                Ok(Started { target, nodes: Vec::new(), _cluster: Box::new(cluster) })
+                Ok(Started { target, nodes: Vec::new(), cluster: Cluster::Etcd(cluster) })
             }
         }
     }

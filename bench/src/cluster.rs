@@ -71,6 +71,11 @@ impl EtcdCluster {
         Ok(Target { label: "etcd".to_owned(), endpoints, pids, tls: self.tls.clone() })
     }
 
+    /// How one of the members ended, if one has.
+    pub fn ended(&mut self) -> Option<BenchError> {
+        self.members.iter_mut().find_map(|member| member.server.ended())
+    }
+
     fn spawn(binary: &Path, parent: &Path, tls: Option<&EtcdTls>) -> Result<EtcdCluster, BenchError> {
         let doing = format!("start {}", binary.display());
         let data = TempDir::with_prefix_in("gaios-bench-etcd-", parent).map_err(BenchError::io(doing))?;

@@ -53,6 +53,14 @@ impl GaiosCluster {
         }
     }
 
+    /// How one of the processes ended, if one has.
+    pub fn ended(&mut self) -> Option<BenchError> {
+        [&mut self.gateway]
+            .into_iter()
+            .chain(self.nodes.iter_mut().map(|(node, _)| node))
+            .find_map(Server::ended)
+    }
+
     /// Where the nodes take links.
     pub fn node_addresses(&self) -> Vec<SocketAddr> {
         self.nodes.iter().map(|(_, address)| *address).collect()

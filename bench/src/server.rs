@@ -59,8 +59,8 @@ impl Server {
         deadline: Instant,
     ) -> Result<(), BenchError> {
         loop {
-            if let Ok(Some(exit)) = self.process.try_wait() {
-                return Err(self.failed(&format!("ended with {exit}")));
+            if let Some(ended) = self.ended() {
+                return Err(ended);
             }
             match answers(client).await {
                 Ok(()) => return Ok(()),
@@ -69,6 +69,12 @@ impl Server {
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         }
+    }
+
+    /// How the process ended, if it has.
+    pub(crate) fn ended(&mut self) -> Option<BenchError> {
+        let exit = self.process.try_wait().ok().flatten()?;
+        Some(self.failed(&format!("ended with {exit}")))
     }
 
     fn failed(&self, what: &str) -> BenchError {

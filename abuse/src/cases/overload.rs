@@ -1,16 +1,19 @@
 //! More than can be served, by callers who do not wait for each other.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use api::etcdserverpb as pb;
+use bench::Endpoint;
 use bytes::Bytes;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout_at};
 use tonic::Code;
 
 use super::{Outcome, small};
+use crate::Problem;
 use crate::raw::{PUT, Raw, code, framed};
 use crate::stage::Stage;
 
@@ -38,32 +41,59 @@ struct Tally {
     good: Mutex<Vec<Duration>>,
     shed: AtomicUsize,
     late: AtomicUsize,
-    failed: AtomicUsize,
+    failed: Mutex<BTreeMap<String, usize>>,
     sent: AtomicUsize,
 }
 
 struct Putters {
-    connections: Vec<Raw>,
+    endpoint: Endpoint,
+    connections: Vec<Mutex<Arc<Raw>>>,
     bodies: Vec<Bytes>,
 }
 
 impl Putters {
-    async fn put(&self, number: usize, due: Instant, tally: &Tally) {
-        let raw = &self.connections[number % self.connections.len()];
+    /// Asks on one of the connections, and opens another in its place if that is over.
+    async fn ask(&self, number: usize) -> Result<Code, Problem> {
+        let place = &self.connections[number % self.connections.len()];
         let body = self.bodies[number % self.bodies.len()].clone();
-        let put = async { code(raw.ask(PUT, body).await?).await.map_err(|error| error.to_string()) };
+        let raw = Arc::clone(&place.lock().unwrap_or_else(PoisonError::into_inner));
+        let answer = match raw.ask(PUT, body.clone()).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                let opened = Arc::new(Raw::open(&self.endpoint).await?);
+                let current = {
+                    let mut current = place.lock().unwrap_or_else(PoisonError::into_inner);
+                    // Unless somebody else was faster.
+                    if Arc::ptr_eq(&current, &raw) {
+                        *current = opened;
+                    }
+                    Arc::clone(&current)
+                };
+                current.ask(PUT, body).await?
+            }
+        };
+        code(answer).await.map_err(|error| error.to_string())
+    }
+
+    async fn put(&self, number: usize, due: Instant, tally: &Tally) {
+        let put = self.ask(number);
         match timeout_at((due + PATIENCE).into(), put).await {
             // The timer may be late where the attackers are.
             Ok(Ok(Code::Ok)) if due.elapsed() > PATIENCE => drop(tally.late.fetch_add(1, Relaxed)),
             Ok(Ok(Code::Ok)) => tally.good.lock().unwrap_or_else(PoisonError::into_inner).push(due.elapsed()),
             Ok(Ok(Code::ResourceExhausted)) => drop(tally.shed.fetch_add(1, Relaxed)),
-            Ok(Ok(_) | Err(_)) => drop(tally.failed.fetch_add(1, Relaxed)),
+            Ok(Ok(code)) => tally.fail(format!("{code:?}")),
+            Ok(Err(problem)) => tally.fail(problem),
             Err(_) => drop(tally.late.fetch_add(1, Relaxed)),
         }
     }
 }
 
 impl Tally {
+    fn fail(&self, why: String) {
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner).entry(why).or_default() += 1;
+    }
+
     /// How many were good, and the 99th percentile of their latency in milliseconds.
     fn good(&self) -> (usize, f64) {
         let mut good = self.good.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -77,12 +107,12 @@ impl Tally {
 pub(super) async fn overload(stage: Arc<Stage>, times: f64) -> Outcome {
     let mut connections = Vec::new();
     for _ in 0..CONNECTIONS {
-        connections.push(Raw::open(&stage.endpoint).await?);
+        connections.push(Mutex::new(Arc::new(Raw::open(&stage.endpoint).await?)));
     }
     let value = Bytes::from(vec![b'v'; VALUE_BYTES]);
     let put = |key| pb::PutRequest { key, value: value.clone(), ..Default::default() };
     let bodies = (0..KEYS).map(|index| framed(&put(small(0).key(index)))).collect();
-    let putters = Arc::new(Putters { connections, bodies });
+    let putters = Arc::new(Putters { endpoint: stage.endpoint.clone(), connections, bodies });
 
     closed_loop(&putters, WARM_FOR).await;
     let (peak, normal_ms) = closed_loop(&putters, PEAK_FOR).await.good();
@@ -98,12 +128,12 @@ pub(super) async fn overload(stage: Arc<Stage>, times: f64) -> Outcome {
     let share = good as f64 / seconds / peak;
     let told = format!(
         "peak {peak:.0}/s with p99 {normal_ms:.0} ms; {:.1} times that sent: goodput {:.0} % with p99 {p99_ms:.0} ms, {} shed, \
-         {} late, {} failed",
+         {} late, failed: {:?}",
         tally.sent.load(Relaxed) as f64 / seconds / peak,
         share * 100.0,
         tally.shed.load(Relaxed),
         tally.late.load(Relaxed),
-        tally.failed.load(Relaxed)
+        tally.failed.lock().unwrap_or_else(PoisonError::into_inner)
     );
     if share < GOODPUT_LEAST || p99_ms > P99_MOST * normal_ms { Err(told) } else { Ok(told) }
 }
