@@ -50,7 +50,7 @@ pub enum Mutant {
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 19] = [
+    pub const ALL: [Mutant; 20] = [
         Mutant::ReadUnasked,
         Mutant::CancelIgnored,
         Mutant::UnknownAsRefused,
