@@ -126,8 +126,9 @@ impl Suite {
             () = recovered(&probe, end) => Ok(()),
             problem = meter.alarm() => Err(cluster.ended().unwrap_or(problem)),
         };
-        drop(cluster);
+        // Before the servers end, which would look like an attack that goes on.
         let samples = probe.finish()?;
+        drop(cluster);
         let readings = meter.readings();
         let elapsed = started.elapsed();
         let others = match (machine, MachineSample::read(), ProcessSample::read(std::process::id())) {
