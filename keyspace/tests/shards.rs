@@ -56,7 +56,7 @@ fn leased(key: &'static str, lease: i64) -> Op {
 #[cfg(feature = "mutants")]
 #[test]
 fn mutants_are_caught() {
-    let stories: [fn(Broken); 8] = [
+    let stories: [fn(Broken); 9] = [
         revisions_are_the_groups,
         what_is_not_here_is_refused,
         numbers_are_the_sessions,
@@ -65,6 +65,7 @@ fn mutants_are_caught() {
         reads_stay_within_a_shard,
         given_revisions_are_taken,
         a_snapshot_has_all_of_it,
+        a_query_stays_at_its_revision,
     ];
     for mutant in Mutant::ALL {
         let is_noticed =
@@ -105,6 +106,30 @@ fn revisions_are_the_groups(rules: Broken) {
 #[test]
 fn revisions_in_several_shards_are_those_of_the_group() {
     revisions_are_the_groups(Broken::default());
+}
+
+fn a_query_stays_at_its_revision(rules: Broken) {
+    let mut etcd = broken(rules);
+    assert_eq!(["a", "b", "c"].map(|key| etcd.put_to(LOW, key)), [2, 3, 4]);
+    let query = Query::Range(RangeRequest::new(between("a", "d")));
+    let mut step = etcd.state.begin(&query, &mut Budget::of_keys(1));
+    let gathered = loop {
+        match step {
+            Step::Done(gathered) => break gathered,
+            Step::Suspended(suspended) => {
+                etcd.put_to(LOW, "c");
+                step = etcd.state.go_on(suspended, &mut Budget::of_keys(1));
+            }
+        }
+    };
+    let Ok(Reply::Range(reply)) = gathered.finish() else { panic!("a range is answered as one") };
+    let revisions: Vec<_> = reply.kvs.iter().map(|kv| kv.mod_revision.0).collect();
+    assert_eq!((reply.revision, revisions), (Revision(4), vec![2, 3, 4]));
+}
+
+#[test]
+fn a_query_that_is_suspended_stays_at_its_revision() {
+    a_query_stays_at_its_revision(Broken::default());
 }
 
 fn what_is_not_here_is_refused(rules: Broken) {
