@@ -317,12 +317,16 @@ impl Client {
         self.dismissed.notified().await;
     }
 
-    /// Lets a request in, or does not.
+    /// Lets a request in whose message is here, or does not. A small one was let in by the limit that adapts when its head came:
+    /// whoever sends many large messages at once, and waits for the answers, is not refused for having sent them.
     ///
     /// # Errors
     /// [`Failure::Overloaded`].
     pub(crate) fn admit(self: &Arc<Self>, lane: Lane, priority: Priority) -> Result<Permit, Failure> {
-        self.check(lane, priority)?;
+        if priority == Priority::Large {
+            self.check_queue(lane, priority)?;
+        }
+        self.check_room(priority)?;
         let admission = &*self.admission;
         let kind = which(lane, priority);
         admission.kind(kind).under_way.fetch_add(1, Ordering::Relaxed);
@@ -335,11 +339,17 @@ impl Client {
         Ok(Permit { client: Arc::clone(self), kind })
     }
 
-    /// Whether a request would be let in.
+    /// Whether a request would be let in whose head has come.
     ///
     /// # Errors
     /// [`Failure::Overloaded`].
     pub(crate) fn check(&self, lane: Lane, priority: Priority) -> Result<(), Failure> {
+        self.check_queue(lane, priority)?;
+        self.check_room(priority)
+    }
+
+    /// By the limit that adapts.
+    fn check_queue(&self, lane: Lane, priority: Priority) -> Result<(), Failure> {
         let admission = &*self.admission;
         let kind = admission.kind(which(lane, priority));
         let limit = kind.limit();
@@ -349,6 +359,13 @@ impl Client {
             admission.counters.queue.inc();
             return Err(Failure::Overloaded);
         }
+        Ok(())
+    }
+
+    /// By the hard one.
+    fn check_room(&self, priority: Priority) -> Result<(), Failure> {
+        let admission = &*self.admission;
+        let urgent = priority == Priority::Liveness;
         let UnderWay { reads, writes, large } = admission.under_way();
         let (all, most) = (reads + writes + large, admission.requests_max.load(Ordering::Relaxed));
         // Half of the room is for those who have less than their share of it, and for what is urgent.
@@ -493,12 +510,12 @@ mod tests {
                 permit.answered(Some(Duration::from_millis(300)));
             }
         }
-        assert_eq!(put(&flood).unwrap_err(), Failure::Overloaded);
-        assert!(flood.check(Lane::Write, Priority::Small).is_err(), "before it is read");
-        assert!(flood.admit(Lane::Read, Priority::Small).is_ok(), "reads are not slow");
+        assert_eq!(flood.check(Lane::Write, Priority::Small), Err(Failure::Overloaded));
+        assert!(put(&flood).is_ok(), "it was on its way");
+        assert!(flood.check(Lane::Read, Priority::Small).is_ok(), "reads are not slow");
         permits.truncate(100);
-        assert!(put(&modest).is_ok());
-        assert_eq!(admission.counters.queue.get(), 2);
+        assert!(modest.check(Lane::Write, Priority::Small).is_ok());
+        assert_eq!(admission.counters.queue.get(), 1);
     }
 
     #[test]
