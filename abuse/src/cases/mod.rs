@@ -56,7 +56,7 @@ const fn by_link(name: &'static str, demand: Demand, attack: Attack, attack_is: 
     Case { by_link: true, ..case(name, demand, attack, attack_is) }
 }
 
-use Demand::{Held, Open};
+use Demand::Open;
 
 /// All cases, with what CI demands of each today.
 pub const CASES: &[Case] = &[
@@ -94,19 +94,19 @@ pub const CASES: &[Case] = &[
     // Requests that are dear.
     case(
         "sorted-txns",
-        Held,
+        Open,
         |s| Box::pin(queries::sorted_txns(s)),
         "12 callers: a transaction of 128 sorted ranges over 50,000 keys",
     ),
     case(
         "count-txns",
-        Held,
+        Open,
         |s| Box::pin(queries::count_txns(s)),
         "12 callers: a transaction of 128 counts of 50,000 keys",
     ),
     case(
         "sorted-ranges",
-        Held,
+        Open,
         |s| Box::pin(queries::sorted_ranges(s)),
         "4 callers: one sorted range over 200,000 keys",
     ),
@@ -125,13 +125,13 @@ pub const CASES: &[Case] = &[
     // Watches.
     case(
         "watch-cancels",
-        Held,
+        Open,
         |s| Box::pin(watches::cancels(s)),
         "50,000 watches on a stream, a progress request, then 868 KiB of cancels of unknown ids",
     ),
     case(
         "watch-progress",
-        Held,
+        Open,
         |s| Box::pin(watches::progress(s)),
         "50,000 watches on a stream, then 500 progress requests",
     ),
@@ -232,7 +232,7 @@ pub const CASES: &[Case] = &[
     // Strangers at a node's port.
     by_link(
         "half-hellos",
-        Held,
+        Open,
         |s| Box::pin(links::half_hellos(s)),
         "500 connections that announce a hello and do not send it",
     ),
@@ -244,7 +244,7 @@ pub const CASES: &[Case] = &[
     ),
     by_link(
         "endless-credit",
-        Held,
+        Open,
         |s| Box::pin(links::endless_credit(s)),
         "4 links that watch 300 MB with endless credit and do not read",
     ),
