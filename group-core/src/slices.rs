@@ -1,10 +1,11 @@
-//! Queries that are not answered in one step. They go back into the queue between their steps, behind the others; what is
-//! here bounds how many of a link's are under way, since each holds what it has gathered, and keeps garbage from being swept.
-//! The others wait, with nothing gathered.
+//! Queries that are not answered in one step. They go back into the queue between their steps; what is here bounds how many of a
+//! link's are under way, since each holds what it has gathered, and keeps garbage from being swept. The others wait for a place,
+//! with nothing gathered: clients in turn, and bounded like all that waits.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use fair_queue::{FairQueue, Flow, Full, Limits, Priority, Ticket};
 use keyspace::{Query, SuspendedQuery};
 
 use crate::clients::{Terms, Waiter};
@@ -12,6 +13,10 @@ use crate::env::LinkId;
 
 /// Queries of one link that may be under way.
 pub(crate) const UNDER_WAY_MAX: usize = 8;
+/// Bytes of queries of one link that may wait for a place, and of one client.
+const WAITING: Limits = Limits { priority_bytes: 8 << 20, flow_bytes: 4 << 20 };
+/// What a query takes beside its own bytes.
+const QUERY_BYTES: usize = 512;
 
 /// A query that takes more than one step.
 #[derive(Debug)]
@@ -52,14 +57,20 @@ struct Waiting {
     about: About,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct OfLink {
     /// Shared with each place that is taken.
     places: Arc<()>,
-    waiting: VecDeque<Waiting>,
+    waiting: FairQueue<Waiting>,
+    /// By request.
+    tickets: BTreeMap<u64, Ticket>,
 }
 
 impl OfLink {
+    fn new() -> OfLink {
+        OfLink { places: Arc::default(), waiting: FairQueue::new(WAITING), tickets: BTreeMap::new() }
+    }
+
     fn take_place(&self) -> Option<Place> {
         let taken = Arc::strong_count(&self.places) - 1;
         assert!(taken <= UNDER_WAY_MAX, "no place is taken twice");
@@ -75,23 +86,31 @@ pub(crate) struct Slices {
 impl Slices {
     /// A query has not come to its end in its first step. None if all places of its link are taken: it is begun again when one
     /// is free.
+    ///
+    /// # Errors
+    /// Too many wait already.
     pub(crate) fn suspend(
         &mut self,
         waiter: Waiter,
         terms: Terms,
         suspended: SuspendedQuery,
         about: About,
-    ) -> Option<Slow> {
+    ) -> Result<Option<Slow>, Full> {
         let Waiter { link, request } = waiter;
-        let of_link = self.by_link.entry(link).or_default();
-        match of_link.take_place() {
-            Some(place) => Some(Slow { work: Work::GoOn(suspended), about, place }),
-            None => {
-                assert!(Arc::strong_count(&of_link.places) > 1, "who waits, waits for somebody");
-                of_link.waiting.push_back(Waiting { request, terms, query: suspended.into_query(), about });
-                None
-            }
+        let of_link = self.by_link.entry(link).or_insert_with(OfLink::new);
+        if let Some(place) = of_link.take_place() {
+            return Ok(Some(Slow { work: Work::GoOn(suspended), about, place }));
         }
+        assert!(Arc::strong_count(&of_link.places) > 1, "who waits, waits for somebody");
+        let flow = Flow { priority: Priority::Large, ..terms.flow };
+        let waiting = Waiting { request, terms, query: suspended.into_query(), about };
+        let ticket = of_link.waiting.push(flow, about.bytes + QUERY_BYTES, waiting)?;
+        let other = of_link.tickets.insert(request, ticket);
+        if let Some(other) = other {
+            // A gateway numbers its requests; what has the number of another one takes its place.
+            of_link.waiting.remove(other);
+        }
+        Ok(None)
     }
 
     /// One that has waited for a place that is free.
@@ -100,10 +119,13 @@ impl Slices {
         self.by_link
             .retain(|_, of_link| Arc::strong_count(&of_link.places) > 1 || !of_link.waiting.is_empty());
         self.by_link.iter_mut().find_map(|(link, of_link)| {
-            of_link.waiting.front()?;
+            if of_link.waiting.is_empty() {
+                return None;
+            }
             let place = of_link.take_place()?;
             assert!(Arc::strong_count(&of_link.places) > 1, "a place that is taken is counted");
-            let Waiting { request, terms, query, about } = of_link.waiting.pop_front()?;
+            let (_, Waiting { request, terms, query, about }) = of_link.waiting.next(|_| true)?;
+            of_link.tickets.remove(&request);
             let waiter = Waiter { link: *link, request };
             Some((waiter, terms, Slow { work: Work::Begin(query), about, place }))
         })
@@ -122,9 +144,8 @@ impl Slices {
     /// Takes back one that waits. Returns whether it was there.
     pub(crate) fn cancel(&mut self, waiter: Waiter) -> bool {
         let Some(of_link) = self.by_link.get_mut(&waiter.link) else { return false };
-        let before = of_link.waiting.len();
-        of_link.waiting.retain(|waiting| waiting.request != waiter.request);
-        of_link.waiting.len() < before
+        let ticket = of_link.tickets.remove(&waiter.request);
+        ticket.is_some_and(|ticket| of_link.waiting.remove(ticket).is_some())
     }
 
     /// Places that are taken.

@@ -496,6 +496,28 @@ fn long_queries_take_turns_and_few_are_under_way() {
 }
 
 #[test]
+fn long_queries_that_wait_for_a_place_are_bounded_fair_and_taken_back() {
+    let mut rig = with_short_steps(50);
+    let flood = 6000;
+    for id in 1..=flood {
+        rig.turn([requests_of(1, [(id, read_all(100))].into_iter())]);
+    }
+    let refused = |answer: &wire::Response| matches!(&answer.kind, Some(Kind::Refused(why)) if why.why() == Why::Overloaded);
+    let answers = rig.take(LINK);
+    assert!(answers.iter().any(refused), "not all of a client's are kept");
+    rig.turn([requests_of(2, [(flood + 1, read_all(1))].into_iter())]);
+    let mut turns = 0;
+    while !rig.take(LINK).iter().any(|answer| answer.id == flood + 1) {
+        rig.turn([]);
+        turns += 1;
+        assert!(turns < 20_000, "another client's has the next place or so");
+    }
+    rig.turn([requests_of(1, (1..=flood).map(cancel))]);
+    assert!(!rig.replica.has_waiting());
+    assert_eq!(rig.replica.slices.under_way(LINK), 0);
+}
+
+#[test]
 fn long_queries_of_a_link_that_closes_are_dropped() {
     let mut rig = with_short_steps(50);
     rig.turn((1..=20).map(|id| request(LINK, id, read_all(100))));

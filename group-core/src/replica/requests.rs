@@ -7,7 +7,7 @@ use api::gaios::link::v1::request::Kind as RequestKind;
 use api::gaios::link::v1::response::Kind;
 use bytes::Bytes;
 use consensus_core::{Input, NodeId, NodeSet, ReadMode};
-use fair_queue::Priority;
+use fair_queue::{Full, Priority};
 use keyspace::{
     Alarm, AlarmKind, Budget, Command, Error, Gathered, LeaseId, Outcome, Query, Reply, Revision, SessionId,
     SessionLookup, Step, SuspendedQuery,
@@ -249,7 +249,13 @@ impl Replica {
                 match self.begin_query(env, waiter, &query, about) {
                     Stepped::Answered => None,
                     Stepped::Suspended(suspended) => {
-                        self.slices.suspend(waiter, terms, suspended, about).map(Asked::Slow)
+                        match self.slices.suspend(waiter, terms, suspended, about) {
+                            Ok(slow) => slow.map(Asked::Slow),
+                            Err(Full) => {
+                                self.replies.refuse(link, request, Why::Overloaded);
+                                None
+                            }
+                        }
                     }
                     // It is carried out again: what an answer holds would add up.
                     Stepped::HasNoRoom(_) => Some(Asked::Query(query, about)),
