@@ -33,6 +33,16 @@ fn ask(sender: &mut http2::Sender) {
     }
 }
 
+/// A client whose ranges all wait at the node.
+async fn with_ranges_held(cluster: &TestCluster, gateway: &Gateway) -> (http2::Sender, http2::Receiver) {
+    cluster.faults.lock().reads_held = true;
+    let (mut sender, receiver) = http2::connect(gateway.address()).await;
+    ask(&mut sender);
+    sender.send().await;
+    cluster.wait_until(|cluster| cluster.held() == COUNT).await;
+    (sender, receiver)
+}
+
 /// How many requests have ended before they were answered.
 async fn dropped(gateway: &Gateway, reason: &str) -> u64 {
     let (_, metrics) = support::http(gateway.address(), "GET", "/metrics").await;
@@ -45,11 +55,7 @@ async fn dropped(gateway: &Gateway, reason: &str) -> u64 {
 async fn streams_that_are_reset_leave_nothing_at_the_node() {
     let cluster = TestCluster::start(1).await;
     let gateway = cluster.gateway().await;
-    cluster.faults.lock().reads_held = true;
-    let (mut sender, receiver) = http2::connect(gateway.address()).await;
-    ask(&mut sender);
-    sender.send().await;
-    cluster.wait_until(|cluster| cluster.held() == COUNT).await;
+    let (mut sender, receiver) = with_ranges_held(&cluster, &gateway).await;
     for stream in streams() {
         sender.reset(stream);
     }
@@ -64,12 +70,7 @@ async fn streams_that_are_reset_leave_nothing_at_the_node() {
 async fn a_connection_that_is_gone_takes_its_requests_along() {
     let cluster = TestCluster::start(1).await;
     let gateway = cluster.gateway().await;
-    cluster.faults.lock().reads_held = true;
-    let (mut sender, receiver) = http2::connect(gateway.address()).await;
-    ask(&mut sender);
-    sender.send().await;
-    cluster.wait_until(|cluster| cluster.held() == COUNT).await;
-    drop((sender, receiver));
+    drop(with_ranges_held(&cluster, &gateway).await);
     cluster.wait_until(|cluster| cluster.held() == 0).await;
 }
 
@@ -86,9 +87,7 @@ async fn a_write_that_is_taken_back_is_not_tried_again() {
     cluster.wait_until(|cluster| cluster.seen("write") > 2).await;
     sender.reset(1);
     sender.send().await;
-    while dropped(&gateway, "gone").await == 0 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    while dropped(&gateway, "gone").await == 0 {}
     let tried = cluster.seen("write");
     tokio::time::sleep(PAUSE).await;
     assert_eq!((cluster.seen("write"), cluster.seen("cancel")), (tried, 0));
