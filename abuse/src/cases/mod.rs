@@ -56,7 +56,7 @@ const fn by_link(name: &'static str, demand: Demand, attack: Attack, attack_is: 
     Case { by_link: true, ..case(name, demand, attack, attack_is) }
 }
 
-use Demand::Open;
+use Demand::{Held, Open};
 
 /// All cases, with what CI demands of each today.
 pub const CASES: &[Case] = &[
@@ -100,13 +100,13 @@ pub const CASES: &[Case] = &[
     ),
     case(
         "count-txns",
-        Open,
+        Held,
         |s| Box::pin(queries::count_txns(s)),
         "12 callers: a transaction of 128 counts of 50,000 keys",
     ),
     case(
         "sorted-ranges",
-        Open,
+        Held,
         |s| Box::pin(queries::sorted_ranges(s)),
         "4 callers: one sorted range over 200,000 keys",
     ),
@@ -232,7 +232,7 @@ pub const CASES: &[Case] = &[
     // Strangers at a node's port.
     by_link(
         "half-hellos",
-        Open,
+        Held,
         |s| Box::pin(links::half_hellos(s)),
         "500 connections that announce a hello and do not send it",
     ),
@@ -244,7 +244,7 @@ pub const CASES: &[Case] = &[
     ),
     by_link(
         "endless-credit",
-        Open,
+        Held,
         |s| Box::pin(links::endless_credit(s)),
         "4 links that watch 300 MB with endless credit and do not read",
     ),
