@@ -8,9 +8,6 @@ use discovery::Discovery;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_util::codec::LengthDelimitedCodec;
-
-use crate::wire;
 
 /// For connecting and for the first frame of the other side.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -19,10 +16,6 @@ pub(crate) async fn connect(discovery: &Discovery, address: &str) -> io::Result<
     let stream = timeout(HANDSHAKE_TIMEOUT, discovery.connect(address)).await??;
     stream.set_nodelay(true)?;
     Ok(stream)
-}
-
-pub(crate) fn codec() -> LengthDelimitedCodec {
-    LengthDelimitedCodec::builder().max_frame_length(wire::FRAME_BYTES_MAX).new_codec()
 }
 
 pub(crate) async fn write_frame(stream: &mut (impl AsyncWrite + Unpin), body: &[u8]) -> io::Result<()> {

@@ -10,22 +10,22 @@ use api::gaios::link::v1::refused::Why;
 use api::gaios::link::v1::response::Kind;
 use api::gaios::link::{GATEWAY_FRAME_BYTES_MAX, VERSION, VERSION_LEAST, v1 as wire};
 use consensus_core::{GroupId, NodeId};
-use futures::StreamExt;
 use group_core::{Event, refusal};
 use prost::Message as _;
 use tls::Stream;
 use tokio::io::AsyncRead;
 use tokio::time::timeout;
-use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use tracing::{debug, info, warn};
 
-use crate::admission::TooMany;
+use crate::admission::{Source, TooMany};
+use crate::budget::Whose;
 use crate::frames::{self, HANDSHAKE_TIMEOUT};
 use crate::gateways::Shown;
 use crate::groups::GroupEvent;
 use crate::health::Health;
 use crate::link::Link;
 use crate::patience::Patient;
+use crate::reader::FrameReader;
 use crate::relay;
 use crate::shared::Shared;
 
@@ -58,7 +58,9 @@ pub(crate) async fn serve(
     let shown = shared.gateways.come(&hello);
     info!(%from, gateway = hello.name, region = hello.region, link = link.id.0, "gateway linked");
     let (read, write) = stream.into_split();
+    let whose = Whose::Gateway(Source::of(from.ip()));
     let read = Patient::new(read, SILENCE_MAX);
+    let frames = FrameReader::new(read, GATEWAY_FRAME_BYTES_MAX, whose, &shared.budget);
     let tell_room = async {
         loop {
             link.outbox.drained().await;
@@ -73,7 +75,7 @@ pub(crate) async fn serve(
             Ok(()) => "it does not read its answers".to_owned(),
             Err(error) => error.to_string(),
         },
-        result = read_frames(shared, &link, shown.as_ref(), read) => match result {
+        result = read_frames(shared, &link, shown.as_ref(), frames) => match result {
             Ok(()) => "closed by the gateway".to_owned(),
             Err(error) => error.to_string(),
         },
@@ -114,12 +116,9 @@ async fn read_frames(
     shared: &Arc<Shared>,
     link: &Arc<Link>,
     shown: Option<&Shown>,
-    read: impl AsyncRead + Unpin,
+    mut frames: FrameReader<impl AsyncRead + Unpin>,
 ) -> io::Result<()> {
-    let codec = LengthDelimitedCodec::builder().max_frame_length(GATEWAY_FRAME_BYTES_MAX).new_codec();
-    let mut frames = FramedRead::with_capacity(read, codec, 64 << 10);
-    while let Some(frame) = frames.next().await {
-        let frame = frame?.freeze();
+    while let Some(frame) = frames.next().await? {
         let frame_bytes = frame.len();
         let frame = wire::GatewayFrame::decode(frame).map_err(io::Error::other)?;
         for mut batch in frame.groups {

@@ -7,6 +7,7 @@
 mod abort_on_panic;
 mod admission;
 mod aside;
+mod budget;
 mod clock;
 mod dial;
 mod disk_watch;
@@ -33,6 +34,7 @@ mod patience;
 mod peer;
 mod peer_link;
 pub mod rates;
+mod reader;
 mod recover;
 mod redial;
 mod refusal;

@@ -128,8 +128,9 @@ async fn greet(shared: &Arc<Shared>, socket: TcpStream) -> Result<(Stream, Greet
 mod tests {
     use std::time::Instant;
 
-    use api::gaios::link::{VERSION, VERSION_LEAST};
+    use api::gaios::link::{GATEWAY_FRAME_BYTES_MAX, VERSION, VERSION_LEAST};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::task::JoinSet;
 
     use super::*;
     use crate::node::Node;
@@ -204,6 +205,46 @@ mod tests {
         // The link that was there has noticed nothing.
         frames::write_frame(&mut before, &wire::GatewayFrame::default().encode_to_vec()).await.unwrap();
         assert!(timeout(Duration::from_millis(50), before.read_u8()).await.is_err(), "it is not ended");
+        node.stop().await;
+    }
+
+    #[tokio::test]
+    async fn halves_of_frames_hold_little_and_keep_nobody_from_sending_whole_ones() {
+        const HELD_MAX: f64 = (128 << 20) as f64;
+        let dir = tempfile::tempdir().unwrap();
+        let node = start(dir.path(), 1024).await;
+        let mut sending = JoinSet::new();
+        for _ in 0..20 {
+            let (mut stream, _) = link(&node).await;
+            sending.spawn(async move {
+                let _ = stream.write_u32(GATEWAY_FRAME_BYTES_MAX as u32).await;
+                // It may be ended before all of it is sent.
+                let _ = stream.write_all(&vec![0; GATEWAY_FRAME_BYTES_MAX / 2]).await;
+                stream
+            });
+        }
+        let held = || metric(&node, "gaios_replica_memory_taken_bytes{use=\"frames\"}");
+        let _halves = sending.join_all().await;
+        assert!((1.0..=HELD_MAX).contains(&held()), "{}", held());
+        let (mut whole, _) = link(&node).await;
+        let figures = wire::GatewayFigures { version: "v".repeat(20 << 20), ..Default::default() };
+        let ping = wire::request::Kind::Ping(wire::Ping { figures: Some(figures) });
+        let requests = vec![wire::Request { id: 7, kind: Some(ping), ..Default::default() }];
+        let frame = wire::GatewayFrame { groups: vec![wire::GroupRequests { group: 1, requests }] };
+        let frame = frame.encode_to_vec();
+        for _ in 0..3 {
+            timeout(PATIENCE, frames::write_frame(&mut whole, &frame)).await.unwrap().unwrap();
+            let answer = timeout(PATIENCE, frames::read_frame(&mut whole, 4096)).await.unwrap().unwrap();
+            assert_eq!(wire::NodeFrame::decode(answer).unwrap().responses[0].id, 7);
+            assert!(held() <= HELD_MAX, "{}", held());
+        }
+        assert!(metric(&node, "gaios_replica_links_ended_total") >= 16.0);
+        let given_back = async {
+            while held() > 0.0 {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        timeout(PATIENCE, given_back).await.expect("a half that stands still has its time, and no more");
         node.stop().await;
     }
 

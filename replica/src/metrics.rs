@@ -9,6 +9,7 @@ use prometheus::{
 };
 
 use crate::admission::Counts;
+use crate::budget::Budget;
 use crate::refusal::Refusal;
 
 /// Cheap to clone: all clones count together.
@@ -35,6 +36,8 @@ pub(crate) struct Metrics {
     pub(crate) relayed_links: IntGauge,
     /// 1 where other machines reach the port, and nothing proves who they are.
     pub(crate) insecure: IntGauge,
+    memory_taken: IntGaugeVec,
+    links_ended: IntCounter,
     connections: IntGaugeVec,
     refused: IntCounterVec,
     answers_refused: IntCounterVec,
@@ -122,6 +125,12 @@ impl Metrics {
                 "gaios_replica_insecure",
                 "1 where other machines can reach this node's port, and nothing proves who they are",
             ),
+            memory_taken: memory_taken(&registry),
+            links_ended: counter(
+                &registry,
+                "gaios_replica_links_ended_total",
+                "Links of gateways that were ended in the middle of a frame, since frames under way held too much memory",
+            ),
             connections: connections(&registry),
             refused: refused(&registry),
             answers_refused: answers_refused(&registry),
@@ -133,6 +142,11 @@ impl Metrics {
 
     pub(crate) fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    /// What frames under way take of, and are counted by.
+    pub(crate) fn budget(&self) -> Budget {
+        Budget::new(self.memory_taken.with_label_values(&["frames"]), self.links_ended.clone())
     }
 
     pub(crate) fn connections(&self, counts: Counts) {
@@ -353,6 +367,16 @@ fn distrusted(registry: &Registry) -> IntCounterVec {
 
 fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
     let gauge = IntGauge::new(name, help).expect("a constant name");
+    registry.register(Box::new(gauge.clone())).expect("registered once per registry");
+    gauge
+}
+
+fn memory_taken(registry: &Registry) -> IntGaugeVec {
+    let options = Opts::new(
+        "gaios_replica_memory_taken_bytes",
+        "Memory that is held for others, beside the state: by frames of more than 64 KiB that are under way to this node",
+    );
+    let gauge = IntGaugeVec::new(options, &["use"]).expect("a constant name");
     registry.register(Box::new(gauge.clone())).expect("registered once per registry");
     gauge
 }

@@ -5,24 +5,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consensus_core::{GroupId, LivenessMessage, Message, NodeId, Timing};
-use futures::StreamExt;
 use group_core::{Event, entries};
 use keyspace::ClusterVersion;
 use tls::Stream;
 use tokio::io::AsyncRead;
-use tokio_util::codec::FramedRead;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::budget::Whose;
 use crate::clock;
 use crate::distrust::Distrust;
-use crate::frames::{codec, connect};
+use crate::frames::connect;
 use crate::outbox::Outbox;
 use crate::patience::Patient;
 use crate::peer::Peer;
+use crate::reader::FrameReader;
 use crate::shared::Shared;
 use crate::snapshot;
-use crate::wire::{PeerFrame, Purpose, Room};
+use crate::wire::{FRAME_BYTES_MAX, PeerFrame, Purpose, Room};
 
 /// Bytes that may wait for one peer. Beyond, messages are dropped, and repeated by the engine when it matters.
 const OUTBOX_BYTES: usize = 32 << 20;
@@ -102,9 +102,8 @@ async fn read_frames(
     support: Option<Duration>,
     read: impl AsyncRead + Unpin,
 ) -> io::Result<()> {
-    let mut frames = FramedRead::with_capacity(read, codec(), 64 << 10);
-    while let Some(frame) = frames.next().await {
-        let frame = frame?.freeze();
+    let mut frames = FrameReader::new(read, FRAME_BYTES_MAX, Whose::Peer, &shared.budget);
+    while let Some(frame) = frames.next().await? {
         let size = frame.len();
         match PeerFrame::decode(frame).map_err(io::Error::other)? {
             PeerFrame::Liveness(message) => {

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
+use crate::budget::Budget;
 use crate::clock;
 use crate::distrust::Distrusts;
 use crate::door::Door;
@@ -59,6 +60,7 @@ pub(crate) struct Shared {
     /// A random number of this process; not 0.
     pub(crate) nonce: u64,
     pub(crate) door: Arc<Door>,
+    pub(crate) budget: Arc<Budget>,
     pub(crate) tls: Option<Arc<tls::Mutual>>,
     pub(crate) distrusts: Distrusts,
     /// Groups for which this node stands in for others still, see [`consensus_core::Durable::survive`].

@@ -8,21 +8,21 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use consensus_core::{Config, GroupId, NodeId, NodeSet, Slot};
-use futures::StreamExt;
 use group_core::{Event, decode_meta, encode_meta};
 use journal::{RealDisk, SnapshotId, SnapshotReader, SnapshotWriter};
 use keyspace::{Keyspace, Restore};
 use socket2::{SockRef, TcpKeepalive};
 use tls::Stream;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use tracing::{info, warn};
 
+use crate::budget::Whose;
 use crate::frames::{self, write_frame};
 use crate::groups::GroupHandle;
 use crate::hello;
 use crate::patience::Patient;
 use crate::peer::Peer;
+use crate::reader::FrameReader;
 use crate::shared::Shared;
 use crate::wire::{self, PeerFrame, Purpose};
 
@@ -128,8 +128,9 @@ async fn try_receive(
     group: &GroupHandle,
     stream: impl AsyncRead + Unpin,
 ) -> Result<(Slot, Config, Keyspace), Failure> {
-    let mut frames = FramedRead::new(Patient::new(stream, PROGRESS_TIMEOUT), codec());
-    let first = frames.next().await.ok_or("nothing arrived")??.freeze();
+    let stream = Patient::new(stream, PROGRESS_TIMEOUT);
+    let mut frames = FrameReader::new(stream, wire::FRAME_BYTES_MAX, Whose::Peer, &shared.budget);
+    let first = frames.next().await?.ok_or("nothing arrived")?;
     let PeerFrame::SnapshotBegin { slot, config } = PeerFrame::decode(first)? else {
         return Err("it does not begin with a snapshot's first frame".into());
     };
@@ -142,8 +143,8 @@ async fn try_receive(
     let mut writer =
         tokio::task::spawn_blocking(move || SnapshotWriter::create(disk, identity, id, &meta)).await??;
     let mut restore = Restore::new();
-    while let Some(frame) = frames.next().await {
-        match PeerFrame::decode(frame?.freeze())? {
+    while let Some(frame) = frames.next().await? {
+        match PeerFrame::decode(frame)? {
             PeerFrame::SnapshotSlice(slice) => {
                 (writer, restore) = tokio::task::spawn_blocking(move || {
                     writer.slice(&slice)?;
@@ -192,10 +193,6 @@ fn same_config(config: &Config, voters: &NodeSet) -> Result<(), Failure> {
         return Err("it is of a group with the same voters and other quorums".into());
     }
     Ok(())
-}
-
-fn codec() -> LengthDelimitedCodec {
-    frames::codec()
 }
 
 #[cfg(test)]

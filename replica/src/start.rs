@@ -232,6 +232,7 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
         zone: options.zone,
         discovery: options.discovery,
         door: Arc::new(Door::new(limits, metrics.clone())),
+        budget: Arc::new(metrics.budget()),
         tls: options.tls,
         stopping: CancellationToken::new(),
         stopped: CancellationToken::new(),
