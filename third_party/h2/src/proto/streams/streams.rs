@@ -629,7 +629,7 @@ impl Inner {
                 }
 
                 if self.actions.may_have_forgotten_stream(peer, id) {
-                    tracing::debug!("recv_data for old stream={:?}, sending STREAM_CLOSED", id,);
+                    tracing::debug!("recv_data for old stream={:?}, ignoring", id,);
 
                     let sz = frame.flow_controlled_len();
                     // This should have been enforced at the codec::FramedRead layer, so
@@ -638,7 +638,10 @@ impl Inner {
                     let sz = sz as WindowSize;
                     self.actions.recv.ignore_data(sz)?;
 
-                    return Err(Error::library_reset(id, Reason::STREAM_CLOSED));
+                    // Gaios: a request that is refused before its body has come is
+                    // answered, reset and forgotten while the body is on its way.
+                    // That is no error of the client's, nor one to count.
+                    return Ok(());
                 }
 
                 proto_err!(conn: "recv_data: stream not found; id={:?}", id);
