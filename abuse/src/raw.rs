@@ -86,17 +86,40 @@ pub(crate) fn end_of(prefix: &str) -> Bytes {
     end.into()
 }
 
-/// Reads an answer to its end, and gives the code it ends with.
-pub(crate) async fn code(answer: ResponseFuture) -> Result<Code, h2::Error> {
+/// What an answer ends with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ending {
+    pub(crate) code: Code,
+    /// As it is on the wire.
+    pub(crate) message: String,
+}
+
+impl Ending {
+    fn of(headers: &HeaderMap) -> Option<Ending> {
+        let code = Code::from_bytes(headers.get("grpc-status")?.as_bytes());
+        let message = headers.get("grpc-message").map(|message| message.as_bytes()).unwrap_or_default();
+        Some(Ending { code, message: String::from_utf8_lossy(message).into_owned() })
+    }
+
+    /// Whether it is how servers say that they have too much to do. etcd says it with the code `Unknown`, so that clients know it by
+    /// its text.
+    pub(crate) fn is_shed(&self) -> bool {
+        self.code == Code::ResourceExhausted || self.message.replace("%20", " ").contains("too many requests")
+    }
+}
+
+/// Reads an answer to its end, and gives what it ends with.
+pub(crate) async fn ending(answer: ResponseFuture) -> Result<Ending, h2::Error> {
     let (head, mut body) = answer.await?.into_parts();
-    if let Some(code) = told(&head.headers) {
-        return Ok(code);
+    if let Some(ending) = Ending::of(&head.headers) {
+        return Ok(ending);
     }
     while let Some(data) = next(&mut body).await? {
         drop(data);
     }
     let trailers = body.trailers().await?;
-    Ok(trailers.as_ref().and_then(told).unwrap_or(Code::Unknown))
+    let nothing = || Ending { code: Code::Unknown, message: "no status".to_owned() };
+    Ok(trailers.as_ref().and_then(Ending::of).unwrap_or_else(nothing))
 }
 
 /// The next piece of a body; what was read may be sent again.
@@ -104,10 +127,6 @@ pub(crate) async fn next(body: &mut RecvStream) -> Result<Option<Bytes>, h2::Err
     let Some(data) = body.data().await.transpose()? else { return Ok(None) };
     body.flow_control().release_capacity(data.len())?;
     Ok(Some(data))
-}
-
-fn told(headers: &HeaderMap) -> Option<Code> {
-    headers.get("grpc-status").map(|code| Code::from_bytes(code.as_bytes()))
 }
 
 /// Tells how many messages a stream of gRPC frames has, piece by piece.
@@ -162,6 +181,19 @@ mod tests {
                 .for_each(|at| counter.add(frames.slice(at..frames.len().min(at + step))));
             assert_eq!((counter.messages, counter.missing), (3, 0), "in pieces of {step}");
         }
+    }
+
+    #[test]
+    fn what_is_shed_is_told_by_its_text() {
+        let ending = |code: &'static str, message: &'static str| {
+            let headers = [("grpc-status", code), ("grpc-message", message)];
+            let headers = headers.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+            Ending::of(&HeaderMap::from_iter(headers)).unwrap()
+        };
+        assert!(ending("2", "etcdserver:%20too%20many%20requests").is_shed());
+        assert!(ending("2", "etcdserver: too many requests").is_shed());
+        assert!(ending("8", "").is_shed());
+        assert!(!ending("2", "etcdserver:%20request%20timed%20out").is_shed());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tonic::Code;
 
 use super::{Outcome, small};
 use crate::Problem;
-use crate::raw::{PUT, Raw, code, framed};
+use crate::raw::{Ending, PUT, Raw, ending, framed};
 use crate::stage::Stage;
 
 const VALUE_BYTES: usize = 20_000;
@@ -43,6 +43,8 @@ struct Tally {
     late: AtomicUsize,
     failed: Mutex<BTreeMap<String, usize>>,
     sent: AtomicUsize,
+    /// How late the attackers were for each of their turns: what they lack themselves.
+    lags: Mutex<Vec<Duration>>,
 }
 
 struct Putters {
@@ -53,7 +55,7 @@ struct Putters {
 
 impl Putters {
     /// Asks on one of the connections, and opens another in its place if that is over.
-    async fn ask(&self, number: usize) -> Result<Code, Problem> {
+    async fn ask(&self, number: usize) -> Result<Ending, Problem> {
         let place = &self.connections[number % self.connections.len()];
         let body = self.bodies[number % self.bodies.len()].clone();
         let raw = Arc::clone(&place.lock().unwrap_or_else(PoisonError::into_inner));
@@ -72,17 +74,21 @@ impl Putters {
                 current.ask(PUT, body).await?
             }
         };
-        code(answer).await.map_err(|error| error.to_string())
+        ending(answer).await.map_err(|error| error.to_string())
     }
 
     async fn put(&self, number: usize, due: Instant, tally: &Tally) {
         let put = self.ask(number);
         match timeout_at((due + PATIENCE).into(), put).await {
             // The timer may be late where the attackers are.
-            Ok(Ok(Code::Ok)) if due.elapsed() > PATIENCE => drop(tally.late.fetch_add(1, Relaxed)),
-            Ok(Ok(Code::Ok)) => tally.good.lock().unwrap_or_else(PoisonError::into_inner).push(due.elapsed()),
-            Ok(Ok(Code::ResourceExhausted)) => drop(tally.shed.fetch_add(1, Relaxed)),
-            Ok(Ok(code)) => tally.fail(format!("{code:?}")),
+            Ok(Ok(Ending { code: Code::Ok, .. })) if due.elapsed() > PATIENCE => {
+                tally.late.fetch_add(1, Relaxed);
+            }
+            Ok(Ok(Ending { code: Code::Ok, .. })) => {
+                tally.good.lock().unwrap_or_else(PoisonError::into_inner).push(due.elapsed());
+            }
+            Ok(Ok(ending)) if ending.is_shed() => drop(tally.shed.fetch_add(1, Relaxed)),
+            Ok(Ok(Ending { code, message })) => tally.fail(format!("{code:?}: {message}")),
             Ok(Err(problem)) => tally.fail(problem),
             Err(_) => drop(tally.late.fetch_add(1, Relaxed)),
         }
@@ -96,11 +102,16 @@ impl Tally {
 
     /// How many were good, and the 99th percentile of their latency in milliseconds.
     fn good(&self) -> (usize, f64) {
-        let mut good = self.good.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        good.sort_unstable();
-        let p99 = good.get((good.len() * 99).div_ceil(100).saturating_sub(1)).copied().unwrap_or_default();
-        (good.len(), p99.as_secs_f64() * 1000.0)
+        percentile_99(&self.good)
     }
+}
+
+/// How many there are, and the 99th percentile of them in milliseconds.
+fn percentile_99(times: &Mutex<Vec<Duration>>) -> (usize, f64) {
+    let mut times = times.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    times.sort_unstable();
+    let p99 = times.get((times.len() * 99).div_ceil(100).saturating_sub(1)).copied().unwrap_or_default();
+    (times.len(), p99.as_secs_f64() * 1000.0)
 }
 
 /// Finds what is served at most, and then asks for `times` that.
@@ -128,12 +139,13 @@ pub(super) async fn overload(stage: Arc<Stage>, times: f64) -> Outcome {
     let share = good as f64 / seconds / peak;
     let told = format!(
         "peak {peak:.0}/s with p99 {normal_ms:.0} ms; {:.1} times that sent: goodput {:.0} % with p99 {p99_ms:.0} ms, {} shed, \
-         {} late, failed: {:?}",
+         {} late, failed: {:?}; the attackers themselves were late by {:.0} ms (p99)",
         tally.sent.load(Relaxed) as f64 / seconds / peak,
         share * 100.0,
         tally.shed.load(Relaxed),
         tally.late.load(Relaxed),
-        tally.failed.lock().unwrap_or_else(PoisonError::into_inner)
+        tally.failed.lock().unwrap_or_else(PoisonError::into_inner),
+        percentile_99(&tally.lags).1,
     );
     if share < GOODPUT_LEAST || p99_ms > P99_MOST * normal_ms { Err(told) } else { Ok(told) }
 }
@@ -162,8 +174,9 @@ async fn open_loop(putters: &Arc<Putters>, per_second: f64) -> Arc<Tally> {
     let most = (per_second * BEHIND_MAX.as_secs_f64()) as usize + 1;
     let (begun, mut number) = (Instant::now(), 0);
     while begun.elapsed() < ATTACK_FOR {
-        ticks.tick().await;
+        let at = ticks.tick().await.into_std();
         let due = Instant::now();
+        tally.lags.lock().unwrap_or_else(PoisonError::into_inner).push(due.saturating_duration_since(at));
         let wanted = ((due - begun).as_secs_f64() * per_second) as usize;
         number = number.max(wanted.saturating_sub(most));
         while number < wanted {
