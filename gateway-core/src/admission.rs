@@ -6,6 +6,11 @@
 //! them. What the fastest answer of the last minute took is the way and the work; what the fastest of an interval took
 //! beyond that is the queue. While none stands there is no limit but the hard one.
 //!
+//! Till then it is not known how many are too many, and a flood is thousands of requests before anything shows. So only so many
+//! are let in as went well of late, [`ROOM_LEAST`] at least, and what comes beyond waits at the door for a moment. When no queue
+//! shows, there is room for twice as many; so those who come all at once, and wait for their answers, are all served. When one
+//! does, and still more come, it was a flood, and who waited at the door is refused.
+//!
 //! Once it costs [`STANDING`], so many requests are let in as leave a queue of [`TOLERATED`] at the rate of that interval; then
 //! fewer while it is longer, more while it is not. When nobody was refused for [`QUIET`], the limit is lifted.
 //!
@@ -30,8 +35,19 @@ const ANSWERS_MIN: u64 = 3;
 pub const SMALL_MIN: usize = 32;
 /// See [`SMALL_MIN`].
 pub const LARGE_MIN: usize = 4;
+/// As many small requests of a kind are let in before anything is known.
+pub const ROOM_LEAST: usize = 256;
 /// After so long without a refusal a limit is lifted.
 const QUIET: Duration = Duration::from_secs(3);
+/// With more under way than what makes so many times the queue that is tolerated, a limit does not grow, however fast nodes are:
+/// then requests wait for something else, as for being read.
+const GROWN_MOST: f64 = 4.0;
+/// When more came than there was room for, by this part of what was answered, they do not stop coming.
+const FLOOD_PART: u64 = 2;
+/// So many may wait at the door.
+pub const HELD_MOST: usize = 4096;
+/// Who has waited at the door for so long is refused if there is a limit, and let in if there is none.
+pub const HELD_FOR: Duration = Duration::from_secs(1);
 /// For so long the fastest answer is remembered, and half of it at least.
 const MEMORY: Duration = Duration::from_secs(60);
 /// When so few are under way and even the fastest was slow for so long, then it is not for the number of requests.
@@ -57,12 +73,16 @@ pub const LANES: usize = 2;
 /// What was seen of requests of a kind in an interval.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// At its end.
+    /// At its end, from the head of their message on.
     pub under_way: usize,
+    /// At its end, those who wait at the door.
+    pub held: usize,
     /// How many were answered.
     pub answers: u64,
     /// How many were refused.
     pub refused: u64,
+    /// How many began to wait at the door.
+    pub held_new: u64,
     /// How long the fastest answer took.
     pub fastest: Option<Duration>,
 }
@@ -85,11 +105,16 @@ pub struct Limits {
     pub small: [Option<usize>; LANES],
     /// Large ones, of both lanes together.
     pub large: Option<usize>,
+    /// Small ones beyond this wait at the door, by [`Lane`], where there is no limit.
+    pub room: [usize; LANES],
+    /// What is beyond the limit is refused at once; else it waits at the door, too.
+    pub flood: [bool; LANES],
 }
 
 impl Limits {
     /// No queue stands.
-    pub const NONE: Limits = Limits { small: [None; LANES], large: None };
+    pub const NONE: Limits =
+        Limits { small: [None; LANES], large: None, room: [ROOM_LEAST; LANES], flood: [false; LANES] };
 }
 
 /// See the module.
@@ -107,6 +132,43 @@ struct LaneLimit {
     narrow: Option<Narrow>,
     /// For so long it has been slow although next to nothing is let in.
     slow_for: Duration,
+    room: Room,
+    flood: bool,
+}
+
+/// How many went well of late.
+#[derive(Debug)]
+struct Room {
+    now: usize,
+    /// For so long some have waited at the door.
+    full_for: Duration,
+    /// The most that were under way since it was looked at whether so much is needed.
+    used: usize,
+    age: Duration,
+}
+
+impl Default for Room {
+    fn default() -> Room {
+        Room { now: ROOM_LEAST, full_for: Duration::ZERO, used: 0, age: Duration::ZERO }
+    }
+}
+
+impl Room {
+    /// No queue stands with so many under way.
+    fn handle_quiet(&mut self, seen: &Seen, fastest: Duration, length: Duration) {
+        self.used = self.used.max(seen.under_way);
+        self.age += length;
+        self.full_for = if seen.held > 0 { self.full_for + length } else { Duration::ZERO };
+        // By then the fastest answer is of a time when it was full.
+        if self.full_for > fastest + 2 * INTERVAL {
+            self.now = self.now.saturating_mul(2);
+            self.full_for = Duration::ZERO;
+        } else if self.age > MEMORY / 2 {
+            self.now = self.now.min(self.used.max(ROOM_LEAST));
+            (self.used, self.age) = (0, Duration::ZERO);
+        }
+        debug_assert!(self.now >= ROOM_LEAST, "some are always let in");
+    }
 }
 
 /// A limit in force.
@@ -158,7 +220,12 @@ impl Limiter {
                 "some are always let in"
             );
         }
-        Limits { small: [limit(&read.narrow), limit(&write.narrow)], large: limit(&self.large) }
+        Limits {
+            small: [limit(&read.narrow), limit(&write.narrow)],
+            large: limit(&self.large),
+            room: [read.room.now, write.room.now],
+            flood: [read.flood, write.flood],
+        }
     }
 
     /// Returns whether there was anything to hold back.
@@ -206,6 +273,9 @@ impl LaneLimit {
 
     fn handle_interval(&mut self, seen: &Seen, length: Duration, slow: bool) {
         let tolerated = self.tolerated();
+        let too_many = seen.refused + seen.held_new;
+        let flood = too_many > seen.answers / FLOOD_PART;
+        self.flood = flood && self.narrow.is_some();
         let Some(narrow) = &mut self.narrow else {
             if slow && seen.under_way > SMALL_MIN {
                 // Little's law: what is under way is the rate times the time that each takes.
@@ -213,14 +283,22 @@ impl LaneLimit {
                 let limit = (limit as usize).clamp(SMALL_MIN, seen.under_way);
                 self.narrow = Some(Narrow { limit, settling: Duration::ZERO, quiet_for: Duration::ZERO });
                 self.standing = 0;
-            } else if let Some(fastest) = seen.fastest
-                && (self.standing == 0 || seen.under_way <= SMALL_MIN)
-            {
+                self.room = Room::default();
+                self.flood = flood;
+                return;
+            }
+            let Some(fastest) = seen.fastest else { return };
+            if self.standing == 0 {
+                self.room.handle_quiet(seen, fastest, length);
+            } else {
+                self.room.full_for = Duration::ZERO;
+            }
+            if self.standing == 0 || seen.under_way <= SMALL_MIN {
                 self.fastest.learn(fastest, length);
             }
             return;
         };
-        if narrow.rest(seen.refused, length) {
+        if narrow.rest(too_many, length) {
             self.narrow = None;
             self.slow_for = Duration::ZERO;
             return;
@@ -228,6 +306,8 @@ impl LaneLimit {
         let Some(fastest) = seen.fastest else { return };
         narrow.settling = narrow.settling.saturating_sub(length);
         let is_least = narrow.limit == SMALL_MIN;
+        let rate = seen.answers as f64 / length.as_secs_f64();
+        let most = (rate * tolerated.as_secs_f64() * GROWN_MOST) as usize;
         let before = narrow.limit;
         // What was let in before is slow until it is gone.
         if !narrow.settling.is_zero() {
@@ -235,7 +315,7 @@ impl LaneLimit {
         } else if slow && seen.under_way <= narrow.limit * 2 {
             narrow.limit = (narrow.limit * 4 / 5).max(SMALL_MIN);
             self.standing = 0;
-        } else if fastest <= tolerated && seen.refused > 0 {
+        } else if fastest <= tolerated && too_many > 0 && narrow.limit < most {
             narrow.limit += 1 + narrow.limit / 16;
         }
         if narrow.limit != before {

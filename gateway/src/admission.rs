@@ -1,6 +1,9 @@
 //! How many requests of clients are under way, and which are refused before their work begins. What the limits are is
 //! decided in [`gateway_core::admission`]; here it is counted.
 //!
+//! A small request has a place from when its head has come: what is let in is on its way, and would be in front of all that comes
+//! later. It loses it when the message takes long, so that who sends half of one takes nobody's place.
+//!
 //! Nothing here is locked on a request's way: limits are looked at again by whoever has just been answered, one at a time.
 
 mod budget;
@@ -11,11 +14,14 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use gateway_core::Failure;
-use gateway_core::admission::{INTERVAL, Interval, Lane, Limiter, Limits, Load, Seen};
+use gateway_core::admission::{
+    HELD_FOR, HELD_MOST, INTERVAL, Interval, Lane, Limiter, Limits, Load, ROOM_LEAST, Seen,
+};
 use parking_lot::Mutex;
 use prometheus::IntCounter;
 use replica::Source;
 use tokio::sync::Notify;
+use tokio::time::timeout_at;
 
 use crate::context::Priority;
 use budget::Held;
@@ -79,8 +85,17 @@ struct Looked {
 struct Kind {
     under_way: AtomicUsize,
     limit: AtomicUsize,
+    /// Beyond it, requests are held where there is no limit.
+    room: AtomicUsize,
+    /// What is beyond the limit is refused at once.
+    flood: AtomicBool,
+    /// Requests that wait at the door.
+    held: AtomicUsize,
+    /// They may look again.
+    freed: Notify,
     /// Since limits were looked at.
     answers: AtomicU64,
+    held_new: AtomicU64,
     refused: AtomicU64,
     /// In microseconds.
     fastest: AtomicU64,
@@ -143,6 +158,11 @@ impl Default for Kind {
         Kind {
             under_way: AtomicUsize::new(0),
             limit: AtomicUsize::new(NO_LIMIT),
+            room: AtomicUsize::new(ROOM_LEAST),
+            flood: AtomicBool::new(false),
+            held: AtomicUsize::new(0),
+            freed: Notify::new(),
+            held_new: AtomicU64::new(0),
             answers: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             fastest: AtomicU64::new(u64::MAX),
@@ -159,11 +179,22 @@ impl Kind {
         self.under_way.load(Ordering::Relaxed)
     }
 
+    /// One fewer is under way.
+    fn leave(&self) {
+        self.under_way.fetch_sub(1, Ordering::Relaxed);
+        if self.held.load(Ordering::Relaxed) > 0 {
+            // Who came last: the others are late as it is.
+            self.freed.notify_last();
+        }
+    }
+
     /// What was seen since the last time.
     fn take_seen(&self) -> Seen {
         let fastest = self.fastest.swap(u64::MAX, Ordering::Relaxed);
         Seen {
             under_way: self.under_way(),
+            held: self.held.load(Ordering::Relaxed),
+            held_new: self.held_new.swap(0, Ordering::Relaxed),
             answers: self.answers.swap(0, Ordering::Relaxed),
             refused: self.refused.swap(0, Ordering::Relaxed),
             fastest: (fastest != u64::MAX).then(|| Duration::from_micros(fastest)),
@@ -248,7 +279,12 @@ impl Admission {
     pub(crate) fn limits(&self) -> Limits {
         let limit = |kind: &Kind| Some(kind.limit()).filter(|limit| *limit != NO_LIMIT);
         let [reads, writes] = &self.small;
-        Limits { small: [limit(reads), limit(writes)], large: limit(&self.large) }
+        Limits {
+            small: [limit(reads), limit(writes)],
+            large: limit(&self.large),
+            room: [reads, writes].map(|kind| kind.room.load(Ordering::Relaxed)),
+            flood: [reads, writes].map(|kind| kind.flood.load(Ordering::Relaxed)),
+        }
     }
 
     fn kind(&self, which: Which) -> &Kind {
@@ -280,6 +316,13 @@ impl Admission {
         let kinds = self.small.iter().zip(limits.small).chain([(&self.large, limits.large)]);
         for (kind, limit) in kinds {
             kind.limit.store(limit.unwrap_or(NO_LIMIT), Ordering::Relaxed);
+        }
+        for (lane, kind) in self.small.iter().enumerate() {
+            let (room, flood) = (limits.room[lane], limits.flood[lane]);
+            let is_news = kind.room.swap(room, Ordering::Relaxed) < room;
+            if !kind.flood.swap(flood, Ordering::Relaxed) && flood || is_news {
+                kind.freed.notify_waiters();
+            }
         }
     }
 }
@@ -317,18 +360,87 @@ impl Client {
         self.dismissed.notified().await;
     }
 
-    /// Lets a request in whose message is here, or does not. A small one was let in by the limit that adapts when its head came:
-    /// whoever sends many large messages at once, and waits for the answers, is not refused for having sent them.
+    /// A place for a small request whose head has come; `None` if it has to wait for one.
     ///
     /// # Errors
     /// [`Failure::Overloaded`].
-    pub(crate) fn admit(self: &Arc<Self>, lane: Lane, priority: Priority) -> Result<Permit, Failure> {
+    pub(crate) fn enter(self: &Arc<Self>, lane: Lane) -> Result<Option<Permit>, Failure> {
+        self.check_room(Priority::Small)?;
+        let kind = &self.admission.small[lane as usize];
+        let (limit, under_way) = (kind.limit(), kind.under_way());
+        let most = limit.min(kind.room.load(Ordering::Relaxed));
+        if under_way < most || self.load(false, most, under_way).admits() {
+            return Ok(Some(self.permit(Which::Small(lane))));
+        }
+        let is_flood = limit != NO_LIMIT && kind.flood.load(Ordering::Relaxed);
+        if is_flood || kind.held.load(Ordering::Relaxed) >= HELD_MOST {
+            return Err(self.refuse(kind));
+        }
+        kind.held_new.fetch_add(1, Ordering::Relaxed);
+        Ok(None)
+    }
+
+    /// Waits at the door until there is a place, for a moment.
+    ///
+    /// # Errors
+    /// [`Failure::Overloaded`].
+    pub(crate) async fn wait_to_enter(self: &Arc<Self>, lane: Lane) -> Result<Permit, Failure> {
+        let kind = &self.admission.small[lane as usize];
+        let until = tokio::time::Instant::now() + HELD_FOR;
+        let _held = Waits::new(kind);
+        loop {
+            let mut freed = std::pin::pin!(kind.freed.notified());
+            freed.as_mut().enable();
+            let (limit, under_way) = (kind.limit(), kind.under_way());
+            if limit != NO_LIMIT && kind.flood.load(Ordering::Relaxed) {
+                return Err(self.refuse(kind));
+            }
+            if under_way < limit.min(kind.room.load(Ordering::Relaxed)) {
+                break;
+            }
+            if timeout_at(until, freed).await.is_err() {
+                if kind.limit() != NO_LIMIT {
+                    return Err(self.refuse(kind));
+                }
+                break;
+            }
+        }
+        self.check_room(Priority::Small)?;
+        Ok(self.permit(Which::Small(lane)))
+    }
+
+    /// Lets a request in whose message is here, or does not. What is small was let in when its head came, and is not refused for
+    /// having sent the rest by now; its place is taken up if it still has it.
+    ///
+    /// # Errors
+    /// [`Failure::Overloaded`].
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        place: Option<Permit>,
+        lane: Lane,
+        priority: Priority,
+    ) -> Result<Permit, Failure> {
+        let which = which(lane, priority);
         if priority == Priority::Large {
             self.check_queue(lane, priority)?;
         }
-        self.check_room(priority)?;
+        match place {
+            Some(place) if place.kind == which => Ok(place),
+            Some(mut place) => {
+                self.admission.kind(place.kind).leave();
+                self.admission.kind(which).under_way.fetch_add(1, Ordering::Relaxed);
+                place.kind = which;
+                Ok(place)
+            }
+            None => {
+                self.check_room(priority)?;
+                Ok(self.permit(which))
+            }
+        }
+    }
+
+    fn permit(self: &Arc<Self>, kind: Which) -> Permit {
         let admission = &*self.admission;
-        let kind = which(lane, priority);
         admission.kind(kind).under_way.fetch_add(1, Ordering::Relaxed);
         if self.under_way.fetch_add(1, Ordering::Relaxed) == 0 {
             admission.connections.fetch_add(1, Ordering::Relaxed);
@@ -336,16 +448,22 @@ impl Client {
         if self.address.under_way.fetch_add(1, Ordering::Relaxed) == 0 {
             admission.addresses.fetch_add(1, Ordering::Relaxed);
         }
-        Ok(Permit { client: Arc::clone(self), kind })
+        Permit { client: Arc::clone(self), kind }
     }
 
-    /// Whether a request would be let in whose head has come.
+    /// Whether a request would be let in whose head has come, of which it does not show yet how large it is.
     ///
     /// # Errors
     /// [`Failure::Overloaded`].
     pub(crate) fn check(&self, lane: Lane, priority: Priority) -> Result<(), Failure> {
         self.check_queue(lane, priority)?;
         self.check_room(priority)
+    }
+
+    fn refuse(&self, kind: &Kind) -> Failure {
+        kind.refused.fetch_add(1, Ordering::Relaxed);
+        self.admission.counters.queue.inc();
+        Failure::Overloaded
     }
 
     /// By the limit that adapts.
@@ -355,9 +473,7 @@ impl Client {
         let limit = kind.limit();
         let urgent = priority == Priority::Liveness;
         if limit != NO_LIMIT && !self.load(urgent, limit, kind.under_way()).admits() {
-            kind.refused.fetch_add(1, Ordering::Relaxed);
-            admission.counters.queue.inc();
-            return Err(Failure::Overloaded);
+            return Err(self.refuse(kind));
         }
         Ok(())
     }
@@ -422,13 +538,29 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let client = &*self.client;
         let admission = &*client.admission;
-        admission.kind(self.kind).under_way.fetch_sub(1, Ordering::Relaxed);
+        admission.kind(self.kind).leave();
         if client.under_way.fetch_sub(1, Ordering::Relaxed) == 1 {
             admission.connections.fetch_sub(1, Ordering::Relaxed);
         }
         if client.address.under_way.fetch_sub(1, Ordering::Relaxed) == 1 {
             admission.addresses.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+}
+
+/// Counts a request that waits at the door.
+struct Waits<'a>(&'a Kind);
+
+impl<'a> Waits<'a> {
+    fn new(kind: &'a Kind) -> Waits<'a> {
+        kind.held.fetch_add(1, Ordering::Relaxed);
+        Waits(kind)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.held.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -479,16 +611,16 @@ mod tests {
     fn the_hard_limit_is_one_and_leaves_room_for_who_has_little() {
         let admission = admission(8);
         let (greedy, modest) = (admission.connect(source(1)), admission.connect(source(2)));
-        let put = |client: &Arc<Client>| client.admit(Lane::Write, Priority::Small);
+        let put = |client: &Arc<Client>| client.admit(None, Lane::Write, Priority::Small);
         let mut permits: Vec<_> = (0..4).map(|_| put(&greedy).unwrap()).collect();
         assert_eq!(put(&greedy).unwrap_err(), Failure::Overloaded);
         permits.push(put(&modest).unwrap());
-        permits.push(greedy.admit(Lane::Write, Priority::Liveness).unwrap());
+        permits.push(greedy.admit(None, Lane::Write, Priority::Liveness).unwrap());
         permits.push(put(&modest).unwrap());
         assert_eq!(put(&modest).unwrap_err(), Failure::Overloaded, "that is its share");
-        permits.push(greedy.admit(Lane::Read, Priority::Liveness).unwrap());
+        permits.push(greedy.admit(None, Lane::Read, Priority::Liveness).unwrap());
         let others: Vec<_> = (3..9).map(|last| admission.connect(source(last))).collect();
-        assert!(others.iter().all(|other| other.admit(Lane::Write, Priority::Liveness).is_err()));
+        assert!(others.iter().all(|other| other.admit(None, Lane::Write, Priority::Liveness).is_err()));
         assert_eq!(admission.counters.full.get(), 8);
         drop(permits);
         assert_eq!(admission.under_way(), UnderWay { reads: 0, writes: 0, large: 0 });
@@ -501,7 +633,7 @@ mod tests {
     fn a_queue_that_stands_makes_a_limit_that_others_do_not_feel() {
         let admission = admission(10_000);
         let (flood, modest) = (admission.connect(source(1)), admission.connect(source(1)));
-        let put = |client: &Arc<Client>| client.admit(Lane::Write, Priority::Small);
+        let put = |client: &Arc<Client>| client.admit(None, Lane::Write, Priority::Small);
         put(&modest).unwrap().answered(Some(Duration::from_millis(1)));
         let mut permits: Vec<_> = (0..500).map(|_| put(&flood).unwrap()).collect();
         while admission.limits().small[Lane::Write as usize].is_none() {
@@ -516,6 +648,66 @@ mod tests {
         permits.truncate(100);
         assert!(modest.check(Lane::Write, Priority::Small).is_ok());
         assert_eq!(admission.counters.queue.get(), 1);
+    }
+
+    #[test]
+    fn what_is_let_in_has_its_place_from_when_its_head_came() {
+        let admission = admission(10_000);
+        let client = admission.connect(source(1));
+        let place = client.enter(Lane::Write).unwrap();
+        assert_eq!(admission.under_way(), UnderWay { reads: 0, writes: 1, large: 0 });
+        let permit = client.admit(place, Lane::Write, Priority::Small).unwrap();
+        assert_eq!(admission.under_way(), UnderWay { reads: 0, writes: 1, large: 0 });
+        let permit = client.admit(Some(permit), Lane::Read, Priority::Small).unwrap();
+        assert_eq!(admission.under_way(), UnderWay { reads: 1, writes: 0, large: 0 });
+        let permit = client.admit(Some(permit), Lane::Read, Priority::Large).unwrap();
+        assert_eq!(admission.under_way(), UnderWay { reads: 0, writes: 0, large: 1 });
+        drop(permit);
+        assert_eq!(admission.under_way(), UnderWay { reads: 0, writes: 0, large: 0 });
+        assert_eq!(admission.connections.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_waits_at_the_door_before_it_shows_and_others_pass() {
+        let admission = admission(10_000);
+        let (flood, modest) = (admission.connect(source(1)), admission.connect(source(1)));
+        let enter = |client: &Arc<Client>| client.enter(Lane::Write).unwrap();
+        let mut places: Vec<_> = std::iter::from_fn(|| enter(&flood)).take(10_000).collect();
+        assert_eq!(places.len(), ROOM_LEAST);
+        assert!(enter(&modest).is_some(), "who has less than a share");
+        let mut first = Box::pin(flood.wait_to_enter(Lane::Write));
+        let mut last = Box::pin(flood.wait_to_enter(Lane::Write));
+        assert!(futures::poll!(&mut first).is_pending() && futures::poll!(&mut last).is_pending());
+        assert_eq!(admission.kind(Which::Small(Lane::Write)).held.load(Ordering::Relaxed), 2);
+        places.pop();
+        let place = last.await.unwrap();
+        assert!(futures::poll!(&mut first).is_pending());
+        drop(place);
+        drop(first.await.unwrap());
+        let begun = tokio::time::Instant::now();
+        places.extend(std::iter::from_fn(|| enter(&flood)).take(10_000));
+        assert!(flood.wait_to_enter(Lane::Write).await.is_ok(), "no queue shows");
+        assert!(begun.elapsed() >= HELD_FOR);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_that_shows_is_refused_at_the_door() {
+        let admission = admission(10_000);
+        let flood = admission.connect(source(1));
+        let enter = || flood.enter(Lane::Write).unwrap();
+        enter().unwrap().answered(Some(Duration::from_millis(1)));
+        let mut places: Vec<_> = std::iter::from_fn(enter).take(10_000).collect();
+        let mut waits = Box::pin(flood.wait_to_enter(Lane::Write));
+        assert!(futures::poll!(&mut waits).is_pending());
+        while flood.enter(Lane::Write).is_ok() {
+            sleep(INTERVAL / 5);
+            places.extend((0..20).filter_map(|_| flood.enter(Lane::Write).ok().flatten()));
+            for place in places.drain(..5) {
+                place.answered(Some(Duration::from_millis(300)));
+            }
+        }
+        assert_eq!(waits.await.unwrap_err(), Failure::Overloaded);
+        assert!(admission.counters.queue.get() > 1);
     }
 
     #[test]
@@ -537,7 +729,7 @@ mod tests {
         let admission = admission(10);
         let clients = [admission.connect(source(1)), admission.connect(source(1))];
         assert_eq!(admission.known.lock().len(), 1);
-        let permit = clients[0].admit(Lane::Read, Priority::Large).unwrap();
+        let permit = clients[0].admit(None, Lane::Read, Priority::Large).unwrap();
         drop(clients);
         assert_eq!(admission.known.lock().len(), 1, "a request is under way");
         drop(permit);

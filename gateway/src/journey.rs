@@ -29,10 +29,14 @@ struct Noted {
 pub(crate) struct Journey {
     /// For a leader, its link, a session or a number of it, or a node with room.
     pub(crate) waited: Duration,
+    /// What of that was for others that were before it: for a number of the session, or a node with room.
+    pub(crate) queued: Duration,
     /// From handing it to a link to the answer.
     pub(crate) at_nodes: Duration,
     /// How often it was handed to a link.
     pub(crate) attempts: u32,
+    /// How often a node had no room for it.
+    pub(crate) overloads: u32,
     /// The node that was asked last.
     pub(crate) node: Option<NodeId>,
     /// Which request it is, and what it is a part of.
@@ -40,20 +44,31 @@ pub(crate) struct Journey {
     pub(crate) trace_parent: Option<TraceParent>,
 }
 
-/// Drives a request, and gives what was noted meanwhile.
-pub(crate) async fn record<T>(request: impl Future<Output = T>) -> (T, Journey) {
+impl Journey {
+    /// How long it took, and waited for others; `None` if it was lost on its way, or waited for something else.
+    fn took(&self) -> Option<Duration> {
+        (self.attempts == self.overloads + 1).then_some(self.at_nodes + self.queued)
+    }
+}
+
+/// Drives a request that may have a place already, and gives what was noted meanwhile.
+pub(crate) async fn record<T>(place: Option<Permit>, request: impl Future<Output = T>) -> (T, Journey) {
     let driven = async {
         let answer = request.await;
         NOTED.with(|noted| {
             let journey = noted.journey.get();
             if let Some(permit) = noted.permit.take() {
-                // What is asked again was lost, or waited for something else than others that are under way.
-                permit.answered((journey.attempts == 1).then_some(journey.at_nodes));
+                permit.answered(journey.took());
             }
             (answer, journey)
         })
     };
-    NOTED.scope(Noted::default(), driven).await
+    NOTED.scope(Noted { permit: Cell::new(place), ..Noted::default() }, driven).await
+}
+
+/// The place that the request has, if it still has it.
+pub(crate) fn place() -> Option<Permit> {
+    NOTED.try_with(|noted| noted.permit.take()).ok().flatten()
 }
 
 /// The memory of its message is held as long as the request is under way.
@@ -77,6 +92,20 @@ pub(crate) fn begun(context: &RequestContext) {
 /// The request waits until this is dropped, whether by an end of the waiting or of the caller's patience.
 pub(crate) fn waiting() -> Stage {
     Stage { since: Instant::now(), note: |journey, took| journey.waited += took }
+}
+
+/// The same, for others that were before it.
+pub(crate) fn queued() -> Stage {
+    let note = |journey: &mut Journey, took: Duration| {
+        journey.waited += took;
+        journey.queued += took;
+    };
+    Stage { since: Instant::now(), note }
+}
+
+/// A node had no room for the request.
+pub(crate) fn overloaded() {
+    note(|journey| journey.overloads += 1);
 }
 
 /// The request is at a node, or on its way, until this is dropped.
@@ -127,10 +156,29 @@ mod tests {
             };
             timeout(Duration::from_millis(5), asked).await.is_err()
         };
-        let (gave_up, journey) = record(request).await;
+        let (gave_up, journey) = record(None, request).await;
         assert!(gave_up);
         assert_eq!((journey.attempts, journey.node), (1, Some(NodeId(7))));
         assert!(journey.at_nodes >= Duration::from_millis(5) && journey.waited < journey.at_nodes);
+    }
+
+    #[tokio::test]
+    async fn waiting_for_others_counts_as_the_queue_it_is_and_waiting_for_a_leader_does_not() {
+        let nap = Duration::from_millis(5);
+        let request = async {
+            drop(waiting());
+            let queue = queued();
+            tokio::time::sleep(nap).await;
+            drop(queue);
+            drop(at_node(NodeId(7)));
+            overloaded();
+            drop(at_node(NodeId(7)));
+        };
+        let ((), journey) = record(None, request).await;
+        assert!(journey.queued >= nap && journey.waited >= journey.queued);
+        assert!(journey.took().is_some_and(|took| took >= nap));
+        let lost = Journey { attempts: 3, ..journey };
+        assert_eq!(lost.took(), None, "asked again for another reason");
     }
 
     #[test]

@@ -67,56 +67,125 @@ impl Outcome {
     }
 }
 
-/// Offers `rate` requests a second to `server` behind a limiter, or behind none, for so many seconds. Nothing is noted of the
-/// first four: a flood is on its way before anything shows.
-fn offer(server: Server, rate: f64, seconds: u64, mut limiter: Option<&mut Limiter>) -> Outcome {
-    const NOTED_FROM: Us = 4_000_000;
-    let end = seconds * 1_000_000 + NOTED_FROM;
-    let mut arrivals = Arrivals { state: 42, mean: 1e6 / rate };
-    let mut outcome = Outcome { seconds: seconds as f64, ..Outcome::default() };
-    let mut queue: VecDeque<Us> = VecDeque::new();
-    let mut batch: Vec<Us> = Vec::new();
-    let mut on_its_way: VecDeque<(Us, Us)> = VecDeque::new();
+/// Nothing is noted of the first seconds: a flood is on its way before anything shows.
+const SETTLED: Us = 4_000_000;
+
+/// Requests by callers who do not wait.
+#[derive(Clone, Copy)]
+struct Offer {
+    /// So many at once, to begin with.
+    burst: usize,
+    /// And so many a second.
+    rate: f64,
+    /// Till when.
+    end: Us,
+    noted_from: Us,
+}
+
+/// Offers `rate` requests a second to `server` behind a limiter, or behind none, for so many seconds after it has [`SETTLED`].
+fn offer(server: Server, rate: f64, seconds: u64, limiter: Option<&mut Limiter>) -> Outcome {
+    let end = seconds * 1_000_000 + SETTLED;
+    serve(server, Offer { burst: 0, rate, end, noted_from: SETTLED }, limiter)
+}
+
+/// A gateway's door, with what comes of what is offered.
+struct Door {
+    limits: Limits,
+    /// Since when they wait at the door.
+    held: Vec<Us>,
+    seen: Seen,
+    outcome: Outcome,
+    noted_from: Us,
+}
+
+impl Door {
+    fn refuse(&mut self, now: Us) {
+        self.seen.refused += 1;
+        self.outcome.refused += u64::from(now >= self.noted_from);
+    }
+
+    fn room(&self) -> usize {
+        self.limits.small[Lane::Write as usize].unwrap_or(self.limits.room[Lane::Write as usize])
+    }
+
+    fn answer(&mut self, now: Us, came: Us, entered: Us) {
+        self.seen.answers += 1;
+        let (took, fastest) = (now - came, Duration::from_micros(now - entered));
+        self.seen.fastest = Some(self.seen.fastest.map_or(fastest, |least| least.min(fastest)));
+        if now >= self.noted_from && took <= TIMEOUT {
+            self.outcome.answered_in_time += 1;
+            self.outcome.took.push(took);
+        }
+    }
+
+    fn look(&mut self, now: Us, under_way: usize, limiter: &mut Limiter) {
+        self.seen.under_way = under_way;
+        self.seen.held = self.held.len();
+        let seen = std::mem::take(&mut self.seen);
+        let interval = Interval { length: INTERVAL, small: [Seen::default(), seen], large: Seen::default() };
+        self.limits = limiter.handle_interval(&interval);
+        let flood = self.limits.flood[Lane::Write as usize];
+        let is_over = |came: &Us| flood || now - came > HELD_FOR.as_micros() as Us;
+        for _ in self.held.extract_if(.., |came| is_over(came)).collect::<Vec<_>>() {
+            self.refuse(now);
+        }
+    }
+}
+
+fn serve(server: Server, offer: Offer, mut limiter: Option<&mut Limiter>) -> Outcome {
+    let mut arrivals = Arrivals { state: 42, mean: 1e6 / offer.rate };
+    let no_limits = Limits { room: [usize::MAX; LANES], ..Limits::NONE };
+    let outcome = Outcome { seconds: (offer.end - offer.noted_from) as f64 / 1e6, ..Outcome::default() };
+    let limits = limiter.as_ref().map_or(no_limits, |limiter| limiter.limits());
+    let mut door =
+        Door { limits, held: Vec::new(), seen: Seen::default(), outcome, noted_from: offer.noted_from };
+    // When they came to the door, and when they were let in.
+    let mut queue: VecDeque<(Us, Us)> = VecDeque::new();
+    let mut batch: Vec<(Us, Us)> = Vec::new();
+    let mut on_its_way: VecDeque<(Us, (Us, Us))> = VecDeque::new();
+    let mut burst = offer.burst;
     let (mut next_arrival, mut batch_done, mut next_look) = (arrivals.next_gap(), Us::MAX, 50_000);
-    let mut seen = Seen::default();
-    let mut limit = usize::MAX;
     loop {
         let next_answer = on_its_way.front().map_or(Us::MAX, |(at, _)| *at);
-        let now = next_arrival.min(batch_done).min(next_look).min(next_answer);
-        if now >= end {
-            return outcome;
+        let soonest = if burst > 0 { 0 } else { next_arrival };
+        let now = soonest.min(batch_done).min(next_look).min(next_answer);
+        if now >= offer.end {
+            return door.outcome;
         }
-        let under_way = queue.len() + batch.len() + on_its_way.len();
+        let mut under_way = queue.len() + batch.len() + on_its_way.len();
         if now == next_look {
             next_look += INTERVAL.as_micros() as Us;
-            seen.under_way = under_way;
             if let Some(limiter) = limiter.as_deref_mut() {
-                let interval =
-                    Interval { length: INTERVAL, small: [Seen::default(), seen], large: Seen::default() };
-                limit = limiter.handle_interval(&interval).small[Lane::Write as usize].unwrap_or(usize::MAX);
+                door.look(now, under_way, limiter);
             }
-            seen = Seen::default();
         } else if now == batch_done {
             batch_done = Us::MAX;
-            on_its_way.extend(batch.drain(..).map(|began| (now + server.distance, began)));
+            on_its_way.extend(batch.drain(..).map(|times| (now + server.distance, times)));
         } else if now == next_answer {
-            let (_, began) = on_its_way.pop_front().unwrap();
-            let took = now - began;
-            seen.answers += 1;
-            let fastest = Duration::from_micros(took);
-            seen.fastest = Some(seen.fastest.map_or(fastest, |least| least.min(fastest)));
-            if now >= NOTED_FROM && took <= TIMEOUT {
-                outcome.answered_in_time += 1;
-                outcome.took.push(took);
-            }
+            let (_, (came, entered)) = on_its_way.pop_front().unwrap();
+            under_way -= 1;
+            door.answer(now, came, entered);
         } else {
-            next_arrival += arrivals.next_gap();
-            if under_way < limit {
-                queue.push_back(now);
-            } else {
-                seen.refused += 1;
-                outcome.refused += u64::from(now >= NOTED_FROM);
+            match burst.checked_sub(1) {
+                Some(rest) => burst = rest,
+                None => next_arrival += arrivals.next_gap(),
             }
+            if under_way < door.room() {
+                queue.push_back((now, now));
+                under_way += 1;
+            } else if door.limits.flood[Lane::Write as usize] {
+                door.refuse(now);
+            } else {
+                door.seen.held_new += 1;
+                door.held.push(now);
+            }
+        }
+        // The youngest first.
+        while under_way < door.room()
+            && let Some(came) = door.held.pop()
+        {
+            queue.push_back((came, now));
+            under_way += 1;
         }
         if batch_done == Us::MAX && !queue.is_empty() {
             batch.extend(queue.drain(..queue.len().min(server.batch_max)));
@@ -151,8 +220,9 @@ fn an_open_loop_of_any_rate_gets_what_can_be_done_in_good_time() {
             assert!(p99 <= normal_p99 * 3, "{times}: {p99} µs, and {normal_p99} µs normally");
             let after = offer(server, capacity * 0.7, 20, Some(&mut limiter));
             assert!(after.refused < 50, "{times}: {} refused after the flood", after.refused);
-            let is_lifted = limiter.limits() == Limits::NONE;
-            assert!(is_lifted, "{times}: {:?} after the flood", limiter.limits());
+            let limits = limiter.limits();
+            let is_lifted = limits.small == [None; LANES] && limits.large.is_none();
+            assert!(is_lifted, "{times}: {limits:?} after the flood");
         }
     }
 }
@@ -164,8 +234,40 @@ fn what_begins_as_an_overload_is_one_all_the_same() {
     assert!(overload.percentile(0.99) <= 42_000, "{}", overload.percentile(0.99));
 }
 
+#[test]
+fn a_flood_does_no_harm_before_it_shows_either() {
+    let slow_disk = Server { per_batch: 6_000, per_request: 200, ..PUTS };
+    let far = Server { distance: 150_000, ..PUTS };
+    // Far away it takes longer until anything shows.
+    for (server, least) in [(PUTS, 0.95), (slow_disk, 0.95), (far, 0.85)] {
+        let capacity = server.capacity();
+        let normal = offer(server, capacity * 0.7, 4, Some(&mut Limiter::default())).percentile(0.99);
+        for times in [2.0, 5.0, 10.0] {
+            let mut limiter = Limiter::default();
+            offer(server, capacity * 0.5, 2, Some(&mut limiter));
+            let flood = Offer { burst: 0, rate: capacity * times, end: 4_000_000, noted_from: 0 };
+            let overload = serve(server, flood, Some(&mut limiter));
+            let share = overload.goodput() / capacity;
+            assert!(share >= least, "{times}: {share}");
+            let p99 = overload.percentile(0.99);
+            assert!(p99 <= (normal * 3).max(100_000), "{times}: {p99} µs, and {normal} µs normally");
+        }
+    }
+}
+
+#[test]
+fn who_comes_all_at_once_and_waits_for_the_answers_is_served() {
+    for (rate, burst) in [(0.001, 2_500), (PUTS.capacity() * 0.2, 2_000), (PUTS.capacity() * 0.3, 1_000)] {
+        let mut limiter = Limiter::default();
+        offer(PUTS, 50.0, 2, Some(&mut limiter));
+        let burst = Offer { burst, rate, end: 4_000_000, noted_from: 0 };
+        let outcome = serve(PUTS, burst, Some(&mut limiter));
+        assert_eq!(outcome.refused, 0, "of {} and {rate} a second", burst.burst);
+    }
+}
+
 fn seen(under_way: usize, fastest_ms: u64) -> Seen {
-    Seen { under_way, answers: 100, refused: 0, fastest: Some(Duration::from_millis(fastest_ms)) }
+    Seen { under_way, answers: 100, fastest: Some(Duration::from_millis(fastest_ms)), ..Seen::default() }
 }
 
 fn interval(reads: Seen, writes: Seen, large: usize) -> Interval {

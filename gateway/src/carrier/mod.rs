@@ -344,7 +344,10 @@ impl Shared {
                 Some(Counted::new(&self.easing, bytes, bytes_max)?)
             }
         };
-        let _stage = journey::waiting();
+        let _stage = match pause {
+            Pause::Moment => journey::waiting(),
+            Pause::Ease { .. } => journey::queued(),
+        };
         tokio::time::sleep_until(until.into()).await;
         Ok(())
     }

@@ -51,7 +51,7 @@ impl<D: Domain> Caller<D> {
         lane: Lane,
         priority: Priority,
     ) -> Result<RequestContext, Failure> {
-        journey::admitted(self.client.admit(lane, priority)?);
+        journey::admitted(self.client.admit(journey::place(), lane, priority)?);
         Ok(self.context(metadata, priority))
     }
 

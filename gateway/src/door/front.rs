@@ -31,12 +31,13 @@ use super::measured::{Answered, Received};
 use super::sizes::{COMPRESSION, sizes_of_too_large};
 use super::told::{Line, tell_at_end};
 use super::{Caller, Door, admin, http, watch};
-use crate::admission::{Client, Taken};
+use crate::admission::{Client, Permit, Taken};
 use crate::context::{Identity, Permissions, Priority};
 use crate::domain::Domain;
 use crate::journey::{self, Journey};
 use crate::methods;
 use gateway_core::Failure;
+use gateway_core::admission::Lane;
 
 type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
@@ -46,6 +47,18 @@ pub(crate) struct Front<D: Domain> {
     port: Port,
     /// The client of the connection that is served.
     from: Option<SocketAddr>,
+}
+
+/// What a request has when its head has come.
+enum LetIn {
+    /// Nothing: it is counted when it has been read.
+    Counted,
+    /// What the budget has for a stream.
+    Stream(Taken),
+    /// A place.
+    Place(Permit),
+    /// It has to wait for one.
+    Wait(Lane),
 }
 
 /// What is served where.
@@ -131,8 +144,8 @@ impl<D: Domain> Front<D> {
             metrics.handled(status.code());
             return Box::pin(std::future::ready(Ok(status.into_http())));
         }
-        let stream = match self.let_in(method) {
-            Ok(stream) => stream,
+        let let_in = match self.let_in(method) {
+            Ok(let_in) => let_in,
             Err(failure) => {
                 let status = to_status(failure);
                 metrics.handled(status.code());
@@ -150,9 +163,22 @@ impl<D: Domain> Front<D> {
             }
             let flow = methods::METHODS[method].2;
             let client = services.caller.client();
+            let (place, stream) = match let_in {
+                LetIn::Counted => (None, None),
+                LetIn::Stream(taken) => (None, Some(taken)),
+                LetIn::Place(place) => (Some(place), None),
+                LetIn::Wait(lane) => match client.wait_to_enter(lane).await {
+                    Ok(place) => (Some(place), None),
+                    Err(failure) => {
+                        let status = to_status(failure);
+                        services.caller.metrics.method(method).handled(status.code());
+                        return Ok(tell_at_end(status.into_http(), line));
+                    }
+                },
+            };
             let counted = line.as_ref().map(Line::received);
             let request = request.map(|body| Received::new(body, flow, client, counted));
-            let (mut response, journey) = journey::record(services.call(method, request)).await;
+            let (mut response, journey) = journey::record(place, services.call(method, request)).await;
             let code = refused_code(response.headers());
             if code == Some(Code::OutOfRange) {
                 say_it_like_grpc_go(response.headers_mut());
@@ -174,17 +200,19 @@ impl<D: Domain> Front<D> {
         })
     }
 
-    /// Lets a request in before its message is read; whether it is carried out is decided when it has been. What the budget
-    /// has for it if it is a stream.
-    fn let_in(&self, method: usize) -> Result<Option<Taken>, Failure> {
+    /// Lets a request in before its message is read; whether it is carried out is decided when it has been.
+    fn let_in(&self, method: usize) -> Result<LetIn, Failure> {
         let client = self.services.caller.client();
-        if let Some(lane) = methods::lane(method) {
-            client.check(lane, Priority::Small)?;
-        }
-        match methods::METHODS[method].2 {
-            methods::Flow::Unary => Ok(None),
-            methods::Flow::ServerStream | methods::Flow::BidiStream => {
-                Taken::stream(client).map(Some).ok_or(Failure::Overloaded)
+        match (methods::METHODS[method].2, methods::lane(method)) {
+            (methods::Flow::Unary, None) => Ok(LetIn::Counted),
+            (methods::Flow::Unary, Some(lane)) => {
+                client.enter(lane).map(|place| place.map_or(LetIn::Wait(lane), LetIn::Place))
+            }
+            (methods::Flow::ServerStream | methods::Flow::BidiStream, lane) => {
+                if let Some(lane) = lane {
+                    client.check(lane, Priority::Small)?;
+                }
+                Taken::stream(client).map(LetIn::Stream).ok_or(Failure::Overloaded)
             }
         }
     }

@@ -84,7 +84,7 @@ impl<D: Domain> Chunks<D> {
     /// The next message, and whether it is the last one.
     async fn next(&mut self) -> Result<(pb::RangeStreamResponse, bool), Failure> {
         // One that was let in is not refused half-way.
-        let permit = self.caller.client().admit(Lane::Read, Priority::Large);
+        let permit = self.caller.client().admit(None, Lane::Read, Priority::Large);
         let _permit = if self.stream.is_pinned() { permit.ok() } else { Some(permit?) };
         let page = self.stream.page();
         let revision = Revision(page.revision);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use gateway_core::Failure;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 use tonic::body::Body;
 
 use super::errors::to_status;
@@ -21,6 +21,8 @@ use crate::methods::Flow;
 
 /// A message that has not come after so long is not waited for: the largest one takes as long at half a megabit a second.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
+/// After so long a message that has not come has no place among those under way, but finds one when it comes.
+const PLACE_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// A request's body.
 pub(super) struct Received<B> {
@@ -38,6 +40,7 @@ struct Message {
     taken: Option<Taken>,
     /// Set when it first has to be waited for.
     timeout: Option<Pin<Box<Sleep>>>,
+    has_place: bool,
 }
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -50,9 +53,13 @@ impl<B> Received<B> {
         counted: Option<Arc<AtomicU64>>,
     ) -> Received<B> {
         let message = match flow {
-            Flow::Unary | Flow::ServerStream => {
-                Some(Message { client: Arc::clone(client), bytes: 0, taken: None, timeout: None })
-            }
+            Flow::Unary | Flow::ServerStream => Some(Message {
+                client: Arc::clone(client),
+                bytes: 0,
+                taken: None,
+                timeout: None,
+                has_place: true,
+            }),
             Flow::BidiStream => None,
         };
         Received { body, counted, message }
@@ -76,7 +83,16 @@ impl Message {
 
     /// Whether it has been waited for for too long.
     fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
-        self.timeout.get_or_insert_with(|| Box::pin(sleep(MESSAGE_TIMEOUT))).as_mut().poll(cx).is_ready()
+        let timeout = self.timeout.get_or_insert_with(|| Box::pin(sleep(PLACE_TIMEOUT)));
+        if timeout.as_mut().poll(cx).is_pending() {
+            return false;
+        }
+        if !std::mem::replace(&mut self.has_place, false) {
+            return true;
+        }
+        drop(journey::place());
+        timeout.as_mut().reset(Instant::now() + MESSAGE_TIMEOUT);
+        timeout.as_mut().poll(cx).is_ready()
     }
 }
 
@@ -209,6 +225,8 @@ mod tests {
 
     use super::*;
     use crate::admission::testing::admission_with;
+    use crate::context::Priority;
+    use gateway_core::admission::Lane;
 
     type Frames = Pin<Box<dyn HttpBody<Data = Bytes, Error = BoxError> + Send>>;
 
@@ -227,7 +245,7 @@ mod tests {
     async fn messages_beyond_the_budget_are_refused_while_they_arrive() {
         let admission = admission_with(8 << 20);
         let client = admission.connect(None);
-        let (received, _) = journey::record(async {
+        let (received, _) = journey::record(None, async {
             let received = receive(&client, 100, 20 << 10).await;
             assert_eq!(admission.budget().taken(Use::Messages), 2000 << 10, "while it is carried out");
             received
@@ -253,6 +271,34 @@ mod tests {
         let stream = Received::new(never, Flow::BidiStream, &client, None);
         let waited = tokio::time::timeout(MESSAGE_TIMEOUT * 2, stream.collect()).await;
         assert!(waited.is_err(), "a stream has all the time there is");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_sends_half_of_a_message_takes_nobodys_place() {
+        let admission = admission_with(8 << 20);
+        let client = admission.connect(None);
+        let place = client.enter(Lane::Write).unwrap();
+        let begun = Instant::now();
+        let (half, rest): (Frames, _) = {
+            let (sender, receiver) = futures::channel::mpsc::unbounded();
+            (Box::pin(StreamBody::new(receiver)), sender)
+        };
+        let arriving = journey::record(place, async {
+            Received::new(half, Flow::Unary, &client, None).collect().await.unwrap();
+            client.admit(journey::place(), Lane::Write, Priority::Small).unwrap()
+        });
+        let mut arriving = Box::pin(arriving);
+        let mut has_place_at = async |at: Duration| {
+            let waited = tokio::time::timeout_at(begun + at, &mut arriving).await;
+            assert!(waited.is_err(), "the rest has not come");
+            admission.under_way().writes == 1
+        };
+        assert!(has_place_at(PLACE_TIMEOUT / 2).await);
+        assert!(!has_place_at(PLACE_TIMEOUT * 2).await);
+        rest.unbounded_send(Ok(Frame::data(Bytes::from_static(b"rest")))).unwrap();
+        drop(rest);
+        let (_place, _) = arriving.await;
+        assert_eq!(admission.under_way().writes, 1, "it finds a place when it has come");
     }
 
     #[tokio::test]

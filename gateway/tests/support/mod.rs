@@ -63,6 +63,8 @@ pub(crate) struct Faults {
     pub(crate) parted: Vec<u32>,
     /// Direct links to these nodes carry nothing but the welcome.
     pub(crate) muted: Vec<u32>,
+    /// Each write takes so long, one after the other.
+    pub(crate) slow: Option<Duration>,
     /// So many writes are refused as too many.
     pub(crate) overloaded: u32,
     /// Reads are not answered, and wait until they are taken back.
@@ -542,6 +544,10 @@ impl Serving {
                     for request in group.requests {
                         if self.faults.lock().silent.contains(&self.node) {
                             continue;
+                        }
+                        let slow = self.faults.lock().slow;
+                        if let (Some(slow), Some(request::Kind::Write(_))) = (slow, &request.kind) {
+                            tokio::time::sleep(slow).await;
                         }
                         if self.request(link, group.group, request, &out).is_err() {
                             return;

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use gateway_core::asks::{KeepAlive, KeptAlive, Read, Write};
 use gateway_core::link::{Ask, Terms, sort};
 use gateway_core::{
-    Attempted, Drive, DriveStep, Failure, GroupId, GroupState, Learned, NodeId, Reach, ReadAt, Request,
-    Sending, Shell,
+    Attempted, Drive, DriveStep, Failure, GroupId, GroupState, Learned, NodeId, Reach, ReadAt, Refused,
+    Request, Sending, Shell, Why,
 };
 use keyspace::LeaseId;
 use parking_lot::Mutex;
@@ -242,6 +242,9 @@ impl Group {
                         }
                         Err(unsent) => Attempted::Unsent(unsent),
                     };
+                    if let Attempted::Refused(Refused { why: Why::Overloaded, .. }) = attempted {
+                        journey::overloaded();
+                    }
                     if let Some(result) = drive.handle(now, attempted, &mut shell, random_u32) {
                         return result;
                     }
@@ -259,7 +262,7 @@ impl Group {
                     let mut room = pin!(self.room.notified());
                     room.as_mut().enable();
                     let _counted = Full::new(self);
-                    let _stage = journey::waiting();
+                    let _stage = journey::queued();
                     let is_full = self.state().session.is_full();
                     if is_full {
                         room.await;
