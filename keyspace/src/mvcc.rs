@@ -351,6 +351,9 @@ struct Log {
 
 const CHUNK_LEN: usize = 1024;
 
+/// Behind all changes of a revision.
+const ALL_SWEPT: u32 = u32::MAX;
+
 impl Log {
     fn push(&mut self, entry: LogEntry) {
         let last = self.last().map(|last| last.record.position());
@@ -471,6 +474,8 @@ pub(crate) struct Mvcc {
     compact_revision: Revision,
     totals: Totals,
     pins: Vec<Weak<Pin>>,
+    /// The revision that was swept up to, and the place among its changes from which on it was not yet.
+    swept: (Revision, u32),
 }
 
 impl Mvcc {
@@ -482,6 +487,7 @@ impl Mvcc {
             compact_revision: Revision::NEVER_COMPACTED,
             totals: Totals::default(),
             pins: Vec::new(),
+            swept: (Revision::NEVER_COMPACTED, ALL_SWEPT),
         }
     }
 
@@ -695,24 +701,21 @@ impl Mvcc {
             self.pins = pins;
         }
         for _ in 0..max {
-            let Some(record) = self.log.pop_below(upto) else { return false };
-            let Some(versions) = self.index.get_mut(record.key().as_ref()) else { continue };
-            // Everything older than this record, and the record itself if it is a tombstone. They stand in front, so
-            // a search through all versions, each elsewhere in memory, would only cost time.
-            let is_older = |version: &Arc<Record>| version.position() < record.position();
-            let mut dropped = 0;
-            while versions.get(dropped).is_some_and(is_older) {
-                dropped += 1;
+            if let Some(record) = self.log.pop_below(upto) {
+                drop_older(&mut self.index, &record, record.kind == EventKind::Delete);
+                continue;
             }
-            if record.kind == EventKind::Delete
-                && versions.get(dropped).is_some_and(|version| Arc::ptr_eq(version, &record))
-            {
-                dropped += 1;
+            // The changes of the revision itself can still be read, and stay in the log; what they replaced cannot.
+            if self.swept.0 != upto {
+                self.swept = (upto, 0);
             }
-            if versions.drop_first(dropped) {
-                assert_eq!(record.kind, EventKind::Delete, "a key goes with its tombstone, or stays");
-                self.index.remove(record.key().as_ref());
-            }
+            let next = if self.swept.1 == ALL_SWEPT { None } else { self.log.from(self.swept).next() };
+            let Some(record) = next.filter(|record| record.revision() == upto) else {
+                self.swept.1 = ALL_SWEPT;
+                return false;
+            };
+            drop_older(&mut self.index, record, false);
+            self.swept.1 = record.sub + 1;
         }
         true
     }
@@ -936,6 +939,23 @@ fn account(log: &mut Log, totals: &mut Totals, last: Option<&Record>, record: &A
         }
     }
     log.push(LogEntry { record: Arc::clone(record), sums });
+}
+
+/// Drops the versions of a record's key that are older than it, and with `itself` the record, which is a tombstone then.
+fn drop_older(index: &mut BTreeMap<IndexKey, Versions>, record: &Record, itself: bool) {
+    let Some(versions) = index.get_mut(record.key().as_ref()) else { return };
+    // They stand in front, so a search through all versions, each elsewhere in memory, would only cost time.
+    let goes = |version: &Arc<Record>| {
+        version.position() < record.position() || itself && version.position() == record.position()
+    };
+    let mut dropped = 0;
+    while versions.get(dropped).is_some_and(goes) {
+        dropped += 1;
+    }
+    if versions.drop_first(dropped) {
+        assert!(itself, "a key goes with its tombstone, or stays");
+        index.remove(record.key().as_ref());
+    }
 }
 
 /// Bytes of their own, so that a small value does not keep the whole batch in memory that it arrived in.

@@ -792,6 +792,38 @@ fn a_key_deleted_before_the_compact_revision_leaves_nothing() {
     assert_eq!(etcd.state.status().keys, 1);
 }
 
+/// Nobody compacts again for the sake of what was deleted: a client deletes, and compacts at the revision of that.
+#[test]
+fn what_was_replaced_at_the_compact_revision_itself_is_freed() {
+    const LARGE: usize = 1 << 20;
+    let mut etcd = Etcd::new();
+    let mut values = Vec::new();
+    for key in ["a", "b", "c"] {
+        etcd.put_with(Put { value: vec![b'v'; LARGE].into(), ..put(key, "") }).unwrap();
+        values.push(etcd.get(key).unwrap().value);
+    }
+    etcd.txn(then(vec![put_op("a", "1"), delete_op(one("b")), put_op("d", "1"), delete_op(one("c"))]))
+        .unwrap();
+    etcd.effects.clear();
+    etcd.compact(5).unwrap();
+    etcd.effects.clear();
+    while etcd.state.sweep(1) {
+        etcd.state.check_invariants();
+    }
+    for value in values {
+        assert!(value.is_unique(), "nobody else holds it");
+    }
+    assert_eq!(etcd.get_at("a", 5).unwrap().unwrap().value, "1");
+    let left = etcd.watch(KeyRange::all(), 5).unwrap();
+    assert_eq!(left, ["5: PUT a=1, DELETE b, PUT d=1, DELETE c"]);
+    assert_eq!(etcd.restored().digest(), etcd.state.digest());
+    etcd.put("a", "2");
+    etcd.compact(6).unwrap();
+    while etcd.state.sweep(1) {}
+    etcd.state.check_invariants();
+    assert_eq!(etcd.state.status().keys, 2);
+}
+
 #[test]
 fn a_second_compaction_frees_what_the_first_one_left() {
     let mut etcd = Etcd::new();
