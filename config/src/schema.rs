@@ -49,6 +49,11 @@ section! {
         snapshot: Snapshot = default("{}");
         /// Keys and values a group may hold before writes are refused with etcd's `database space exceeded`.
         quota_bytes: Size = default("2GiB") ["1MiB" to "1TiB"];
+        /// Memory that gateways can make this node hold beside its state: frames of more than 64 KiB that are on their way to it,
+        /// requests that wait for their group, answers and events that wait for gateways to read them. Beyond it, what gateways
+        /// ask is refused, so that clients get etcd's `too many requests`, and gateways that do not read lose their link.
+        /// Without it, an eighth of the memory that the container or the machine has. The state has `quota_bytes`.
+        memory_budget: Size = optional ["64MiB" to "1TiB"];
         /// Threads that do the work, beside the journal's; without it, half as many as there are cores for this process. More
         /// wake each other for little: half of the work is the kernel's.
         threads: u32 = optional ["1" to "1024"];

@@ -1,17 +1,23 @@
-//! The memory that gateways can make a node hold while their frames come in, and who goes when there is no more of it.
+//! The memory that gateways can make a node hold beside the state: frames that are coming in, requests that wait for a group, and
+//! answers and events that wait for a socket. While all of it is taken, what gateways ask is refused before anything is done for
+//! it, and a link whose gateway does not read what waits for it is ended.
 //!
-//! A frame up to [`UNCOUNTED_BYTES`] long is not counted: how many of those there are is bounded by the number of links.
-//! What is longer takes of the budget what its buffer holds. When that is used up, a link of a gateway is ended: of the source
+//! The state is not part of it: it is in memory on purpose, and has its quota. Nor is what has its own bound and is there
+//! whoever asks: the log, and what a group has begun.
+//!
+//! **Frames** have a part of the budget. A frame up to [`UNCOUNTED_BYTES`] long is not counted: how many of those there are is bounded by the number of links.
+//! What is longer takes what its buffer holds. When the part is used up, a link of a gateway is ended: of the source
 //! that holds most, the frame that has cost most, as bytes times the time that they are held. So who sends halves of
 //! frames displaces itself, and a frame that comes in quickly is the last to go. Peers are never ended for it, and what they
 //! send has room whatever gateways hold: consensus must not wait for clients.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use consensus_core::Mono;
 use parking_lot::Mutex;
-use prometheus::{IntCounter, IntGauge};
+use prometheus::IntCounter;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Source;
@@ -29,11 +35,36 @@ pub(crate) enum Whose {
     Gateway(Source),
 }
 
+/// What memory is taken for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// Frames under way to this node.
+    Frames,
+    /// Requests, and messages of peers, that wait for their group.
+    Requests,
+    /// Answers and events that wait for the socket of a gateway.
+    Answers,
+}
+
+impl Use {
+    pub(crate) const ALL: [Use; 3] = [Use::Frames, Use::Requests, Use::Answers];
+
+    /// For metrics.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Use::Frames => "frames",
+            Use::Requests => "requests",
+            Use::Answers => "answers",
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Budget {
+    bytes_max: usize,
+    taken: [AtomicUsize; Use::ALL.len()],
     frames: Mutex<Frames<CancellationToken>>,
-    taken: IntGauge,
     ended: IntCounter,
 }
 
@@ -47,9 +78,44 @@ pub(crate) struct UnderWay {
 }
 
 impl Budget {
-    /// `taken` shows what is, and `ended` counts links.
-    pub(crate) fn new(taken: IntGauge, ended: IntCounter) -> Budget {
-        Budget { frames: Mutex::new(Frames::new(FRAMES_BYTES_MAX)), taken, ended }
+    /// So many bytes. `ended` counts links that were ended since frames had none left.
+    pub(crate) fn new(bytes_max: usize, ended: IntCounter) -> Budget {
+        let frames = Frames::new(FRAMES_BYTES_MAX.min(bytes_max / 2));
+        Budget { bytes_max, taken: Default::default(), frames: Mutex::new(frames), ended }
+    }
+
+    /// All of it.
+    pub(crate) fn bytes_max(&self) -> usize {
+        self.bytes_max
+    }
+
+    /// What is taken for a use.
+    pub(crate) fn taken(&self, what: Use) -> usize {
+        self.taken[what as usize].load(Ordering::Relaxed)
+    }
+
+    fn all_taken(&self) -> usize {
+        Use::ALL.map(|what| self.taken(what)).iter().sum()
+    }
+
+    /// Whether nothing is left.
+    pub(crate) fn is_used_up(&self) -> bool {
+        self.all_taken() >= self.bytes_max
+    }
+
+    /// Whether half of it is taken.
+    pub(crate) fn is_short(&self) -> bool {
+        self.all_taken() >= self.bytes_max / 2
+    }
+
+    /// Takes so many bytes, to be given back.
+    pub(crate) fn take(&self, what: Use, bytes: usize) {
+        self.taken[what as usize].fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Gives back what was taken.
+    pub(crate) fn give_back(&self, what: Use, bytes: usize) {
+        self.taken[what as usize].fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// A long frame has begun.
@@ -65,7 +131,7 @@ impl Budget {
             displaced.cancel();
             self.ended.inc();
         }
-        self.taken.set(i64::try_from(frames.bytes).unwrap_or(i64::MAX));
+        self.taken[Use::Frames as usize].store(frames.bytes, Ordering::Relaxed);
     }
 }
 

@@ -54,7 +54,7 @@ pub(crate) async fn serve(
         warn!(%from, gateway = hello.name, refused = welcome.refused, "refused a gateway");
         return;
     }
-    let link = Arc::new(Link::new());
+    let link = Arc::new(Link::new(&shared.budget));
     let shown = shared.gateways.come(&hello);
     info!(%from, gateway = hello.name, region = hello.region, link = link.id.0, "gateway linked");
     let (read, write) = stream.into_split();
@@ -164,8 +164,8 @@ fn hand_in(shared: &Shared, link: &Arc<Link>, batch: wire::GroupRequests, frame_
         return;
     };
     let event = GroupEvent::Requests { link: Arc::clone(link), requests: batch.requests };
-    let Err(event) = group.inbox.push(event, frame_bytes) else { return };
-    let GroupEvent::Requests { requests, .. } = event else { return };
+    let pushed = if shared.budget.is_used_up() { Err(event) } else { group.inbox.push(event, frame_bytes) };
+    let Err(GroupEvent::Requests { requests, .. }) = pushed else { return };
     debug!(group = batch.group, link = link.id.0, "overloaded");
     let (answerable, rest): (Vec<_>, Vec<_>) = requests.into_iter().partition(wants_answer);
     link.send(answerable.iter().map(|request| refusal(request.id, 0, Why::Overloaded, None)).collect());

@@ -7,6 +7,8 @@ use api::gaios::link::v1 as wire;
 use journal::WriterStats;
 use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
 
+use crate::budget::{Budget, Use};
+
 /// Set at each look at the metrics.
 #[derive(Debug)]
 pub(crate) struct Gauges {
@@ -19,6 +21,8 @@ pub(crate) struct Gauges {
     journal_segments: IntGauge,
     journal_full: IntGauge,
     journal_waiting: IntGauge,
+    memory_budget: IntGauge,
+    memory_taken: IntGaugeVec,
     alarm: IntGaugeVec,
     /// A gauge of each group, and where its value stands in what is told of the group.
     groups: Vec<(IntGaugeVec, Value)>,
@@ -83,6 +87,16 @@ impl Gauges {
                 "gaios_journal_batches_waiting",
                 "Batches handed in that are not durable yet",
             ),
+            memory_budget: gauge(
+                "gaios_replica_memory_budget_bytes",
+                "What gateways can make this node hold beside the state, `memory_budget`",
+            ),
+            memory_taken: gauges(
+                "gaios_replica_memory_taken_bytes",
+                "How much of the budget is taken: by frames of more than 64 KiB that are under way to this node, by requests and \
+                 messages of peers that wait for their group, and by answers and events that wait for the socket of a gateway",
+                &["use"],
+            ),
             alarm: gauges("gaios_group_alarm", "1 while etcd's alarm is raised", &["group", "alarm"]),
             groups: GROUP_GAUGES
                 .iter()
@@ -92,7 +106,17 @@ impl Gauges {
     }
 
     /// Takes in what is told now.
-    pub(crate) fn set(&self, told: &wire::NodeStatus, journal: &WriterStats, data_dir: &Path) {
+    pub(crate) fn set(
+        &self,
+        told: &wire::NodeStatus,
+        journal: &WriterStats,
+        budget: &Budget,
+        data_dir: &Path,
+    ) {
+        self.memory_budget.set(signed(budget.bytes_max() as u64));
+        for what in Use::ALL {
+            self.memory_taken.with_label_values(&[what.label()]).set(signed(budget.taken(what) as u64));
+        }
         self.ready.set(i64::from(told.not_ready.is_empty()));
         for peer in &told.peers {
             self.peer_linked.with_label_values(&[&peer.node.to_string()]).set(i64::from(peer.linked));

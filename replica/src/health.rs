@@ -30,7 +30,7 @@ impl Health {
     #[must_use]
     pub fn metrics(&self) -> &prometheus::Registry {
         let shared = &self.shared;
-        shared.gauges.set(&self.status(), &shared.journal.stats(), &shared.data_dir);
+        shared.gauges.set(&self.status(), &shared.journal.stats(), &shared.budget, &shared.data_dir);
         shared.metrics.registry()
     }
 

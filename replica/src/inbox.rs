@@ -1,9 +1,12 @@
 //! The way into a task: a queue that is taken whole, so that a busy task pays one lock for many events.
 
 use std::mem;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+
+use crate::budget::{Budget, Use};
 
 /// Many producers, one consumer.
 #[derive(Debug)]
@@ -12,6 +15,8 @@ pub(crate) struct Inbox<T> {
     ready: Notify,
     /// Bytes that events pushed with [`Inbox::push`] may hold together.
     limit: usize,
+    /// What they are taken from.
+    budget: Option<Arc<Budget>>,
 }
 
 #[derive(Debug)]
@@ -22,7 +27,14 @@ struct Queue<T> {
 
 impl<T> Inbox<T> {
     pub(crate) fn new(limit: usize) -> Self {
-        Inbox { queue: Mutex::new(Queue { events: Vec::new(), bytes: 0 }), ready: Notify::new(), limit }
+        let queue = Mutex::new(Queue { events: Vec::new(), bytes: 0 });
+        Inbox { queue, ready: Notify::new(), limit, budget: None }
+    }
+
+    /// What waits is taken from this budget, though it refuses nothing.
+    pub(crate) fn within(mut self, budget: &Arc<Budget>) -> Self {
+        self.budget = Some(Arc::clone(budget));
+        self
     }
 
     /// Hands in an event that holds `bytes` of memory, or gives it back when the consumer is too far behind.
@@ -34,6 +46,9 @@ impl<T> Inbox<T> {
             }
             queue.bytes = queue.bytes.saturating_add(bytes);
             queue.events.push(event);
+            if let Some(budget) = &self.budget {
+                budget.take(Use::Requests, bytes);
+            }
         }
         self.ready.notify_one();
         Ok(())
@@ -58,6 +73,9 @@ impl<T> Inbox<T> {
     /// Moves everything that waits to the end of `events`.
     pub(crate) fn take(&self, events: &mut Vec<T>) {
         let mut queue = self.queue.lock();
+        if let Some(budget) = &self.budget {
+            budget.give_back(Use::Requests, queue.bytes);
+        }
         queue.bytes = 0;
         if events.is_empty() {
             mem::swap(&mut queue.events, events);
@@ -67,9 +85,32 @@ impl<T> Inbox<T> {
     }
 }
 
+impl<T> Drop for Inbox<T> {
+    fn drop(&mut self) {
+        self.take(&mut Vec::new());
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use prometheus::IntCounter;
+
     use super::*;
+
+    #[test]
+    fn what_waits_is_taken_from_the_budget() {
+        let budget = Arc::new(Budget::new(1 << 20, IntCounter::new("ended", "ended").unwrap()));
+        let inbox = Inbox::new(10).within(&budget);
+        inbox.push(1, 4).unwrap();
+        inbox.push(2, 5).unwrap();
+        inbox.push(3, 5).unwrap_err();
+        assert_eq!(budget.taken(Use::Requests), 9);
+        inbox.take(&mut Vec::new());
+        assert_eq!(budget.taken(Use::Requests), 0);
+        inbox.push(1, 4).unwrap();
+        drop(inbox);
+        assert_eq!(budget.taken(Use::Requests), 0);
+    }
 
     #[tokio::test]
     async fn an_event_pushed_before_the_wait_is_seen() {

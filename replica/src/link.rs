@@ -1,5 +1,6 @@
 //! The way to a connected gateway: answers leave through one outbox, in any order.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use api::gaios::link::v1 as wire;
@@ -7,6 +8,7 @@ use api::gaios::link::v1::refused::Why;
 use group_core::{LargeAnswer, LargeReply, LinkId, refusal};
 use prost::Message as _;
 
+use crate::budget::Budget;
 use crate::outbox::Outbox;
 
 /// Bytes of answers that may wait for a gateway before its link is cut. Queries are answered while there is room, large
@@ -26,11 +28,13 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(crate) fn new() -> Link {
-        Link {
-            id: LinkId(NEXT_LINK.fetch_add(1, Ordering::Relaxed)),
-            outbox: Outbox::new(OUTBOX_BYTES, ROOM_BYTES),
-        }
+    /// What waits for it is taken from this budget.
+    pub(crate) fn new(budget: &Arc<Budget>) -> Link {
+        Link::with(Outbox::new(OUTBOX_BYTES, ROOM_BYTES).within(budget))
+    }
+
+    fn with(outbox: Outbox) -> Link {
+        Link { id: LinkId(NEXT_LINK.fetch_add(1, Ordering::Relaxed)), outbox }
     }
 
     /// Whether a query should be answered now whose answer is small: whatever large ones are under way, it overtakes them.
@@ -81,8 +85,8 @@ impl Link {
 
     /// A link without a socket.
     #[cfg(test)]
-    pub(crate) fn unconnected() -> std::sync::Arc<Link> {
-        std::sync::Arc::new(Link::new())
+    pub(crate) fn unconnected() -> Arc<Link> {
+        Arc::new(Link::with(Outbox::new(OUTBOX_BYTES, ROOM_BYTES)))
     }
 
     /// What waits for the socket.

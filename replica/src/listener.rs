@@ -133,6 +133,7 @@ mod tests {
     use tokio::task::JoinSet;
 
     use super::*;
+    use crate::budget::Use;
     use crate::node::Node;
     use crate::testing::{CLUSTER, PATIENCE, links, metric, options, take_place};
     use crate::wire::PeerHello;
@@ -245,6 +246,32 @@ mod tests {
             }
         };
         timeout(PATIENCE, given_back).await.expect("a half that stands still has its time, and no more");
+        node.stop().await;
+    }
+
+    #[tokio::test]
+    async fn while_the_budget_is_used_up_what_gateways_ask_is_refused_before_it_is_begun() {
+        use wire::{refused, request, response};
+        let dir = tempfile::tempdir().unwrap();
+        let node = start(dir.path(), 1024).await;
+        let (mut stream, _) = link(&node).await;
+        let mut ask = async |kind: request::Kind| {
+            let requests = vec![wire::Request { id: 7, kind: Some(kind), ..Default::default() }];
+            let frame = wire::GatewayFrame { groups: vec![wire::GroupRequests { group: 1, requests }] };
+            frames::write_frame(&mut stream, &frame.encode_to_vec()).await.unwrap();
+            let answer = timeout(PATIENCE, frames::read_frame(&mut stream, 4096)).await.unwrap().unwrap();
+            wire::NodeFrame::decode(answer).unwrap().responses.remove(0).kind.unwrap()
+        };
+        let overloaded = |answer: &response::Kind| matches!(answer, response::Kind::Refused(refused) if refused.why() == refused::Why::Overloaded);
+        let status = || request::Kind::Status(wire::StatusRequest::default());
+        let budget = &node.shared.budget;
+        budget.take(Use::Answers, budget.bytes_max());
+        assert!(overloaded(&ask(status()).await));
+        let pong = ask(request::Kind::Ping(wire::Ping::default())).await;
+        assert!(matches!(pong, response::Kind::Pong(_)), "the node itself answers: {pong:?}");
+        budget.give_back(Use::Answers, budget.bytes_max());
+        let answer = ask(status()).await;
+        assert!(!overloaded(&answer), "{answer:?}");
         node.stop().await;
     }
 

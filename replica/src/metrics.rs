@@ -36,7 +36,6 @@ pub(crate) struct Metrics {
     pub(crate) relayed_links: IntGauge,
     /// 1 where other machines reach the port, and nothing proves who they are.
     pub(crate) insecure: IntGauge,
-    memory_taken: IntGaugeVec,
     links_ended: IntCounter,
     connections: IntGaugeVec,
     refused: IntCounterVec,
@@ -125,7 +124,6 @@ impl Metrics {
                 "gaios_replica_insecure",
                 "1 where other machines can reach this node's port, and nothing proves who they are",
             ),
-            memory_taken: memory_taken(&registry),
             links_ended: counter(
                 &registry,
                 "gaios_replica_links_ended_total",
@@ -144,9 +142,9 @@ impl Metrics {
         &self.registry
     }
 
-    /// What frames under way take of, and are counted by.
-    pub(crate) fn budget(&self) -> Budget {
-        Budget::new(self.memory_taken.with_label_values(&["frames"]), self.links_ended.clone())
+    /// A budget of so many bytes.
+    pub(crate) fn budget(&self, bytes_max: usize) -> Budget {
+        Budget::new(bytes_max, self.links_ended.clone())
     }
 
     pub(crate) fn connections(&self, counts: Counts) {
@@ -367,16 +365,6 @@ fn distrusted(registry: &Registry) -> IntCounterVec {
 
 fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
     let gauge = IntGauge::new(name, help).expect("a constant name");
-    registry.register(Box::new(gauge.clone())).expect("registered once per registry");
-    gauge
-}
-
-fn memory_taken(registry: &Registry) -> IntGaugeVec {
-    let options = Opts::new(
-        "gaios_replica_memory_taken_bytes",
-        "Memory that is held for others, beside the state: by frames of more than 64 KiB that are under way to this node",
-    );
-    let gauge = IntGaugeVec::new(options, &["use"]).expect("a constant name");
     registry.register(Box::new(gauge.clone())).expect("registered once per registry");
     gauge
 }

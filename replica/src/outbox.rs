@@ -6,19 +6,24 @@ use std::io::{Error, ErrorKind, Result as IoResult};
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use group_core::{LargeReply, Turns};
 use parking_lot::Mutex;
 use tls::WriteHalf;
 use tokio::sync::Notify;
+use tokio::time::sleep;
 
+use crate::budget::{Budget, Use};
 use crate::parts::begin_part;
 
 /// Buffers larger than this are given back to the allocator after use.
 const KEEP_BYTES: usize = 1 << 20;
 /// More than this is left to the task: copying it would keep others from the buffer for long.
 const DIRECT_BYTES_MAX: usize = 64 << 10;
+/// A gateway that takes nothing for so long loses its link while memory is short.
+const PROGRESS_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(crate) struct Outbox {
@@ -35,6 +40,8 @@ pub(crate) struct Outbox {
     large_room: AtomicBool,
     /// There is room again.
     drained: Notify,
+    /// What waits is taken from it.
+    budget: Option<Arc<Budget>>,
 }
 
 #[derive(Debug, Default)]
@@ -61,7 +68,15 @@ impl Outbox {
             room,
             large_room: AtomicBool::new(true),
             drained: Notify::new(),
+            budget: None,
         }
+    }
+
+    /// What waits is taken from this budget, and frames are refused while that is used up and there is no room here either:
+    /// whoever is sent them does not read.
+    pub(crate) fn within(mut self, budget: &Arc<Budget>) -> Self {
+        self.budget = Some(Arc::clone(budget));
+        self
     }
 
     /// Whether little enough waits for the socket.
@@ -88,7 +103,7 @@ impl Outbox {
             let mut state = self.state.lock();
             let State { buffer, idle, .. } = &mut *state;
             let start = buffer.len();
-            if self.waiting.load(Ordering::Relaxed) > self.limit {
+            if self.waiting.load(Ordering::Relaxed) > self.limit || !self.has_room() && self.is_used_up() {
                 return Err(NotSent);
             }
             buffer.put_u32(0);
@@ -98,7 +113,7 @@ impl Outbox {
                 return Err(NotSent);
             };
             buffer[start..start + 4].copy_from_slice(&length.to_be_bytes());
-            self.waiting.fetch_add(buffer.len() - start, Ordering::Relaxed);
+            self.waits(buffer.len() - start);
             if let Some(socket) = idle
                 && buffer.len() <= DIRECT_BYTES_MAX
                 && let Ok(written) = socket.try_write(buffer)
@@ -152,8 +167,27 @@ impl Outbox {
         }
     }
 
+    fn is_used_up(&self) -> bool {
+        self.budget.as_ref().is_some_and(|budget| budget.is_used_up())
+    }
+
+    fn is_short(&self) -> bool {
+        self.budget.as_ref().is_some_and(|budget| budget.is_short())
+    }
+
+    /// So many bytes more wait for the socket.
+    fn waits(&self, bytes: usize) {
+        self.waiting.fetch_add(bytes, Ordering::Relaxed);
+        if let Some(budget) = &self.budget {
+            budget.take(Use::Answers, bytes);
+        }
+    }
+
     /// The socket has taken so many bytes.
     fn written(&self, bytes: usize) {
+        if let Some(budget) = &self.budget {
+            budget.give_back(Use::Answers, bytes);
+        }
         let before = self.waiting.fetch_sub(bytes, Ordering::Relaxed);
         if before > self.room && before - bytes <= self.room {
             self.drained.notify_one();
@@ -219,7 +253,7 @@ impl Outbox {
                 let before = writing.len();
                 let pieces = begin_part(&mut reply, &mut writing);
                 let bytes = writing.len() - before + pieces.iter().map(Bytes::len).sum::<usize>();
-                self.waiting.fetch_add(bytes, Ordering::Relaxed);
+                self.waits(bytes);
                 self.write(&socket, &mut writing).await?;
                 for piece in pieces {
                     self.write(&socket, piece).await?;
@@ -247,6 +281,10 @@ impl Outbox {
                     writable = socket.writable() => writable?,
                     // Perhaps the outbox was closed.
                     () = self.ready.notified() => {}
+                    () = sleep(PROGRESS_WITHIN) => if self.is_short() {
+                        let text = format!("it takes nothing for {PROGRESS_WITHIN:?} while memory is short");
+                        return Err(Error::new(ErrorKind::TimedOut, text));
+                    }
                 },
                 Err(error) => return Err(error),
             }
@@ -255,8 +293,16 @@ impl Outbox {
     }
 }
 
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        self.written(self.waiting.load(Ordering::Relaxed));
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use prometheus::IntCounter;
+
     use api::gaios::link::{PART_BYTES_MAX, PARTED_REPLIES_MAX, v1 as wire};
     use group_core::{LargeAnswer, LinkId};
     use keyspace::{KeyValue, RangeReply, Reply, Revision};
@@ -294,6 +340,35 @@ mod tests {
         assert_eq!(&bytes, b"\0\0\0\x03one\0\0\0\x05three");
         assert_eq!(outbox.push(|_| {}), Err(NotSent));
         assert_eq!(near.read(&mut [0]).await.unwrap(), 0, "the connection ends with the outbox");
+    }
+
+    #[test]
+    fn who_does_not_read_is_refused_when_the_budget_is_used_up() {
+        let budget = Arc::new(Budget::new(100, IntCounter::new("ended", "ended").unwrap()));
+        let outbox = |room| Outbox::new(1 << 30, room).within(&budget);
+        let (full, other) = (outbox(10), outbox(10));
+        full.push(|b| b.put_bytes(7, 86)).unwrap();
+        full.push(|b| b.put_bytes(7, 6)).unwrap();
+        assert_eq!(budget.taken(Use::Answers), 100);
+        assert_eq!(full.push(|_| {}), Err(NotSent));
+        other.push(|_| {}).unwrap();
+        drop(full);
+        assert_eq!(budget.taken(Use::Answers), 4);
+        drop(other);
+        assert_eq!(budget.taken(Use::Answers), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_nothing_is_ended_while_memory_is_short() {
+        for (budget_bytes, is_ended) in [(40 << 20, true), (1 << 30, false)] {
+            let budget = Arc::new(Budget::new(budget_bytes, IntCounter::new("ended", "ended").unwrap()));
+            let outbox = Outbox::new(1 << 30, 1 << 30).within(&budget);
+            let (_near, far) = connected().await;
+            // More than sockets hold.
+            outbox.push(|b| b.put_bytes(7, 32 << 20)).unwrap();
+            let ended = tokio::time::timeout(PROGRESS_WITHIN * 10, outbox.run(far)).await;
+            assert_eq!(ended.is_ok(), is_ended, "{ended:?}");
+        }
     }
 
     #[tokio::test]

@@ -144,7 +144,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 
 #[cfg(test)]
 mod tests {
-    use prometheus::{IntCounter, IntGauge};
+    use prometheus::IntCounter;
     use std::net::Ipv4Addr;
 
     use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
@@ -152,21 +152,21 @@ mod tests {
 
     use super::*;
     use crate::admission::Source;
+    use crate::budget::Use;
 
     const MAX: usize = 64 << 20;
 
     struct Rig {
         far: DuplexStream,
         reader: FrameReader<DuplexStream>,
-        taken: IntGauge,
+        budget: Arc<Budget>,
     }
 
     fn rig() -> Rig {
         let (near, far) = duplex(1 << 10);
-        let taken = IntGauge::new("taken", "taken").unwrap();
-        let budget = Budget::new(taken.clone(), IntCounter::new("ended", "ended").unwrap());
+        let budget = Arc::new(Budget::new(1 << 30, IntCounter::new("ended", "ended").unwrap()));
         let whose = Whose::Gateway(Source::of(Ipv4Addr::LOCALHOST.into()));
-        Rig { far, reader: FrameReader::new(near, MAX, whose, &Arc::new(budget)), taken }
+        Rig { far, reader: FrameReader::new(near, MAX, whose, &budget), budget }
     }
 
     fn body(length: usize) -> Vec<u8> {
@@ -175,7 +175,7 @@ mod tests {
 
     #[tokio::test]
     async fn frames_of_any_length_come_out_as_they_went_in() {
-        let Rig { mut far, mut reader, taken } = rig();
+        let Rig { mut far, mut reader, budget } = rig();
         let lengths = [0, 1, 3, 65_531, 65_532, 65_533, 7, 70_000, 1_100_000, 0, 5_000_000, 12];
         let write = async {
             for length in lengths {
@@ -187,7 +187,7 @@ mod tests {
         let read = async {
             for length in lengths {
                 assert_eq!(reader.next().await.unwrap().unwrap(), body(length as usize));
-                assert_eq!(taken.get(), 0, "it has come");
+                assert_eq!(budget.taken(Use::Frames), 0, "it has come");
             }
             assert_eq!(reader.next().await.unwrap(), None);
         };
@@ -207,17 +207,17 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_only_announced_takes_nothing() {
-        let Rig { mut far, mut reader, taken } = rig();
+        let Rig { mut far, mut reader, budget } = rig();
         let write = async {
             far.write_u32(MAX as u32).await.unwrap();
             far.write_all(&body(40 << 10)).await.unwrap();
             tokio::task::yield_now().await;
-            assert_eq!(taken.get(), 0);
+            assert_eq!(budget.taken(Use::Frames), 0);
             let mut sent = 40 << 10;
             while sent < 3 << 20 {
                 far.write_all(&body(8 << 10)).await.unwrap();
                 sent += 8 << 10;
-                let taken = taken.get() as usize;
+                let taken = budget.taken(Use::Frames);
                 assert!(taken <= sent * 4, "{taken} for {sent}");
                 assert!(taken + (2 << 10) >= sent || sent <= UNCOUNTED_BYTES, "{taken} for {sent}");
             }
@@ -226,7 +226,7 @@ mod tests {
         let (read, ()) = tokio::join!(reader.next(), write);
         read.unwrap_err();
         drop(reader);
-        assert_eq!(taken.get(), 0, "and nothing afterwards");
+        assert_eq!(budget.taken(Use::Frames), 0, "and nothing afterwards");
     }
 
     #[tokio::test(start_paused = true)]

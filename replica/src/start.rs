@@ -85,6 +85,8 @@ pub struct NodeOptions {
     pub zone: String,
     /// Resolves the addresses of peers.
     pub discovery: Discovery,
+    /// Memory in bytes that gateways can make the node hold, beside the state.
+    pub memory_max: usize,
     /// Files and connections that the process may have open for this node at a time.
     pub descriptors: usize,
     /// The certificates of links; without them, whoever reaches the port is believed what it says.
@@ -161,6 +163,8 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
     let loaded = load_snapshots(&disk, identity)?;
     let surviving =
         if superblock.facts().survivor { recovering.keys().copied().collect() } else { BTreeSet::new() };
+    let metrics = Metrics::new(options.id, &options.name, &options.region, &options.zone);
+    let budget = Arc::new(metrics.budget(options.memory_max));
     let groups = Arc::new(Groups::default());
     let mut starts = Vec::new();
     for (id, mut found) in recovering {
@@ -189,7 +193,7 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
             .map_err(|error| StartError::Entry { group: id.0, why: error.to_string() })?;
         let seed = random.hash_one((options.id.0, id.0, incarnation));
         let engine_options = Options { timing: options.timing, ..Options::new(id, options.id, seed) };
-        let handle = Arc::new(GroupHandle::new(id, voters_of(&options, id)));
+        let handle = Arc::new(GroupHandle::new(id, voters_of(&options, id)).within(&budget));
         groups.insert(&handle);
         let settings = settings_of(&options, &handle);
         let start =
@@ -204,7 +208,6 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
         .map(|(id, address)| (*id, Arc::new(Peer::new(*id, address.clone()))))
         .collect();
     let peers = Arc::new(peers);
-    let metrics = Metrics::new(options.id, &options.name, &options.region, &options.zone);
     metrics.insecure.set(i64::from(options.insecure));
     let now = clock::now();
     let mut liveness = Liveness::new(options.id, peers.keys().copied(), incarnation, options.timing, now);
@@ -232,7 +235,7 @@ pub(crate) fn recover(options: NodeOptions) -> Result<Recovered, StartError> {
         zone: options.zone,
         discovery: options.discovery,
         door: Arc::new(Door::new(limits, metrics.clone())),
-        budget: Arc::new(metrics.budget()),
+        budget,
         tls: options.tls,
         stopping: CancellationToken::new(),
         stopped: CancellationToken::new(),

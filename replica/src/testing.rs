@@ -61,6 +61,7 @@ pub(crate) fn one_of(
         snapshot_least_bytes: 1 << 20,
         snapshot_slice_bytes: 64 << 10,
         quota_bytes: 1 << 30,
+        memory_max: 1 << 30,
         descriptors: 1024,
         insecure: false,
         tls: None,

@@ -97,9 +97,10 @@ pub(crate) fn options(config: &Config) -> Result<GatewayOptions, Failure> {
             requests_max: limits.max_requests_in_flight as usize,
             connections_max: limits.max_connections as usize,
             concurrent_streams_max: limits.max_streams_per_connection,
-            memory_max: limits
-                .memory_budget
-                .map_or_else(memory::half, |budget| usize::try_from(budget.bytes()).unwrap_or(usize::MAX)),
+            memory_max: limits.memory_budget.map_or_else(
+                || memory::part(2),
+                |budget| usize::try_from(budget.bytes()).unwrap_or(usize::MAX),
+            ),
             slow_request: config.slow_request_threshold,
             access_log: match config.access_log {
                 config::AccessLog::Off => AccessLog::Off,

@@ -5,12 +5,12 @@ use std::fs;
 /// Where nothing says how much there is.
 const UNKNOWN_BYTES: u64 = 2 << 30;
 
-/// Half of the memory that the container may use, or that the machine has, in bytes.
-pub(crate) fn half() -> usize {
+/// A part, half of it say, of the memory that the container may use, or that the machine has, in bytes.
+pub(crate) fn part(divisor: u64) -> usize {
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let all = least(&text("/sys/fs/cgroup/memory.max"), &text("/proc/meminfo"));
     tracing::info!(bytes = all, "memory");
-    usize::try_from(all / 2).unwrap_or(usize::MAX)
+    usize::try_from(all / divisor).unwrap_or(usize::MAX)
 }
 
 /// Of what the container's group says (version 2 of cgroups) and what the kernel has.

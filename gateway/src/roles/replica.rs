@@ -14,11 +14,14 @@ use tokio::time::timeout;
 
 use super::reload::{self, Source};
 use super::{
-    Failure, admin, bind, descriptors, follow, link_tls, reload_link_tls, runtime, start_log, stop_signal,
+    Failure, admin, bind, descriptors, follow, link_tls, memory, reload_link_tls, runtime, start_log,
+    stop_signal,
 };
 
 /// Groups hand over within a second, and the journal finishes what it has. Less than the half minute that supervisors give.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
+/// As the setting's: half of it takes two of the longest requests that can be configured.
+const MEMORY_LEAST: usize = 64 << 20;
 
 pub(crate) fn run(file: &Path, given: &Given) -> Result<(), Failure> {
     let config = Replica::load_with(file, given)?;
@@ -103,6 +106,10 @@ pub(crate) fn options(
         region: config.region().map(ToString::to_string).unwrap_or_default(),
         zone: config.zone().map(ToString::to_string).unwrap_or_default(),
         discovery: Discovery::new(config.dns_server),
+        memory_max: config.memory_budget.map_or_else(
+            || memory::part(8).max(MEMORY_LEAST),
+            |budget| usize::try_from(budget.bytes()).unwrap_or(usize::MAX),
+        ),
         descriptors,
         tls: None,
         insecure: config.is_exposed(),

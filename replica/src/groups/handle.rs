@@ -8,6 +8,7 @@ use group_core::{Event, Gate, Unready};
 use journal::Lsn;
 use parking_lot::Mutex;
 
+use crate::budget::Budget;
 use crate::inbox::Inbox;
 use crate::link::Link;
 use crate::peer::Peers;
@@ -48,6 +49,12 @@ impl GroupHandle {
             gate: Mutex::default(),
             unready: Mutex::new(Some(Unready::NoState)),
         }
+    }
+
+    /// What waits for it is taken from this budget.
+    pub(crate) fn within(mut self, budget: &Arc<Budget>) -> Self {
+        self.inbox = Inbox::new(INBOX_BYTES).within(budget);
+        self
     }
 
     /// Why the replica is not to be relied on, if it is not.
