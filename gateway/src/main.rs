@@ -6,6 +6,11 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
+use mimalloc::MiMalloc;
+
+/// Gives memory back to the system when a flood is over, which the C library's does not: docs/decisions/0026.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// A coordination service that speaks the etcd v3 API, built from many consensus groups behind a pool of gateways.
 #[derive(Parser)]
