@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use consensus_core::{GroupId, Liveness, Mono, NodeId, NodeSet, Timing};
-use keyspace::{ClusterVersion, Limits, ShardSpan};
+use keyspace::{ClusterVersion, Limits, ShardSpan, WriteBounds};
 
 use crate::mutant::Broken;
 
@@ -41,6 +41,8 @@ pub struct Settings {
     pub known: ClusterVersion,
     /// The regions where the group is to be led, the best first, until an operator says otherwise.
     pub leader_regions: Vec<Bytes>,
+    /// Bounds of what a write reads and answers. The default, but in simulations, where all replicas have the same.
+    pub write_bounds: WriteBounds,
     /// How queries share the group's task with everything else.
     pub queries: QueryShare,
     /// For tests of the tests.

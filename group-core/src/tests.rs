@@ -118,6 +118,7 @@ impl Rig {
             leader_regions: Vec::new(),
             queries: QueryShare::default(),
             broken: Broken::default(),
+            write_bounds: keyspace::WriteBounds::default(),
             broken_state: keyspace::Broken::default(),
         };
         let now = Mono(1_000_000_000_000);
@@ -1059,7 +1060,7 @@ fn an_entry_of_a_newer_version_is_refused_in_words() {
     let raise = entry(&Command::RaiseVersion(ClusterVersion::NEWEST));
     assert_eq!(entries::check_message(ClusterVersion::NEWEST, &raise), Ok(()));
     let error = entries::check_message(ClusterVersion::FIRST, &raise).unwrap_err();
-    assert_eq!(error.to_string(), "slot 9: an encoding of version 4, and this Gaios reads version 3");
+    assert_eq!(error.to_string(), "slot 9: an encoding of version 5, and this Gaios reads version 3");
     let grant = |serial| LeaseGrant { id: LeaseId(7), serial: LeaseSerial(serial) };
     let expire = |serial| entry(&Command::ExpireLeases(vec![grant(serial)]));
     assert_eq!(entries::check_message(ClusterVersion::FIRST, &expire(0)), Ok(()));

@@ -13,6 +13,7 @@
 //! The behaviour is etcd 3.6's. The quirks that are kept on purpose have tests named after them in `tests/`.
 
 mod alarm;
+mod bounds;
 pub mod check;
 mod codec;
 mod digest;
@@ -40,6 +41,7 @@ mod version;
 mod watchers;
 
 pub use alarm::{Alarm, AlarmKind};
+pub use bounds::WriteBounds;
 pub use codec::{
     DecodeError, MAX_TXN_DEPTH, MAX_TXN_ITEMS, Pieces, decode_outcome, encode_outcome, outcome_len,
 };

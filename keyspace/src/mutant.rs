@@ -35,12 +35,18 @@ pub enum Mutant {
     LaterGrantExpired,
     /// A query that was suspended goes on at the newest revision.
     QueryGoesOnAtNewest,
+    /// What a write reads and answers is not bounded, nor what is kept of it.
+    WritesUnbounded,
+    /// Writes are bounded although an older version is in force.
+    BoundsBeforeVersion,
+    /// What a write looks at counts although it is compacted.
+    GarbageCounted,
 }
 
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 15] = [
+    pub const ALL: [Mutant; 18] = [
         Mutant::ResultUnderNextNumber,
         Mutant::StaleEpochApplied,
         Mutant::ForeignKeysApplied,
@@ -56,6 +62,9 @@ impl Mutant {
         Mutant::AcknowledgedElsewhereApplied,
         Mutant::LaterGrantExpired,
         Mutant::QueryGoesOnAtNewest,
+        Mutant::WritesUnbounded,
+        Mutant::BoundsBeforeVersion,
+        Mutant::GarbageCounted,
     ];
 }
 

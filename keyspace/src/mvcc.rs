@@ -445,6 +445,13 @@ impl<'a> Visited<'a> {
         self.versions.last().key()
     }
 
+    /// Whether a version of the key is kept, after a compaction at `compact`. Of what is not, it depends on the replica whether
+    /// it has been swept by now.
+    pub(crate) fn is_kept(&self, compact: Revision) -> bool {
+        let newest = self.versions.newest;
+        newest.is_live() || newest.revision() >= compact
+    }
+
     /// Whether the key existed.
     pub(crate) fn is_live(&self) -> bool {
         self.versions.is_live_at(self.revision)

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::{
-    Compare, CompareResult, CompareTarget, Error, KeyValue, Outcome, PageRequest, RangeReply, RangeRequest,
-    Reply, Revision, SortOrder, SortTarget, TxnOpReply, TxnReply, codec,
+    Broken, Compare, CompareResult, CompareTarget, Error, KeyValue, Outcome, PageRequest, RangeReply,
+    RangeRequest, Reply, Revision, SortOrder, SortTarget, TxnOpReply, TxnReply, codec,
+    mutant::mutant,
     mvcc::{Mvcc, Record, Visited},
 };
 
@@ -26,6 +27,15 @@ const LARGE_ENTRIES: usize = 4096;
 const LARGE_SORT: usize = 1024;
 /// Bytes of a value that are compared in the time that a visit to a key takes.
 const COMPARED_PER_VISIT: usize = 1024;
+
+/// What it costs to look at a key of a range and to come by it once more, in visits.
+const LOOK_VISITS: usize = 2;
+/// What it costs to copy an entry out.
+const COPY_VISITS: usize = 2;
+/// What it costs to sort it among others.
+const SORT_VISITS: usize = 8;
+/// Bytes of a value by which it is sorted that cost a visit more: it is compared with many others.
+const SORTED_PER_VISIT: usize = 128;
 
 /// What a step of a query may do, in keys visited; a few keys more are visited than it says, and one at least.
 #[derive(Debug)]
@@ -332,10 +342,112 @@ pub(crate) fn get(mvcc: &Mvcc, current: Revision, at: Revision, request: &RangeR
     }
 }
 
-/// Decides a comparison at once.
-pub(crate) fn holds_at_once(mvcc: &Mvcc, current: Revision, compare: &Compare) -> bool {
-    let decided = Walk::default().compare(mvcc, current, compare, &mut Budget::unlimited());
-    decided.expect("there is nothing to wait for")
+/// Decides a comparison at once, unless it costs more visits than are left.
+pub(crate) fn holds_at_once(
+    mvcc: &Mvcc,
+    current: Revision,
+    compare: &Compare,
+    visits: &mut Visits,
+) -> Result<bool, Error> {
+    let bytes = compare.value_len();
+    let cost = |kv: &KeyValue| bytes.min(kv.value.len()) / COMPARED_PER_VISIT;
+    if compare.range.is_single() {
+        let found = mvcc.value_at(&compare.range.key, current);
+        visits.spend(1 + found.map_or(0, cost))?;
+        return Ok(found.map_or_else(|| holds_for_missing(compare), |kv| holds_for(compare, kv)));
+    }
+    let mut is_missing = true;
+    for visited in mvcc.walk(&compare.range, None, current) {
+        visits.come_by(visited, 1)?;
+        let Some(record) = visited.record() else { continue };
+        visits.spend(cost(record.kv()))?;
+        if !holds_for(compare, record.kv()) {
+            return Ok(false);
+        }
+        is_missing = false;
+    }
+    Ok(!is_missing || holds_for_missing(compare))
+}
+
+/// What a write may still look at. Unlike a [`Budget`] it is the same on every replica: nothing counts that one of them may have
+/// swept already.
+#[derive(Debug)]
+pub(crate) struct Visits {
+    left: usize,
+    compact: Revision,
+    broken: Broken,
+}
+
+impl Visits {
+    pub(crate) fn new(visits: usize, compact: Revision, broken: Broken) -> Visits {
+        Visits { left: visits, compact, broken }
+    }
+
+    /// As many as there are.
+    pub(crate) fn unlimited() -> Visits {
+        Visits::new(usize::MAX, Revision::NEVER_COMPACTED, Broken::default())
+    }
+
+    pub(crate) fn spend(&mut self, visits: usize) -> Result<(), Error> {
+        self.left = self.left.checked_sub(visits).ok_or(Error::TooManyOps)?;
+        Ok(())
+    }
+
+    fn come_by(&mut self, visited: Visited<'_>, visits: usize) -> Result<(), Error> {
+        let counts = visited.is_kept(self.compact) || mutant!(self.broken, GarbageCounted);
+        self.spend(if counts { visits } else { 0 })
+    }
+}
+
+/// What entries take in an answer, encoded.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Entries {
+    /// All of them.
+    pub(crate) bytes: usize,
+    /// The longest one.
+    pub(crate) largest: usize,
+}
+
+/// The entries among which are those that a range answers, without what is written meanwhile: if it is read at `at`; or later, when
+/// up to `changed` of its keys may have been written or deleted (none: any number of them). An error if they pass `bytes_max` and
+/// all are answered, or if this look and the reading cost more visits than are left.
+pub(crate) fn foresee_range(
+    mvcc: &Mvcc,
+    at: Revision,
+    request: &RangeRequest,
+    changed: Option<usize>,
+    bytes_max: usize,
+    visits: &mut Visits,
+) -> Result<Entries, Error> {
+    let shape = Shape::of(request, at);
+    // What changed may make room for others.
+    let first = match (shape.is_by_key(), shape.limit, changed) {
+        (true, Some(limit), Some(changed)) => limit.saturating_add(changed),
+        (true, None, _) | (true, _, None) | (false, ..) => usize::MAX,
+    };
+    let mut entries = Entries::default();
+    let mut count = 0_usize;
+    for visited in mvcc.walk(&request.range, None, at) {
+        visits.come_by(visited, LOOK_VISITS)?;
+        if request.count_only || count == first {
+            continue;
+        }
+        let Some(record) = visited.record().filter(|record| passes_revision_filters(request, record.kv()))
+        else {
+            continue;
+        };
+        count += 1;
+        visits.spend(if shape.is_by_key() { COPY_VISITS } else { COPY_VISITS + SORT_VISITS })?;
+        if shape.sort_target == SortTarget::Value {
+            visits.spend(record.kv().value.len() / SORTED_PER_VISIT)?;
+        }
+        let len = shape.entry_len(record.kv());
+        entries = Entries { bytes: entries.bytes + len, largest: entries.largest.max(len) };
+        if shape.limit.is_none() && entries.bytes > bytes_max {
+            return Err(Error::AnswerTooLarge);
+        }
+    }
+    Ok(entries)
 }
 
 /// The answer's size, while it is gathered.
@@ -546,14 +658,7 @@ impl Walk {
         budget: &mut Budget,
     ) -> Option<bool> {
         assert!(self.records.is_empty(), "a comparison gathers nothing");
-        let bytes_compared = match &compare.target {
-            CompareTarget::Value(value) => value.len(),
-            CompareTarget::Version(_)
-            | CompareTarget::Create(_)
-            | CompareTarget::Mod(_)
-            | CompareTarget::Lease(_)
-            | CompareTarget::Unknown => 0,
-        };
+        let bytes_compared = compare.value_len();
         if compare.range.is_single() {
             budget.spend(1 + bytes_compared / COMPARED_PER_VISIT);
             let found = mvcc.value_at(&compare.range.key, current);

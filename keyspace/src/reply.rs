@@ -93,6 +93,26 @@ impl Reply {
         }
     }
 
+    /// What it holds besides a few numbers, in memory, in bytes; the same whatever the machine.
+    pub(crate) fn held_bytes(&self) -> usize {
+        match self {
+            Reply::Range(reply) => held_by(&reply.kvs),
+            Reply::Put(reply) => held_by(&reply.prev_kv),
+            Reply::DeleteRange(reply) => held_by(&reply.prev_kvs),
+            Reply::Txn(reply) => held_by_txn(reply),
+            Reply::LeaseTimeToLive(reply) => reply.keys.iter().map(|key| ENTRY_BYTES + key.len()).sum(),
+            Reply::Leases { leases, .. } => leases.len() * LEASE_BYTES_MAX,
+            Reply::HashKv(_)
+            | Reply::Status(_)
+            | Reply::Compacted { .. }
+            | Reply::LeaseGranted { .. }
+            | Reply::LeaseRevoked { .. }
+            | Reply::Alarms { .. }
+            | Reply::SessionOpened { .. }
+            | Reply::Done { .. } => 0,
+        }
+    }
+
     /// Whether it may take more than `bytes` when it is encoded, apart from what each operation of a transaction takes besides
     /// keys and values. Looks no further than it must.
     pub fn holds_more_than(&self, bytes: usize) -> bool {
@@ -122,6 +142,8 @@ impl Reply {
     }
 }
 
+/// What a key with its value, or an operation's answer, takes in memory beside what it holds.
+const ENTRY_BYTES: usize = 96;
 /// A lease's number, encoded.
 const LEASE_BYTES_MAX: usize = 10;
 /// What is encoded with a key and its value, at most: two lengths, and four numbers.
@@ -135,6 +157,20 @@ fn take_all<'a>(left: &mut Option<usize>, kvs: impl IntoIterator<Item = &'a KeyV
             return;
         }
     }
+}
+
+fn held_by<'a>(kvs: impl IntoIterator<Item = &'a KeyValue>) -> usize {
+    kvs.into_iter().map(|kv| ENTRY_BYTES + kv.key.len() + kv.value.len()).sum()
+}
+
+fn held_by_txn(reply: &TxnReply) -> usize {
+    let of_response = |response: &TxnOpReply| match response {
+        TxnOpReply::Range(reply) => held_by(&reply.kvs),
+        TxnOpReply::Put(reply) => held_by(&reply.prev_kv),
+        TxnOpReply::DeleteRange(reply) => held_by(&reply.prev_kvs),
+        TxnOpReply::Txn(reply) => held_by_txn(reply),
+    };
+    reply.responses.iter().map(|response| ENTRY_BYTES + of_response(response)).sum()
 }
 
 fn take_txn(left: &mut Option<usize>, reply: &TxnReply) {

@@ -377,6 +377,20 @@ pub struct Compare {
     pub target: CompareTarget,
 }
 
+impl Compare {
+    /// Of the value that is compared with, if it is one.
+    pub(crate) fn value_len(&self) -> usize {
+        match &self.target {
+            CompareTarget::Value(value) => value.len(),
+            CompareTarget::Version(_)
+            | CompareTarget::Create(_)
+            | CompareTarget::Mod(_)
+            | CompareTarget::Lease(_)
+            | CompareTarget::Unknown => 0,
+        }
+    }
+}
+
 /// How a key's field must stand to the given one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CompareResult {

@@ -5,9 +5,12 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::{
-    Outcome, SESSION_WINDOW, SessionId,
+    Error, Outcome, Reply, SESSION_WINDOW, SessionId,
     digest::{Hasher, SetHash},
 };
+
+/// What holds no more is always kept.
+const SMALL_BYTES: usize = 4 << 10;
 
 /// The results by session.
 #[derive(Debug, Default)]
@@ -23,6 +26,8 @@ pub(crate) struct Window {
     pub(crate) low: u64,
     /// `results[i]` is that of number `low + 1 + i`, if it was applied. The last one is never `None`.
     pub(crate) results: VecDeque<Option<Outcome>>,
+    /// What these hold, in memory.
+    bytes: usize,
 }
 
 impl Results {
@@ -37,6 +42,7 @@ impl Results {
             window.low += 1;
             if let Some(outcome) = result {
                 self.hash.remove(result_hash(id, window.low, &outcome));
+                window.bytes -= bytes_of(&outcome);
             }
         }
         assert!(window.low >= low, "a result that may be forgotten is");
@@ -49,9 +55,10 @@ impl Results {
         self.windows.get(&id)?.get(seq)
     }
 
-    /// Stores the result of a number that [`Results::settle`] did not know, above the same `low`.
-    pub(crate) fn store(&mut self, id: SessionId, low: u64, seq: u64, outcome: Outcome) {
-        let window = self.windows.entry(id).or_insert_with(|| Window { low, ..Window::default() });
+    /// Stores the result of a number that [`Results::settle`] did not know, above the same `low`. Of an answer with which the
+    /// window would hold more than `bytes_max` is kept only that there was one: who asks again is told as much.
+    pub(crate) fn store(&mut self, id: SessionId, low: u64, seq: u64, outcome: &Outcome, bytes_max: usize) {
+        let window = self.windows.entry(id).or_insert_with(|| Window::above(low));
         debug_assert_eq!(window.low, low, "what may be forgotten is");
         assert!(seq > window.low, "a number that is settled was not admitted");
         let index = (seq - window.low - 1) as usize;
@@ -59,6 +66,10 @@ impl Results {
         if window.results.len() <= index {
             window.results.resize_with(index + 1, || None);
         }
+        let bytes = bytes_of(outcome);
+        let fits = bytes <= SMALL_BYTES || window.bytes.saturating_add(bytes) <= bytes_max;
+        let outcome = if fits { outcome.clone() } else { Err(Error::ResultForgotten) };
+        window.bytes += if fits { bytes } else { 0 };
         self.hash.add(result_hash(id, seq, &outcome));
         let old = window.results[index].replace(outcome);
         debug_assert!(old.is_none(), "number {seq} of {id:?} is applied twice");
@@ -95,21 +106,30 @@ impl Results {
             assert!(is_open(id), "{id:?} has results and is not open");
             assert!(window.results.len() <= SESSION_WINDOW as usize, "results are within the window");
             assert!(window.results.back().is_none_or(Option::is_some), "no empty place ends the window");
+            let mut bytes = 0;
             for (seq, outcome) in window.stored() {
                 hash.add(result_hash(id, seq, outcome));
+                bytes += bytes_of(outcome);
             }
+            assert_eq!(bytes, window.bytes, "what is held is counted");
         }
         assert_eq!(hash, self.hash, "the hash is that of the results");
     }
 }
 
 impl Window {
+    /// An empty one.
+    pub(crate) fn above(low: u64) -> Window {
+        Window { low, ..Window::default() }
+    }
+
     /// Adds a result behind the others, for a restore. Returns whether it fits.
     pub(crate) fn push(&mut self, seq: u64, outcome: Outcome) -> bool {
         let next = self.low.saturating_add(self.results.len() as u64);
         match seq.checked_sub(self.low) {
             Some(offset) if seq > next && offset <= SESSION_WINDOW => {
                 self.results.resize_with(offset as usize - 1, || None);
+                self.bytes += bytes_of(&outcome);
                 self.results.push_back(Some(outcome));
                 true
             }
@@ -130,6 +150,10 @@ impl Window {
         let index = seq.checked_sub(self.low)?.checked_sub(1)?;
         self.results.get(usize::try_from(index).ok()?)?.as_ref()
     }
+}
+
+fn bytes_of(outcome: &Outcome) -> usize {
+    outcome.as_ref().map_or(0, Reply::held_bytes)
 }
 
 /// Enough of a result to tell replicas apart that answered differently: whether and why it was refused, or the kind

@@ -5,7 +5,7 @@ use crate::{
     TxnReply,
     lease::Leases,
     mvcc::{Mvcc, Writer, own},
-    ranges::{check_range_in_txn, holds_at_once, range_at_once},
+    ranges::{Visits, check_range_in_txn, holds_at_once, range_at_once},
     shard::Attachments,
 };
 
@@ -88,7 +88,7 @@ pub(crate) struct Plan<'a> {
     ops: Vec<PlannedOp<'a>>,
 }
 
-enum PlannedOp<'a> {
+pub(crate) enum PlannedOp<'a> {
     Range(&'a RangeRequest),
     Put(&'a Put),
     DeleteRange(&'a DeleteRange),
@@ -96,22 +96,47 @@ enum PlannedOp<'a> {
 }
 
 impl<'a> Plan<'a> {
-    /// Decides the comparisons, on the state at `current`.
-    pub(crate) fn new(mvcc: &Mvcc, current: Revision, txn: &'a Txn) -> Plan<'a> {
-        let succeeded = txn.compare.iter().all(|compare| holds_at_once(mvcc, current, compare));
+    /// Decides the comparisons, on the state at `current`. An error if they look at more keys than `visits` has left.
+    pub(crate) fn new(
+        mvcc: &Mvcc,
+        current: Revision,
+        txn: &'a Txn,
+        visits: &mut Visits,
+    ) -> Result<Plan<'a>, Error> {
+        let mut succeeded = true;
+        for compare in &txn.compare {
+            succeeded = holds_at_once(mvcc, current, compare, visits)?;
+            if !succeeded {
+                break;
+            }
+        }
         let branch = if succeeded { &txn.success } else { &txn.failure };
-        let ops = branch
-            .iter()
-            .filter_map(|op| match op {
-                TxnOp::Range(range) => Some(PlannedOp::Range(range)),
-                TxnOp::Put(put) => Some(PlannedOp::Put(put)),
-                TxnOp::DeleteRange(delete) => Some(PlannedOp::DeleteRange(delete)),
-                TxnOp::Txn(txn) => Some(PlannedOp::Txn(Plan::new(mvcc, current, txn))),
+        let mut ops = Vec::with_capacity(branch.len());
+        for op in branch {
+            ops.push(match op {
+                TxnOp::Range(range) => PlannedOp::Range(range),
+                TxnOp::Put(put) => PlannedOp::Put(put),
+                TxnOp::DeleteRange(delete) => PlannedOp::DeleteRange(delete),
+                TxnOp::Txn(txn) => PlannedOp::Txn(Plan::new(mvcc, current, txn, visits)?),
                 // Refused at the door.
-                TxnOp::Empty => None,
-            })
-            .collect();
-        Plan { succeeded, ops }
+                TxnOp::Empty => continue,
+            });
+        }
+        Ok(Plan { succeeded, ops })
+    }
+
+    /// Of the path taken, in their order.
+    pub(crate) fn ops(&self) -> &[PlannedOp<'a>] {
+        &self.ops
+    }
+
+    /// Whether its answer holds keys, or it comes by more of them than it names.
+    pub(crate) fn tells(&self) -> bool {
+        self.ops.iter().any(|op| match op {
+            PlannedOp::Range(_) | PlannedOp::DeleteRange(_) => true,
+            PlannedOp::Put(put) => put.prev_kv,
+            PlannedOp::Txn(plan) => plan.tells(),
+        })
     }
 
     /// Checks the operations of the path taken, in their order, on the state before the first write. Once this agrees,

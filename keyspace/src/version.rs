@@ -11,8 +11,10 @@ impl ClusterVersion {
     pub const FIRST: ClusterVersion = ClusterVersion(3);
     /// Grants of leases have numbers, and what is proposed of leases names these.
     pub const NUMBERED_GRANTS: ClusterVersion = ClusterVersion(4);
+    /// What a write may read and answer is bounded, and what is kept of its answer: [`crate::WriteBounds`].
+    pub const BOUNDED_WRITES: ClusterVersion = ClusterVersion(5);
     /// The newest that this Gaios knows.
-    pub const NEWEST: ClusterVersion = ClusterVersion::NUMBERED_GRANTS;
+    pub const NEWEST: ClusterVersion = ClusterVersion::BOUNDED_WRITES;
 }
 
 impl std::fmt::Display for ClusterVersion {

@@ -107,11 +107,13 @@ fn encodings_of_another_version_are_refused_in_words() {
         Proposal::decode(Bytes::from(other)).map(drop)
     };
     assert_eq!(in_version(3), Ok(()));
-    assert!(matches!(in_version(4), Err(DecodeError::Malformed(_))), "the older one says it as well");
-    for version in (0..=u8::MAX).filter(|version| ![3, 4].contains(version)) {
+    for newer in [4, 5] {
+        assert!(matches!(in_version(newer), Err(DecodeError::Malformed(_))), "the oldest says it as well");
+    }
+    for version in (0..=u8::MAX).filter(|version| !(3..=5).contains(version)) {
         let error = in_version(version).unwrap_err();
-        assert_eq!(error, DecodeError::UnknownVersion { found: version, known: 4 });
-        let words = format!("an encoding of version {version}, and this Gaios reads version 4");
+        assert_eq!(error, DecodeError::UnknownVersion { found: version, known: 5 });
+        let words = format!("an encoding of version {version}, and this Gaios reads version 5");
         assert_eq!(error.to_string(), words);
     }
 }
@@ -126,6 +128,7 @@ fn what_an_older_version_can_say_is_written_as_it_wrote_it() {
         encoded.to_vec()
     };
     assert_eq!(written(Command::RaiseVersion(ClusterVersion(4))), [4, 0, 9]);
+    assert_eq!(written(Command::RaiseVersion(ClusterVersion(5))), [5, 0, 9]);
     assert!(Command::decode(Bytes::from_static(&[3, 0, 9])).is_err(), "it has no such command");
     assert_eq!(written(Command::ExpireLeases(vec![grant(0)])), [3, 0, 4, 1, 14]);
     assert_eq!(written(Command::CheckpointLeases(vec![(grant(0), 5)])), [3, 0, 5, 1, 14, 10]);

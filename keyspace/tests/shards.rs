@@ -56,7 +56,7 @@ fn leased(key: &'static str, lease: i64) -> Op {
 #[cfg(feature = "mutants")]
 #[test]
 fn mutants_are_caught() {
-    let stories: [fn(Broken); 9] = [
+    let stories: [fn(Broken); 12] = [
         revisions_are_the_groups,
         what_is_not_here_is_refused,
         numbers_are_the_sessions,
@@ -66,6 +66,9 @@ fn mutants_are_caught() {
         given_revisions_are_taken,
         a_snapshot_has_all_of_it,
         a_query_stays_at_its_revision,
+        writes_are_bounded,
+        an_older_version_knows_no_bounds,
+        garbage_counts_nothing,
     ];
     for mutant in Mutant::ALL {
         let is_noticed =
@@ -349,4 +352,84 @@ fn the_hash_of_history_does_not_depend_on_the_shards() {
         let hash = |etcd: &Etcd| etcd.state.hash_kv(Revision(revision)).unwrap();
         assert_eq!(hash(&whole), hash(&cut), "{revision}");
     }
+}
+
+fn writes_are_bounded(rules: Broken) {
+    let mut etcd = broken(rules);
+    for (route, keys) in [(LOW, ["a", "b"]), (HIGH, ["x", "y"])] {
+        for key in keys {
+            etcd.put_to(route, key);
+        }
+        let range = KeyRange::between(keys[0], if route == LOW { "c" } else { "z" });
+        let read = TxnOp::Range(RangeRequest::new(range.clone()));
+        let digest = etcd.state.hash_kv(Revision(0));
+        etcd.state.set_write_bounds(WriteBounds { visits: 3, ..WriteBounds::default() });
+        let refused = etcd.write_to(route, Op::Txn(then(vec![put_op(keys[0], ""), read])));
+        assert_eq!(refused, Err(Error::TooManyOps));
+        let delete = Op::DeleteRange(DeleteRange { range, prev_kv: true });
+        etcd.state.set_write_bounds(WriteBounds { answer_bytes: 70, ..WriteBounds::default() });
+        assert_eq!(etcd.write_to(route, delete), Err(Error::AnswerTooLarge));
+        assert_eq!(etcd.state.hash_kv(Revision(0)), digest);
+    }
+}
+
+#[test]
+fn writes_are_bounded_in_every_shard() {
+    writes_are_bounded(Broken::default());
+}
+
+fn an_older_version_knows_no_bounds(rules: Broken) {
+    let mut state = Keyspace::new(Options::default());
+    state.set_broken(rules);
+    state.set_write_bounds(WriteBounds { answer_bytes: 100, visits: 3, kept_bytes: 0 });
+    let mut effects = Effects::new();
+    let read = TxnOp::Range(RangeRequest::new(KeyRange::all()));
+    for command in [
+        Command::OpenSession { nonce: 1 },
+        Command::write(SessionId(1), 1, 0, Route::FIRST, put("a")),
+        Command::write(SessionId(1), 2, 0, Route::FIRST, put("b")),
+        Command::write(SessionId(1), 3, 0, Route::FIRST, Op::Txn(then(vec![put_op("c", ""), read]))),
+    ] {
+        state.apply(1, 0, command, &mut effects);
+    }
+    assert!(effects.replies.iter().all(|answer| answer.outcome.is_ok()), "{:?}", effects.replies);
+}
+
+#[test]
+fn writes_are_not_bounded_before_all_know_the_bounds() {
+    an_older_version_knows_no_bounds(Broken::default());
+}
+
+fn garbage_counts_nothing(rules: Broken) {
+    let mut etcd = broken(rules);
+    for key in ["a", "b", "c", "d", "e", "f"] {
+        etcd.put_to(LOW, key);
+    }
+    // What a snapshot that is being taken needs is not swept.
+    let held_back = etcd.state.snapshot();
+    etcd.write_to(LOW, Op::DeleteRange(DeleteRange { range: between("b", "f"), prev_kv: false })).unwrap();
+    etcd.put_to(LOW, "a");
+    etcd.compact(etcd.revision()).unwrap();
+    let mut copy = etcd.restored();
+    copy.set_broken(rules);
+    let count = TxnOp::Range(RangeRequest { count_only: true, ..RangeRequest::new(between("a", "m")) });
+    let count = Op::Txn(then(vec![count.clone(), put_op("a", ""), count]));
+    for (visits, expected) in [(8, Err(Error::TooManyOps)), (9, Ok(()))] {
+        let bounds = WriteBounds { visits, ..WriteBounds::default() };
+        etcd.state.set_write_bounds(bounds);
+        copy.set_write_bounds(bounds);
+        let outcome = etcd.write_to(LOW, count.clone());
+        assert_eq!(outcome.clone().map(|_| ()), expected);
+        let mut effects = Effects::new();
+        let write = Command::write(etcd.session, etcd.seq, etcd.seq - 1, LOW, count.clone());
+        copy.apply(etcd.slot, 0, write, &mut effects);
+        assert_eq!(effects.replies[0].outcome, outcome, "a replica that has swept decides as others do");
+        assert_eq!(copy.digest(), etcd.state.digest());
+    }
+    drop(held_back);
+}
+
+#[test]
+fn what_a_write_looks_at_does_not_depend_on_what_is_swept() {
+    garbage_counts_nothing(Broken::default());
 }

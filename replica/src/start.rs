@@ -331,6 +331,7 @@ fn settings_of(options: &NodeOptions, handle: &GroupHandle) -> Settings {
         leader_regions: leader_regions.into_iter().map(Bytes::from).collect(),
         queries: QueryShare::default(),
         broken: Broken::default(),
+        write_bounds: keyspace::WriteBounds::default(),
         broken_state: keyspace::Broken::default(),
     }
 }

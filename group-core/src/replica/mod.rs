@@ -143,6 +143,7 @@ impl Replica {
                 keyspace::Options { shards: settings.shards.clone(), ..keyspace::Options::default() };
             (Slot(0), Keyspace::new(options))
         });
+        state.set_write_bounds(settings.write_bounds);
         state.set_broken(settings.broken_state);
         let replies = Replies::new(settings.shard_map.clone());
         let watches =
@@ -783,6 +784,7 @@ impl Replica {
             self.watches.on_state_replaced(self.state.resolved(), state.resolved(), &mut self.replies);
         }
         self.state = state;
+        self.state.set_write_bounds(self.settings.write_bounds);
         self.state.set_broken(self.settings.broken_state);
         self.applied = slot;
         if self.snapshotting.replaced(slot) {

@@ -9,8 +9,9 @@ use crate::{
     Alarm, AlarmKind, Broken, ClusterVersion, Command, Error, Event, FeedPlace, HashKvReply, HistoryPage,
     KeyRange, KeyValue, LastWrite, LeaseEffect, LeaseId, LeaseSerial, LeaseState, Limits, NoHistory, Op,
     Outcome, PageLimits, Proposal, Reply, Resolved, Revision, RevisionEvents, Route, SESSION_WINDOW,
-    SessionId, SessionLookup, ShardId, ShardSpan, StatusReply,
+    SessionId, SessionLookup, ShardId, ShardSpan, StatusReply, WriteBounds,
     alarm::Alarms,
+    bounds, codec,
     digest::Hasher,
     envelope::{Allotment, RevisionPassed},
     feed,
@@ -18,6 +19,7 @@ use crate::{
     mutant::mutant,
     mvcc::Writer,
     quota,
+    ranges::Visits,
     results::Results,
     session::{NotAdmitted, Sessions},
     shard::{Attachments, Shard, Shards},
@@ -64,6 +66,7 @@ pub struct Keyspace {
     /// See [`Keyspace::leader_regions`].
     pub(crate) leader_regions: Option<Vec<Bytes>>,
     pub(crate) applied: u64,
+    pub(crate) write_bounds: WriteBounds,
     pub(crate) broken: Broken,
 }
 
@@ -146,6 +149,7 @@ impl Keyspace {
             limits: options.limits,
             leader_regions: None,
             applied: 0,
+            write_bounds: WriteBounds::default(),
             broken: Broken::default(),
         }
     }
@@ -153,6 +157,11 @@ impl Keyspace {
     /// Breaks a rule, for tests of the tests.
     pub fn set_broken(&mut self, broken: Broken) {
         self.broken = broken;
+    }
+
+    /// Goes by other bounds of writes than those of the version, for simulations, whose states are small. All replicas must.
+    pub fn set_write_bounds(&mut self, bounds: WriteBounds) {
+        self.write_bounds = bounds;
     }
 
     /// Applies one command of the log. Commands come in the order of the log: slots ascend, and so do the places in a
@@ -515,7 +524,8 @@ impl Keyspace {
         let outcome = self.perform(op, place, allotment, effects);
         let is_broken = mutant!(self.broken, ResultUnderNextNumber) && seq - low < SESSION_WINDOW;
         let number = if is_broken { seq + 1 } else { seq };
-        self.results(place).store(session, low, number, outcome.clone());
+        let kept_bytes = self.bounds().kept_bytes;
+        self.results(place).store(session, low, number, &outcome, kept_bytes);
         (outcome, false)
     }
 
@@ -547,7 +557,7 @@ impl Keyspace {
             return (outcome, true);
         }
         if !mutant!(self.broken, WrongShardForgotten) {
-            self.results.store(session, low, seq, Err(error));
+            self.results.store(session, low, seq, &Err(error), usize::MAX);
         }
         (Err(error), false)
     }
@@ -580,6 +590,16 @@ impl Keyspace {
         self.shards.iter().flat_map(move |shard| shard.attachments.keys(lease))
     }
 
+    /// The bounds of writes that are in force.
+    fn bounds(&self) -> WriteBounds {
+        if mutant!(self.broken, WritesUnbounded) {
+            return WriteBounds::NONE;
+        }
+        let version =
+            if mutant!(self.broken, BoundsBeforeVersion) { ClusterVersion::NEWEST } else { self.version };
+        self.write_bounds.at(version)
+    }
+
     /// Carries out a client's write.
     fn perform(
         &mut self,
@@ -602,6 +622,7 @@ impl Keyspace {
         allotment: &mut Allotment,
         effects: &mut Effects,
     ) -> Outcome {
+        let bounds = self.bounds();
         let mvcc = &self.shards.at(place).mvcc;
         match op {
             Op::Put(put) => {
@@ -611,6 +632,7 @@ impl Keyspace {
                 self.write(place, allotment, effects, change).map(Reply::Put)
             }
             Op::DeleteRange(delete) => {
+                bounds::check_delete_range(mvcc, allotment.before(), delete, bounds)?;
                 let change = |writer: &mut Writer<'_>, attached: &mut Attachments| {
                     txn::delete_range(writer, attached, delete)
                 };
@@ -618,11 +640,18 @@ impl Keyspace {
             }
             Op::Txn(request) => {
                 let before = allotment.before();
-                let plan = Plan::new(mvcc, before, request);
+                let mut visits = Visits::new(bounds.visits, mvcc.compact_revision(), self.broken);
+                let plan = Plan::new(mvcc, before, request, &mut visits)?;
                 plan.check(mvcc, before, &self.leases)?;
+                let bytes_max = bounds::check_txn(&plan, mvcc, before, bounds, &mut visits)?;
                 let change =
                     |writer: &mut Writer<'_>, attached: &mut Attachments| plan.execute(writer, attached);
-                self.write(place, allotment, effects, change).map(Reply::Txn)
+                let outcome = self.write(place, allotment, effects, change).map(Reply::Txn);
+                debug_assert!(
+                    codec::outcome_len(&outcome) <= bytes_max,
+                    "no answer is larger than was foreseen"
+                );
+                outcome
             }
             Op::Compact { .. }
             | Op::LeaseGrant { .. }

@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::{
     Alarm, AlarmKind, Broken, ClusterVersion, Epoch, EventKind, KeyRange, Keyspace, LastWrite, LeaseId,
-    LeaseSerial, Limits, Outcome, Revision, SessionId, ShardId, ShardSpan,
+    LeaseSerial, Limits, Outcome, Revision, SessionId, ShardId, ShardSpan, WriteBounds,
     alarm::Alarms,
     codec::{self, DecodeError, Reader, Writer},
     lease::{Lease, Leases, are_serials_good},
@@ -541,6 +541,7 @@ impl Restore {
             limits: header.limits,
             leader_regions: self.leader_regions,
             applied: header.applied,
+            write_bounds: WriteBounds::default(),
             broken: Broken::default(),
         };
         let found = state.digest();
@@ -585,7 +586,7 @@ impl Restore {
             }
             ITEM_SHARD => self.shards.push(read_shard(reader)?),
             ITEM_RESULTS => {
-                let window = (SessionId(reader.u64()?), Window { low: reader.u64()?, ..Window::default() });
+                let window = (SessionId(reader.u64()?), Window::above(reader.u64()?));
                 self.results_open().push(window);
             }
             ITEM_RESULT => {

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use gateway_core::{Failure, Flow, Priority, Source};
 use keyspace::{
-    Compare, CompareResult, CompareTarget, DeleteRange, KeyRange, LeaseId, Op, Put, Query, RangeRequest,
-    Reply, SessionId, SortOrder, SortTarget, Txn, TxnOp,
+    Compare, CompareResult, CompareTarget, DeleteRange, Error, KeyRange, LeaseId, Op, Put, Query,
+    RangeRequest, Reply, SessionId, SortOrder, SortTarget, Txn, TxnOp,
 };
 
 use crate::linear::history::{End, Operation};
@@ -165,6 +165,9 @@ impl Callers {
             Some(Ok(Granted::Kept(_))) => Fate::Unknown,
             Some(Err(failure)) => fate_of(failure),
         };
+        if let Some(Err(Failure::Refused(Error::TooManyOps | Error::AnswerTooLarge))) = result {
+            env.mark(Mark::WriteBounded);
+        }
         if let What::Write(_) = current.what {
             if numbers.len() > 1 {
                 env.mark(Mark::NumberChanged);
@@ -272,6 +275,22 @@ fn read_twice(env: &mut Env, others: KeyRange) -> Query {
     })
 }
 
+/// A transaction that writes, and reads all of a range before or after.
+fn write_among(others: KeyRange, put: Put) -> Txn {
+    let read = TxnOp::Range(RangeRequest::new(others.clone()));
+    let sorted = RangeRequest { sort_target: SortTarget::Value, ..RangeRequest::new(others.clone()) };
+    let nested = Txn { success: vec![read.clone(), TxnOp::Range(sorted)], ..Txn::default() };
+    Txn {
+        compare: vec![is_rewritten(others.clone())],
+        success: vec![
+            TxnOp::DeleteRange(DeleteRange { range: others.clone(), prev_kv: true }),
+            read.clone(),
+            TxnOp::DeleteRange(DeleteRange { range: others, prev_kv: false }),
+        ],
+        failure: vec![TxnOp::Txn(nested), TxnOp::Put(put), read],
+    }
+}
+
 /// Somebody's, and somehow urgent, whatever is asked for.
 fn some_flow(env: &mut Env) -> Flow {
     let source = Source { user: env.rng.below(3), connection: env.rng.below(6) };
@@ -346,7 +365,7 @@ impl Caller {
         let seen = self.seen.get(&group).copied().unwrap_or(0);
         // All of them at times, even where they are in several shards.
         let others = env.maps.part_or_whole(group, Family::CallersOther.keys(place), key_number);
-        let op = match env.rng.below(22) {
+        let op = match env.rng.below(25) {
             0..=3 => return write_register(),
             4..=6 => return read_register(),
             7 => return (read(others, None), None),
@@ -355,6 +374,7 @@ impl Caller {
                 let query = read_twice(env, others);
                 return (What::Read { query, serializable: env.rng.flip().then_some(seen) }, None);
             }
+            22..=24 => Op::Txn(write_among(others, put(Family::CallersOther, key_number))),
             10..=11 => return (What::KeepAlive(lease.0), None),
             12..=13 => {
                 let lease = if env.rng.flip() { lease } else { LeaseId::NONE };

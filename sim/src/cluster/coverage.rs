@@ -73,6 +73,8 @@ marks! {
     NumberChanged,
     /// A request was refused, since too many waited for a leader.
     TooManyWait,
+    /// A write was refused, since it would have read or answered too much.
+    WriteBounded,
     /// A request through a gateway took too long.
     CallTimedOut,
     /// A client gave up a request.

@@ -14,7 +14,7 @@ pub enum Mutant {
 }
 
 /// Those of the state machine that show here; its own tests catch them all.
-const OF_STATE: [keyspace::Mutant; 9] = [
+const OF_STATE: [keyspace::Mutant; 12] = [
     keyspace::Mutant::ResultUnderNextNumber,
     keyspace::Mutant::StaleEpochApplied,
     keyspace::Mutant::ForeignKeysApplied,
@@ -24,6 +24,9 @@ const OF_STATE: [keyspace::Mutant; 9] = [
     keyspace::Mutant::ReadAboveResolved,
     keyspace::Mutant::ResolvedByShard,
     keyspace::Mutant::LeaseEndsInOneShard,
+    keyspace::Mutant::WritesUnbounded,
+    keyspace::Mutant::BoundsBeforeVersion,
+    keyspace::Mutant::GarbageCounted,
 ];
 
 impl Mutant {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use consensus_core::{Config, NodeId, Timing};
 use group_core::QueryShare;
+use keyspace::WriteBounds;
 
 use super::clock::{MICRO, MILLI, SECOND, Time};
 use super::net::Quality;
@@ -104,6 +105,8 @@ pub(crate) struct Profile {
     pub(crate) queue_bytes: usize,
     /// How often a group lets inputs gather before it takes them up together.
     pub(crate) gather_ppm: u64,
+    /// Often such that a transaction over a few keys passes them.
+    pub(crate) write_bounds: WriteBounds,
     /// How queries share a group's task; often so that ranges of a few keys take several turns.
     pub(crate) queries: QueryShare,
     pub(crate) gateways: usize,
@@ -177,6 +180,11 @@ impl Profile {
             inflight_slots: rng.pick(&[1, 4, 64]),
             queue_bytes: rng.pick(&[600, 16 << 20]),
             gather_ppm: rng.pick(&[0, 50_000, 300_000]),
+            write_bounds: rng.pick(&[
+                WriteBounds::default(),
+                WriteBounds { answer_bytes: 300, visits: 10, kept_bytes: 5_000 },
+                WriteBounds { answer_bytes: 400, visits: 24, kept_bytes: 0 },
+            ]),
             queries: rng.pick(&[
                 QueryShare::default(),
                 QueryShare { step_keys: 1, turn: Duration::ZERO },
@@ -301,7 +309,7 @@ impl fmt::Display for Profile {
         write!(
             f,
             "  segments of {} bytes, snapshots after {} bytes, retain {} slots, {} in flight, queue {} bytes, padding {}, \
-             watches in parts of {} bytes, {:?}, \
+             watches in parts of {} bytes, {:?}, {:?}, \
              clock rates {:?} ppm, damage on nodes {:#b}",
             self.segment_bytes,
             self.snapshot_bytes,
@@ -311,6 +319,7 @@ impl fmt::Display for Profile {
             self.padding,
             self.watch_part_bytes,
             self.queries,
+            self.write_bounds,
             self.rates_ppm,
             self.damageable
         )

@@ -9,6 +9,7 @@ use gateway_core::Concern;
 use keyspace::{
     Command, Effects, Error, KeyRange, Keyspace, LeaseEffect, LeaseId, LeaseSerial, Outcome, Proposal, Query,
     RangeReply, RangeRequest, Reply, RevisionEvents, SessionId, ShardSpan, Txn, TxnOp, TxnOpReply, TxnReply,
+    WriteBounds,
 };
 
 use consensus_core::{
@@ -182,13 +183,21 @@ struct NodeTruth {
 }
 
 impl GroupTruth {
-    pub(crate) fn new(group: usize, config: Arc<Config>, spans: Vec<ShardSpan>) -> GroupTruth {
+    pub(crate) fn new(
+        group: usize,
+        config: Arc<Config>,
+        spans: Vec<ShardSpan>,
+        bounds: WriteBounds,
+    ) -> GroupTruth {
+        let options = keyspace::Options { shards: spans.clone(), ..keyspace::Options::default() };
+        let mut state = Keyspace::new(options);
+        state.set_write_bounds(bounds);
         let nodes = config.voters.iter().map(|node| (index(node), NodeTruth::default())).collect();
         GroupTruth {
             group,
             config,
             slots: Vec::new(),
-            state: Keyspace::new(keyspace::Options { shards: spans.clone(), ..keyspace::Options::default() }),
+            state,
             spans,
             committed: Vec::new(),
             digests: Vec::new(),

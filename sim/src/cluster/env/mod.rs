@@ -159,7 +159,7 @@ impl Env {
     pub(crate) fn new(seed: u64, profile: Profile, mut rng: Rng, mode: TraceMode) -> Env {
         let maps = Maps::draw(&mut rng, profile.nodes, &profile.groups);
         let truth = |(group, config): (usize, &Config)| {
-            GroupTruth::new(group, Arc::new(config.clone()), maps.spans(group).to_vec())
+            GroupTruth::new(group, Arc::new(config.clone()), maps.spans(group).to_vec(), profile.write_bounds)
         };
         let truths: Vec<GroupTruth> = profile.groups.iter().enumerate().map(truth).collect();
         Env {
@@ -455,7 +455,11 @@ impl Env {
     /// The newest cluster version that a node knows which starts now for this time: an older one is replaced when it starts again.
     pub(crate) fn known_to(&self, node: usize, start: u64) -> ClusterVersion {
         let is_older = start <= 1 && !self.healed && self.begins_older(node);
-        if is_older { ClusterVersion::FIRST } else { ClusterVersion::NEWEST }
+        match (is_older, self.seed_for(0, 0xfff9, 0).is_multiple_of(2)) {
+            (false, _) => ClusterVersion::NEWEST,
+            (true, false) => ClusterVersion::FIRST,
+            (true, true) => ClusterVersion::NUMBERED_GRANTS,
+        }
     }
 
     /// The longest that any node supports others.

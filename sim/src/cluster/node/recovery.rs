@@ -156,6 +156,7 @@ impl Node {
             leader_regions: Vec::new(),
             queries: env.profile.queries,
             broken: broken(env),
+            write_bounds: env.profile.write_bounds,
             broken_state: broken_state(env),
         }
     }
