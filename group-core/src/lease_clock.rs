@@ -2,6 +2,7 @@
 //! replicated part (which leases there are, and their keys) is the keyspace's. Pure: time is an argument.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::Duration;
 
 use consensus_core::Mono;
@@ -68,6 +69,10 @@ pub(crate) enum Renewal {
     /// There is no such lease.
     Missing,
 }
+
+/// A list of leases that is made in steps, in the order of ids: with the time that each ends. Those are in it that lived all the
+/// while, and none that did at no time meanwhile.
+pub(crate) type LeaseList = Vec<(u64, LeaseId)>;
 
 /// What the clock wants proposed.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -174,11 +179,12 @@ impl LeaseClock {
         }
     }
 
-    /// Lease ids by the time they end, soonest first.
-    pub(crate) fn by_end(&self) -> Vec<LeaseId> {
-        let mut ids: Vec<_> = self.leases.iter().map(|(id, timer)| (timer.ends, *id)).collect();
-        ids.sort_unstable();
-        ids.into_iter().map(|(_, id)| id).collect()
+    /// Goes on with a list by up to `max` leases. Returns whether it is whole.
+    pub(crate) fn list(&self, list: &mut LeaseList, max: usize) -> bool {
+        let from = list.last().map_or(Bound::Unbounded, |(_, id)| Bound::Excluded(*id));
+        let mut rest = self.leases.range((from, Bound::Unbounded));
+        list.extend(rest.by_ref().take(max).map(|(id, timer)| (timer.ends.0, *id)));
+        rest.next().is_none()
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Mono> {
@@ -342,11 +348,25 @@ mod tests {
     }
 
     #[test]
+    fn a_list_is_made_in_steps() {
+        let mut clock = LeaseClock::default();
+        for id in [2, 4, 6, 8] {
+            clock.granted(at(0), LeaseGrant { id: LeaseId(id), serial: LeaseSerial(id as u64) }, 20 - id);
+        }
+        let mut list = LeaseList::new();
+        assert!(!clock.list(&mut list, 2));
+        clock.revoked(LeaseId(8));
+        clock.granted(at(1), LeaseGrant { id: LeaseId(5), serial: LeaseSerial(9) }, 60);
+        assert!(!clock.list(&mut list, 1) && clock.list(&mut list, 2));
+        let listed: Vec<_> = list.iter().map(|(ends, id)| (Mono(*ends), id.0)).collect();
+        assert_eq!(listed, [(at(18), 2), (at(16), 4), (at(61), 5), (at(14), 6)]);
+    }
+
+    #[test]
     fn what_is_due_comes_in_portions_and_in_order() {
         let mut clock = LeaseClock::default();
         clock.granted(at(0), first(A), 5);
         clock.granted(at(0), first(B), 4);
-        assert_eq!(clock.by_end(), [B, A]);
         assert_eq!(clock.take_due(at(9), 1).expired, [first(B)]);
         assert_eq!(clock.take_due(at(9), 1).expired, [first(A)]);
     }

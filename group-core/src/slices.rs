@@ -10,6 +10,7 @@ use keyspace::{Query, SuspendedQuery};
 
 use crate::clients::{Terms, Waiter};
 use crate::env::LinkId;
+use crate::lease_clock::LeaseList;
 
 /// Queries of one link that may be under way.
 pub(crate) const UNDER_WAY_MAX: usize = 8;
@@ -32,6 +33,19 @@ pub(crate) enum Work {
     /// It is begun, or begun anew.
     Begin(Query),
     GoOn(SuspendedQuery),
+    /// Of a leader: [`Query::Leases`].
+    List(LeaseList),
+}
+
+impl Work {
+    /// What was asked: it may be begun again.
+    fn into_query(self) -> Query {
+        match self {
+            Work::Begin(query) => query,
+            Work::GoOn(suspended) => suspended.into_query(),
+            Work::List(_) => Query::Leases,
+        }
+    }
 }
 
 /// What is known of a query besides itself.
@@ -93,17 +107,17 @@ impl Slices {
         &mut self,
         waiter: Waiter,
         terms: Terms,
-        suspended: SuspendedQuery,
+        work: Work,
         about: About,
     ) -> Result<Option<Slow>, Full> {
         let Waiter { link, request } = waiter;
         let of_link = self.by_link.entry(link).or_insert_with(OfLink::new);
         if let Some(place) = of_link.take_place() {
-            return Ok(Some(Slow { work: Work::GoOn(suspended), about, place }));
+            return Ok(Some(Slow { work, about, place }));
         }
         assert!(Arc::strong_count(&of_link.places) > 1, "who waits, waits for somebody");
         let flow = Flow { priority: Priority::Large, ..terms.flow };
-        let waiting = Waiting { request, terms, query: suspended.into_query(), about };
+        let waiting = Waiting { request, terms, query: work.into_query(), about };
         let ticket = of_link.waiting.push(flow, about.bytes + QUERY_BYTES, waiting)?;
         let other = of_link.tickets.insert(request, ticket);
         if let Some(other) = other {

@@ -477,6 +477,24 @@ fn a_long_query_leaves_room_for_everything_else() {
 }
 
 #[test]
+fn many_leases_are_listed_in_steps_soonest_end_first() {
+    let mut rig = with_short_steps(1);
+    for id in 1..=45 {
+        rig.write(keyspace::Op::LeaseGrant { id: LeaseId(id), ttl: 1000 - id });
+    }
+    rig.turn([request(LINK, 1, read(&Query::Leases))]);
+    let mut turns = 1;
+    while !rig.answers.contains_key(&LINK) {
+        rig.turn([]);
+        turns += 1;
+        assert!(turns < 10, "five steps of ten");
+    }
+    assert!(turns >= 5, "one step in a turn");
+    let keyspace::Reply::Leases { leases, .. } = outcome(&rig.take(LINK)) else { panic!("no list") };
+    assert_eq!(leases, (1..=45).rev().map(LeaseId).collect::<Vec<_>>());
+}
+
+#[test]
 fn long_queries_take_turns_and_few_are_under_way() {
     let mut rig = with_short_steps(50);
     let count = UNDER_WAY_MAX as u64 + 4;

@@ -10,7 +10,7 @@ use crate::{
     ANSWER_BYTES_MAX, ClusterVersion, DeleteRange, Error, KeyRange, Put, RangeRequest, Revision,
     codec::key_value_len,
     mvcc::Mvcc,
-    ranges::{Visits, foresee_range},
+    ranges::{OP_BYTES, Visits, foresee_range},
     txn::{Plan, PlannedOp},
 };
 
@@ -45,9 +45,6 @@ impl Default for WriteBounds {
         WriteBounds { answer_bytes: ANSWER_BYTES_MAX, visits: 1 << 19, kept_bytes: 64 << 20 }
     }
 }
-
-/// What an answer takes beside keys and values, for each operation.
-const OP_BYTES: usize = 64;
 
 /// Refuses a deletion whose answer would be too large. It may look at any number of keys: what it finds it deletes.
 pub(crate) fn check_delete_range(

@@ -4,6 +4,7 @@
 //! also proposes checkpoints, so that a new leader starts from what was left and not from the full time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use crate::{
     ClusterVersion, Error, LeaseGrant, LeaseId, LeaseSerial,
@@ -140,6 +141,12 @@ impl Leases {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = LeaseState> {
         self.leases.iter().map(|(id, lease)| lease.state(*id))
+    }
+
+    /// Those behind this one, or all, in the order of ids.
+    pub(crate) fn after(&self, id: Option<LeaseId>) -> impl Iterator<Item = LeaseId> {
+        let from = id.map_or(Bound::Unbounded, Bound::Excluded);
+        self.leases.range((from, Bound::Unbounded)).map(|(id, _)| *id)
     }
 
     pub(crate) fn rows(&self) -> impl Iterator<Item = (LeaseId, Lease)> {

@@ -52,7 +52,7 @@ pub use feed::{FeedPlace, HistoryPage, NoHistory, PageLimits};
 pub use ids::{LeaseGrant, LeaseId, LeaseSerial, Route, SessionId};
 pub use key_range::{KeyRange, RangeEnd};
 pub use keyspace::{
-    Answer, Effects, Keyspace, Options, Restore, RestoreError, Snapshot, Step, SuspendedQuery,
+    Answer, Effects, Keyspace, LEASES_MAX, Options, Restore, RestoreError, Snapshot, Step, SuspendedQuery,
 };
 pub use lease::{LeaseEffect, LeaseState, MAX_LEASE_TTL_S};
 pub use limits::{DEFAULT_MAX_SESSIONS, DEFAULT_QUOTA_BYTES, Limits};

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::{
-    Broken, Compare, CompareResult, CompareTarget, Error, KeyValue, Outcome, PageRequest, RangeReply,
-    RangeRequest, Reply, Revision, SortOrder, SortTarget, TxnOpReply, TxnReply, codec,
+    Broken, Compare, CompareResult, CompareTarget, Error, KeyValue, LeaseId, Outcome, PageRequest,
+    RangeReply, RangeRequest, Reply, Revision, SortOrder, SortTarget, TxnOpReply, TxnReply, codec,
     mutant::mutant,
     mvcc::{Mvcc, Record, Visited},
 };
@@ -18,6 +18,9 @@ use crate::{
 /// The largest answer that is given, encoded, in bytes. The links take 512 MiB, with what surrounds the
 /// entries.
 pub const ANSWER_BYTES_MAX: usize = (512 << 20) - 1024;
+
+/// What an answer takes beside keys and values, for each operation.
+pub(crate) const OP_BYTES: usize = 64;
 
 /// Keys and values of an answer, in bytes, from which it takes long to copy them out.
 const LARGE_BYTES: usize = 256 << 10;
@@ -78,6 +81,11 @@ enum Found {
         /// Of what is in the answer for certain.
         bytes: usize,
     },
+    /// Each with its place among them.
+    Leases {
+        revision: Revision,
+        leases: Vec<(u64, LeaseId)>,
+    },
 }
 
 impl From<Outcome> for Gathered {
@@ -87,11 +95,18 @@ impl From<Outcome> for Gathered {
 }
 
 impl Gathered {
+    /// A list of leases, to be put in the order of the numbers beside them.
+    pub fn leases(revision: Revision, leases: Vec<(u64, LeaseId)>) -> Gathered {
+        let is_long = leases.len() > LARGE_SORT;
+        let gathered = Gathered(Found::Leases { revision, leases });
+        if is_long { gathered } else { Gathered::from(gathered.finish()) }
+    }
+
     /// The answer, if there is nothing left to do for it.
     pub fn ready(&mut self) -> Option<&mut Outcome> {
         match &mut self.0 {
             Found::Ready(outcome) => Some(outcome),
-            Found::Ranges { .. } => None,
+            Found::Ranges { .. } | Found::Leases { .. } => None,
         }
     }
 
@@ -99,7 +114,7 @@ impl Gathered {
     pub fn is_large(&self, bytes: usize) -> bool {
         match &self.0 {
             Found::Ready(outcome) => outcome.as_ref().is_ok_and(|reply| reply.holds_more_than(bytes)),
-            Found::Ranges { .. } => true,
+            Found::Ranges { .. } | Found::Leases { .. } => true,
         }
     }
 
@@ -107,6 +122,11 @@ impl Gathered {
     pub fn finish(self) -> Outcome {
         let (revision, succeeded, parts, mut bytes) = match self.0 {
             Found::Ready(outcome) => return outcome,
+            Found::Leases { revision, mut leases } => {
+                leases.sort_unstable();
+                let leases = leases.into_iter().map(|(_, id)| id).collect();
+                return Ok(Reply::Leases { revision, leases });
+            }
             Found::Ranges { revision, succeeded, parts, bytes } => (revision, succeeded, parts, bytes),
         };
         assert!(succeeded.is_some() || parts.len() == 1, "a range has one answer");

@@ -271,6 +271,12 @@ fn an_answer_that_is_too_large_ends_while_it_is_gathered() {
     let (found, _) = in_steps(&mut etcd, &txn(51), 1, |_| {});
     let Ok(Reply::Txn(found)) = found else { panic!("{found:?}") };
     assert_eq!(found.responses.len(), 51);
+    // What operations take beside keys and values counts: the link counts it, too.
+    let one_more = TxnOp::Range(RangeRequest { limit: 1, ..RangeRequest::new(KeyRange::all()) });
+    let mut ranges: Vec<_> = (0..51).map(|_| all()).chain([one_more]).collect();
+    ranges.resize(40_000, range_op(one("none")));
+    let (found, _) = in_steps(&mut etcd, &Query::Txn(then(ranges)), 1000, |_| {});
+    assert_eq!(found, Err(Error::AnswerTooLarge));
     // What a limit cuts off does not count, nor do values that are not asked for.
     let last = RangeRequest {
         limit: 1,
@@ -282,4 +288,23 @@ fn an_answer_that_is_too_large_ends_while_it_is_gathered() {
         let ranges = (0..60).map(|_| TxnOp::Range(fits.clone())).collect();
         assert!(in_steps(&mut etcd, &Query::Txn(then(ranges)), 1, |_| {}).0.is_ok());
     }
+}
+
+#[test]
+fn leases_are_listed_in_steps() {
+    let mut etcd = Etcd::new();
+    for id in 1..=20 {
+        etcd.grant(id, 60).expect("it is granted");
+    }
+    let mut granted = 20;
+    let (found, steps) = in_steps(&mut etcd, &Query::Leases, 3, |etcd| {
+        etcd.revoke(granted).expect("it lives");
+        granted -= 1;
+    });
+    let Ok(Reply::Leases { leases, .. }) = found else { panic!("{found:?}") };
+    let listed: Vec<_> = leases.iter().map(|id| id.0).collect();
+    assert_eq!(listed, (1..=granted).collect::<Vec<_>>());
+    assert!((5..=7).contains(&steps), "{steps} steps");
+    let (none, steps) = in_steps(&mut Etcd::new(), &Query::Leases, 3, |_| {});
+    assert_eq!((none.map(|reply| reply.revision()), steps), (Ok(Revision(1)), 1));
 }

@@ -9,13 +9,13 @@ use bytes::Bytes;
 use consensus_core::{Input, NodeId, NodeSet, ReadMode};
 use fair_queue::{Full, Priority};
 use keyspace::{
-    Alarm, AlarmKind, Budget, Command, Error, Gathered, LeaseId, Outcome, Query, Reply, Revision, SessionId,
-    SessionLookup, Step, SuspendedQuery,
+    Alarm, AlarmKind, Budget, Command, Error, Gathered, LEASES_MAX, LeaseId, Outcome, Query, Reply, Revision,
+    SessionId, SessionLookup, Step, SuspendedQuery,
 };
 
 use crate::clients::{Enrolled, PendingRead, Reading, Subject, Terms, Waiter};
 use crate::env::{Env, LinkId};
-use crate::lease_clock::Renewal;
+use crate::lease_clock::{LeaseList, Renewal};
 use crate::mutant::mutant;
 use crate::out::{LargeAnswer, Notice, Out};
 use crate::queries::{Admitted, Asked, Next};
@@ -27,7 +27,7 @@ enum Stepped {
     /// It is answered, or refused.
     Answered,
     /// It is not through.
-    Suspended(SuspendedQuery),
+    Suspended(Work),
     /// It is through, and its link has no room for the answer.
     HasNoRoom(Gathered),
 }
@@ -248,15 +248,13 @@ impl Replica {
                 self.counters.queries += 1;
                 match self.begin_query(env, waiter, &query, about) {
                     Stepped::Answered => None,
-                    Stepped::Suspended(suspended) => {
-                        match self.slices.suspend(waiter, terms, suspended, about) {
-                            Ok(slow) => slow.map(Asked::Slow),
-                            Err(Full) => {
-                                self.replies.refuse(link, request, Why::Overloaded);
-                                None
-                            }
+                    Stepped::Suspended(work) => match self.slices.suspend(waiter, terms, work, about) {
+                        Ok(slow) => slow.map(Asked::Slow),
+                        Err(Full) => {
+                            self.replies.refuse(link, request, Why::Overloaded);
+                            None
                         }
-                    }
+                    },
                     // It is carried out again: what an answer holds would add up.
                     Stepped::HasNoRoom(_) => Some(Asked::Query(query, about)),
                 }
@@ -265,12 +263,12 @@ impl Replica {
                 let stepped = match work {
                     Work::Begin(query) => self.begin_query(env, waiter, &query, about),
                     Work::GoOn(suspended) => self.go_on_query(env, waiter, suspended, about),
+                    Work::List(list) if self.leading => self.list_leases(env, waiter, list),
+                    Work::List(_) => self.begin_query(env, waiter, &Query::Leases, about),
                 };
                 match stepped {
                     Stepped::Answered => None,
-                    Stepped::Suspended(suspended) => {
-                        Some(Asked::Slow(Slow { work: Work::GoOn(suspended), about, place }))
-                    }
+                    Stepped::Suspended(work) => Some(Asked::Slow(Slow { work, about, place })),
                     Stepped::HasNoRoom(gathered) => Some(Asked::Answered(gathered, Some(place))),
                 }
             }
@@ -298,6 +296,9 @@ impl Replica {
         if !self.may_answer(env, waiter, query, about) {
             return Stepped::Answered;
         }
+        if self.leading && *query == Query::Leases {
+            return self.list_leases(env, waiter, LeaseList::new());
+        }
         let mut budget = Budget::of_keys(self.settings.queries.step_keys);
         let step = self.state.begin(query, &mut budget);
         self.take_step(env, waiter, step)
@@ -319,6 +320,19 @@ impl Replica {
         self.take_step(env, waiter, step)
     }
 
+    /// Goes on with the list of leases, by the time that they end, which the state does not know.
+    fn list_leases(&mut self, env: &Env<'_>, waiter: Waiter, mut list: LeaseList) -> Stepped {
+        let is_whole = self.leases.list(&mut list, self.settings.queries.step_keys);
+        let gathered = if list.len() > LEASES_MAX {
+            Gathered::from(Err(Error::AnswerTooLarge))
+        } else if is_whole {
+            Gathered::leases(self.state.resolved().revision(), list)
+        } else {
+            return Stepped::Suspended(Work::List(list));
+        };
+        self.answer_gathered(env, waiter, gathered).map_or(Stepped::Answered, Stepped::HasNoRoom)
+    }
+
     /// Refuses what only a leader may answer, where this is none.
     fn may_answer(&mut self, env: &Env<'_>, waiter: Waiter, query: &Query, about: About) -> bool {
         let about_leases = matches!(query, Query::LeaseTimeToLive { .. } | Query::Leases);
@@ -335,7 +349,7 @@ impl Replica {
     fn take_step(&mut self, env: &Env<'_>, waiter: Waiter, step: Step) -> Stepped {
         let mut gathered = match step {
             Step::Done(gathered) => gathered,
-            Step::Suspended(suspended) => return Stepped::Suspended(suspended),
+            Step::Suspended(suspended) => return Stepped::Suspended(Work::GoOn(suspended)),
         };
         // The state machine has no clock; what remains of a lease only its leader knows.
         if self.leading
@@ -347,7 +361,6 @@ impl Replica {
                         reply.ttl = remaining;
                     }
                 }
-                Ok(Reply::Leases { leases, .. }) => *leases = self.leases.by_end(),
                 // While disks are full the log cannot tell.
                 Ok(Reply::Alarms { alarms, .. }) => alarms.extend(self.alarms_of_disks()),
                 Ok(_) | Err(_) => {}

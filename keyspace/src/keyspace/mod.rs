@@ -26,7 +26,7 @@ use crate::{
     txn::{self, Plan},
 };
 
-pub use self::query::{Step, SuspendedQuery};
+pub use self::query::{LEASES_MAX, Step, SuspendedQuery};
 pub use self::snapshot::{Restore, RestoreError, Snapshot};
 
 /// How a group's state begins. Every replica of a group must begin with the same options; later changes go through the log

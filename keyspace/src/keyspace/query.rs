@@ -10,12 +10,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::{
-    Budget, Error, Gathered, KeyRange, Keyspace, LeaseTimeToLiveReply, Outcome, PageRequest, Query,
-    RangeRequest, Reply, Revision, ShardId, Txn, TxnOp, codec,
+    ANSWER_BYTES_MAX, Budget, Error, Gathered, KeyRange, Keyspace, LeaseId, LeaseTimeToLiveReply, Outcome,
+    PageRequest, Query, RangeRequest, Reply, Revision, ShardId, Txn, TxnOp, codec,
     mutant::mutant,
     mvcc::{Mvcc, Pin},
-    ranges::{Part, Size, View, Walk, gathered, get},
+    ranges::{OP_BYTES, Part, Size, View, Walk, gathered, get},
 };
+
+/// The most leases that are listed: with the time that each ends, they take as much memory as the largest answer.
+pub const LEASES_MAX: usize = ANSWER_BYTES_MAX / (2 * size_of::<u64>());
 
 /// How far a query has come.
 #[derive(Debug)]
@@ -58,6 +61,9 @@ enum Stage {
     Ranges { shard: ShardId, ranges: Ranges },
     /// The keys of a lease.
     Keys(Keys),
+    /// The list of leases so far, in the order of ids. It needs no pin: those are in it that lived all the while, and none that
+    /// did at no time meanwhile.
+    Leases(Vec<LeaseId>),
 }
 
 /// How far a transaction, or a range as the only one of it, has come.
@@ -147,6 +153,7 @@ impl Ranges {
                 let Some(part) = part else { return Ok(None) };
                 part
             };
+            self.size.add(OP_BYTES)?;
             self.parts.push(part);
         }
         let parts = std::mem::take(&mut self.parts);
@@ -266,10 +273,7 @@ impl Keyspace {
                 reply.keys = Vec::new();
                 Stage::Keys(Keys { reply, size: Size::new(), place: 0, walk: Walk::default() })
             }
-            Query::Leases => {
-                let leases = self.leases.iter().map(|lease| lease.grant.id).collect();
-                return done(Ok(Reply::Leases { revision: current, leases }));
-            }
+            Query::Leases => Stage::Leases(Vec::new()),
             Query::HashKv { revision } => {
                 return done(self.hash_kv(Revision(*revision)).map(Reply::HashKv));
             }
@@ -289,6 +293,7 @@ impl Keyspace {
         let only = match &begun.stage {
             Stage::Ranges { shard, .. } => Some(*shard),
             Stage::Keys(_) => None,
+            Stage::Leases(_) => return Step::Suspended(SuspendedQuery(begun)),
         };
         let read = self.shards.iter_mut().filter(|shard| only.is_none_or(|only| only == shard.span.id));
         assert!(begun.pins.is_empty(), "what is pinned stays pinned");
@@ -318,12 +323,33 @@ impl Keyspace {
                 ranges.go_on_txn(self.mvcc(*shard), *view, request, budget)
             }
             (_, Stage::Keys(keys)) => self.walk_keys(keys, budget),
+            (_, Stage::Leases(leases)) => self.list_leases(view.current, leases, budget),
             (_, Stage::Ranges { .. }) => unreachable!("only these have ranges"),
         };
         match gathered {
             Ok(gathered) => gathered,
             Err(error) => Some(Gathered::from(Err(error))),
         }
+    }
+
+    fn list_leases(
+        &self,
+        revision: Revision,
+        leases: &mut Vec<LeaseId>,
+        budget: &mut Budget,
+    ) -> Result<Option<Gathered>, Error> {
+        for lease in self.leases.after(leases.last().copied()) {
+            if budget.is_spent() {
+                return Ok(None);
+            }
+            budget.spend(1);
+            if leases.len() >= LEASES_MAX {
+                return Err(Error::AnswerTooLarge);
+            }
+            leases.push(lease);
+        }
+        let leases = std::mem::take(leases);
+        Ok(Some(Gathered::from(Ok(Reply::Leases { revision, leases }))))
     }
 
     fn mvcc(&self, shard: ShardId) -> &Mvcc {
