@@ -86,6 +86,11 @@ pub(crate) fn check_txn(
         is_range_deleted: false,
     };
     course.add_plan(plan)?;
+    assert!(course.answer.bytes <= bounds.answer_bytes, "what passes the bound is refused");
+    assert!(
+        course.put_bytes >= course.puts.values().sum::<usize>(),
+        "each key is counted as often as it is written"
+    );
     Ok(course.answer.bytes)
 }
 
@@ -98,6 +103,7 @@ struct Answer {
 
 impl Answer {
     fn left(&self) -> usize {
+        debug_assert!(self.bytes <= self.bytes_max, "who has passed the bound does not go on");
         self.bytes_max.saturating_sub(self.bytes)
     }
 

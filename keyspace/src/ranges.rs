@@ -124,6 +124,7 @@ impl Gathered {
             Found::Ready(outcome) => return outcome,
             Found::Leases { revision, mut leases } => {
                 leases.sort_unstable();
+                debug_assert!(leases.windows(2).all(|pair| pair[0].1 != pair[1].1), "a lease is listed once");
                 let leases = leases.into_iter().map(|(_, id)| id).collect();
                 return Ok(Reply::Leases { revision, leases });
             }
@@ -461,12 +462,14 @@ pub(crate) fn foresee_range(
         if shape.sort_target == SortTarget::Value {
             visits.spend(record.kv().value.len() / SORTED_PER_VISIT)?;
         }
+        debug_assert!(record.revision() <= at, "nothing from after the revision is read");
         let len = shape.entry_len(record.kv());
         entries = Entries { bytes: entries.bytes + len, largest: entries.largest.max(len) };
         if shape.limit.is_none() && entries.bytes > bytes_max {
             return Err(Error::AnswerTooLarge);
         }
     }
+    assert!(entries.largest <= entries.bytes, "the longest entry is one of them");
     Ok(entries)
 }
 

@@ -42,7 +42,9 @@ impl Results {
             window.low += 1;
             if let Some(outcome) = result {
                 self.hash.remove(result_hash(id, window.low, &outcome));
-                window.bytes -= bytes_of(&outcome);
+                let bytes = bytes_of(&outcome);
+                assert!(window.bytes >= bytes, "what is held is counted");
+                window.bytes -= bytes;
             }
         }
         assert!(window.low >= low, "a result that may be forgotten is");
@@ -70,6 +72,7 @@ impl Results {
         let fits = bytes <= SMALL_BYTES || window.bytes.saturating_add(bytes) <= bytes_max;
         let outcome = if fits { outcome.clone() } else { Err(Error::ResultForgotten) };
         window.bytes += if fits { bytes } else { 0 };
+        assert!(fits || bytes > SMALL_BYTES, "what is small is kept");
         self.hash.add(result_hash(id, seq, &outcome));
         let old = window.results[index].replace(outcome);
         debug_assert!(old.is_none(), "number {seq} of {id:?} is applied twice");

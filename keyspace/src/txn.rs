@@ -122,6 +122,7 @@ impl<'a> Plan<'a> {
                 TxnOp::Empty => continue,
             });
         }
+        assert!(ops.len() <= branch.len(), "nothing is done that was not asked for");
         Ok(Plan { succeeded, ops })
     }
 

@@ -348,6 +348,7 @@ impl Keyspace {
             }
             leases.push(lease);
         }
+        assert!(leases.len() <= LEASES_MAX, "a longer list is refused");
         let leases = std::mem::take(leases);
         Ok(Some(Gathered::from(Ok(Reply::Leases { revision, leases }))))
     }
