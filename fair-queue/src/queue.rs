@@ -1,6 +1,6 @@
 //! A queue from which priorities, users and connections are served in turn.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::turns::Turns;
 
@@ -95,17 +95,20 @@ pub struct FairQueue<T> {
 #[derive(Debug)]
 struct Lane<T> {
     mark: u128,
-    turns: Turns<Source, Held>,
-    items: BTreeMap<(Source, u64), Item<T>>,
+    turns: Turns<Source, Held<T>>,
     /// How many connections of each user have something that waits.
     users: BTreeMap<u64, u64>,
+    items: usize,
     bytes: usize,
 }
 
 /// What waits of a flow.
-#[derive(Debug, Default)]
-struct Held {
-    items: usize,
+#[derive(Debug)]
+struct Held<T> {
+    /// In the order of their numbers. What was taken back leaves a gap, which is neither the first nor among more gaps than there
+    /// are items.
+    items: VecDeque<(u64, Option<Item<T>>)>,
+    gaps: usize,
     bytes: usize,
 }
 
@@ -115,31 +118,102 @@ struct Item<T> {
     value: T,
 }
 
+impl<T> Held<T> {
+    fn new() -> Held<T> {
+        Held { items: VecDeque::new(), gaps: 0, bytes: 0 }
+    }
+
+    fn insert(&mut self, number: u64, item: Item<T>) {
+        self.bytes += item.bytes;
+        let after = match self.items.back() {
+            Some((last, _)) if *last >= number => self.items.partition_point(|(other, _)| *other < number),
+            _ => self.items.len(),
+        };
+        match self.items.get_mut(after) {
+            Some((other, gap)) if *other == number => {
+                assert!(gap.is_none(), "each item has a number of its own");
+                *gap = Some(item);
+                self.gaps -= 1;
+            }
+            _ => self.items.insert(after, (number, Some(item))),
+        }
+    }
+
+    fn pop(&mut self) -> Option<(u64, Item<T>)> {
+        let (number, item) = self.items.pop_front()?;
+        let item = item.expect("the first is no gap");
+        self.bytes -= item.bytes;
+        self.close_gaps();
+        Some((number, item))
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Item<T>> {
+        let at = self.items.binary_search_by_key(&number, |(other, _)| *other).ok()?;
+        let item = self.items[at].1.take()?;
+        self.bytes -= item.bytes;
+        self.gaps += 1;
+        self.close_gaps();
+        Some(item)
+    }
+
+    fn close_gaps(&mut self) {
+        while self.items.front().is_some_and(|(_, item)| item.is_none()) {
+            self.items.pop_front();
+            self.gaps -= 1;
+        }
+        if self.gaps > self.items.len() / 2 {
+            self.items.retain(|(_, item)| item.is_some());
+            self.gaps = 0;
+        }
+        assert!(!self.items.is_empty() || self.bytes == 0, "what is counted waits");
+    }
+}
+
 impl<T> Lane<T> {
     fn new() -> Lane<T> {
-        Lane { mark: 0, turns: Turns::default(), items: BTreeMap::new(), users: BTreeMap::new(), bytes: 0 }
+        Lane { mark: 0, turns: Turns::default(), users: BTreeMap::new(), items: 0, bytes: 0 }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.items == 0
     }
 
     fn insert(&mut self, source: Source, number: u64, item: Item<T>) {
-        let held = self.turns.enter(source, Held::default);
-        if held.items == 0 {
+        let held = self.turns.enter(source, Held::new);
+        if held.items.is_empty() {
             *self.users.entry(source.user).or_default() += 1;
         }
-        held.items += 1;
-        held.bytes += item.bytes;
+        self.items += 1;
         self.bytes += item.bytes;
-        let other = self.items.insert((source, number), item);
-        assert!(other.is_none(), "each item has a number of its own");
+        held.insert(number, item);
     }
 
     fn remove(&mut self, source: Source, number: u64) -> Option<Item<T>> {
-        let item = self.items.remove(&(source, number))?;
-        let held = self.turns.get_mut(source).expect("who has an item waits");
-        held.items -= 1;
-        held.bytes -= item.bytes;
+        let held = self.turns.get_mut(source)?;
+        let item = held.remove(number)?;
+        let was_last = held.items.is_empty();
+        self.has_lost(source, &item, was_last);
+        Some(item)
+    }
+
+    /// The first item of whoever is next, whom it is charged to.
+    fn next(&mut self) -> Option<(Source, u64, Item<T>)> {
+        let (source, _) = self.turns.waiting().next()?;
+        let held = self.turns.get_mut(source)?;
+        let (number, item) = held.pop().expect("who waits has an item");
+        let was_last = held.items.is_empty();
+        let cost = self.cost_of(source, cost(&item));
+        self.has_lost(source, &item, was_last);
+        self.turns.serve(source, cost);
+        Some((source, number, item))
+    }
+
+    /// An item is out, the last one of its flow perhaps.
+    fn has_lost(&mut self, source: Source, item: &Item<T>, was_last: bool) {
+        self.items -= 1;
         self.bytes -= item.bytes;
-        if held.items == 0 {
-            assert_eq!(held.bytes, 0, "what is counted waits");
+        assert!(self.items > 0 || self.bytes == 0, "nothing waits, and nothing is counted");
+        if was_last {
             self.turns.leave(source);
             let connections = self.users.get_mut(&source.user).expect("who waits is counted");
             *connections -= 1;
@@ -147,8 +221,6 @@ impl<T> Lane<T> {
                 self.users.remove(&source.user);
             }
         }
-        assert!(!self.items.is_empty() || self.bytes == 0, "nothing waits, and nothing is counted");
-        Some(item)
     }
 
     /// What something costs a connection: its user has many turns with many of them.
@@ -156,6 +228,11 @@ impl<T> Lane<T> {
         let connections = self.users.get(&source.user).copied().unwrap_or(1);
         cost.saturating_mul(connections)
     }
+}
+
+/// What an item costs when it is served.
+fn cost<T>(item: &Item<T>) -> u64 {
+    item.bytes as u64 + ITEM_COST
 }
 
 impl<T> FairQueue<T> {
@@ -168,7 +245,7 @@ impl<T> FairQueue<T> {
     /// Whether nothing waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.items.is_empty())
+        self.lanes.iter().all(|lane| lane.is_empty())
     }
 
     /// Bytes of all that waits.
@@ -203,7 +280,7 @@ impl<T> FairQueue<T> {
     pub fn put_back(&mut self, ticket: Ticket, bytes: usize, value: T) {
         let now = self.now;
         let lane = self.lane(ticket.flow.priority);
-        if lane.items.is_empty() {
+        if lane.is_empty() {
             // Who was away has saved up nothing.
             lane.mark = lane.mark.max(now);
         }
@@ -219,25 +296,20 @@ impl<T> FairQueue<T> {
     /// Whether [`FairQueue::next`] has one.
     #[must_use]
     pub fn has_next(&self, may: impl Fn(Priority) -> bool) -> bool {
-        Priority::ALL.into_iter().any(|of| !self.lanes[of as usize].items.is_empty() && may(of))
+        Priority::ALL.into_iter().any(|of| !self.lanes[of as usize].is_empty() && may(of))
     }
 
     /// The next item, of those priorities that may be served now. It is charged its bytes, and a little for being one.
     pub fn next(&mut self, may: impl Fn(Priority) -> bool) -> Option<(Ticket, T)> {
-        let waits = |of: &Priority| !self.lanes[*of as usize].items.is_empty() && may(*of);
+        let waits = |of: &Priority| !self.lanes[*of as usize].is_empty() && may(*of);
         // Of equal ones the first, which is the most urgent.
         let priority =
             Priority::ALL.into_iter().filter(waits).min_by_key(|of| self.lanes[*of as usize].mark)?;
         let lane = &mut self.lanes[priority as usize];
-        let (source, _) = lane.turns.waiting().next().expect("who has an item waits");
-        let (key, item) = lane.items.range((source, 0)..).next().expect("who waits has an item");
-        let (number, cost) = (key.1, item.bytes as u64 + ITEM_COST);
-        let of_source = lane.cost_of(source, cost);
-        lane.turns.serve(source, of_source);
-        let item = lane.remove(source, number).expect("it was found above");
+        let (source, number, item) = lane.next().expect("who has an item waits");
         // One that could not be served when it was next has saved up nothing.
         self.now = self.now.max(lane.mark);
-        lane.mark = self.now + u128::from(cost * priority.dearness());
+        lane.mark = self.now + u128::from(cost(&item) * priority.dearness());
         Some((Ticket { flow: Flow { priority, source }, number }, item.value))
     }
 
@@ -369,6 +441,24 @@ mod tests {
         }
         assert_eq!((queue.bytes(), all(&mut queue)), (10, vec![499]));
         assert!(queue.is_empty() && queue.lanes[1].users.is_empty());
+    }
+
+    #[test]
+    fn what_is_taken_back_in_the_middle_takes_no_room() {
+        let mut queue = queue();
+        queue.push(small(1, 1), 0, 0).unwrap();
+        for number in 1..1000 {
+            let ticket = queue.push(small(1, 1), 0, number).unwrap();
+            queue.push(small(1, 1), 0, 1000 + number).unwrap();
+            assert_eq!(queue.remove(ticket), Some(number));
+            if number % 2 == 0 {
+                queue.put_back(ticket, 0, number);
+                assert_eq!(queue.remove(ticket), Some(number));
+            }
+            let held = queue.lanes[1].turns.get_mut(small(1, 1).source).unwrap();
+            assert!(held.gaps <= held.items.len() / 2 && held.items.len() - held.gaps == number as usize + 1);
+        }
+        assert_eq!(all(&mut queue), std::iter::once(0).chain(1001..2000).collect::<Vec<_>>());
     }
 
     #[test]

@@ -2,13 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Those with nothing to do are remembered for what they owe, but not more of them than this.
+/// Those with nothing to do are remembered for what they owe, but not more of them than this, when it is looked at who may be
+/// forgotten.
 const DEBTORS_MAX: usize = 1024;
+/// With fewer than these it is not looked at.
+const KNOWN_MIN: usize = 64;
 
 /// Who is next. Each has a mark: how much it has had, and those begin at the mark of who was served last that come, or come
 /// again. So who was away has saved up nothing, and who has had much waits until the others have had as much.
 ///
-/// `V` is what belongs to each; it is forgotten with whoever has nothing to do and owes nothing.
+/// `V` is what belongs to each; it is forgotten, some time, with whoever has nothing to do and owes nothing.
 #[derive(Debug)]
 pub struct Turns<K, V> {
     /// The mark of who was served last, before that.
@@ -16,7 +19,9 @@ pub struct Turns<K, V> {
     all: BTreeMap<K, Place<V>>,
     /// By their marks.
     waiting: BTreeSet<(u128, K)>,
-    debtors: BTreeSet<(u128, K)>,
+    /// When so many are known, it is looked at who may be forgotten: at each time half of them, or nobody for as long as it took
+    /// to get to know as many again.
+    look_at: usize,
 }
 
 #[derive(Debug)]
@@ -28,17 +33,20 @@ struct Place<V> {
 
 impl<K, V> Default for Turns<K, V> {
     fn default() -> Turns<K, V> {
-        Turns { now: 0, all: BTreeMap::new(), waiting: BTreeSet::new(), debtors: BTreeSet::new() }
+        Turns { now: 0, all: BTreeMap::new(), waiting: BTreeSet::new(), look_at: KNOWN_MIN }
     }
 }
 
 impl<K: Copy + Ord, V> Turns<K, V> {
     /// Has something to do from now on. Returns what belongs to it.
     pub fn enter(&mut self, who: K, new: impl FnOnce() -> V) -> &mut V {
+        if self.all.len() >= self.look_at {
+            self.forget();
+        }
         let now = self.now;
         let place = self.all.entry(who).or_insert_with(|| Place { mark: now, waits: false, value: new() });
         if !place.waits {
-            self.debtors.remove(&(place.mark, who));
+            // Who owes nothing any more is as one who was forgotten.
             place.mark = place.mark.max(now);
             place.waits = true;
             self.waiting.insert((place.mark, who));
@@ -46,34 +54,25 @@ impl<K: Copy + Ord, V> Turns<K, V> {
         &mut place.value
     }
 
-    /// Has nothing to do any more.
+    /// Has nothing to do any more. Where its last turn is over, call this before [`Turns::serve`]: it costs less.
     pub fn leave(&mut self, who: K) {
         let Some(place) = self.all.get_mut(&who).filter(|place| place.waits) else { return };
         place.waits = false;
-        let entry = (place.mark, who);
-        let waited = self.waiting.remove(&entry);
+        let waited = self.waiting.remove(&(place.mark, who));
         assert!(waited, "who waits has a turn");
-        self.debtors.insert(entry);
-        self.forget();
     }
 
     /// Is gone, with what it owes.
     pub fn remove(&mut self, who: K) -> Option<V> {
         let place = self.all.remove(&who)?;
-        let entry = (place.mark, who);
-        let was_there = if place.waits { self.waiting.remove(&entry) } else { self.debtors.remove(&entry) };
-        assert!(was_there, "who is known has a turn, or owes");
+        let waited = self.waiting.remove(&(place.mark, who));
+        assert_eq!(place.waits, waited, "who waits has a turn, and nobody else");
         Some(place.value)
     }
 
-    /// What belongs to it, if it has something to do or owes something.
+    /// What belongs to it, if it is known.
     pub fn get_mut(&mut self, who: K) -> Option<&mut V> {
         self.all.get_mut(&who).map(|place| &mut place.value)
-    }
-
-    /// All that are known.
-    pub fn values_mut(&mut self) -> impl Iterator<Item = (K, &mut V)> {
-        self.all.iter_mut().map(|(who, place)| (*who, &mut place.value))
     }
 
     /// Those who have something to do, the next one first.
@@ -83,39 +82,52 @@ impl<K: Copy + Ord, V> Turns<K, V> {
 
     /// It is served, at this cost. It need not be the next one, if that one cannot be.
     pub fn serve(&mut self, who: K, cost: u64) {
-        let Some(place) = self.all.get(&who) else { return };
+        let Some(place) = self.all.get_mut(&who) else { return };
         // One that could not be served when it was next has saved up nothing.
         self.now = self.now.max(place.mark);
-        self.set_mark(who, self.now + u128::from(cost));
-        self.forget();
+        let mark = self.now + u128::from(cost);
+        place.move_to(who, mark, &mut self.waiting);
     }
 
     /// What it was served has cost so much more.
     pub fn charge(&mut self, who: K, cost: u64) {
-        if let Some(place) = self.all.get(&who) {
-            self.set_mark(who, place.mark + u128::from(cost));
+        if let Some(place) = self.all.get_mut(&who) {
+            // Who was forgotten in all but name begins where the others are.
+            let since = if place.waits { place.mark } else { place.mark.max(self.now) };
+            place.move_to(who, since + u128::from(cost), &mut self.waiting);
         }
-    }
-
-    fn set_mark(&mut self, who: K, mark: u128) {
-        let Some(place) = self.all.get_mut(&who) else { return };
-        let side = if place.waits { &mut self.waiting } else { &mut self.debtors };
-        let was_there = side.remove(&(place.mark, who));
-        assert!(was_there, "who is known has a turn, or owes");
-        assert!(place.mark <= mark, "nobody is given back what it has had");
-        place.mark = mark;
-        side.insert((mark, who));
     }
 
     /// Forgets those who owe nothing more, and those who owe least where there are too many.
     fn forget(&mut self) {
-        while let Some((mark, who)) = self.debtors.first().copied()
-            && (mark <= self.now || self.debtors.len() > DEBTORS_MAX)
-        {
-            self.debtors.pop_first();
-            self.all.remove(&who);
+        let now = self.now;
+        self.all.retain(|_, place| place.waits || place.mark > now);
+        let too_many = (self.all.len() - self.waiting.len()).saturating_sub(DEBTORS_MAX);
+        if too_many > 0 {
+            let mut debtors: Vec<(u128, K)> = self
+                .all
+                .iter()
+                .filter(|(_, place)| !place.waits)
+                .map(|(who, place)| (place.mark, *who))
+                .collect();
+            debtors.select_nth_unstable(too_many - 1);
+            for (_, who) in &debtors[..too_many] {
+                self.all.remove(who);
+            }
         }
-        assert_eq!(self.all.len(), self.waiting.len() + self.debtors.len(), "who is known waits or owes");
+        self.look_at = (2 * self.all.len()).max(KNOWN_MIN);
+    }
+}
+
+impl<V> Place<V> {
+    fn move_to<K: Copy + Ord>(&mut self, who: K, mark: u128, waiting: &mut BTreeSet<(u128, K)>) {
+        assert!(self.mark <= mark, "nobody is given back what it has had");
+        if self.waits {
+            let waited = waiting.remove(&(self.mark, who));
+            assert!(waited, "who waits has a turn");
+            waiting.insert((mark, who));
+        }
+        self.mark = mark;
     }
 }
 
@@ -175,17 +187,22 @@ mod tests {
         let mut turns = with("ab");
         assert_eq!(order(&mut turns, 1, |_| 3), "a");
         turns.leave('a');
+        turns.forget();
         assert_eq!(turns.all.len(), 2);
         assert_eq!(order(&mut turns, 4, |_| 1), "bbbb");
+        turns.forget();
         assert_eq!(turns.all.len(), 1);
         let mut many: Turns<usize, ()> = Turns::default();
-        for who in 0..2 * DEBTORS_MAX {
+        let last = 16 * DEBTORS_MAX;
+        for who in 0..=last {
             many.enter(who, || ());
             many.charge(who, who as u64 + 1);
             many.leave(who);
+            assert!(many.all.len() <= 2 * DEBTORS_MAX, "they are looked at by themselves");
         }
+        many.forget();
         assert_eq!(many.all.len(), DEBTORS_MAX);
-        assert!(many.all.contains_key(&(2 * DEBTORS_MAX - 1)));
+        assert!(many.all.contains_key(&last));
     }
 
     #[test]
