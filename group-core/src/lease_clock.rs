@@ -66,6 +66,8 @@ pub(crate) enum Renewal {
     Resetting { propose: Option<LeaseGrant> },
     /// It has ended, but its keys are still there: the answer has to wait until they are not.
     Ending,
+    /// It runs on, unless an earlier leader has ended it: the answer has to wait until that is known.
+    Held,
     /// There is no such lease.
     Missing,
 }
@@ -135,6 +137,17 @@ impl LeaseClock {
                 renewal
             }
         }
+    }
+
+    /// As long as the clock does not count: what was asked in time must not come too late for that.
+    pub(crate) fn hold(&mut self, now: Mono, id: LeaseId) -> Renewal {
+        let Some(timer) = self.leases.get(&id).copied() else { return Renewal::Missing };
+        if let State::Live(in_log) = timer.state {
+            let grant = LeaseGrant { id, serial: timer.serial };
+            let ends = timer.ends.max(now.after(timer.granted));
+            self.insert(now, grant, timer.granted, ends, in_log);
+        }
+        Renewal::Held
     }
 
     /// The log gives the lease this many seconds, or its full time again (0).

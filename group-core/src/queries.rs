@@ -218,11 +218,10 @@ impl Queries {
             let of_link = self.admitted.get_mut(link)?;
             let (ticket, query) = of_link.queue.next(|priority| room.is_for(priority))?;
             of_link.tickets.remove(&query.request);
-            let is_over = of_link.queue.is_empty();
-            self.admitted.serve(link, (query.waiting_bytes() + QUERY_BYTES) as u64);
-            if is_over {
+            if of_link.queue.is_empty() {
                 self.admitted.leave(link);
             }
+            self.admitted.serve(link, (query.waiting_bytes() + QUERY_BYTES) as u64);
             if !query.terms.is_past(now) {
                 assert!(links.has_room(link), "an answer has room on its link");
                 return Some(Next { link, query, ticket });

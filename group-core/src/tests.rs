@@ -16,9 +16,9 @@ use consensus_core::{
 };
 use journal::Lsn;
 use keyspace::{
-    ClusterVersion, Command, Envelope, KeyRange, LeaseGrant, LeaseId, LeaseSerial, Limits, Proposal, Query,
-    RangeRequest, Revision, RevisionRange, Revisions, Route, SessionId, ShardId, ShardSpan, SortOrder,
-    SortTarget, Txn, TxnOp,
+    ClockOwner, ClockStart, ClusterVersion, Command, Envelope, KeyRange, LeaseGrant, LeaseId, LeaseSerial,
+    Limits, Proposal, Query, RangeRequest, Revision, RevisionRange, Revisions, Route, SessionId, ShardId,
+    ShardSpan, SortOrder, SortTarget, Txn, TxnOp,
 };
 
 use crate::clients::{Enrolled, PendingRead, Reading, Subject, Terms, Waiter};
@@ -144,7 +144,7 @@ impl Rig {
         };
         rig.until("it leads", |replica| {
             let is_led = replica.leading && replica.state.limits() == replica.settings.limits;
-            is_led && replica.state.version() == replica.settings.known
+            is_led && replica.state.version() == replica.settings.known && replica.clock().is_some()
         });
         rig
     }
@@ -987,7 +987,10 @@ fn a_keep_alive_is_answered_once_the_log_holds_no_shorter_time() {
     rig.write(keyspace::Op::LeaseGrant { id: lease, ttl: 1000 });
     let in_log = |rig: &Rig| rig.replica.state.lease(lease).unwrap().remaining_s;
     let grant = rig.grant_of(lease);
-    rig.act(|replica, env| replica.propose_internal(env, &Command::CheckpointLeases(vec![(grant, 700)])));
+    rig.act(|replica, env| {
+        let remaining = Command::CheckpointLeases(replica.clock().unwrap(), vec![(grant, 700)]);
+        replica.propose_internal(env, &remaining);
+    });
     rig.settle();
     assert_eq!(in_log(&rig), 700);
     rig.replica.leases.start(rig.now, Duration::ZERO, rig.replica.state.leases());
@@ -1026,6 +1029,50 @@ fn the_end_of_a_lease_is_not_that_of_the_next_with_its_id() {
 }
 
 #[test]
+fn a_leader_renews_nothing_before_its_clock_counts() {
+    let mut rig = Rig::leader();
+    rig.write(keyspace::Op::LeaseGrant { id: LeaseId(7), ttl: 60 });
+    // That of an earlier leader is chosen late.
+    let late = Command::StartClock(ClockOwner { round: 0, node: 9 });
+    rig.act(|replica, env| replica.propose_internal(env, &late));
+    rig.until("another clock has begun", |replica| replica.clock().is_none());
+    let stalled = std::mem::take(&mut rig.events);
+    let waits = [(1, Wait::ForAll, 7), (2, Wait::ForOne, 7), (3, Wait::ForNone, 7), (4, Wait::ForAll, 8)];
+    rig.turn(waits.map(|(id, wait, lease)| request(LINK, id, keep_alive_waiting(wait, &[lease]))));
+    assert_eq!(renewed(rig.take(LINK)), [(3, vec![undecided(7)]), (4, vec![kept(8, 0)])]);
+    // The lease would have ended meanwhile, if nobody had asked.
+    rig.pass_until(rig.now.after(Duration::from_secs(59)));
+    rig.events.splice(0..0, stalled);
+    rig.until("its clock counts", |replica| replica.clock().is_some());
+    rig.settle();
+    assert_eq!(renewed(rig.take(LINK)), [(1, vec![kept(7, 60)]), (2, vec![kept(7, 60)])]);
+}
+
+#[test]
+fn a_leases_end_waits_for_the_clock_and_what_was_asked_in_time_is_not_too_late() {
+    let mut rig = Rig::leader();
+    for id in [7, 8] {
+        rig.write(keyspace::Op::LeaseGrant { id: LeaseId(id), ttl: 60 });
+    }
+    // It leads anew, and there is no room for what it says at first.
+    let before = rig.replica.clock();
+    rig.act(|replica, env| replica.on_leading(env));
+    rig.turn([]);
+    let stalled = std::mem::take(&mut rig.events);
+    rig.pass_until(rig.now.after(Duration::from_secs(50)));
+    rig.turn([request(LINK, 1, keep_alive(&[7]))]);
+    rig.pass_until(rig.now.after(Duration::from_secs(50)));
+    rig.turn([]);
+    assert_eq!((rig.replica.clock(), rig.replica.counters.leases_expired), (None, 0));
+    rig.act(|replica, env| replica.on_rejected(env, Tag(u64::MAX), Rejection::Overloaded));
+    rig.events.splice(0..0, stalled);
+    rig.until("one has ended", |replica| replica.state.lease(LeaseId(8)).is_none());
+    rig.settle();
+    assert!(rig.replica.clock() > before);
+    assert_eq!(renewed(rig.take(LINK)), [(1, vec![kept(7, 60)])]);
+}
+
+#[test]
 fn who_knows_only_an_older_version_proposes_what_that_has() {
     let mut rig = Rig::with(vec![ShardSpan::whole()], ClusterVersion::FIRST);
     let id = LeaseId(7);
@@ -1040,6 +1087,11 @@ fn who_knows_only_an_older_version_proposes_what_that_has() {
     rig.turn([]);
     rig.settle();
     assert_eq!(rig.replica.state.version(), ClusterVersion::NEWEST);
+    assert!(
+        rig.replica.clock() == Some(rig.replica.state.clock())
+            && rig.replica.clock() != Some(ClockStart::NONE),
+        "from then on it says so"
+    );
     rig.write(keyspace::Op::LeaseGrant { id, ttl: 60 });
     assert_eq!(rig.grant_of(id).serial, LeaseSerial(1));
 }
@@ -1078,9 +1130,9 @@ fn an_entry_of_a_newer_version_is_refused_in_words() {
     let raise = entry(&Command::RaiseVersion(ClusterVersion::NEWEST));
     assert_eq!(entries::check_message(ClusterVersion::NEWEST, &raise), Ok(()));
     let error = entries::check_message(ClusterVersion::FIRST, &raise).unwrap_err();
-    assert_eq!(error.to_string(), "slot 9: an encoding of version 5, and this Gaios reads version 3");
+    assert_eq!(error.to_string(), "slot 9: an encoding of version 6, and this Gaios reads version 3");
     let grant = |serial| LeaseGrant { id: LeaseId(7), serial: LeaseSerial(serial) };
-    let expire = |serial| entry(&Command::ExpireLeases(vec![grant(serial)]));
+    let expire = |serial| entry(&Command::ExpireLeases(ClockStart::NONE, vec![grant(serial)]));
     assert_eq!(entries::check_message(ClusterVersion::FIRST, &expire(0)), Ok(()));
     assert!(entries::check_message(ClusterVersion::FIRST, &expire(1)).is_err());
 }

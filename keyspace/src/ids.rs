@@ -57,6 +57,24 @@ pub struct LeaseGrant {
     pub serial: LeaseSerial,
 }
 
+/// A leader's lease clock: the slot in which it began ([`crate::Command::StartClock`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClockStart(pub u64);
+
+impl ClockStart {
+    /// None has begun: leaders do not say so before [`crate::ClusterVersion::STARTED_CLOCKS`].
+    pub const NONE: ClockStart = ClockStart(0);
+}
+
+/// Whose lease clock it is: the leader's ballot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClockOwner {
+    /// Its round.
+    pub round: u64,
+    /// The leader.
+    pub node: u64,
+}
+
 impl std::fmt::Display for LeaseId {
     /// As etcd's tools print it: 16 hexadecimal digits at least.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use crate::{
-    ClusterVersion, Error, LeaseGrant, LeaseId, LeaseSerial,
+    ClockOwner, ClockStart, ClusterVersion, Error, LeaseGrant, LeaseId, LeaseSerial,
     digest::{Hasher, SetHash},
     quota::LEASE_COST_BYTES,
 };
@@ -48,6 +48,13 @@ pub enum LeaseEffect {
         /// Seconds left; 0 means the full time again.
         remaining_s: i64,
     },
+    /// A leader's clock has begun.
+    ClockStarted {
+        /// Whose.
+        owner: ClockOwner,
+        /// When.
+        clock: ClockStart,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +70,7 @@ pub(crate) struct Lease {
 pub(crate) struct Leases {
     leases: BTreeMap<LeaseId, Lease>,
     last_serial: LeaseSerial,
+    clock: ClockStart,
     hash: SetHash,
 }
 
@@ -135,6 +143,21 @@ impl Leases {
         self.last_serial = last;
     }
 
+    /// The clock that has begun last.
+    pub(crate) fn clock(&self) -> ClockStart {
+        self.clock
+    }
+
+    pub(crate) fn start_clock(&mut self, clock: ClockStart) {
+        debug_assert!(clock >= self.clock, "slots ascend");
+        self.clock = clock;
+    }
+
+    /// For a restore.
+    pub(crate) fn set_clock(&mut self, clock: ClockStart) {
+        self.clock = clock;
+    }
+
     pub(crate) fn state(&self, id: LeaseId) -> Option<LeaseState> {
         self.leases.get(&id).map(|lease| lease.state(id))
     }
@@ -161,11 +184,16 @@ impl Leases {
         self.leases.len() as u64 * LEASE_COST_BYTES
     }
 
-    /// While no grant was numbered, that of a version which does not number them.
+    /// While no grant was numbered, that of a version which does not number them; and while no clock has begun, that of one
+    /// which does not know of any.
     pub(crate) fn digest(&self) -> u64 {
-        match self.last_serial {
+        let digest = match self.last_serial {
             LeaseSerial::NONE => self.hash.value(),
             LeaseSerial(last) => Hasher::new(9).u64(self.hash.value()).u64(last).finish(),
+        };
+        match self.clock {
+            ClockStart::NONE => digest,
+            ClockStart(slot) => Hasher::new(10).u64(digest).u64(slot).finish(),
         }
     }
 

@@ -8,7 +8,7 @@
 //! sessions, limits and alarms (docs/decisions/0020-the-shard-is-the-unit-of-state.md).
 //!
 //! What it is not: it knows no consensus, no network, no clock and no protobuf. The lease clock belongs to the
-//! shell, which proposes [`Command::ExpireLeases`] and [`Command::CheckpointLeases`].
+//! shell, which proposes [`Command::StartClock`], [`Command::ExpireLeases`] and [`Command::CheckpointLeases`].
 //!
 //! The behaviour is etcd 3.6's. The quirks that are kept on purpose have tests named after them in `tests/`.
 
@@ -49,7 +49,7 @@ pub use envelope::{Envelope, Proposal, RevisionRange, Revisions};
 pub use error::Error;
 pub use event::{Event, EventKind, KeyValue, RevisionEvents};
 pub use feed::{FeedPlace, HistoryPage, NoHistory, PageLimits};
-pub use ids::{LeaseGrant, LeaseId, LeaseSerial, Route, SessionId};
+pub use ids::{ClockOwner, ClockStart, LeaseGrant, LeaseId, LeaseSerial, Route, SessionId};
 pub use key_range::{KeyRange, RangeEnd};
 pub use keyspace::{
     Answer, Effects, Keyspace, LEASES_MAX, Options, Restore, RestoreError, Snapshot, Step, SuspendedQuery,

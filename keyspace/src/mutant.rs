@@ -33,6 +33,8 @@ pub enum Mutant {
     AcknowledgedElsewhereApplied,
     /// The end of a lease's grant is that of a later grant of its id, too.
     LaterGrantExpired,
+    /// What an earlier lease clock found counts after a later one has begun.
+    EarlierClockCounts,
     /// A query that was suspended goes on at the newest revision.
     QueryGoesOnAtNewest,
     /// What a write reads and answers is not bounded, nor what is kept of it.
@@ -46,7 +48,7 @@ pub enum Mutant {
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 18] = [
+    pub const ALL: [Mutant; 19] = [
         Mutant::ResultUnderNextNumber,
         Mutant::StaleEpochApplied,
         Mutant::ForeignKeysApplied,
@@ -61,6 +63,7 @@ impl Mutant {
         Mutant::ResultsOutliveSession,
         Mutant::AcknowledgedElsewhereApplied,
         Mutant::LaterGrantExpired,
+        Mutant::EarlierClockCounts,
         Mutant::QueryGoesOnAtNewest,
         Mutant::WritesUnbounded,
         Mutant::BoundsBeforeVersion,

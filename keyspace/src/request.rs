@@ -3,7 +3,8 @@
 use bytes::Bytes;
 
 use crate::{
-    Alarm, AlarmKind, ClusterVersion, KeyRange, LeaseGrant, LeaseId, LeaseSerial, Limits, Route, SessionId,
+    Alarm, AlarmKind, ClockOwner, ClockStart, ClusterVersion, KeyRange, LeaseGrant, LeaseId, LeaseSerial,
+    Limits, Route, SessionId,
 };
 
 /// One command of the log. A log entry holds a batch of them; each is applied by [`crate::Keyspace::apply`].
@@ -33,11 +34,17 @@ pub enum Command {
         op: Op,
     },
     /// Revokes leases whose time ran out, by the leader's lease clock. Each lease with keys takes one revision; grants
-    /// that are over are passed over, also if the id was granted again.
-    ExpireLeases(Vec<LeaseGrant>),
+    /// that are over are passed over, also if the id was granted again. Nothing is done if another clock has begun since
+    /// ([`Command::StartClock`]): by that one, they may have been renewed.
+    ExpireLeases(ClockStart, Vec<LeaseGrant>),
     /// Records the remaining seconds of leases, so that a new leader does not start them at their full time. 0 takes
-    /// the record away: the lease has its full time again. Grants that are over are passed over, as above.
-    CheckpointLeases(Vec<(LeaseGrant, i64)>),
+    /// the record away: the lease has its full time again. Grants that are over are passed over, and nothing is done by an
+    /// earlier clock, as above.
+    CheckpointLeases(ClockStart, Vec<(LeaseGrant, i64)>),
+    /// A leader's lease clock begins, and the one before counts no more. A leader renews nothing before its own is applied: an
+    /// entry of an earlier leader that nobody has chosen yet may still be chosen, at a slot that this one has not got to, when
+    /// the earlier one is elected again and takes up its own votes (Paxos Made Simple, §3).
+    StartClock(ClockOwner),
     /// Sets the limits that all replicas must apply alike.
     SetLimits(Limits),
     /// Sets where the operator wants the group to be led, [`crate::Keyspace::leader_regions`].
@@ -60,8 +67,12 @@ impl Command {
         let is_numbered = |grant: &LeaseGrant| grant.serial != LeaseSerial::NONE;
         let names_grants = match self {
             Command::RaiseVersion(version) => return *version,
-            Command::ExpireLeases(leases) => leases.iter().any(is_numbered),
-            Command::CheckpointLeases(leases) => leases.iter().any(|(grant, _)| is_numbered(grant)),
+            Command::StartClock(_) => return ClusterVersion::STARTED_CLOCKS,
+            Command::ExpireLeases(by, _) | Command::CheckpointLeases(by, _) if *by != ClockStart::NONE => {
+                return ClusterVersion::STARTED_CLOCKS;
+            }
+            Command::ExpireLeases(_, leases) => leases.iter().any(is_numbered),
+            Command::CheckpointLeases(_, leases) => leases.iter().any(|(grant, _)| is_numbered(grant)),
             Command::OpenSession { .. }
             | Command::CloseSession(_)
             | Command::Write { .. }

@@ -13,8 +13,10 @@ impl ClusterVersion {
     pub const NUMBERED_GRANTS: ClusterVersion = ClusterVersion(4);
     /// What a write may read and answer is bounded, and what is kept of its answer: [`crate::WriteBounds`].
     pub const BOUNDED_WRITES: ClusterVersion = ClusterVersion(5);
+    /// Leaders say when their lease clocks begin, and what an earlier clock has found does nothing any more.
+    pub const STARTED_CLOCKS: ClusterVersion = ClusterVersion(6);
     /// The newest that this Gaios knows.
-    pub const NEWEST: ClusterVersion = ClusterVersion::BOUNDED_WRITES;
+    pub const NEWEST: ClusterVersion = ClusterVersion::STARTED_CLOCKS;
 }
 
 impl std::fmt::Display for ClusterVersion {

@@ -89,7 +89,7 @@ fn leases_for_which_there_is_no_revision_wait() {
     for (key, lease) in [("a", 1), ("b", 2)] {
         etcd.put_with(Put { lease: LeaseId(lease), ..Put::new(key, "") }).unwrap();
     }
-    let expire = Command::ExpireLeases([1, 2, 3].map(|id| etcd.lease(id)).to_vec());
+    let expire = Command::ExpireLeases(ClockStart::NONE, [1, 2, 3].map(|id| etcd.lease(id)).to_vec());
     etcd.apply(given(10, 1, expire.clone())).unwrap();
     let left: Vec<i64> = etcd.state.leases().map(|lease| lease.grant.id.0).collect();
     assert_eq!((left, last_write(&etcd)), (vec![2], 10), "the third had no key");
@@ -107,13 +107,13 @@ fn encodings_of_another_version_are_refused_in_words() {
         Proposal::decode(Bytes::from(other)).map(drop)
     };
     assert_eq!(in_version(3), Ok(()));
-    for newer in [4, 5] {
-        assert!(matches!(in_version(newer), Err(DecodeError::Malformed(_))), "the oldest says it as well");
+    for newer in 4..=6 {
+        assert!(matches!(in_version(newer), Err(DecodeError::Malformed(_))), "an older one says it as well");
     }
-    for version in (0..=u8::MAX).filter(|version| !(3..=5).contains(version)) {
+    for version in (0..=u8::MAX).filter(|version| !(3..=6).contains(version)) {
         let error = in_version(version).unwrap_err();
-        assert_eq!(error, DecodeError::UnknownVersion { found: version, known: 5 });
-        let words = format!("an encoding of version {version}, and this Gaios reads version 5");
+        assert_eq!(error, DecodeError::UnknownVersion { found: version, known: 6 });
+        let words = format!("an encoding of version {version}, and this Gaios reads version 6");
         assert_eq!(error.to_string(), words);
     }
 }
@@ -130,10 +130,23 @@ fn what_an_older_version_can_say_is_written_as_it_wrote_it() {
     assert_eq!(written(Command::RaiseVersion(ClusterVersion(4))), [4, 0, 9]);
     assert_eq!(written(Command::RaiseVersion(ClusterVersion(5))), [5, 0, 9]);
     assert!(Command::decode(Bytes::from_static(&[3, 0, 9])).is_err(), "it has no such command");
-    assert_eq!(written(Command::ExpireLeases(vec![grant(0)])), [3, 0, 4, 1, 14]);
-    assert_eq!(written(Command::CheckpointLeases(vec![(grant(0), 5)])), [3, 0, 5, 1, 14, 10]);
-    assert_eq!(written(Command::ExpireLeases(vec![grant(0), grant(9)])), [4, 0, 4, 2, 14, 0, 14, 9]);
-    assert_eq!(written(Command::CheckpointLeases(vec![(grant(9), 5)])), [4, 0, 5, 1, 14, 9, 10]);
+    assert_eq!(written(Command::ExpireLeases(ClockStart::NONE, vec![grant(0)])), [3, 0, 4, 1, 14]);
+    assert_eq!(
+        written(Command::CheckpointLeases(ClockStart::NONE, vec![(grant(0), 5)])),
+        [3, 0, 5, 1, 14, 10]
+    );
+    assert_eq!(
+        written(Command::ExpireLeases(ClockStart::NONE, vec![grant(0), grant(9)])),
+        [4, 0, 4, 2, 14, 0, 14, 9]
+    );
+    assert_eq!(
+        written(Command::CheckpointLeases(ClockStart::NONE, vec![(grant(9), 5)])),
+        [4, 0, 5, 1, 14, 9, 10]
+    );
+    assert_eq!(written(Command::StartClock(ClockOwner { round: 2, node: 3 })), [6, 0, 10, 2, 3]);
+    let by = ClockStart(5);
+    assert_eq!(written(Command::ExpireLeases(by, vec![grant(9)])), [6, 0, 4, 5, 1, 14, 9]);
+    assert_eq!(written(Command::CheckpointLeases(by, vec![(grant(9), 5)])), [6, 0, 5, 5, 1, 14, 9, 10]);
 }
 
 #[test]
@@ -204,7 +217,7 @@ fn while_an_older_version_is_in_force_all_is_as_it_was_there() {
     assert_eq!(error.to_string(), "an encoding of version 3, and this Gaios reads version 2");
     // What was granted before ends as it did.
     let old = LeaseGrant { id: LeaseId(7), serial: LeaseSerial::NONE };
-    let expired = apply(&mut state, 6, Command::ExpireLeases(vec![old]));
+    let expired = apply(&mut state, 6, Command::ExpireLeases(ClockStart::NONE, vec![old]));
     assert_eq!(expired.leases, [LeaseEffect::Revoked { id: LeaseId(7) }]);
 }
 

@@ -968,7 +968,7 @@ fn checkpoints_carry_the_remaining_time_through_snapshots() {
     etcd.grant(1, 60).unwrap();
     etcd.grant(2, 60).unwrap();
     let unknown = LeaseGrant { id: LeaseId(9), serial: LeaseSerial(1) };
-    etcd.apply(Command::CheckpointLeases(vec![(etcd.lease(1), 25), (unknown, 1)])).unwrap();
+    etcd.apply(Command::CheckpointLeases(ClockStart::NONE, vec![(etcd.lease(1), 25), (unknown, 1)])).unwrap();
     let checkpointed = LeaseEffect::Checkpointed { id: LeaseId(1), remaining_s: 25 };
     assert_eq!(etcd.effects.leases, [checkpointed], "unknown leases are passed over");
     let left = |state: &Keyspace| {
@@ -978,7 +978,7 @@ fn checkpoints_carry_the_remaining_time_through_snapshots() {
     assert_eq!(left(&etcd.restored()), [(1, 25), (2, 60)]);
     assert_eq!(etcd.restored().digest(), etcd.state.digest());
     // A keepalive takes the checkpoint back.
-    etcd.apply(Command::CheckpointLeases(vec![(etcd.lease(1), 0)])).unwrap();
+    etcd.apply(Command::CheckpointLeases(ClockStart::NONE, vec![(etcd.lease(1), 0)])).unwrap();
     assert_eq!(left(&etcd.state), [(1, 60), (2, 60)]);
 }
 
@@ -993,7 +993,10 @@ fn each_expired_lease_takes_a_revision_of_its_own() {
     let unknown = LeaseGrant { id: LeaseId(77), serial: LeaseSerial(1) };
     let [first, second, third] = [1, 2, 3].map(|id| etcd.lease(id));
     let expired = vec![third, second, unknown, first, third];
-    assert_eq!(etcd.apply(Command::ExpireLeases(expired)), Ok(Reply::Done { revision: Revision(5) }));
+    assert_eq!(
+        etcd.apply(Command::ExpireLeases(ClockStart::NONE, expired)),
+        Ok(Reply::Done { revision: Revision(5) })
+    );
     let shown: Vec<_> = etcd.effects.revisions.iter().map(show).collect();
     assert_eq!(shown, ["4: DELETE b (was 1)", "5: DELETE a (was 1)"]);
     let revoked = [3, 2, 1].map(|id| LeaseEffect::Revoked { id: LeaseId(id) });
@@ -1010,7 +1013,10 @@ fn what_was_proposed_of_a_grant_is_not_done_to_the_next_one_of_its_id() {
     etcd.put_with(Put { lease: LeaseId(1), ..put("a", "1") }).unwrap();
     let new = etcd.lease(1);
     assert_eq!((old.id, old.serial, new.serial), (new.id, LeaseSerial(1), LeaseSerial(2)));
-    for command in [Command::CheckpointLeases(vec![(old, 5)]), Command::ExpireLeases(vec![old])] {
+    for command in [
+        Command::CheckpointLeases(ClockStart::NONE, vec![(old, 5)]),
+        Command::ExpireLeases(ClockStart::NONE, vec![old]),
+    ] {
         etcd.apply(command).unwrap();
         assert_eq!(etcd.effects.leases, []);
     }
@@ -1019,13 +1025,46 @@ fn what_was_proposed_of_a_grant_is_not_done_to_the_next_one_of_its_id() {
     // Numbers go on behind a snapshot.
     let mut restored = etcd.restored();
     let mut effects = Effects::new();
-    restored.apply(etcd.slot + 1, 0, Command::ExpireLeases(vec![old, new]), &mut effects);
+    restored.apply(etcd.slot + 1, 0, Command::ExpireLeases(ClockStart::NONE, vec![old, new]), &mut effects);
     assert_eq!(effects.leases, [LeaseEffect::Revoked { id: LeaseId(1) }]);
     restored.check_invariants();
-    assert_eq!(etcd.apply(Command::ExpireLeases(vec![new])), Ok(Reply::Done { revision: Revision(3) }));
+    assert_eq!(
+        etcd.apply(Command::ExpireLeases(ClockStart::NONE, vec![new])),
+        Ok(Reply::Done { revision: Revision(3) })
+    );
     assert_eq!(restored.digest(), etcd.state.digest());
     etcd.grant(1, 60).unwrap();
     assert_eq!(etcd.lease(1).serial, LeaseSerial(3));
+}
+
+#[test]
+fn what_an_earlier_lease_clock_found_does_nothing_once_another_has_begun() {
+    let mut etcd = Etcd::new();
+    etcd.grant(1, 60).unwrap();
+    let grant = etcd.lease(1);
+    let owner = ClockOwner { round: 13, node: 3 };
+    let [earlier, later] = [(); 2].map(|()| {
+        etcd.apply(Command::StartClock(owner)).unwrap();
+        let clock = ClockStart(etcd.slot);
+        assert_eq!(etcd.effects.leases, [LeaseEffect::ClockStarted { owner, clock }]);
+        clock
+    });
+    let found =
+        |by| [Command::CheckpointLeases(by, vec![(grant, 5)]), Command::ExpireLeases(by, vec![grant])];
+    for command in found(earlier).into_iter().chain(found(ClockStart::NONE)) {
+        etcd.apply(command).unwrap();
+        assert_eq!(etcd.effects.leases, []);
+    }
+    assert_eq!(etcd.state.lease(LeaseId(1)).map(|lease| lease.remaining_s), Some(60));
+    // Behind a snapshot it is the same.
+    let mut restored = etcd.restored();
+    assert_eq!((restored.clock(), restored.digest()), (later, etcd.state.digest()));
+    let mut effects = Effects::new();
+    for (index, command) in (0..).zip(found(earlier).into_iter().chain(found(later))) {
+        restored.apply(etcd.slot + 1, index, command, &mut effects);
+    }
+    let left = LeaseEffect::Checkpointed { id: LeaseId(1), remaining_s: 5 };
+    assert_eq!(effects.leases, [left, LeaseEffect::Revoked { id: LeaseId(1) }]);
 }
 
 // Quota and alarms.

@@ -250,8 +250,12 @@ fn a_lease_ends_at_once(rules: Broken) {
     // What its leader has seen end is not the next one with its id.
     etcd.grant(1, 10).unwrap();
     etcd.write_to(MIDDLE, leased("n", 1)).unwrap();
-    let expired = etcd.apply(Command::ExpireLeases(vec![first, etcd.lease(2)])).unwrap();
+    let expired = etcd.apply(Command::ExpireLeases(ClockStart::NONE, vec![first, etcd.lease(2)])).unwrap();
     assert_eq!((expired.revision(), etcd.get("y")), (Revision(before + 3), None));
+    assert!(etcd.get("n").is_some());
+    // Nor does anything what an earlier clock has found, once another has begun.
+    etcd.apply(Command::StartClock(ClockOwner { round: 1, node: 1 })).unwrap();
+    etcd.apply(Command::ExpireLeases(ClockStart::NONE, vec![etcd.lease(1)])).unwrap();
     assert!(etcd.get("n").is_some());
 }
 
@@ -331,7 +335,12 @@ fn a_snapshot_has_all_of_it(rules: Broken) {
     assert!(matches!(known(None), SessionLookup::Applied(Ok(Reply::Compacted { .. }))));
     assert!(matches!(restored.has_result(other, 1, Some(MIDDLE)), SessionLookup::Applied(Ok(Reply::Put(_)))));
     let mut effects = Effects::new();
-    restored.apply(etcd.slot + 1, 0, Command::ExpireLeases(vec![etcd.lease(1)]), &mut effects);
+    restored.apply(
+        etcd.slot + 1,
+        0,
+        Command::ExpireLeases(ClockStart::NONE, vec![etcd.lease(1)]),
+        &mut effects,
+    );
     assert_eq!(effects.revisions[0].events.len(), 5);
 }
 

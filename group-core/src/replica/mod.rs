@@ -19,7 +19,10 @@ use consensus_core::{
     Options, Output, PersistSeq, ReadOutcome, Record, Rejection, Role, Slot, Status, Tag, Value,
 };
 use journal::{Lsn, Ticket};
-use keyspace::{Alarm, AlarmKind, Command, Effects, Keyspace, LeaseEffect, Reply, RevisionEvents};
+use keyspace::{
+    Alarm, AlarmKind, ClockOwner, ClockStart, ClusterVersion, Command, Effects, Keyspace, LeaseEffect, Reply,
+    RevisionEvents,
+};
 
 use crate::clients::{Clients, PendingRead, Reading, Subject, Terms, Waiter};
 use crate::digests::Digests;
@@ -89,6 +92,8 @@ pub struct Replica {
     pub(crate) slices: Slices,
     pub(crate) watches: Watches,
     pub(crate) leases: LeaseClock,
+    /// The lease clock of this leader has begun in the log.
+    started: Option<ClockStart>,
     /// Keep-alives that wait for the log: leases of theirs have ended and are not removed yet, or are given less time there than
     /// the answer would say.
     pub(crate) parked: BTreeMap<Waiter, (Terms, wire::KeepAlive)>,
@@ -158,6 +163,7 @@ impl Replica {
             slices: Slices::default(),
             watches,
             leases: LeaseClock::default(),
+            started: None,
             parked: BTreeMap::new(),
             propose_again_at: None,
             elected: false,
@@ -297,8 +303,8 @@ impl Replica {
     /// When there is something to do although nothing happens.
     #[must_use]
     pub fn deadline(&self) -> Option<Mono> {
-        let (leases, digests) =
-            if self.leading { (self.leases.next_deadline(), self.digests.deadline()) } else { (None, None) };
+        let digests = self.digests.deadline().filter(|_| self.leading);
+        let leases = self.leases.next_deadline().filter(|_| self.leading && self.clock().is_some());
         let versions = self.may_raise_version().then(|| self.versions.deadline());
         let stopping = self.stopping.map(|stopping| stopping.until);
         let placement = self.placement.as_ref().and_then(Placement::deadline);
@@ -521,6 +527,7 @@ impl Replica {
         self.sweeping |= effects.compacted.is_some();
         if let Some(version) = effects.version_raised {
             self.out.notices.push(Notice::VersionRaised { version });
+            self.start_clock(env);
         }
         self.on_lease_effects(env, &effects.leases);
         self.on_revisions(env, &effects.revisions);
@@ -545,6 +552,12 @@ impl Replica {
                 LeaseEffect::Checkpointed { id, remaining_s } => {
                     self.leases.checkpointed(id, remaining_s);
                     awaited |= remaining_s == 0;
+                }
+                LeaseEffect::ClockStarted { owner, clock } => {
+                    // That of an earlier leader may be chosen late, and then this one's has to begin once more.
+                    self.started = (owner == self.clock_owner()).then_some(clock);
+                    self.start_clock(env);
+                    awaited = true;
                 }
             }
         }
@@ -674,7 +687,7 @@ impl Replica {
         }
     }
 
-    fn on_leading(&mut self, env: &Env<'_>) {
+    pub(crate) fn on_leading(&mut self, env: &Env<'_>) {
         assert!(self.elected, "who serves has been elected");
         self.leading = true;
         if env.disk.full {
@@ -685,6 +698,8 @@ impl Replica {
             let grace = self.settings.timing.election;
             self.leases.start(env.now, grace, self.state.leases());
         }
+        self.started = None;
+        self.start_clock(env);
         self.versions.begin(env.now);
         self.reconsider_place();
         // The limits must be the same on all replicas, so it is the leader's configuration that counts.
@@ -753,6 +768,27 @@ impl Replica {
         }
     }
 
+    /// Has the lease clock of this leader count, where the cluster version knows of that.
+    fn start_clock(&mut self, env: &Env<'_>) {
+        if self.leading && self.clock().is_none() {
+            self.propose_internal(env, &Command::StartClock(self.clock_owner()));
+        }
+    }
+
+    /// By which clock this leader ends and renews leases; none before all that earlier leaders have found of them is done, or
+    /// never will be.
+    pub(crate) fn clock(&self) -> Option<ClockStart> {
+        if self.state.version() < ClusterVersion::STARTED_CLOCKS {
+            Some(ClockStart::NONE)
+        } else {
+            self.started
+        }
+    }
+
+    fn clock_owner(&self) -> ClockOwner {
+        ClockOwner { round: self.replies.term, node: u64::from(self.settings.node.0) }
+    }
+
     fn propose_due_leases(&mut self, env: &Env<'_>) {
         if !self.leading {
             return;
@@ -761,17 +797,19 @@ impl Replica {
         if self.propose_again_at.is_some_and(|at| at <= now) {
             self.propose_again_at = None;
             self.leases.propose_again(now);
+            self.start_clock(env);
             self.look_at_parked(env);
         }
+        let Some(clock) = self.clock() else { return };
         let due = self.leases.take_due(now, LEASES_PER_PROPOSAL);
         if !due.expired.is_empty() {
             let count = due.expired.len();
             self.counters.leases_expired += count as u64;
             self.out.notices.push(Notice::LeasesExpired { count });
-            self.propose_internal(env, &Command::ExpireLeases(due.expired));
+            self.propose_internal(env, &Command::ExpireLeases(clock, due.expired));
         }
         if !due.checkpoints.is_empty() {
-            self.propose_internal(env, &Command::CheckpointLeases(due.checkpoints));
+            self.propose_internal(env, &Command::CheckpointLeases(clock, due.checkpoints));
         }
     }
 
@@ -805,8 +843,9 @@ fn subject(command: &Command) -> Subject {
         Command::OpenSession { nonce } => Subject::OpenSession(*nonce),
         Command::SetLeaderRegions(_) => Subject::LeaderRegions,
         Command::CloseSession(_)
-        | Command::ExpireLeases(_)
-        | Command::CheckpointLeases(_)
+        | Command::ExpireLeases(..)
+        | Command::CheckpointLeases(..)
+        | Command::StartClock(_)
         | Command::SetLimits(_)
         | Command::RaiseAlarm(_)
         | Command::RaiseVersion(_) => Subject::Internal,

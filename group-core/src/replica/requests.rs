@@ -112,8 +112,9 @@ impl Replica {
                 Command::Write { .. }
                 | Command::OpenSession { .. }
                 | Command::CloseSession(_)
-                | Command::ExpireLeases(_)
-                | Command::CheckpointLeases(_)
+                | Command::ExpireLeases(..)
+                | Command::CheckpointLeases(..)
+                | Command::StartClock(_)
                 | Command::SetLimits(_)
                 | Command::SetLeaderRegions(_)
                 | Command::RaiseAlarm(_)
@@ -426,12 +427,15 @@ impl Replica {
         }
         let now = env.now;
         let revision = self.state.resolved().revision().0;
+        let clock = self.clock();
         let mut kept = Vec::with_capacity(asked.leases.len());
         let mut reset = Vec::new();
         let mut undecided = 0;
         for &lease in &asked.leases {
             let id = LeaseId(lease);
-            let renewal = if mutant!(self.settings.broken, LeaseNotRenewed) {
+            let renewal = if clock.is_none() {
+                self.leases.hold(now, id)
+            } else if mutant!(self.settings.broken, LeaseNotRenewed) {
                 self.leases
                     .remaining(now, id)
                     .map_or(Renewal::Missing, |ttl| Renewal::Renewed { ttl_seconds: ttl + 5 })
@@ -446,13 +450,13 @@ impl Replica {
                     None
                 }
                 // The others are renewed meanwhile.
-                Renewal::Ending => None,
+                Renewal::Ending | Renewal::Held => None,
             };
             undecided += usize::from(ttl.is_none());
             kept.push(wire::KeptLease { id: lease, ttl: ttl.unwrap_or(0), undecided: ttl.is_none() });
         }
-        if !reset.is_empty() {
-            self.propose_internal(env, &Command::CheckpointLeases(reset));
+        if let Some(clock) = clock.filter(|_| !reset.is_empty()) {
+            self.propose_internal(env, &Command::CheckpointLeases(clock, reset));
         }
         let must_wait = match asked.wait() {
             Wait::ForAll => undecided > 0,

@@ -4,10 +4,10 @@ use shard_map::{Epoch, ShardId};
 
 use super::{MAX_TXN_DEPTH, Reader, VERSION, Writer, wire::malformed};
 use crate::{
-    Alarm, AlarmKind, ClusterVersion, Command, Compare, CompareResult, CompareTarget, DeleteRange, Envelope,
-    KeyRange, LeaseGrant, LeaseId, LeaseSerial, Limits, Op, PageRequest, Proposal, Put, Query, RangeEnd,
-    RangeRequest, Revision, RevisionRange, Revisions, Route, SessionId, SortOrder, SortTarget, Txn, TxnOp,
-    codec::DecodeError,
+    Alarm, AlarmKind, ClockOwner, ClockStart, ClusterVersion, Command, Compare, CompareResult, CompareTarget,
+    DeleteRange, Envelope, KeyRange, LeaseGrant, LeaseId, LeaseSerial, Limits, Op, PageRequest, Proposal,
+    Put, Query, RangeEnd, RangeRequest, Revision, RevisionRange, Revisions, Route, SessionId, SortOrder,
+    SortTarget, Txn, TxnOp, codec::DecodeError,
 };
 
 type Decoded<T> = Result<T, DecodeError>;
@@ -61,6 +61,7 @@ const COMMAND_SET_LEADER_REGIONS: u8 = 7;
 const COMMAND_RAISE_ALARM: u8 = 8;
 /// Says nothing more than its version does.
 const COMMAND_RAISE_VERSION: u8 = 9;
+const COMMAND_START_CLOCK: u8 = 10;
 
 fn write_command(writer: &mut Writer<'_>, version: ClusterVersion, command: &Command) {
     match command {
@@ -86,12 +87,14 @@ fn write_command(writer: &mut Writer<'_>, version: ClusterVersion, command: &Com
             writer.u8(VERSION);
             write_op(writer, op);
         }
-        Command::ExpireLeases(leases) => {
+        Command::ExpireLeases(by, leases) => {
             writer.u8(COMMAND_EXPIRE_LEASES);
+            write_clock(writer, version, *by);
             writer.list(leases, |writer, grant| write_grant(writer, version, *grant));
         }
-        Command::CheckpointLeases(leases) => {
+        Command::CheckpointLeases(by, leases) => {
             writer.u8(COMMAND_CHECKPOINT_LEASES);
+            write_clock(writer, version, *by);
             writer.list(leases, |writer, (grant, remaining_s)| {
                 write_grant(writer, version, *grant);
                 writer.i64(*remaining_s);
@@ -112,6 +115,11 @@ fn write_command(writer: &mut Writer<'_>, version: ClusterVersion, command: &Com
             writer.u8(alarm_tag(alarm.kind));
         }
         Command::RaiseVersion(_) => writer.u8(COMMAND_RAISE_VERSION),
+        Command::StartClock(ClockOwner { round, node }) => {
+            writer.u8(COMMAND_START_CLOCK);
+            writer.u64(*round);
+            writer.u64(*node);
+        }
     }
 }
 
@@ -134,8 +142,12 @@ fn read_command(reader: &mut Reader, version: ClusterVersion) -> Decoded<Command
             }
             Command::Write { session, seq, ack_upto, route, op }
         }
-        COMMAND_EXPIRE_LEASES => Command::ExpireLeases(reader.list(1, |reader| read_grant(reader, version))?),
+        COMMAND_EXPIRE_LEASES => Command::ExpireLeases(
+            read_clock(reader, version)?,
+            reader.list(1, |reader| read_grant(reader, version))?,
+        ),
         COMMAND_CHECKPOINT_LEASES => Command::CheckpointLeases(
+            read_clock(reader, version)?,
             reader.list(2, |reader| Ok((read_grant(reader, version)?, reader.i64()?)))?,
         ),
         COMMAND_SET_LIMITS => Command::SetLimits(Limits {
@@ -147,8 +159,22 @@ fn read_command(reader: &mut Reader, version: ClusterVersion) -> Decoded<Command
             Command::RaiseAlarm(Alarm { member: reader.u64()?, kind: read_alarm(reader)? })
         }
         COMMAND_RAISE_VERSION if version > ClusterVersion::FIRST => Command::RaiseVersion(version),
+        COMMAND_START_CLOCK if version >= ClusterVersion::STARTED_CLOCKS => {
+            Command::StartClock(ClockOwner { round: reader.u64()?, node: reader.u64()? })
+        }
         _ => return malformed("unknown command"),
     })
+}
+
+fn write_clock(writer: &mut Writer<'_>, version: ClusterVersion, by: ClockStart) {
+    if version >= ClusterVersion::STARTED_CLOCKS {
+        writer.u64(by.0);
+    }
+}
+
+fn read_clock(reader: &mut Reader, version: ClusterVersion) -> Decoded<ClockStart> {
+    let is_named = version >= ClusterVersion::STARTED_CLOCKS;
+    Ok(if is_named { ClockStart(reader.u64()?) } else { ClockStart::NONE })
 }
 
 fn write_grant(writer: &mut Writer<'_>, version: ClusterVersion, grant: LeaseGrant) {

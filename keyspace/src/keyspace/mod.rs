@@ -6,10 +6,10 @@ mod snapshot;
 use bytes::Bytes;
 
 use crate::{
-    Alarm, AlarmKind, Broken, ClusterVersion, Command, Error, Event, FeedPlace, HashKvReply, HistoryPage,
-    KeyRange, KeyValue, LastWrite, LeaseEffect, LeaseId, LeaseSerial, LeaseState, Limits, NoHistory, Op,
-    Outcome, PageLimits, Proposal, Reply, Resolved, Revision, RevisionEvents, Route, SESSION_WINDOW,
-    SessionId, SessionLookup, ShardId, ShardSpan, StatusReply, WriteBounds,
+    Alarm, AlarmKind, Broken, ClockStart, ClusterVersion, Command, Error, Event, FeedPlace, HashKvReply,
+    HistoryPage, KeyRange, KeyValue, LastWrite, LeaseEffect, LeaseId, LeaseSerial, LeaseState, Limits,
+    NoHistory, Op, Outcome, PageLimits, Proposal, Reply, Resolved, Revision, RevisionEvents, Route,
+    SESSION_WINDOW, SessionId, SessionLookup, ShardId, ShardSpan, StatusReply, WriteBounds,
     alarm::Alarms,
     bounds, codec,
     digest::Hasher,
@@ -255,6 +255,11 @@ impl Keyspace {
         of_shards.max().unwrap_or(Revision::NEVER_COMPACTED)
     }
 
+    /// The lease clock that has begun last.
+    pub fn clock(&self) -> ClockStart {
+        self.leases.clock()
+    }
+
     /// The version in force: commands of a newer one may not be proposed.
     pub fn version(&self) -> ClusterVersion {
         self.version
@@ -411,6 +416,10 @@ impl Keyspace {
             self.version >= ClusterVersion::NUMBERED_GRANTS || self.leases.last_serial() == LeaseSerial::NONE,
             "no grant is numbered before all know numbers"
         );
+        assert!(
+            self.version >= ClusterVersion::STARTED_CLOCKS || self.leases.clock() == ClockStart::NONE,
+            "no clock begins before all know of clocks"
+        );
         self.results.check_invariants(|session| self.sessions.low(session).is_some());
         for shard in self.shards.iter() {
             shard.mvcc.check_invariants();
@@ -459,7 +468,12 @@ impl Keyspace {
                 self.forget_results(&[session]);
                 Ok(Reply::Done { revision: allotment.before() })
             }
-            Command::ExpireLeases(leases) => {
+            Command::ExpireLeases(by, _) | Command::CheckpointLeases(by, _)
+                if by != self.leases.clock() && !mutant!(self.broken, EarlierClockCounts) =>
+            {
+                Ok(Reply::Done { revision: allotment.before() })
+            }
+            Command::ExpireLeases(_, leases) => {
                 for grant in leases {
                     // It may have been revoked since the leader's clock saw it expire, and its id granted again.
                     if self.leases.lives(grant) || mutant!(self.broken, LaterGrantExpired) {
@@ -469,7 +483,13 @@ impl Keyspace {
                 }
                 Ok(Reply::Done { revision: allotment.before() })
             }
-            Command::CheckpointLeases(leases) => {
+            Command::StartClock(owner) => {
+                let clock = ClockStart(self.applied);
+                self.leases.start_clock(clock);
+                effects.leases.push(LeaseEffect::ClockStarted { owner, clock });
+                Ok(Reply::Done { revision: allotment.before() })
+            }
+            Command::CheckpointLeases(_, leases) => {
                 for (grant, remaining_s) in leases {
                     if self.leases.checkpoint(grant, remaining_s) {
                         effects.leases.push(LeaseEffect::Checkpointed { id: grant.id, remaining_s });

@@ -13,8 +13,8 @@ use std::{collections::VecDeque, sync::Arc};
 use bytes::{Bytes, BytesMut};
 
 use crate::{
-    Alarm, AlarmKind, Broken, ClusterVersion, Epoch, EventKind, KeyRange, Keyspace, LastWrite, LeaseId,
-    LeaseSerial, Limits, Outcome, Revision, SessionId, ShardId, ShardSpan, WriteBounds,
+    Alarm, AlarmKind, Broken, ClockStart, ClusterVersion, Epoch, EventKind, KeyRange, Keyspace, LastWrite,
+    LeaseId, LeaseSerial, Limits, Outcome, Revision, SessionId, ShardId, ShardSpan, WriteBounds,
     alarm::Alarms,
     codec::{self, DecodeError, Reader, Writer},
     lease::{Lease, Leases, are_serials_good},
@@ -50,6 +50,8 @@ const ITEM_LAST_SERIAL: u8 = 12;
 const ITEM_NUMBERED_LEASE: u8 = 13;
 /// After the header: the cluster version in force, unless it is the first one. Since version 3.
 const ITEM_CLUSTER_VERSION: u8 = 14;
+/// After the header: the lease clock that has begun last. Since version 3.
+const ITEM_CLOCK: u8 = 15;
 
 /// A snapshot being taken. Holds back the sweeping of garbage until it is dropped.
 #[derive(Debug)]
@@ -97,6 +99,7 @@ enum Item {
     LeaderRegions(Vec<Bytes>),
     ClusterVersion(ClusterVersion),
     LastSerial(LeaseSerial),
+    Clock(ClockStart),
     Lease(LeaseId, Lease),
     Alarm(Alarm),
     Session {
@@ -148,6 +151,7 @@ impl Snapshot {
         let version = if in_force.is_some() { VERSION } else { VERSION_LEAST };
         tables.extend(in_force.map(Item::ClusterVersion));
         tables.extend(last_serial.map(Item::LastSerial));
+        tables.extend(Some(state.leases.clock()).filter(|clock| *clock != ClockStart::NONE).map(Item::Clock));
         tables.extend(state.leases.rows().map(|(id, lease)| Item::Lease(id, lease)));
         tables.extend(state.alarms.iter().map(Item::Alarm));
         tables.extend(state.sessions.iter().map(|(id, session)| {
@@ -286,6 +290,10 @@ fn write_item(writer: &mut Writer<'_>, item: &Item) {
         Item::LastSerial(last) => {
             writer.u8(ITEM_LAST_SERIAL);
             writer.u64(last.0);
+        }
+        Item::Clock(clock) => {
+            writer.u8(ITEM_CLOCK);
+            writer.u64(clock.0);
         }
         Item::Lease(id, Lease { serial, granted_ttl_s, checkpoint_s }) => {
             let is_numbered = *serial != LeaseSerial::NONE;
@@ -483,7 +491,8 @@ impl Restore {
             if (tag == ITEM_HEADER) != self.header.is_none() {
                 return Err(RestoreError::Inconsistent("the header is not the first item"));
             }
-            let is_late = matches!(tag, ITEM_CLUSTER_VERSION | ITEM_LAST_SERIAL | ITEM_NUMBERED_LEASE);
+            let is_late =
+                matches!(tag, ITEM_CLUSTER_VERSION | ITEM_LAST_SERIAL | ITEM_CLOCK | ITEM_NUMBERED_LEASE);
             if version < VERSION && is_late {
                 return Err(RestoreError::Inconsistent("an item of a later version"));
             }
@@ -514,6 +523,12 @@ impl Restore {
         }
         if self.version < ClusterVersion::NUMBERED_GRANTS && leases.last_serial() != LeaseSerial::NONE {
             return Err(RestoreError::Inconsistent("a number of a grant before there were any"));
+        }
+        if self.version < ClusterVersion::STARTED_CLOCKS && leases.clock() != ClockStart::NONE {
+            return Err(RestoreError::Inconsistent("a lease clock before there were any"));
+        }
+        if leases.clock().0 > header.applied {
+            return Err(RestoreError::Inconsistent("a lease clock that has not begun"));
         }
         let shards: Result<Vec<_>, _> = self.shards.into_iter().map(|shard| shard.finish(&leases)).collect();
         let shards = shards.map_err(RestoreError::Inconsistent)?;
@@ -561,6 +576,7 @@ impl Restore {
                 self.version = ClusterVersion(reader.version_among(ClusterVersion::FIRST.0, self.known.0)?);
             }
             ITEM_LAST_SERIAL => self.leases.set_last_serial(LeaseSerial(reader.u64()?)),
+            ITEM_CLOCK => self.leases.set_clock(ClockStart(reader.u64()?)),
             ITEM_LEASE | ITEM_NUMBERED_LEASE => {
                 let (id, granted_ttl_s, checkpoint_s) =
                     (LeaseId(reader.i64()?), reader.i64()?, reader.i64()?);

@@ -148,6 +148,10 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+pub(crate) fn clock() -> impl Strategy<Value = ClockStart> {
+    prop_oneof![Just(0), any::<u64>()].prop_map(ClockStart)
+}
+
 /// With and without a number.
 pub(crate) fn grant() -> impl Strategy<Value = LeaseGrant> {
     let serial = prop_oneof![Just(0), any::<u64>()];
@@ -172,8 +176,10 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
                 Command::write(SessionId(session), seq, ack_upto, route, op)
             }
         ),
-        vec(grant(), 0..4).prop_map(Command::ExpireLeases),
-        vec((grant(), any::<i64>()), 0..4).prop_map(Command::CheckpointLeases),
+        (clock(), vec(grant(), 0..4)).prop_map(|(term, leases)| Command::ExpireLeases(term, leases)),
+        (clock(), vec((grant(), any::<i64>()), 0..4))
+            .prop_map(|(term, leases)| Command::CheckpointLeases(term, leases)),
+        any::<(u64, u64)>().prop_map(|(round, node)| Command::StartClock(ClockOwner { round, node })),
         (any::<u64>(), any::<u32>()).prop_map(|(quota_bytes, max_sessions)| {
             Command::SetLimits(Limits { quota_bytes, max_sessions })
         }),
