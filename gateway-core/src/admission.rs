@@ -32,7 +32,7 @@ const STANDING_INTERVALS: u32 = 2;
 /// An interval with fewer answers says nothing.
 const ANSWERS_MIN: u64 = 3;
 /// As many small requests of a kind are always let in, and as many large ones.
-pub const SMALL_MIN: usize = 32;
+pub const SMALL_MIN: usize = 64;
 /// See [`SMALL_MIN`].
 pub const LARGE_MIN: usize = 4;
 /// As many small requests of a kind are let in before anything is known.
@@ -367,8 +367,10 @@ impl Fastest {
     }
 }
 
-/// How many times the limit may be under way for another request that keeps something alive.
+/// How many times the limit may be under way for another request that keeps something alive, or of a client that asks for little.
 const URGENT: usize = 2;
+/// Who asks for no more in an interval asks for little.
+pub const MODEST: u32 = 16;
 
 /// How many times the limit may be under way if no connection has more than one.
 const LONELY: usize = 4;
@@ -378,6 +380,8 @@ const LONELY: usize = 4;
 pub struct Load {
     /// It keeps something alive.
     pub urgent: bool,
+    /// Its connection asked for little in the interval before, let in or not.
+    pub modest: bool,
     /// Requests of its kind that may be.
     pub limit: usize,
     /// Requests of its kind.
@@ -393,12 +397,13 @@ pub struct Load {
 }
 
 impl Load {
-    /// Whether it is let in: while there is room; and also where there is none, if its connection has less than its share of
+    /// Whether it is let in: while there is room, of which those who ask for little find more than others, so that it is not they
+    /// who have to try again; and also where there is none, if its connection has less than its share of
     /// the limit, for then it is others who have too much. So who takes most is refused first, and who has nothing under way
     /// nearly never. Of its address no more is asked than that it does not get round this by many connections.
     pub fn admits(&self) -> bool {
         let times = |times: usize| self.limit.saturating_mul(times);
-        if self.under_way < times(if self.urgent { URGENT } else { 1 }) {
+        if self.under_way < times(if self.urgent || self.modest { URGENT } else { 1 }) {
             return true;
         }
         let share = |limit: usize, parts: usize| (limit / parts.max(1)).max(1);

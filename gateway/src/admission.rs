@@ -9,13 +9,13 @@
 mod budget;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use gateway_core::Failure;
 use gateway_core::admission::{
-    HELD_FOR, HELD_MOST, INTERVAL, Interval, Lane, Limiter, Limits, Load, ROOM_LEAST, Seen,
+    HELD_FOR, HELD_MOST, INTERVAL, Interval, Lane, Limiter, Limits, Load, MODEST, ROOM_LEAST, Seen,
 };
 use parking_lot::Mutex;
 use prometheus::IntCounter;
@@ -115,9 +115,36 @@ pub(crate) struct Client {
     source: Option<Source>,
     address: Arc<Address>,
     under_way: AtomicUsize,
+    asked: Asked,
     held: Held,
     is_followed: AtomicBool,
     dismissed: Notify,
+}
+
+/// What a connection asked for while there was a limit.
+#[derive(Debug, Default)]
+struct Asked {
+    /// Which interval it is, by when it ends, and how often in it.
+    interval: AtomicU64,
+    now: AtomicU32,
+    /// How often in the one before.
+    before: AtomicU32,
+}
+
+impl Asked {
+    /// Once more, in the interval that ends then. Whether it was little before. Counted as well as is needed: requests of a
+    /// connection mostly come one after the other.
+    fn again(&self, interval: u64) -> bool {
+        let last = self.interval.swap(interval, Ordering::Relaxed);
+        if last == interval {
+            self.now.fetch_add(1, Ordering::Relaxed);
+        } else {
+            let now = self.now.swap(1, Ordering::Relaxed);
+            let is_long_ago = interval - last.min(interval) > 3 * INTERVAL.as_micros() as u64;
+            self.before.store(if is_long_ago { 0 } else { now }, Ordering::Relaxed);
+        }
+        self.before.load(Ordering::Relaxed) <= MODEST
+    }
 }
 
 /// What bounds clients, hard.
@@ -241,6 +268,7 @@ impl Admission {
             source,
             address,
             under_way: AtomicUsize::new(0),
+            asked: Asked::default(),
             held: Held::default(),
             is_followed: AtomicBool::new(false),
             dismissed: Notify::new(),
@@ -369,7 +397,8 @@ impl Client {
         let kind = &self.admission.small[lane as usize];
         let (limit, under_way) = (kind.limit(), kind.under_way());
         let most = limit.min(kind.room.load(Ordering::Relaxed));
-        if under_way < most || self.load(false, most, under_way).admits() {
+        let modest = limit != NO_LIMIT && self.asked.again(self.admission.look_at.load(Ordering::Relaxed));
+        if under_way < most || (Load { modest, ..self.load(false, most, under_way) }).admits() {
             return Ok(Some(self.permit(Which::Small(lane))));
         }
         let is_flood = limit != NO_LIMIT && kind.flood.load(Ordering::Relaxed);
@@ -496,6 +525,7 @@ impl Client {
         let load = |count: &AtomicUsize| count.load(Ordering::Relaxed);
         Load {
             urgent,
+            modest: false,
             limit,
             under_way,
             of_connection: load(&self.under_way),
@@ -708,6 +738,19 @@ mod tests {
         }
         assert_eq!(waits.await.unwrap_err(), Failure::Overloaded);
         assert!(admission.counters.queue.get() > 1);
+    }
+
+    #[test]
+    fn who_asked_for_little_in_the_interval_before_is_modest() {
+        let asked = Asked::default();
+        let interval = |number: u64| number * INTERVAL.as_micros() as u64;
+        assert!((0..100).all(|_| asked.again(interval(1))), "nothing is known yet");
+        assert!(!asked.again(interval(2)), "a hundred is much");
+        assert!(asked.again(interval(3)) && asked.again(interval(4)));
+        for _ in 0..100 {
+            asked.again(interval(4));
+        }
+        assert!(asked.again(interval(40)), "it is long ago");
     }
 
     #[test]

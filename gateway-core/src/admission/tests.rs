@@ -315,6 +315,7 @@ fn few_requests_are_never_held_back_however_slow_they_are() {
 fn who_has_little_under_way_is_let_in_where_others_have_more() {
     let full = Load {
         urgent: false,
+        modest: false,
         limit: 64,
         under_way: 64,
         of_connection: 0,
@@ -331,7 +332,8 @@ fn who_has_little_under_way_is_let_in_where_others_have_more() {
     assert!(Load { under_way: 5000, ..full }.admits(), "of others");
     let busy = Load { of_connection: 64, under_way: 127, ..full };
     assert!(!busy.admits() && Load { urgent: true, ..busy }.admits());
-    assert!(!Load { urgent: true, under_way: 128, ..busy }.admits());
+    assert!(Load { modest: true, ..busy }.admits(), "who asks for little need not try again");
+    assert!(!Load { urgent: true, modest: true, under_way: 128, ..busy }.admits());
     assert!(Load { connections: 256, addresses: 256, ..full }.admits());
     assert!(!Load { connections: 257, addresses: 256, ..full }.admits());
 }
