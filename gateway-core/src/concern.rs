@@ -31,6 +31,7 @@ impl Concern {
         match query {
             Query::Range(range) => Concern::Keys(vec![range.range.clone()]),
             Query::Page(page) => Concern::Keys(vec![page.range.clone()]),
+            Query::List(list) => Concern::Keys(vec![list.range.clone()]),
             Query::Txn(txn) => Concern::of_txn(txn),
             Query::LeaseTimeToLive { .. }
             | Query::Leases

@@ -32,6 +32,7 @@ pub mod link;
 mod links;
 mod mutant;
 pub mod nearest;
+pub mod range_pages;
 pub mod range_stream;
 mod renewals;
 mod request;

@@ -62,12 +62,12 @@ pub use mutant::Mutant;
 pub use quota::{LEASE_COST_BYTES, PUT_OVERHEAD_BYTES};
 pub use ranges::{ANSWER_BYTES_MAX, Budget, Gathered};
 pub use reply::{
-    DeleteRangeReply, HashKvReply, LeaseTimeToLiveReply, Outcome, PutReply, RangeReply, Reply, StatusReply,
-    TxnOpReply, TxnReply,
+    DeleteRangeReply, HashKvReply, LeaseTimeToLiveReply, MeasuredReply, Outcome, PutReply, RangeReply, Reply,
+    StatusReply, TxnOpReply, TxnReply, wire_len,
 };
 pub use request::{
-    Command, Compare, CompareResult, CompareTarget, DeleteRange, Op, PageRequest, Put, Query, RangeRequest,
-    SortOrder, SortTarget, Txn, TxnOp,
+    Command, Compare, CompareResult, CompareTarget, DeleteRange, ListRequest, Op, PageRequest, Put, Query,
+    RangeRequest, SortOrder, SortTarget, Txn, TxnOp,
 };
 pub use revision::{LastWrite, Resolved, Revision};
 pub use session::{SESSION_WINDOW, SessionLookup};

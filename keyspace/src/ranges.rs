@@ -9,10 +9,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::{
-    Broken, Compare, CompareResult, CompareTarget, Error, KeyValue, LeaseId, Outcome, PageRequest,
-    RangeReply, RangeRequest, Reply, Revision, SortOrder, SortTarget, TxnOpReply, TxnReply, codec,
+    Broken, Compare, CompareResult, CompareTarget, Error, KeyValue, LeaseId, ListRequest, MeasuredReply,
+    Outcome, PageRequest, RangeReply, RangeRequest, Reply, Revision, SortOrder, SortTarget, TxnOpReply,
+    TxnReply, codec,
     mutant::mutant,
     mvcc::{Mvcc, Record, Visited},
+    wire_len,
 };
 
 /// The largest answer that is given, encoded, in bytes. The links take 512 MiB, with what surrounds the
@@ -21,6 +23,9 @@ pub const ANSWER_BYTES_MAX: usize = (512 << 20) - 1024;
 
 /// What an answer takes beside keys and values, for each operation.
 pub(crate) const OP_BYTES: usize = 64;
+
+/// The longest message that gRPC's libraries send (`math.MaxInt32`), less what surrounds the entries.
+const WIRE_BYTES_MAX: u64 = (i32::MAX as u64) - 1024;
 
 /// Keys and values of an answer, in bytes, from which it takes long to copy them out.
 const LARGE_BYTES: usize = 256 << 10;
@@ -520,8 +525,17 @@ pub(crate) struct Walk {
     records: Vec<Arc<Record>>,
     /// The keys and values of these.
     bytes: usize,
+    /// The entries of an answer, as [`wire_len`] measures them.
+    wire_bytes: u64,
     /// Of a page: it has ended, and others follow.
     is_cut: bool,
+}
+
+/// What a list has found.
+#[derive(Debug)]
+pub(crate) enum Listed {
+    Whole(Part),
+    Measured(MeasuredReply),
 }
 
 impl Walk {
@@ -644,6 +658,64 @@ impl Walk {
         assert!(!walk.is_cut || walk.passed > 0, "a page that is not the last one has a key");
         let shape = Shape { count: walk.count, more: walk.is_cut, ..shape };
         walk.end(shape, found, size, budget).map(Some)
+    }
+
+    /// The same for a list, whose entries are kept only while they are short enough.
+    pub(crate) fn go_on_list(
+        &mut self,
+        mvcc: &Mvcc,
+        current: Revision,
+        at: Revision,
+        request: &ListRequest,
+        size: &mut Size,
+        budget: &mut Budget,
+    ) -> Result<Option<Listed>, Error> {
+        let all = RangeRequest { keys_only: request.keys_only, ..RangeRequest::new(request.range.clone()) };
+        let shape = Shape::of(&all, current);
+        let first = if request.limit == 0 { u64::MAX } else { request.limit };
+        let mut found: Vec<&Arc<Record>> = Vec::new();
+        let mut last = None;
+        for visited in mvcc.walk(&request.range, self.after.as_ref(), at) {
+            if budget.is_spent() {
+                self.stop_behind(last);
+                self.records.extend(found.into_iter().cloned());
+                return Ok(None);
+            }
+            budget.spend(1);
+            last = Some(visited);
+            // The rest is counted only.
+            if self.passed as u64 == first {
+                self.count += usize::from(visited.is_live());
+                continue;
+            }
+            let Some(record) = visited.record() else { continue };
+            debug_assert!(record.revision() <= at, "nothing from after the revision is read");
+            self.count += 1;
+            self.passed += 1;
+            let kv = record.kv();
+            self.wire_bytes += wire_len(kv, request.keys_only) as u64;
+            if self.wire_bytes > WIRE_BYTES_MAX {
+                return Err(Error::AnswerTooLarge);
+            }
+            if self.wire_bytes > request.bytes {
+                found.clear();
+                self.records = Vec::new();
+                continue;
+            }
+            self.bytes += kv.key.len() + kv.value.len();
+            size.add(shape.entry_len(kv))?;
+            found.push(record);
+        }
+        let walk = std::mem::take(self);
+        assert!(walk.passed <= walk.count, "what is shown is counted");
+        let more = walk.passed < walk.count;
+        if walk.wire_bytes > request.bytes {
+            let (shown, bytes) = (walk.passed as u64, walk.wire_bytes);
+            let measured = MeasuredReply { revision: current, shown, bytes, more, count: walk.count as i64 };
+            return Ok(Some(Listed::Measured(measured)));
+        }
+        let shape = Shape { count: walk.count, more, ..shape };
+        walk.end(shape, found, size, budget).map(|part| Some(Listed::Whole(part)))
     }
 
     pub(crate) fn stop_behind(&mut self, last: Option<Visited<'_>>) {

@@ -65,6 +65,8 @@ pub enum Reply {
         /// The session's id, never given twice.
         session: SessionId,
     },
+    /// To [`crate::Query::List`], if it is too long.
+    Measured(MeasuredReply),
     /// To commands that have nothing to tell.
     Done {
         /// The current revision.
@@ -77,6 +79,7 @@ impl Reply {
     pub fn revision(&self) -> Revision {
         match self {
             Reply::Range(reply) => reply.revision,
+            Reply::Measured(reply) => reply.revision,
             Reply::Put(reply) => reply.revision,
             Reply::DeleteRange(reply) => reply.revision,
             Reply::Txn(reply) => reply.revision,
@@ -130,6 +133,7 @@ impl Reply {
                 left = left.and_then(|left| left.checked_sub(leases.len() * LEASE_BYTES_MAX));
             }
             Reply::HashKv(_)
+            | Reply::Measured(_)
             | Reply::Status(_)
             | Reply::Compacted { .. }
             | Reply::LeaseGranted { .. }
@@ -195,6 +199,43 @@ pub struct RangeReply {
     pub more: bool,
     /// How many keys the range holds, before limit and revision filters.
     pub count: i64,
+}
+
+/// What [`RangeReply`] would tell, and how long it would be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MeasuredReply {
+    /// The current revision, also when an older one was read.
+    pub revision: Revision,
+    /// How many keys it would show.
+    pub shown: u64,
+    /// How long these are, in bytes, as [`wire_len`] measures them.
+    pub bytes: u64,
+    /// Whether the limit cuts keys off.
+    pub more: bool,
+    /// How many keys the range holds, before the limit.
+    pub count: i64,
+}
+
+/// How many bytes an entry takes in etcd's answer to a range, with its tag and length, or what is left of it without its value.
+/// Whoever passes on a long answer in pieces has to state its length ahead.
+pub fn wire_len(kv: &KeyValue, keys_only: bool) -> usize {
+    let bytes = |bytes: &Bytes| match bytes.len() {
+        0 => 0,
+        length => 1 + varint_len(length as u64) + length,
+    };
+    let number = |number: i64| match number {
+        0 => 0,
+        number => 1 + varint_len(number.cast_unsigned()),
+    };
+    let value = if keys_only { 0 } else { bytes(&kv.value) };
+    let numbers = [kv.create_revision.0, kv.mod_revision.0, kv.version, kv.lease.0];
+    let length = bytes(&kv.key) + value + numbers.into_iter().map(number).sum::<usize>();
+    1 + varint_len(length as u64) + length
+}
+
+/// Seven bits to a byte, and one byte at least.
+fn varint_len(number: u64) -> usize {
+    (u64::BITS - (number | 1).leading_zeros()).div_ceil(7) as usize
 }
 
 /// A key written.

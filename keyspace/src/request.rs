@@ -147,6 +147,8 @@ pub enum Query {
     Range(RangeRequest),
     /// Reads a page of a range.
     Page(PageRequest),
+    /// Reads a range, or measures it.
+    List(ListRequest),
     /// A transaction for which [`Txn::is_read_only`] holds.
     Txn(Txn),
     /// What is known of a lease. The remaining time is as of the last checkpoint; the shell knows better.
@@ -234,6 +236,22 @@ pub struct PageRequest {
     pub keys_only: bool,
     /// Whether the keys behind the page are counted as well. Every page would count those of all further ones.
     pub counts_rest: bool,
+}
+
+/// Reads a range in the order of its keys, unless the answer is longer than it may be: then it is measured
+/// ([`crate::Reply::Measured`]), for who reads it page by page at the same revision. No client asks for it, and no log holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListRequest {
+    /// Which keys.
+    pub range: KeyRange,
+    /// The revision to read at; 0 or below for the latest.
+    pub revision: i64,
+    /// At most this many keys; 0 for all.
+    pub limit: u64,
+    /// Whether to leave values out.
+    pub keys_only: bool,
+    /// How long the entries may be, in bytes, as [`crate::wire_len`] measures them.
+    pub bytes: u64,
 }
 
 /// The direction of a sort.

@@ -293,7 +293,9 @@ proptest! {
         let id = LeaseId(revision);
         let RangeRequest { range, limit, keys_only, .. } = request.clone();
         let (limit, bytes) = (limit.cast_unsigned(), revision.cast_unsigned());
+        let list = ListRequest { range: range.clone(), revision, limit, keys_only, bytes };
         for query in [
+            Query::List(list),
             Query::Page(PageRequest { range, revision, limit, bytes, keys_only, counts_rest: keys }),
             Query::Range(request),
             Query::Txn(txn),
@@ -334,6 +336,9 @@ proptest! {
                 .iter()
                 .map(|query| state.query(query)),
         );
+        let range = KeyRange::all();
+        let list = ListRequest { range, revision: 0, limit: 1, keys_only: false, bytes: 0 };
+        outcomes.push(state.query(&Query::List(list)));
         for id in [-7, 1, 2, 3].map(LeaseId) {
             outcomes.push(state.query(&Query::LeaseTimeToLive { id, keys: true }));
         }

@@ -105,6 +105,40 @@ fn a_page_ends_at_its_limit_or_where_it_is_long_enough() {
 }
 
 #[test]
+fn a_list_that_is_too_long_is_measured() {
+    let mut etcd = Etcd::new();
+    for key in ["a", "b", "c", "d"] {
+        etcd.put(key, "nine more");
+    }
+    etcd.delete(one("b"));
+    let list = |revision, limit, keys_only, bytes| {
+        etcd.state.query(&Query::List(ListRequest {
+            range: KeyRange::all(),
+            revision,
+            limit,
+            keys_only,
+            bytes,
+        }))
+    };
+    for (revision, limit, keys_only) in
+        [(0, 0, false), (0, 2, false), (0, 3, true), (5, 3, false), (0, 9, true)]
+    {
+        let request =
+            RangeRequest { revision, limit: limit as i64, keys_only, ..RangeRequest::new(KeyRange::all()) };
+        let whole = etcd.range(request).unwrap();
+        // With their tags and lengths, entries of 22 bytes, or 11 without the value.
+        let bytes = whole.kvs.len() as u64 * if keys_only { 11 } else { 22 };
+        assert_eq!(whole.kvs.iter().map(|kv| wire_len(kv, keys_only) as u64).sum::<u64>(), bytes);
+        assert_eq!(list(revision, limit, keys_only, bytes), Ok(Reply::Range(whole.clone())));
+        let RangeReply { revision: at, kvs, more, count } = whole;
+        let measured = MeasuredReply { revision: at, shown: kvs.len() as u64, bytes, more, count };
+        assert_eq!(list(revision, limit, keys_only, bytes - 1), Ok(Reply::Measured(measured)));
+        assert_eq!(list(revision, limit, keys_only, 0), Ok(Reply::Measured(measured)));
+    }
+    assert_eq!(list(9, 0, false, 100), Err(Error::FutureRevision));
+}
+
+#[test]
 fn sort_by_a_target_without_an_order_takes_the_limit_first() {
     let mut etcd = Etcd::new();
     for key in ["s5", "s4", "s3", "s2", "s1", "s0"] {

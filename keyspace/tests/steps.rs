@@ -101,8 +101,13 @@ fn any_range(etcd: &Etcd, numbers: &mut Numbers) -> RangeRequest {
 }
 
 fn any_query(etcd: &Etcd, numbers: &mut Numbers) -> Query {
-    match numbers.below(4) {
+    match numbers.below(5) {
         0 => Query::Range(any_range(etcd, numbers)),
+        4 => {
+            let RangeRequest { range, revision, keys_only, .. } = any_range(etcd, numbers);
+            let (limit, bytes) = (numbers.below(30), numbers.below(600));
+            Query::List(ListRequest { range, revision, limit, keys_only, bytes })
+        }
         1 => {
             let RangeRequest { range, revision, keys_only, .. } = any_range(etcd, numbers);
             let (limit, bytes) = (numbers.below(30), numbers.below(60));

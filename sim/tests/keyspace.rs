@@ -272,6 +272,7 @@ fn reply(reply: ks::Reply) -> Response {
             Response::Leases(LeasesResponse { revision: revision.0, ids })
         }
         other @ (ks::Reply::HashKv(_)
+        | ks::Reply::Measured(_)
         | ks::Reply::Status(_)
         | ks::Reply::Alarms { .. }
         | ks::Reply::SessionOpened { .. }

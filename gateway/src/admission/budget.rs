@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use gateway_core::Failure;
 use prometheus::IntCounter;
+use tokio::time::sleep;
 
 use super::Client;
 
@@ -23,6 +25,11 @@ const PART: usize = 16;
 const PROGRESS_WITHIN: Duration = Duration::from_secs(10);
 /// And always after so long.
 const PROGRESS_WITHIN_ALWAYS: Duration = Duration::from_secs(60);
+
+/// Who can wait for room gets it after this long, or not at all: by then those are gone who take nothing.
+const ROOM_WITHIN: Duration = Duration::from_secs(15);
+/// How often it is looked for.
+const ROOM_PAUSE: Duration = Duration::from_millis(50);
 
 /// What memory is taken for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +133,40 @@ impl Taken {
         Taken::take(client, Use::Streams, STREAM_BYTES)
     }
 
+    /// Takes so many bytes when there is room for them.
+    ///
+    /// # Errors
+    /// [`Failure::Overloaded`]: that took too long.
+    pub(crate) async fn take_in_time(
+        client: &Arc<Client>,
+        what: Use,
+        bytes: usize,
+    ) -> Result<Taken, Failure> {
+        let begun = client.budget().now();
+        while !client.budget().admits(client.held(), what, bytes) {
+            if client.budget().now() - begun > ROOM_WITHIN.as_millis() as u64 {
+                break;
+            }
+            sleep(ROOM_PAUSE).await;
+        }
+        Taken::take(client, what, bytes).ok_or(Failure::Overloaded)
+    }
+
+    /// It is so much now, whatever else is taken: it is here.
+    pub(crate) fn settle(&mut self, bytes: usize) {
+        let (budget, held) = (self.client.budget(), self.client.held());
+        for taken in [&budget.taken[self.what as usize], &held.bytes[self.what as usize]] {
+            taken.fetch_add(bytes, Ordering::Relaxed);
+            taken.fetch_sub(self.bytes, Ordering::Relaxed);
+        }
+        self.bytes = bytes;
+    }
+
+    /// The client has taken a part of an answer.
+    pub(crate) fn note_progress(&self) {
+        self.client.held().progress.store(self.client.budget().now(), Ordering::Relaxed);
+    }
+
     /// Takes more; false if too much is taken.
     pub(crate) fn grow(&mut self, bytes: usize) -> bool {
         let (budget, held) = (self.client.budget(), self.client.held());
@@ -157,7 +198,7 @@ impl Drop for Taken {
 
 #[cfg(test)]
 mod tests {
-    use std::thread::sleep;
+    use std::thread;
 
     use super::super::testing::admission_with;
     use super::*;
@@ -190,7 +231,7 @@ mod tests {
         assert!(!admission.budget().is_stuck(client.held()));
         client.held().progress.store(0, Ordering::Relaxed);
         let mut budget = Budget::new(30 << 20, IntCounter::new("refused", "refused").unwrap());
-        sleep(Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(20));
         budget.taken[Use::Answers as usize].store(20 << 20, Ordering::Relaxed);
         budget.began -= PROGRESS_WITHIN;
         assert!(budget.is_stuck(client.held()), "more than half is taken");

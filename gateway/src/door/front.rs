@@ -24,7 +24,7 @@ use super::cluster::Cluster;
 use super::errors::{INVALID_CLIENT_API_VERSION, status, to_status};
 use super::health::Health;
 use super::kv::Kv;
-use super::large::spell_out;
+use super::large::{Counted, spell_out};
 use super::lease::Lease;
 use super::maintenance::Maintenance;
 use super::measured::{Answered, Received};
@@ -53,8 +53,6 @@ pub(crate) struct Front<D: Domain> {
 enum LetIn {
     /// Nothing: it is counted when it has been read.
     Counted,
-    /// What the budget has for a stream.
-    Stream(Taken),
     /// A place.
     Place(Permit),
     /// It has to wait for one.
@@ -144,7 +142,7 @@ impl<D: Domain> Front<D> {
             metrics.handled(status.code());
             return Box::pin(std::future::ready(Ok(status.into_http())));
         }
-        let let_in = match self.let_in(method) {
+        let (let_in, stream) = match self.let_in(method) {
             Ok(let_in) => let_in,
             Err(failure) => {
                 let status = to_status(failure);
@@ -163,12 +161,11 @@ impl<D: Domain> Front<D> {
             }
             let flow = methods::METHODS[method].2;
             let client = services.caller.client();
-            let (place, stream) = match let_in {
-                LetIn::Counted => (None, None),
-                LetIn::Stream(taken) => (None, Some(taken)),
-                LetIn::Place(place) => (Some(place), None),
+            let place = match let_in {
+                LetIn::Counted => None,
+                LetIn::Place(place) => Some(place),
                 LetIn::Wait(lane) => match client.wait_to_enter(lane).await {
-                    Ok(place) => (Some(place), None),
+                    Ok(place) => Some(place),
                     Err(failure) => {
                         let status = to_status(failure);
                         services.caller.metrics.method(method).handled(status.code());
@@ -191,30 +188,28 @@ impl<D: Domain> Front<D> {
             if flow == methods::Flow::Unary {
                 services.caller.tell(method, from, code, begun.elapsed(), &journey);
             }
-            let response = if methods::lane(method).is_some() || stream.is_some() {
-                response.map(|body| Body::new(Answered::new(body, services.caller.client(), stream)))
-            } else {
-                response
-            };
-            Ok(tell_at_end(response, line))
+            let is_counted = response.extensions_mut().remove::<Counted>().is_some();
+            let answered = |body| Answered::new(body, services.caller.client(), stream, is_counted);
+            Ok(tell_at_end(response.map(|body| Body::new(answered(body))), line))
         })
     }
 
-    /// Lets a request in before its message is read; whether it is carried out is decided when it has been.
-    fn let_in(&self, method: usize) -> Result<LetIn, Failure> {
+    /// Lets a request in before its message is read; whether it is carried out is decided when it has been. With it comes what the
+    /// budget has for its stream: one that has begun, and whose message does not come, costs as much as one that stays open.
+    fn let_in(&self, method: usize) -> Result<(LetIn, Taken), Failure> {
         let client = self.services.caller.client();
-        match (methods::METHODS[method].2, methods::lane(method)) {
-            (methods::Flow::Unary, None) => Ok(LetIn::Counted),
-            (methods::Flow::Unary, Some(lane)) => {
-                client.enter(lane).map(|place| place.map_or(LetIn::Wait(lane), LetIn::Place))
-            }
+        let let_in = match (methods::METHODS[method].2, methods::lane(method)) {
+            (methods::Flow::Unary, None) => LetIn::Counted,
+            (methods::Flow::Unary, Some(lane)) => client.enter(lane)?.map_or(LetIn::Wait(lane), LetIn::Place),
             (methods::Flow::ServerStream | methods::Flow::BidiStream, lane) => {
                 if let Some(lane) = lane {
                     client.check(lane, Priority::Small)?;
                 }
-                Taken::stream(client).map(LetIn::Stream).ok_or(Failure::Overloaded)
+                LetIn::Counted
             }
-        }
+        };
+        let stream = Taken::stream(client).ok_or(Failure::Overloaded)?;
+        Ok((let_in, stream))
     }
 
     /// The client of the connection.

@@ -6,24 +6,29 @@ use std::sync::atomic::Ordering;
 
 use api::etcdserverpb as pb;
 use keyspace::{
-    Op, Query, RangeEnd, RangeReply, RangeRequest, Reply, Revision, SortOrder, SortTarget, Txn, TxnOp, check,
+    ListRequest, Op, PageRequest, Query, RangeEnd, RangeReply, RangeRequest, Reply, Revision, SortOrder,
+    SortTarget, Txn, TxnOp, check,
 };
 use tokio_stream::Stream;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use super::errors::to_status;
-use super::large::{LARGE_BYTES, LargeRange};
+use super::large::{self, Page, Reading, held_bytes};
 use super::{Caller, Door, convert};
+use crate::admission::{COUNTED_FROM, Taken, Use};
 use crate::context::{Priority, RequestContext};
 use crate::domain::{Answer, Consistency, Domain};
 use gateway_core::Failure;
 use gateway_core::admission::Lane;
+use gateway_core::range_pages::RangePages;
 use gateway_core::range_stream::{RangeStream, StreamEnd};
 
 /// What etcd's raft request adds to a client's message at most: an id, a tag and lengths.
 const RAFT_REQUEST_OVERHEAD_BYTES: usize = 18;
 
+/// An answer with longer entries, in bytes, is read page by page.
+const WHOLE_BYTES_MAX: u64 = 1 << 20;
 /// As many keys are few.
 const SMALL_MAX: i64 = 100;
 
@@ -44,23 +49,116 @@ impl<D: Domain> Door<D> {
 
 impl<D: Domain> Caller<D> {
     async fn range(
-        &self,
+        self: &Arc<Self>,
         metadata: &MetadataMap,
         request: RangeRequest,
     ) -> Result<Response<pb::RangeResponse>, Failure> {
         let context = self.admit(metadata, Lane::Read, priority_of(&request))?;
-        let consistency = self.consistency(request.serializable, Revision(request.revision));
-        let answer = self.domain.read(&context, Query::Range(request), consistency).await?;
-        let is_large = answer.reply.holds_more_than(LARGE_BYTES);
-        let Reply::Range(reply) = answer.reply else { return Err(MISMATCH) };
-        let header = self.header(reply.revision, answer.term);
-        if !is_large {
-            return Ok(Response::new(convert::range_reply(reply, header)));
+        let serializable = request.serializable;
+        let consistency = self.consistency(serializable, Revision(request.revision));
+        let list = list(&request);
+        let query = list.clone().map_or(Query::Range(request), Query::List);
+        let Answer { reply, term } = self.domain.read(&context, query, consistency).await?;
+        let is_small = !reply.holds_more_than(COUNTED_FROM);
+        match (reply, list) {
+            (Reply::Range(reply), _) => {
+                let header = self.header(reply.revision, term);
+                if is_small {
+                    return Ok(Response::new(convert::range_reply(reply, header)));
+                }
+                let taken = Taken::take(self.client(), Use::Answers, held_bytes(&reply.kvs));
+                Ok(large::whole(header, reply, taken.ok_or(Failure::Overloaded)?))
+            }
+            (Reply::Measured(measured), Some(list)) => {
+                let header = self.header(measured.revision, term);
+                let left = RangePages::new(list, &measured);
+                // However few its keys are.
+                let context = RequestContext { priority: Priority::Large, ..context };
+                let pages = Pages { caller: Arc::clone(self), context, serializable, left };
+                Ok(large::paged(header, &measured, pages.read()))
+            }
+            _ => Err(MISMATCH),
         }
-        let mut response = Response::new(pb::RangeResponse::default());
-        response.extensions_mut().insert(LargeRange { header, reply });
-        Ok(response)
     }
+
+    /// Reads a page for a request that goes on for long.
+    async fn page(
+        &self,
+        context: &RequestContext,
+        page: PageRequest,
+        serializable: bool,
+        is_pinned: bool,
+    ) -> Result<(RangeReply, u64), Failure> {
+        // One that was let in is not refused half-way.
+        let permit = self.client().admit(None, Lane::Read, Priority::Large);
+        let _permit = if is_pinned { permit.ok() } else { Some(permit?) };
+        let context = self.context_in(context);
+        let mut consistency = self.consistency(serializable, Revision(page.revision));
+        let limit = page.limit;
+        let query = Query::Page(page);
+        let mut answered = self.domain.read(&context, query.clone(), consistency).await;
+        // The replica that answered the last time may be gone, and the nearest one now too far behind.
+        if serializable
+            && is_pinned
+            && matches!(answered, Err(Failure::Refused(keyspace::Error::FutureRevision)))
+        {
+            consistency = Consistency::Linearizable;
+            answered = self.domain.read(&context, query, consistency).await;
+        }
+        let Answer { reply: Reply::Range(page), term } = answered? else { return Err(MISMATCH) };
+        if page.kvs.len() as u64 > limit {
+            return Err(MISMATCH);
+        }
+        Ok((page, term))
+    }
+}
+
+/// What is left of an answer that was measured.
+struct Pages<D> {
+    caller: Arc<Caller<D>>,
+    /// The request's.
+    context: RequestContext,
+    serializable: bool,
+    left: RangePages,
+}
+
+impl<D: Domain> Pages<D> {
+    /// Reads a page, when there is room for it.
+    fn read(mut self) -> Reading {
+        Box::pin(async move {
+            let Some(page) = self.left.page() else { return Ok(None) };
+            let wanted = page.bytes.min(self.left.wire_bytes()) as usize;
+            let mut taken = Taken::take_in_time(self.caller.client(), Use::Answers, wanted).await?;
+            let (page, _) = self.caller.page(&self.context, page, self.serializable, true).await?;
+            taken.settle(held_bytes(&page.kvs));
+            self.left.handle(&page.kvs).map_err(|_| MISMATCH)?;
+            Ok(Some(Page { kvs: page.kvs, taken, rest: self.read() }))
+        })
+    }
+}
+
+/// As a range is asked for whose answer may be long; none for other ones, which cannot be read page by page.
+fn list(request: &RangeRequest) -> Option<ListRequest> {
+    let is_by_key = request.sort_target == SortTarget::Key && request.sort_order != SortOrder::Descend;
+    let can_be_paged = is_by_key && !request.count_only && !has_revision_filters(request);
+    // A few keys may have long values.
+    (can_be_paged && request.range.end != RangeEnd::Single).then(|| ListRequest {
+        range: request.range.clone(),
+        revision: request.revision,
+        limit: u64::try_from(request.limit).unwrap_or(0),
+        keys_only: request.keys_only,
+        bytes: WHOLE_BYTES_MAX,
+    })
+}
+
+fn has_revision_filters(request: &RangeRequest) -> bool {
+    let filters = [
+        request.min_mod_revision,
+        request.max_mod_revision,
+        request.min_create_revision,
+        request.max_create_revision,
+    ];
+    filters.iter().any(|filter| *filter != 0)
 }
 
 /// What is left of a stream.
@@ -70,6 +168,8 @@ struct Chunks<D> {
     context: RequestContext,
     serializable: bool,
     stream: RangeStream,
+    /// Of the message that was made last.
+    taken: Option<Taken>,
 }
 
 impl<D: Domain> Chunks<D> {
@@ -83,28 +183,14 @@ impl<D: Domain> Chunks<D> {
 
     /// The next message, and whether it is the last one.
     async fn next(&mut self) -> Result<(pb::RangeStreamResponse, bool), Failure> {
-        // One that was let in is not refused half-way.
-        let permit = self.caller.client().admit(None, Lane::Read, Priority::Large);
-        let _permit = if self.stream.is_pinned() { permit.ok() } else { Some(permit?) };
-        let page = self.stream.page();
-        let revision = Revision(page.revision);
-        let context = self.caller.context_in(&self.context);
-        let mut consistency = self.caller.consistency(self.serializable, revision);
-        let limit = page.limit;
-        let query = Query::Page(page);
-        let mut answered = self.caller.domain.read(&context, query.clone(), consistency).await;
-        // The replica that answered the last time may be gone, and the nearest one now too far behind.
-        if self.serializable
-            && self.stream.is_pinned()
-            && matches!(answered, Err(Failure::Refused(keyspace::Error::FutureRevision)))
-        {
-            consistency = Consistency::Linearizable;
-            answered = self.caller.domain.read(&context, query, consistency).await;
-        }
-        let Answer { reply: Reply::Range(page), term } = answered? else { return Err(MISMATCH) };
-        if page.kvs.len() as u64 > limit {
-            return Err(MISMATCH);
-        }
+        // The message before has been taken, or is counted on its way.
+        drop(self.taken.take());
+        let bytes = self.caller.options.request_bytes_max;
+        let mut taken = Taken::take_in_time(self.caller.client(), Use::Answers, bytes).await?;
+        let (asked, is_pinned) = (self.stream.page(), self.stream.is_pinned());
+        let (page, term) = self.caller.page(&self.context, asked, self.serializable, is_pinned).await?;
+        taken.settle(held_bytes(&page.kvs));
+        self.taken = Some(taken);
         let end = self.stream.handle(&page, convert::key_values_len(&page.kvs));
         let (header, more, count) = match end {
             Some(StreamEnd { revision, more, count }) => (self.caller.header(revision, term), more, count),
@@ -159,13 +245,7 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
         if !is_by_key {
             return Err(Status::unimplemented("RangeStream does not support custom sort orders"));
         }
-        let filters = [
-            request.min_mod_revision,
-            request.max_mod_revision,
-            request.min_create_revision,
-            request.max_create_revision,
-        ];
-        if filters.iter().any(|filter| *filter != 0) {
+        if has_revision_filters(&request) {
             return Err(Status::unimplemented("RangeStream does not support revision filters"));
         }
         if request.count_only {
@@ -179,6 +259,7 @@ impl<D: Domain> pb::kv_server::Kv for Kv<D> {
             context: self.0.context(&metadata, Priority::Large),
             serializable: request.serializable,
             stream: RangeStream::new(request, self.0.options.request_bytes_max),
+            taken: None,
         };
         Ok(Response::new(Box::pin(chunks.messages())))
     }

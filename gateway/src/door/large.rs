@@ -1,24 +1,30 @@
 //! Large answers of Range, encoded as the client's connection takes them. The gRPC library would make one buffer of each, beside
 //! what it is made of; here long values leave as they came over the link, and the rest in pieces of a frame.
+//!
+//! The longest ones are not here at all: they were measured, and are read page by page, each when the one before has left. What
+//! of an answer is here counts in the budget until the client has taken it.
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::vec::IntoIter;
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, Response};
 use api::etcdserverpb as pb;
 use bytes::{BufMut, Bytes, BytesMut};
+use gateway_core::Failure;
 use http_body::Frame;
-use keyspace::{KeyValue, RangeReply};
+use keyspace::{KeyValue, MeasuredReply, RangeReply};
+use parking_lot::Mutex;
 use prost::Message as _;
 use prost::encoding::{WireType, encode_key, encode_varint};
 use tonic::body::Body;
 
 use super::convert;
+use super::errors::to_status;
+use crate::admission::Taken;
 
-/// Keys and values of an answer, in bytes, from which it leaves so.
-pub(super) const LARGE_BYTES: usize = 256 << 10;
 /// Bytes of one frame; those of long values are as long as the values.
 const FRAME_BYTES: usize = 64 << 10;
 /// What is as long is not copied.
@@ -30,44 +36,124 @@ const KVS: u32 = 2;
 const VALUE: u32 = 5;
 
 /// An answer that a handler leaves with an empty one, for [`spell_out`].
-#[derive(Clone, Debug)]
-pub(super) struct LargeRange {
-    pub(super) header: Option<pb::ResponseHeader>,
-    pub(super) reply: RangeReply,
+#[derive(Clone)]
+struct Large(Arc<Mutex<Option<LargeBody>>>);
+
+/// Left with an answer whose pieces count already.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counted;
+
+/// Reads on, when it is polled first: the next page, if there is one.
+pub(super) type Reading = Pin<Box<dyn Future<Output = Result<Option<Page>, Failure>> + Send>>;
+
+/// A part of an answer.
+pub(super) struct Page {
+    pub(super) kvs: Vec<KeyValue>,
+    /// What the budget has for it.
+    pub(super) taken: Taken,
+    pub(super) rest: Reading,
+}
+
+/// What so many entries hold, in bytes.
+pub(super) fn held_bytes(kvs: &[KeyValue]) -> usize {
+    kvs.iter().map(|kv| size_of::<KeyValue>() + kv.key.len() + kv.value.len()).sum()
+}
+
+/// An answer that is here.
+pub(super) fn whole(
+    header: Option<pb::ResponseHeader>,
+    reply: RangeReply,
+    taken: Taken,
+) -> tonic::Response<pb::RangeResponse> {
+    let RangeReply { kvs, more, count, .. } = reply;
+    let head = pb::RangeResponse { header, kvs: Vec::new(), more, count };
+    let length = convert::key_values_len(&kvs) as u64;
+    LargeBody::new(&head, length, Some((kvs, taken)), None).left()
+}
+
+/// An answer that was measured, and is read so.
+pub(super) fn paged(
+    header: Option<pb::ResponseHeader>,
+    measured: &MeasuredReply,
+    pages: Reading,
+) -> tonic::Response<pb::RangeResponse> {
+    let MeasuredReply { more, count, bytes, .. } = *measured;
+    let head = pb::RangeResponse { header, kvs: Vec::new(), more, count };
+    LargeBody::new(&head, bytes, None, Some(pages)).left()
 }
 
 /// Puts a large answer, if that was left, in the place of the empty one.
 pub(super) fn spell_out(mut response: Response<Body>) -> Response<Body> {
-    match response.extensions_mut().remove::<LargeRange>() {
-        Some(large) => response.map(|_| Body::new(LargeBody::new(large))),
-        None => response,
-    }
+    let large = response.extensions_mut().remove::<Large>();
+    let Some(body) = large.and_then(|large| large.0.lock().take()) else { return response };
+    response.extensions_mut().insert(Counted);
+    response.map(|_| Body::new(body))
 }
 
 /// The body of an answer: one message, and that all went well.
 struct LargeBody {
     kvs: IntoIter<KeyValue>,
+    /// What the budget has for these, and for what is made of them.
+    taken: Option<Arc<Taken>>,
     /// What leaves next.
     made: BytesMut,
     /// A value that follows it.
     value: Option<Bytes>,
+    /// What follows the entries.
+    rest: Option<Reading>,
     trailers: Option<HeaderMap>,
 }
 
+/// A piece of it. The library drops it when the last of it has left.
+struct Piece {
+    bytes: Bytes,
+    taken: Arc<Taken>,
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        self.taken.note_progress();
+    }
+}
+
 impl LargeBody {
-    fn new(large: LargeRange) -> LargeBody {
-        let LargeRange { header, reply } = large;
-        let RangeReply { kvs, more, count, .. } = reply;
-        let head = pb::RangeResponse { header, kvs: Vec::new(), more, count };
-        let length = head.encoded_len() + convert::key_values_len(&kvs);
-        let mut made = BytesMut::with_capacity(FRAME_BYTES);
+    /// Its entries, all together, are so long.
+    fn new(
+        head: &pb::RangeResponse,
+        entries_length: u64,
+        here: Option<(Vec<KeyValue>, Taken)>,
+        rest: Option<Reading>,
+    ) -> LargeBody {
+        let length = head.encoded_len() as u64 + entries_length;
+        let mut made = BytesMut::new();
         // It is not compressed.
         made.put_u8(0);
         made.put_u32(u32::try_from(length).expect("an answer of a node is far shorter than four gigabytes"));
         head.encode(&mut made).expect("a BytesMut grows as needed");
         let trailers =
             HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]);
-        LargeBody { kvs: kvs.into_iter(), made, value: None, trailers: Some(trailers) }
+        let (kvs, taken) = here.unzip();
+        LargeBody {
+            kvs: kvs.unwrap_or_default().into_iter(),
+            taken: taken.map(Arc::new),
+            made,
+            value: None,
+            rest,
+            trailers: Some(trailers),
+        }
+    }
+
+    /// With an empty answer, as the services want one.
+    fn left(self) -> tonic::Response<pb::RangeResponse> {
+        let mut response = tonic::Response::new(pb::RangeResponse::default());
+        response.extensions_mut().insert(Large(Arc::new(Mutex::new(Some(self)))));
+        response
     }
 
     /// Encodes on until a frame is full, or a long value follows.
@@ -91,6 +177,16 @@ impl LargeBody {
             }
         }
     }
+
+    /// What leaves next of what is here.
+    fn piece(&mut self) -> Option<Bytes> {
+        self.fill();
+        let bytes = if self.made.is_empty() { self.value.take()? } else { self.made.split().freeze() };
+        Some(match &self.taken {
+            Some(taken) => Bytes::from_owner(Piece { bytes, taken: Arc::clone(taken) }),
+            None => bytes,
+        })
+    }
 }
 
 impl http_body::Body for LargeBody {
@@ -99,16 +195,33 @@ impl http_body::Body for LargeBody {
 
     fn poll_frame(
         self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let body = self.get_mut();
-        body.fill();
-        let next = if body.made.is_empty() { body.value.take() } else { Some(body.made.split().freeze()) };
-        let frame = match next {
-            Some(data) => Some(Frame::data(data)),
-            None => body.trailers.take().map(Frame::trailers),
-        };
-        Poll::Ready(frame.map(Ok))
+        loop {
+            if let Some(piece) = body.piece() {
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+            body.taken = None;
+            let Some(rest) = &mut body.rest else {
+                return Poll::Ready(body.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
+            };
+            let read = ready!(rest.as_mut().poll(cx));
+            body.rest = None;
+            match read {
+                Ok(Some(Page { kvs, taken, rest })) => {
+                    body.kvs = kvs.into_iter();
+                    body.taken = Some(Arc::new(taken));
+                    body.rest = Some(rest);
+                }
+                Ok(None) => {}
+                Err(failure) => {
+                    let mut trailers = HeaderMap::new();
+                    to_status(failure).add_header(&mut trailers).expect("a status of ours is well formed");
+                    body.trailers = Some(trailers);
+                }
+            }
+        }
     }
 
     fn is_end_stream(&self) -> bool {
@@ -122,6 +235,18 @@ mod tests {
     use keyspace::{LeaseId, Revision};
 
     use super::*;
+    use crate::admission::Use;
+    use crate::admission::testing::admission_with;
+
+    /// As [`spell_out`] finds it behind the services.
+    fn body(left: tonic::Response<pb::RangeResponse>) -> Body {
+        let (_, _, extensions) = left.into_parts();
+        let mut response = Response::new(Body::empty());
+        *response.extensions_mut() = extensions;
+        let spelled_out = spell_out(response);
+        assert!(spelled_out.extensions().get::<Counted>().is_some());
+        spelled_out.into_body()
+    }
 
     fn key_value(number: usize, value: Bytes) -> KeyValue {
         KeyValue {
@@ -145,13 +270,14 @@ mod tests {
         let header = Some(pb::ResponseHeader { revision: 9, cluster_id: 1, member_id: 2, raft_term: 3 });
         let expected = convert::range_reply(reply.clone(), header);
 
-        let mut response = Response::new(Body::empty());
-        response.extensions_mut().insert(LargeRange { header, reply });
-        let mut body = spell_out(response).into_body();
+        let admission = admission_with(1 << 30);
+        let taken = Taken::take(&admission.connect(None), Use::Answers, held_bytes(&reply.kvs)).unwrap();
+        let mut body = body(whole(header, reply, taken));
         let (mut all, mut trailers, mut shared) = (BytesMut::new(), None, 0);
         while let Some(frame) = body.frame().await {
             match frame.unwrap().into_data() {
                 Ok(data) => {
+                    assert!(admission.budget().taken(Use::Answers) > 0);
                     let is_shared = values.iter().any(|value| value.as_ptr() == data.as_ptr());
                     assert!(is_shared || data.len() < FRAME_BYTES + 2 * SHARED_BYTES_LEAST);
                     shared += usize::from(is_shared);
@@ -165,5 +291,62 @@ mod tests {
         let head = all.split_to(5);
         assert_eq!((head[0], &head[1..]), (0, &(all.len() as u32).to_be_bytes()[..]));
         assert_eq!(pb::RangeResponse::decode(all.freeze()).unwrap(), expected);
+    }
+
+    #[tokio::test]
+    async fn pages_are_read_one_after_the_other_and_count_until_they_are_taken() {
+        let admission = admission_with(64 << 20);
+        let client = admission.connect(None);
+        let taken = || admission.budget().taken(Use::Answers);
+        fn pages(client: Arc<crate::admission::Client>, left: usize) -> Reading {
+            Box::pin(async move {
+                let kvs = vec![key_value(left, Bytes::from(vec![7; 1 << 20]))];
+                match left {
+                    0 => return Err(Failure::TimedOut),
+                    1 => return Ok(None),
+                    _ => {}
+                }
+                let taken = Taken::take(&client, Use::Answers, held_bytes(&kvs)).unwrap();
+                Ok(Some(Page { kvs, taken, rest: pages(client, left - 1) }))
+            })
+        }
+        let measured =
+            MeasuredReply { revision: Revision(9), shown: 2, bytes: 2 << 20, more: false, count: 2 };
+        for (count, code) in [(3, "0"), (0, "14")] {
+            let mut body = body(paged(None, &measured, pages(Arc::clone(&client), count)));
+            assert_eq!(taken(), 0);
+            let (mut pieces, mut trailers) = (Vec::new(), None);
+            while let Some(frame) = body.frame().await {
+                match frame.unwrap().into_data() {
+                    Ok(data) => pieces.push(data),
+                    Err(frame) => trailers = frame.into_trailers().ok(),
+                }
+                // The head, and of each page a key and its value: the next one is not read before it is wanted.
+                assert_eq!(taken() >> 20, (pieces.len() / 2).min(2));
+            }
+            assert_eq!(trailers.unwrap()["grpc-status"], code);
+            drop((body, pieces));
+            assert_eq!(taken(), 0);
+        }
+    }
+
+    #[test]
+    fn entries_are_as_long_as_was_measured() {
+        for (number, length) in [(0, 0), (1, 1), (7, 127), (8, 128), (300, 16_384), (1 << 40, 70_000)] {
+            for keys_only in [false, true] {
+                let mut kv = key_value(number, Bytes::from(vec![7; length]));
+                kv.lease = LeaseId(number as i64);
+                kv.version = number as i64;
+                let measured = keyspace::wire_len(&kv, keys_only);
+                if keys_only {
+                    kv.value = Bytes::new();
+                }
+                assert_eq!(convert::key_values_len(&[kv]), measured);
+            }
+        }
+        assert_eq!(
+            convert::key_values_len(&[KeyValue::default()]),
+            keyspace::wire_len(&KeyValue::default(), false)
+        );
     }
 }

@@ -151,14 +151,16 @@ where
 pub(super) struct Answered {
     body: Body,
     client: Arc<Client>,
-    /// Of a stream that is open.
-    _stream: Option<Taken>,
+    /// Of its stream, which is open.
+    _stream: Taken,
+    /// Whether its pieces count already.
+    is_counted: bool,
     ended: bool,
 }
 
 impl Answered {
-    pub(super) fn new(body: Body, client: &Arc<Client>, stream: Option<Taken>) -> Answered {
-        Answered { body, client: Arc::clone(client), _stream: stream, ended: false }
+    pub(super) fn new(body: Body, client: &Arc<Client>, stream: Taken, is_counted: bool) -> Answered {
+        Answered { body, client: Arc::clone(client), _stream: stream, is_counted, ended: false }
     }
 }
 
@@ -191,7 +193,7 @@ impl HttpBody for Answered {
             other @ (Poll::Ready(Some(Err(_)) | None) | Poll::Pending) => return other,
         };
         let frame = match frame.into_data() {
-            Ok(bytes) if bytes.len() >= COUNTED_FROM => {
+            Ok(bytes) if bytes.len() >= COUNTED_FROM && !answered.is_counted => {
                 match Taken::take(&answered.client, Use::Answers, bytes.len()) {
                     Some(taken) => Frame::data(Bytes::from_owner(Piece { bytes, _taken: taken })),
                     None => {
@@ -307,7 +309,7 @@ mod tests {
         let client = admission.connect(None);
         let answer = |bytes: usize| {
             let body = Body::new(Full::new(Bytes::from(vec![7; bytes])).map_err(|never| match never {}));
-            Answered::new(body, &client, None)
+            Answered::new(body, &client, Taken::stream(&client).unwrap(), false)
         };
         let mut frame = answer(2 << 20).frame().await.unwrap().unwrap().into_data().unwrap();
         let rest = frame.split_off(1 << 20);

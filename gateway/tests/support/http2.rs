@@ -37,12 +37,20 @@ pub(crate) struct Frame {
 
 /// Connects, and returns once the server has opened its windows.
 pub(crate) async fn connect(address: SocketAddr) -> (Sender, Receiver) {
-    let (read, write) = TcpStream::connect(address).await.unwrap().into_split();
-    let (mut sender, mut receiver) = (Sender { stream: write, gathered: Vec::new() }, Receiver(read));
-    sender.gathered.extend_from_slice(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    let (mut sender, receiver) = connect_narrow(address).await;
     // SETTINGS_INITIAL_WINDOW_SIZE: all there is. And the same for the connection.
     sender.frame(SETTINGS, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]);
     sender.frame(WINDOW_UPDATE, 0, 0, &(0x7fff_ffff_u32 - 65_535).to_be_bytes());
+    sender.send().await;
+    (sender, receiver)
+}
+
+/// The same with the windows that HTTP/2 begins with, of 64 KiB.
+pub(crate) async fn connect_narrow(address: SocketAddr) -> (Sender, Receiver) {
+    let (read, write) = TcpStream::connect(address).await.unwrap().into_split();
+    let (mut sender, mut receiver) = (Sender { stream: write, gathered: Vec::new() }, Receiver(read));
+    sender.gathered.extend_from_slice(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    sender.frame(SETTINGS, 0, 0, &[]);
     sender.send().await;
     while receiver.any().await.kind != WINDOW_UPDATE {}
     sender.frame(SETTINGS, ACK, 0, &[]);

@@ -7,8 +7,8 @@ use super::{
 };
 use crate::{
     Alarm, DeleteRangeReply, Error, Event, EventKind, HashKvReply, KeyValue, LeaseId, LeaseTimeToLiveReply,
-    Outcome, PutReply, RangeReply, Reply, Revision, RevisionEvents, SessionId, StatusReply, TxnOpReply,
-    TxnReply,
+    MeasuredReply, Outcome, PutReply, RangeReply, Reply, Revision, RevisionEvents, SessionId, StatusReply,
+    TxnOpReply, TxnReply,
 };
 
 type Decoded<T> = Result<T, DecodeError>;
@@ -79,6 +79,7 @@ pub(crate) fn reply_tag(reply: &Reply) -> u8 {
         Reply::Alarms { .. } => 12,
         Reply::SessionOpened { .. } => 13,
         Reply::Done { .. } => 14,
+        Reply::Measured(_) => 15,
     }
 }
 
@@ -110,6 +111,13 @@ pub(crate) fn write_outcome<S: Sink>(writer: &mut Writer<'_, S>, outcome: &Outco
             writer.i64(*ttl);
             writer.i64(*granted_ttl);
             writer.list(keys, |writer, key| writer.bytes(key));
+        }
+        Reply::Measured(MeasuredReply { revision, shown, bytes, more, count }) => {
+            writer.i64(revision.0);
+            writer.u64(*shown);
+            writer.u64(*bytes);
+            writer.flags([*more]);
+            writer.i64(*count);
         }
         Reply::Leases { revision, leases } => {
             writer.i64(revision.0);
@@ -202,6 +210,16 @@ pub(crate) fn read_outcome(reader: &mut Reader) -> Decoded<Outcome> {
         },
         13 => Reply::SessionOpened { revision: read_revision(reader)?, session: SessionId(reader.u64()?) },
         14 => Reply::Done { revision: read_revision(reader)? },
+        15 => Reply::Measured(MeasuredReply {
+            revision: read_revision(reader)?,
+            shown: reader.u64()?,
+            bytes: reader.u64()?,
+            more: {
+                let [more] = reader.flags()?;
+                more
+            },
+            count: reader.i64()?,
+        }),
         _ => return malformed("unknown answer"),
     }))
 }

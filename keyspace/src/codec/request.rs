@@ -5,9 +5,9 @@ use shard_map::{Epoch, ShardId};
 use super::{MAX_TXN_DEPTH, Reader, VERSION, Writer, wire::malformed};
 use crate::{
     Alarm, AlarmKind, ClockOwner, ClockStart, ClusterVersion, Command, Compare, CompareResult, CompareTarget,
-    DeleteRange, Envelope, KeyRange, LeaseGrant, LeaseId, LeaseSerial, Limits, Op, PageRequest, Proposal,
-    Put, Query, RangeEnd, RangeRequest, Revision, RevisionRange, Revisions, Route, SessionId, SortOrder,
-    SortTarget, Txn, TxnOp, codec::DecodeError,
+    DeleteRange, Envelope, KeyRange, LeaseGrant, LeaseId, LeaseSerial, Limits, ListRequest, Op, PageRequest,
+    Proposal, Put, Query, RangeEnd, RangeRequest, Revision, RevisionRange, Revisions, Route, SessionId,
+    SortOrder, SortTarget, Txn, TxnOp, codec::DecodeError,
 };
 
 type Decoded<T> = Result<T, DecodeError>;
@@ -280,6 +280,7 @@ const QUERY_HASH_KV: u8 = 5;
 const QUERY_STATUS: u8 = 6;
 const QUERY_ALARMS: u8 = 7;
 const QUERY_PAGE: u8 = 8;
+const QUERY_LIST: u8 = 9;
 
 pub(super) fn write_query(writer: &mut Writer<'_>, query: &Query) {
     match query {
@@ -290,6 +291,10 @@ pub(super) fn write_query(writer: &mut Writer<'_>, query: &Query) {
         Query::Page(page) => {
             writer.u8(QUERY_PAGE);
             write_page(writer, page);
+        }
+        Query::List(list) => {
+            writer.u8(QUERY_LIST);
+            write_list(writer, list);
         }
         Query::Txn(txn) => {
             writer.u8(QUERY_TXN);
@@ -314,6 +319,7 @@ pub(super) fn read_query(reader: &mut Reader) -> Decoded<Query> {
     Ok(match reader.u8()? {
         QUERY_RANGE => Query::Range(read_range(reader)?),
         QUERY_PAGE => Query::Page(read_page(reader)?),
+        QUERY_LIST => Query::List(read_list(reader)?),
         QUERY_TXN => {
             let txn = read_txn(reader, MAX_TXN_DEPTH)?;
             if !txn.is_read_only() {
@@ -467,6 +473,26 @@ fn read_page(reader: &mut Reader) -> Decoded<PageRequest> {
         bytes: reader.u64()?,
         keys_only,
         counts_rest,
+    })
+}
+
+fn write_list(writer: &mut Writer<'_>, request: &ListRequest) {
+    let ListRequest { range, revision, limit, keys_only, bytes } = request;
+    writer.flags([*keys_only]);
+    write_key_range(writer, range);
+    writer.i64(*revision);
+    writer.u64(*limit);
+    writer.u64(*bytes);
+}
+
+fn read_list(reader: &mut Reader) -> Decoded<ListRequest> {
+    let [keys_only] = reader.flags()?;
+    Ok(ListRequest {
+        range: read_key_range(reader)?,
+        revision: reader.i64()?,
+        limit: reader.u64()?,
+        keys_only,
+        bytes: reader.u64()?,
     })
 }
 

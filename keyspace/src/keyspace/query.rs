@@ -10,11 +10,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::{
-    ANSWER_BYTES_MAX, Budget, Error, Gathered, KeyRange, Keyspace, LeaseId, LeaseTimeToLiveReply, Outcome,
-    PageRequest, Query, RangeRequest, Reply, Revision, ShardId, Txn, TxnOp, codec,
+    ANSWER_BYTES_MAX, Budget, Error, Gathered, KeyRange, Keyspace, LeaseId, LeaseTimeToLiveReply,
+    ListRequest, Outcome, PageRequest, Query, RangeRequest, Reply, Revision, ShardId, Txn, TxnOp, codec,
     mutant::mutant,
     mvcc::{Mvcc, Pin},
-    ranges::{OP_BYTES, Part, Size, View, Walk, gathered, get},
+    ranges::{Listed, OP_BYTES, Part, Size, View, Walk, gathered, get},
 };
 
 /// The most leases that are listed: with the time that each ends, they take as much memory as the largest answer.
@@ -111,6 +111,21 @@ impl Ranges {
         let at = view.range(request.revision)?;
         let part = self.walk.go_on_page(mvcc, view.current, at, request, &mut self.size, budget)?;
         Ok(part.map(|part| gathered(view.current, None, vec![part], self.size.bytes)))
+    }
+
+    fn go_on_list(
+        &mut self,
+        mvcc: &Mvcc,
+        view: View,
+        request: &ListRequest,
+        budget: &mut Budget,
+    ) -> Result<Option<Gathered>, Error> {
+        let at = view.range(request.revision)?;
+        let listed = self.walk.go_on_list(mvcc, view.current, at, request, &mut self.size, budget)?;
+        Ok(listed.map(|listed| match listed {
+            Listed::Whole(part) => gathered(view.current, None, vec![part], self.size.bytes),
+            Listed::Measured(measured) => Gathered::from(Ok(Reply::Measured(measured))),
+        }))
     }
 
     fn go_on_txn(
@@ -240,10 +255,12 @@ impl Keyspace {
                 }
                 Stage::Ranges { shard: shard.span.id, ranges: Ranges::new() }
             }
-            Query::Page(request) => match self.shards.covering(&request.range) {
-                Ok(shard) => Stage::Ranges { shard: shard.span.id, ranges: Ranges::new() },
-                Err(error) => return done(Err(error)),
-            },
+            Query::Page(PageRequest { range, .. }) | Query::List(ListRequest { range, .. }) => {
+                match self.shards.covering(range) {
+                    Ok(shard) => Stage::Ranges { shard: shard.span.id, ranges: Ranges::new() },
+                    Err(error) => return done(Err(error)),
+                }
+            }
             Query::Txn(request) => match self.shards.covering_txn(request) {
                 Ok(shard) => Stage::Ranges { shard: shard.span.id, ranges: Ranges::new() },
                 Err(error) => return done(Err(error)),
@@ -318,6 +335,9 @@ impl Keyspace {
             }
             (Query::Page(request), Stage::Ranges { shard, ranges }) => {
                 ranges.go_on_page(self.mvcc(*shard), *view, request, budget)
+            }
+            (Query::List(request), Stage::Ranges { shard, ranges }) => {
+                ranges.go_on_list(self.mvcc(*shard), *view, request, budget)
             }
             (Query::Txn(request), Stage::Ranges { shard, ranges }) => {
                 ranges.go_on_txn(self.mvcc(*shard), *view, request, budget)
