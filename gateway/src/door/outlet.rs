@@ -11,6 +11,7 @@ use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use parking_lot::Mutex;
@@ -20,8 +21,17 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// When so much is gathered, it is written before more is taken.
 const GATHERED_BYTES_MAX: usize = 64 << 10;
-/// After so much is read in one turn, others have theirs: it may be of thousands of requests.
+/// After so much is read in one turn, others have theirs.
 const READ_BYTES_MAX: usize = 64 << 10;
+/// As many requests may begin in one turn: each is a task, and whatever others have to do waits behind all of them. The library
+/// begins those that it has read the heads of, thousands in 64 KiB; so what is read in a turn is measured by what the turns before
+/// began.
+const BEGUN_PER_TURN: usize = 32;
+/// What is read in a turn at least, and in the first.
+const READ_BYTES_LEAST: usize = 512;
+const READ_BYTES_FIRST: usize = 4 << 10;
+/// More is read in a turn by so much, so that nobody gets far by few requests to begin with, and then many.
+const READ_BYTES_STEP: usize = 2 << 10;
 /// A larger buffer is given back when it is empty: most connections are idle, and there are many.
 const KEPT_BYTES_MAX: usize = 4 << 10;
 /// At least one of so many turns lets others run first, to see whether it pays again. Where it does not, as with one
@@ -42,6 +52,8 @@ pub(super) struct Outlet {
     turns_to_trial: u32,
     /// How many these were: one more each time when nothing was added meanwhile.
     turns_per_trial: u32,
+    /// Requests that began in this turn.
+    begun: Arc<AtomicUsize>,
 }
 
 /// Never contended: both sides belong to one task.
@@ -54,6 +66,8 @@ struct State {
     undecided: Option<usize>,
     /// Bytes that were read in this turn.
     read: usize,
+    /// How many may be.
+    read_max: usize,
     received: IntCounter,
     sent: IntCounter,
 }
@@ -61,10 +75,25 @@ struct State {
 /// Both sides of a client's socket, whose bytes are counted.
 pub(super) fn pair(stream: impl Into<Stream>, received: IntCounter, sent: IntCounter) -> (Socket, Outlet) {
     let undecided = Some(0);
-    let state =
-        State { stream: stream.into(), gathered: Vec::new(), written: 0, undecided, read: 0, received, sent };
+    let state = State {
+        stream: stream.into(),
+        gathered: Vec::new(),
+        written: 0,
+        undecided,
+        read: 0,
+        read_max: READ_BYTES_FIRST,
+        received,
+        sent,
+    };
     let state = Arc::new(Mutex::new(state));
-    (Socket(Arc::clone(&state)), Outlet { state, yielded_at: None, turns_to_trial: 0, turns_per_trial: 1 })
+    let outlet = Outlet {
+        state: Arc::clone(&state),
+        yielded_at: None,
+        turns_to_trial: 0,
+        turns_per_trial: 1,
+        begun: Arc::default(),
+    };
+    (Socket(state), outlet)
 }
 
 impl Outlet {
@@ -115,9 +144,18 @@ impl Outlet {
         poll_fn(|cx| self.state.lock().poll_write_out(cx)).await
     }
 
+    /// To be counted up by each request that begins.
+    pub(super) fn begun(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.begun)
+    }
+
     fn poll_turn<C: Future>(&mut self, connection: Pin<&mut C>, cx: &mut Context<'_>) -> Poll<C::Output> {
         self.state.lock().read = 0;
-        connection.poll(cx)
+        let polled = connection.poll(cx);
+        // Relaxed: whoever counts is polled here.
+        let begun = self.begun.swap(0, Ordering::Relaxed);
+        self.state.lock().end_reading(begun);
+        polled
     }
 
     /// Ready with the socket's error.
@@ -159,6 +197,15 @@ impl State {
         }
     }
 
+    /// So many requests began with what was read in this turn.
+    fn end_reading(&mut self, begun: usize) {
+        if begun > BEGUN_PER_TURN {
+            self.read_max = (self.read / begun * BEGUN_PER_TURN).max(READ_BYTES_LEAST).min(self.read_max);
+        } else if self.read >= self.read_max && begun < BEGUN_PER_TURN / 2 {
+            self.read_max = (self.read_max + READ_BYTES_STEP).min(READ_BYTES_MAX);
+        }
+    }
+
     /// Writes all there is.
     fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.written < self.gathered.len() {
@@ -195,12 +242,21 @@ impl AsyncRead for Socket {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let mut state = self.0.lock();
-        if state.read >= READ_BYTES_MAX {
+        let room = state.read_max.saturating_sub(state.read).min(buffer.remaining());
+        if room == 0 && buffer.remaining() > 0 {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         let before = buffer.filled().len();
-        let polled = Pin::new(&mut state.stream).poll_read(cx, buffer);
+        let polled = if room == buffer.remaining() {
+            Pin::new(&mut state.stream).poll_read(cx, buffer)
+        } else {
+            let mut part = ReadBuf::new(buffer.initialize_unfilled_to(room));
+            let polled = Pin::new(&mut state.stream).poll_read(cx, &mut part);
+            let bytes = part.filled().len();
+            buffer.advance(bytes);
+            polled
+        };
         let bytes = &buffer.filled()[before..];
         state.read += bytes.len();
         state.received.inc_by(bytes.len() as u64);
@@ -344,6 +400,50 @@ mod tests {
         }));
         outlet.serve(connection.as_mut()).await.unwrap();
         assert!(turns >= 300_000 / (READ_BYTES_MAX + 8192), "{turns}");
+    }
+
+    #[tokio::test]
+    async fn who_begins_many_requests_has_short_turns_until_they_are_few() {
+        const HEAD_BYTES: usize = 15;
+        let (mut client, mut socket, mut outlet) = connected().await;
+        let begun = outlet.begun();
+        // As the library does, which reads all it can before the first of them begins.
+        let mut turns = Vec::new();
+        let mut begins = true;
+        let mut bytes = [0; 8192];
+        let mut turn = |outlet: &mut Outlet, socket: &mut Socket, begins: bool| {
+            let reading = poll_fn(|cx| {
+                let mut read = 0;
+                loop {
+                    let mut buffer = ReadBuf::new(&mut bytes);
+                    match Pin::new(&mut *socket).poll_read(cx, &mut buffer) {
+                        Poll::Ready(polled) => polled.unwrap(),
+                        Poll::Pending => break,
+                    }
+                    read += buffer.filled().len();
+                }
+                begun.fetch_add(if begins { read / HEAD_BYTES } else { 0 }, Ordering::Relaxed);
+                Poll::Ready(read)
+            });
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            match outlet.poll_turn(pin!(reading), &mut cx) {
+                Poll::Ready(read) => read,
+                Poll::Pending => unreachable!("it is ready at once"),
+            }
+        };
+        client.write_all(&vec![7; 200_000]).await.unwrap();
+        while turns.iter().sum::<usize>() < 200_000 {
+            tokio::task::yield_now().await;
+            let read = turn(&mut outlet, &mut socket, begins);
+            if read > 0 {
+                turns.push(read);
+            }
+            begins = turns.len() < 10;
+        }
+        assert_eq!(turns[0], READ_BYTES_FIRST);
+        assert!(turns[1..10].iter().all(|read| *read / HEAD_BYTES <= BEGUN_PER_TURN + 2), "{turns:?}");
+        assert!(turns[11..].windows(2).all(|two| two[1] <= two[0] + READ_BYTES_STEP), "{turns:?}");
+        assert!(turns[12..].iter().any(|read| *read > 16 << 10), "{turns:?}");
     }
 
     #[tokio::test]

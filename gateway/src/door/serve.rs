@@ -3,8 +3,12 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use ::http::Request;
+use hyper::body::Incoming;
+use hyper::service::Service as _;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use prometheus::{IntCounter, IntGauge};
@@ -135,6 +139,24 @@ impl Counts {
     }
 }
 
+/// Counts the requests that begin.
+struct Counting<D: Domain> {
+    front: Front<D>,
+    begun: Arc<AtomicUsize>,
+}
+
+impl<D: Domain> hyper::service::Service<Request<Incoming>> for Counting<D> {
+    type Response = <Front<D> as hyper::service::Service<Request<Incoming>>>::Response;
+    type Error = <Front<D> as hyper::service::Service<Request<Incoming>>>::Error;
+    type Future = <Front<D> as hyper::service::Service<Request<Incoming>>>::Future;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        // Relaxed: it is read by the task that calls this.
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        self.front.call(request)
+    }
+}
+
 async fn serve_connection<D: Domain>(
     builder: Arc<auto::Builder<TokioExecutor>>,
     stream: Stream,
@@ -151,7 +173,8 @@ async fn serve_connection<D: Domain>(
     counts.connections.inc();
     counts.accepted.inc();
     let (socket, mut outlet) = outlet::pair(stream, counts.received, counts.sent);
-    let mut connection = Box::pin(builder.serve_connection(TokioIo::new(socket), front));
+    let service = Counting { front, begun: outlet.begun() };
+    let mut connection = Box::pin(builder.serve_connection(TokioIo::new(socket), service));
     let unopened = tokio::select! {
         served = outlet.open(connection.as_mut()) => served,
         () = goaway.begun() => None,
