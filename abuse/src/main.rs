@@ -41,7 +41,7 @@ struct Cli {
     /// Run nothing.
     #[arg(long, requires = "earlier", conflicts_with = "cases")]
     no_run: bool,
-    /// Lines of the gateway's configuration, beside the defaults.
+    /// Lines of the gateway's configuration, in the place of `limits: {memory_budget: 256MiB}`.
     #[arg(long, default_value = "")]
     settings: String,
     /// Where servers have their data.

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::cases::{CASES, Demand};
-use crate::report::{GATEWAY_BUDGET_MIB, NODE_BUDGET_MIB, Process, Report};
+use crate::report::{GATEWAY_BUDGET_MIB, MEMORY_BUDGET_MIB, NODE_BUDGET_MIB, Process, Report};
 
 /// The page that tells of these reports; `machine` says where they are from, `configuration` is the text of
 /// `docs/configuration.md`.
@@ -16,9 +16,9 @@ pub fn page(machine: &str, configuration: &str, reports: &[Report]) -> String {
          Each case begins with a fresh server: three nodes and a gateway, or three members of etcd, whose leader is attacked. A small\n\
          well-behaved client puts and gets a key every 20 ms and keeps a lease alive, on connections of its own, with a deadline of 2 s.\n\
          Nobody is hurt if none of its requests fails, the 99th percentile of its latency is at most 100 ms under attack, it is as\n\
-         before within 1 s of the attack's end, no node had to be replaced as leader, the gateway had at most {GATEWAY_BUDGET_MIB} MiB of\n\
-         memory, and a node at most {NODE_BUDGET_MIB} MiB more than before (and twice what the attack wrote). All run on one machine, the\n\
-         attackers' threads with a low priority.\n\n\
+         before within 1 s of the attack's end, no node had to be replaced as leader, the gateway, whose `limits.memory_budget` is\n\
+         {MEMORY_BUDGET_MIB} MiB, had at most {GATEWAY_BUDGET_MIB} MiB of memory, and a node at most {NODE_BUDGET_MIB} MiB more than before (and twice\n\
+         what the attack wrote). All run on one machine, the attackers' threads with a low priority.\n\n\
          {machine}\n\n"
     );
     page.push_str(HEAD);

@@ -12,7 +12,9 @@ use crate::Problem;
 use crate::cases::Case;
 use crate::meter::{Meter, Reading};
 use crate::probe::Probe;
-use crate::report::{GATEWAY_BUDGET_MIB, Latencies, NODE_BUDGET_MIB, Process, Report, SLOW, recovery_s};
+use crate::report::{
+    GATEWAY_BUDGET_MIB, Latencies, MEMORY_BUDGET_MIB, NODE_BUDGET_MIB, Process, Report, SLOW, recovery_s,
+};
 use crate::stage::{Begun, Stage};
 
 /// For filling and attack together; what takes longer is not served.
@@ -78,7 +80,7 @@ pub struct Suite {
     pub data: PathBuf,
     /// Sizes are those of the cases, times this.
     pub scale: f64,
-    /// Lines of the gateway's configuration, beside the defaults.
+    /// Lines of the gateway's configuration in the place of those that bound its memory, beside the defaults.
     pub settings: String,
     attackers: Runtime,
 }
@@ -173,8 +175,9 @@ impl Suite {
         };
         match system {
             System::Gaios(binary) => {
-                let cluster =
-                    GaiosCluster::start(binary, &self.data, &self.settings).await.map_err(failed)?;
+                let limits = format!("limits: {{memory_budget: {MEMORY_BUDGET_MIB}MiB}}\n");
+                let settings = if self.settings.is_empty() { &limits } else { &self.settings };
+                let cluster = GaiosCluster::start(binary, &self.data, settings).await.map_err(failed)?;
                 let (target, nodes) = (cluster.target(), cluster.node_addresses());
                 Ok(Started { target, nodes, cluster: Cluster::Gaios(cluster) })
             }

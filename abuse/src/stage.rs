@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 use crate::Problem;
 
 /// How long the small client is watched before an attack, to know what is normal.
-const NORMAL_FOR: Duration = Duration::from_secs(1);
+const NORMAL_FOR: Duration = Duration::from_millis(500);
 /// Most bytes and operations in one transaction that fills the cluster.
 const FILL_BYTES: usize = 1 << 20;
 const FILL_OPS: usize = 100;

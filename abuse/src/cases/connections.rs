@@ -14,7 +14,7 @@ use crate::raw::{PUT, RANGE, Raw, framed, list};
 use crate::stage::Stage;
 
 /// How long what is open stays so.
-const HELD_FOR: Duration = Duration::from_secs(3);
+const HELD_FOR: Duration = Duration::from_secs(2);
 
 pub(super) async fn unread_lists(stage: Arc<Stage>) -> Outcome {
     const CONNECTIONS: usize = 30;

@@ -17,7 +17,7 @@ use crate::Problem;
 use crate::link::Link;
 use crate::stage::Stage;
 
-const HELD_FOR: Duration = Duration::from_secs(3);
+const HELD_FOR: Duration = Duration::from_secs(2);
 /// The one group of a cluster that was not told otherwise.
 const GROUP: u64 = 1;
 

@@ -58,7 +58,7 @@ pub(super) async fn abandoned(stage: Arc<Stage>) -> Outcome {
         });
     }
     stage.begin().await;
-    for_a_while(Duration::from_secs(4), callers).await?;
+    for_a_while(Duration::from_secs(3), callers).await?;
     Ok(format!("{} lists abandoned", abandoned.load(Relaxed)))
 }
 
@@ -110,7 +110,7 @@ pub(super) async fn honest(stage: Arc<Stage>) -> Outcome {
         });
     }
     stage.begin().await;
-    for_a_while(Duration::from_secs(4), callers).await?;
+    for_a_while(Duration::from_secs(3), callers).await?;
     match listed.load(Relaxed) {
         0 => Err("not one list was answered".to_owned()),
         listed => Ok(format!("{listed} lists answered")),

@@ -94,7 +94,7 @@ pub const CASES: &[Case] = &[
     // Requests that are dear.
     case(
         "sorted-txns",
-        Open,
+        Held,
         |s| Box::pin(queries::sorted_txns(s)),
         "12 callers: a transaction of 128 sorted ranges over 50,000 keys",
     ),
@@ -125,13 +125,13 @@ pub const CASES: &[Case] = &[
     // Watches.
     case(
         "watch-cancels",
-        Open,
+        Held,
         |s| Box::pin(watches::cancels(s)),
         "50,000 watches on a stream, a progress request, then 868 KiB of cancels of unknown ids",
     ),
     case(
         "watch-progress",
-        Open,
+        Held,
         |s| Box::pin(watches::progress(s)),
         "50,000 watches on a stream, then 500 progress requests",
     ),

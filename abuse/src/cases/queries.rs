@@ -13,7 +13,7 @@ use super::{HOSTILE, Outcome, megabytes, small};
 use crate::raw::list;
 use crate::stage::{Stage, for_a_while};
 
-const ATTACK_FOR: Duration = Duration::from_secs(4);
+const ATTACK_FOR: Duration = Duration::from_secs(3);
 
 /// All keys must be looked at for the one that is wanted.
 fn sorted() -> pb::RangeRequest {
