@@ -16,8 +16,8 @@ const P99_MS_MAX: f64 = 100.0;
 const RECOVERY_S_MAX: f64 = 1.0;
 /// What clients may make the gateway hold: its `limits.memory_budget`.
 pub(crate) const MEMORY_BUDGET_MIB: u32 = 256;
-/// What the gateway may have: its budget, and what it needs whatever clients do (the program, the links, what the allocator has not
-/// given back).
+/// What the gateway may have: its budget, and what it needs whatever clients do (the program, the links, what the
+/// allocator has not given back).
 pub(crate) const GATEWAY_BUDGET_MIB: f64 = MEMORY_BUDGET_MIB as f64 + 128.0;
 /// What a node may have on top of what it had before the attack, and twice what the attack wrote (which is in its state and,
 /// until followers have it, in its log).

@@ -1,12 +1,12 @@
-//! The pages of a long answer to a range. It was measured, and its length is told before its first entry; so it is read at the
-//! revision at which it was measured, and is as long as was told, or ends as a failure.
+//! The pages of a long answer to a range. It was measured, and its length is told before its first entry; so it is read
+//! at the revision at which it was measured, and is as long as was told, or ends as a failure.
 
 use keyspace::{KeyRange, KeyValue, ListRequest, MeasuredReply, PageRequest, wire_len};
 
 /// Keys and values of the first page, in bytes. Whoever takes none of it holds no more, but for one value.
 const FIRST_BYTES: u64 = 256 << 10;
-/// And of the longest: each is twice as long as the one before, so that a long answer over a long way does not take a way for
-/// every few keys.
+/// And of the longest: each is twice as long as the one before, so that a long answer over a long way does not take a
+/// way for every few keys.
 const BYTES_MAX: u64 = 2 << 20;
 
 /// What is yet to be read.

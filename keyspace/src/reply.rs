@@ -216,8 +216,8 @@ pub struct MeasuredReply {
     pub count: i64,
 }
 
-/// How many bytes an entry takes in etcd's answer to a range, with its tag and length, or what is left of it without its value.
-/// Whoever passes on a long answer in pieces has to state its length ahead.
+/// How many bytes an entry takes in etcd's answer to a range, with its tag and length, or what is left of it without
+/// its value. Whoever passes on a long answer in pieces has to state its length ahead.
 pub fn wire_len(kv: &KeyValue, keys_only: bool) -> usize {
     let bytes = |bytes: &Bytes| match bytes.len() {
         0 => 0,

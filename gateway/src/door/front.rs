@@ -194,8 +194,9 @@ impl<D: Domain> Front<D> {
         })
     }
 
-    /// Lets a request in before its message is read; whether it is carried out is decided when it has been. With it comes what the
-    /// budget has for its stream: one that has begun, and whose message does not come, costs as much as one that stays open.
+    /// Lets a request in before its message is read; whether it is carried out is decided when it has been. With it
+    /// comes what the budget has for its stream: one that has begun, and whose message does not come, costs as much as
+    /// one that stays open.
     fn let_in(&self, method: usize) -> Result<(LetIn, Taken), Failure> {
         let client = self.services.caller.client();
         let let_in = match (methods::METHODS[method].2, methods::lane(method)) {

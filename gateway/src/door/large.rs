@@ -1,8 +1,9 @@
-//! Large answers of Range, encoded as the client's connection takes them. The gRPC library would make one buffer of each, beside
-//! what it is made of; here long values leave as they came over the link, and the rest in pieces of a frame.
+//! Large answers of Range, encoded as the client's connection takes them. The gRPC library would make one buffer of
+//! each, beside what it is made of; here long values leave as they came over the link, and the rest in pieces of a
+//! frame.
 //!
-//! The longest ones are not here at all: they were measured, and are read page by page, each when the one before has left. What
-//! of an answer is here counts in the budget until the client has taken it.
+//! The longest ones are not here at all: they were measured, and are read page by page, each when the one before has
+//! left. What of an answer is here counts in the budget until the client has taken it.
 
 use std::convert::Infallible;
 use std::pin::Pin;

@@ -23,9 +23,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 const GATHERED_BYTES_MAX: usize = 64 << 10;
 /// After so much is read in one turn, others have theirs.
 const READ_BYTES_MAX: usize = 64 << 10;
-/// As many requests may begin in one turn: each is a task, and whatever others have to do waits behind all of them. The library
-/// begins those that it has read the heads of, thousands in 64 KiB; so what is read in a turn is measured by what the turns before
-/// began.
+/// As many requests may begin in one turn: each is a task, and whatever others have to do waits behind all of them. The
+/// library begins those that it has read the heads of, thousands in 64 KiB; so what is read in a turn is measured by
+/// what the turns before began.
 const BEGUN_PER_TURN: usize = 32;
 /// What is read in a turn at least, and in the first.
 const READ_BYTES_LEAST: usize = 512;
