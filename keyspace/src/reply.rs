@@ -106,6 +106,7 @@ impl Reply {
             Reply::LeaseTimeToLive(reply) => reply.keys.iter().map(|key| ENTRY_BYTES + key.len()).sum(),
             Reply::Leases { leases, .. } => leases.len() * LEASE_BYTES_MAX,
             Reply::HashKv(_)
+            | Reply::Measured(_)
             | Reply::Status(_)
             | Reply::Compacted { .. }
             | Reply::LeaseGranted { .. }
