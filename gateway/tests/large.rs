@@ -93,7 +93,8 @@ async fn a_long_list_is_one_message_of_many_pages() {
 async fn lists_that_nobody_takes_are_not_read_and_hold_little() {
     const CONNECTIONS: usize = 20;
     const LISTS: usize = 10;
-    let (cluster, gateway, mut client) = filled(16 << 20).await;
+    const BUDGET: usize = 16 << 20;
+    let (cluster, gateway, mut client) = filled(BUDGET).await;
     let received = "gaios_gateway_link_received_bytes_total";
     let (read_before, received_before) = (reads(&cluster), metric(&gateway, received).await);
     let mut held = Vec::new();
@@ -116,13 +117,13 @@ async fn lists_that_nobody_takes_are_not_read_and_hold_little() {
     };
     tokio::time::timeout(Duration::from_secs(20), until_measured).await.unwrap();
     tokio::time::sleep(Duration::from_millis(500)).await;
-    // A page for each connection, which has room for no more.
+    // Each of them may have one page under way, and all of them what the budget has room for.
     let pages = reads(&cluster) - read_before - lists;
-    assert!(pages <= CONNECTIONS as u64, "{pages} pages");
+    assert!(pages <= lists / 2, "{pages} pages");
     let received = metric(&gateway, received).await - received_before;
-    assert!(received < 12e6, "{received} bytes came from nodes");
+    assert!(received < BUDGET as f64, "{received} bytes came from nodes");
     let taken = metric(&gateway, "gaios_gateway_memory_taken_bytes{use=\"answers\"}").await;
-    assert!((1.0..12e6).contains(&taken), "{taken} bytes are taken");
+    assert!((1.0..=BUDGET as f64 / 2.0).contains(&taken), "{taken} bytes are taken");
     client.range(pb::RangeRequest { key: "k000".into(), ..Default::default() }).await.unwrap();
     drop(held);
     let until_free = async {

@@ -39,7 +39,7 @@ impl WriteBounds {
 }
 
 impl Default for WriteBounds {
-    /// Visits: some 25 ms, in which the group does nothing else. A quarter of a million keys can be counted, and the first of
+    /// Visits, during which the group does nothing else: a quarter of a million keys can be counted, and the first of
     /// them be read. Kept: as much as several hundred writes with a previous value of the size that etcd is made for.
     fn default() -> WriteBounds {
         WriteBounds { answer_bytes: ANSWER_BYTES_MAX, visits: 1 << 19, kept_bytes: 64 << 20 }

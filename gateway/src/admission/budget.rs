@@ -2,7 +2,8 @@
 //! them, and open streams. What is small beside what it costs to be there is not counted: [`COUNTED_FROM`].
 //!
 //! Streams have a quarter, messages and answers the rest. Of each, the first half is there for everybody, and the second for
-//! connections that hold less than their part: so one that takes all it can get leaves something to others.
+//! connections that hold less than their part: so one that takes all it can get leaves something to others. What can wait,
+//! as the pages of long answers, has the first half alone, however many connections ask for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -94,14 +95,25 @@ impl Budget {
     }
 
     fn admits(&self, held: &Held, what: Use, bytes: usize) -> bool {
+        let (with, own, most) = self.with(held, what, bytes);
+        with <= most / 2 || with <= most && own <= most / PART
+    }
+
+    /// Whether there is room for what can wait: it leaves the second half to those who cannot.
+    fn admits_patient(&self, held: &Held, what: Use, bytes: usize) -> bool {
+        let (with, _, most) = self.with(held, what, bytes);
+        with <= most / 2
+    }
+
+    /// What would be taken of the part of this use, of that by one connection, and how much there is.
+    fn with(&self, held: &Held, what: Use, bytes: usize) -> (usize, usize, usize) {
         let (uses, most): (&[Use], usize) = match what {
             Use::Streams => (&[Use::Streams], self.most / 4),
             Use::Messages | Use::Answers => (&[Use::Messages, Use::Answers], self.most / 4 * 3),
         };
         let taken: usize = uses.iter().map(|what| self.taken(*what)).sum();
         let own: usize = uses.iter().map(|what| held.bytes[*what as usize].load(Ordering::Relaxed)).sum();
-        let with = taken.saturating_add(bytes);
-        with <= most / 2 || with <= most && own.saturating_add(bytes) <= most / PART
+        (taken.saturating_add(bytes), own.saturating_add(bytes), most)
     }
 
     fn now(&self) -> u64 {
@@ -143,9 +155,10 @@ impl Taken {
         bytes: usize,
     ) -> Result<Taken, Failure> {
         let begun = client.budget().now();
-        while !client.budget().admits(client.held(), what, bytes) {
+        while !client.budget().admits_patient(client.held(), what, bytes) {
             if client.budget().now() - begun > ROOM_WITHIN.as_millis() as u64 {
-                break;
+                client.budget().refused.inc();
+                return Err(Failure::Overloaded);
             }
             sleep(ROOM_PAUSE).await;
         }
