@@ -94,7 +94,7 @@ pub const CASES: &[Case] = &[
     // Requests that are dear.
     case(
         "sorted-txns",
-        Held,
+        Open,
         |s| Box::pin(queries::sorted_txns(s)),
         "12 callers: a transaction of 128 sorted ranges over 50,000 keys",
     ),

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
+use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use prometheus::IntCounter;
 use tls::Stream;
@@ -52,8 +53,48 @@ pub(super) struct Outlet {
     turns_to_trial: u32,
     /// How many these were: one more each time when nothing was added meanwhile.
     turns_per_trial: u32,
-    /// Requests that began in this turn.
-    begun: Arc<AtomicUsize>,
+    begun: Arc<Begun>,
+}
+
+/// The requests of a connection that have begun.
+#[derive(Default)]
+pub(super) struct Begun {
+    in_turn: AtomicUsize,
+    /// Those whose tasks have not run yet.
+    waiting: AtomicUsize,
+    /// The connection's, when it waits for these.
+    waker: AtomicWaker,
+}
+
+/// A request has begun, and its task has not run yet.
+pub(super) struct Beginning(Arc<Begun>);
+
+impl Begun {
+    pub(super) fn begin(self: &Arc<Self>) -> Beginning {
+        // Relaxed: it is read by the task that calls this.
+        self.in_turn.fetch_add(1, Ordering::Relaxed);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Beginning(Arc::clone(self))
+    }
+
+    /// Ready unless more must not begin: a connection that begins requests faster than they run fills the queue in which
+    /// everybody waits. It is woken when all of its have run once.
+    fn poll_more(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.waiting.load(Ordering::Acquire) < BEGUN_PER_TURN {
+            return Poll::Ready(());
+        }
+        self.waker.register(cx.waker());
+        // The last of them may have run before it could wake anybody.
+        if self.waiting.load(Ordering::Acquire) == 0 { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+impl Drop for Beginning {
+    fn drop(&mut self) {
+        if self.0.waiting.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.waker.wake();
+        }
+    }
 }
 
 /// Never contended: both sides belong to one task.
@@ -68,6 +109,7 @@ struct State {
     read: usize,
     /// How many may be.
     read_max: usize,
+    begun: Arc<Begun>,
     received: IntCounter,
     sent: IntCounter,
 }
@@ -75,6 +117,7 @@ struct State {
 /// Both sides of a client's socket, whose bytes are counted.
 pub(super) fn pair(stream: impl Into<Stream>, received: IntCounter, sent: IntCounter) -> (Socket, Outlet) {
     let undecided = Some(0);
+    let begun = Arc::<Begun>::default();
     let state = State {
         stream: stream.into(),
         gathered: Vec::new(),
@@ -82,17 +125,13 @@ pub(super) fn pair(stream: impl Into<Stream>, received: IntCounter, sent: IntCou
         undecided,
         read: 0,
         read_max: READ_BYTES_FIRST,
+        begun: Arc::clone(&begun),
         received,
         sent,
     };
     let state = Arc::new(Mutex::new(state));
-    let outlet = Outlet {
-        state: Arc::clone(&state),
-        yielded_at: None,
-        turns_to_trial: 0,
-        turns_per_trial: 1,
-        begun: Arc::default(),
-    };
+    let outlet =
+        Outlet { state: Arc::clone(&state), yielded_at: None, turns_to_trial: 0, turns_per_trial: 1, begun };
     (Socket(state), outlet)
 }
 
@@ -144,8 +183,8 @@ impl Outlet {
         poll_fn(|cx| self.state.lock().poll_write_out(cx)).await
     }
 
-    /// To be counted up by each request that begins.
-    pub(super) fn begun(&self) -> Arc<AtomicUsize> {
+    /// To be told of each request that begins.
+    pub(super) fn begun(&self) -> Arc<Begun> {
         Arc::clone(&self.begun)
     }
 
@@ -153,7 +192,7 @@ impl Outlet {
         self.state.lock().read = 0;
         let polled = connection.poll(cx);
         // Relaxed: whoever counts is polled here.
-        let begun = self.begun.swap(0, Ordering::Relaxed);
+        let begun = self.begun.in_turn.swap(0, Ordering::Relaxed);
         self.state.lock().end_reading(begun);
         polled
     }
@@ -242,6 +281,7 @@ impl AsyncRead for Socket {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let mut state = self.0.lock();
+        ready!(state.begun.poll_more(cx));
         let room = state.read_max.saturating_sub(state.read).min(buffer.remaining());
         if room == 0 && buffer.remaining() > 0 {
             cx.waker().wake_by_ref();
@@ -306,6 +346,8 @@ impl AsyncWrite for Socket {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpStream};
     use tokio::task::yield_now;
@@ -422,7 +464,12 @@ mod tests {
                     }
                     read += buffer.filled().len();
                 }
-                begun.fetch_add(if begins { read / HEAD_BYTES } else { 0 }, Ordering::Relaxed);
+                // Each of them runs at once.
+                drop(
+                    (0..if begins { read / HEAD_BYTES } else { 0 })
+                        .map(|_| begun.begin())
+                        .collect::<Vec<_>>(),
+                );
                 Poll::Ready(read)
             });
             let mut cx = Context::from_waker(std::task::Waker::noop());
@@ -444,6 +491,40 @@ mod tests {
         assert!(turns[1..10].iter().all(|read| *read / HEAD_BYTES <= BEGUN_PER_TURN + 2), "{turns:?}");
         assert!(turns[11..].windows(2).all(|two| two[1] <= two[0] + READ_BYTES_STEP), "{turns:?}");
         assert!(turns[12..].iter().any(|read| *read > 16 << 10), "{turns:?}");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_read_while_too_many_requests_have_begun_and_not_run() {
+        let (mut client, mut socket, outlet) = connected().await;
+        client.write_all(&[7; 100]).await.unwrap();
+        let begun = outlet.begun();
+        let mut beginning: Vec<_> = (0..BEGUN_PER_TURN).map(|_| begun.begin()).collect();
+        let mut bytes = [0; 100];
+        let woken = Arc::new(Woken::default());
+        let waker = std::task::Waker::from(Arc::clone(&woken));
+        let mut read = || {
+            let mut buffer = ReadBuf::new(&mut bytes);
+            let polled = Pin::new(&mut socket).poll_read(&mut Context::from_waker(&waker), &mut buffer);
+            polled.map(|polled| polled.map(|()| buffer.filled().len()).unwrap())
+        };
+        assert!(read().is_pending());
+        let last = beginning.pop();
+        drop(beginning);
+        assert!(!woken.0.load(Ordering::Relaxed), "one has not run");
+        drop(last);
+        assert!(woken.0.load(Ordering::Relaxed));
+        while read() != Poll::Ready(100) {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
     }
 
     #[tokio::test]

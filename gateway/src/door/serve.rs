@@ -2,8 +2,9 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use ::http::Request;
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use super::outlet::{Beginning, Begun};
 use super::{Door, Front, Place, Stagger, handshake, outlet};
 use crate::context::Identity;
 use crate::domain::Domain;
@@ -138,21 +140,34 @@ impl Counts {
     }
 }
 
-/// Counts the requests that begin.
+/// Tells of the requests that begin.
 struct Counting<D: Domain> {
     front: Front<D>,
-    begun: Arc<AtomicUsize>,
+    begun: Arc<Begun>,
+}
+
+/// A request's answer, from before its task runs for the first time.
+struct Begins<F> {
+    beginning: Option<Beginning>,
+    answering: F,
+}
+
+impl<F: Future + Unpin> Future for Begins<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.beginning = None;
+        Pin::new(&mut self.answering).poll(cx)
+    }
 }
 
 impl<D: Domain> hyper::service::Service<Request<Incoming>> for Counting<D> {
     type Response = <Front<D> as hyper::service::Service<Request<Incoming>>>::Response;
     type Error = <Front<D> as hyper::service::Service<Request<Incoming>>>::Error;
-    type Future = <Front<D> as hyper::service::Service<Request<Incoming>>>::Future;
+    type Future = Begins<<Front<D> as hyper::service::Service<Request<Incoming>>>::Future>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        // Relaxed: it is read by the task that calls this.
-        self.begun.fetch_add(1, Ordering::Relaxed);
-        self.front.call(request)
+        Begins { beginning: Some(self.begun.begin()), answering: self.front.call(request) }
     }
 }
 
