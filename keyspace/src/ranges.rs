@@ -44,6 +44,12 @@ const COPY_VISITS: usize = 2;
 const SORT_VISITS: usize = 8;
 /// Bytes of a value by which it is sorted that cost a visit more: it is compared with many others.
 const SORTED_PER_VISIT: usize = 128;
+/// The largest limit for which entries that others have cut off are dropped while more come.
+const PRUNED_LIMIT_MAX: usize = 8 << 10;
+/// Bytes of values that have come since entries were dropped last, after which some are dropped again.
+const PRUNED_EVERY: usize = 256 << 10;
+/// Bytes of values that are compared at once for it. When those that stay are longer, it takes less memory than time to keep all.
+const PRUNED_BYTES_MAX: usize = 1 << 20;
 
 /// What a step of a query may do, in keys visited; a few keys more are visited than it says, and one at least.
 #[derive(Debug)]
@@ -239,21 +245,30 @@ impl Shape {
         }
     }
 
-    /// How many entries are worth keeping while others come, where that is cheap to find out: values may be long.
+    /// How many entries are worth keeping while others come.
     fn best(&self) -> Option<usize> {
-        let cheap = self.sort_target != SortTarget::Value;
-        self.limit.filter(|limit| cheap && self.cuts_later() && *limit <= LARGE_SORT)
+        self.limit.filter(|limit| self.cuts_later() && *limit <= PRUNED_LIMIT_MAX)
     }
 
-    /// Drops entries that others have cut off.
-    fn prune<R>(&self, entries: &mut Vec<R>, record: impl Fn(&R) -> &Record) {
-        if let Some(best) = self.best()
-            && entries.len() > best
-        {
-            assert!(best > 0, "a limit leaves something");
-            entries.select_nth_unstable_by(best, |a, b| self.compare(record(a), record(b)));
-            entries.truncate(best);
+    /// Drops entries that others have cut off, if `best` are worth keeping. Returns the bytes of values that were compared for it, and
+    /// nothing if there are too many to compare.
+    fn prune<R>(&self, best: usize, entries: &mut Vec<R>, record: impl Fn(&R) -> &Record) -> Option<usize> {
+        assert!(best > 0, "a limit leaves something");
+        if entries.len() <= best {
+            return Some(0);
         }
+        let bytes = entries.iter().map(|entry| self.compared_bytes(record(entry))).sum::<usize>();
+        if bytes > PRUNED_BYTES_MAX {
+            return None;
+        }
+        entries.select_nth_unstable_by(best, |a, b| self.compare(record(a), record(b)));
+        entries.truncate(best);
+        Some(bytes)
+    }
+
+    /// What of a record is compared that may be long.
+    fn compared_bytes(&self, record: &Record) -> usize {
+        if self.sort_target == SortTarget::Value { record.kv().value.len() } else { 0 }
     }
 
     fn entry_len(&self, kv: &KeyValue) -> usize {
@@ -529,6 +544,8 @@ pub(crate) struct Walk {
     wire_bytes: u64,
     /// Of a page: it has ended, and others follow.
     is_cut: bool,
+    /// Nothing that was found is dropped: it takes too long to find out what others have cut off.
+    keeps_all: bool,
 }
 
 /// What a list has found.
@@ -553,6 +570,8 @@ impl Walk {
         let has_filters = has_revision_filters(request);
         let first = shape.first(has_filters);
         let best = shape.best().filter(|_| first == usize::MAX);
+        // Bytes to compare of what has come since something was dropped.
+        let mut unpruned = 0;
         // Of this step, not shared before it is known that there is another one.
         let mut found: Vec<&Arc<Record>> = Vec::new();
         let mut last = None;
@@ -581,10 +600,13 @@ impl Walk {
                 continue;
             }
             found.push(record);
-            if let Some(best) = best {
+            if let Some(best) = best.filter(|_| !self.keeps_all) {
                 budget.spend(1);
-                if found.len() > 2 * best + 64 {
-                    shape.prune(&mut found, |record| record);
+                unpruned += shape.compared_bytes(record);
+                if found.len() > 2 * best + 64 || unpruned > PRUNED_EVERY {
+                    unpruned = 0;
+                    let compared = shape.prune(best, &mut found, |record| record);
+                    self.note_pruned(compared, &found, size, budget)?;
                 }
                 continue;
             }
@@ -598,8 +620,9 @@ impl Walk {
         if !is_through {
             self.stop_behind(last);
             self.records.extend(found.into_iter().cloned());
-            if best.is_some() {
-                shape.prune(&mut self.records, |record| record);
+            if let Some(best) = best.filter(|_| !self.keeps_all) {
+                let compared = shape.prune(best, &mut self.records, |record| record);
+                self.note_pruned(compared, &[], size, budget)?;
             }
             return Ok(None);
         }
@@ -608,6 +631,28 @@ impl Walk {
         let more = !request.count_only && shape.limit.is_some_and(|limit| walk.passed > limit);
         let shape = Shape { count: walk.count, more, ..shape };
         walk.end(shape, found, size, budget).map(Some)
+    }
+
+    /// What was compared to drop entries; nothing when that is given up. Then all that is kept counts, `found` of this step
+    /// included.
+    fn note_pruned(
+        &mut self,
+        compared: Option<usize>,
+        found: &[&Arc<Record>],
+        size: &mut Size,
+        budget: &mut Budget,
+    ) -> Result<(), Error> {
+        if let Some(bytes) = compared {
+            budget.spend(bytes / SORTED_PER_VISIT);
+            return Ok(());
+        }
+        self.keeps_all = true;
+        let kept = self.records.iter().chain(found.iter().copied());
+        let (bytes, count) = kept.fold((0, 0), |(bytes, count), record| {
+            (bytes + record.kv().key.len() + record.kv().value.len(), count + 1)
+        });
+        self.bytes += bytes;
+        size.hold(count * size_of::<Arc<Record>>())
     }
 
     /// The same for a page.
@@ -733,7 +778,13 @@ impl Walk {
         budget: &mut Budget,
     ) -> Result<Part, Error> {
         let entries = self.records.len() + found.len();
-        let is_long_sort = !shape.is_by_key() && shape.best().is_none() && entries > LARGE_SORT;
+        let is_pruned = shape.best().is_some() && !self.keeps_all;
+        let compared = || {
+            let all = self.records.iter().chain(found.iter().copied());
+            all.map(|record| shape.compared_bytes(record)).sum::<usize>()
+        };
+        let is_long_sort = !shape.is_by_key()
+            && (entries > LARGE_SORT && !is_pruned || entries <= LARGE_ENTRIES && compared() > LARGE_BYTES);
         if is_long_sort || entries > LARGE_ENTRIES || self.bytes > LARGE_BYTES {
             self.records.extend(found.into_iter().cloned());
             return Ok(Part::Large(shape, self.records));

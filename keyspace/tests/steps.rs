@@ -296,6 +296,51 @@ fn an_answer_that_is_too_large_ends_while_it_is_gathered() {
 }
 
 #[test]
+fn what_a_limit_cuts_off_is_not_kept_whatever_it_is_sorted_by() {
+    const STEP_KEYS: usize = 1000;
+    for value_bytes in [5, 3000, 300_000] {
+        let mut etcd = Etcd::new();
+        let mut values = Vec::new();
+        for number in 0..if value_bytes > 10_000 { 40 } else { 3000 } {
+            // The least byte at the end: all of a value is compared.
+            let mut value = vec![b'v'; value_bytes];
+            value.extend_from_slice(format!("{:04}", (number * 7919) % 3001).as_bytes());
+            etcd.put_with(Put { value: value.clone().into(), ..put(&key(number), "") }).expect("no lease");
+            values.push(value);
+        }
+        values.sort();
+        for (limit, order) in [(1, SortOrder::Descend), (7, SortOrder::Ascend), (900, SortOrder::Descend)] {
+            let request = RangeRequest {
+                limit,
+                sort_order: order,
+                sort_target: SortTarget::Value,
+                ..RangeRequest::new(KeyRange::all())
+            };
+            let (outcome, steps) = in_steps(&mut etcd, &Query::Range(request.clone()), STEP_KEYS, |_| {});
+            let Ok(Reply::Range(reply)) = outcome else { panic!("a range is answered") };
+            let mut want = values.clone();
+            if order == SortOrder::Descend {
+                want.reverse();
+            }
+            want.truncate(limit as usize);
+            let got: Vec<_> = reply.kvs.iter().map(|kv| kv.value.to_vec()).collect();
+            assert!(got == want && reply.count == values.len() as i64, "{value_bytes} {limit}");
+            if (value_bytes, limit) == (3000, 1) {
+                assert!(steps > 4 * values.len() / STEP_KEYS, "comparing long values costs: {steps}");
+            }
+            if value_bytes == 5 && limit < 100 {
+                let Step::Done(mut gathered) =
+                    etcd.state.begin(&Query::Range(request), &mut Budget::of_keys(1 << 20))
+                else {
+                    panic!("the budget is large")
+                };
+                assert!(gathered.ready().is_some(), "what is left is little");
+            }
+        }
+    }
+}
+
+#[test]
 fn leases_are_listed_in_steps() {
     let mut etcd = Etcd::new();
     for id in 1..=20 {
