@@ -40,12 +40,11 @@ impl LargeReply {
     #[must_use]
     pub fn new(answer: LargeAnswer) -> Option<LargeReply> {
         let LargeAnswer { request, term, gathered, .. } = answer;
-        let outcome = gathered.finish();
-        let bytes = keyspace::outcome_len(&outcome);
+        let (bytes, pieces) = gathered.into_pieces();
         if bytes > REPLY_BYTES_MAX {
             return None;
         }
-        Some(LargeReply { request, term, bytes, left: bytes, pieces: Pieces::new(outcome) })
+        Some(LargeReply { request, term, bytes, left: bytes, pieces })
     }
 
     /// The next part, of so many bytes at most; there is one left.

@@ -10,8 +10,8 @@ use bytes::Bytes;
 
 use crate::{
     Broken, Compare, CompareResult, CompareTarget, Error, KeyValue, LeaseId, ListRequest, MeasuredReply,
-    Outcome, PageRequest, RangeReply, RangeRequest, Reply, Revision, SortOrder, SortTarget, TxnOpReply,
-    TxnReply, codec,
+    Outcome, PageRequest, Pieces, RangeReply, RangeRequest, Reply, Revision, SortOrder, SortTarget,
+    TxnOpReply, TxnReply, codec,
     mutant::mutant,
     mvcc::{Mvcc, Record, Visited},
     wire_len,
@@ -148,6 +148,27 @@ impl Gathered {
         }
         Ok(reply_of(revision, succeeded, replies))
     }
+
+    /// The answer's encoding, as [`codec::encode_outcome`] makes it, and how long it is. May take its time, though entries are
+    /// copied out only when their piece is taken.
+    pub fn into_pieces(self) -> (usize, Pieces) {
+        let (revision, succeeded, parts, mut bytes) = match self.0 {
+            Found::Ranges { revision, succeeded, parts, bytes } => (revision, succeeded, parts, bytes),
+            found @ (Found::Ready(_) | Found::Leases { .. }) => {
+                let outcome = Gathered(found).finish();
+                return (codec::outcome_len(&outcome), Pieces::new(outcome));
+            }
+        };
+        assert!(succeeded.is_some() || parts.len() == 1, "a range has one answer");
+        let ranges = parts.into_iter().map(|part| part.arrange(&mut bytes, ANSWER_BYTES_MAX));
+        match ranges.collect::<Result<Vec<_>, Error>>() {
+            Ok(ranges) => Pieces::of_ranges(revision, succeeded, ranges),
+            Err(error) => {
+                let outcome = Err(error);
+                (codec::outcome_len(&outcome), Pieces::new(outcome))
+            }
+        }
+    }
 }
 
 fn reply_of(revision: Revision, succeeded: Option<bool>, mut replies: Vec<RangeReply>) -> Reply {
@@ -171,13 +192,28 @@ pub(crate) enum Part {
 impl Part {
     /// Counts what was not certain to be in the answer before.
     fn finish(self, bytes: &mut usize, bytes_max: usize) -> Result<RangeReply, Error> {
+        Ok(match self.arrange(bytes, bytes_max)? {
+            ArrangedRange::Ready(reply) => reply,
+            ArrangedRange::Records(shape, records) => shape.reply(records.iter().map(Arc::as_ref)),
+        })
+    }
+
+    fn arrange(self, bytes: &mut usize, bytes_max: usize) -> Result<ArrangedRange, Error> {
         match self {
-            Part::Ready(reply) => Ok(reply),
-            Part::Large(shape, records) => {
-                shape.reply(records.iter().map(Arc::as_ref).collect(), bytes, bytes_max)
+            Part::Ready(reply) => Ok(ArrangedRange::Ready(reply)),
+            Part::Large(shape, mut records) => {
+                shape.arrange(&mut records, Arc::as_ref, bytes, bytes_max)?;
+                Ok(ArrangedRange::Records(shape, records))
             }
         }
     }
+}
+
+/// The entries of a range's answer, in order and no more than it has, and not copied out yet if they are many.
+#[derive(Debug)]
+pub(crate) enum ArrangedRange {
+    Ready(RangeReply),
+    Records(Shape, Vec<Arc<Record>>),
 }
 
 /// What a range's answer is made of, besides the entries.
@@ -275,39 +311,49 @@ impl Shape {
         codec::key_value_len(kv) - if self.keys_only { kv.value.len() } else { 0 }
     }
 
-    fn entry(&self, kv: &KeyValue) -> KeyValue {
+    pub(crate) fn entry(&self, kv: &KeyValue) -> KeyValue {
         if self.keys_only { KeyValue { key: kv.key.clone(), value: Bytes::new(), ..*kv } } else { kv.clone() }
     }
 
-    fn reply(
+    /// Puts entries in the order of the answer, and cuts off what the limit does. Counts what was not certain to be in it before.
+    fn arrange<R>(
         &self,
-        mut entries: Vec<&Record>,
+        entries: &mut Vec<R>,
+        record: impl Fn(&R) -> &Record,
         bytes: &mut usize,
         bytes_max: usize,
-    ) -> Result<RangeReply, Error> {
+    ) -> Result<(), Error> {
         if !self.is_by_key() {
-            entries.sort_unstable_by(|a, b| self.compare(a, b));
+            entries.sort_unstable_by(|a, b| self.compare(record(a), record(b)));
         }
         debug_assert!(
-            entries.windows(2).all(|pair| self.compare(pair[0], pair[1]).is_lt()),
+            entries.windows(2).all(|pair| self.compare(record(&pair[0]), record(&pair[1])).is_lt()),
             "the answer is in the order that was asked for"
         );
         if let Some(limit) = self.limit {
             entries.truncate(limit);
         }
         if self.cuts_later() {
-            for record in &entries {
-                *bytes += self.entry_len(record.kv());
-            }
+            *bytes += entries.iter().map(|entry| self.entry_len(record(entry).kv())).sum::<usize>();
             if *bytes > bytes_max {
                 return Err(Error::AnswerTooLarge);
             }
         }
-        let Shape { revision, count, more, .. } = *self;
+        let Shape { count, more, .. } = *self;
         assert!(count >= entries.len(), "what is returned is counted");
         assert!(!more || self.limit.is_none_or(|limit| limit == entries.len()), "a limit leaves so many");
-        let kvs = entries.into_iter().map(|record| self.entry(record.kv())).collect();
-        Ok(RangeReply { revision, kvs, more, count: count as i64 })
+        Ok(())
+    }
+
+    /// The answer, of entries that are arranged.
+    fn reply<'a>(&self, entries: impl Iterator<Item = &'a Record>) -> RangeReply {
+        RangeReply { kvs: entries.map(|record| self.entry(record.kv())).collect(), ..self.head() }
+    }
+
+    /// The answer without its entries.
+    pub(crate) fn head(&self) -> RangeReply {
+        let Shape { revision, count, more, .. } = *self;
+        RangeReply { revision, kvs: Vec::new(), more, count: count as i64 }
     }
 }
 
@@ -792,7 +838,8 @@ impl Walk {
         budget.spend(entries / 2);
         let mut found: Vec<&Record> = found.into_iter().map(Arc::as_ref).collect();
         found.splice(..0, self.records.iter().map(Arc::as_ref));
-        shape.reply(found, &mut size.bytes, size.bytes_max).map(Part::Ready)
+        shape.arrange(&mut found, |record| record, &mut size.bytes, size.bytes_max)?;
+        Ok(Part::Ready(shape.reply(found.into_iter())))
     }
 
     /// Goes on with a comparison. None when the budget is spent before it is decided.

@@ -341,6 +341,45 @@ fn what_a_limit_cuts_off_is_not_kept_whatever_it_is_sorted_by() {
 }
 
 #[test]
+fn what_is_encoded_in_pieces_is_the_answer() {
+    let mut etcd = filled(6000, 40);
+    let sorted = |limit, sort_target, sort_order, keys_only| RangeRequest {
+        limit,
+        sort_target,
+        sort_order,
+        keys_only,
+        ..RangeRequest::new(KeyRange::all())
+    };
+    let ranges = [
+        RangeRequest::new(KeyRange::all()),
+        sorted(0, SortTarget::Value, SortOrder::Descend, true),
+        sorted(5000, SortTarget::Mod, SortOrder::Descend, false),
+        sorted(3, SortTarget::Mod, SortOrder::Ascend, false),
+        RangeRequest::new(one(&key(7))),
+        RangeRequest { count_only: true, ..RangeRequest::new(KeyRange::all()) },
+    ];
+    let txn = Txn { success: ranges.iter().cloned().map(TxnOp::Range).collect(), ..Txn::default() };
+    let queries = ranges.into_iter().map(Query::Range).chain([Query::Txn(txn), Query::Status]);
+    for query in queries {
+        let mut gathered = || loop {
+            if let Step::Done(gathered) = etcd.state.begin(&query, &mut Budget::of_keys(1 << 30)) {
+                return gathered;
+            }
+        };
+        let mut whole = bytes::BytesMut::new();
+        encode_outcome(&gathered().finish(), &mut whole);
+        let (length, mut pieces) = gathered().into_pieces();
+        assert_eq!(length, whole.len(), "{query:?}");
+        let together: Vec<u8> =
+            std::iter::from_fn(|| Some(pieces.take(1000)).filter(|taken| !taken.is_empty()))
+                .flatten()
+                .flatten()
+                .collect();
+        assert!(together == whole, "{query:?}");
+    }
+}
+
+#[test]
 fn leases_are_listed_in_steps() {
     let mut etcd = Etcd::new();
     for id in 1..=20 {

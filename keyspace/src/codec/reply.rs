@@ -279,17 +279,17 @@ fn read_error(reader: &mut Reader) -> Decoded<Error> {
 }
 
 fn write_range_reply<S: Sink>(writer: &mut Writer<'_, S>, reply: &RangeReply) {
-    write_range_head(writer, reply);
+    write_range_head(writer, reply, reply.kvs.len());
     write_key_values(writer, &reply.kvs);
 }
 
-/// All but the keys that follow.
-pub(super) fn write_range_head<S: Sink>(writer: &mut Writer<'_, S>, reply: &RangeReply) {
-    let RangeReply { revision, kvs, more, count } = reply;
+/// All of a range's answer but its keys, so many, which follow.
+pub(super) fn write_range_head<S: Sink>(writer: &mut Writer<'_, S>, reply: &RangeReply, keys: usize) {
+    let RangeReply { revision, kvs: _, more, count } = reply;
     writer.i64(revision.0);
     writer.flags([*more]);
     writer.i64(*count);
-    writer.u64(kvs.len() as u64);
+    writer.u64(keys as u64);
 }
 
 fn write_key_values<S: Sink>(writer: &mut Writer<'_, S>, kvs: &[KeyValue]) {
@@ -336,7 +336,7 @@ fn read_delete_range_reply(reader: &mut Reader) -> Decoded<DeleteRangeReply> {
 }
 
 fn write_txn_reply<S: Sink>(writer: &mut Writer<'_, S>, reply: &TxnReply) {
-    write_txn_head(writer, reply);
+    write_txn_head(writer, reply, reply.responses.len());
     for response in &reply.responses {
         writer.u8(txn_op_tag(response));
         match response {
@@ -348,12 +348,12 @@ fn write_txn_reply<S: Sink>(writer: &mut Writer<'_, S>, reply: &TxnReply) {
     }
 }
 
-/// All but the answers that follow, each with its tag before it.
-pub(super) fn write_txn_head<S: Sink>(writer: &mut Writer<'_, S>, reply: &TxnReply) {
-    let TxnReply { revision, succeeded, responses } = reply;
+/// All of a transaction's answer but the responses, so many, which follow, each with its tag before it.
+pub(super) fn write_txn_head<S: Sink>(writer: &mut Writer<'_, S>, reply: &TxnReply, responses: usize) {
+    let TxnReply { revision, succeeded, responses: _ } = reply;
     writer.i64(revision.0);
     writer.flags([*succeeded]);
-    writer.u64(responses.len() as u64);
+    writer.u64(responses as u64);
 }
 
 pub(super) fn txn_op_tag(reply: &TxnOpReply) -> u8 {
