@@ -60,6 +60,8 @@ pub enum Why {
     Stopping,
     /// The answer is larger than a frame may be.
     AnswerTooLarge,
+    /// The gateway's own: it has no memory for the answer. A write was applied.
+    NoRoom,
     /// The group's shards do not hold what was asked for, or not since the map by which it was sent; certainly not applied.
     WrongShard,
     /// A reason that this version does not know.

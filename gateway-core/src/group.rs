@@ -65,6 +65,7 @@ impl GroupState {
             | Why::NoDisk
             | Why::Malformed
             | Why::AnswerTooLarge
+            | Why::NoRoom
             | Why::WrongShard
             | Why::Unknown => false,
         };

@@ -264,6 +264,9 @@ impl Request {
             Why::Overloaded => self.ease(),
             Why::NoDisk => self.give_up(Failure::NoDisk),
             Why::AnswerTooLarge => self.give_up(Failure::AnswerTooLarge),
+            // That it was refused must not be said of a write.
+            Why::NoRoom if self.kind == Kind::Write => self.give_up(Failure::AnswerTooLarge),
+            Why::NoRoom => self.give_up(Failure::Overloaded),
             Why::WrongShard => self.give_up(Failure::WrongShard),
             Why::Malformed | Why::Unknown => {
                 self.give_up(Failure::Internal("a node could not read the request"))

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use api::gaios::link::v1 as wire;
 use gateway_core::asks::Unasked;
-use gateway_core::link::{LinkId, Lost};
+use gateway_core::link::{LinkId, Unanswered};
 use gateway_core::{FeedId, FeedSpec, GroupId, NodeId};
 
 use crate::domain::FeedReader;
@@ -42,7 +42,7 @@ pub(crate) enum FeedEvent {
         /// Which question.
         question: u64,
         /// What.
-        answer: Result<wire::Response, Lost>,
+        answer: Result<wire::Response, Unanswered>,
     },
     /// A replica tells of itself.
     Unasked {

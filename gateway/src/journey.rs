@@ -5,11 +5,12 @@
 
 use std::cell::Cell;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gateway_core::NodeId;
 
-use crate::admission::{Permit, Taken};
+use crate::admission::{Client, Permit, Taken};
 use crate::context::{RequestContext, RequestId, TraceParent};
 
 tokio::task_local! {
@@ -17,11 +18,12 @@ tokio::task_local! {
 }
 
 /// What belongs to a request while it is driven.
-#[derive(Default)]
 struct Noted {
+    client: Arc<Client>,
     journey: Cell<Journey>,
     permit: Cell<Option<Permit>>,
     message: Cell<Option<Taken>>,
+    answer: Cell<Option<Taken>>,
 }
 
 /// What was noted of a request.
@@ -51,8 +53,13 @@ impl Journey {
     }
 }
 
-/// Drives a request that may have a place already, and gives what was noted meanwhile.
-pub(crate) async fn record<T>(place: Option<Permit>, request: impl Future<Output = T>) -> (T, Journey) {
+/// Drives a request of a client that may have a place already, and gives what was noted meanwhile, and what the budget
+/// has for the answer of the node.
+pub(crate) async fn record<T>(
+    client: &Arc<Client>,
+    place: Option<Permit>,
+    request: impl Future<Output = T>,
+) -> (T, Journey, Option<Taken>) {
     let driven = async {
         let answer = request.await;
         NOTED.with(|noted| {
@@ -60,15 +67,37 @@ pub(crate) async fn record<T>(place: Option<Permit>, request: impl Future<Output
             if let Some(permit) = noted.permit.take() {
                 permit.answered(journey.took());
             }
-            (answer, journey)
+            (answer, journey, noted.answer.take())
         })
     };
-    NOTED.scope(Noted { permit: Cell::new(place), ..Noted::default() }, driven).await
+    let noted = Noted {
+        client: Arc::clone(client),
+        journey: Cell::default(),
+        permit: Cell::new(place),
+        message: Cell::default(),
+        answer: Cell::default(),
+    };
+    NOTED.scope(noted, driven).await
 }
 
 /// The place that the request has, if it still has it.
 pub(crate) fn place() -> Option<Permit> {
     NOTED.try_with(|noted| noted.permit.take()).ok().flatten()
+}
+
+/// Whose request is driven.
+pub(crate) fn client() -> Option<Arc<Client>> {
+    NOTED.try_with(|noted| Arc::clone(&noted.client)).ok()
+}
+
+/// The memory of a node's answer is held until the client's is made of it.
+pub(crate) fn hold_answer(answer: Taken) {
+    let _ = NOTED.try_with(|noted| noted.answer.set(Some(answer)));
+}
+
+/// The same, for whoever counts the client's answer himself.
+pub(crate) fn take_answer() -> Option<Taken> {
+    NOTED.try_with(|noted| noted.answer.take()).ok().flatten()
 }
 
 /// The memory of its message is held as long as the request is under way.
@@ -156,7 +185,8 @@ mod tests {
             };
             timeout(Duration::from_millis(5), asked).await.is_err()
         };
-        let (gave_up, journey) = record(None, request).await;
+        let client = crate::admission::testing::admission_with(0).connect(None);
+        let (gave_up, journey, _) = record(&client, None, request).await;
         assert!(gave_up);
         assert_eq!((journey.attempts, journey.node), (1, Some(NodeId(7))));
         assert!(journey.at_nodes >= Duration::from_millis(5) && journey.waited < journey.at_nodes);
@@ -174,7 +204,8 @@ mod tests {
             overloaded();
             drop(at_node(NodeId(7)));
         };
-        let ((), journey) = record(None, request).await;
+        let client = crate::admission::testing::admission_with(0).connect(None);
+        let ((), journey, _) = record(&client, None, request).await;
         assert!(journey.queued >= nap && journey.waited >= journey.queued);
         assert!(journey.took().is_some_and(|took| took >= nap));
         let lost = Journey { attempts: 3, ..journey };

@@ -52,6 +52,19 @@ async fn metric(gateway: &Gateway, name: &str) -> f64 {
     text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap()
 }
 
+/// What answers hold of the budget.
+const TAKEN: &str = "gaios_gateway_memory_taken_bytes{use=\"answers\"}";
+
+/// Waits until answers hold nothing.
+async fn until_free(gateway: &Gateway) {
+    let free = async {
+        while metric(gateway, TAKEN).await > 0.0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), free).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_list_is_one_message_of_many_pages() {
     let (cluster, _gateway, mut client) = filled(64 << 20).await;
@@ -122,16 +135,38 @@ async fn lists_that_nobody_takes_are_not_read_and_hold_little() {
     assert!(pages <= lists / 2, "{pages} pages");
     let received = metric(&gateway, received).await - received_before;
     assert!(received < BUDGET as f64, "{received} bytes came from nodes");
-    let taken = metric(&gateway, "gaios_gateway_memory_taken_bytes{use=\"answers\"}").await;
+    let taken = metric(&gateway, TAKEN).await;
     assert!((1.0..=BUDGET as f64 / 2.0).contains(&taken), "{taken} bytes are taken");
     client.range(pb::RangeRequest { key: "k000".into(), ..Default::default() }).await.unwrap();
     drop(held);
-    let until_free = async {
-        while metric(&gateway, "gaios_gateway_memory_taken_bytes{use=\"answers\"}").await > 0.0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+    until_free(&gateway).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_whole_is_refused_where_there_is_no_room_for_it() {
+    let (_cluster, gateway, mut client) = filled(8 << 20).await;
+    let sorted = |limit| pb::RangeRequest { sort_order: 2, limit, ..all() };
+    let txn = |limit| {
+        let range = pb::request_op::Request::RequestRange(sorted(limit));
+        pb::TxnRequest { success: vec![pb::RequestOp { request: Some(range) }], ..Default::default() }
     };
-    tokio::time::timeout(Duration::from_secs(20), until_free).await.unwrap();
+    for _ in 0..3 {
+        let status = client.range(sorted(0)).await.unwrap_err();
+        assert_eq!(status.message(), "etcdserver: too many requests");
+        let status = client.txn(txn(0)).await.unwrap_err();
+        assert_eq!(status.message(), "etcdserver: too many requests");
+        // Two megabytes.
+        assert_eq!(client.range(sorted(50)).await.unwrap().into_inner().kvs.len(), 50);
+        assert_eq!(client.txn(txn(50)).await.unwrap().into_inner().responses.len(), 1);
+    }
+    // It is done, and must not be said to be refused.
+    let delete = pb::DeleteRangeRequest { key: all().key, range_end: all().range_end, prev_kv: true };
+    let status = client.delete_range(delete).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    assert_eq!(client.range(all()).await.unwrap().into_inner().count, 0);
+    let refused = "gaios_gateway_requests_refused_total{reason=\"memory\"}";
+    assert!(metric(&gateway, refused).await >= 6.0);
+    until_free(&gateway).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

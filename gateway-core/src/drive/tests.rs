@@ -12,7 +12,7 @@ use crate::Up;
 use crate::any_instant;
 use crate::asks::{Read, Write};
 use crate::attempt::{Unsent, Why};
-use crate::link::{Lost, sort};
+use crate::link::{Unanswered, sort};
 use crate::request::ReadAt;
 
 /// Led by node 1 in round 3, with session 7; and what it was told.
@@ -66,15 +66,15 @@ fn write(deadline: Deadline) -> Drive<Write> {
     Drive::new(Request::write(), Write::new(Op::Compact { revision: 1 }, Route::FIRST), deadline)
 }
 
-fn response(kind: Kind) -> Result<wire::Response, Lost> {
+fn response(kind: Kind) -> Result<wire::Response, Unanswered> {
     Ok(wire::Response { id: 1, term: 4, kind: Some(kind) })
 }
 
-fn refused(why: wire::refused::Why, leader: u32) -> Result<wire::Response, Lost> {
+fn refused(why: wire::refused::Why, leader: u32) -> Result<wire::Response, Unanswered> {
     response(Kind::Refused(wire::Refused { why: why.into(), leader, ..Default::default() }))
 }
 
-fn outcome(outcome: &keyspace::Outcome) -> Result<wire::Response, Lost> {
+fn outcome(outcome: &keyspace::Outcome) -> Result<wire::Response, Unanswered> {
     let mut encoded = BytesMut::new();
     keyspace::encode_outcome(outcome, &mut encoded);
     response(Kind::Reply(encoded.freeze()))
@@ -86,7 +86,7 @@ fn attempt<A: Ask>(
     group: &mut Group,
     up: &Up,
     to: u32,
-    answered: Result<wire::Response, Lost>,
+    answered: Result<wire::Response, Unanswered>,
 ) -> Option<Result<A::Answer, Failure>> {
     let now = any_instant();
     let DriveStep::Send(sending) = drive.poll(|| now, || &mut group.state, up) else {
@@ -107,7 +107,7 @@ fn a_write_goes_on_until_it_is_answered_and_gives_its_number_back() {
     let redirect = refused(wire::refused::Why::NotLeader, 2);
     assert!(attempt(&mut drive, &mut group, &up, 1, redirect).is_none());
     assert_eq!(group.take_told(), ["another leads"]);
-    assert!(attempt(&mut drive, &mut group, &up, 2, Err(Lost)).is_none());
+    assert!(attempt(&mut drive, &mut group, &up, 2, Err(Unanswered::Lost)).is_none());
     assert_eq!(group.take_told(), ["lost"]);
     let applied = outcome(&Ok(Reply::Compacted { revision: Revision(9) }));
     let answer = attempt(&mut drive, &mut group, &up, 2, applied).unwrap().unwrap();
@@ -167,7 +167,7 @@ fn a_read_of_the_nearest_says_how_that_answered_and_whose_deadline_has_passed() 
     let read = || Read { query: Bytes::new(), serializable: Some(Revision(0)) };
     let new = |deadline| Drive::new(Request::read(ReadAt::Nearest), read(), deadline);
     let mut drive = new(Deadline::Client(now));
-    assert!(attempt(&mut drive, &mut group, &Up(&[2, 1]), 2, Err(Lost)).is_none());
+    assert!(attempt(&mut drive, &mut group, &Up(&[2, 1]), 2, Err(Unanswered::Lost)).is_none());
     assert_eq!(group.take_told(), ["how 2 answered", "lost"]);
     assert_eq!((drive.deadline(), drive.deadline_passed()), (now, Failure::DeadlineExceeded));
     assert_eq!(new(Deadline::Gateway(now)).deadline_passed(), Failure::TimedOut);

@@ -44,13 +44,27 @@ pub const fn mismatch<T>() -> Attempted<T> {
     Attempted::Protocol("gaios: an answer to another question")
 }
 
-/// The connection was lost before the answer came.
+/// Why there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lost;
+pub enum Unanswered {
+    /// The connection was lost before it came.
+    Lost,
+    /// It came, and there was no room for it ([`super::Gathered::NoRoom`]).
+    NoRoom {
+        /// As the node says it.
+        term: u64,
+    },
+}
 
 /// Sorts what came back.
-pub fn sort<A: Ask>(ask: &A, answered: Result<wire::Response, Lost>) -> Attempted<A::Answer> {
-    let Ok(wire::Response { term, kind, .. }) = answered else { return Attempted::Lost };
+pub fn sort<A: Ask>(ask: &A, answered: Result<wire::Response, Unanswered>) -> Attempted<A::Answer> {
+    let wire::Response { term, kind, .. } = match answered {
+        Ok(response) => response,
+        Err(Unanswered::Lost) => return Attempted::Lost,
+        Err(Unanswered::NoRoom { term }) => {
+            return Attempted::Refused(Refused { why: Why::NoRoom, term, leader: None });
+        }
+    };
     match kind {
         Some(Kind::Refused(refused)) => {
             let refused = self::refused(term, &refused);

@@ -22,7 +22,7 @@ use batch::OpenBatch;
 use parts::Parts;
 use slots::Slots;
 
-pub use ask::{Ask, Lost, mismatch, node, refused, sort};
+pub use ask::{Ask, Unanswered, mismatch, node, refused, sort};
 pub use parts::BrokenParts;
 
 /// Where a frame holds what is asked of the node: the number of the group says nothing there.
@@ -101,6 +101,23 @@ pub enum Heard<'a, C, F> {
     Ping(Option<Duration>),
     /// Its caller gave up, or it is a copy.
     Nobody,
+}
+
+/// What there is after a response has come.
+#[derive(Debug, PartialEq)]
+pub enum Gathered {
+    /// An answer, or what else the node says.
+    Whole(Response),
+    /// Whoever waits for this has no room for the answer, for which nobody waits any more once
+    /// [`LinkEnd::handle_response`] was told.
+    NoRoom {
+        /// Of the request.
+        id: u64,
+        /// As the node says it.
+        term: u64,
+    },
+    /// A part.
+    Nothing,
 }
 
 impl<C, F> Default for LinkEnd<C, F> {
@@ -285,18 +302,45 @@ impl<C, F> LinkEnd<C, F> {
         self.batch.take()
     }
 
-    /// Keeps a part of an answer until the answer is whole. Returns what is whole, for [`LinkEnd::handle_response`].
+    /// Keeps a part of an answer until the answer is whole; what is whole is for [`LinkEnd::handle_response`].
+    ///
+    /// Whoever waits is asked for room for an answer before anything of it is kept. Without it, what the node has still to send is
+    /// taken back, as by [`LinkEnd::give_up`].
     ///
     /// # Errors
     /// The node breaks the rules: the connection is to be left.
-    pub fn gather(&mut self, response: Response) -> Result<Option<Response>, BrokenParts> {
-        let Some(response::Kind::ReplyPart(part)) = &response.kind else { return Ok(Some(response)) };
-        if self.waiting.get(response.id).is_none() {
+    pub fn gather(
+        &mut self,
+        response: Response,
+        has_room: impl FnOnce(&mut C, usize) -> bool,
+    ) -> Result<Gathered, BrokenParts> {
+        let (part, announced) = match &response.kind {
+            Some(response::Kind::ReplyPart(part)) => {
+                (Some(part), usize::try_from(part.reply_bytes).unwrap_or(usize::MAX))
+            }
+            Some(response::Kind::Reply(reply)) => (None, reply.len()),
+            Some(_) | None => return Ok(Gathered::Whole(response)),
+        };
+        let id = response.id;
+        let Some(waiting) = self.waiting.get_mut(id) else {
             // Whoever asked has given up.
-            return Ok(None);
+            return Ok(if part.is_some() { Gathered::Nothing } else { Gathered::Whole(response) });
+        };
+        if let Waiter::Call { group, by } = &mut waiting.waiter
+            && announced > 0
+            && !has_room(by, announced)
+        {
+            if part.is_some() && waiting.is_cancelled {
+                let kind = Some(request::Kind::Cancel(wire::Cancel {}));
+                self.batch.push_always(URGENT, *group, Request { id, kind, ..Request::default() });
+            }
+            return Ok(Gathered::NoRoom { id, term: response.term });
         }
-        let whole = self.parts.add(response.id, part)?;
-        Ok(whole.map(|reply| Response { kind: Some(response::Kind::Reply(reply)), ..response }))
+        let Some(part) = part else { return Ok(Gathered::Whole(response)) };
+        let whole = self.parts.add(id, part)?;
+        Ok(whole.map_or(Gathered::Nothing, |reply| {
+            Gathered::Whole(Response { kind: Some(response::Kind::Reply(reply)), ..response })
+        }))
     }
 
     /// Bytes of answers that are not whole.
@@ -402,6 +446,10 @@ mod tests {
         request::Kind::Read(Default::default())
     }
 
+    fn room(_: &mut char, _: usize) -> bool {
+        true
+    }
+
     /// What the next frame holds for the group.
     fn ids(link: &mut LinkEnd<char, char>) -> Vec<u64> {
         let requests = link.take_frame().unwrap().groups.remove(0).requests;
@@ -481,21 +529,52 @@ mod tests {
             .map(|group| link.call(GroupId(group), status(), 0, Terms::default(), 'c').unwrap())
             .collect();
         for id in &calls {
-            assert_eq!(link.gather(part(*id, 8)), Ok(None));
+            assert_eq!(link.gather(part(*id, 8), room), Ok(Gathered::Nothing));
         }
         assert_eq!(link.gathered(), 16);
         let reply = Some(response::Kind::Reply("halfhalf".into()));
-        assert_eq!(link.gather(part(calls[0], 0)), Ok(Some(Response { id: calls[0], term: 7, kind: reply })));
+        assert_eq!(
+            link.gather(part(calls[0], 0), room),
+            Ok(Gathered::Whole(Response { id: calls[0], term: 7, kind: reply }))
+        );
         link.give_up(calls[1]);
         link.abandon(GroupId(3));
         assert_eq!(link.gathered(), 4);
-        assert_eq!(link.gather(part(calls[1], 0)), Ok(None), "what nobody waits for is dropped");
-        assert_eq!(link.gather(part(calls[2], 0)), Ok(None));
+        assert_eq!(
+            link.gather(part(calls[1], 0), room),
+            Ok(Gathered::Nothing),
+            "what nobody waits for is dropped"
+        );
+        assert_eq!(link.gather(part(calls[2], 0), room), Ok(Gathered::Nothing));
         link.handle_down();
         assert_eq!(link.gathered(), 0);
         link.handle_up(NodeId(7));
         let call = link.call(GROUP, status(), 0, Terms::default(), 'c').unwrap();
-        assert!(link.gather(part(call, 0)).is_err());
+        assert!(link.gather(part(call, 0), room).is_err());
+    }
+
+    #[test]
+    fn an_answer_without_room_is_refused_and_the_node_need_not_go_on() {
+        let reply = |id| Response { id, term: 7, kind: Some(response::Kind::Reply("whole".into())) };
+        let mut link = up();
+        let now = any_instant();
+        let [whole, parted, small] =
+            [(); 3].map(|()| link.call(GROUP, read(), 0, Terms::default(), 'r').unwrap());
+        assert_eq!(ids(&mut link), [whole, parted, small]);
+        let refused = |id| Ok(Gathered::NoRoom { id, term: 7 });
+        assert_eq!(link.gather(reply(whole), |_, bytes| bytes < 5), refused(whole));
+        assert_eq!(link.handle_response(|| now, whole), Heard::Answer('r'));
+        assert!(link.is_idle(), "it has all been sent");
+        let part = |reply_bytes| {
+            let part = ReplyPart { reply_bytes, bytes: "half".into() };
+            Response { id: parted, term: 7, kind: Some(response::Kind::ReplyPart(part)) }
+        };
+        assert_eq!(link.gather(part(8), |_, bytes| bytes < 8), refused(parted));
+        assert_eq!(link.handle_response(|| now, parted), Heard::Answer('r'));
+        assert_eq!(ids(&mut link), [parted], "a Cancel");
+        assert_eq!(link.gather(part(0), |_, _| false), Ok(Gathered::Nothing), "what was on its way");
+        assert_eq!(link.gathered(), 0);
+        assert_eq!(link.gather(reply(small), |_, bytes| bytes == 5), Ok(Gathered::Whole(reply(small))));
     }
 
     #[test]

@@ -106,9 +106,12 @@ impl Retries {
             Why::NoGroup | Why::Stopping => &self.stopping,
             Why::OutcomeUnknown => &self.outcome_unknown,
             Why::Overloaded => &self.overloaded,
-            Why::Unknown | Why::NoDisk | Why::Malformed | Why::AnswerTooLarge | Why::WrongShard => {
-                &self.refused
-            }
+            Why::Unknown
+            | Why::NoDisk
+            | Why::Malformed
+            | Why::AnswerTooLarge
+            | Why::NoRoom
+            | Why::WrongShard => &self.refused,
         }
     }
 }

@@ -175,7 +175,8 @@ impl<D: Domain> Front<D> {
             };
             let counted = line.as_ref().map(Line::received);
             let request = request.map(|body| Received::new(body, flow, client, counted));
-            let (mut response, journey) = journey::record(place, services.call(method, request)).await;
+            let driven = journey::record(client, place, services.call(method, request));
+            let (mut response, journey, made_of) = driven.await;
             let code = refused_code(response.headers());
             if code == Some(Code::OutOfRange) {
                 say_it_like_grpc_go(response.headers_mut());
@@ -189,7 +190,7 @@ impl<D: Domain> Front<D> {
                 services.caller.tell(method, from, code, begun.elapsed(), &journey);
             }
             let is_counted = response.extensions_mut().remove::<Counted>().is_some();
-            let answered = |body| Answered::new(body, services.caller.client(), stream, is_counted);
+            let answered = |body| Answered::new(body, services.caller.client(), stream, made_of, is_counted);
             Ok(tell_at_end(response.map(|body| Body::new(answered(body))), line))
         })
     }

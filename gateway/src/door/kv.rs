@@ -19,6 +19,7 @@ use super::{Caller, Door, convert};
 use crate::admission::{COUNTED_FROM, Taken, Use};
 use crate::context::{Priority, RequestContext};
 use crate::domain::{Answer, Consistency, Domain};
+use crate::journey;
 use gateway_core::Failure;
 use gateway_core::admission::Lane;
 use gateway_core::range_pages::RangePages;
@@ -66,8 +67,11 @@ impl<D: Domain> Caller<D> {
                 if is_small {
                     return Ok(Response::new(convert::range_reply(reply, header)));
                 }
-                let taken = Taken::take(self.client(), Use::Answers, held_bytes(&reply.kvs));
-                Ok(large::whole(header, reply, taken.ok_or(Failure::Overloaded)?))
+                let mut taken = journey::take_answer()
+                    .or_else(|| Taken::take(self.client(), Use::Answers, COUNTED_FROM))
+                    .ok_or(Failure::Overloaded)?;
+                taken.settle(held_bytes(&reply.kvs));
+                Ok(large::whole(header, reply, taken))
             }
             (Reply::Measured(measured), Some(list)) => {
                 let header = self.header(measured.revision, term);

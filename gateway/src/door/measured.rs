@@ -153,14 +153,22 @@ pub(super) struct Answered {
     client: Arc<Client>,
     /// Of its stream, which is open.
     _stream: Taken,
+    /// Of the node's answer, until this one is made of it.
+    made_of: Option<Taken>,
     /// Whether its pieces count already.
     is_counted: bool,
     ended: bool,
 }
 
 impl Answered {
-    pub(super) fn new(body: Body, client: &Arc<Client>, stream: Taken, is_counted: bool) -> Answered {
-        Answered { body, client: Arc::clone(client), _stream: stream, is_counted, ended: false }
+    pub(super) fn new(
+        body: Body,
+        client: &Arc<Client>,
+        stream: Taken,
+        made_of: Option<Taken>,
+        is_counted: bool,
+    ) -> Answered {
+        Answered { body, client: Arc::clone(client), _stream: stream, made_of, is_counted, ended: false }
     }
 }
 
@@ -192,6 +200,8 @@ impl HttpBody for Answered {
             Poll::Ready(Some(Ok(frame))) => frame,
             other @ (Poll::Ready(Some(Err(_)) | None) | Poll::Pending) => return other,
         };
+        // The library has made all of the answer at once.
+        answered.made_of = None;
         let frame = match frame.into_data() {
             Ok(bytes) if bytes.len() >= COUNTED_FROM && !answered.is_counted => {
                 match Taken::take(&answered.client, Use::Answers, bytes.len()) {
@@ -247,7 +257,7 @@ mod tests {
     async fn messages_beyond_the_budget_are_refused_while_they_arrive() {
         let admission = admission_with(8 << 20);
         let client = admission.connect(None);
-        let (received, _) = journey::record(None, async {
+        let (received, ..) = journey::record(&client, None, async {
             let received = receive(&client, 100, 20 << 10).await;
             assert_eq!(admission.budget().taken(Use::Messages), 2000 << 10, "while it is carried out");
             received
@@ -285,7 +295,7 @@ mod tests {
             let (sender, receiver) = futures::channel::mpsc::unbounded();
             (Box::pin(StreamBody::new(receiver)), sender)
         };
-        let arriving = journey::record(place, async {
+        let arriving = journey::record(&client, place, async {
             Received::new(half, Flow::Unary, &client, None).collect().await.unwrap();
             client.admit(journey::place(), Lane::Write, Priority::Small).unwrap()
         });
@@ -299,7 +309,7 @@ mod tests {
         assert!(!has_place_at(PLACE_TIMEOUT * 2).await);
         rest.unbounded_send(Ok(Frame::data(Bytes::from_static(b"rest")))).unwrap();
         drop(rest);
-        let (_place, _) = arriving.await;
+        let (_place, ..) = arriving.await;
         assert_eq!(admission.under_way().writes, 1, "it finds a place when it has come");
     }
 
@@ -309,7 +319,7 @@ mod tests {
         let client = admission.connect(None);
         let answer = |bytes: usize| {
             let body = Body::new(Full::new(Bytes::from(vec![7; bytes])).map_err(|never| match never {}));
-            Answered::new(body, &client, Taken::stream(&client).unwrap(), false)
+            Answered::new(body, &client, Taken::stream(&client).unwrap(), None, false)
         };
         let mut frame = answer(2 << 20).frame().await.unwrap().unwrap().into_data().unwrap();
         let rest = frame.split_off(1 << 20);

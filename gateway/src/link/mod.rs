@@ -22,7 +22,9 @@ use api::gaios::link::v1::{self as wire, request, response};
 use arc_swap::ArcSwapOption;
 use bytes::{BufMut, Bytes, BytesMut};
 use gateway_core::asks::unasked;
-use gateway_core::link::{Ask, BrokenParts, Heard, LinkEnd, LinkId, Lost, Terms, Waiter, node, sort};
+use gateway_core::link::{
+    Ask, BrokenParts, Gathered, Heard, LinkEnd, LinkId, Terms, Unanswered, Waiter, node, sort,
+};
 use gateway_core::nearest::Place;
 use gateway_core::silence::{Check, patience};
 use gateway_core::{Attempted, FeedId, GroupId, NodeId, Numbered, Quiet, Unsent, Watch};
@@ -39,7 +41,9 @@ use tokio_util::io::InspectReader;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::admission::{COUNTED_FROM, Client, Taken, Use};
 use crate::feed_event::FeedEvent;
+use crate::journey;
 
 use dial::Reached;
 
@@ -96,12 +100,35 @@ type End = LinkEnd<Caller, FeedId>;
 
 #[derive(Debug)]
 enum Caller {
-    One(oneshot::Sender<wire::Response>),
-    /// Whoever carries the feeds asked how far watches of a group are.
-    Feeds {
-        group: GroupId,
-        question: u64,
+    One {
+        answer: oneshot::Sender<Answer>,
+        /// For whom, if that is a client.
+        client: Option<Arc<Client>>,
+        /// What the budget has for the answer.
+        taken: Option<Taken>,
     },
+    /// Whoever carries the feeds asked how far watches of a group are.
+    Feeds { group: GroupId, question: u64 },
+}
+
+/// What a caller is given.
+#[derive(Debug)]
+struct Answer {
+    response: Result<wire::Response, Unanswered>,
+    taken: Option<Taken>,
+}
+
+impl Caller {
+    /// Takes room for an answer of so many bytes, if there is any.
+    fn take_room(&mut self, bytes: usize) -> bool {
+        match self {
+            Caller::One { client: Some(client), taken, .. } if bytes >= COUNTED_FROM => {
+                *taken = Taken::take(client, Use::Answers, bytes);
+                taken.is_some()
+            }
+            Caller::One { .. } | Caller::Feeds { .. } => true,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -219,7 +246,8 @@ impl Link {
         terms: Terms,
     ) -> Result<Call, Unsent> {
         let (answer, receiver) = oneshot::channel();
-        let (_, id) = self.submit(|end| end.call(group, kind, bytes, terms, Caller::One(answer)))?;
+        let caller = Caller::One { answer, client: journey::client(), taken: None };
+        let (_, id) = self.submit(|end| end.call(group, kind, bytes, terms, caller))?;
         Ok(Call { link: Arc::clone(self), id, receiver, done: false })
     }
 
@@ -264,7 +292,7 @@ impl Link {
         let link = self.state.lock().id;
         for waiter in gone {
             if let (Waiter::Call { by: Caller::Feeds { group, question }, .. }, Some(node)) = (waiter, node) {
-                let answer = Err(Lost);
+                let answer = Err(Unanswered::Lost);
                 let _ = self.feeds.send(FeedEvent::Answer { link, node, group, question, answer });
             }
         }
@@ -445,13 +473,26 @@ impl Link {
     fn hand_out(
         &self,
         frame: wire::NodeFrame,
-        answered: &mut Vec<(oneshot::Sender<wire::Response>, wire::Response)>,
+        answered: &mut Vec<(oneshot::Sender<Answer>, Answer)>,
         events: &mpsc::UnboundedSender<LinkEvent>,
     ) -> Result<(), BrokenParts> {
         {
             let mut state = self.state.lock();
+            let was_idle = state.end.is_idle();
             for response in frame.responses {
-                let Some(response) = state.end.gather(response)? else { continue };
+                let response = match state.end.gather(response, Caller::take_room)? {
+                    Gathered::Whole(response) => response,
+                    Gathered::Nothing => continue,
+                    Gathered::NoRoom { id, term } => {
+                        if let Heard::Answer(Caller::One { answer, .. }) =
+                            state.end.handle_response(|| Instant::now().into_std(), id)
+                        {
+                            let response = Err(Unanswered::NoRoom { term });
+                            answered.push((answer, Answer { response, taken: None }));
+                        }
+                        continue;
+                    }
+                };
                 let (link, node) = (state.id, state.end.node().unwrap_or_default());
                 if let Some(response::Kind::ShardMap(update)) = response.kind {
                     let _ = events.send(LinkEvent::ShardMap(update.shard_map));
@@ -467,7 +508,9 @@ impl Link {
                     continue;
                 }
                 match state.end.handle_response(|| Instant::now().into_std(), response.id) {
-                    Heard::Answer(Caller::One(answer)) => answered.push((answer, response)),
+                    Heard::Answer(Caller::One { answer, taken, .. }) => {
+                        answered.push((answer, Answer { response: Ok(response), taken }));
+                    }
                     Heard::Answer(Caller::Feeds { group, question }) => {
                         let answer = Ok(response);
                         let _ = self.feeds.send(FeedEvent::Answer { link, node, group, question, answer });
@@ -484,6 +527,9 @@ impl Link {
                     }
                     Heard::Nobody => {}
                 }
+            }
+            if was_idle && !state.end.is_idle() {
+                self.filled.notify_one();
             }
         }
         for (answer, response) in answered.drain(..) {
@@ -529,17 +575,23 @@ fn encode_frame(message: &impl prost::Message, buffer: &mut BytesMut) {
 pub(crate) struct Call {
     link: Arc<Link>,
     id: u64,
-    receiver: oneshot::Receiver<wire::Response>,
+    receiver: oneshot::Receiver<Answer>,
     done: bool,
 }
 
 impl Future for Call {
-    type Output = Result<wire::Response, Lost>;
+    type Output = Result<wire::Response, Unanswered>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let polled = Pin::new(&mut self.receiver).poll(cx).map_err(|_| Lost);
+        let polled = Pin::new(&mut self.receiver).poll(cx);
         self.done = polled.is_ready();
-        polled
+        polled.map(|answer| {
+            let Answer { response, taken } = answer.map_err(|_| Unanswered::Lost)?;
+            if let Some(taken) = taken {
+                journey::hold_answer(taken);
+            }
+            response
+        })
     }
 }
 

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::request::Kind;
 use gateway_core::asks::{self, Sync as SyncAsk, Unasked};
-use gateway_core::link::{Ask, LinkId, Lost, Terms, sort};
+use gateway_core::link::{Ask, LinkId, Terms, Unanswered, sort};
 use gateway_core::watch::{Feed, FeedState, Feeds, OPENING, Pace};
 use gateway_core::{
     Act, Attempted, Concern, Failure, FeedId, FeedItem, FeedSpec, Frame, GroupId, Groups, NodeId, Reach,
@@ -397,7 +397,7 @@ impl Gateway {
         group: GroupId,
         link: LinkId,
         question: u64,
-        answered: Result<wire::Response, Lost>,
+        answered: Result<wire::Response, Unanswered>,
     ) {
         let synced = sort(&SyncAsk { watch: 0 }, answered);
         self.learn_of_feeds(env, link.0, group, &synced);

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::response::Kind;
 use bytes::Bytes;
-use gateway_core::link::{BrokenParts, Heard, LinkEnd, LinkId, Waiter};
+use gateway_core::link::{BrokenParts, Gathered, Heard, LinkEnd, LinkId, Waiter};
 use gateway_core::nearest::{Nodes, Place};
 use gateway_core::silence::Check;
 use gateway_core::{
@@ -411,9 +411,9 @@ impl Gateway {
                 continue;
             }
             let Some(end) = self.ends.get_mut(&link) else { return };
-            let response = match end.end.gather(response) {
-                Ok(Some(response)) => response,
-                Ok(None) => continue,
+            let response = match end.end.gather(response, |_, _| true) {
+                Ok(Gathered::Whole(response)) => response,
+                Ok(Gathered::Nothing | Gathered::NoRoom { .. }) => continue,
                 Err(BrokenParts(reason)) => {
                     return env.fail("parts", format!("gateway {}: {reason}", self.index));
                 }
@@ -481,7 +481,7 @@ impl Gateway {
 
     fn lost(&mut self, env: &mut Env, waiter: Waiter<Caller, u64>) {
         match waiter {
-            Waiter::Call { by, .. } => self.answered(env, by, Err(gateway_core::link::Lost)),
+            Waiter::Call { by, .. } => self.answered(env, by, Err(gateway_core::link::Unanswered::Lost)),
             // They hear of it all at once.
             Waiter::Watch { .. } | Waiter::Ping => {}
         }
@@ -491,7 +491,7 @@ impl Gateway {
         &mut self,
         env: &mut Env,
         caller: Caller,
-        answered: Result<wire::Response, gateway_core::link::Lost>,
+        answered: Result<wire::Response, gateway_core::link::Unanswered>,
     ) {
         match caller {
             Caller::Request(request) => self.handle_answered(env, request, answered),

@@ -7,7 +7,7 @@ use api::gaios::link::v1 as wire;
 use api::gaios::link::v1::response::Kind;
 use bytes::BytesMut;
 use gateway_core::asks::{Decided, KeepAlive, KeptAlive, Read, Write};
-use gateway_core::link::{Ask, Lost, Terms, sort};
+use gateway_core::link::{Ask, Terms, Unanswered, sort};
 use gateway_core::silence::patience;
 use gateway_core::{
     Answer, Attempted, Batch, Concern, Deadline, Drive, DriveStep, Failure, Flow, GroupId, GroupState,
@@ -359,7 +359,7 @@ impl Gateway {
         &mut self,
         env: &mut Env,
         number: u64,
-        answered: Result<wire::Response, Lost>,
+        answered: Result<wire::Response, Unanswered>,
     ) {
         let Some(mut driven) = self.requests.remove(&number) else { return };
         let Some(Sent { was_applied, .. }) = driven.sent.take() else {
@@ -525,7 +525,7 @@ impl Gateway {
         for (number, link, id) in left {
             if self.ends.get_mut(&link).and_then(|end| end.end.give_up(id)).is_some() {
                 self.flush_soon(env, link);
-                self.handle_answered(env, number, Err(Lost));
+                self.handle_answered(env, number, Err(Unanswered::Lost));
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use api::gaios::link::v1 as wire;
 use gateway_core::asks::{OpenSession, WhoLeads};
-use gateway_core::link::{Ask, Lost, Terms, sort};
+use gateway_core::link::{Ask, Terms, Unanswered, sort};
 use gateway_core::{Attempted, GroupId, NodeId, TrackerStep};
 
 use super::{Caller, Gateway};
@@ -29,7 +29,7 @@ impl Gateway {
                     for (node, link) in nodes {
                         let caller = Caller::Probe { group, asked, node };
                         if !self.ask(env, link, group, &mut WhoLeads { least_term }, caller) {
-                            self.handle_probed(group, asked, node, Err(Lost));
+                            self.handle_probed(group, asked, node, Err(Unanswered::Lost));
                         }
                     }
                 }
@@ -39,7 +39,7 @@ impl Gateway {
                     let nonce = self.groups[group].nonce.clone();
                     let caller = Caller::Opening { group, asked, node };
                     if !self.ask(env, link, group, &mut OpenSession { nonce }, caller) {
-                        self.handle_opened(env, group, asked, node, Err(Lost));
+                        self.handle_opened(env, group, asked, node, Err(Unanswered::Lost));
                     }
                 }
                 TrackerStep::Abandon { node, link } => {
@@ -78,7 +78,7 @@ impl Gateway {
         group: usize,
         asked: u64,
         node: NodeId,
-        answered: Result<wire::Response, Lost>,
+        answered: Result<wire::Response, Unanswered>,
     ) {
         let of = &mut self.groups[group];
         if of.asked == asked {
@@ -94,7 +94,7 @@ impl Gateway {
         group: usize,
         asked: u64,
         node: NodeId,
-        answered: Result<wire::Response, Lost>,
+        answered: Result<wire::Response, Unanswered>,
     ) {
         if self.groups[group].asked != asked {
             return;
