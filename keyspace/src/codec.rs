@@ -12,6 +12,7 @@ mod wire;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+pub(crate) use pieces::LateRange;
 pub use pieces::{Pieces, outcome_len};
 pub(crate) use reply::{
     error_tag, key_value_len, read_key_value, read_outcome, reply_tag, write_key_value, write_outcome,

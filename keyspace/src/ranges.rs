@@ -12,6 +12,7 @@ use crate::{
     Broken, Compare, CompareResult, CompareTarget, Error, KeyValue, LeaseId, ListRequest, MeasuredReply,
     Outcome, PageRequest, Pieces, RangeReply, RangeRequest, Reply, Revision, SortOrder, SortTarget,
     TxnOpReply, TxnReply, codec,
+    codec::LateRange,
     mutant::mutant,
     mvcc::{Mvcc, Record, Visited},
     wire_len,
@@ -160,7 +161,8 @@ impl Gathered {
             }
         };
         assert!(succeeded.is_some() || parts.len() == 1, "a range has one answer");
-        let ranges = parts.into_iter().map(|part| part.arrange(&mut bytes, ANSWER_BYTES_MAX));
+        let ranges =
+            parts.into_iter().map(|part| Ok(part.arrange(&mut bytes, ANSWER_BYTES_MAX)?.into_late()));
         match ranges.collect::<Result<Vec<_>, Error>>() {
             Ok(ranges) => Pieces::of_ranges(revision, succeeded, ranges),
             Err(error) => {
@@ -211,9 +213,28 @@ impl Part {
 
 /// The entries of a range's answer, in order and no more than it has, and not copied out yet if they are many.
 #[derive(Debug)]
-pub(crate) enum ArrangedRange {
+enum ArrangedRange {
     Ready(RangeReply),
     Records(Shape, Vec<Arc<Record>>),
+}
+
+impl ArrangedRange {
+    fn into_late(self) -> LateRange {
+        match self {
+            ArrangedRange::Ready(mut reply) => {
+                let kvs = std::mem::take(&mut reply.kvs);
+                let (count, bytes) = (kvs.len(), kvs.iter().map(codec::key_value_len).sum());
+                LateRange::new(reply, kvs.into_iter(), count, bytes)
+            }
+            ArrangedRange::Records(shape, records) => {
+                let bytes =
+                    records.iter().map(|record| codec::key_value_len(&shape.entry(record.kv()))).sum();
+                let count = records.len();
+                let entries = records.into_iter().map(move |record| shape.entry(record.kv()));
+                LateRange::new(shape.head(), entries, count, bytes)
+            }
+        }
+    }
 }
 
 /// What a range's answer is made of, besides the entries.
@@ -299,6 +320,7 @@ impl Shape {
         }
         entries.select_nth_unstable_by(best, |a, b| self.compare(record(a), record(b)));
         entries.truncate(best);
+        assert_eq!(entries.len(), best, "as many are kept as are worth it");
         Some(bytes)
     }
 
@@ -311,7 +333,7 @@ impl Shape {
         codec::key_value_len(kv) - if self.keys_only { kv.value.len() } else { 0 }
     }
 
-    pub(crate) fn entry(&self, kv: &KeyValue) -> KeyValue {
+    fn entry(&self, kv: &KeyValue) -> KeyValue {
         if self.keys_only { KeyValue { key: kv.key.clone(), value: Bytes::new(), ..*kv } } else { kv.clone() }
     }
 
@@ -351,7 +373,7 @@ impl Shape {
     }
 
     /// The answer without its entries.
-    pub(crate) fn head(&self) -> RangeReply {
+    fn head(&self) -> RangeReply {
         let Shape { revision, count, more, .. } = *self;
         RangeReply { revision, kvs: Vec::new(), more, count: count as i64 }
     }
@@ -692,6 +714,7 @@ impl Walk {
             budget.spend(bytes / SORTED_PER_VISIT);
             return Ok(());
         }
+        assert!(!self.keeps_all, "it is given up once");
         self.keeps_all = true;
         let kept = self.records.iter().chain(found.iter().copied());
         let (bytes, count) = kept.fold((0, 0), |(bytes, count), record| {

@@ -105,6 +105,10 @@ pub enum Heard<'a, C, F> {
 
 /// What there is after a response has come.
 #[derive(Debug, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are whole, and a box for each would cost an allocation"
+)]
 pub enum Gathered {
     /// An answer, or what else the node says.
     Whole(Response),

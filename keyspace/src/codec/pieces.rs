@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::Arc;
 use std::vec::IntoIter;
 
 use bytes::{Bytes, BytesMut};
@@ -11,13 +10,11 @@ use bytes::{Bytes, BytesMut};
 use super::{
     VERSION, Writer,
     reply::{
-        key_value_len, reply_tag, txn_op_tag, write_delete_range_head, write_key_value, write_outcome,
-        write_put_reply, write_range_head, write_txn_head,
+        reply_tag, txn_op_tag, write_delete_range_head, write_key_value, write_outcome, write_put_reply,
+        write_range_head, write_txn_head,
     },
     wire::{Length, Sink},
 };
-use crate::mvcc::Record;
-use crate::ranges::{ArrangedRange, Shape};
 use crate::{DeleteRangeReply, KeyValue, Outcome, RangeReply, Reply, Revision, TxnOpReply, TxnReply};
 
 /// What is as long is shared. To copy it costs about as much as to write it by itself.
@@ -34,8 +31,38 @@ enum Rest {
     KeyValues(IntoIter<KeyValue>),
     Responses(IntoIter<TxnOpReply>),
     /// Of a transaction that only reads.
-    Ranges(IntoIter<ArrangedRange>),
-    Records(Shape, IntoIter<Arc<Record>>),
+    Ranges(IntoIter<LateRange>),
+    Entries(Entries),
+}
+
+type Entries = Box<dyn Iterator<Item = KeyValue> + Send>;
+
+/// A range's answer whose entries are made one after the other, when they are encoded.
+pub(crate) struct LateRange {
+    /// Without the entries.
+    head: RangeReply,
+    entries: Entries,
+    count: usize,
+    /// Of all entries, encoded.
+    bytes: usize,
+}
+
+impl LateRange {
+    /// So many entries, of so many bytes as [`super::key_value_len`] counts them.
+    pub(crate) fn new(
+        head: RangeReply,
+        entries: impl Iterator<Item = KeyValue> + Send + 'static,
+        count: usize,
+        bytes: usize,
+    ) -> LateRange {
+        assert!(head.kvs.is_empty(), "no entry is there yet");
+        assert!(count <= bytes, "each entry takes some bytes");
+        LateRange { head, entries: Box::new(entries), count, bytes }
+    }
+
+    fn write_head<S: Sink>(&self, writer: &mut Writer<'_, S>) {
+        write_range_head(writer, &self.head, self.count);
+    }
 }
 
 /// How many bytes [`super::encode_outcome`] makes of an answer.
@@ -75,29 +102,29 @@ impl Pieces {
     pub(crate) fn of_ranges(
         revision: Revision,
         succeeded: Option<bool>,
-        mut ranges: Vec<ArrangedRange>,
+        mut ranges: Vec<LateRange>,
     ) -> (usize, Pieces) {
         let mut pieces = Pieces { made: Made::default(), rest: Vec::new() };
-        let mut length = Length::default();
         let Some(succeeded) = succeeded else {
             let range = ranges.pop().expect("a range has one answer");
-            let tag = reply_tag(&Reply::Range(range.head()));
-            Writer::new(&mut length, VERSION).u8(tag);
-            range.measure(&mut length);
-            Writer::new(&mut pieces.made, VERSION).u8(tag);
-            pieces.begin_arranged(range);
-            return (length.0, pieces);
+            let mut writer = Writer::new(&mut pieces.made, VERSION);
+            writer.u8(reply_tag(&Reply::Range(range.head.clone())));
+            range.write_head(&mut writer);
+            let length = pieces.made.bytes + range.bytes;
+            pieces.rest.push(Rest::Entries(range.entries));
+            return (length, pieces);
         };
         let head = TxnReply { revision, succeeded, responses: Vec::new() };
-        let tag = reply_tag(&Reply::Txn(head.clone()));
-        Writer::new(&mut length, VERSION).u8(tag);
-        write_txn_head(&mut Writer::within(&mut length), &head, ranges.len());
+        let mut writer = Writer::new(&mut pieces.made, VERSION);
+        writer.u8(reply_tag(&Reply::Txn(head.clone())));
+        write_txn_head(&mut writer, &head, ranges.len());
+        let mut length = Length(pieces.made.bytes);
         for range in &ranges {
-            Writer::within(&mut length).u8(txn_op_tag(&TxnOpReply::Range(range.head())));
-            range.measure(&mut length);
+            let mut writer = Writer::within(&mut length);
+            writer.u8(txn_op_tag(&TxnOpReply::Range(range.head.clone())));
+            range.write_head(&mut writer);
+            length.0 += range.bytes;
         }
-        Writer::new(&mut pieces.made, VERSION).u8(tag);
-        write_txn_head(&mut Writer::within(&mut pieces.made), &head, ranges.len());
         pieces.rest.push(Rest::Ranges(ranges.into_iter()));
         (length.0, pieces)
     }
@@ -127,15 +154,15 @@ impl Pieces {
             },
             Rest::Ranges(ranges) => match ranges.next() {
                 Some(range) => {
-                    Writer::within(&mut self.made).u8(txn_op_tag(&TxnOpReply::Range(range.head())));
-                    self.begin_arranged(range);
+                    let mut writer = Writer::within(&mut self.made);
+                    writer.u8(txn_op_tag(&TxnOpReply::Range(range.head.clone())));
+                    range.write_head(&mut writer);
+                    self.rest.push(Rest::Entries(range.entries));
                 }
                 None => drop(self.rest.pop()),
             },
-            Rest::Records(shape, records) => match records.next() {
-                Some(record) => {
-                    write_key_value(&mut Writer::within(&mut self.made), &shape.entry(record.kv()))
-                }
+            Rest::Entries(entries) => match entries.next() {
+                Some(kv) => write_key_value(&mut Writer::within(&mut self.made), &kv),
                 None => drop(self.rest.pop()),
             },
         }
@@ -158,16 +185,6 @@ impl Pieces {
         self.rest.push(Rest::KeyValues(reply.kvs.into_iter()));
     }
 
-    fn begin_arranged(&mut self, range: ArrangedRange) {
-        match range {
-            ArrangedRange::Ready(reply) => self.begin_range(reply),
-            ArrangedRange::Records(shape, records) => {
-                write_range_head(&mut Writer::within(&mut self.made), &shape.head(), records.len());
-                self.rest.push(Rest::Records(shape, records.into_iter()));
-            }
-        }
-    }
-
     fn begin_delete_range(&mut self, reply: DeleteRangeReply) {
         write_delete_range_head(&mut Writer::within(&mut self.made), &reply);
         self.rest.push(Rest::KeyValues(reply.prev_kvs.into_iter()));
@@ -176,31 +193,6 @@ impl Pieces {
     fn begin_txn(&mut self, reply: TxnReply) {
         write_txn_head(&mut Writer::within(&mut self.made), &reply, reply.responses.len());
         self.rest.push(Rest::Responses(reply.responses.into_iter()));
-    }
-}
-
-impl ArrangedRange {
-    /// Without its keys.
-    fn head(&self) -> RangeReply {
-        match self {
-            ArrangedRange::Ready(reply) => RangeReply { kvs: Vec::new(), ..*reply },
-            ArrangedRange::Records(shape, _) => shape.head(),
-        }
-    }
-
-    fn measure(&self, length: &mut Length) {
-        let keys = match self {
-            ArrangedRange::Ready(reply) => reply.kvs.len(),
-            ArrangedRange::Records(_, records) => records.len(),
-        };
-        write_range_head(&mut Writer::within(length), &self.head(), keys);
-        match self {
-            ArrangedRange::Ready(reply) => length.0 += reply.kvs.iter().map(key_value_len).sum::<usize>(),
-            ArrangedRange::Records(shape, records) => {
-                length.0 +=
-                    records.iter().map(|record| key_value_len(&shape.entry(record.kv()))).sum::<usize>();
-            }
-        }
     }
 }
 
