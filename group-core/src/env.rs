@@ -45,6 +45,8 @@ pub struct Settings {
     pub write_bounds: WriteBounds,
     /// How queries share the group's task with everything else.
     pub queries: QueryShare,
+    /// How much of a turn the application of commands gets.
+    pub apply: ApplyShare,
     /// For tests of the tests.
     pub broken: Broken,
     /// The same, of the state.
@@ -64,6 +66,21 @@ impl Default for QueryShare {
     /// A step of some hundred microseconds, when each key is elsewhere in memory.
     fn default() -> QueryShare {
         QueryShare { step_keys: 2048, turn: Duration::from_millis(2) }
+    }
+}
+
+/// How much is applied in one turn of a group's task, before it looks at consensus again.
+#[derive(Debug, Clone, Copy)]
+pub struct ApplyShare {
+    /// What the commands of a turn cost; the last one may go beyond, since that is not known before. Costs are counted in keys
+    /// visited, about: what else is done is as many as take the same time.
+    pub turn_cost: usize,
+}
+
+impl Default for ApplyShare {
+    /// Two milliseconds at most: seven hundred small puts, or sixteen thousand keys that transactions read.
+    fn default() -> ApplyShare {
+        ApplyShare { turn_cost: 16_384 }
     }
 }
 

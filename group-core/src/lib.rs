@@ -13,6 +13,7 @@
 //!
 //! [`Turn`] has the order in which that is done.
 
+mod backlog;
 mod clients;
 mod digests;
 pub mod entries;
@@ -40,7 +41,7 @@ mod turn;
 mod versions;
 mod watches;
 
-pub use env::{Disk, Env, LinkId, Links, QueryShare, Settings, look};
+pub use env::{ApplyShare, Disk, Env, LinkId, Links, QueryShare, Settings, look};
 pub use event::{Event, Progress};
 pub use gate::Gate;
 pub use log_positions::LogPositions;

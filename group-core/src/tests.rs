@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use consensus_core::message::Chosen;
 use consensus_core::{
     Config, Durable, GroupId, Liveness, LivenessEvent, LivenessOutput, Message, Mono, NodeId, Options,
-    PersistSeq, Rejection, Slot, Tag, Timing, Value,
+    PersistSeq, Record, Rejection, Slot, Tag, Timing, Value,
 };
 use journal::Lsn;
 use keyspace::{
@@ -23,7 +23,7 @@ use keyspace::{
 
 use crate::clients::{Enrolled, PendingRead, Reading, Subject, Terms, Waiter};
 use crate::entries;
-use crate::env::{Disk, Env, LinkId, Links, QueryShare, Settings};
+use crate::env::{ApplyShare, Disk, Env, LinkId, Links, QueryShare, Settings};
 use crate::event::{Event, Progress};
 use crate::log_positions::LogPositions;
 use crate::mutant::Broken;
@@ -70,6 +70,8 @@ struct Rig {
     events: Vec<Event>,
     /// What others were told.
     to_peers: Vec<(NodeId, ToPeer)>,
+    /// What the journal holds.
+    records: Vec<Record>,
     /// Where the journal ends.
     lsn: u64,
     /// The snapshot being written.
@@ -117,6 +119,7 @@ impl Rig {
             known,
             leader_regions: Vec::new(),
             queries: QueryShare::default(),
+            apply: ApplyShare::default(),
             broken: Broken::default(),
             write_bounds: keyspace::WriteBounds::default(),
             broken_state: keyspace::Broken::default(),
@@ -137,6 +140,7 @@ impl Rig {
             large: Vec::new(),
             events: Vec::new(),
             to_peers: Vec::new(),
+            records: Vec::new(),
             lsn: 0,
             writing: Slot(0),
             floor: Lsn(0),
@@ -171,6 +175,7 @@ impl Rig {
             self.lsn += out.records.len() as u64;
             self.events.push(Event::Persisted { upto: *upto, lsn: Lsn(self.lsn) });
         }
+        self.records.extend(out.records.into_iter().map(|(_, record)| record));
         self.floor = out.floor.unwrap_or(self.floor);
         self.to_peers.extend(out.to_peers);
         for answer in out.answers {
@@ -1178,6 +1183,146 @@ fn what_a_step_commits_is_applied_when_its_messages_have_been_handed_out() {
         assert_eq!((replica.applied(), replica.committed().len()), (before.next(), 0));
     });
     assert!(out.await_durable.is_none_or(|seq| seq > PersistSeq(0)));
+}
+
+/// A leader that applies one command in a turn, with its session.
+fn with_short_turns() -> (Rig, SessionId) {
+    let mut rig = Rig::leader();
+    let session = rig.session();
+    rig.replica.settings.apply = ApplyShare { turn_cost: 1 };
+    (rig, session)
+}
+
+#[test]
+fn a_turn_applies_no_more_than_its_share() {
+    let (mut rig, session) = with_short_turns();
+    let (before, first) = (rig.replica.counters().commands, rig.replica.applied());
+    rig.turn((1..=5).map(|seq| write(session, seq, put("a", vec![0; 10]))));
+    let revision = rig.replica.state.resolved().revision();
+    let applied = |rig: &Rig| rig.replica.counters().commands - before;
+    assert_eq!(applied(&rig), 0, "the disk is slower");
+    // All are committed at once, as one entry. What is asked from then on sees them all.
+    rig.turn([request(LINK, 1, range("a", false, 0)), request(LINK, 2, range("a", true, 0))]);
+    for turns in 1..=5 {
+        assert_eq!(applied(&rig), turns);
+        assert_eq!(rig.replica.taken_up(), first.next());
+        let is_through = turns == 5;
+        assert_eq!(rig.replica.applied() == first.next(), is_through, "a slot is applied as a whole");
+        assert_eq!(rig.replica.has_work(&rig.without_room), !is_through, "it wants another turn at once");
+        let answered: Vec<u64> = rig.take(OWN).iter().map(|answer| answer.id).collect();
+        assert_eq!(answered, [turns], "each is answered when it is applied");
+        let read = rig.take(LINK);
+        match (turns, is_through) {
+            (1, _) => assert!(matches!(outcome(&read), keyspace::Reply::Range(_)), "as it is here"),
+            (_, false) => assert_eq!(read, [], "not before its read point is applied"),
+            (_, true) => {
+                let keyspace::Reply::Range(read) = outcome(&read) else { panic!("no range") };
+                assert_eq!(read.revision, Revision(revision.0 + 5));
+            }
+        }
+        rig.turn([]);
+    }
+}
+
+#[test]
+fn commands_that_cost_little_share_a_turn() {
+    let mut rig = Rig::leader();
+    let session = rig.session();
+    let before = rig.replica.counters().commands;
+    // Each about as much as twenty-four keys.
+    rig.replica.settings.apply = ApplyShare { turn_cost: 60 };
+    let reading = |seq| {
+        let all = TxnOp::Range(RangeRequest::new(KeyRange::between("a", "z")));
+        let txn = Txn { success: vec![TxnOp::Put(keyspace::Put::new("b", "")), all], ..Txn::default() };
+        write(session, seq, keyspace::Op::Txn(txn))
+    };
+    let puts =
+        (1..=60).map(|seq| write(session, seq, keyspace::Op::Put(keyspace::Put::new(format!("k{seq}"), ""))));
+    rig.turn(puts.chain((61..=62).map(reading)));
+    rig.turn([]);
+    let mut applied = vec![rig.replica.counters().commands - before];
+    while rig.replica.has_work(&rig.without_room) {
+        rig.turn([]);
+        applied.push(rig.replica.counters().commands - before);
+    }
+    assert_eq!(applied[..3], [3, 6, 9], "the last one goes beyond");
+    assert_eq!(applied[19..], [60, 61, 62], "what reads many keys costs more");
+}
+
+#[test]
+fn a_snapshot_does_not_wait_for_a_turn_that_happens_to_end_with_a_slot() {
+    let mut rig = Rig::leader();
+    let session = rig.session();
+    // Two puts in a turn; entries of one and then two, so that turns end inside of them.
+    rig.replica.settings.apply = ApplyShare { turn_cost: 40 };
+    let (mut held, mut seq) = (Vec::new(), 0);
+    for puts in [1, 2, 2, 2, 2] {
+        let first = seq + 1;
+        seq += puts;
+        rig.turn((first..=seq).map(|seq| write(session, seq, put("a", Vec::new()))));
+        held.append(&mut rig.events);
+    }
+    let before = rig.replica.applied();
+    rig.replica.snapshotting.want();
+    rig.turn(held);
+    rig.settle();
+    assert_eq!(rig.replica.applied(), Slot(before.0 + 5));
+    assert_eq!(rig.replica.newest_snapshot(), Some(before.next()), "it was begun behind the first entry");
+}
+
+#[test]
+fn who_comes_to_lead_serves_when_all_that_was_committed_before_is_applied() {
+    let (mut rig, session) = with_short_turns();
+    rig.turn((1..=4).map(|seq| {
+        let id = LeaseId(i64::try_from(seq).unwrap());
+        write(session, seq, keyspace::Op::LeaseGrant { id, ttl: 60 })
+    }));
+    rig.settle();
+    // It is restarted, and leads at once: it is the only one.
+    let mut durable = Durable::bootstrap(Config::majority([ME]));
+    for record in rig.records.clone() {
+        durable.replay(record);
+    }
+    let start = Start {
+        options: Options { timing: rig.replica.settings.timing, ..Options::new(GroupId(1), ME, 1) },
+        durable,
+        snapshot: None,
+        positions: LogPositions::default(),
+    };
+    rig.replica = Replica::new(rig.replica.settings.clone(), start, rig.now);
+    let mut has_waited = false;
+    for _ in 0..1000 {
+        rig.turn([]);
+        let replica = &rig.replica;
+        let all = replica.taken_up() == replica.applied();
+        has_waited |= replica.elected && replica.engine().status().ready && !all;
+        if replica.leading {
+            break;
+        }
+        let at = replica.deadline().map_or(rig.now, |at| at);
+        if !replica.has_work(&rig.without_room) {
+            rig.pass_until(at.max(rig.now.after(MILLISECOND)));
+        }
+    }
+    assert!(has_waited, "it is ready for the engine before it has applied all");
+    assert!(rig.replica.leading);
+    let ends = (1..=4).map(|id| rig.replica.leases.remaining(rig.now, LeaseId(id)));
+    assert!(ends.into_iter().all(|ends| ends.is_some()), "its clock has every lease that was granted");
+}
+
+#[test]
+fn a_snapshot_does_not_jump_over_what_is_committed_here() {
+    let (mut rig, session) = with_short_turns();
+    rig.turn((1..=3).map(|seq| write(session, seq, put("a", Vec::new()))));
+    rig.turn([]);
+    let slot = rig.replica.taken_up();
+    assert!(rig.replica.applied() < slot);
+    let config = std::sync::Arc::clone(rig.replica.engine().config());
+    let state = Box::new(keyspace::Keyspace::new(keyspace::Options::default()));
+    rig.turn([Event::SnapshotReceived { slot, config, state }]);
+    rig.settle();
+    assert_eq!(rig.take(OWN).len(), 3, "who waits is answered");
+    assert_eq!(rig.replica.applied(), slot);
 }
 
 #[test]

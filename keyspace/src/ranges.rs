@@ -482,6 +482,7 @@ pub(crate) fn holds_at_once(
 /// swept already.
 #[derive(Debug)]
 pub(crate) struct Visits {
+    allowed: usize,
     left: usize,
     compact: Revision,
     broken: Broken,
@@ -489,12 +490,16 @@ pub(crate) struct Visits {
 
 impl Visits {
     pub(crate) fn new(visits: usize, compact: Revision, broken: Broken) -> Visits {
-        Visits { left: visits, compact, broken }
+        Visits { allowed: visits, left: visits, compact, broken }
     }
 
     /// As many as there are.
     pub(crate) fn unlimited() -> Visits {
         Visits::new(usize::MAX, Revision::NEVER_COMPACTED, Broken::default())
+    }
+
+    pub(crate) fn spent(&self) -> usize {
+        self.allowed - self.left
     }
 
     pub(crate) fn spend(&mut self, visits: usize) -> Result<(), Error> {

@@ -13,7 +13,7 @@ use consensus_core::{
     Config, Durable, GroupId, Liveness, NodeId, NodeSet, Options, PersistSeq, Record, Slot, Timing,
 };
 use discovery::Discovery;
-use group_core::{Broken, Event, LogPositions, QueryShare, Settings, Start, entries};
+use group_core::{ApplyShare, Broken, Event, LogPositions, QueryShare, Settings, Start, entries};
 use journal::Recovered as Found;
 use journal::{Identity, Journal, RealDisk, Superblock, Writer};
 use keyspace::{ClusterVersion, Keyspace, Limits, ShardSpan};
@@ -330,6 +330,7 @@ fn settings_of(options: &NodeOptions, handle: &GroupHandle) -> Settings {
         known: ClusterVersion::NEWEST,
         leader_regions: leader_regions.into_iter().map(Bytes::from).collect(),
         queries: QueryShare::default(),
+        apply: ApplyShare::default(),
         broken: Broken::default(),
         write_bounds: keyspace::WriteBounds::default(),
         broken_state: keyspace::Broken::default(),

@@ -24,6 +24,7 @@ use keyspace::{
     RevisionEvents,
 };
 
+use crate::backlog::{Backlog, Piece, Spent};
 use crate::clients::{Clients, PendingRead, Reading, Subject, Terms, Waiter};
 use crate::digests::Digests;
 use crate::entries;
@@ -54,6 +55,12 @@ const LEASES_PER_PROPOSAL: usize = 1000;
 pub(crate) const PROPOSE_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// Records of garbage freed before the group turns to other work.
 const SWEEP_PER_TURN: usize = 256;
+/// What applying costs beside the keys that transactions visit, in such visits: a command, each of its changes, each lease that it
+/// is about, and so many bytes of it.
+const COMMAND_COST: usize = 16;
+const CHANGE_COST: usize = 8;
+const LEASE_COST: usize = 4;
+const BYTES_PER_COST: usize = 256;
 /// What a record takes in the journal beside its payload, about, in bytes.
 const RECORD_BYTES: usize = 64;
 
@@ -86,7 +93,11 @@ pub struct Replica {
     pub(crate) settings: Settings,
     pub(crate) engine: Engine,
     pub(crate) state: Keyspace,
+    /// Every slot up to here is applied; of the next one, its first commands may be.
     pub(crate) applied: Slot,
+    pub(crate) backlog: Backlog,
+    /// What was applied in this turn.
+    spent: Spent,
     pub(crate) clients: Clients,
     pub(crate) queries: Queries,
     pub(crate) slices: Slices,
@@ -103,6 +114,8 @@ pub struct Replica {
     pub(crate) elected: bool,
     /// This replica leads and may serve.
     pub(crate) leading: bool,
+    /// The engine says that it may serve, once this slot is applied: it knows of all that was committed before.
+    leads_from: Option<Slot>,
     /// A compaction left garbage in memory that is not freed yet.
     sweeping: bool,
     pub(crate) positions: LogPositions,
@@ -158,6 +171,8 @@ impl Replica {
             engine,
             state,
             applied,
+            backlog: Backlog::default(),
+            spent: Spent::default(),
             clients: Clients::default(),
             queries: Queries::default(),
             slices: Slices::default(),
@@ -168,6 +183,7 @@ impl Replica {
             propose_again_at: None,
             elected: false,
             leading: false,
+            leads_from: None,
             sweeping: false,
             positions: start.positions,
             snapshotting: Snapshotting::new(newest),
@@ -245,6 +261,7 @@ impl Replica {
 
     /// Does what is due, and asks the engine what the events of this turn have left to ask.
     pub fn tick(&mut self, env: &Env<'_>) {
+        self.spent = Spent::default();
         self.ask_for_read_point(env);
         if self.engine.next_deadline().is_some_and(|deadline| deadline <= env.now) {
             self.step_engine(env, Input::Timeout);
@@ -259,14 +276,15 @@ impl Replica {
     }
 
     /// Moves to `out` what is to be done; false once there is nothing left that follows from the events. What a step
-    /// commits is applied with the next call, so that its messages and records are under way by then.
+    /// commits is applied with the next call, so that its messages and records are under way by then; what goes beyond the
+    /// share of a turn, in the next turns.
     pub fn poll(&mut self, env: &Env<'_>, out: &mut Out) -> bool {
         let more = if std::mem::take(&mut self.follows) {
             self.follow(env);
             true
         } else {
             self.engine.poll(&mut self.engine_out);
-            self.follows = !self.engine_out.is_empty();
+            self.follows = !self.engine_out.is_empty() || self.may_apply();
             self.persist_and_send();
             self.follows
         };
@@ -295,7 +313,17 @@ impl Replica {
         assert!(self.leading || self.parked.is_empty(), "only who leads has a lease's end to wait for");
         assert!(self.leading || self.propose_again_at.is_none(), "only who leads proposes of its own accord");
         assert!(!self.follows, "a turn ends when nothing follows from its events");
-        assert_eq!(self.applied.0, self.state.applied(), "the state is that of the last slot");
+        let begun = u64::from(self.backlog.is_inside_entry());
+        assert_eq!(self.applied.0 + begun, self.state.applied(), "the state is that of the last slot");
+        assert!(
+            self.spent.is_within(self.settings.apply.turn_cost),
+            "at most one command goes beyond the share"
+        );
+        assert!(self.backlog.is_empty() || self.spent.is_over(), "only what the share has no room for waits");
+        assert!(
+            self.leads_from.is_none_or(|slot| slot > self.applied),
+            "who leads with a slot does when it is applied"
+        );
         assert!(self.state.version() <= self.settings.known, "nothing is in force that is not known here");
         assert!(self.snapshotting.newest() <= Some(self.applied), "no snapshot of what was not applied");
     }
@@ -318,6 +346,7 @@ impl Replica {
     #[must_use]
     pub fn has_work(&self, links: &dyn Links) -> bool {
         self.clients.asks()
+            || !self.backlog.is_empty()
             || self.queries.has_next(links)
             || self.slices.has_ready()
             || self.watches.has_work(links)
@@ -348,7 +377,13 @@ impl Replica {
         self.applied
     }
 
-    /// What the engine has committed and the next [`Replica::poll`] applies.
+    /// The last slot that is here to be applied, or is applied: between turns, the engine's commit index.
+    #[must_use]
+    pub fn taken_up(&self) -> Slot {
+        self.backlog.last().unwrap_or(self.applied)
+    }
+
+    /// What the engine has committed and the next [`Replica::poll`] takes up.
     #[must_use]
     pub fn committed(&self) -> &[(Slot, Value)] {
         if self.follows { &self.engine_out.committed } else { &[] }
@@ -448,7 +483,14 @@ impl Replica {
     /// What follows from what the engine has committed, refused and found out.
     fn follow(&mut self, env: &Env<'_>) {
         let mut output = std::mem::take(&mut self.engine_out);
-        self.apply(env, &mut output.committed);
+        for (slot, value) in output.committed.drain(..) {
+            // What is below came in a snapshot.
+            if slot > self.applied {
+                assert_eq!(slot, self.taken_up().next(), "the engine commits in slot order without gaps");
+                self.backlog.push(slot, value);
+            }
+        }
+        self.apply(env);
         // Rejections before the change of role that caused them: these have certainly not entered the log.
         for (tag, rejection) in output.rejected.drain(..) {
             self.on_rejected(env, tag, rejection);
@@ -462,45 +504,69 @@ impl Replica {
         self.engine_out = output;
     }
 
-    fn apply(&mut self, env: &Env<'_>, committed: &mut Vec<(Slot, Value)>) {
-        if committed.is_empty() {
+    /// Whether there is something to apply, and room for it in this turn.
+    fn may_apply(&self) -> bool {
+        !self.backlog.is_empty() && !self.spent.is_over()
+    }
+
+    /// Applies what waits, up to the share of the turn.
+    fn apply(&mut self, env: &Env<'_>) {
+        if !self.may_apply() {
             return;
         }
         let mut effects = std::mem::take(&mut self.effects);
         effects.clear();
         let mut subjects = Vec::new();
-        for (slot, value) in committed.drain(..) {
-            if slot <= self.applied {
-                // In the snapshot already.
-                continue;
-            }
-            assert_eq!(slot, self.applied.next(), "the engine commits in slot order without gaps");
-            match value {
-                Value::Noop => self.state.skip(slot.0),
-                Value::Batch(commands) => {
-                    for (index, command) in commands.iter().enumerate() {
-                        let proposal = entries::read(command.clone());
-                        if index == 1 && mutant!(self.settings.broken, CommandSkipped) {
-                            continue;
-                        }
-                        subjects.push(subject(&proposal.command));
-                        let index = u32::try_from(index).expect("an entry holds fewer than 2^32 commands");
-                        self.state.apply(slot.0, index, proposal, &mut effects);
-                    }
-                }
-            }
-            self.applied = slot;
-            if let Some((by, slot, digest)) = self.digests.applied(slot, self.state.digest()) {
-                self.out.to_peers.push((by, ToPeer::Digest(slot, digest)));
-            }
+        while self.may_apply()
+            && let Some(piece) = self.backlog.take_next()
+        {
+            self.apply_piece(piece, &mut effects, &mut subjects);
         }
         self.counters.commands += subjects.len() as u64;
         self.on_effects(env, &effects, &subjects);
         self.effects = effects;
+        if self.leads_from.is_some_and(|slot| slot <= self.applied) {
+            self.leads_from = None;
+            self.on_leading(env);
+        }
         for read in self.clients.readable(self.applied) {
             self.serve(env, read);
         }
         self.admit_caught_up(env);
+    }
+
+    fn apply_piece(&mut self, piece: Piece, effects: &mut Effects, subjects: &mut Vec<Subject>) {
+        let Piece { slot, command, is_last } = piece;
+        assert_eq!(slot, self.applied.next(), "slots are applied in order without gaps");
+        let (visits, leases) = (effects.visits, effects.leases.len());
+        let (mut bytes, mut changes) = (0, 0);
+        match command {
+            None => self.state.skip(slot.0),
+            Some((1, _)) if mutant!(self.settings.broken, CommandSkipped) => {}
+            Some((index, command)) => {
+                bytes = command.len();
+                let proposal = entries::read(command);
+                subjects.push(subject(&proposal.command));
+                let revisions = effects.revisions.len();
+                self.state.apply(slot.0, index, proposal, effects);
+                let made = &effects.revisions[revisions..];
+                changes = made.iter().map(|revision| revision.events.len()).sum();
+            }
+        }
+        let (visits, leases) = (effects.visits - visits, effects.leases.len() - leases);
+        let cost =
+            COMMAND_COST + visits + changes * CHANGE_COST + leases * LEASE_COST + bytes / BYTES_PER_COST;
+        self.spent.add(cost, self.settings.apply.turn_cost);
+        if is_last {
+            self.applied = slot;
+            if let Some((by, slot, digest)) = self.digests.applied(slot, self.state.digest()) {
+                self.out.to_peers.push((by, ToPeer::Digest(slot, digest)));
+            }
+            // It begins at the end of a turn, and stands for whole slots: turns might all end inside of one.
+            if self.is_snapshot_due() {
+                self.spent.end();
+            }
+        }
     }
 
     fn on_effects(&mut self, env: &Env<'_>, effects: &Effects, subjects: &[Subject]) {
@@ -640,7 +706,14 @@ impl Replica {
                 self.on_role(env, role, ballot.round, leader);
                 Notice::Role { role, ballot, leader }
             }
-            EngineEvent::LeadershipReady => return self.on_leading(env),
+            EngineEvent::LeadershipReady => {
+                // The state that leases and limits are taken from is that of everything committed before.
+                self.leads_from = self.backlog.last();
+                if self.leads_from.is_none() {
+                    self.on_leading(env);
+                }
+                return;
+            }
             EngineEvent::SnapshotNeeded { to, at_least } => return self.send_snapshot(to, at_least),
             EngineEvent::Fenced => Notice::Fenced,
             EngineEvent::PayloadRepaired { slot } => Notice::PayloadRepaired { slot },
@@ -672,6 +745,7 @@ impl Replica {
         if role != Role::Leader {
             self.watches.on_unled();
             self.leading = false;
+            self.leads_from = None;
             self.placement = None;
             self.leases.stop();
             self.propose_again_at = None;
@@ -814,9 +888,12 @@ impl Replica {
     }
 
     fn on_snapshot_received(&mut self, env: &Env<'_>, slot: Slot, config: Arc<Config>, state: Keyspace) {
-        if slot <= self.applied {
+        // What is committed is here, and only waits to be applied: a leader that jumped over it would miss what it does to leases
+        // and whom it answers.
+        if slot <= self.taken_up().max(self.engine.status().commit) {
             return;
         }
+        self.backlog.clear();
         self.out.notices.push(Notice::SnapshotInstalled { slot });
         if !mutant!(self.settings.broken, WatchOverSnapshot) {
             self.watches.on_state_replaced(self.state.resolved(), state.resolved(), &mut self.replies);

@@ -160,7 +160,7 @@ impl Replica {
     /// Refuses what could not be written here, before it costs a proposal.
     fn may_write(&mut self, env: &Env<'_>, link: LinkId, id: u64) -> bool {
         let full = env.disk.full || !self.full_voters(env).is_empty();
-        let why = unwritable(self.elected, full, env.disk.crowded);
+        let why = unwritable(self.elected, full, env.disk.crowded || self.backlog.is_long());
         if let Some(why) = why {
             self.replies.refuse(link, id, why);
         }

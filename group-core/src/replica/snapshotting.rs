@@ -110,11 +110,7 @@ impl Snapshotting {
 impl Replica {
     /// Begins a snapshot when one is due, and cuts the next slice of one that is under way.
     pub(crate) fn continue_snapshot(&mut self) {
-        let size = self.state.size_bytes();
-        if self.snapshotting.is_due(size, self.settings.snapshot_least_bytes)
-            && Some(self.applied) > self.snapshotting.newest
-            && self.applied > Slot(0)
-        {
+        if self.is_snapshot_due() && !self.backlog.is_inside_entry() {
             self.begin_snapshot();
         }
         if !self.snapshotting.wants_slice() {
@@ -133,6 +129,12 @@ impl Replica {
                 self.out.snapshots.push(ToSnapshots::Finish);
             }
         }
+    }
+
+    pub(crate) fn is_snapshot_due(&self) -> bool {
+        self.snapshotting.is_due(self.state.size_bytes(), self.settings.snapshot_least_bytes)
+            && Some(self.applied) > self.snapshotting.newest
+            && self.applied > Slot(0)
     }
 
     fn begin_snapshot(&mut self) {

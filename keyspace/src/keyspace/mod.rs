@@ -9,7 +9,7 @@ use crate::{
     Alarm, AlarmKind, Broken, ClockStart, ClusterVersion, Command, Error, Event, FeedPlace, HashKvReply,
     HistoryPage, KeyRange, KeyValue, LastWrite, LeaseEffect, LeaseId, LeaseSerial, LeaseState, Limits,
     NoHistory, Op, Outcome, PageLimits, Proposal, Reply, Resolved, Revision, RevisionEvents, Route,
-    SESSION_WINDOW, SessionId, SessionLookup, ShardId, ShardSpan, StatusReply, WriteBounds,
+    SESSION_WINDOW, SessionId, SessionLookup, ShardId, ShardSpan, StatusReply, Txn, WriteBounds,
     alarm::Alarms,
     bounds, codec,
     digest::Hasher,
@@ -94,6 +94,8 @@ pub struct Effects {
     pub alarms_changed: bool,
     /// The version that came in force.
     pub version_raised: Option<ClusterVersion>,
+    /// Keys that transactions have looked at, about, whatever came of them.
+    pub visits: usize,
 }
 
 impl Effects {
@@ -104,13 +106,14 @@ impl Effects {
 
     /// Takes everything out, keeping the memory.
     pub fn clear(&mut self) {
-        let Effects { replies, revisions, leases, compacted, alarms_changed, version_raised } = self;
+        let Effects { replies, revisions, leases, compacted, alarms_changed, version_raised, visits } = self;
         replies.clear();
         revisions.clear();
         leases.clear();
         *compacted = None;
         *alarms_changed = false;
         *version_raised = None;
+        *visits = 0;
     }
 }
 
@@ -659,18 +662,9 @@ impl Keyspace {
                 self.write(place, allotment, effects, change).map(Reply::DeleteRange)
             }
             Op::Txn(request) => {
-                let before = allotment.before();
                 let mut visits = Visits::new(bounds.visits, mvcc.compact_revision(), self.broken);
-                let plan = Plan::new(mvcc, before, request, &mut visits)?;
-                plan.check(mvcc, before, &self.leases)?;
-                let bytes_max = bounds::check_txn(&plan, mvcc, before, bounds, &mut visits)?;
-                let change =
-                    |writer: &mut Writer<'_>, attached: &mut Attachments| plan.execute(writer, attached);
-                let outcome = self.write(place, allotment, effects, change).map(Reply::Txn);
-                debug_assert!(
-                    codec::outcome_len(&outcome) <= bytes_max,
-                    "no answer is larger than was foreseen"
-                );
+                let outcome = self.perform_txn(request, place, &mut visits, allotment, effects);
+                effects.visits = effects.visits.saturating_add(visits.spent());
                 outcome
             }
             Op::Compact { .. }
@@ -679,6 +673,25 @@ impl Keyspace {
             | Op::AlarmActivate { .. }
             | Op::AlarmDeactivate { .. } => Err(Error::WrongShard),
         }
+    }
+
+    fn perform_txn(
+        &mut self,
+        request: &Txn,
+        place: usize,
+        visits: &mut Visits,
+        allotment: &mut Allotment,
+        effects: &mut Effects,
+    ) -> Outcome {
+        let (before, bounds) = (allotment.before(), self.bounds());
+        let mvcc = &self.shards.at(place).mvcc;
+        let plan = Plan::new(mvcc, before, request, visits)?;
+        plan.check(mvcc, before, &self.leases)?;
+        let bytes_max = bounds::check_txn(&plan, mvcc, before, bounds, visits)?;
+        let change = |writer: &mut Writer<'_>, attached: &mut Attachments| plan.execute(writer, attached);
+        let outcome = self.write(place, allotment, effects, change).map(Reply::Txn);
+        debug_assert!(codec::outcome_len(&outcome) <= bytes_max, "no answer is larger than was foreseen");
+        outcome
     }
 
     fn perform_in_group(&mut self, op: &Op, allotment: &mut Allotment, effects: &mut Effects) -> Outcome {

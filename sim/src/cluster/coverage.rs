@@ -39,6 +39,8 @@ marks! {
     LeaseRead,
     /// A read was served under the leader lease while another member had promised a higher ballot.
     LeaseReadDuringLeaderChange,
+    /// A turn left committed entries to the next.
+    AppliedLater,
     /// A watcher was shown events.
     WatchTold,
     /// A watcher was shown a part of a revision.

@@ -6,7 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 use consensus_core::{Config, NodeId, Timing};
-use group_core::QueryShare;
+use group_core::{ApplyShare, QueryShare};
 use keyspace::WriteBounds;
 
 use super::clock::{MICRO, MILLI, SECOND, Time};
@@ -109,6 +109,8 @@ pub(crate) struct Profile {
     pub(crate) write_bounds: WriteBounds,
     /// How queries share a group's task; often so that ranges of a few keys take several turns.
     pub(crate) queries: QueryShare,
+    /// How much a group applies in a turn; often less than one command costs.
+    pub(crate) apply: ApplyShare,
     pub(crate) gateways: usize,
     /// Clients of gateways, what they ask for in all, and those that watch.
     pub(crate) callers: u32,
@@ -189,6 +191,11 @@ impl Profile {
                 QueryShare::default(),
                 QueryShare { step_keys: 1, turn: Duration::ZERO },
                 QueryShare { step_keys: 3, turn: Duration::ZERO },
+            ]),
+            apply: rng.pick(&[
+                ApplyShare::default(),
+                ApplyShare { turn_cost: 1 },
+                ApplyShare { turn_cost: 60 },
             ]),
             gateways: rng.pick(&[1, 2, 2, 3]),
             callers: rng.range(2, 10) as u32,

@@ -155,6 +155,7 @@ impl Node {
             known,
             leader_regions: Vec::new(),
             queries: env.profile.queries,
+            apply: env.profile.apply,
             broken: broken(env),
             write_bounds: env.profile.write_bounds,
             broken_state: broken_state(env),

@@ -353,7 +353,7 @@ impl Task {
         };
         trace!(env, "n{} g{} takes up {event:?}", node.index + 1, self.group);
         if let Event::SnapshotReceived { slot, .. } = &event
-            && *slot > self.replica.applied()
+            && *slot > self.replica.engine().status().commit
         {
             env.mark(Mark::SnapshotInstalled);
         }
@@ -807,15 +807,24 @@ impl Task {
             );
         }
         self.promised = status.promised;
-        let applied = self.replica.applied();
-        if status.commit != applied && !status.fenced {
+        let (applied, taken_up) = (self.replica.applied(), self.replica.taken_up());
+        if status.commit != taken_up && !status.fenced {
             env.fail(
                 "I10",
-                format!("node {who} g{group}: commit is {:?}, applied {applied:?}", status.commit),
+                format!("node {who} g{group}: commit is {:?}, taken up {taken_up:?}", status.commit),
             );
         }
-        let check = env.truths[group].check_digest(node.index, applied, self.replica.state().digest());
-        env.note(check);
+        if applied < taken_up {
+            env.mark(Mark::AppliedLater);
+            if !self.replica.has_work(&AllTake) {
+                env.fail("I10", format!("node {who} g{group}: {taken_up:?} waits for nothing to be applied"));
+            }
+        }
+        // Inside of an entry the state is that of no slot.
+        if self.replica.state().applied() == applied.0 {
+            let check = env.truths[group].check_digest(node.index, applied, self.replica.state().digest());
+            env.note(check);
+        }
         self.check_lease(&process.liveness, node, env);
     }
 
