@@ -24,6 +24,13 @@ const FILL_OPS: usize = 100;
 const FILL_PARALLEL: usize = 8;
 /// A server may shed what fills it; then it is tried again, so many times.
 const FILL_ATTEMPTS: usize = 100;
+/// Nobody's key.
+const SETTLING: &str = "settling";
+/// So many puts in a row, each within that time, are as quick as usual.
+const SETTLED_PUTS: usize = 25;
+const SETTLED_PUT: Duration = Duration::from_millis(20);
+/// After so long the attack begins all the same.
+const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Keys that a case puts before its attack.
 #[derive(Debug, Clone, Copy)]
@@ -133,6 +140,21 @@ impl Stage {
         while let Some(filled) = tasks.join_next().await {
             let filled: Result<(), Status> = filled.map_err(|error| format!("fill: {error}"))?;
             filled.map_err(|status| format!("fill: {status}"))?;
+        }
+        self.settle().await
+    }
+
+    /// Waits until the disks have what was filled in, and writes are as quick as usual again, for as long as that may take.
+    async fn settle(&self) -> Result<(), Problem> {
+        let mut client = self.kv().await?;
+        let (until, mut quick) = (Instant::now() + SETTLED_WITHIN, 0);
+        while quick < SETTLED_PUTS && Instant::now() < until {
+            let begun = Instant::now();
+            put_all(&mut client, vec![SETTLING.into()], &Bytes::new(), 0)
+                .await
+                .map_err(|status| format!("fill: {status}"))?;
+            quick = if begun.elapsed() < SETTLED_PUT { quick + 1 } else { 0 };
+            tokio::time::sleep(SETTLED_PUT).await;
         }
         Ok(())
     }
