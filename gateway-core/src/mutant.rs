@@ -48,12 +48,16 @@ pub enum Mutant {
     WatermarkThoughBehind,
     /// The answer to a question counts for a watch that is not in step.
     SyncedThoughBehind,
+    /// The pages of a long answer are read at whatever revision is the newest.
+    PagesAtNewest,
+    /// The chunks of a stream are.
+    ChunksAtNewest,
 }
 
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 20] = [
+    pub const ALL: [Mutant; 22] = [
         Mutant::RetryUnderNewNumber,
         Mutant::LostAsNeverApplied,
         Mutant::UnknownAsNeverApplied,
@@ -74,6 +78,8 @@ impl Mutant {
         Mutant::CreditTwice,
         Mutant::WatermarkThoughBehind,
         Mutant::SyncedThoughBehind,
+        Mutant::PagesAtNewest,
+        Mutant::ChunksAtNewest,
     ];
 }
 

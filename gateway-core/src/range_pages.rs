@@ -3,6 +3,8 @@
 
 use keyspace::{KeyRange, KeyValue, ListRequest, MeasuredReply, PageRequest, wire_len};
 
+use crate::mutant::mutant;
+
 /// Keys and values of the first page, in bytes. Whoever takes none of it holds no more, but for one value.
 const FIRST_BYTES: u64 = 256 << 10;
 /// And of the longest: each is twice as long as the one before, so that a long answer over a long way does not take a
@@ -43,7 +45,7 @@ impl RangePages {
     pub fn page(&self) -> Option<PageRequest> {
         (self.shown > 0).then(|| PageRequest {
             range: self.range.clone(),
-            revision: self.revision,
+            revision: if mutant!(PagesAtNewest) { 0 } else { self.revision },
             limit: self.shown,
             bytes: self.page_bytes,
             keys_only: self.keys_only,

@@ -3,6 +3,8 @@
 
 use keyspace::{PageRequest, RangeReply, RangeRequest, Revision};
 
+use crate::mutant::mutant;
+
 /// Keys of the first chunk.
 const FIRST_KEYS: u64 = 10;
 
@@ -70,7 +72,7 @@ impl RangeStream {
             let count = i64::try_from(self.sent).unwrap_or(i64::MAX).saturating_add(page.count);
             return Some(StreamEnd { revision, more: page.more, count });
         };
-        if self.request.revision <= 0 {
+        if self.request.revision <= 0 && !mutant!(ChunksAtNewest) {
             self.request.revision = revision.0;
         }
         self.request.range = self.request.range.behind(&last.key);

@@ -18,6 +18,7 @@ use super::commands::{Family, is_rewritten, key, single, value_of};
 use super::coverage::Mark;
 use super::env::{Env, trace};
 use super::events::{Call, Event, GatewayEvent, Granted, SentUnder, What};
+use super::long_reads::{LongRead, Next};
 use super::truth::Fate;
 
 /// Registers and other keys of each group that callers write.
@@ -60,6 +61,14 @@ struct Current {
     /// The newest revision that was committed when it was called.
     committed: i64,
     register: Option<RegisterInput>,
+    /// It takes several questions.
+    long: Option<LongRead>,
+}
+
+impl Current {
+    fn is_serializable(&self) -> bool {
+        matches!(self.what, What::Read { serializable: Some(_), .. })
+    }
 }
 
 /// The course of a caller that looks whether a group works again.
@@ -118,21 +127,16 @@ impl Callers {
         };
         self.next_operation += 1;
         let operation = self.next_operation;
-        let (what, register) = caller.wish(env, number, operation, group);
-        trace!(env, "caller {number} asks gateway {} g{group} #{operation}: {what:?}", caller.gateway);
+        let (what, register, long) = match caller.long_wish(env, group) {
+            Some((what, long)) => (what, None, Some(long)),
+            None => {
+                let (what, register) = caller.wish(env, number, operation, group);
+                (what, register, None)
+            }
+        };
         let committed = env.truths[group].revision();
-        let timeout = if caller.probe.is_some() { SECOND } else { env.rng.range(SECOND, 7 * SECOND) };
-        let flow = some_flow(env);
-        let call = Call { caller: number, operation, group, what: what.clone(), flow, timeout };
-        caller.current = Some(Current { operation, group, what, called: env.now, committed, register });
-        let (gateway, delay) = (caller.gateway, env.rng.around(100_000));
-        env.after(delay, Event::ToGateway { gateway, event: Box::new(GatewayEvent::Call(call)) });
-        if self.callers[number].probe.is_none() && env.rng.below(5) == 0 {
-            let patience = if env.rng.flip() { 20 * MILLI } else { SECOND };
-            let delay = delay + env.rng.below(patience);
-            let event = Box::new(GatewayEvent::GiveUp { caller: number, operation });
-            env.after(delay, Event::ToGateway { gateway, event });
-        }
+        let current = Current { operation, group, what, called: env.now, committed, register, long };
+        caller.ask(env, number, current);
     }
 
     /// The gateway answers, or is gone, or has taken the request back. `numbers`: what a write was sent under.
@@ -179,6 +183,28 @@ impl Callers {
                 let fate = if of == group { fate.clone() } else { Fate::Never };
                 let check = env.truths[of].write_ended(&sent, fate);
                 env.note(check);
+            }
+        }
+        let (mut current, mut result) = (current, result);
+        if let (Some(long), Some(Ok(Granted::Answer(answer)))) = (current.long.take(), &mut result) {
+            let (next, long) = long.handle(env, answer.reply.clone());
+            match next {
+                Next::Ask(query, revision) => {
+                    self.next_operation += 1;
+                    let serializable = current.is_serializable().then_some(revision);
+                    current.what = What::Read { query, serializable };
+                    current.operation = self.next_operation;
+                    self.callers[number].ask(env, number, Current { long, ..current });
+                    return;
+                }
+                Next::Done(asked, whole) => {
+                    let serializable = current.is_serializable().then_some(0);
+                    current.what = What::Read { query: Query::Range(asked), serializable };
+                    answer.reply = Reply::Range(whole);
+                }
+                Next::Mismatch => {
+                    env.fail("answers", format!("{:?} is granted {:?}", current.what, answer.reply))
+                }
             }
         }
         if let Some(Ok(granted)) = &result {
@@ -401,6 +427,38 @@ impl Caller {
             _ => Op::Compact { revision: env.truths[group].revision() - env.rng.below(40) as i64 },
         };
         (What::Write(op), None)
+    }
+
+    /// A range that is read in several questions.
+    fn long_wish(&self, env: &mut Env, group: usize) -> Option<(What, LongRead)> {
+        if self.probe.is_some() || env.rng.below(12) > 0 {
+            return None;
+        }
+        let place = env.maps.place_of(group);
+        let key_number = env.rng.below(u64::from(KEYS)) as u8;
+        let others = env.maps.part_or_whole(group, Family::CallersOther.keys(place), key_number);
+        let seen = self.seen.get(&group).copied().unwrap_or(0);
+        let serializable = env.rng.flip().then_some(seen);
+        let long = LongRead::new(env, others);
+        Some((What::Read { query: long.question(), serializable }, long))
+    }
+
+    fn ask(&mut self, env: &mut Env, number: usize, current: Current) {
+        let Current { operation, group, .. } = current;
+        let what = current.what.clone();
+        trace!(env, "caller {number} asks gateway {} g{group} #{operation}: {what:?}", self.gateway);
+        let timeout = if self.probe.is_some() { SECOND } else { env.rng.range(SECOND, 7 * SECOND) };
+        let flow = some_flow(env);
+        let call = Call { caller: number, operation, group, what, flow, timeout };
+        self.current = Some(current);
+        let (gateway, delay) = (self.gateway, env.rng.around(100_000));
+        env.after(delay, Event::ToGateway { gateway, event: Box::new(GatewayEvent::Call(call)) });
+        if self.probe.is_none() && env.rng.below(5) == 0 {
+            let patience = if env.rng.flip() { 20 * MILLI } else { SECOND };
+            let delay = delay + env.rng.below(patience);
+            let event = Box::new(GatewayEvent::GiveUp { caller: number, operation });
+            env.after(delay, Event::ToGateway { gateway, event });
+        }
     }
 
     /// Compares an answer with what the log says.

@@ -87,6 +87,10 @@ marks! {
     ReadByGateway,
     /// A client of a gateway read at the nearest replica.
     ReadAtNearest,
+    /// A client of a gateway read a list page by page.
+    ListPaged,
+    /// A client of a gateway read a range as a stream of several chunks.
+    RangeStreamed,
     /// A gateway was sent an answer in parts.
     AnsweredInParts,
     /// A gateway took in a newer shard map.

@@ -61,6 +61,7 @@ mod env;
 mod events;
 mod gateway;
 mod listeners;
+mod long_reads;
 mod maps;
 #[cfg(feature = "mutants")]
 mod mutant;
