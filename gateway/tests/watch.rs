@@ -177,11 +177,11 @@ async fn a_revision_is_never_torn_and_filters_apply() {
     assert!(delete.events.iter().all(|event| event.prev_kv.is_none()));
 }
 
-/// It comes from the node in many parts.
+/// It comes from the node in many parts, and leaves in as many: the budget of the gateway has no room for all of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_revision_larger_than_any_credit_is_told_in_one_piece_or_in_fragments() {
     let cluster = TestCluster::start(1).await;
-    let gateway = cluster.gateway().await;
+    let gateway = cluster.gateway_with(|options| options.door.memory_max = 4 << 20).await;
     let mut writer = Writer::new(&gateway).await;
     let value = "v".repeat(100 << 10);
     for number in 10..60 {

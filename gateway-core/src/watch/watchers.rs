@@ -758,7 +758,8 @@ impl Part {
 }
 
 impl Filters {
-    fn passes(self, event: &Event) -> bool {
+    /// Whether the watcher wants it.
+    pub fn passes(self, event: &Event) -> bool {
         match event.kind {
             EventKind::Put => !self.no_put,
             EventKind::Delete => !self.no_delete,

@@ -165,6 +165,17 @@ impl Taken {
         Taken::take(client, what, bytes).ok_or(Failure::Overloaded)
     }
 
+    /// The same, for who cannot be refused: however long that takes.
+    pub(crate) async fn take_at_last(client: &Arc<Client>, what: Use, bytes: usize) -> Taken {
+        loop {
+            match Taken::take_in_time(client, what, bytes).await {
+                Ok(taken) => return taken,
+                // Others have taken it in between, or are still there.
+                Err(_) => sleep(ROOM_PAUSE).await,
+            }
+        }
+    }
+
     /// It is so much now, whatever else is taken: it is here.
     pub(crate) fn settle(&mut self, bytes: usize) {
         let (budget, held) = (self.client.budget(), self.client.held());

@@ -184,6 +184,11 @@ impl AsRef<[u8]> for Piece {
     }
 }
 
+/// A piece of an answer for which the budget has something until the client has taken it.
+pub(super) fn held(bytes: Bytes, taken: Taken) -> Bytes {
+    Bytes::from_owner(Piece { bytes, _taken: taken })
+}
+
 impl HttpBody for Answered {
     type Data = Bytes;
     type Error = tonic::Status;
@@ -205,7 +210,7 @@ impl HttpBody for Answered {
         let frame = match frame.into_data() {
             Ok(bytes) if bytes.len() >= COUNTED_FROM && !answered.is_counted => {
                 match Taken::take(&answered.client, Use::Answers, bytes.len()) {
-                    Some(taken) => Frame::data(Bytes::from_owner(Piece { bytes, _taken: taken })),
+                    Some(taken) => Frame::data(held(bytes, taken)),
                     None => {
                         answered.ended = true;
                         answered.body = Body::empty();

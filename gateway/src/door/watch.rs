@@ -1,7 +1,8 @@
 //! The service Watch. Served by hand rather than by generated code, so that the events of a response can be encoded
-//! once for many watchers.
+//! once for many watchers, and those of a large one as the client takes them ([`body`]).
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -23,6 +24,7 @@ use crate::domain::{Domain, DomainStatus};
 use crate::random::random_u32;
 use crate::watch::StreamFeeds;
 
+mod body;
 mod messages;
 
 use messages::{Encoded, WatchCodec};
@@ -36,24 +38,25 @@ where
     let mut grpc = Grpc::new(WatchCodec)
         .apply_max_message_size_config(Some(caller.options.message_bytes_max()), Some(usize::MAX))
         .accept_compressed(COMPRESSION);
-    grpc.streaming(Service(Arc::clone(caller)), request).await
+    body::spell_out(grpc.streaming(Service(Arc::clone(caller)), request).await)
 }
 
 struct Service<D>(Arc<Caller<D>>);
 
 type Requests = Box<Streaming<pb::WatchRequest>>;
-type Responses = Pin<Box<dyn Stream<Item = Result<Encoded, Status>> + Send>>;
+/// What the library sees of the responses: none.
+type Responses = futures::stream::Empty<Result<Infallible, Status>>;
 type Answering = Pin<Box<dyn Future<Output = Result<tonic::Response<Responses>, Status>> + Send>>;
 
 impl<D: Domain> StreamingService<pb::WatchRequest> for Service<D> {
-    type Response = Encoded;
+    type Response = Infallible;
     type ResponseStream = Responses;
     type Future = Answering;
 
     fn call(&mut self, request: tonic::Request<Streaming<pb::WatchRequest>>) -> Answering {
         let end = StreamEnd::new(&self.0, request.metadata());
         let stream = WatchStream::new(Arc::clone(&self.0), request.into_inner(), end);
-        Box::pin(std::future::ready(Ok(tonic::Response::new(Box::pin(stream) as Responses))))
+        Box::pin(std::future::ready(Ok(body::left(stream, Arc::clone(self.0.client())))))
     }
 }
 
