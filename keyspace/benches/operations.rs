@@ -31,6 +31,7 @@ fn main() {
     bench.snapshot();
     bench.compact();
     bench.puts("put over an existing key, sweeping");
+    bench.removals();
 }
 
 struct Bench {
@@ -214,6 +215,23 @@ impl Bench {
             records += 1000;
         }
         report("sweep, per record", start, records);
+    }
+
+    /// What is applied in one piece however many keys it concerns.
+    fn removals(&mut self) {
+        let delete = DeleteRange { range: KeyRange::all(), prev_kv: false };
+        let batches = self.batches([Op::DeleteRange(delete)].into_iter());
+        self.apply("deletion of all keys, in all", batches);
+        let (lease, keys) = (LeaseId(1), self.keys);
+        let grant = Op::LeaseGrant { id: lease, ttl: 60 };
+        let puts = (0..keys).map(|i| Op::Put(Put { lease, ..Put::new(key(i), vec![b'v'; VALUE_LEN]) }));
+        let ops: Vec<_> = puts.collect();
+        let batches = self.batches([grant].into_iter());
+        self.apply("grant of a lease", batches);
+        let batches = self.batches(ops.into_iter());
+        self.apply("put of a key under a lease", batches);
+        let batches = self.batches([Op::LeaseRevoke { id: lease }].into_iter());
+        self.apply("end of a lease with all keys, in all", batches);
     }
 }
 
