@@ -1,9 +1,10 @@
 //! The memory that clients can make a gateway hold: messages that are still on their way from them, answers on their way to
 //! them, and open streams. What is small beside what it costs to be there is not counted: [`COUNTED_FROM`].
 //!
-//! Streams have a quarter, messages and answers the rest. Of each, the first half is there for everybody, and the second for
-//! connections that hold less than their part: so one that takes all it can get leaves something to others. What can wait,
-//! as the pages of long answers, has the first half alone, however many connections ask for it.
+//! Streams have a quarter, messages and answers the rest. Of each, a connection holds no more than it leaves free: one that
+//! takes all it can get has half, of two each a third, and however many there are, something is free for whoever holds less
+//! (dynamic thresholds, Choudhury and Hahne 1998). What can wait, as the pages of long answers, has the first half alone,
+//! however many connections ask for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -19,8 +20,6 @@ use super::Client;
 pub(crate) const COUNTED_FROM: usize = 16 << 10;
 /// What an open stream costs, measured: some of the HTTP/2 library's, some of ours.
 const STREAM_BYTES: usize = 10 << 10;
-/// The part of the second half that a connection may hold.
-const PART: usize = 16;
 /// A client that takes nothing of what waits for it for so long loses its connection while more than half of the budget is
 /// taken.
 const PROGRESS_WITHIN: Duration = Duration::from_secs(10);
@@ -96,7 +95,7 @@ impl Budget {
 
     fn admits(&self, held: &Held, what: Use, bytes: usize) -> bool {
         let (with, own, most) = self.with(held, what, bytes);
-        with <= most / 2 || with <= most && own <= most / PART
+        own <= most.saturating_sub(with)
     }
 
     /// Whether there is room for what can wait: it leaves the second half to those who cannot.
@@ -136,8 +135,18 @@ impl Budget {
 impl Taken {
     /// Takes so many bytes; `None` if too much is taken.
     pub(crate) fn take(client: &Arc<Client>, what: Use, bytes: usize) -> Option<Taken> {
-        let mut taken = Taken { client: Arc::clone(client), what, bytes: 0 };
+        let mut taken = Taken::nothing(client, what);
         taken.grow(bytes).then_some(taken)
+    }
+
+    /// Takes nothing yet.
+    pub(crate) fn nothing(client: &Arc<Client>, what: Use) -> Taken {
+        Taken { client: Arc::clone(client), what, bytes: 0 }
+    }
+
+    /// How much it is.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Of an open stream.
@@ -193,9 +202,17 @@ impl Taken {
 
     /// Takes more; false if too much is taken.
     pub(crate) fn grow(&mut self, bytes: usize) -> bool {
+        let has_room = self.try_grow(bytes);
+        if !has_room {
+            self.client.budget().refused.inc();
+        }
+        has_room
+    }
+
+    /// The same where it is tried again, so that nothing is refused yet.
+    pub(crate) fn try_grow(&mut self, bytes: usize) -> bool {
         let (budget, held) = (self.client.budget(), self.client.held());
         if !budget.admits(held, self.what, bytes) {
-            budget.refused.inc();
             return false;
         }
         budget.taken[self.what as usize].fetch_add(bytes, Ordering::Relaxed);
@@ -236,8 +253,8 @@ mod tests {
         assert!(messages.grow(4 << 20));
         assert!(!messages.grow(1 << 20));
         assert!(take(&greedy, Use::Answers, 1).is_none());
-        let answers = take(&modest, Use::Answers, 3).unwrap();
-        assert!(take(&modest, Use::Answers, 1).is_none(), "that is its part");
+        let answers = take(&modest, Use::Answers, 12).unwrap();
+        assert!(take(&modest, Use::Answers, 1).is_none(), "it leaves as much as it has");
         assert!(Taken::stream(&greedy).is_some(), "of these there are none");
         assert_eq!(admission.budget().taken(Use::Messages), 24 << 20);
         drop((messages, answers));
@@ -245,6 +262,26 @@ mod tests {
         assert_eq!(admission.budget().taken(Use::Answers), 0);
         let streams: Vec<_> = std::iter::from_fn(|| Taken::stream(&greedy)).collect();
         assert_eq!(streams.len(), (8 << 20) / STREAM_BYTES, "half of a quarter");
+    }
+
+    #[test]
+    fn however_many_take_all_they_can_get_something_is_left_to_who_holds_little() {
+        let admission = admission_with(256 << 20);
+        let greedy: Vec<_> = (0..100).map(|_| admission.connect(None)).collect();
+        let mut streams = Vec::new();
+        let mut messages = Vec::new();
+        let mut before = usize::MAX;
+        while before != streams.len() + messages.len() {
+            before = streams.len() + messages.len();
+            for client in &greedy {
+                streams.extend(Taken::stream(client));
+                messages.extend(Taken::take(client, Use::Messages, 64 << 10));
+            }
+        }
+        let modest = admission.connect(None);
+        let own: Vec<_> = std::iter::from_fn(|| Taken::stream(&modest)).take(10).collect();
+        assert_eq!(own.len(), 10);
+        assert!(Taken::take(&modest, Use::Messages, 512 << 10).is_some());
     }
 
     #[test]

@@ -174,7 +174,8 @@ impl<D: Domain> Front<D> {
                 },
             };
             let counted = line.as_ref().map(Line::received);
-            let request = request.map(|body| Received::new(body, flow, client, counted));
+            let limit = services.caller.options.message_bytes_max();
+            let request = request.map(|body| Received::new(body, flow, client, limit, counted));
             let driven = journey::record(client, place, services.call(method, request));
             let (mut response, journey, made_of) = driven.await;
             let code = refused_code(response.headers());

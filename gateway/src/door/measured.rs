@@ -21,6 +21,15 @@ use crate::methods::Flow;
 
 /// A message that has not come after so long is not waited for: the largest one takes as long at half a megabit a second.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A message for which there is no room is read no further for so long, and then refused.
+const ROOM_WITHIN: Duration = Duration::from_secs(5);
+/// How soon room is looked for again; twice as late each time, up to the longest.
+const ROOM_PAUSE: Duration = Duration::from_millis(20);
+const ROOM_PAUSE_MAX: Duration = Duration::from_millis(320);
+/// As much of a request's body the HTTP/2 library holds before it is read.
+pub(super) const WINDOW_BYTES: usize = 256 << 10;
+/// What gRPC puts before a message: whether it is compressed, and its length.
+const HEAD_BYTES: usize = 5;
 /// After so long a message that has not come has no place among those under way, but finds one when it comes.
 const PLACE_TIMEOUT: Duration = Duration::from_millis(200);
 
@@ -34,13 +43,30 @@ pub(super) struct Received<B> {
 }
 
 /// A message while it arrives.
+///
+/// All of it is counted when its head has come, for the decoder makes room for all of it then. Until there is room, no more of
+/// it is read than the HTTP/2 library holds, which is a window, and is counted.
 struct Message {
     client: Arc<Client>,
+    /// The largest there may be; the decoder refuses what is larger by its head.
+    limit: usize,
+    head: [u8; HEAD_BYTES],
     bytes: usize,
     taken: Option<Taken>,
+    /// A piece that has come and for which there is no room yet.
+    waiting: Option<Waiting>,
     /// Set when it first has to be waited for.
     timeout: Option<Pin<Box<Sleep>>>,
     has_place: bool,
+}
+
+struct Waiting {
+    piece: Frame<Bytes>,
+    /// What it takes.
+    bytes: usize,
+    until: Instant,
+    pause: Duration,
+    looks: Pin<Box<Sleep>>,
 }
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -50,13 +76,17 @@ impl<B> Received<B> {
         body: B,
         flow: Flow,
         client: &Arc<Client>,
+        limit: usize,
         counted: Option<Arc<AtomicU64>>,
     ) -> Received<B> {
         let message = match flow {
             Flow::Unary | Flow::ServerStream => Some(Message {
                 client: Arc::clone(client),
+                limit,
+                head: [0; HEAD_BYTES],
                 bytes: 0,
                 taken: None,
+                waiting: None,
                 timeout: None,
                 has_place: true,
             }),
@@ -64,21 +94,88 @@ impl<B> Received<B> {
         };
         Received { body, counted, message }
     }
+
+    /// Pending, or refused if the message takes too long.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let is_late = self.message.as_mut().is_some_and(|message| message.is_late(cx));
+        if is_late { refuse(Failure::TimedOut) } else { Poll::Pending }
+    }
+}
+
+fn refuse(failure: Failure) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    Poll::Ready(Some(Err(to_status(failure).into())))
 }
 
 impl Message {
-    /// Takes in a piece of it.
-    fn handle(&mut self, bytes: usize) -> Result<(), Failure> {
-        self.bytes += bytes;
-        let has_room = match &mut self.taken {
-            Some(taken) => taken.grow(bytes),
-            None if self.bytes < COUNTED_FROM => true,
-            None => {
-                self.taken = Taken::take(&self.client, Use::Messages, self.bytes);
-                self.taken.is_some()
-            }
+    /// Takes in a piece of it; `None` if it has to wait for room.
+    fn handle(&mut self, piece: Frame<Bytes>) -> Result<Option<Frame<Bytes>>, Failure> {
+        let Some(data) = piece.data_ref() else { return Ok(Some(piece)) };
+        for (place, byte) in self.head.iter_mut().skip(self.bytes).zip(data) {
+            *place = *byte;
+        }
+        self.bytes += data.len();
+        let announced = self.announced();
+        let whole = announced.max(self.bytes);
+        if whole < COUNTED_FROM {
+            return Ok(Some(piece));
+        }
+        let taken = self.taken.get_or_insert_with(|| Taken::nothing(&self.client, Use::Messages));
+        let more = whole.saturating_sub(taken.bytes());
+        // Who sends more than was announced holds what others wait for, and does not wait as well.
+        if self.bytes > announced {
+            return if taken.grow(more) { Ok(Some(piece)) } else { Err(Failure::Overloaded) };
+        }
+        if taken.try_grow(more) {
+            return Ok(Some(piece));
+        }
+        let window = more.min(WINDOW_BYTES);
+        if !taken.grow(window) {
+            return Err(Failure::Overloaded);
+        }
+        self.waiting = Some(Waiting {
+            piece,
+            bytes: more - window,
+            until: Instant::now() + ROOM_WITHIN,
+            pause: ROOM_PAUSE,
+            looks: Box::pin(sleep(ROOM_PAUSE)),
+        });
+        Ok(None)
+    }
+
+    /// What its head says that it takes, as far as that is known and will be read: with what it is when it is unpacked.
+    fn announced(&self) -> usize {
+        let [packed, length @ ..] = self.head;
+        let length = u32::from_be_bytes(length) as usize;
+        if self.bytes < HEAD_BYTES || length > self.limit {
+            return 0;
+        }
+        HEAD_BYTES + length + if packed == 1 { self.limit } else { 0 }
+    }
+
+    /// The piece that waits, when there is room for it.
+    fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        let (Some(mut waiting), Some(taken)) = (self.waiting.take(), &mut self.taken) else {
+            return Poll::Ready(None);
         };
-        if has_room { Ok(()) } else { Err(Failure::Overloaded) }
+        while waiting.looks.as_mut().poll(cx).is_ready() {
+            if taken.try_grow(waiting.bytes) {
+                return Poll::Ready(Some(Ok(waiting.piece)));
+            }
+            let now = Instant::now();
+            if now >= waiting.until {
+                // Tells that it is refused.
+                let has_room = taken.grow(waiting.bytes);
+                return Poll::Ready(Some(if has_room {
+                    Ok(waiting.piece)
+                } else {
+                    Err(Failure::Overloaded)
+                }));
+            }
+            waiting.pause = (waiting.pause * 2).min(ROOM_PAUSE_MAX);
+            waiting.looks.as_mut().reset(now + waiting.pause);
+        }
+        self.waiting = Some(waiting);
+        Poll::Pending
     }
 
     /// Whether it has been waited for for too long.
@@ -116,30 +213,38 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let received = self.get_mut();
-        let refuse = |failure: Failure| Poll::Ready(Some(Err(to_status(failure).into())));
+        if let Some(message) = &mut received.message {
+            match message.poll_waiting(cx) {
+                Poll::Ready(Some(Ok(frame))) => return Poll::Ready(Some(Ok(frame))),
+                Poll::Ready(Some(Err(failure))) => return refuse(failure),
+                Poll::Ready(None) => {}
+                Poll::Pending => return received.poll_late(cx),
+            }
+        }
         let frame = match Pin::new(&mut received.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => frame,
             Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
             Poll::Ready(None) => return Poll::Ready(None),
-            Poll::Pending => {
-                let is_late = received.message.as_mut().is_some_and(|message| message.is_late(cx));
-                return if is_late { refuse(Failure::TimedOut) } else { Poll::Pending };
-            }
+            Poll::Pending => return received.poll_late(cx),
         };
-        let bytes = frame.data_ref().map_or(0, Bytes::len);
         if let Some(counted) = &received.counted {
-            counted.fetch_add(bytes as u64, Ordering::Relaxed);
+            counted.fetch_add(frame.data_ref().map_or(0, Bytes::len) as u64, Ordering::Relaxed);
         }
-        if let Some(message) = &mut received.message
-            && let Err(failure) = message.handle(bytes)
-        {
-            return refuse(failure);
+        let Some(message) = &mut received.message else { return Poll::Ready(Some(Ok(frame))) };
+        match message.handle(frame) {
+            Ok(Some(frame)) => Poll::Ready(Some(Ok(frame))),
+            // Whoever waits has to be woken.
+            Ok(None) => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Err(failure) => refuse(failure),
         }
-        Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        let is_waiting = self.message.as_ref().is_some_and(|message| message.waiting.is_some());
+        !is_waiting && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -247,11 +352,13 @@ mod tests {
 
     type Frames = Pin<Box<dyn HttpBody<Data = Bytes, Error = BoxError> + Send>>;
 
+    const LIMIT: usize = 2 << 20;
+
     /// A body of so many bytes, in pieces; what comes of it.
     async fn receive(client: &Arc<Client>, pieces: usize, piece: usize) -> Result<usize, Status> {
         let frames = (0..pieces).map(move |_| Ok::<_, BoxError>(Frame::data(Bytes::from(vec![7; piece]))));
         let body: Frames = Box::pin(StreamBody::new(futures::stream::iter(frames)));
-        let received = Received::new(body, Flow::Unary, client, None);
+        let received = Received::new(body, Flow::Unary, client, LIMIT, None);
         match received.collect().await {
             Ok(collected) => Ok(collected.to_bytes().len()),
             Err(error) => Err(Status::from_error(error)),
@@ -277,15 +384,66 @@ mod tests {
         assert!(receive(&client, 1, COUNTED_FROM - 1).await.is_ok(), "what is small is not counted");
     }
 
+    /// The head of a message of so many bytes, and a few of these.
+    fn begin(packed: u8, bytes: u32) -> Frames {
+        let mut piece = vec![packed];
+        piece.extend(bytes.to_be_bytes());
+        // A head may come in pieces.
+        let rest = piece.split_off(3);
+        let frames = [piece, rest, vec![7; 100]].map(|piece| Ok::<_, BoxError>(Frame::data(piece.into())));
+        let never = futures::stream::pending();
+        Box::pin(StreamBody::new(futures::StreamExt::chain(futures::stream::iter(frames), never)))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_counts_from_its_head_on_and_waits_for_room() {
+        let admission = admission_with(8 << 20);
+        let (client, other) = (admission.connect(None), admission.connect(None));
+        let others = Taken::take(&other, Use::Messages, 3 << 20).unwrap();
+        let more = Taken::take(&admission.connect(None), Use::Messages, 1 << 20).unwrap();
+        let taken = || admission.budget().taken(Use::Messages);
+        let mut body = Received::new(begin(0, 1_500_000), Flow::Unary, &client, LIMIT, None);
+        assert!(body.frame().await.unwrap().is_ok(), "nothing is known of it");
+        let waited = tokio::time::timeout(Duration::from_secs(1), body.frame()).await;
+        assert!(waited.is_err(), "it waits");
+        assert_eq!(taken(), (4 << 20) + WINDOW_BYTES, "with what the library may hold");
+        drop(others);
+        let waited = tokio::time::timeout(Duration::from_secs(1), body.frame()).await;
+        assert!(waited.unwrap().unwrap().is_ok());
+        assert_eq!(
+            taken(),
+            (1 << 20) + HEAD_BYTES + 1_500_000,
+            "all of it, of which hardly anything is here"
+        );
+        drop((body, more));
+        assert_eq!(taken(), 0);
+        let mut packed = Received::new(begin(1, 1000), Flow::Unary, &client, LIMIT, None);
+        assert!(packed.frame().await.unwrap().is_ok() && packed.frame().await.unwrap().is_ok());
+        assert_eq!(taken(), HEAD_BYTES + 1000 + LIMIT, "it may be as large as any when it is unpacked");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_finds_no_room_in_time_is_refused() {
+        let admission = admission_with(8 << 20);
+        let _others = Taken::take(&admission.connect(None), Use::Messages, 3 << 20).unwrap();
+        let _more = Taken::take(&admission.connect(None), Use::Messages, 1 << 20).unwrap();
+        let begun = Instant::now();
+        let body = Received::new(begin(0, 1_500_000), Flow::Unary, &admission.connect(None), LIMIT, None);
+        let refused = Status::from_error(body.collect().await.unwrap_err());
+        assert_eq!(refused.message(), "etcdserver: too many requests");
+        assert!(begun.elapsed() >= ROOM_WITHIN && begun.elapsed() < ROOM_WITHIN * 2);
+        assert_eq!(admission.budget().taken(Use::Messages), 4 << 20);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_message_that_does_not_come_is_not_waited_for() {
         let admission = admission_with(8 << 20);
         let client = admission.connect(None);
         let never: Frames = Box::pin(StreamBody::new(futures::stream::pending()));
-        let late = Received::new(never, Flow::Unary, &client, None).collect().await.unwrap_err();
+        let late = Received::new(never, Flow::Unary, &client, LIMIT, None).collect().await.unwrap_err();
         assert_eq!(Status::from_error(late).message(), "etcdserver: request timed out");
         let never: Frames = Box::pin(StreamBody::new(futures::stream::pending()));
-        let stream = Received::new(never, Flow::BidiStream, &client, None);
+        let stream = Received::new(never, Flow::BidiStream, &client, LIMIT, None);
         let waited = tokio::time::timeout(MESSAGE_TIMEOUT * 2, stream.collect()).await;
         assert!(waited.is_err(), "a stream has all the time there is");
     }
@@ -301,7 +459,7 @@ mod tests {
             (Box::pin(StreamBody::new(receiver)), sender)
         };
         let arriving = journey::record(&client, place, async {
-            Received::new(half, Flow::Unary, &client, None).collect().await.unwrap();
+            Received::new(half, Flow::Unary, &client, LIMIT, None).collect().await.unwrap();
             client.admit(journey::place(), Lane::Write, Priority::Small).unwrap()
         });
         let mut arriving = Box::pin(arriving);

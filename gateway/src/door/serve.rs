@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use super::measured::WINDOW_BYTES;
 use super::outlet::{Beginning, Begun};
 use super::{Door, Front, Place, Stagger, handshake, outlet};
 use crate::context::Identity;
@@ -32,6 +33,9 @@ const RESETS_MAX: usize = 4096;
 /// Metadata of a request. The library refuses more than 16 KiB by default, and etcd 16 MiB; this bounds what a request may
 /// cost before anything looks at it, and long tokens fit.
 const METADATA_BYTES_MAX: u32 = 1 << 20;
+/// What a client may send of all its requests before we have looked at it: of one, no more than [`WINDOW_BYTES`]. A request
+/// that waits for something must not keep others of its connection from being read.
+const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 /// A client that has not taken the rest of its last answer after this long does not get it.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// A client that does not finish the head of an HTTP/1.1 request, or the preface of HTTP/2, loses its connection.
@@ -72,6 +76,8 @@ pub(crate) fn serve<D: Domain>(
     builder
         .http2()
         .timer(TokioTimer::new())
+        .initial_stream_window_size(WINDOW_BYTES as u32)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(door.options.concurrent_streams_max)
         .max_header_list_size(METADATA_BYTES_MAX)
         .max_pending_accept_reset_streams(RESETS_MAX)
