@@ -421,8 +421,8 @@ impl GroupTruth {
     /// A slot above `applied` that may hold a chosen value which no disk has any more: so many voted that a quorum may
     /// have agreed, and all of them lost power before the value, and after its label, was on their disks. Nobody can
     /// tell this from the loss of an acknowledged write, so the group waits for an operator. `absent` are nodes that do
-    /// not come back, or whose disk may have forgotten a vote.
-    pub(crate) fn value_lost(&self, applied: Slot, absent: u32) -> Option<Slot> {
+    /// not come back, or whose disk may have forgotten a vote; `without_values` are those of them whose disk has forgotten values, too.
+    pub(crate) fn value_lost(&self, applied: Slot, absent: u32, without_values: u32) -> Option<Slot> {
         let voters = self.config.voters.iter().fold(0, |bits, voter| bits | 1 << index(voter));
         let open = (1..).zip(&self.slots).skip(applied.0 as usize);
         let mut lost = open.filter(|(_, slot)| {
@@ -432,7 +432,8 @@ impl GroupTruth {
                 .filter(|vote| vote.durable & voters != 0)
                 .max_by_key(|vote| vote.vote_ballot);
             let voted = slot.vote_ballots.iter().fold(absent, |all, vote| all | vote.durable) & voters;
-            highest.is_some_and(|vote| vote.held == 0) && voted.count_ones() >= u32::from(self.config.q2)
+            highest.is_some_and(|vote| vote.held & !without_values == 0)
+                && voted.count_ones() >= u32::from(self.config.q2)
         });
         lost.next().map(|(slot, _)| Slot(slot))
     }

@@ -660,18 +660,23 @@ impl World {
         for group in 0..self.env.truths.len() {
             if let Some(what) = self.unsettled_group(group) {
                 // Only once it is clear that it does not settle.
-                let (mut applied, mut absent) = (Slot(0), lost);
+                let (mut applied, mut absent, mut without_values) = (Slot(0), lost, lost);
                 for node in &self.nodes {
                     let task = node.process.as_ref().and_then(|process| process.tasks[group].as_ref());
                     let Some(task) = task else { continue };
                     applied = applied.max(task.replica.applied());
-                    absent |= u32::from(task.replica.engine().status().faulty_from.is_some()) << node.index;
+                    let status = task.replica.engine().status();
+                    let is_faulty = status.faulty_from.is_some();
+                    absent |= u32::from(is_faulty) << node.index;
+                    without_values |= u32::from(is_faulty && status.lost_payloads > 0) << node.index;
                 }
                 let truth = &self.env.truths[group];
                 // Without damage, only what nobody was told of can be lost.
                 let damaged = self.nodes.iter().any(|node| node.damaged);
                 if self.env.now >= self.deadline
-                    && truth.value_lost(applied, absent).is_some_and(|slot| damaged || slot > truth.commit())
+                    && truth
+                        .value_lost(applied, absent, without_values)
+                        .is_some_and(|slot| damaged || slot > truth.commit())
                 {
                     self.env.mark(Mark::ValueLostEverywhere);
                     continue;
