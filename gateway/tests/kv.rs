@@ -337,7 +337,11 @@ async fn an_overloaded_node_is_asked_again_and_told_of_in_etcds_words_if_it_stay
     cluster.faults.lock().overloaded = 3;
     client.put(put("k", "0")).await.unwrap();
     cluster.faults.lock().overloaded = u32::MAX;
-    let status = client.put(put("k", "0")).await.unwrap_err();
+    let mut status = client.put(put("k", "0")).await.unwrap_err();
+    // Time may be up while it is asked: then nobody knows what became of it.
+    while status.message() == "etcdserver: request timed out" {
+        status = client.put(put("k", "0")).await.unwrap_err();
+    }
     assert_eq!((status.code(), status.message()), (Code::Unknown, "etcdserver: too many requests"));
     cluster.faults.lock().overloaded = 0;
     client.put(put("k", "0")).await.unwrap();
