@@ -11,19 +11,19 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::vec::IntoIter;
 
-use ::http::{HeaderMap, HeaderName, HeaderValue, Response};
+use ::http::{HeaderMap, HeaderName, HeaderValue};
 use api::etcdserverpb as pb;
 use bytes::{BufMut, Bytes, BytesMut};
 use gateway_core::Failure;
 use http_body::Frame;
 use keyspace::{KeyValue, MeasuredReply, RangeReply};
-use parking_lot::Mutex;
 use prost::Message as _;
 use prost::encoding::{WireType, encode_key, encode_varint};
 use tonic::body::Body;
 
 use super::convert;
 use super::errors::to_status;
+use super::left::left;
 use crate::admission::Taken;
 
 /// Bytes of one frame; those of long values are as long as the values.
@@ -35,14 +35,6 @@ const SHARED_BYTES_LEAST: usize = 16 << 10;
 const KVS: u32 = 2;
 /// `KeyValue.value`.
 const VALUE: u32 = 5;
-
-/// An answer that a handler leaves with an empty one, for [`spell_out`].
-#[derive(Clone)]
-struct Large(Arc<Mutex<Option<LargeBody>>>);
-
-/// Left with an answer whose pieces count already.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Counted;
 
 /// Reads on, when it is polled first: the next page, if there is one.
 pub(super) type Reading = Pin<Box<dyn Future<Output = Result<Option<Page>, Failure>> + Send>>;
@@ -81,14 +73,6 @@ pub(super) fn paged(
     let MeasuredReply { more, count, bytes, .. } = *measured;
     let head = pb::RangeResponse { header, kvs: Vec::new(), more, count };
     LargeBody::new(&head, bytes, None, Some(pages)).left()
-}
-
-/// Puts a large answer, if that was left, in the place of the empty one.
-pub(super) fn spell_out(mut response: Response<Body>) -> Response<Body> {
-    let large = response.extensions_mut().remove::<Large>();
-    let Some(body) = large.and_then(|large| large.0.lock().take()) else { return response };
-    response.extensions_mut().insert(Counted);
-    response.map(|_| Body::new(body))
 }
 
 /// The body of an answer: one message, and that all went well.
@@ -150,11 +134,8 @@ impl LargeBody {
         }
     }
 
-    /// With an empty answer, as the services want one.
     fn left(self) -> tonic::Response<pb::RangeResponse> {
-        let mut response = tonic::Response::new(pb::RangeResponse::default());
-        response.extensions_mut().insert(Large(Arc::new(Mutex::new(Some(self)))));
-        response
+        left(Body::new(self), pb::RangeResponse::default())
     }
 
     /// Encodes on until a frame is full, or a long value follows.
@@ -235,6 +216,7 @@ mod tests {
     use http_body_util::BodyExt as _;
     use keyspace::{LeaseId, Revision};
 
+    use super::super::left::{Counted, spell_out};
     use super::*;
     use crate::admission::Use;
     use crate::admission::testing::admission_with;
@@ -242,7 +224,7 @@ mod tests {
     /// As [`spell_out`] finds it behind the services.
     fn body(left: tonic::Response<pb::RangeResponse>) -> Body {
         let (_, _, extensions) = left.into_parts();
-        let mut response = Response::new(Body::empty());
+        let mut response = ::http::Response::new(Body::empty());
         *response.extensions_mut() = extensions;
         let spelled_out = spell_out(response);
         assert!(spelled_out.extensions().get::<Counted>().is_some());

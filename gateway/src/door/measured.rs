@@ -28,6 +28,8 @@ const ROOM_PAUSE: Duration = Duration::from_millis(20);
 const ROOM_PAUSE_MAX: Duration = Duration::from_millis(320);
 /// As much of a request's body the HTTP/2 library holds before it is read.
 pub(super) const WINDOW_BYTES: usize = 256 << 10;
+/// So many times as long as a message that is packed is what is in it, at most: gzip writes a run of 258 bytes in two bits.
+const PACKED_TIMES: usize = 1032;
 /// What gRPC puts before a message: whether it is compressed, and its length.
 const HEAD_BYTES: usize = 5;
 /// After so long a message that has not come has no place among those under way, but finds one when it comes.
@@ -149,7 +151,9 @@ impl Message {
         if self.bytes < HEAD_BYTES || length > self.limit {
             return 0;
         }
-        HEAD_BYTES + length + if packed == 1 { self.limit } else { 0 }
+        HEAD_BYTES
+            + length
+            + if packed == 1 { self.limit.min(length.saturating_mul(PACKED_TIMES)) } else { 0 }
     }
 
     /// The piece that waits, when there is room for it.
@@ -397,42 +401,44 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_message_counts_from_its_head_on_and_waits_for_room() {
-        let admission = admission_with(8 << 20);
+        let admission = admission_with(64 << 20);
         let (client, other) = (admission.connect(None), admission.connect(None));
-        let others = Taken::take(&other, Use::Messages, 3 << 20).unwrap();
-        let more = Taken::take(&admission.connect(None), Use::Messages, 1 << 20).unwrap();
+        let others = Taken::take(&other, Use::Messages, 20 << 20).unwrap();
+        let more = Taken::take(&admission.connect(None), Use::Messages, 4 << 20).unwrap();
         let taken = || admission.budget().taken(Use::Messages);
-        let mut body = Received::new(begin(0, 1_500_000), Flow::Unary, &client, LIMIT, None);
+        let mut body = Received::new(begin(0, 1_900_000), Flow::Unary, &client, LIMIT, None);
         assert!(body.frame().await.unwrap().is_ok(), "nothing is known of it");
         let waited = tokio::time::timeout(Duration::from_secs(1), body.frame()).await;
         assert!(waited.is_err(), "it waits");
-        assert_eq!(taken(), (4 << 20) + WINDOW_BYTES, "with what the library may hold");
+        assert_eq!(taken(), (24 << 20) + WINDOW_BYTES, "with what the library may hold");
         drop(others);
         let waited = tokio::time::timeout(Duration::from_secs(1), body.frame()).await;
         assert!(waited.unwrap().unwrap().is_ok());
         assert_eq!(
             taken(),
-            (1 << 20) + HEAD_BYTES + 1_500_000,
+            (4 << 20) + HEAD_BYTES + 1_900_000,
             "all of it, of which hardly anything is here"
         );
         drop((body, more));
         assert_eq!(taken(), 0);
-        let mut packed = Received::new(begin(1, 1000), Flow::Unary, &client, LIMIT, None);
-        assert!(packed.frame().await.unwrap().is_ok() && packed.frame().await.unwrap().is_ok());
-        assert_eq!(taken(), HEAD_BYTES + 1000 + LIMIT, "it may be as large as any when it is unpacked");
+        for (length, unpacked) in [(100_000, LIMIT), (100, 100 * PACKED_TIMES)] {
+            let mut packed = Received::new(begin(1, length), Flow::Unary, &client, LIMIT, None);
+            assert!(packed.frame().await.unwrap().is_ok() && packed.frame().await.unwrap().is_ok());
+            assert_eq!(taken(), HEAD_BYTES + length as usize + unpacked, "as it may be when it is unpacked");
+        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_message_that_finds_no_room_in_time_is_refused() {
-        let admission = admission_with(8 << 20);
-        let _others = Taken::take(&admission.connect(None), Use::Messages, 3 << 20).unwrap();
-        let _more = Taken::take(&admission.connect(None), Use::Messages, 1 << 20).unwrap();
+        let admission = admission_with(64 << 20);
+        let _others = Taken::take(&admission.connect(None), Use::Messages, 20 << 20).unwrap();
+        let _more = Taken::take(&admission.connect(None), Use::Messages, 4 << 20).unwrap();
         let begun = Instant::now();
-        let body = Received::new(begin(0, 1_500_000), Flow::Unary, &admission.connect(None), LIMIT, None);
+        let body = Received::new(begin(0, 1_900_000), Flow::Unary, &admission.connect(None), LIMIT, None);
         let refused = Status::from_error(body.collect().await.unwrap_err());
         assert_eq!(refused.message(), "etcdserver: too many requests");
         assert!(begun.elapsed() >= ROOM_WITHIN && begun.elapsed() < ROOM_WITHIN * 2);
-        assert_eq!(admission.budget().taken(Use::Messages), 4 << 20);
+        assert_eq!(admission.budget().taken(Use::Messages), 24 << 20);
     }
 
     #[tokio::test(start_paused = true)]

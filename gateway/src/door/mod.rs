@@ -16,6 +16,7 @@ mod http;
 mod kv;
 mod large;
 mod lease;
+mod left;
 mod maintenance;
 mod measured;
 mod members;

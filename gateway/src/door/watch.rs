@@ -18,6 +18,7 @@ use tonic::body::Body;
 use tonic::server::{Grpc, StreamingService};
 use tonic::{Status, Streaming};
 
+use super::left::spell_out;
 use super::sizes::{COMPRESSION, sizes_of_too_large};
 use super::{Caller, StreamEnd};
 use crate::domain::{Domain, DomainStatus};
@@ -38,7 +39,7 @@ where
     let mut grpc = Grpc::new(WatchCodec)
         .apply_max_message_size_config(Some(caller.options.message_bytes_max()), Some(usize::MAX))
         .accept_compressed(COMPRESSION);
-    body::spell_out(grpc.streaming(Service(Arc::clone(caller)), request).await)
+    spell_out(grpc.streaming(Service(Arc::clone(caller)), request).await)
 }
 
 struct Service<D>(Arc<Caller<D>>);
@@ -56,7 +57,7 @@ impl<D: Domain> StreamingService<pb::WatchRequest> for Service<D> {
     fn call(&mut self, request: tonic::Request<Streaming<pb::WatchRequest>>) -> Answering {
         let end = StreamEnd::new(&self.0, request.metadata());
         let stream = WatchStream::new(Arc::clone(&self.0), request.into_inner(), end);
-        Box::pin(std::future::ready(Ok(body::left(stream, Arc::clone(self.0.client())))))
+        Box::pin(std::future::ready(Ok(body::leave(stream, Arc::clone(self.0.client())))))
     }
 }
 

@@ -7,43 +7,27 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use ::http::{HeaderMap, Response};
+use ::http::HeaderMap;
 use bytes::Bytes;
 use futures::Stream;
 use futures::stream::empty;
 use http_body::{Body as HttpBody, Frame};
-use parking_lot::Mutex;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
 use super::messages::{Encoded, Leaving, Pieces};
 use crate::admission::{COUNTED_FROM, Client, Taken, Use};
-use crate::door::large::Counted;
+use crate::door::left::left;
 use crate::door::measured::held;
 
 type Responses = Pin<Box<dyn Stream<Item = Result<Encoded, Status>> + Send>>;
 
-/// A body that is left with an empty answer, for [`spell_out`].
-#[derive(Clone)]
-struct Left(Arc<Mutex<Option<WatchBody>>>);
-
 /// With an empty answer, as the library wants one.
-pub(super) fn left<T>(
+pub(super) fn leave<T>(
     responses: impl Stream<Item = Result<Encoded, Status>> + Send + 'static,
     client: Arc<Client>,
 ) -> tonic::Response<futures::stream::Empty<T>> {
-    let body = WatchBody::new(Box::pin(responses), client);
-    let mut response = tonic::Response::new(empty());
-    response.extensions_mut().insert(Left(Arc::new(Mutex::new(Some(body)))));
-    response
-}
-
-/// Puts the body in the place of the empty one.
-pub(super) fn spell_out(mut response: Response<Body>) -> Response<Body> {
-    let left = response.extensions_mut().remove::<Left>();
-    let Some(body) = left.and_then(|left| left.0.lock().take()) else { return response };
-    response.extensions_mut().insert(Counted);
-    response.map(|_| Body::new(body))
+    left(Body::new(WatchBody::new(Box::pin(responses), client)), empty())
 }
 
 /// See the module.
